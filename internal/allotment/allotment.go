@@ -1,0 +1,343 @@
+// Package allotment keeps the permits that one connection pool of this process
+// owns now, decoupled from any one connection, and the local queue for them.
+//
+// # Invariant
+//
+// At every instant, open + opening + closing connections <= permits owned.
+// [Allotment.Open] is the only door to a new connection and takes a spare permit
+// under the lock; [Conn.Gone] is the only way back, after the server's backend has ended.
+//
+// # Turns
+//
+// A caller takes a turn ([Allotment.Enter]) before it may take a connection from
+// its pool or open one, and gives it back with the connection. Turns are what
+// prevents self-starvation: a caller that waits, waits here, in one FIFO queue that both a
+// local return and a grant from the fleet serve. It never waits inside
+// the pool's open, where a return could not reach it.
+//
+// How many turns are free is derived, never counted (see available):
+//
+//	owned - turns - leaving - evicting - uncovered openings
+//
+// A unit that is free can be an idle connection or a spare permit.
+//
+// # States of a connection
+//
+//	          Ready            CheckOut
+//	opening --------> idle <------------> out
+//	   |                |      Return      |
+//	   |  Leave         |  Leave, Evict    |  Leave
+//	   +------------> leaving <------------+
+//	                    |
+//	                    | Gone: the backend has ended
+//	                    v
+//	            spare permit, or back to the fleet
+//
+// # Debts
+//
+// What the fleet was promised passes through three counters. debt: no unit set aside yet;
+// the next unit that is free pays it, before any local caller. evicting: an idle
+// connection is set aside and is being looked for in the pool. due: a connection is leaving, and the
+// next permit that becomes spare goes to the fleet.
+package allotment
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/passbuddy/passbuddy/semaphore"
+)
+
+// Fleet is what an allotment asks of the engine. [*semaphore.Share] is one.
+// No method blocks, and each may be called with the allotment's lock held.
+type Fleet interface {
+	Ask(n int)                        // want n permits more; a level, not an increment
+	Give(p *semaphore.Permit) // release it, off the caller's path
+	Offer(n int)                      // n units lie idle: does anyone need them?
+	Err() error                       // why the engine cannot ask Redis now, or nil
+}
+
+// Pool is the integration's side. Both methods run without the allotment's lock.
+type Pool interface {
+	// Evict ends one connection that lies idle in the pool, through [Allotment.EvictIdle] or
+	// [Conn.Evict], and reports whether it found one. It may block for a bounded time.
+	Evict() bool
+	// Fence ends c, whoever uses it: its lease is lost.
+	Fence(c *Conn)
+}
+
+// Options are what the two integrations pass on from their users.
+type Options struct {
+	AcquireTimeout time.Duration // longest wait for a turn; the caller's ctx may end it earlier
+	KeepOnLoss     bool          // keep open connections whose lease is lost, open no new ones
+	FallbackConns  int           // connections this process may hold while Redis cannot be asked
+}
+
+const (
+	// idleGrace is how long a unit must lie unused before it is offered to the fleet: a loop that
+	// thinks for a moment between two queries keeps its connection.
+	idleGrace = 4 * time.Millisecond
+	// offerAgain paces further offers while someone waits and nothing was needed of us.
+	offerAgain = 25 * time.Millisecond
+	// evictAgain paces a search for an idle connection that is about to be put into its pool.
+	evictAgain     = time.Millisecond
+	evictAgainMost = 64 * time.Millisecond
+)
+
+// Allotment is the state of one pool. Its zero value is not usable; see New.
+type Allotment struct {
+	fleet Fleet
+	pool  Pool
+	opts  Options
+
+	mu sync.Mutex
+
+	// Guarded by mu.
+	owned     int                 // permits, spare or under a connection
+	spare     []*semaphore.Permit // under no connection; nil is a permit this process gave itself
+	uncounted int                 // of owned: those without a permit of the fleet (FallbackConns, KeepOnLoss)
+	turns     int
+	conns     [gone]int // connections by state
+	debt      int
+	evicting  int
+	due       int
+	searching bool // a goroutine is in search
+	idle      Conn // ring of idle connections, most recently returned first
+	all       map[*Conn]struct{}
+	waiters   queue // callers that wait for a turn
+	openers   queue // callers with a turn that wait for a spare permit
+	wanted    bool  // someone in the fleet waits
+	offering  bool  // the offer timer is set
+	low       int   // fewest free units since it was set
+	granted   time.Time
+	closed    bool
+}
+
+// New returns an allotment without permits. Attach must follow before it is used.
+func New(pool Pool, opts Options) *Allotment {
+	a := &Allotment{pool: pool, opts: opts, all: make(map[*Conn]struct{})}
+	a.idle.prev, a.idle.next = &a.idle, &a.idle
+	return a
+}
+
+// Attach connects the allotment to the engine. It is called once, before the first Enter.
+func (a *Allotment) Attach(f Fleet) { a.fleet = f }
+
+// available is how many turns could be given now. It can be below zero for a
+// moment, when a pool destroys connections on its own: the next returns make up for it.
+//
+// A connection being opened is covered by the turn of the caller that opens it. One whose
+// caller gave up, or that the pool opens in the background, is covered by nobody and counts itself.
+func (a *Allotment) available() int {
+	uncovered := max(0, a.conns[opening]-(a.turns-a.conns[out]))
+	return a.owned - a.turns - a.conns[leaving] - a.evicting - uncovered
+}
+
+// Enter takes a turn, waiting in the local queue while none is free. With claim, an idle
+// connection comes with the turn where there is one; it is then out, and its pool must not
+// hand it to anyone else.
+//
+// A turn that is not tied to a connection by [Conn.CheckOut] is given back with [Allotment.Exit].
+func (a *Allotment) Enter(ctx context.Context, claim bool) (*Conn, error) {
+	a.mu.Lock()
+	if !a.closed && a.waiters.len() == 0 && a.debt == 0 && a.available() > 0 {
+		c := a.take(claim)
+		a.mu.Unlock()
+		return c, nil
+	}
+	return a.enterSlow(ctx, claim)
+}
+
+// take gives a turn that is known to be available. The lock is held.
+func (a *Allotment) take(claim bool) *Conn {
+	a.turns++
+	var c *Conn
+	if claim {
+		if c = a.idle.next; c != &a.idle {
+			c.become(out)
+		} else {
+			c = nil
+		}
+	}
+	if a.offering {
+		a.low = min(a.low, a.available())
+	}
+	return c
+}
+
+// enterSlow waits for a turn. It is entered with the lock held.
+func (a *Allotment) enterSlow(ctx context.Context, claim bool) (*Conn, error) {
+	if a.closed {
+		a.mu.Unlock()
+		return nil, fmt.Errorf("passbuddy: %w", semaphore.ErrClosed)
+	}
+	if err := ctx.Err(); err != nil {
+		a.mu.Unlock()
+		return nil, a.refusal(ctx, err)
+	}
+	w := &waiter{ready: make(chan struct{}), claim: claim}
+	a.waiters.push(w)
+	a.settle()
+	a.mu.Unlock()
+
+	timer := time.NewTimer(a.opts.AcquireTimeout)
+	defer timer.Stop()
+	var cause error
+	select {
+	case <-w.ready:
+		return w.conn, w.err
+	case <-ctx.Done():
+		cause = context.Cause(ctx)
+	case <-timer.C:
+	}
+
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	select {
+	case <-w.ready:
+		// Served while we were giving up. The turn goes to whoever is next; a connection that
+		// came with it was never touched and is idle again.
+		if w.err == nil {
+			a.turns--
+			if w.conn != nil {
+				w.conn.become(idle)
+			}
+		}
+	default:
+		a.waiters.remove(w)
+	}
+	a.settle()
+	return nil, a.refusal(ctx, cause)
+}
+
+// refusal is the error of a caller that waited as long as it may. It matches PassBuddy's
+// sentinel, the context's error and its cause.
+func (a *Allotment) refusal(ctx context.Context, cause error) error {
+	reason := semaphore.ErrCapacity
+	if err := a.fleet.Err(); err != nil {
+		reason = err
+	}
+	if cause == nil {
+		return fmt.Errorf("passbuddy: no connection permit within %v: %w", a.opts.AcquireTimeout, reason)
+	}
+	if err := ctx.Err(); err != nil && !errors.Is(cause, err) {
+		return fmt.Errorf("passbuddy: gave up waiting for a connection permit: %w (%w: %w)", reason, err, cause)
+	}
+	return fmt.Errorf("passbuddy: gave up waiting for a connection permit: %w (%w)", reason, cause)
+}
+
+// Exit gives back a turn that is tied to no connection.
+func (a *Allotment) Exit() {
+	a.mu.Lock()
+	a.turns--
+	a.settle()
+	a.mu.Unlock()
+}
+
+// settle brings the allotment to rest after a change: it pays debts, serves those who
+// wait, gives back what nobody here can use, and tells the fleet what is still wanted.
+// Everything that changes a counter ends with it. The lock is held.
+func (a *Allotment) settle() {
+	for a.debt > 0 && a.available() > 0 {
+		a.debt--
+		if len(a.spare) > 0 {
+			a.giveSpare()
+		} else {
+			a.evicting++
+		}
+	}
+	for a.openers.len() > 0 && len(a.spare) > 0 {
+		w := a.openers.pop()
+		w.conn = a.bind()
+		close(w.ready)
+	}
+	for a.waiters.len() > 0 && (a.available() > 0 || a.fallBack()) {
+		w := a.waiters.pop()
+		w.conn = a.take(w.claim)
+		close(w.ready)
+	}
+	// A permit without a connection is of use only to a caller that is about to open one:
+	// what is free beyond the idle connections goes back.
+	for len(a.spare) > 0 && a.openers.len() == 0 && a.available() > a.conns[idle] {
+		a.giveSpare()
+	}
+	if !a.searching && a.mustEvict() {
+		a.searching = true
+		go a.search()
+	}
+	a.ask()
+	a.considerOffer()
+}
+
+// ask tells the engine how many permits are missing: one for each caller in the queue, and
+// one for each connection that lives without (those only while there is a Redis to ask). The lock is held.
+func (a *Allotment) ask() {
+	n := a.waiters.len()
+	if a.uncounted > 0 && a.fleet.Err() == nil {
+		n += a.uncounted
+	}
+	a.fleet.Ask(n)
+}
+
+// fallBack lets one more connection be opened without a permit, where FallbackConns allows it
+// and Redis cannot be asked. The lock is held.
+func (a *Allotment) fallBack() bool {
+	if a.owned >= a.opts.FallbackConns || a.fleet.Err() == nil {
+		return false
+	}
+	a.uncounted++
+	a.owned++
+	a.spare = append(a.spare, nil)
+	return true
+}
+
+// giveSpare hands the newest spare permit to the fleet. The lock is held.
+func (a *Allotment) giveSpare() {
+	n := len(a.spare) - 1
+	p := a.spare[n]
+	a.spare = a.spare[:n]
+	a.disown(p)
+}
+
+// disown drops one permit from those owned and releases it; nil stands for one that
+// this process gave itself. The lock is held.
+func (a *Allotment) disown(p *semaphore.Permit) {
+	a.owned--
+	if p == nil {
+		a.uncounted--
+		return
+	}
+	a.fleet.Give(p)
+}
+
+// mustEvict reports whether an idle connection has to end: because one was set aside for the fleet, or because
+// an opener waits for its permit. The latter is an opener that found nothing idle in its pool although, by our
+// count, a connection was just being returned. The lock is held.
+func (a *Allotment) mustEvict() bool {
+	return a.evicting > 0 || (a.conns[idle] > 0 && a.openers.len() > a.conns[leaving]-a.due)
+}
+
+// search ends idle connections while any has to end. It can come too early: a
+// pool's return hook runs just before the connection is idle in it. It then tries again, unless
+// a return has paid in the meantime.
+func (a *Allotment) search() {
+	pause := evictAgain
+	for {
+		a.mu.Lock()
+		if a.closed || !a.mustEvict() {
+			a.searching = false
+			a.mu.Unlock()
+			return
+		}
+		a.mu.Unlock()
+		if a.pool.Evict() {
+			pause = evictAgain
+			continue
+		}
+		time.Sleep(pause)
+		pause = min(2*pause, evictAgainMost)
+	}
+}

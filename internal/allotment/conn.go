@@ -1,0 +1,328 @@
+package allotment
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/passbuddy/passbuddy/semaphore"
+)
+
+type state uint8
+
+const (
+	opening state = iota
+	idle
+	out
+	leaving
+	gone
+)
+
+// ErrNoSpare is returned by [Allotment.Open] to one that would not wait: no permit is at hand.
+var ErrNoSpare = errors.New("passbuddy: no connection permit is free for a background connection")
+
+// Conn is one physical connection of the pool, from before its dial until its backend has ended.
+type Conn struct {
+	a      *Allotment
+	permit *semaphore.Permit
+
+	// Guarded by the allotment's lock.
+	state      state
+	lost       bool      // its lease is lost; it ends at the next occasion
+	idleSeen   time.Time // see Sweep
+	prev, next *Conn     // in Allotment.idle while state is idle
+
+	// Value is the integration's own. It is set before the Conn is shared.
+	Value any
+}
+
+// become moves c to another state, keeping the counts and the idle ring. The lock is held.
+func (c *Conn) become(s state) {
+	a := c.a
+	if c.state == idle {
+		c.prev.next, c.next.prev = c.next, c.prev
+		c.prev, c.next = nil, nil
+	}
+	a.conns[c.state]--
+	c.state = s
+	if s == gone {
+		return
+	}
+	a.conns[s]++
+	if s == idle {
+		c.idleSeen = time.Time{}
+		c.prev, c.next = &a.idle, a.idle.next
+		c.prev.next, c.next.prev = c, c
+	}
+}
+
+// bind puts a new connection under a spare permit. The lock is held.
+func (a *Allotment) bind() *Conn {
+	n := len(a.spare) - 1
+	c := &Conn{a: a, permit: a.spare[n], state: opening}
+	a.spare = a.spare[:n]
+	a.conns[opening]++
+	a.all[c] = struct{}{}
+	return c
+}
+
+// Open puts a new connection under a permit, before it is dialled. Its caller holds a turn, so a spare
+// permit is there, or will be as soon as a connection that is leaving is gone, or an idle
+// one is evicted for it. This is the last word on the invariant: it never opens one too many.
+//
+// What it returns must be ended with [Conn.Gone], also when the dial fails.
+func (a *Allotment) Open(ctx context.Context) (*Conn, error) {
+	a.mu.Lock()
+	if a.closed {
+		a.mu.Unlock()
+		return nil, fmt.Errorf("passbuddy: %w", semaphore.ErrClosed)
+	}
+	if len(a.spare) > 0 && a.openers.len() == 0 {
+		c := a.bind()
+		a.mu.Unlock()
+		return c, nil
+	}
+	w := &waiter{ready: make(chan struct{})}
+	a.openers.push(w)
+	a.settle()
+	a.mu.Unlock()
+
+	select {
+	case <-w.ready:
+		return w.conn, w.err
+	case <-ctx.Done():
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	select {
+	case <-w.ready:
+		if w.err == nil {
+			w.conn.end()
+		}
+	default:
+		a.openers.remove(w)
+	}
+	a.settle()
+	return nil, a.refusal(ctx, context.Cause(ctx))
+}
+
+// OpenBackground is Open for a connection that nobody waits for. It never waits itself, takes no
+// permit from a local caller, and returns ErrNoSpare when none is free. p, if not nil, is a permit
+// acquired for it.
+func (a *Allotment) OpenBackground(p *semaphore.Permit) (*Conn, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if p != nil {
+		a.owned++
+		a.spare = append(a.spare, p)
+	}
+	if a.closed || a.waiters.len() > 0 || a.openers.len() > 0 || len(a.spare) == 0 || a.available() <= 0 {
+		a.settle()
+		return nil, ErrNoSpare
+	}
+	return a.bind(), nil
+}
+
+// Ready tells that c was opened and lies in the pool, or is about to be checked out.
+func (c *Conn) Ready() {
+	a := c.a
+	a.mu.Lock()
+	if c.state == opening {
+		c.become(idle)
+		a.settle()
+	}
+	a.mu.Unlock()
+}
+
+// CheckOut ties the caller's turn to c. It reports false if c must not be used: it was evicted, or
+// its lease is lost; the turn then stays with the caller.
+func (c *Conn) CheckOut() bool {
+	a := c.a
+	a.mu.Lock()
+	ok := (c.state == idle || c.state == opening) && !c.lost
+	if ok {
+		c.become(out)
+	}
+	a.mu.Unlock()
+	return ok
+}
+
+// TryCheckOut is CheckOut for a caller without a turn: it takes the turn that c, being idle, stands for.
+func (c *Conn) TryCheckOut() bool {
+	a := c.a
+	a.mu.Lock()
+	ok := c.state == idle && !c.lost && a.available() > 0
+	if ok {
+		a.turns++
+		c.become(out)
+		if a.offering {
+			a.low = min(a.low, a.available())
+		}
+	}
+	a.mu.Unlock()
+	return ok
+}
+
+// Usable reports whether c may be handed out: not evicted, and its lease not lost.
+func (c *Conn) Usable() bool {
+	a := c.a
+	a.mu.Lock()
+	ok := c.state < leaving && !c.lost
+	a.mu.Unlock()
+	return ok
+}
+
+// Return ends the checkout of c and its turn. It reports whether c stays in the pool; if not, c is
+// leaving, and its owner must close it. healthy is false for a connection that is to be closed anyway.
+//
+// A connection that was out without a turn (pgxpool's AcquireAllIdle) is only looked at.
+func (c *Conn) Return(healthy bool) bool {
+	a := c.a
+	a.mu.Lock()
+	if c.state == out {
+		a.turns--
+		if healthy && !c.lost && a.debt == 0 && a.evicting == 0 && !a.closed {
+			c.become(idle)
+			if a.waiters.n > 0 || a.openers.n > 0 || (a.wanted && !a.offering) {
+				a.settle()
+			}
+			a.mu.Unlock()
+			return true
+		}
+	}
+	keep := c.returnSlow(healthy)
+	a.settle()
+	a.mu.Unlock()
+	return keep
+}
+
+// returnSlow decides about a connection that has no turn any more. The lock is held.
+func (c *Conn) returnSlow(healthy bool) bool {
+	a := c.a
+	switch {
+	case c.state >= leaving:
+		return false
+	case !healthy || c.lost || a.closed:
+		c.leave()
+		return false
+	case a.evicting > 0:
+		c.leave()
+		return false
+	case a.debt > 0:
+		a.debt--
+		a.due++
+		c.become(leaving)
+		return false
+	case c.state == out:
+		c.become(idle)
+	}
+	return true
+}
+
+// Leave tells that c is being closed, by whoever decided it. Its permit comes back with Gone.
+func (c *Conn) Leave() {
+	a := c.a
+	a.mu.Lock()
+	if c.state == out {
+		a.turns--
+	}
+	if c.state < leaving {
+		c.leave()
+		a.settle()
+	}
+	a.mu.Unlock()
+}
+
+// leave moves c to leaving. Where one was set aside for the fleet and is still being looked for, c is it.
+// Its turn, if any, has ended. The lock is held.
+func (c *Conn) leave() {
+	a := c.a
+	if a.evicting > 0 {
+		a.evicting--
+		a.due++
+	}
+	c.become(leaving)
+}
+
+// Evict makes an idle c leave, if an idle connection has to end at all. The caller must then close it.
+func (c *Conn) Evict() bool {
+	a := c.a
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if c.state != idle || !a.mustEvict() {
+		return false
+	}
+	c.leave()
+	a.settle()
+	return true
+}
+
+// EvictIdle is Evict for the connection that has been idle longest, or nil.
+func (a *Allotment) EvictIdle() *Conn {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	c := a.idle.prev
+	if c == &a.idle || !a.mustEvict() {
+		return nil
+	}
+	c.leave()
+	a.settle()
+	return c
+}
+
+// Gone tells that the backend of c has ended, or was never started: its permit is free for another
+// connection, here or elsewhere. It may be called more than once.
+func (c *Conn) Gone() {
+	a := c.a
+	a.mu.Lock()
+	if c.state != gone {
+		c.end()
+		a.settle()
+	}
+	a.mu.Unlock()
+}
+
+// end takes c out of the allotment. The lock is held.
+func (c *Conn) end() {
+	a := c.a
+	if c.state == out {
+		a.turns-- // closed while checked out, or hijacked: no return will follow, or it finds c gone
+	}
+	c.become(gone)
+	delete(a.all, c)
+	switch {
+	case c.permit == nil && c.lost: // its permit was lost and is already disowned
+		a.owned--
+	case a.due > 0 || a.closed:
+		a.due = max(0, a.due-1)
+		a.disown(c.permit)
+	default:
+		a.spare = append(a.spare, c.permit)
+	}
+	c.permit = nil
+}
+
+// Sweep makes connections leave that have lain idle, untouched, since a sweep at least maxIdle
+// ago, and returns them for closing.
+func (a *Allotment) Sweep(maxIdle time.Duration) []*Conn {
+	now := time.Now()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var old []*Conn
+	for c := a.idle.next; c != &a.idle; {
+		next := c.next
+		switch {
+		case c.idleSeen.IsZero():
+			c.idleSeen = now
+		case now.Sub(c.idleSeen) >= maxIdle:
+			c.leave()
+			old = append(old, c)
+		}
+		c = next
+	}
+	if old != nil {
+		a.settle()
+	}
+	return old
+}

@@ -1,0 +1,198 @@
+package allotment
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/passbuddy/passbuddy/semaphore"
+)
+
+// The methods of this file are what the fleet tells the allotment; together they are
+// semaphore.Sharer. None blocks.
+
+// Granted takes permits that arrived. A connection that lives without one is counted in first.
+func (a *Allotment) Granted(permits []*semaphore.Permit) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.granted = time.Now()
+	for _, p := range permits {
+		if a.uncounted > 0 && a.countIn(p) {
+			continue
+		}
+		a.owned++
+		if a.closed {
+			a.disown(p)
+			continue
+		}
+		a.spare = append(a.spare, p)
+	}
+	a.settle()
+}
+
+// countIn puts p where a connection, or a spare unit, has none. The lock is held.
+func (a *Allotment) countIn(p *semaphore.Permit) bool {
+	for i, s := range a.spare {
+		if s == nil {
+			a.spare[i] = p
+			a.uncounted--
+			return true
+		}
+	}
+	for c := range a.all {
+		if c.permit == nil && !c.lost {
+			c.permit = p
+			a.uncounted--
+			return true
+		}
+	}
+	return false
+}
+
+// Recall asks for n permits back, each not before it was held for tenure. They are given at
+// the next returns, before any local caller is served.
+func (a *Allotment) Recall(n int, tenure time.Duration) {
+	a.mu.Lock()
+	wait := time.Until(a.granted.Add(tenure))
+	a.mu.Unlock()
+	if tenure > 0 && wait > 0 {
+		time.AfterFunc(wait, func() { a.owe(n) })
+		return
+	}
+	a.owe(n)
+}
+
+// Promised answers an Offer: n of the units offered are needed and promised to somebody.
+func (a *Allotment) Promised(n int) { a.owe(n) }
+
+func (a *Allotment) owe(n int) {
+	a.mu.Lock()
+	// Never more than we have: what has left in the meantime has paid.
+	a.debt = min(a.debt+n, max(0, a.owned-a.due-a.evicting))
+	a.settle()
+	a.mu.Unlock()
+}
+
+// Owed is how many permits have been asked back and not been given yet.
+func (a *Allotment) Owed() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.debt + a.evicting + a.due
+}
+
+// Wanted tells whether anyone in the fleet waits.
+func (a *Allotment) Wanted(yes bool) {
+	a.mu.Lock()
+	if yes != a.wanted {
+		a.wanted = yes
+		a.considerOffer()
+	}
+	a.mu.Unlock()
+}
+
+// Changed tells that Redis went away or came back: see Fleet.Err.
+func (a *Allotment) Changed() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.settle()
+}
+
+// Lost tells that the lease of p can no longer be proven. Its connection is fenced. With
+// KeepOnLoss, or within FallbackConns, it lives on uncounted until a new grant counts it in.
+func (a *Allotment) Lost(p *semaphore.Permit) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for i, s := range a.spare {
+		if s == p {
+			a.spare = append(a.spare[:i], a.spare[i+1:]...)
+			a.owned--
+			a.settle()
+			return
+		}
+	}
+	for c := range a.all {
+		if c.permit != p {
+			continue
+		}
+		c.permit = nil
+		if c.state != leaving && (a.opts.KeepOnLoss || a.uncounted < a.opts.FallbackConns) {
+			a.uncounted++
+			break
+		}
+		c.lost = true
+		go a.pool.Fence(c)
+		break
+	}
+	a.settle()
+}
+
+// Closed tells that the semaphore is being closed: nobody is served any more, idle connections
+// are ended, and those that are out are fenced.
+func (a *Allotment) Closed() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.closed = true
+	for _, q := range []*queue{&a.waiters, &a.openers} {
+		for q.len() > 0 {
+			w := q.pop()
+			w.err = fmt.Errorf("passbuddy: %w", semaphore.ErrClosed)
+			close(w.ready)
+		}
+	}
+	for len(a.spare) > 0 {
+		a.giveSpare()
+	}
+	for c := range a.all {
+		if c.state != leaving {
+			go a.pool.Fence(c)
+		}
+	}
+	a.fleet.Ask(0)
+}
+
+// considerOffer sets the offer timer if units lie unused while somebody in the fleet waits. The lock is held.
+func (a *Allotment) considerOffer() {
+	if a.wanted && !a.offering && !a.closed && a.waiters.len() == 0 && a.debt == 0 && a.available() > 0 {
+		a.setOffer(idleGrace)
+	}
+}
+
+func (a *Allotment) setOffer(after time.Duration) {
+	a.offering = true
+	a.low = a.available()
+	time.AfterFunc(after, a.offer)
+}
+
+// offer tells the fleet what lay unused for the whole time since the timer was set. The answer is Promised, and
+// only that sets anything aside: until then a local caller can have the unit.
+func (a *Allotment) offer() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.offering = false
+	n := min(a.low, a.available())
+	if !a.wanted || a.closed || a.waiters.len() > 0 {
+		return
+	}
+	if n > 0 {
+		a.fleet.Offer(n)
+	}
+	if a.available() > 0 {
+		a.setOffer(offerAgain)
+	}
+}
+
+// Figures is a count of the allotment at one instant, for tests and for operators.
+type Figures struct {
+	Owned, Spare, Turns, Waiting, Owed int
+	Opening, Idle, Out, Leaving        int
+}
+
+// Figures counts.
+func (a *Allotment) Figures() Figures {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return Figures{
+		Owned: a.owned, Spare: len(a.spare), Turns: a.turns, Waiting: a.waiters.len(),
+		Owed:    a.debt + a.evicting + a.due,
+		Opening: a.conns[opening], Idle: a.conns[idle], Out: a.conns[out], Leaving: a.conns[leaving],
+	}
+}

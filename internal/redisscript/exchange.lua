@@ -1,0 +1,158 @@
+-- exchange: everything a session wants at once. Releases, then grants to the queue, then new requests, then offers.
+--
+-- ARGV   1 session    2 its epoch    3 lease, ms
+--        4 number of requests to drop, 5 to ask, 6 units offered, 7 the sharer that offers
+--        then the requests to drop, "<ttl> <UUID>...": released if held, out of the queue if waiting
+--        then the requests to ask, each a kind and the request:
+--          't' all or none, now        'w' all or none, waiting in the queue
+--          's' one sharer's wish for as many of the UUIDs as are free; if none is, it waits for the first one
+-- Returns {'ok', now, wake, waiting, promised, {granted UUIDs}, {first UUIDs of requests refused}}
+--          wake      when to look again if something of this session is left in the queue, ms, 0 if unknown
+--          waiting   requests left in the queue, of anyone
+--          promised  how many of the offered units are needed: the sharer is to release that many
+--          refused   't' that found no room, or more than the whole capacity
+--      or {'gone'} if the session is unknown here, or the state is of another epoch: it must renew first.
+-- Clock: Redis's.
+-- Twice: the UUIDs are the client's. A request that is held, or waits, is found and left as it is (its lease is extended); what was
+-- dropped is not there. An offer is answered anew, which promises at most what is still needed.
+
+local own, epoch, ttl = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local n_drops, n_asks, offered, offerer = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
+local at = 8
+
+local state = redis.call('HMGET', meta, 'epoch', 'cap', 'gate')
+if state[1] ~= epoch or not is_live(own) then return { 'gone' } end
+local capacity, gate = tonumber(state[2] or 0), tonumber(state[3] or 0)
+local shut = gate > now
+local granted, refused = {}, {}
+
+purge()
+for _ = 1, n_drops do
+  local request = ARGV[at]
+  at = at + 1
+  redis.call('ZREM', queue, request)
+  local _, ids = parse(request)
+  for _, id in ipairs(ids) do drop(id) end
+end
+
+local waiting = redis.call('ZCARD', queue)
+local free = capacity - redis.call('ZCARD', permits)
+if waiting > 0 and free > 0 and not shut then
+  free = pump(capacity, own, granted)
+  waiting = redis.call('ZCARD', queue)
+end
+
+-- Puts a request into the queue, behind all others of its rank; one that waits already keeps its turn within
+-- its (new) rank. Sharers with fewer permits come first; all other requests are first come, first served.
+local function enqueue(request, rank)
+  local old = redis.call('ZSCORE', queue, request)
+  local seq = old and tonumber(old) % RANK or redis.call('HINCRBY', meta, 'seq', 1)
+  redis.call('ZADD', queue, whole(math.min(rank, 4096) * RANK + seq), request)
+  if old then return false end
+  waiting = waiting + 1
+  return true
+end
+
+-- Tells the holders that somebody waits, so that they offer what lies idle.
+local function tell_holders()
+  for _, sharer in ipairs(redis.call('ZREVRANGE', shares, 0, TOLD - 1)) do
+    push(session_of(sharer), 'w ' .. sharer)
+  end
+end
+
+-- Asks the largest sharer for a permit in favour of one that has at least two fewer, or, if it has none
+-- at all, in rotation: then the holder keeps its permit for its minimum tenure.
+local function recall(sharer, share)
+  redis.call('ZREMRANGEBYSCORE', promises, '-inf', now)
+  if waiting <= redis.call('ZCARD', promises) then return end
+  local top = redis.call('ZREVRANGE', shares, 0, 0, 'WITHSCORES')
+  local holder = top[1]
+  if not holder or holder == sharer then return end
+  local most = math.ceil(tonumber(top[2]))
+  local kind
+  if most >= share + 2 then
+    kind = 'f'
+  elseif most >= 1 and share == 0 then
+    kind = 't'
+  else
+    return
+  end
+  redis.call('ZADD', promises, now + PROMISE, redis.call('HINCRBY', meta, 'seq', 1))
+  redis.call('ZINCRBY', shares, -1, holder)
+  redis.call('HINCRBY', debts, holder, 1)
+  push(session_of(holder), 'b ' .. holder .. ' ' .. kind)
+end
+
+local before, asked = waiting, false
+for _ = 1, n_asks do
+  local kind, request = ARGV[at], ARGV[at + 1]
+  at = at + 2
+  local length, ids = parse(request)
+  local held = 0
+  for _, id in ipairs(ids) do
+    if redis.call('ZSCORE', permits, id) then
+      held = held + 1
+      redis.call('ZADD', permits, whole(now + length), id)
+      granted[#granted + 1] = id
+    end
+  end
+  if held > 0 then
+    -- A duplicate, or an extension.
+  elseif kind == 's' then
+    local first = length .. ' ' .. ids[1]
+    if waiting == 0 and free > 0 and not shut then
+      for i = 1, math.min(#ids, free) do
+        grant(ids[i], length)
+        granted[#granted + 1] = ids[i]
+        free = free - 1
+      end
+    else
+      local sharer = sharer_of(ids[1])
+      local share = share_of(sharer)
+      asked = enqueue(first, share) or asked
+      if not shut then recall(sharer, share) end
+    end
+  elseif #ids > capacity then
+    refused[#refused + 1] = ids[1]
+  elseif waiting == 0 and #ids <= free and not shut then
+    for _, id in ipairs(ids) do
+      grant(id, length)
+      granted[#granted + 1] = id
+    end
+    free = free - #ids
+  elseif kind == 't' then
+    refused[#refused + 1] = ids[1]
+  else
+    asked = enqueue(request, 0) or asked
+  end
+end
+if asked then
+  -- Free capacity can be there still: a big request at the head may now be behind a sharer of lower rank.
+  if free > 0 and not shut then
+    pump(capacity, own, granted)
+    waiting = redis.call('ZCARD', queue)
+  end
+  -- Holders were told when the queue began; what they get from then on tells them, too.
+  if before == 0 and waiting > 0 and not shut then tell_holders() end
+end
+
+local promised = 0
+if offered > 0 and waiting > 0 and not shut then
+  redis.call('ZREMRANGEBYSCORE', promises, '-inf', now)
+  promised = math.min(offered, math.max(0, waiting - redis.call('ZCARD', promises)), share_of(offerer))
+  for _ = 1, promised do
+    redis.call('ZADD', promises, now + PROMISE, redis.call('HINCRBY', meta, 'seq', 1))
+    redis.call('ZINCRBY', shares, -1, offerer)
+    redis.call('HINCRBY', debts, offerer, 1)
+  end
+end
+
+local wake = 0
+if waiting > 0 then
+  if shut then
+    wake = gate
+  else
+    wake = tonumber(redis.call('ZRANGE', permits, 0, 0, 'WITHSCORES')[2] or 0)
+  end
+end
+return { 'ok', now, wake, waiting, promised, granted, refused }

@@ -1,0 +1,103 @@
+-- renew: joins a session, and keeps it, its waiters and all its permits alive. The heartbeat.
+--
+-- ARGV   1 session   2 the epoch it knows, '' if none   3 lease, ms   4 capacity it declares
+--        5 JSON about it for operators   6 an epoch to use if there is none
+--        7 number of permits, 8 of sharers
+--        then the permits' UUIDs
+--        then for each sharer: its name, the permits it holds, how many of those it was asked to give back
+-- Returns {'ok', now, epoch, capacity in force, waiting, sharded, gate, {UUIDs not held any more}}
+--          sharded   1 if pushes go by sharded pub/sub, else 0
+--          gate      ms until which nothing new is granted, because state was lost
+-- Clock: Redis's.
+-- Twice: only sets expiries, and re-asserts what its caller holds.
+--
+-- State loss. A session that knows an epoch and finds none, or another, sees that Redis forgot. So does the first
+-- session to arrive if others are still subscribed. Then nothing new is granted for one lease: by then every holder has either re-asserted
+-- what it holds or stopped trusting it. A semaphore nobody knows is new, and pays nothing.
+
+local own, known, ttl, declared = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local n_permits, n_sharers = tonumber(ARGV[7]), tonumber(ARGV[8])
+local FIRST = 9
+
+local function somebody_listens()
+  local pattern = '{' .. permits .. '}:push:*'
+  local found = redis.pcall('PUBSUB', sharded and 'SHARDCHANNELS' or 'CHANNELS', pattern)
+  if found.err then return false end
+  for _, channel in ipairs(found) do
+    if string.sub(channel, -18) ~= own then return true end
+  end
+  return false
+end
+
+local epoch = redis.call('HGET', meta, 'epoch')
+local gate = tonumber(redis.call('HGET', meta, 'gate') or 0)
+local lost = false
+if not epoch then
+  epoch = ARGV[6]
+  lost = known ~= '' or somebody_listens()
+  gate = lost and now + ttl or 0
+  redis.call('HSET', meta, 'epoch', epoch, 'gate', whole(gate))
+elseif known ~= '' and known ~= epoch then
+  lost = true
+  if gate == 0 then -- whoever came first could not know that others hold permits
+    gate = now + ttl
+    redis.call('HSET', meta, 'gate', whole(gate))
+  end
+end
+
+local gone = redis.call('ZRANGEBYSCORE', sessions, '-inf', now, 'LIMIT', 0, 100)
+for _, session in ipairs(gone) do
+  redis.call('ZREM', sessions, session)
+  redis.call('ZREM', capacities, session)
+  redis.call('HDEL', info, session)
+end
+redis.call('ZADD', sessions, whole(now + ttl), own)
+redis.call('ZADD', capacities, declared, own)
+redis.call('HSET', info, own, ARGV[5])
+local capacity = effective_capacity()
+
+purge()
+local missing = {}
+local expiry = whole(now + ttl)
+local CHUNK = 1000
+for from = 1, n_permits, CHUNK do
+  local batch, upto = {}, math.min(from + CHUNK - 1, n_permits)
+  for i = from, upto do
+    local id = ARGV[FIRST + i - 1]
+    if lost then
+      -- Truth first: its connection exists, whether or not there is room.
+      if now < gate or redis.call('ZCARD', permits) < capacity or redis.call('ZSCORE', permits, id) then
+        redis.call('ZADD', permits, expiry, id)
+      else
+        missing[#missing + 1] = id
+      end
+    else
+      batch[#batch + 1] = expiry
+      batch[#batch + 1] = id
+    end
+  end
+  if #batch > 0 then
+    -- CH counts the members that changed; an expiry always does, unless two renewals meet within a millisecond.
+    local changed = redis.call('ZADD', permits, 'XX', 'CH', unpack(batch))
+    if changed < #batch / 2 then
+      for i = from, upto do
+        local id = ARGV[FIRST + i - 1]
+        if not redis.call('ZSCORE', permits, id) then missing[#missing + 1] = id end
+      end
+    end
+  end
+end
+
+local at = FIRST + n_permits
+for _ = 1, n_sharers do
+  local sharer, held, owed = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
+  at = at + 3
+  local share = math.max(0, held - owed)
+  if share_of(sharer) ~= share then
+    if share > 0 then redis.call('ZADD', shares, share_score(share), sharer) else redis.call('ZREM', shares, sharer) end
+  end
+  if owed > 0 then redis.call('HSET', debts, sharer, owed) else redis.call('HDEL', debts, sharer) end
+end
+
+if now >= gate then pump(capacity, '', {}) end
+return { 'ok', now, epoch, capacity, redis.call('ZCARD', queue), sharded and 1 or 0, gate, missing }

@@ -1,0 +1,82 @@
+package redisscript
+
+import (
+	"fmt"
+	"strconv"
+)
+
+// reply reads a script's flat reply in order. The first value of another shape than expected
+// is kept in err, and everything after it reads as zero.
+type reply struct {
+	rest []any
+	err  error
+}
+
+func (r *reply) next(want string) any {
+	if r.err != nil {
+		return nil
+	}
+	if len(r.rest) == 0 {
+		r.err = fmt.Errorf("script reply ends where %s was expected", want)
+		return nil
+	}
+	v := r.rest[0]
+	r.rest = r.rest[1:]
+	return v
+}
+
+func (r *reply) fail(want string, v any) {
+	if r.err == nil {
+		r.err = fmt.Errorf("script reply holds %T where %s was expected", v, want)
+	}
+}
+
+func (r *reply) int() int64 {
+	v := r.next("an integer")
+	n, ok := v.(int64)
+	if !ok {
+		r.fail("an integer", v)
+	}
+	return n
+}
+
+func (r *reply) text() string {
+	v := r.next("a string")
+	s, ok := v.(string)
+	if !ok {
+		r.fail("a string", v)
+	}
+	return s
+}
+
+func (r *reply) texts() []string {
+	v := r.next("a list")
+	list, ok := v.([]any)
+	if !ok {
+		r.fail("a list", v)
+		return nil
+	}
+	out := make([]string, len(list))
+	for i, e := range list {
+		if out[i], ok = e.(string); !ok {
+			r.fail("a string", e)
+			return nil
+		}
+	}
+	return out
+}
+
+// scores reads a sorted set: member, score, member, score.
+func (r *reply) scores() map[string]int64 {
+	list := r.texts()
+	out := make(map[string]int64, len(list)/2)
+	for i := 0; i+1 < len(list); i += 2 {
+		f, err := strconv.ParseFloat(list[i+1], 64)
+		if err != nil {
+			r.fail("a score", list[i+1])
+			return out
+		}
+		out[list[i]] = int64(f)
+	}
+	return out
+}

@@ -1,0 +1,214 @@
+package semaphore
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/passbuddy/passbuddy/internal/redisscript"
+)
+
+// An ask is a request for permits on its way:
+//
+//	outbox --> in flight --> waiting in Redis's queue --> settled
+//	   ^                          |
+//	   +--------------------------+  looked after again: every RetryInterval, when something expires, after a reconnect
+//
+// It is in Semaphore.asks, under each of its UUIDs, until it is settled. A grant that arrives for a UUID
+// that is not there crossed a withdrawal, and is dropped.
+type ask struct {
+	kind    redisscript.Kind
+	permits []*Permit
+	ids     []string
+	share   *Share // for kind Share: any number of the permits can be granted
+	extends bool   // the permit is held, and stays so if this is withdrawn
+	done    chan struct{}
+
+	// Guarded by Semaphore.mu; err is read after done is closed.
+	err      error
+	settled  bool
+	queued   bool // in the outbox
+	sent     bool // Redis may know it
+	answered bool // Redis does
+}
+
+func (s *Semaphore) newAsk(kind redisscript.Kind, share *Share, permits ...*Permit) *ask {
+	return &ask{kind: kind, permits: permits, share: share, done: make(chan struct{})}
+}
+
+// request is the ask as the scripts know it.
+func (a *ask) request(s *Semaphore) string { return redisscript.Request(s.ttlMillis(), a.ids...) }
+
+// wait sends a and waits until it is settled or its caller may wait no longer.
+func (s *Semaphore) wait(ctx context.Context, a *ask) error {
+	if ctx.Err() != nil {
+		return giveUp(ctx, ErrCapacity)
+	}
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return fmt.Errorf("%w", ErrClosed)
+	}
+	s.submit(a)
+	s.mu.Unlock()
+
+	var timeout <-chan time.Time
+	limit := s.patience(a.kind)
+	if limit > 0 {
+		timer := time.NewTimer(limit)
+		defer timer.Stop()
+		timeout = timer.C
+	}
+	select {
+	case <-a.done:
+		return a.err
+	case <-ctx.Done():
+	case <-timeout:
+	}
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a.settled && a.err != nil {
+		return a.err
+	}
+	reason := fmt.Errorf("%w: %q granted nothing within %v", ErrCapacity, s.base, limit)
+	if ctx.Err() != nil {
+		reason = fmt.Errorf("%w: %q", ErrCapacity, s.base)
+	}
+	switch {
+	case s.down != nil:
+		reason = unavailable(s.down)
+	case !a.answered:
+		reason = fmt.Errorf("%w: no answer", ErrUnavailable)
+	}
+	if a.settled && a.extends {
+		return nil
+	}
+	if a.settled {
+		// The grant crossed the end of our patience. It goes back.
+		for _, p := range a.permits {
+			s.release(p)
+		}
+	} else {
+		s.withdraw(a)
+	}
+	return giveUp(ctx, reason)
+}
+
+// patience bounds a wait that ctx does not end earlier. A request that does not wait is bounded by one lease, after
+// which Redis's answer would be worth nothing.
+func (s *Semaphore) patience(kind redisscript.Kind) time.Duration {
+	if kind == redisscript.Try {
+		return s.cfg.TTL
+	}
+	if s.cfg.MaxAttempts < 0 {
+		return 0
+	}
+	return time.Duration(s.cfg.MaxAttempts) * s.cfg.RetryInterval
+}
+
+// submit puts a into the outbox. s.mu is held.
+func (s *Semaphore) submit(a *ask) {
+	if a.ids == nil {
+		for _, p := range a.permits {
+			a.ids = append(a.ids, p.id)
+		}
+		for _, id := range a.ids {
+			s.asks[id] = a
+		}
+	}
+	if !a.queued {
+		a.queued = true
+		s.outbox = append(s.outbox, a)
+	}
+	s.fly()
+}
+
+// settle ends a. s.mu is held.
+func (s *Semaphore) settle(a *ask, err error) {
+	a.settled = true
+	a.err = err
+	for _, id := range a.ids {
+		delete(s.asks, id)
+	}
+	if a.share != nil && a.share.ask == a {
+		a.share.ask = nil
+	}
+	close(a.done)
+}
+
+// withdraw takes back an ask that is not settled: out of the outbox, and out of Redis if it may be
+// known there. The drop is sent after every flight that carries the ask. s.mu is held.
+func (s *Semaphore) withdraw(a *ask) {
+	if a.settled {
+		return
+	}
+	s.settle(a, ErrCapacity)
+	if a.queued {
+		for i, other := range s.outbox {
+			if other == a {
+				s.outbox = append(s.outbox[:i:i], s.outbox[i+1:]...)
+				break
+			}
+		}
+		a.queued = false
+	}
+	if !a.sent || a.extends {
+		return
+	}
+	if a.kind == redisscript.Share {
+		s.drop(a.ids[:1]...) // what stands in the queue
+		s.drop(a.ids[1:]...)
+		return
+	}
+	s.drop(a.ids...)
+}
+
+// A drop is a release, or the withdrawal of a request, on its way.
+type drop struct {
+	request string
+	since   time.Duration // when it was asked for; after a lease there is nothing left to drop
+	done    chan error    // receives the outcome of the first try
+}
+
+// drop sends for the removal of permits or of the request they form. s.mu is held.
+func (s *Semaphore) drop(ids ...string) *drop {
+	d := &drop{request: redisscript.Request(s.ttlMillis(), ids...), since: s.sinceStart(), done: make(chan error, 1)}
+	if len(ids) > 0 {
+		s.drops = append(s.drops, d)
+		s.fly()
+	}
+	return d
+}
+
+// release frees p, whether held or lost, and gives it a new UUID. s.mu is held.
+func (s *Semaphore) release(p *Permit) *drop {
+	id := p.id
+	if p.state == held {
+		delete(s.permits, id)
+		if p.share != nil {
+			p.share.held--
+		}
+	}
+	p.renewID()
+	return s.drop(id)
+}
+
+// extend renews the lease of one held permit at once.
+func (s *Semaphore) extend(ctx context.Context, p *Permit, id string) error {
+	a := s.newAsk(redisscript.Try, nil, p)
+	a.extends = true
+	err := s.wait(ctx, a)
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a.answered && p.id == id && p.state == held {
+		s.lose(p) // Redis does not know it, and had no room to grant it anew
+	}
+	if p.state == lost {
+		return fmt.Errorf("%w: %w", ErrLost, err)
+	}
+	return err
+}

@@ -1,0 +1,148 @@
+package semaphore
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+)
+
+// The defaults of a Config.
+const (
+	DefaultPrefix        = "passbuddy"
+	DefaultName          = "semaphore"
+	DefaultCapacity      = 10
+	DefaultTTL           = 5 * time.Second
+	DefaultMaxAttempts   = 5
+	DefaultRetryInterval = 500 * time.Millisecond
+)
+
+const (
+	// minTTL leaves a renewal every TTL/3, and its retries, time to make a round trip.
+	minTTL           = 100 * time.Millisecond
+	maxTTL           = 24 * time.Hour
+	minRetryInterval = time.Millisecond
+	maxNameBytes     = 128
+	maxOwnerBytes    = 200
+)
+
+// Config describes a semaphore. The zero value of every field means its documented default.
+type Config struct {
+	// Prefix and Name together name the semaphore: its keys in Redis are "<Prefix>-<Name>" and
+	// "{<Prefix>-<Name>}:...". Everyone who gives the same two shares one capacity. At most 128 bytes each, without control
+	// characters and braces. Defaults "passbuddy" and "semaphore".
+	Prefix string
+	Name   string
+
+	// Capacity is how many permits may be held together, by everybody. The effective one is the smallest that a
+	// live session declares, unless an operator has set one with SetCapacity. Default 10.
+	Capacity int
+
+	// TTL is the length of a lease. A process that dies gives its permits back within it; a process that cannot reach Redis
+	// keeps them for a tenth less. Renewed every third of it. From 100ms to 24h, default 5s.
+	TTL time.Duration
+
+	// MaxAttempts x RetryInterval bounds a wait whose ctx has no earlier deadline. Default 5; below zero, ctx
+	// alone bounds it.
+	MaxAttempts int
+
+	// RetryInterval is also how often a waiter looks again by itself, should the push that
+	// grants it be lost. At least 1ms, default 500ms.
+	RetryInterval time.Duration
+
+	// Owner is shown to operators. Control characters are removed, and it is cut at 200 bytes.
+	// Default "<host>/<program>/<pid>".
+	Owner string
+
+	// Logger receives what an operator should know: lost leases, a capacity mismatch, an
+	// evicting Redis. Default slog.Default().
+	Logger *slog.Logger
+}
+
+// withDefaults returns the Config with its defaults filled in, or the first field that is refused.
+func (c Config) withDefaults() (Config, error) {
+	if c.Prefix == "" {
+		c.Prefix = DefaultPrefix
+	}
+	if c.Name == "" {
+		c.Name = DefaultName
+	}
+	if c.Capacity == 0 {
+		c.Capacity = DefaultCapacity
+	}
+	if c.TTL == 0 {
+		c.TTL = DefaultTTL
+	}
+	if c.MaxAttempts == 0 {
+		c.MaxAttempts = DefaultMaxAttempts
+	}
+	if c.RetryInterval == 0 {
+		c.RetryInterval = DefaultRetryInterval
+	}
+	if c.Owner == "" {
+		host, _ := os.Hostname()
+		c.Owner = fmt.Sprintf("%s/%s/%d", host, filepath.Base(os.Args[0]), os.Getpid())
+	}
+	c.Owner = clean(c.Owner)
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+
+	if err := checkName("Prefix", c.Prefix); err != nil {
+		return c, err
+	}
+	if err := checkName("Name", c.Name); err != nil {
+		return c, err
+	}
+	switch {
+	case c.Capacity < 0:
+		return c, refuse("Capacity", c.Capacity, "must not be negative")
+	case c.TTL < 0:
+		return c, refuse("TTL", c.TTL, "must not be negative")
+	case c.TTL < minTTL:
+		return c, refuse("TTL", c.TTL, "is too short to renew, the least is "+minTTL.String())
+	case c.TTL > maxTTL:
+		return c, refuse("TTL", c.TTL, "is too long, the most is "+maxTTL.String())
+	case c.RetryInterval < 0:
+		return c, refuse("RetryInterval", c.RetryInterval, "must not be negative")
+	case c.RetryInterval < minRetryInterval:
+		return c, refuse("RetryInterval", c.RetryInterval, "is too short, the least is "+minRetryInterval.String())
+	}
+	return c, nil
+}
+
+func refuse(field string, value any, why string) error {
+	return fmt.Errorf("semaphore: Config.%s is %v: it %s", field, value, strings.TrimPrefix(why, "it "))
+}
+
+func checkName(field, s string) error {
+	switch {
+	case len(s) > maxNameBytes:
+		return refuse(field, fmt.Sprintf("%q... (%d bytes)", s[:16], len(s)), fmt.Sprintf("is too long, the most is %d bytes", maxNameBytes))
+	case !utf8.ValidString(s):
+		return refuse(field, fmt.Sprintf("%q", s), "is not valid UTF-8")
+	case strings.ContainsFunc(s, unicode.IsControl):
+		return refuse(field, fmt.Sprintf("%q", s), "must not hold control characters")
+	case strings.ContainsAny(s, "{}"):
+		return refuse(field, fmt.Sprintf("%q", s), "must not hold braces, they would move its keys to other Cluster slots")
+	}
+	return nil
+}
+
+func clean(owner string) string {
+	owner = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) || r == utf8.RuneError {
+			return -1
+		}
+		return r
+	}, owner)
+	for len(owner) > maxOwnerBytes {
+		_, size := utf8.DecodeLastRuneInString(owner)
+		owner = owner[:len(owner)-size]
+	}
+	return owner
+}

@@ -1,0 +1,304 @@
+package semaphore
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/passbuddy/passbuddy/internal/redisscript"
+)
+
+const (
+	// batchMost bounds one exchange, so that no script keeps Redis from others for long.
+	batchMost = 256
+	// shareMost bounds how many permits a pool asks for at once.
+	shareMost = 16
+	// tenure is how long a permit recalled in rotation stays with its holder at least. Measured: closing and opening a
+	// connection costs 2 to 4 ms, so this keeps reconnects at a few percent of the time.
+	tenure = 100 * time.Millisecond
+)
+
+type offer struct {
+	share *Share
+	n     int
+}
+
+// fly starts a flight unless one is under way: what is asked for meanwhile travels together in
+// the next one. A lone caller is sent at once. s.mu is held.
+func (s *Semaphore) fly() {
+	if s.flying || s.left || len(s.outbox)+len(s.drops)+len(s.offers) == 0 {
+		return
+	}
+	s.flying = true
+	s.wg.Add(1)
+	go s.flight()
+}
+
+// flight exchanges batches until nothing is left to send. Batches of one session never overlap, so a
+// withdrawal always reaches Redis after the request it withdraws.
+func (s *Semaphore) flight() {
+	defer s.wg.Done()
+	renewed := false
+	for {
+		s.mu.Lock()
+		b := s.nextBatch()
+		if b == nil {
+			s.flying = false
+			s.mu.Unlock()
+			return
+		}
+		b.x.Epoch = s.epoch
+		s.mu.Unlock()
+
+		sent := s.sinceStart()
+		got, err := b.x.Run(s.ctx, s.client, s.keys)
+		if errors.Is(err, redisscript.ErrGone) && !renewed {
+			// Redis does not know us (any more). Join again, then say it again: every part of the batch
+			// is safe to repeat.
+			renewed = true
+			if err = s.beat(s.ctx); err == nil {
+				s.mu.Lock()
+				s.putBack(b)
+				s.mu.Unlock()
+				continue
+			}
+		}
+		if err != nil {
+			s.failed(b, err)
+			continue
+		}
+		renewed = false
+		s.arrived(b, sent, got)
+	}
+}
+
+// batch is one exchange and what it was made of.
+type batch struct {
+	x     redisscript.Exchange
+	asks  []*ask
+	drops []*drop
+	offer *Share
+}
+
+// nextBatch takes the next batch from the outbox, or nil. s.mu is held.
+func (s *Semaphore) nextBatch() *batch {
+	b := &batch{}
+	n := min(len(s.drops), batchMost)
+	b.drops = append(b.drops, s.drops[:n]...)
+	s.drops = remove(s.drops, n)
+	n = min(len(s.outbox), batchMost)
+	b.asks = append(b.asks, s.outbox[:n]...)
+	s.outbox = remove(s.outbox, n)
+	if len(s.offers) > 0 {
+		b.offer = s.offers[0].share
+		b.x.Offered, b.x.Offerer = s.offers[0].n, b.offer.name
+		s.offers = s.offers[1:]
+	}
+	if len(b.drops)+len(b.asks) == 0 && b.offer == nil {
+		return nil
+	}
+	b.x.Session, b.x.TTLMillis = s.identity.session, s.ttlMillis()
+	for _, d := range b.drops {
+		b.x.Drop = append(b.x.Drop, d.request)
+	}
+	for _, a := range b.asks {
+		a.queued, a.sent = false, true
+		b.x.Ask = append(b.x.Ask, redisscript.Ask{Kind: a.kind, Request: a.request(s)})
+	}
+	return b
+}
+
+// remove drops the first n elements and lets go of the array when none is left.
+func remove[T any](list []T, n int) []T {
+	if n == len(list) {
+		return nil
+	}
+	return list[n:]
+}
+
+// putBack returns a batch to the outbox, as if it had not been sent. s.mu is held.
+func (s *Semaphore) putBack(b *batch) {
+	s.drops = append(b.drops, s.drops...)
+	var asks []*ask
+	for _, a := range b.asks {
+		if !a.settled && !a.queued {
+			a.queued = true
+			asks = append(asks, a)
+		}
+	}
+	s.outbox = append(asks, s.outbox...)
+}
+
+// failed handles a batch that Redis did not answer. Whether it was carried out is unknown. Drops and waiting requests are repeated after a
+// pause; requests that do not wait fail.
+func (s *Semaphore) failed(b *batch, err error) {
+	s.mu.Lock()
+	changed := s.setDown(err)
+	now := s.sinceStart()
+	for _, d := range b.drops {
+		select {
+		case d.done <- unavailable(err):
+		default:
+		}
+		if now-d.since < s.cfg.TTL && !s.closed {
+			s.late = append(s.late, d)
+		}
+	}
+	for _, a := range b.asks {
+		if a.settled || a.kind != redisscript.Try {
+			continue
+		}
+		s.settle(a, unavailable(err))
+		if !a.extends {
+			s.drop(a.ids...) // it may have been granted all the same
+		}
+	}
+	s.lookAgain(min(s.cfg.RetryInterval, retryMost))
+	s.mu.Unlock()
+	if changed {
+		s.tellShares(func(sh Sharer) { sh.Changed() })
+	}
+}
+
+// retryMost bounds the pause before what Redis did not answer is said again.
+const retryMost = 250 * time.Millisecond
+
+// arrived settles what Redis answered.
+func (s *Semaphore) arrived(b *batch, sent time.Duration, got redisscript.Exchanged) {
+	s.mu.Lock()
+	changed := s.setDown(nil)
+	s.anchor = anchor{local: sent, redis: got.Now}
+	for _, d := range b.drops {
+		select {
+		case d.done <- nil:
+		default:
+		}
+	}
+	for _, a := range b.asks {
+		a.answered = true
+	}
+	shared := s.granted(got.Granted, sent)
+	for _, id := range got.Refused {
+		if a := s.asks[id]; a != nil {
+			s.settle(a, s.refusal(a))
+		}
+	}
+	if s.pending() {
+		pause := s.cfg.RetryInterval
+		if wake := time.Duration(got.Wake-got.Now+1) * time.Millisecond; got.Wake > 0 && wake < pause {
+			pause = max(wake, time.Millisecond)
+		}
+		s.lookAgain(pause)
+	}
+	s.mu.Unlock()
+
+	s.deliver(shared)
+	s.tellShares(func(sh Sharer) {
+		if changed {
+			sh.Changed()
+		}
+		sh.Wanted(got.Waiting > 0)
+	})
+	if b.offer != nil && got.Promised > 0 {
+		b.offer.sharer.Promised(int(got.Promised))
+	}
+}
+
+// granted takes grants that count from the local time since. It returns those of
+// connection pools, to be delivered once s.mu, which is held, is not.
+func (s *Semaphore) granted(ids []string, since time.Duration) map[*Share][]*Permit {
+	trusted := since + s.cfg.TTL - s.margin
+	var shared map[*Share][]*Permit
+	for _, id := range ids {
+		if p := s.permits[id]; p != nil { // an extension, or told twice
+			p.trusted.Store(max(p.trusted.Load(), int64(trusted)))
+			if a := s.asks[id]; a != nil {
+				s.settle(a, nil)
+			}
+			continue
+		}
+		a := s.asks[id]
+		switch {
+		case a == nil:
+			s.drop(id) // it crossed a withdrawal
+			continue
+		case trusted <= s.sinceStart():
+			// It took so long to hear of it that the lease may be over. Ask again, under the same name.
+			s.submit(a)
+			continue
+		}
+		var got []*Permit
+		for i, p := range a.permits {
+			if a.share == nil || slices.Contains(ids, a.ids[i]) {
+				s.hold(p, trusted)
+				got = append(got, p)
+			}
+		}
+		if a.share != nil {
+			if shared == nil {
+				shared = make(map[*Share][]*Permit)
+			}
+			shared[a.share] = append(shared[a.share], got...)
+		}
+		s.settle(a, nil)
+	}
+	return shared
+}
+
+// hold makes p held until trusted. s.mu is held.
+func (s *Semaphore) hold(p *Permit, trusted time.Duration) {
+	p.state = held
+	p.trusted.Store(int64(trusted))
+	s.permits[p.id] = p
+	if p.share != nil {
+		p.share.held++
+	}
+	s.watch(trusted)
+}
+
+func (s *Semaphore) refusal(a *ask) error {
+	if len(a.ids) > 1 {
+		return fmt.Errorf("%w: %q has no room for %d permits together", ErrCapacity, s.base, len(a.ids))
+	}
+	return fmt.Errorf("%w: %q has no permit free", ErrCapacity, s.base)
+}
+
+// pending reports whether Redis's queue holds anything of ours. s.mu is held.
+func (s *Semaphore) pending() bool { return len(s.asks) > 0 }
+
+// lookAgain repeats, after a pause, what is unanswered: requests that wait, in case their grant was pushed and
+// lost, and drops that failed. The pause is jittered so that sessions spread. s.mu is held.
+func (s *Semaphore) lookAgain(pause time.Duration) {
+	at := s.sinceStart() + pause
+	if s.closed || (s.again != nil && s.againAt <= at) {
+		return
+	}
+	if s.again != nil {
+		s.again.Stop()
+	}
+	s.againAt = at
+	if pause > 10*time.Millisecond {
+		pause += rand.N(pause / 8)
+	}
+	s.again = time.AfterFunc(pause, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.again = nil
+		s.repeat()
+	})
+}
+
+// repeat puts everything unanswered back into the outbox. s.mu is held.
+func (s *Semaphore) repeat() {
+	s.drops = append(s.drops, s.late...)
+	s.late = nil
+	for id, a := range s.asks {
+		if id == a.ids[0] && !a.queued {
+			a.queued = true
+			s.outbox = append(s.outbox, a)
+		}
+	}
+	s.fly()
+}

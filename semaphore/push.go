@@ -1,0 +1,109 @@
+package semaphore
+
+import (
+	"context"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// Pushes are hints that save time. What they say is in Redis too, and is found by looking again.
+//
+//	g <Redis's time, ms> <UUID>...   granted
+//	w <sharer>                       somebody waits: offer what lies idle
+//	b <sharer> f|t                   give one back: at the next return, or not before its tenure is over
+//	r                                look again
+
+// anchor ties Redis's clock to ours: what Redis did at redis, in ms, happened locally at or after local.
+type anchor struct {
+	local time.Duration
+	redis int64
+}
+
+// bound is the earliest local time at which Redis's clock can have shown t. It is never later than now.
+func (a anchor) bound(t int64, now time.Duration) time.Duration {
+	return min(now, a.local+time.Duration(t-a.redis-1)*time.Millisecond)
+}
+
+// subscribe starts listening and waits, for a bounded time, until Redis has confirmed it.
+func (s *Semaphore) subscribe(ctx context.Context) {
+	channel := s.keys.Channel(s.identity.session)
+	// The subscription lives as long as the session; only the wait for it is bounded.
+	var ps *redis.PubSub
+	if s.sharded {
+		ps = s.own.SSubscribe(s.ctx, channel)
+	} else {
+		ps = s.own.Subscribe(s.ctx, channel)
+	}
+	s.pubsub = ps
+	confirmed := make(chan struct{})
+	s.wg.Add(1)
+	go s.listen(ps.ChannelWithSubscriptions(
+		redis.WithChannelSize(1024),
+		redis.WithChannelHealthCheckInterval(max(s.cfg.TTL/3, 100*time.Millisecond)),
+	), confirmed)
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.TTL)
+	defer cancel()
+	select {
+	case <-confirmed:
+	case <-ctx.Done():
+		s.log.Warn("no subscription yet: waiters look again every RetryInterval instead of being pushed to", "semaphore", s.base)
+	}
+}
+
+func (s *Semaphore) listen(messages <-chan any, confirmed chan struct{}) {
+	defer s.wg.Done()
+	first := true
+	for m := range messages {
+		switch m := m.(type) {
+		case *redis.Subscription:
+			if first {
+				first = false
+				close(confirmed)
+				continue
+			}
+			// Subscribed again after a reconnect: what was pushed in between is lost.
+			s.mu.Lock()
+			s.repeat()
+			s.mu.Unlock()
+		case *redis.Message:
+			s.pushed(m.Payload)
+		}
+	}
+}
+
+func (s *Semaphore) pushed(payload string) {
+	fields := strings.Fields(payload)
+	if len(fields) == 0 {
+		return
+	}
+	switch kind, rest := fields[0], fields[1:]; {
+	case kind == "g" && len(rest) > 1:
+		at, err := strconv.ParseInt(rest[0], 10, 64)
+		if err != nil {
+			return
+		}
+		s.mu.Lock()
+		shared := s.granted(rest[1:], s.anchor.bound(at, s.sinceStart()))
+		s.mu.Unlock()
+		s.deliver(shared)
+	case kind == "w" && len(rest) == 1:
+		if sh := s.shareNamed(rest[0]); sh != nil {
+			sh.sharer.Wanted(true)
+		}
+	case kind == "b" && len(rest) == 2:
+		if sh := s.shareNamed(rest[0]); sh != nil {
+			after := time.Duration(0)
+			if rest[1] == "t" {
+				after = tenure
+			}
+			sh.sharer.Recall(1, after)
+		}
+	case kind == "r":
+		s.mu.Lock()
+		s.repeat()
+		s.mu.Unlock()
+	}
+}

@@ -1,0 +1,329 @@
+// Package semaphore is a distributed counting semaphore on Redis: any number of processes share one
+// capacity, and never hold more permits together than that.
+//
+// A permit is held by a lease on Redis's clock, renewed by one heartbeat for the whole process. Waiters queue in Redis, first come
+// first served across the fleet, and are pushed to when it is their turn. A process notices by its own monotonic clock when a
+// lease can no longer be proven, before Redis gives the permit to another.
+//
+// What it promises: the permits that holders may believe in never exceed the capacity, through crashes, lost messages, retries, clock steps of
+// clients, and a Redis that loses all its state while its holders live. What it does not: an asynchronous failover of Redis can
+// forget the last grants, and a process that is frozen while it works goes on when it wakes, until it looks at Held
+// or Lost. ARCHITECTURE.md says more.
+package semaphore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"reflect"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/passbuddy/passbuddy/internal/redisscript"
+)
+
+// startTimeout bounds what New does before it knows that Redis answers.
+const startTimeout = 5 * time.Second
+
+// closeTimeout bounds how long Close waits for connection pools to end their connections, and for Redis.
+const closeTimeout = 3 * time.Second
+
+// A Semaphore is one session: one process's membership in a fleet that shares a capacity. It has one heartbeat, one subscription, and
+// any number of permits. All methods can be called concurrently.
+type Semaphore struct {
+	cfg       Config
+	base      string // "<prefix>-<name>"
+	keys      redisscript.Keys
+	identity  *identity
+	info      string
+	margin    time.Duration // see heartbeat.go
+	start     time.Time
+	log       *slog.Logger
+	client    redis.UniversalClient // the caller's
+	own       redis.UniversalClient // for the heartbeat and the subscription
+	ownClient bool                  // client is closed by Close
+
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	pubsub *redis.PubSub
+
+	beating   sync.Mutex // serialises heartbeats; taken before mu
+	closeOnce sync.Once
+	closeErr  error
+
+	mu sync.Mutex
+
+	// Guarded by mu. No call to Redis or to a Sharer is made with it held, and a Sharer's lock is taken
+	// before it, never after.
+	permits  map[string]*Permit // held
+	asks     map[string]*ask    // not settled
+	outbox   []*ask             // to be sent
+	drops    []*drop            // to be sent
+	late     []*drop            // to be sent again
+	offers   []offer
+	flying   bool
+	again    *time.Timer // see lookAgain
+	againAt  time.Duration
+	watchdog *time.Timer // see watch
+	watchAt  time.Duration
+	shares   []*Share
+	sharers  int // shares there ever were
+	epoch    string
+	sharded  bool
+	capacity int64 // in force, as last heard
+	anchor   anchor
+	down     error // why Redis did not answer the last call, or nil
+	closed   bool  // nothing is acquired any more
+	left     bool  // nothing is sent any more
+	returned *sync.Cond
+}
+
+// New joins the fleet through the caller's client. The client stays the caller's; a second connection pool with
+// the same options, of two connections, is opened for the heartbeat and the subscription, so that a busy client cannot starve them.
+//
+// It asks Redis before it returns, for at most 5s. Errors: the field of cfg that is refused; ErrUnavailable, with its cause, if Redis
+// cannot be reached, wants other credentials, or is older than 6.0.
+func New(client redis.UniversalClient, cfg Config) (*Semaphore, error) {
+	return newSemaphore(context.Background(), client, false, cfg)
+}
+
+// Open is New with a client of its own, made from a redis://, rediss:// or unix:// URL (see redis.ParseURL). Close closes it.
+func Open(ctx context.Context, rawURL string, cfg Config) (*Semaphore, error) {
+	if _, err := cfg.withDefaults(); err != nil {
+		return nil, err
+	}
+	opt, err := redis.ParseURL(rawURL)
+	if err != nil {
+		var parse *url.Error
+		if errors.As(err, &parse) {
+			err = parse.Err // without the URL, which can hold a password
+		}
+		return nil, fmt.Errorf("semaphore: Redis URL: %w", err)
+	}
+	client := redis.NewClient(opt)
+	s, err := newSemaphore(ctx, client, true, cfg)
+	if err != nil {
+		_ = client.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func newSemaphore(ctx context.Context, client redis.UniversalClient, ownClient bool, cfg Config) (*Semaphore, error) {
+	if client == nil || reflect.ValueOf(client).Kind() == reflect.Pointer && reflect.ValueOf(client).IsNil() {
+		return nil, errors.New("semaphore: the Redis client is nil")
+	}
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	base := cfg.Prefix + "-" + cfg.Name
+	s := &Semaphore{
+		cfg: cfg, base: base, keys: redisscript.NewKeys(base), identity: newIdentity(), info: encodeInfo(cfg.Owner),
+		margin: cfg.TTL / 10, start: time.Now(), log: cfg.Logger,
+		client: client, ownClient: ownClient, own: dedicated(client, cfg.TTL),
+		permits: make(map[string]*Permit), asks: make(map[string]*ask), capacity: int64(cfg.Capacity),
+	}
+	s.returned = sync.NewCond(&s.mu)
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	if err := s.join(ctx); err != nil {
+		s.cancel()
+		s.closeOwn()
+		return nil, err
+	}
+	s.subscribe(ctx)
+	s.wg.Add(1)
+	go s.heartbeats()
+	return s, nil
+}
+
+func (s *Semaphore) join(ctx context.Context) error {
+	server, err := inspectServer(ctx, s.own)
+	if err == nil {
+		err = server.check()
+	}
+	if err != nil {
+		return fmt.Errorf("join %q: %w", s.base, unavailable(err))
+	}
+	if server.mayEvict() {
+		s.log.Warn("this Redis may evict keys, and with them permits: set maxmemory-policy noeviction",
+			"semaphore", s.base, "maxmemory-policy", server.policy)
+	}
+	if err := s.beat(ctx); err != nil {
+		return fmt.Errorf("join %q: %w", s.base, unavailable(err))
+	}
+	return nil
+}
+
+func (s *Semaphore) sinceStart() time.Duration { return time.Since(s.start) }
+
+func (s *Semaphore) ttlMillis() int64 { return s.cfg.TTL.Milliseconds() }
+
+// Acquire waits for a permit, first come first served across the fleet. Errors are those of [Permit.Acquire].
+func (s *Semaphore) Acquire(ctx context.Context) (*Permit, error) {
+	p := s.NewPermit()
+	if err := s.wait(ctx, s.newAsk(redisscript.Wait, nil, p)); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// TryAcquire acquires a permit if one is free and nobody waits for it. It makes one round trip and never waits for a permit;
+// it returns ErrCapacity where Acquire would.
+func (s *Semaphore) TryAcquire(ctx context.Context) (*Permit, error) {
+	p := s.NewPermit()
+	if err := s.wait(ctx, s.newAsk(redisscript.Try, nil, p)); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// AcquireN waits for n permits together: it gets all of them or none. While it is at the head of
+// the queue, smaller requests do not pass it. More than the whole capacity is refused at once with ErrCapacity.
+func (s *Semaphore) AcquireN(ctx context.Context, n int) ([]*Permit, error) {
+	if n < 1 {
+		return nil, fmt.Errorf("semaphore: AcquireN: n is %d: it must be at least 1", n)
+	}
+	if most := s.knownCapacity(); n > most {
+		return nil, fmt.Errorf("%w: %q has %d permits in all, %d were asked for together", ErrCapacity, s.base, most, n)
+	}
+	permits := make([]*Permit, n)
+	for i := range permits {
+		permits[i] = s.NewPermit()
+	}
+	if err := s.wait(ctx, s.newAsk(redisscript.Wait, nil, permits...)); err != nil {
+		return nil, err
+	}
+	return permits, nil
+}
+
+// knownCapacity is the capacity in force as last heard, or what this session declares if that is more.
+func (s *Semaphore) knownCapacity() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return max(int(s.capacity), s.cfg.Capacity)
+}
+
+// Capacity is what this session declares (Config.Capacity).
+func (s *Semaphore) Capacity() int { return s.cfg.Capacity }
+
+// Client is the Redis client that was given to New, or made by Open.
+func (s *Semaphore) Client() redis.UniversalClient { return s.client }
+
+// SetCapacity sets the capacity for the whole fleet, at once and until it is set again, whatever its sessions declare. Raising it
+// grants to those who wait. Lowering it revokes nothing: the fleet drains to it. 0 withdraws it, and the smallest
+// capacity that a live session declares is in force again.
+func (s *Semaphore) SetCapacity(ctx context.Context, n int) error {
+	if n < 0 {
+		return fmt.Errorf("semaphore: SetCapacity: %d: must not be negative", n)
+	}
+	capacity, err := redisscript.SetCapacity(ctx, s.client, s.keys, n)
+	if err != nil {
+		return fmt.Errorf("set capacity of %q: %w", s.base, unavailable(err))
+	}
+	s.mu.Lock()
+	s.capacity = capacity
+	s.mu.Unlock()
+	return nil
+}
+
+// Close releases all permits and ends the session. Waiting calls return ErrClosed; permits turn not held, and
+// their Lost is closed. Connection pools are asked to end their connections first, for up to 3s; better close them before. An error
+// means that Redis did not answer: what was held then ends with its lease. Closing twice does nothing.
+func (s *Semaphore) Close() error {
+	s.closeOnce.Do(func() { s.closeErr = s.close() })
+	return s.closeErr
+}
+
+func (s *Semaphore) close() error {
+	s.mu.Lock()
+	s.closed = true
+	var requests []string
+	for id, a := range s.asks {
+		if id == a.ids[0] {
+			if a.sent && !a.extends {
+				requests = append(requests, a.request(s))
+			}
+			s.settle(a, fmt.Errorf("%w", ErrClosed))
+		}
+	}
+	s.outbox, s.offers = nil, nil
+	s.mu.Unlock()
+	s.tellShares(func(sh Sharer) { sh.Closed() })
+
+	s.mu.Lock()
+	s.awaitShares()
+	s.left = true
+	for _, d := range append(s.drops, s.late...) {
+		requests = append(requests, d.request)
+		select {
+		case d.done <- nil:
+		default:
+		}
+	}
+	for id, p := range s.permits {
+		requests = append(requests, redisscript.Request(s.ttlMillis(), id))
+		p.state = lost
+		p.trusted.Store(0)
+		close(p.lost)
+	}
+	clear(s.permits)
+	for _, t := range []*time.Timer{s.again, s.watchdog} {
+		if t != nil {
+			t.Stop()
+		}
+	}
+	epoch := s.epoch
+	s.mu.Unlock()
+
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	err := redisscript.Leave(ctx, s.own, s.keys, s.identity.session, epoch, requests)
+	s.cancel()
+	_ = s.pubsub.Close()
+	s.wg.Wait()
+	s.closeOwn()
+	if s.ownClient {
+		_ = s.client.Close()
+	}
+	if err != nil {
+		return fmt.Errorf("leave %q: %w", s.base, unavailable(err))
+	}
+	return nil
+}
+
+// awaitShares waits until the connection pools have given everything back, bounded. s.mu is held.
+func (s *Semaphore) awaitShares() {
+	late := false
+	timer := time.AfterFunc(closeTimeout, func() {
+		s.mu.Lock()
+		late = true
+		s.mu.Unlock()
+		s.returned.Broadcast()
+	})
+	defer timer.Stop()
+	for !late {
+		held := 0
+		for _, sh := range s.shares {
+			held += sh.held
+		}
+		if held == 0 {
+			return
+		}
+		s.returned.Wait()
+	}
+}
+
+func (s *Semaphore) closeOwn() {
+	if s.own != s.client {
+		_ = s.own.Close()
+	}
+}

@@ -1,0 +1,189 @@
+package semaphore
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/passbuddy/passbuddy/internal/redisscript"
+)
+
+// A Sharer is a connection pool as the engine sees it: it holds permits through a Share, and is told
+// what the fleet wants of it. No method may block. They are called from several goroutines.
+type Sharer interface {
+	Granted(permits []*Permit)          // permits asked for have arrived
+	Recall(n int, tenure time.Duration) // give n back soon, each not before it was held for tenure
+	Promised(n int)                     // of the units offered, n are needed: give them back
+	Wanted(yes bool)                    // whether anyone in the fleet waits
+	Lost(p *Permit)                     // its lease can no longer be proven
+	Changed()                           // Redis went away, or came back: see Share.Err
+	Closed()                            // the semaphore is being closed: give everything back
+	Owed() int                          // how many permits were recalled or promised, and are not given back yet
+}
+
+// A Share is one connection pool's part of the semaphore. The fleet's capacity is divided between shares by max-min fairness: one that
+// waits is served before one that holds more, and the largest gives back to one that has at least two fewer.
+//
+// It is the base on which the integrations of this module are built. Programs that only want permits use [Semaphore.Acquire].
+type Share struct {
+	s      *Semaphore
+	name   string
+	sharer Sharer
+
+	// Guarded by s.mu.
+	want     int
+	ask      *ask // the one request under way, or nil
+	held     int
+	quitting bool // a withdrawal is being considered
+}
+
+// withdrawAfter is how long a request outlives its last local waiter. Waiters come and go with every
+// query of a busy pool; asking and withdrawing each time would send two commands for each.
+const withdrawAfter = 25 * time.Millisecond
+
+// NewShare adds a connection pool to the session.
+func (s *Semaphore) NewShare(sharer Sharer) (*Share, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, fmt.Errorf("%w", ErrClosed)
+	}
+	if s.sharers == maxSharers {
+		return nil, fmt.Errorf("semaphore: a session has had %d connection pools, the most there can be", maxSharers)
+	}
+	s.sharers++
+	sh := &Share{s: s, name: s.identity.sharer(s.sharers), sharer: sharer}
+	s.shares = append(s.shares, sh)
+	return sh, nil
+}
+
+// Ask says how many permits more the pool could use now; it is a level, not an increment. One request is under way at a time,
+// for as many as are free, or for one.
+func (sh *Share) Ask(n int) {
+	s := sh.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sh.want = n
+	switch {
+	case s.closed:
+	case n > 0 && sh.ask == nil:
+		permits := make([]*Permit, min(n, shareMost))
+		for i := range permits {
+			permits[i] = s.newPermit(sh)
+		}
+		sh.ask = s.newAsk(redisscript.Share, sh, permits...)
+		s.submit(sh.ask)
+	case n == 0 && sh.ask != nil && !sh.quitting:
+		sh.quitting = true
+		time.AfterFunc(withdrawAfter, func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			sh.quitting = false
+			if sh.want == 0 && sh.ask != nil {
+				s.withdraw(sh.ask)
+			}
+		})
+	}
+}
+
+// Give releases a permit of this share, held or lost, in the background.
+func (sh *Share) Give(p *Permit) {
+	s := sh.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p.state == free || s.left {
+		return
+	}
+	s.release(p)
+	if sh.ask != nil && !sh.ask.queued {
+		// Its rank in the queue was that of a larger share.
+		sh.ask.queued = true
+		s.outbox = append(s.outbox, sh.ask)
+	}
+	if s.closed {
+		s.returned.Signal()
+	}
+}
+
+// Offer asks whether anyone in the fleet needs some of n units that lie idle. The answer is Sharer.Promised, or nothing.
+func (sh *Share) Offer(n int) {
+	s := sh.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range s.offers {
+		if s.offers[i].share == sh {
+			s.offers[i].n = n
+			return
+		}
+	}
+	if !s.closed {
+		s.offers = append(s.offers, offer{sh, n})
+		s.fly()
+	}
+}
+
+// Err is why Redis cannot be asked now, matching ErrUnavailable, or nil.
+func (sh *Share) Err() error {
+	sh.s.mu.Lock()
+	defer sh.s.mu.Unlock()
+	if sh.s.down != nil {
+		return unavailable(sh.s.down)
+	}
+	return nil
+}
+
+// Try acquires one permit for the pool without waiting, as TryAcquire does. It does not pass through Granted.
+func (sh *Share) Try(ctx context.Context) (*Permit, error) {
+	p := sh.s.newPermit(sh)
+	if err := sh.s.wait(ctx, sh.s.newAsk(redisscript.Try, nil, p)); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// Close takes the share out of the session, once its last permit is given back.
+func (sh *Share) Close() {
+	s := sh.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if sh.ask != nil {
+		s.withdraw(sh.ask)
+	}
+	if sh.held > 0 {
+		return
+	}
+	for i, other := range s.shares {
+		if other == sh {
+			s.shares = append(s.shares[:i:i], s.shares[i+1:]...)
+			return
+		}
+	}
+}
+
+// deliver hands grants to their pools. s.mu is not held.
+func (s *Semaphore) deliver(shared map[*Share][]*Permit) {
+	for sh, permits := range shared {
+		sh.sharer.Granted(permits)
+	}
+}
+
+// tellShares calls tell for every pool. s.mu is not held.
+func (s *Semaphore) tellShares(tell func(Sharer)) {
+	s.mu.Lock()
+	shares := s.shares
+	s.mu.Unlock()
+	for _, sh := range shares {
+		tell(sh.sharer)
+	}
+}
+
+func (s *Semaphore) shareNamed(name string) *Share {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, sh := range s.shares {
+		if sh.name == name {
+			return sh
+		}
+	}
+	return nil
+}

@@ -1,0 +1,101 @@
+package semaphore
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/passbuddy/passbuddy/internal/redisscript"
+)
+
+// A Snapshot is the state of a semaphore at one instant, as Redis has it.
+type Snapshot struct {
+	Capacity int           // in force
+	Limit    int           // set by an operator with SetCapacity, or 0
+	Held     int           // permits held by anyone, other clients' included
+	Gate     time.Duration // how long nothing new is granted, because Redis lost its state; usually 0
+
+	Holders  []Holder  // sessions that hold permits, the largest first; other clients' permits have an empty Session
+	Waiters  []Waiter  // pending acquires, first in line first
+	Sessions []Session // all live sessions, by owner
+}
+
+// A Holder is a session that holds permits.
+type Holder struct {
+	Session string
+	Owner   string
+	Permits []string // UUIDs
+}
+
+// A Waiter is a pending acquire.
+type Waiter struct {
+	Session string
+	Owner   string
+	N       int // permits it wants together
+}
+
+// A Session is one live *Semaphore somewhere in the fleet.
+type Session struct {
+	ID       string
+	Owner    string
+	Capacity int           // it declares
+	Lease    time.Duration // until it would be taken for dead
+}
+
+// Snapshot reads the state from Redis. It changes nothing, and its cost grows with the number of permits, waiters and sessions.
+func (s *Semaphore) Snapshot(ctx context.Context) (Snapshot, error) {
+	raw, err := redisscript.Load(ctx, s.client, s.keys)
+	if err != nil {
+		return Snapshot{}, fmt.Errorf("snapshot of %q: %w", s.base, unavailable(err))
+	}
+	owners := make(map[string]string, len(raw.Info))
+	for id, text := range raw.Info {
+		var i info
+		_ = json.Unmarshal([]byte(text), &i) // what another version wrote differently has no owner here
+		owners[id] = clean(i.Owner)
+	}
+	out := Snapshot{
+		Capacity: int(raw.Capacity), Limit: int(raw.Limit), Held: len(raw.Permits),
+		Gate: max(0, time.Duration(raw.Gate-raw.Now)*time.Millisecond),
+	}
+	holders := make(map[string][]string)
+	for id := range raw.Permits {
+		session := sessionOf(id)
+		if _, known := raw.Sessions[session]; !known && owners[session] == "" {
+			session = ""
+		}
+		holders[session] = append(holders[session], id)
+	}
+	for session, ids := range holders {
+		slices.Sort(ids)
+		out.Holders = append(out.Holders, Holder{Session: session, Owner: owners[session], Permits: ids})
+	}
+	slices.SortFunc(out.Holders, func(a, b Holder) int {
+		return cmp.Or(cmp.Compare(len(b.Permits), len(a.Permits)), cmp.Compare(a.Session, b.Session))
+	})
+	for _, ids := range raw.Queue {
+		session := sessionOf(ids[0])
+		out.Waiters = append(out.Waiters, Waiter{Session: session, Owner: owners[session], N: len(ids)})
+	}
+	for id, expiry := range raw.Sessions {
+		out.Sessions = append(out.Sessions, Session{
+			ID: id, Owner: owners[id], Capacity: int(raw.Declared[id]), Lease: time.Duration(expiry-raw.Now) * time.Millisecond,
+		})
+	}
+	slices.SortFunc(out.Sessions, func(a, b Session) int {
+		return cmp.Or(cmp.Compare(a.Owner, b.Owner), cmp.Compare(a.ID, b.ID))
+	})
+	return out, nil
+}
+
+// sessionOf is the session that made a permit's UUID. Other clients' UUIDs name none that lives.
+func sessionOf(id string) string {
+	const length = 18
+	if len(id) < length {
+		return ""
+	}
+	return id[:length]
+}
