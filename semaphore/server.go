@@ -46,8 +46,8 @@ func dedicated(c redis.UniversalClient, ttl time.Duration) redis.UniversalClient
 	}
 }
 
-// server is what INFO tells. Fields it does not tell, or may not by its ACL, are empty.
-type server struct {
+// serverInfo is what INFO tells. Fields it does not tell, or may not by its ACL, are empty.
+type serverInfo struct {
 	version, policy, maxMemory string
 }
 
@@ -55,16 +55,16 @@ type server struct {
 const oldestMajor = 6
 
 // inspectServer asks Redis what it is. That it will not tell is no error; that it does not answer, or wants other credentials, is.
-func inspectServer(ctx context.Context, c redis.UniversalClient) (server, error) {
+func inspectServer(ctx context.Context, c redis.UniversalClient) (serverInfo, error) {
 	text, err := c.Info(ctx).Result()
 	if err != nil {
 		var refused redis.Error
 		if errors.As(err, &refused) && !redis.HasErrorPrefix(err, "NOAUTH") && !redis.HasErrorPrefix(err, "WRONGPASS") {
-			return server{}, nil
+			return serverInfo{}, nil
 		}
-		return server{}, err
+		return serverInfo{}, err
 	}
-	var s server
+	var s serverInfo
 	for line := range strings.Lines(text) {
 		key, value, _ := strings.Cut(strings.TrimSpace(line), ":")
 		switch key {
@@ -79,7 +79,7 @@ func inspectServer(ctx context.Context, c redis.UniversalClient) (server, error)
 	return s, nil
 }
 
-func (s server) check() error {
+func (s serverInfo) check() error {
 	major, _, _ := strings.Cut(s.version, ".")
 	if n, err := strconv.Atoi(major); err == nil && n < oldestMajor {
 		return fmt.Errorf("the server is Redis %s, too old: %d.0 or later is needed", s.version, oldestMajor)
@@ -87,6 +87,6 @@ func (s server) check() error {
 	return nil
 }
 
-func (s server) mayEvict() bool {
+func (s serverInfo) mayEvict() bool {
 	return s.policy != "" && s.policy != "noeviction" && s.maxMemory != "" && s.maxMemory != "0"
 }

@@ -1,0 +1,134 @@
+package semaphore
+
+import (
+	"errors"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// Redis forgets everything while its clients live: FLUSHALL, or a restart without persistence.
+func TestStateLossDoesNotGrantTwice(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		cfg := Config{Capacity: 2, TTL: 3 * time.Second}
+		a, b := w.join(cfg), w.join(cfg)
+		p, q := a.acquire(t), b.acquire(t)
+		time.Sleep(100 * time.Millisecond)
+		w.redis.FlushAll()
+
+		// A stranger comes first. It must not be granted what a and b hold.
+		c := w.join(cfg)
+		if _, err := c.TryAcquire(t.Context()); !errors.Is(err, ErrCapacity) {
+			t.Fatalf("granted right after the loss: %v", err)
+		}
+		if c.snapshot(t).Gate == 0 {
+			t.Fatal("new grants are not held back")
+		}
+		time.Sleep(3100 * time.Millisecond)
+		if !p.Held() || !q.Held() {
+			t.Fatal("holders lost what they hold")
+		}
+		if snap := c.snapshot(t); snap.Held != 2 || snap.Gate != 0 {
+			t.Fatalf("not re-asserted: %+v", snap)
+		}
+		waiting := c.later(t.Context())
+		if waiting.isDone() {
+			t.Fatal("over capacity after the loss")
+		}
+		release(t, p)
+		if !waiting.isDone() || waiting.err != nil {
+			t.Fatalf("nothing is granted after the loss: %v", waiting.err)
+		}
+	})
+}
+
+func TestWaitersSurviveStateLoss(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		cfg := Config{Capacity: 1, TTL: time.Second, MaxAttempts: -1}
+		a, b := w.join(cfg), w.join(cfg)
+		p := a.acquire(t)
+		waiting := b.later(t.Context())
+		w.redis.FlushAll()
+		time.Sleep(3 * time.Second)
+		if waiting.isDone() {
+			t.Fatal("granted while a holds the only permit")
+		}
+		release(t, p)
+		if !waiting.isDone() || waiting.err != nil {
+			t.Fatalf("the waiter was forgotten: %v", waiting.err)
+		}
+	})
+}
+
+func TestNewSemaphoreDoesNotPayForStateLoss(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a := w.join(Config{Name: "another", Capacity: 1})
+		a.acquire(t)
+		b := w.join(Config{Name: "new", Capacity: 1})
+		if _, err := b.TryAcquire(t.Context()); err != nil {
+			t.Fatalf("the first permit of a new semaphore: %v", err)
+		}
+	})
+}
+
+// A permit released while Redis had forgotten it must not be put back by a heartbeat that crossed the release.
+func TestReleaseDuringStateLossStaysReleased(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a := w.join(Config{Capacity: 1, TTL: time.Second, MaxAttempts: -1})
+		p := a.acquire(t)
+		w.redis.FlushAll()
+		release(t, p)
+		synctest.Wait()
+		if got := a.snapshot(t).Held; got != 0 {
+			t.Fatalf("%d held, want 0", got)
+		}
+		time.Sleep(1100 * time.Millisecond)
+		a.acquire(t)
+	})
+}
+
+// A Node service on the original library shares the sorted set: its permits count, and expire by Redis's clock.
+func TestSharesTheSortedSetWithTheOriginal(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a := w.join(Config{Prefix: "passbuddy", Name: "db", Capacity: 2, TTL: time.Second, MaxAttempts: -1})
+		foreign := "7b1c0f0e-2d3a-4c5b-8a69-0123456789ab"
+		if _, err := w.redis.ZAdd("passbuddy-db", float64(time.Now().Add(5*time.Second).UnixMilli()), foreign); err != nil {
+			t.Fatal(err)
+		}
+		a.acquire(t)
+		waiting := a.later(t.Context())
+		if waiting.isDone() {
+			t.Fatal("the original's permit was not counted")
+		}
+		if snap := a.snapshot(t); snap.Held != 2 || len(snap.Holders) != 2 {
+			t.Fatalf("snapshot %+v", snap)
+		}
+		<-waiting.done
+		if waiting.err != nil || waiting.took > 5100*time.Millisecond {
+			t.Fatalf("granted after %v: %v, want when the foreign lease expired", waiting.took, waiting.err)
+		}
+		members, err := w.redis.ZMembers("passbuddy-db")
+		if err != nil || slices.Contains(members, foreign) || len(members) != 2 {
+			t.Fatalf("members %q, %v: the expired foreign permit is still there", members, err)
+		}
+	})
+}
+
+// Everything is in one Cluster slot: the first key's own, or its hash tag.
+func TestAllKeysShareOneSlot(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a := w.join(Config{Prefix: "p", Name: "n", Capacity: 1})
+		a.acquire(t)
+		a.later(t.Context())
+		keys := w.redis.Keys()
+		if len(keys) < 5 {
+			t.Fatalf("keys %q: the test looks at too little", keys)
+		}
+		for _, k := range keys {
+			if k != "p-n" && (len(k) < 6 || k[:6] != "{p-n}:") {
+				t.Errorf("key %q is outside of the slot", k)
+			}
+		}
+	})
+}

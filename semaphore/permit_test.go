@@ -1,0 +1,240 @@
+package semaphore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+func TestPermitLife(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		s := w.join(Config{Capacity: 1, TTL: 2 * time.Second})
+		p := s.NewPermit()
+		if p.Held() {
+			t.Fatal("a new permit is held")
+		}
+		if _, err := uuid.Parse(p.ID()); err != nil {
+			t.Fatalf("ID %q: %v", p.ID(), err)
+		}
+		if err := p.Release(t.Context()); err != nil {
+			t.Fatalf("releasing what is not held: %v", err)
+		}
+		id := p.ID()
+		if err := p.Use(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if p.ID() != id {
+			t.Fatal("the UUID changed by acquiring")
+		}
+		if members, err := w.redis.ZMembers("passbuddy-semaphore"); err != nil || !slices.Equal(members, []string{id}) {
+			t.Fatalf("the original's sorted set holds %q, %v, want the permit", members, err)
+		}
+		before := w.redis.CommandCount()
+		if err := p.Use(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if w.redis.CommandCount() != before {
+			t.Fatal("using a held permit asked Redis")
+		}
+		release(t, p)
+		release(t, p)
+		if p.Held() || p.ID() == id {
+			t.Fatal("after a release: held, or the old UUID")
+		}
+		if err := p.Acquire(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if !p.Held() {
+			t.Fatal("acquired again, and not held")
+		}
+	})
+}
+
+func TestAcquireExtendsWhatIsHeld(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		s := w.join(Config{Capacity: 1, TTL: 3 * time.Second})
+		p := s.acquire(t)
+		time.Sleep(500 * time.Millisecond) // before the first heartbeat
+		before := p.trusted.Load()
+		if err := p.Acquire(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := time.Duration(p.trusted.Load() - before); got != 500*time.Millisecond {
+			t.Fatalf("extended by %v, want 500ms", got)
+		}
+		if s.snapshot(t).Held != 1 {
+			t.Fatal("extending took a second permit")
+		}
+		if _, err := w.redis.ZRem("passbuddy-semaphore", p.ID()); err != nil {
+			t.Fatal(err)
+		}
+		other := s.NewPermit()
+		if err := other.Acquire(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Acquire(t.Context()); !errors.Is(err, ErrLost) {
+			t.Fatalf("extending what Redis gave to another: %v, want ErrLost", err)
+		}
+		if p.Held() || !other.Held() {
+			t.Fatal("the wrong one is held")
+		}
+	})
+}
+
+func TestReleaseOutlivesItsContext(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		s := w.join(Config{Capacity: 1})
+		p := s.acquire(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := p.Release(ctx); err != nil {
+			t.Fatalf("Release with a done context: %v", err)
+		}
+		if s.snapshot(t).Held != 0 {
+			t.Fatal("not released")
+		}
+	})
+}
+
+func TestReleaseIsRepeatedUntilRedisAnswers(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		s, other := w.join(Config{Capacity: 1, TTL: time.Minute}), w.join(Config{Capacity: 1, TTL: time.Minute})
+		p := s.acquire(t)
+		s.link.setCut(true)
+		if err := p.Release(t.Context()); !errors.Is(err, ErrUnavailable) {
+			t.Fatalf("Release without Redis: %v", err)
+		}
+		if p.Held() {
+			t.Fatal("held after a release")
+		}
+		s.link.setCut(false)
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		if other.snapshot(t).Held != 0 {
+			t.Fatal("the release was not repeated")
+		}
+	})
+}
+
+func TestDo(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		s := w.join(Config{Capacity: 1})
+		p := s.NewPermit()
+		mine := errors.New("mine")
+		err := p.Do(t.Context(), func(ctx context.Context) error {
+			if !p.Held() || ctx.Err() != nil {
+				t.Error("fn runs without the permit")
+			}
+			return mine
+		})
+		if !errors.Is(err, mine) {
+			t.Fatalf("Do: %v", err)
+		}
+		if p.Held() || s.snapshot(t).Held != 0 {
+			t.Fatal("Do did not release")
+		}
+		func() {
+			defer func() { _ = recover() }()
+			_ = p.Do(t.Context(), func(context.Context) error { panic("fn") })
+		}()
+		if s.snapshot(t).Held != 0 {
+			t.Fatal("a panic in fn leaked the permit")
+		}
+	})
+}
+
+func TestDoEndsWhenTheLeaseIsLost(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		s := w.join(Config{Capacity: 1, TTL: time.Second})
+		err := s.NewPermit().Do(t.Context(), func(ctx context.Context) error {
+			s.link.setCut(true)
+			<-ctx.Done()
+			if !errors.Is(context.Cause(ctx), ErrLost) {
+				t.Errorf("cause %v, want ErrLost", context.Cause(ctx))
+			}
+			return ctx.Err()
+		})
+		if !errors.Is(err, ErrLost) || !errors.Is(err, context.Canceled) {
+			t.Fatalf("Do: %v", err)
+		}
+	})
+}
+
+func TestOverlappingUsersReleaseOnce(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		s := w.join(Config{Capacity: 1})
+		p := s.NewPermit()
+		inner := make(chan struct{})
+		done := make(chan error)
+		go func() {
+			done <- p.Do(t.Context(), func(context.Context) error { <-inner; return nil })
+		}()
+		synctest.Wait()
+		double := Bind(p, func(_ context.Context, n int) (int, error) { return 2 * n, nil })
+		if got, err := double(t.Context(), 21); got != 42 || err != nil {
+			t.Fatalf("bound function: %d, %v", got, err)
+		}
+		if !p.Held() {
+			t.Fatal("released under a user that is still inside")
+		}
+		close(inner)
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		if p.Held() {
+			t.Fatal("not released by the last")
+		}
+		keep := Bind(p, func(context.Context, struct{}) (string, error) { return "", errors.New("no") }, KeepHeld())
+		if _, err := keep(t.Context(), struct{}{}); err == nil {
+			t.Fatal("the bound function's error is lost")
+		}
+		if !p.Held() {
+			t.Fatal("KeepHeld did not keep")
+		}
+	})
+}
+
+func TestHandler(t *testing.T) {
+	for _, o := range []HandlerOptions{{}, {AcquireOnStart: true}, {AcquireOnStart: true, KeepOnEnd: true}, {KeepOnEnd: true}} {
+		t.Run(fmt.Sprintf("%+v", o), func(t *testing.T) {
+			inWorld(t, func(t *testing.T, w *world) {
+				s := w.join(Config{Capacity: 1})
+				p := s.NewPermit()
+				h := p.Handler(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+					if p.Held() != o.AcquireOnStart {
+						t.Errorf("held at start: %v", p.Held())
+					}
+					if err := p.Use(r.Context()); err != nil {
+						t.Error(err)
+					}
+				}), o)
+				h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil))
+				if p.Held() != o.KeepOnEnd {
+					t.Errorf("held at end: %v", p.Held())
+				}
+			})
+		})
+	}
+}
+
+func TestHandlerAtCapacityAnswers503(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		s := w.join(Config{Capacity: 1})
+		s.acquire(t)
+		rec := httptest.NewRecorder()
+		s.NewPermit().Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+			t.Error("served without a permit")
+		}), HandlerOptions{AcquireOnStart: true}).ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
+		if rec.Code != http.StatusServiceUnavailable || rec.Header().Get("Retry-After") == "" {
+			t.Fatalf("answered %d, Retry-After %q", rec.Code, rec.Header().Get("Retry-After"))
+		}
+	})
+}

@@ -1,0 +1,478 @@
+package semaphore
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestNeverMoreThanCapacity(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, b := w.join(Config{Capacity: 3}), w.join(Config{Capacity: 3})
+		a.acquire(t)
+		a.acquire(t)
+		last := b.acquire(t)
+		if _, err := a.TryAcquire(t.Context()); !errors.Is(err, ErrCapacity) {
+			t.Fatalf("a fourth permit: %v, want ErrCapacity", err)
+		}
+		if snap := b.snapshot(t); snap.Held != 3 || snap.Capacity != 3 || len(snap.Holders) != 2 || len(snap.Sessions) != 2 {
+			t.Fatalf("snapshot %+v", snap)
+		}
+		release(t, last)
+		p, err := a.TryAcquire(t.Context())
+		if err != nil {
+			t.Fatalf("after a release: %v", err)
+		}
+		if !p.Held() {
+			t.Fatal("an acquired permit is not held")
+		}
+	})
+}
+
+func TestWaitersAreServedInOrderAcrossSessions(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, b, c := w.join(Config{Capacity: 1}), w.join(Config{Capacity: 1}), w.join(Config{Capacity: 1})
+		p := a.acquire(t)
+		queue := []*pending{b.later(t.Context()), c.later(t.Context()), a.later(t.Context()), b.later(t.Context())}
+		for i, next := range queue {
+			release(t, p)
+			if !next.isDone() || next.err != nil {
+				t.Fatalf("waiter %d was not served in its turn: %v", i, next.err)
+			}
+			for j, other := range queue[i+1:] {
+				if other.isDone() {
+					t.Fatalf("waiter %d was served before its turn", i+1+j)
+				}
+			}
+			p = next.permit
+		}
+	})
+}
+
+func TestNewcomerDoesNotPassTheQueue(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, b := w.join(Config{Capacity: 2, MaxAttempts: -1}), w.join(Config{Capacity: 2})
+		a.acquire(t)
+		big := make(chan error, 1)
+		go func() {
+			permits, err := a.AcquireN(t.Context(), 2)
+			if err == nil && len(permits) != 2 {
+				err = errors.New("not two permits")
+			}
+			big <- err
+		}()
+		synctest.Wait()
+		// One permit is free, but two are wanted by the head of the queue.
+		if _, err := b.TryAcquire(t.Context()); !errors.Is(err, ErrCapacity) {
+			t.Fatalf("a newcomer passed the queue: %v", err)
+		}
+		small := b.later(t.Context())
+		if small.isDone() {
+			t.Fatal("a small request passed the big one before it")
+		}
+		for _, h := range a.snapshot(t).Holders {
+			for _, id := range h.Permits {
+				a.mu.Lock()
+				p := a.permits[id]
+				a.mu.Unlock()
+				release(t, p)
+			}
+		}
+		if err := <-big; err != nil {
+			t.Fatalf("the big request: %v", err)
+		}
+		if small.isDone() {
+			t.Fatal("over capacity")
+		}
+	})
+}
+
+func TestAcquireNIsAllOrNone(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a := w.join(Config{Capacity: 3})
+		a.acquire(t)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := a.AcquireN(ctx, 3); !errors.Is(err, ErrCapacity) || !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("three of two free: %v", err)
+		}
+		synctest.Wait()
+		if snap := a.snapshot(t); snap.Held != 1 || len(snap.Waiters) != 0 {
+			t.Fatalf("a refused request left something: %+v", snap)
+		}
+		if permits, err := a.AcquireN(t.Context(), 2); err != nil || len(permits) != 2 {
+			t.Fatalf("two of two free: %v, %v", permits, err)
+		}
+		began := time.Now()
+		if _, err := a.AcquireN(t.Context(), 4); !errors.Is(err, ErrCapacity) || time.Since(began) > 0 {
+			t.Fatalf("more than the whole capacity: %v after %v, want a refusal at once", err, time.Since(began))
+		}
+		if _, err := a.AcquireN(t.Context(), 0); err == nil {
+			t.Fatal("zero permits were granted")
+		}
+	})
+}
+
+func TestGrantIsPushedNotPolled(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		cfg := Config{Capacity: 1, RetryInterval: 10 * time.Second}
+		a, b := w.join(cfg), w.join(cfg)
+		p := a.acquire(t)
+		waiting := b.later(t.Context())
+		time.Sleep(time.Second)
+		release(t, p)
+		if !waiting.isDone() || waiting.err != nil {
+			t.Fatalf("not granted by the release: %v", waiting.err)
+		}
+		if waiting.took != time.Second {
+			t.Fatalf("granted after %v, want at the moment of the release", waiting.took)
+		}
+	})
+}
+
+func TestLostPushCostsOnlyTime(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		cfg := Config{Capacity: 1, RetryInterval: 300 * time.Millisecond}
+		a, b := w.join(cfg), w.join(cfg)
+		p := a.acquire(t)
+		waiting := b.later(t.Context())
+		_ = b.pubsub.Close() // from here on nothing can be pushed to b
+		synctest.Wait()
+		release(t, p)
+		if waiting.isDone() {
+			t.Fatal("bug in the test: the push was not lost")
+		}
+		<-waiting.done
+		if waiting.err != nil || waiting.took > 400*time.Millisecond {
+			t.Fatalf("granted after %v: %v, want within RetryInterval", waiting.took, waiting.err)
+		}
+	})
+}
+
+func TestWaitIsBoundedByAttempts(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a := w.join(Config{Capacity: 1, MaxAttempts: 4, RetryInterval: 250 * time.Millisecond})
+		a.acquire(t)
+		waiting := a.later(t.Context())
+		<-waiting.done
+		if !errors.Is(waiting.err, ErrCapacity) || waiting.took != time.Second {
+			t.Fatalf("after %v: %v, want ErrCapacity after 1s", waiting.took, waiting.err)
+		}
+	})
+}
+
+func TestCancelledWaiterLeavesTheQueue(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, b := w.join(Config{Capacity: 1}), w.join(Config{Capacity: 1})
+		p := a.acquire(t)
+		reason := errors.New("the reason")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		first := b.later(ctx)
+		second := b.later(t.Context())
+		cancel(reason)
+		if !first.isDone() {
+			t.Fatal("a cancelled waiter did not return promptly")
+		}
+		for _, want := range []error{ErrCapacity, context.Canceled, reason} {
+			if !errors.Is(first.err, want) {
+				t.Fatalf("error %q does not match %q", first.err, want)
+			}
+		}
+		synctest.Wait()
+		if snap := a.snapshot(t); len(snap.Waiters) != 1 {
+			t.Fatalf("waiters left: %+v", snap.Waiters)
+		}
+		release(t, p)
+		if !second.isDone() || second.err != nil {
+			t.Fatalf("a cancelled head did not let the next one through: %v", second.err)
+		}
+	})
+}
+
+func TestGrantThatCrossesACancellationIsReturned(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, b := w.join(Config{Capacity: 1}), w.join(Config{Capacity: 1})
+		p := a.acquire(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		waiting := b.later(ctx)
+		b.link.setDeaf(true) // the grant is made, but b cannot hear of it
+		release(t, p)
+		cancel()
+		if !waiting.isDone() || !errors.Is(waiting.err, context.Canceled) {
+			t.Fatalf("cancelled waiter: %v", waiting.err)
+		}
+		b.link.setDeaf(false)
+		time.Sleep(time.Second) // b's withdrawal was not answered the first time
+		synctest.Wait()
+		if snap := a.snapshot(t); snap.Held != 0 || len(snap.Waiters) != 0 {
+			t.Fatalf("the grant was not returned: %+v", snap)
+		}
+	})
+}
+
+func TestLostReplyIsNotASecondGrant(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a := w.join(Config{Capacity: 5, TTL: 20 * time.Second})
+		a.link.setDeaf(true)
+		waiting := a.later(t.Context())
+		time.Sleep(600 * time.Millisecond) // past the read timeout: the request is repeated
+		a.link.setDeaf(false)
+		<-waiting.done
+		if waiting.err != nil {
+			t.Fatalf("Acquire: %v", waiting.err)
+		}
+		if snap := a.snapshot(t); snap.Held != 1 {
+			t.Fatalf("%d permits held, want 1", snap.Held)
+		}
+	})
+}
+
+func TestCrashGivesPermitsBackWithinOneLease(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		cfg := Config{Capacity: 2, TTL: 3 * time.Second, RetryInterval: 10 * time.Second, MaxAttempts: -1}
+		a, b := w.join(cfg), w.join(cfg)
+		a.acquire(t)
+		a.acquire(t)
+		time.Sleep(10 * time.Second) // renewed all the while
+		if snap := b.snapshot(t); snap.Held != 2 {
+			t.Fatalf("the heartbeat did not renew: %+v", snap)
+		}
+		waiting := b.later(t.Context())
+		began := time.Now()
+		a.crash()
+		<-waiting.done
+		if took := time.Since(began); waiting.err != nil || took > 3*time.Second+10*time.Millisecond {
+			t.Fatalf("granted %v after the crash: %v, want within one lease", took, waiting.err)
+		}
+	})
+}
+
+// The holder must know before anyone else can be granted what it held.
+func TestLossIsNoticedBeforeRedisGivesThePermitAway(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		cfg := Config{Capacity: 1, TTL: 2 * time.Second, MaxAttempts: -1}
+		a, b := w.join(cfg), w.join(cfg)
+		p := a.acquire(t)
+		waiting := b.later(t.Context())
+		time.Sleep(1500 * time.Millisecond)
+		a.link.setCut(true)
+		select {
+		case <-p.Lost():
+		case <-waiting.done:
+			t.Fatal("b was granted the permit while a still believed in it")
+		}
+		if p.Held() {
+			t.Fatal("a lost permit is held")
+		}
+		if waiting.isDone() {
+			t.Fatal("the loss and the grant are the same instant: there is no time to fence")
+		}
+		<-waiting.done
+		if waiting.err != nil {
+			t.Fatal(waiting.err)
+		}
+		if err := p.Release(t.Context()); err != nil {
+			t.Fatalf("releasing a lost permit: %v", err)
+		}
+		if !waiting.permit.Held() {
+			t.Fatal("b's permit was taken by a's release")
+		}
+	})
+}
+
+func TestSlowReplyShortensTrust(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a := w.join(Config{Capacity: 1, TTL: 4 * time.Second, MaxAttempts: -1})
+		began := a.sinceStart()
+		p := a.acquire(t)
+		if until := time.Duration(p.trusted.Load()); until > began+4*time.Second-a.margin {
+			t.Fatalf("trusted until %v after the request, want at most TTL less the margin", until-began)
+		}
+	})
+}
+
+func TestDeadHeadOfTheQueueIsSkipped(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		cfg := Config{Capacity: 1, TTL: time.Second, MaxAttempts: -1}
+		a, b, c := w.join(cfg), w.join(cfg), w.join(cfg)
+		p := a.acquire(t)
+		b.later(t.Context())
+		waiting := c.later(t.Context())
+		b.crash()
+		time.Sleep(1100 * time.Millisecond)
+		release(t, p)
+		if !waiting.isDone() || waiting.err != nil {
+			t.Fatalf("the queue is stuck behind a dead session: %v", waiting.err)
+		}
+	})
+}
+
+func TestCapacityIsTheSmallestDeclaredUnlessSet(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a := w.join(Config{Capacity: 3, MaxAttempts: -1})
+		b := w.join(Config{Capacity: 1})
+		if got := a.snapshot(t).Capacity; got != 1 {
+			t.Fatalf("capacity in force %d, want the smallest declared", got)
+		}
+		if err := a.SetCapacity(t.Context(), 2); err != nil {
+			t.Fatal(err)
+		}
+		first, _ := a.acquire(t), a.acquire(t)
+		waiting := a.later(t.Context())
+		if waiting.isDone() {
+			t.Fatal("over the capacity that was set")
+		}
+		if err := b.SetCapacity(t.Context(), 3); err != nil {
+			t.Fatal(err)
+		}
+		if !waiting.isDone() {
+			t.Fatal("raising the capacity did not grant to the one who waits")
+		}
+		if err := b.SetCapacity(t.Context(), 1); err != nil {
+			t.Fatal(err)
+		}
+		if !first.Held() || a.snapshot(t).Held != 3 {
+			t.Fatal("lowering the capacity revoked a permit")
+		}
+		release(t, first)
+		if _, err := b.TryAcquire(t.Context()); !errors.Is(err, ErrCapacity) {
+			t.Fatalf("granted above a lowered capacity: %v", err)
+		}
+		if err := b.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.SetCapacity(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+		if got := a.snapshot(t); got.Capacity != 3 || got.Limit != 0 {
+			t.Fatalf("capacity in force %+v, want a's own", got)
+		}
+		if err := a.SetCapacity(t.Context(), -1); err == nil {
+			t.Fatal("a negative capacity was accepted")
+		}
+	})
+}
+
+func TestCloseReleasesEverything(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, b := w.join(Config{Capacity: 2}), w.join(Config{Capacity: 2})
+		p := a.acquire(t)
+		a.acquire(t)
+		mine, other := a.later(t.Context()), b.later(t.Context())
+		if err := a.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if !mine.isDone() || !errors.Is(mine.err, ErrClosed) {
+			t.Fatalf("a waiter of the closed session: %v", mine.err)
+		}
+		if !other.isDone() || other.err != nil {
+			t.Fatalf("what was held did not go to the next in the queue: %v", other.err)
+		}
+		select {
+		case <-p.Lost():
+		default:
+			t.Fatal("a permit of a closed session is not lost")
+		}
+		if p.Held() {
+			t.Fatal("a permit of a closed session is held")
+		}
+		if _, err := a.Acquire(t.Context()); !errors.Is(err, ErrClosed) {
+			t.Fatalf("Acquire after Close: %v", err)
+		}
+		if err := a.Close(); err != nil {
+			t.Fatalf("closing twice: %v", err)
+		}
+		if snap := b.snapshot(t); snap.Held != 1 || len(snap.Waiters) != 0 || len(snap.Sessions) != 1 {
+			t.Fatalf("left behind: %+v", snap)
+		}
+	})
+}
+
+func TestUnreachableRedisIsNotACapacityError(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a := w.join(Config{Capacity: 1})
+		a.link.setCut(true)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := a.Acquire(ctx)
+		if !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrCapacity) || !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("Acquire: %v", err)
+		}
+		if _, err := a.TryAcquire(t.Context()); !errors.Is(err, ErrUnavailable) {
+			t.Fatalf("TryAcquire: %v", err)
+		}
+		a.link.setCut(false)
+		time.Sleep(time.Second)
+		a.acquire(t)
+	})
+}
+
+// The heartbeat must not wait behind the user's own traffic.
+func TestBusyClientDoesNotStarveTheHeartbeat(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a := w.join(Config{Capacity: 1, TTL: time.Second})
+		p := a.acquire(t)
+		var wg sync.WaitGroup
+		for range 50 {
+			wg.Add(1)
+			go func() {
+				defer wg.Done()
+				a.client.BLPop(t.Context(), 20*time.Second, "nothing")
+			}()
+		}
+		time.Sleep(10 * time.Second)
+		if !p.Held() {
+			t.Fatal("the lease was lost although Redis was there")
+		}
+		wg.Wait()
+	})
+}
+
+func TestConcurrentUseConservesPermits(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		const capacity = 4
+		var sessions []*session
+		for range 3 {
+			sessions = append(sessions, w.join(Config{Capacity: capacity, MaxAttempts: -1}))
+		}
+		var mu sync.Mutex
+		inside, most := 0, 0
+		var wg sync.WaitGroup
+		for i := range 60 {
+			s := sessions[i%len(sessions)]
+			wg.Add(1)
+			go func() {
+				defer wg.Done()
+				for range 10 {
+					p, err := s.Acquire(t.Context())
+					if err != nil {
+						t.Errorf("Acquire: %v", err)
+						return
+					}
+					mu.Lock()
+					inside++
+					most = max(most, inside)
+					mu.Unlock()
+					time.Sleep(time.Millisecond)
+					mu.Lock()
+					inside--
+					mu.Unlock()
+					if err := p.Release(t.Context()); err != nil {
+						t.Errorf("Release: %v", err)
+					}
+				}
+			}()
+		}
+		wg.Wait()
+		if most != capacity {
+			t.Errorf("at most %d inside together, want exactly %d", most, capacity)
+		}
+		synctest.Wait()
+		if snap := sessions[0].snapshot(t); snap.Held != 0 || len(snap.Waiters) != 0 {
+			t.Errorf("left behind: %+v", snap)
+		}
+	})
+}
