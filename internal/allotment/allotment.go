@@ -35,7 +35,8 @@
 //
 // # Debts
 //
-// What the fleet was promised passes through three counters. debt: no unit set aside yet;
+// What the fleet was promised passes through up to four counters. deferred: recalled in rotation, and
+// the permit has not been held for its tenure. debt: no unit set aside yet;
 // the next unit that is free pays it, before any local caller. evicting: an idle
 // connection is set aside and is being looked for in the pool. due: a connection is leaving, and the
 // next permit that becomes spare goes to the fleet.
@@ -54,10 +55,10 @@ import (
 // Fleet is what an allotment asks of the engine. [*semaphore.Share] is one.
 // No method blocks, and each may be called with the allotment's lock held.
 type Fleet interface {
-	Ask(n int)                        // want n permits more; a level, not an increment
+	Ask(n int)                // want n permits more; a level, not an increment
 	Give(p *semaphore.Permit) // release it, off the caller's path
-	Offer(n int)                      // n units lie idle: does anyone need them?
-	Err() error                       // why the engine cannot ask Redis now, or nil
+	Offer(n int)              // n units lie idle: does anyone need them?
+	Err() error               // why the engine cannot ask Redis now, or nil
 }
 
 // Pool is the integration's side. Both methods run without the allotment's lock.
@@ -74,6 +75,7 @@ type Options struct {
 	AcquireTimeout time.Duration // longest wait for a turn; the caller's ctx may end it earlier
 	KeepOnLoss     bool          // keep open connections whose lease is lost, open no new ones
 	FallbackConns  int           // connections this process may hold while Redis cannot be asked
+	MaxConns       int           // connections the pool can hold: more permits are never asked for; 0: any number
 }
 
 const (
@@ -101,6 +103,7 @@ type Allotment struct {
 	uncounted int                 // of owned: those without a permit of the fleet (FallbackConns, KeepOnLoss)
 	turns     int
 	conns     [gone]int // connections by state
+	deferred  int       // recalled in rotation, and not due before the tenure is over
 	debt      int
 	evicting  int
 	due       int
@@ -112,6 +115,7 @@ type Allotment struct {
 	wanted    bool  // someone in the fleet waits
 	offering  bool  // the offer timer is set
 	low       int   // fewest free units since it was set
+	outside   int   // connections taken out of the pool for good, beyond its MaxConns: see SetOutside
 	granted   time.Time
 	closed    bool
 }
@@ -156,11 +160,7 @@ func (a *Allotment) take(claim bool) *Conn {
 	a.turns++
 	var c *Conn
 	if claim {
-		if c = a.idle.next; c != &a.idle {
-			c.become(out)
-		} else {
-			c = nil
-		}
+		c = a.claim()
 	}
 	if a.offering {
 		a.low = min(a.low, a.available())
@@ -204,6 +204,7 @@ func (a *Allotment) enterSlow(ctx context.Context, claim bool) (*Conn, error) {
 			a.turns--
 			if w.conn != nil {
 				w.conn.become(idle)
+				w.conn.parked = true // whoever it was claimed from has lost it
 			}
 		}
 	default:
@@ -272,14 +273,45 @@ func (a *Allotment) settle() {
 	a.considerOffer()
 }
 
-// ask tells the engine how many permits are missing: one for each caller in the queue, and
-// one for each connection that lives without (those only while there is a Redis to ask). The lock is held.
+// ask tells the engine how many permits are missing: one for each caller in the queue that its pool has room for,
+// one for each connection that lives without and one for each turn that has lost its unit (those two only
+// while there is a Redis to ask). The lock is held.
 func (a *Allotment) ask() {
 	n := a.waiters.len()
-	if a.uncounted > 0 && a.fleet.Err() == nil {
-		n += a.uncounted
+	if n > 0 && a.opts.MaxConns > 0 {
+		n = min(n, max(0, a.opts.MaxConns+a.outside-(a.owned-a.due-a.evicting)))
+	}
+	if missing := a.uncounted + a.lacking(); missing > 0 && a.fleet.Err() == nil {
+		n += missing
 	}
 	a.fleet.Ask(n)
+}
+
+// lacking is how many turns have nothing to stand on, because a spare permit or an idle connection that was free
+// when they were given has lost its lease since. What is leaving comes back, so it is not missing. The lock is held.
+func (a *Allotment) lacking() int {
+	if a.openers.len() == 0 {
+		return 0
+	}
+	return max(0, a.turns+a.evicting+a.due-a.owned)
+}
+
+// SetOutside tells how many connections live outside the pool for good (pgxpool's Hijack): they do not count
+// against Options.MaxConns.
+func (a *Allotment) SetOutside(n int) {
+	a.mu.Lock()
+	if n != a.outside {
+		a.outside = n
+		a.settle()
+	}
+	a.mu.Unlock()
+}
+
+// Crowded reports whether callers wait only because the pool may hold no more connections, and how many are out.
+func (a *Allotment) Crowded() (n int, yes bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.conns[out], a.opts.MaxConns > 0 && a.waiters.len() > 0 && a.owned >= a.opts.MaxConns+a.outside
 }
 
 // fallBack lets one more connection be opened without a permit, where FallbackConns allows it

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/passbuddy/passbuddy/semaphore"
@@ -31,9 +32,14 @@ type Conn struct {
 	state      state
 	lost       bool      // its lease is lost; it ends at the next occasion
 	idleSeen   time.Time // see Sweep
-	prev, next *Conn     // in Allotment.idle while state is idle
+	pin        Pin
+	parked     bool   // idle, and in no pool; see Park
+	epoch      uint32 // see Epoch
+	prev, next *Conn  // in Allotment.idle while state is idle
 
-	// Value is the integration's own. It is set before the Conn is shared.
+	handed atomic.Uint32 // see HandOut
+
+	// Value is the integration's own. It is set before the Conn is shared, or with Attach.
 	Value any
 }
 
@@ -50,6 +56,7 @@ func (c *Conn) become(s state) {
 		return
 	}
 	a.conns[s]++
+	c.parked = false
 	if s == idle {
 		c.idleSeen = time.Time{}
 		c.prev, c.next = &a.idle, a.idle.next
@@ -140,7 +147,7 @@ func (c *Conn) Ready() {
 func (c *Conn) CheckOut() bool {
 	a := c.a
 	a.mu.Lock()
-	ok := (c.state == idle || c.state == opening) && !c.lost
+	ok := (c.state == idle || c.state == opening) && !c.lost && !a.closed
 	if ok {
 		c.become(out)
 	}
@@ -184,6 +191,7 @@ func (c *Conn) Return(healthy bool) bool {
 		a.turns--
 		if healthy && !c.lost && a.debt == 0 && a.evicting == 0 && !a.closed {
 			c.become(idle)
+			c.takeBack()
 			if a.waiters.n > 0 || a.openers.n > 0 || (a.wanted && !a.offering) {
 				a.settle()
 			}
@@ -213,10 +221,12 @@ func (c *Conn) returnSlow(healthy bool) bool {
 		a.debt--
 		a.due++
 		c.become(leaving)
+		c.handed.Store(doomed)
 		return false
 	case c.state == out:
 		c.become(idle)
 	}
+	c.takeBack()
 	return true
 }
 
@@ -243,6 +253,7 @@ func (c *Conn) leave() {
 		a.due++
 	}
 	c.become(leaving)
+	c.handed.Store(doomed)
 }
 
 // Evict makes an idle c leave, if an idle connection has to end at all. The caller must then close it.
@@ -258,17 +269,21 @@ func (c *Conn) Evict() bool {
 	return true
 }
 
-// EvictIdle is Evict for the connection that has been idle longest, or nil.
+// EvictIdle is Evict for the connection that has been idle longest and may be closed from outside, or nil.
 func (a *Allotment) EvictIdle() *Conn {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	c := a.idle.prev
-	if c == &a.idle || !a.mustEvict() {
+	if !a.mustEvict() {
 		return nil
 	}
-	c.leave()
-	a.settle()
-	return c
+	for c := a.idle.prev; c != &a.idle; c = c.prev {
+		if c.pin != Fixed && c.handed.CompareAndSwap(inPool, doomed) {
+			c.leave()
+			a.settle()
+			return c
+		}
+	}
+	return nil
 }
 
 // Gone tells that the backend of c has ended, or was never started: its permit is free for another
@@ -303,19 +318,22 @@ func (c *Conn) end() {
 	c.permit = nil
 }
 
-// Sweep makes connections leave that have lain idle, untouched, since a sweep at least maxIdle
-// ago, and returns them for closing.
-func (a *Allotment) Sweep(maxIdle time.Duration) []*Conn {
+// Sweep makes parked connections leave that have lain untouched, since a sweep at least maxIdle
+// ago, and returns them for closing. It also reports whether others stay parked.
+func (a *Allotment) Sweep(maxIdle time.Duration) (old []*Conn, more bool) {
 	now := time.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	var old []*Conn
 	for c := a.idle.next; c != &a.idle; {
 		next := c.next
 		switch {
-		case c.idleSeen.IsZero():
+		case !c.parked:
+		case maxIdle > 0 && c.idleSeen.IsZero():
 			c.idleSeen = now
-		case now.Sub(c.idleSeen) >= maxIdle:
+			more = true
+		case maxIdle > 0 && now.Sub(c.idleSeen) < maxIdle:
+			more = true
+		default:
 			c.leave()
 			old = append(old, c)
 		}
@@ -324,5 +342,5 @@ func (a *Allotment) Sweep(maxIdle time.Duration) []*Conn {
 	if old != nil {
 		a.settle()
 	}
-	return old
+	return old, more
 }

@@ -52,31 +52,39 @@ func (a *Allotment) countIn(p *semaphore.Permit) bool {
 // the next returns, before any local caller is served.
 func (a *Allotment) Recall(n int, tenure time.Duration) {
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	wait := time.Until(a.granted.Add(tenure))
-	a.mu.Unlock()
-	if tenure > 0 && wait > 0 {
-		time.AfterFunc(wait, func() { a.owe(n) })
+	if tenure == 0 || wait <= 0 {
+		a.owe(n)
 		return
 	}
-	a.owe(n)
+	a.deferred += n
+	time.AfterFunc(wait, func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.deferred -= n
+		a.owe(n)
+	})
 }
 
 // Promised answers an Offer: n of the units offered are needed and promised to somebody.
-func (a *Allotment) Promised(n int) { a.owe(n) }
-
-func (a *Allotment) owe(n int) {
+func (a *Allotment) Promised(n int) {
 	a.mu.Lock()
-	// Never more than we have: what has left in the meantime has paid.
+	defer a.mu.Unlock()
+	a.owe(n)
+}
+
+// owe adds to the debt, but never more than there is: what has left in the meantime has paid. The lock is held.
+func (a *Allotment) owe(n int) {
 	a.debt = min(a.debt+n, max(0, a.owned-a.due-a.evicting))
 	a.settle()
-	a.mu.Unlock()
 }
 
 // Owed is how many permits have been asked back and not been given yet.
 func (a *Allotment) Owed() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.debt + a.evicting + a.due
+	return a.deferred + a.debt + a.evicting + a.due
 }
 
 // Wanted tells whether anyone in the fleet waits.
@@ -119,6 +127,7 @@ func (a *Allotment) Lost(p *semaphore.Permit) {
 			break
 		}
 		c.lost = true
+		c.handed.Store(doomed)
 		go a.pool.Fence(c)
 		break
 	}

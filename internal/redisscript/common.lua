@@ -143,3 +143,31 @@ local function effective_capacity()
   redis.call('HSET', meta, 'cap', whole(cap))
   return cap
 end
+
+-- Counts on one permit of a sharer: it is asked to give it back, and its share is less from now on.
+local function promise(sharer)
+  redis.call('ZADD', promises, now + PROMISE, redis.call('HINCRBY', meta, 'seq', 1))
+  redis.call('ZINCRBY', shares, -1, sharer)
+  redis.call('HINCRBY', debts, sharer, 1)
+end
+
+-- Max-min fairness. For each waiting sharer that no permit is promised to yet, in the order of the queue: asks the largest
+-- sharer for one in favour of a waiter that has at least two fewer, or, in rotation, of one that has none at all; a
+-- holder keeps what it gives in rotation for its minimum tenure. The queue is ordered by share, so
+-- the first that has no claim ends it. Once shares are even this finds nothing.
+local function balance()
+  redis.call('ZREMRANGEBYSCORE', promises, '-inf', now)
+  local from = redis.call('ZCARD', promises)
+  for _, request in ipairs(redis.call('ZRANGE', queue, from, from + 7)) do
+    local id = string.match(request, '^%d+ (%S+)')
+    if id and is_shared(id) then
+      local share = share_of(sharer_of(id))
+      local top = redis.call('ZREVRANGE', shares, 0, 0, 'WITHSCORES')
+      local holder, most = top[1], math.ceil(tonumber(top[2] or 0))
+      local rotate = most == 1 and share == 0
+      if not holder or holder == sharer_of(id) or not (most >= share + 2 or rotate) then return end
+      promise(holder)
+      push(session_of(holder), 'b ' .. holder .. (rotate and ' t' or ' f'))
+    end
+  end
+end

@@ -60,29 +60,6 @@ local function tell_holders()
   end
 end
 
--- Asks the largest sharer for a permit in favour of one that has at least two fewer, or, if it has none
--- at all, in rotation: then the holder keeps its permit for its minimum tenure.
-local function recall(sharer, share)
-  redis.call('ZREMRANGEBYSCORE', promises, '-inf', now)
-  if waiting <= redis.call('ZCARD', promises) then return end
-  local top = redis.call('ZREVRANGE', shares, 0, 0, 'WITHSCORES')
-  local holder = top[1]
-  if not holder or holder == sharer then return end
-  local most = math.ceil(tonumber(top[2]))
-  local kind
-  if most >= share + 2 then
-    kind = 'f'
-  elseif most >= 1 and share == 0 then
-    kind = 't'
-  else
-    return
-  end
-  redis.call('ZADD', promises, now + PROMISE, redis.call('HINCRBY', meta, 'seq', 1))
-  redis.call('ZINCRBY', shares, -1, holder)
-  redis.call('HINCRBY', debts, holder, 1)
-  push(session_of(holder), 'b ' .. holder .. ' ' .. kind)
-end
-
 local before, asked = waiting, false
 for _ = 1, n_asks do
   local kind, request = ARGV[at], ARGV[at + 1]
@@ -107,10 +84,7 @@ for _ = 1, n_asks do
         free = free - 1
       end
     else
-      local sharer = sharer_of(ids[1])
-      local share = share_of(sharer)
-      asked = enqueue(first, share) or asked
-      if not shut then recall(sharer, share) end
+      asked = enqueue(first, share_of(sharer_of(ids[1]))) or asked
     end
   elseif #ids > capacity then
     refused[#refused + 1] = ids[1]
@@ -140,12 +114,9 @@ local promised = 0
 if offered > 0 and waiting > 0 and not shut then
   redis.call('ZREMRANGEBYSCORE', promises, '-inf', now)
   promised = math.min(offered, math.max(0, waiting - redis.call('ZCARD', promises)), share_of(offerer))
-  for _ = 1, promised do
-    redis.call('ZADD', promises, now + PROMISE, redis.call('HINCRBY', meta, 'seq', 1))
-    redis.call('ZINCRBY', shares, -1, offerer)
-    redis.call('HINCRBY', debts, offerer, 1)
-  end
+  for _ = 1, promised do promise(offerer) end
 end
+if waiting > 0 and not shut then balance() end
 
 local wake = 0
 if waiting > 0 then

@@ -92,6 +92,9 @@ local at = FIRST + n_permits
 for _ = 1, n_sharers do
   local sharer, held, owed = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   at = at + 3
+  -- What its holder does not know it owes was pushed and lost, or is on its way: ask anew.
+  local unknown = tonumber(redis.call('HGET', debts, sharer) or 0) - owed
+  if unknown > 0 then redis.call('ZREMRANGEBYRANK', promises, 0, unknown - 1) end
   local share = math.max(0, held - owed)
   if share_of(sharer) ~= share then
     if share > 0 then redis.call('ZADD', shares, share_score(share), sharer) else redis.call('ZREM', shares, sharer) end
@@ -99,5 +102,8 @@ for _ = 1, n_sharers do
   if owed > 0 then redis.call('HSET', debts, sharer, owed) else redis.call('HDEL', debts, sharer) end
 end
 
-if now >= gate then pump(capacity, '', {}) end
+if now >= gate then
+  pump(capacity, '', {})
+  if redis.call('ZCARD', queue) > 0 then balance() end
+end
 return { 'ok', now, epoch, capacity, redis.call('ZCARD', queue), sharded and 1 or 0, gate, missing }

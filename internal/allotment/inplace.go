@@ -1,0 +1,84 @@
+package allotment
+
+import "time"
+
+// This file is for a pool that hands out and takes back its idle connections by itself (pgxpool), while the allotment may have to close one
+// of them from outside: in place, without the pool's knowing.
+
+// The values of Conn.handed.
+const (
+	inPool uint32 = iota
+	handed        // by the pool to a caller; ends with Return
+	doomed        // leaving, or its lease is lost; final
+)
+
+// HandOut tells that the pool is about to hand c to a caller. It reports false if c must not be used: it was evicted or swept, or
+// its lease is lost. Return ends it, with or without a CheckOut in between (pgxpool's AcquireAllIdle has no turn to tie).
+//
+// One compare-and-swap decides between a caller and a closer: whoever comes second sees the other. So a connection
+// that was handed out is never closed in place, except by Fence. It needs no lock, because it
+// changes no count.
+func (c *Conn) HandOut() bool { return c.handed.CompareAndSwap(inPool, handed) }
+
+// takeBack ends a HandOut. The lock is held.
+func (c *Conn) takeBack() {
+	if c.handed.Load() == handed {
+		c.handed.Store(inPool)
+	}
+}
+
+// Attach sets Value on a Conn that is already shared. It reports false if c is to be ended at once, because its lease was
+// lost before there was anything for Pool.Fence to end.
+func (c *Conn) Attach(value any) bool {
+	c.a.mu.Lock()
+	defer c.a.mu.Unlock()
+	c.Value = value
+	return !c.lost && !c.a.closed
+}
+
+// Attached is what Attach set, or nil.
+func (c *Conn) Attached() any {
+	c.a.mu.Lock()
+	defer c.a.mu.Unlock()
+	return c.Value
+}
+
+// SweepIdle makes connections leave that have lain idle, untouched, since a sweep at least maxIdle ago, the
+// oldest first and only while more than keep are open, and returns them for closing.
+func (a *Allotment) SweepIdle(maxIdle time.Duration, keep int) []*Conn {
+	now := time.Now()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var old []*Conn
+	for c := a.idle.prev; c != &a.idle; {
+		prev := c.prev
+		switch {
+		case c.idleSeen.IsZero():
+			c.idleSeen = now
+		case now.Sub(c.idleSeen) < maxIdle:
+		case a.conns[opening]+a.conns[idle]+a.conns[out] <= keep:
+		case c.handed.CompareAndSwap(inPool, doomed):
+			c.leave()
+			old = append(old, c)
+		}
+		c = prev
+	}
+	if old != nil {
+		a.settle()
+	}
+	return old
+}
+
+// TryEnter is Enter without a claim where no wait is needed, and false otherwise.
+func (a *Allotment) TryEnter() bool {
+	a.mu.Lock()
+	ok := !a.closed && a.waiters.len() == 0 && a.debt == 0 && a.available() > 0
+	if ok {
+		a.turns++
+		if a.offering {
+			a.low = min(a.low, a.available())
+		}
+	}
+	a.mu.Unlock()
+	return ok
+}

@@ -1,0 +1,104 @@
+package socket
+
+import (
+	"crypto/tls"
+	"errors"
+	"net"
+	"runtime"
+	"syscall"
+	"time"
+)
+
+// Conn is a socket that owns a permit. Its Close returns at once; the permit comes back when the server's backend has ended.
+// After Close nothing of the driver's reaches the socket any more, so that its deadlines cannot cut the drain short.
+type Conn struct {
+	net.Conn
+	link *Link
+}
+
+var _ syscall.Conn = (*Conn)(nil)
+
+// Wrap returns nc as a socket that nothing is bound to yet. One that is dropped without Close
+// is closed when it is collected.
+func Wrap(nc net.Conn) *Conn {
+	l := &Link{inner: nc, gone: make(chan struct{})}
+	s := &Conn{Conn: nc, link: l}
+	runtime.AddCleanup(s, func(l *Link) { l.Close() }, l)
+	return s
+}
+
+// Of returns the Link of nc, looking through TLS, or nil.
+func Of(nc net.Conn) *Link {
+	for {
+		switch c := nc.(type) {
+		case *Conn:
+			return c.link
+		case *tls.Conn:
+			nc = c.NetConn()
+		default:
+			return nil
+		}
+	}
+}
+
+// Link is the part that holds the permit.
+func (s *Conn) Link() *Link { return s.link }
+
+// Close starts the end of the connection; see [Link.Close].
+func (s *Conn) Close() error { return s.link.Close() }
+
+func (s *Conn) Read(b []byte) (int, error) {
+	if s.link.closed.Load() {
+		return 0, net.ErrClosed
+	}
+	n, err := s.Conn.Read(b)
+	return n, s.explain(err)
+}
+
+func (s *Conn) Write(b []byte) (int, error) {
+	if s.link.closed.Load() {
+		return 0, net.ErrClosed
+	}
+	n, err := s.Conn.Write(b)
+	return n, s.explain(err)
+}
+
+// explain turns the timeout with which the drain interrupts a call into what it means. The check after
+// the call also keeps s alive through it.
+func (s *Conn) explain(err error) error {
+	if err != nil && s.link.closed.Load() {
+		return net.ErrClosed
+	}
+	runtime.KeepAlive(s)
+	return err
+}
+
+func (s *Conn) SetDeadline(t time.Time) error {
+	if s.link.closed.Load() {
+		return net.ErrClosed
+	}
+	return s.Conn.SetDeadline(t)
+}
+
+func (s *Conn) SetReadDeadline(t time.Time) error {
+	if s.link.closed.Load() {
+		return net.ErrClosed
+	}
+	return s.Conn.SetReadDeadline(t)
+}
+
+func (s *Conn) SetWriteDeadline(t time.Time) error {
+	if s.link.closed.Load() {
+		return net.ErrClosed
+	}
+	return s.Conn.SetWriteDeadline(t)
+}
+
+// SyscallConn gives access to the file descriptor, where the wrapped socket has one. pgx 5.12 does not ask for
+// it; the owner of a hijacked connection may.
+func (s *Conn) SyscallConn() (syscall.RawConn, error) {
+	if sc, ok := s.Conn.(syscall.Conn); ok {
+		return sc.SyscallConn()
+	}
+	return nil, errors.ErrUnsupported
+}

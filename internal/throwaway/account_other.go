@@ -1,0 +1,28 @@
+//go:build !unix
+
+package throwaway
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+)
+
+var (
+	sigStop = os.Kill
+	sigFast = os.Kill
+	sigNow  = os.Kill
+)
+
+type account struct{}
+
+func serverAccount() (*account, error) {
+	return nil, errors.New("throwaway: servers can be started on Linux, macOS and other Unix systems only")
+}
+
+func (*account) prepare(*exec.Cmd, os.Signal) {}
+func (*account) own(string) error             { return nil }
+func (*account) reaches(string) bool          { return true }
+
+func lockFolder(string) (*os.File, error) { return nil, nil }
+func abandoned(string, os.FileInfo) bool  { return false }

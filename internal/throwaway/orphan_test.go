@@ -1,0 +1,117 @@
+package throwaway
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// orphanEnv makes the test program act as a process that starts servers and is killed before it can stop them.
+const orphanEnv = "PASSBUDDY_TEST_ORPHAN"
+
+func orphanMain() {
+	p, err := StartPostgres(context.Background(), PostgresOptions{})
+	if err != nil {
+		fmt.Println("skip", err)
+		os.Exit(0)
+	}
+	r, err := StartRedis(context.Background(), RedisOptions{})
+	if err != nil {
+		fmt.Println("skip", err)
+		p.Stop()
+		os.Exit(0)
+	}
+	fmt.Println("started", p.URL(), r.Addr(), p.folder.path, r.folder.path)
+	select {}
+}
+
+func TestServersDieWithAKilledParent(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("only Linux tells a child of its parent's death")
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	parent := exec.Command(self)
+	parent.Env = append(os.Environ(), orphanEnv+"=1")
+	out, err := parent.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := parent.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	fields := strings.Fields(line)
+	if fields[0] == "skip" {
+		parent.Wait()
+		t.Skip(line)
+	}
+	url, addr, folders := fields[1], fields[2], fields[3:]
+
+	session, err := pgx.Connect(testContext(t), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer session.Close(context.Background())
+	client := dial(t, addr)
+
+	if err := parent.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	parent.Wait()
+	// Both reads last until the server is gone.
+	if _, err := session.WaitForNotification(testContext(t)); err == nil || testContext(t).Err() != nil {
+		t.Errorf("PostgreSQL: %v", err)
+	}
+	expectBroken(t, client)
+
+	for _, path := range folders {
+		sweep(filepath.Dir(path))
+		if _, err := os.Stat(path); err != nil {
+			t.Errorf("a folder too young to be judged: %v", err)
+		}
+		old := time.Now().Add(-2 * abandonedAfter)
+		if err := os.Chtimes(path, old, old); err != nil {
+			t.Fatal(err)
+		}
+		sweep(filepath.Dir(path))
+		if _, err := os.Stat(path); !os.IsNotExist(err) {
+			t.Errorf("a folder left behind was not swept: %v", err)
+		}
+	}
+}
+
+func TestSweepSparesLiveFolders(t *testing.T) {
+	f, err := newFolder("test", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := time.Now().Add(-2 * abandonedAfter)
+	if err := os.Chtimes(f.path, old, old); err != nil {
+		t.Fatal(err)
+	}
+	sweep(filepath.Dir(f.path))
+	if _, err := os.Stat(f.path); err != nil {
+		t.Errorf("a folder in use was swept: %v", err)
+	}
+	if err := f.remove(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(f.path); !os.IsNotExist(err) {
+		t.Errorf("after remove: %v", err)
+	}
+}
