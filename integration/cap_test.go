@@ -1,0 +1,104 @@
+package integration
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+)
+
+// The main promise: a fleet of processes never has more backends than its capacity, whatever
+// goes wrong in it, and serves everyone meanwhile. Postgres has room for more, so going over would be seen.
+func TestCap(t *testing.T) {
+	const processes, goroutines, capacity = 8, 40, 20
+	s := startServers(t, 100)
+	for _, integration := range []string{"pgxpool", "stdlib", "pq"} {
+		for _, fault := range []string{"", "cancel", "hijack", "afterconnect", "terminate", "kill"} {
+			if integration != "pgxpool" && (fault == "hijack" || fault == "afterconnect") {
+				continue // hooks that only pgxpool has
+			}
+			name := integration + "-" + fault
+			t.Run(name, func(t *testing.T) {
+				j := job{
+					Redis: s.redis.URL(), Postgres: s.postgres.URL(), Semaphore: name, Capacity: capacity, TTL: 5 * time.Second,
+					Integration: integration, Fault: fault, Goroutines: goroutines, Load: *loadFor, MaxQuery: 20 * time.Millisecond,
+				}
+				if fault == "kill" {
+					j.TTL = 2 * time.Second
+				}
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				seen := s.watch(ctx)
+				var fleet []*worker
+				for range processes {
+					fleet = append(fleet, start(t, j))
+				}
+				if fault == "terminate" {
+					go s.terminateAtRandom(ctx)
+				}
+				if fault == "kill" {
+					// SIGKILL, by process id, half way through.
+					time.AfterFunc(j.Load/2, func() { _ = fleet[0].cmd.Process.Kill() })
+					fleet = fleet[1:]
+				}
+				ops, failures, longest := 0, 0, time.Duration(0)
+				for i, w := range fleet {
+					o, ok := <-w.out
+					if !ok {
+						t.Fatalf("process %d reported nothing", i)
+					}
+					ops += o.Ops
+					failures += o.Expected
+					longest = max(longest, o.Longest)
+					if o.Failed > 0 {
+						t.Errorf("process %d: %d operations failed: %q", i, o.Failed, o.Errors)
+					}
+					if o.Ops == 0 {
+						t.Errorf("process %d made no operation: it was starved", i)
+					}
+				}
+				cancel()
+				peak, mean := seen.peak(t)
+				t.Logf("%d operations, %d failed as they should, longest wait %v, backends: peak %d, mean %.1f", ops, failures, longest, peak, mean)
+				if peak > capacity {
+					t.Errorf("%d backends, capacity %d", peak, capacity)
+				}
+				if peak < capacity*9/10 {
+					t.Errorf("peak of %d backends: the cap was never put to the test", peak)
+				}
+				if fault == "cancel" && failures == 0 {
+					t.Error("no query was cancelled: the fault was not put to the test")
+				}
+				if fault == "kill" {
+					// Its permits expire.
+					eventually(t, j.TTL, func() (bool, string) {
+						n := s.client.ZCount(t.Context(), "passbuddy-"+name, fmt.Sprint(time.Now().UnixMilli()), "+inf").Val()
+						return n == 0, fmt.Sprintf("%d permits left", n)
+					})
+					return
+				}
+				s.nothingLeft(t, name)
+			})
+		}
+	}
+}
+
+// terminateAtRandom ends one backend of the fleet every 20 ms.
+func (s *servers) terminateAtRandom(ctx context.Context) {
+	admin, err := s.connectAdmin(ctx)
+	if err != nil {
+		return
+	}
+	defer admin.Close(context.Background())
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			_, _ = admin.Exec(ctx, `select pg_terminate_backend(pid) from pg_stat_activity
+				where usename = 'passbuddy' and backend_type = 'client backend' order by random() limit 1`)
+		}
+	}
+}

@@ -1,0 +1,298 @@
+package integration
+
+import (
+	"bufio"
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/lib/pq"
+
+	"github.com/passbuddy/passbuddy"
+	passpool "github.com/passbuddy/passbuddy/pgxpool"
+	"github.com/passbuddy/passbuddy/semaphore"
+)
+
+// job is what a worker process is told, on its standard input.
+type job struct {
+	Redis, Postgres string
+	Semaphore       string
+	Capacity        int
+	TTL             time.Duration
+	Integration     string // pgxpool, stdlib or pq
+	Scope           passbuddy.Scope
+	Fault           string // "", cancel, hijack, afterconnect
+	Goroutines      int
+	Load            time.Duration
+	MaxQuery        time.Duration // queries last from nothing to this
+}
+
+// outcome is what it reports, on its standard output.
+type outcome struct {
+	Ops, Failed, Expected int           // Expected: failures that the fault makes
+	Longest               time.Duration // of all checkouts that succeeded
+	Errors                []string
+}
+
+const workerEnv = "PASSBUDDY_INTEGRATION_WORKER"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(workerEnv) != "" {
+		if err := work(); err != nil {
+			fmt.Fprintln(os.Stderr, "worker:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// A worker is one process of the fleet.
+type worker struct {
+	cmd   *exec.Cmd
+	stdin io.Closer
+	out   chan outcome
+	err   chan error
+}
+
+// start runs a worker. It ends when its job does, or with its parent: its standard input closes then.
+func start(t *testing.T, j job) *worker {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), workerEnv+"=1")
+	cmd.Stderr = os.Stderr
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	w := &worker{cmd: cmd, stdin: stdin, out: make(chan outcome, 1), err: make(chan error, 1)}
+	if err := json.NewEncoder(stdin).Encode(j); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		var o outcome
+		if err := json.NewDecoder(stdout).Decode(&o); err == nil {
+			w.out <- o
+		}
+		close(w.out)
+		w.err <- cmd.Wait()
+	}()
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		<-w.err
+	})
+	return w
+}
+
+// work is the worker's main.
+func work() error {
+	in := bufio.NewReader(os.Stdin)
+	line, err := in.ReadBytes('\n')
+	if err != nil {
+		return err
+	}
+	var j job
+	if err := json.Unmarshal(line, &j); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), j.Load)
+	defer cancel()
+	go func() { // the parent is gone
+		_, _ = io.Copy(io.Discard, in)
+		os.Exit(2)
+	}()
+
+	sem, err := semaphore.Open(context.Background(), j.Redis, semaphore.Config{Name: j.Semaphore, Capacity: j.Capacity, TTL: j.TTL})
+	if err != nil {
+		return err
+	}
+	p, err := newPool(j, sem)
+	if err != nil {
+		return err
+	}
+	var (
+		wg  sync.WaitGroup
+		mu  sync.Mutex
+		out outcome
+	)
+	for range j.Goroutines {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				waited, err := p.once(j)
+				mu.Lock()
+				out.Longest = max(out.Longest, waited)
+				switch {
+				case err == nil:
+					out.Ops++
+				case expected(j, err):
+					out.Expected++
+				default:
+					out.Failed++
+					if len(out.Errors) < 5 {
+						out.Errors = append(out.Errors, err.Error())
+					}
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	p.close()
+	if err := sem.Close(); err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(out)
+}
+
+var errAfterConnect = errors.New("AfterConnect fails on purpose")
+
+func expected(j job, err error) bool {
+	switch j.Fault {
+	case "cancel":
+		return errors.Is(err, context.DeadlineExceeded) || strings.Contains(err.Error(), "canceling statement")
+	case "afterconnect":
+		return errors.Is(err, errAfterConnect)
+	case "terminate":
+		var e *pgconn.PgError
+		var pe *pq.Error
+		text := err.Error()
+		return errors.As(err, &e) && e.Code == "57P01" || errors.As(err, &pe) && pe.Code == "57P01" ||
+			strings.Contains(text, "unexpected EOF") || strings.Contains(text, "reset by peer") || strings.Contains(text, "broken pipe") || strings.Contains(text, "bad connection") || strings.Contains(text, "conn closed")
+	}
+	return false
+}
+
+// pool is one of the three ways to Postgres.
+type pool interface {
+	once(j job) (waited time.Duration, err error)
+	close()
+}
+
+func newPool(j job, sem *semaphore.Semaphore) (pool, error) {
+	opts := passbuddy.Config{Scope: j.Scope, AcquireTimeout: time.Minute}
+	switch j.Integration {
+	case "pgxpool":
+		cfg, err := pgxpool.ParseConfig(j.Postgres)
+		if err != nil {
+			return nil, err
+		}
+		cfg.MaxConns = int32(j.Goroutines)
+		if j.Fault == "afterconnect" {
+			cfg.AfterConnect = func(context.Context, *pgx.Conn) error {
+				if rand.IntN(2) == 0 {
+					return errAfterConnect
+				}
+				return nil
+			}
+		}
+		p, err := passpool.NewWithConfig(context.Background(), cfg, sem, opts)
+		return pgxPool{p}, err
+	case "stdlib":
+		passbuddy.Register("pass-pgx", stdlib.GetDefaultDriver(), sem, opts)
+		return newSQLPool("pass-pgx", j)
+	case "pq":
+		passbuddy.Register("pass-pq", &pq.Driver{}, sem, opts)
+		return newSQLPool("pass-pq", j)
+	}
+	return nil, fmt.Errorf("no integration %q", j.Integration)
+}
+
+func query(j job) (string, context.Context, context.CancelFunc) {
+	d := rand.N(j.MaxQuery + 1)
+	ctx, cancel := context.Background(), context.CancelFunc(func() {})
+	if j.Fault == "cancel" {
+		ctx, cancel = context.WithCancel(ctx)
+	}
+	return fmt.Sprintf("select pg_sleep(%f)", d.Seconds()), ctx, cancel
+}
+
+// The statement timeout of fault "cancel" begins with the checkout, so that half of the queries are cancelled and no wait is.
+const cancelAfter = 5 * time.Millisecond
+
+type pgxPool struct{ *pgxpool.Pool }
+
+func (p pgxPool) close() { p.Close() }
+
+func (p pgxPool) once(j job) (time.Duration, error) {
+	text, ctx, cancel := query(j)
+	defer cancel()
+	began := time.Now()
+	c, err := p.Acquire(ctx)
+	if err != nil {
+		return 0, err
+	}
+	waited := time.Since(began)
+	if j.Fault == "hijack" && rand.IntN(10) == 0 {
+		conn := c.Hijack()
+		_, err := conn.Exec(ctx, text)
+		return waited, errors.Join(err, conn.Close(ctx))
+	}
+	defer c.Release()
+	if j.Fault == "cancel" {
+		ctx, cancel = context.WithTimeout(ctx, cancelAfter)
+		defer cancel()
+	}
+	_, err = c.Exec(ctx, text)
+	return waited, err
+}
+
+type sqlPool struct{ *sql.DB }
+
+func newSQLPool(driver string, j job) (pool, error) {
+	db, err := sql.Open(driver, j.Postgres)
+	if err != nil {
+		return nil, err
+	}
+	db.SetMaxIdleConns(j.Capacity)
+	return sqlPool{db}, nil
+}
+
+func (p sqlPool) close() { _ = p.Close() }
+
+func (p sqlPool) once(j job) (time.Duration, error) {
+	text, ctx, cancel := query(j)
+	defer cancel()
+	began := time.Now()
+	if j.Fault == "cancel" {
+		c, err := p.Conn(ctx)
+		if err != nil {
+			return 0, err
+		}
+		defer c.Close()
+		waited := time.Since(began)
+		ctx, cancel = context.WithTimeout(ctx, cancelAfter)
+		defer cancel()
+		_, err = c.ExecContext(ctx, text)
+		return waited, err
+	}
+	tx, err := p.BeginTx(ctx, nil)
+	if err != nil {
+		return 0, err
+	}
+	waited := time.Since(began)
+	if _, err := tx.ExecContext(ctx, text); err != nil {
+		return waited, errors.Join(err, tx.Rollback())
+	}
+	return waited, tx.Commit()
+}
