@@ -72,7 +72,7 @@ func TestCap(t *testing.T) {
 				if fault == "kill" {
 					// Its permits expire.
 					eventually(t, j.TTL, func() (bool, string) {
-						n := s.client.ZCount(t.Context(), "passbuddy-"+name, fmt.Sprint(time.Now().UnixMilli()), "+inf").Val()
+						n := s.redisClient.ZCount(t.Context(), "passbuddy-"+name, fmt.Sprint(time.Now().UnixMilli()), "+inf").Val()
 						return n == 0, fmt.Sprintf("%d permits left", n)
 					})
 					return

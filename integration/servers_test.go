@@ -19,10 +19,10 @@ var loadFor = flag.Duration("load", 3*time.Second, "how long each fleet runs")
 
 // servers are a Postgres and a Redis of the test's own.
 type servers struct {
-	postgres *throwaway.Postgres
-	redis    *throwaway.Redis
-	admin    *pgx.Conn
-	client   *redis.Client
+	postgres    *throwaway.Postgres
+	redis       *throwaway.Redis
+	admin       *pgx.Conn
+	redisClient *redis.Client
 }
 
 func startServers(t *testing.T, maxConnections int) *servers {
@@ -41,8 +41,8 @@ func startServers(t *testing.T, maxConnections int) *servers {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = s.admin.Close(context.Background()) })
-	s.client = redis.NewClient(&redis.Options{Addr: s.redis.Addr()})
-	t.Cleanup(func() { _ = s.client.Close() })
+	s.redisClient = redis.NewClient(&redis.Options{Addr: s.redis.Addr()})
+	t.Cleanup(func() { _ = s.redisClient.Close() })
 	return s
 }
 
@@ -132,8 +132,8 @@ func eventually(t *testing.T, limit time.Duration, ok func() (bool, string)) {
 func (s *servers) nothingLeft(t *testing.T, semaphore string) {
 	t.Helper()
 	eventually(t, 2*time.Second, func() (bool, string) {
-		permits := s.client.ZCard(t.Context(), "passbuddy-"+semaphore).Val()
-		waiters := s.client.ZCard(t.Context(), "{passbuddy-"+semaphore+"}:queue").Val()
+		permits := s.redisClient.ZCard(t.Context(), "passbuddy-"+semaphore).Val()
+		waiters := s.redisClient.ZCard(t.Context(), "{passbuddy-"+semaphore+"}:queue").Val()
 		n := s.backendCount(t)
 		return permits == 0 && waiters == 0 && n == 0, fmt.Sprintf("%d permits, %d waiters, %d backends left", permits, waiters, n)
 	})

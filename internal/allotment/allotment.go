@@ -102,8 +102,8 @@ type Allotment struct {
 	spare     []*semaphore.Permit // under no connection; nil is a permit this process gave itself
 	uncounted int                 // of owned: those without a permit of the fleet (FallbackConns, KeepOnLoss)
 	turns     int
-	conns     [gone]int // connections by state
-	deferred  int       // recalled in rotation, and not due before the tenure is over
+	conns     [gone + 1]int // connections by state
+	deferred  int           // recalled in rotation, and not due before the tenure is over
 	debt      int
 	evicting  int
 	due       int
@@ -233,7 +233,9 @@ func (a *Allotment) refusal(ctx context.Context, cause error) error {
 // Exit gives back a turn that is tied to no connection.
 func (a *Allotment) Exit() {
 	a.mu.Lock()
-	a.turns--
+	if a.turns > a.conns[out] { // else another connection took it over: see CheckOut
+		a.turns--
+	}
 	a.settle()
 	a.mu.Unlock()
 }

@@ -132,13 +132,6 @@ func (c *Conn) Current(epoch uint32) bool {
 	return c.epoch == epoch && c.state < leaving && !c.lost
 }
 
-// Opened reports whether c has been opened: its Value can then be read by anybody.
-func (c *Conn) Opened() bool {
-	c.a.mu.Lock()
-	defer c.a.mu.Unlock()
-	return c.state != opening && c.Value != nil
-}
-
 // Discard makes c leave, which its caller has claimed and found unusable. The turn stays with the caller, who opens another in its
 // place. Until c is gone the unit is counted twice, as a turn and as leaving: that errs on the safe side.
 func (c *Conn) Discard() bool {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync/atomic"
 	"time"
 
 	"github.com/passbuddy/passbuddy/semaphore"
@@ -31,13 +30,12 @@ type Conn struct {
 	// Guarded by the allotment's lock.
 	state      state
 	lost       bool      // its lease is lost; it ends at the next occasion
-	idleSeen   time.Time // see Sweep
+	swept      bool      // a sweep has seen it idle, at idleSeen
+	idleSeen   time.Time
 	pin        Pin
 	parked     bool   // idle, and in no pool; see Park
 	epoch      uint32 // see Epoch
 	prev, next *Conn  // in Allotment.idle while state is idle
-
-	handed atomic.Uint32 // see HandOut
 
 	// Value is the integration's own. It is set before the Conn is shared, or with Attach.
 	Value any
@@ -46,22 +44,38 @@ type Conn struct {
 // become moves c to another state, keeping the counts and the idle ring. The lock is held.
 func (c *Conn) become(s state) {
 	a := c.a
-	if c.state == idle {
-		c.prev.next, c.next.prev = c.next, c.prev
-		c.prev, c.next = nil, nil
+	switch {
+	case s == c.state:
+	case c.state == idle:
+		c.lift(s)
+	case s == idle:
+		c.lay()
+	default:
+		a.conns[c.state]--
+		a.conns[s]++
+		c.state = s
 	}
-	a.conns[c.state]--
-	c.state = s
-	if s == gone {
-		return
-	}
+}
+
+// lift takes an idle c out of the ring, and lay puts one there. Every warm checkout does both: they are short enough
+// to be inlined. Of a lifted c prev and next mean nothing. The lock is held.
+func (c *Conn) lift(s state) {
+	a := c.a
+	c.prev.next, c.next.prev = c.next, c.prev
+	c.parked, c.swept = false, false
+	a.conns[idle]--
 	a.conns[s]++
-	c.parked = false
-	if s == idle {
-		c.idleSeen = time.Time{}
-		c.prev, c.next = &a.idle, a.idle.next
-		c.prev.next, c.next.prev = c, c
-	}
+	c.state = s
+}
+
+func (c *Conn) lay() {
+	a := c.a
+	first := a.idle.next
+	c.prev, c.next = &a.idle, first
+	a.idle.next, first.prev = c, c
+	a.conns[c.state]--
+	a.conns[idle]++
+	c.state = idle
 }
 
 // bind puts a new connection under a spare permit. The lock is held.
@@ -144,12 +158,23 @@ func (c *Conn) Ready() {
 
 // CheckOut ties the caller's turn to c. It reports false if c must not be used: it was evicted, or
 // its lease is lost; the turn then stays with the caller.
+//
+// Turns have no names, so turns >= out is all that says whether there is one to tie. Where there is none, the pool hands
+// c out past the queue (pgxpool's AcquireAllIdle), and c brings a turn of its own, available or not. Should such a c take
+// the turn of a caller who is on his way to another connection, that one brings its own instead: the sum is the same.
 func (c *Conn) CheckOut() bool {
 	a := c.a
 	a.mu.Lock()
 	ok := (c.state == idle || c.state == opening) && !c.lost && !a.closed
 	if ok {
-		c.become(out)
+		if a.turns == a.conns[out] {
+			a.turns++
+		}
+		if c.state == idle {
+			c.lift(out)
+		} else {
+			c.become(out)
+		}
 	}
 	a.mu.Unlock()
 	return ok
@@ -182,16 +207,13 @@ func (c *Conn) Usable() bool {
 
 // Return ends the checkout of c and its turn. It reports whether c stays in the pool; if not, c is
 // leaving, and its owner must close it. healthy is false for a connection that is to be closed anyway.
-//
-// A connection that was out without a turn (pgxpool's AcquireAllIdle) is only looked at.
 func (c *Conn) Return(healthy bool) bool {
 	a := c.a
 	a.mu.Lock()
 	if c.state == out {
 		a.turns--
 		if healthy && !c.lost && a.debt == 0 && a.evicting == 0 && !a.closed {
-			c.become(idle)
-			c.takeBack()
+			c.lay()
 			if a.waiters.n > 0 || a.openers.n > 0 || (a.wanted && !a.offering) {
 				a.settle()
 			}
@@ -221,12 +243,10 @@ func (c *Conn) returnSlow(healthy bool) bool {
 		a.debt--
 		a.due++
 		c.become(leaving)
-		c.handed.Store(doomed)
 		return false
 	case c.state == out:
 		c.become(idle)
 	}
-	c.takeBack()
 	return true
 }
 
@@ -253,7 +273,6 @@ func (c *Conn) leave() {
 		a.due++
 	}
 	c.become(leaving)
-	c.handed.Store(doomed)
 }
 
 // Evict makes an idle c leave, if an idle connection has to end at all. The caller must then close it.
@@ -277,7 +296,7 @@ func (a *Allotment) EvictIdle() *Conn {
 		return nil
 	}
 	for c := a.idle.prev; c != &a.idle; c = c.prev {
-		if c.pin != Fixed && c.handed.CompareAndSwap(inPool, doomed) {
+		if c.pin != Fixed {
 			c.leave()
 			a.settle()
 			return c
@@ -328,8 +347,8 @@ func (a *Allotment) Sweep(maxIdle time.Duration) (old []*Conn, more bool) {
 		next := c.next
 		switch {
 		case !c.parked:
-		case maxIdle > 0 && c.idleSeen.IsZero():
-			c.idleSeen = now
+		case maxIdle > 0 && !c.swept:
+			c.swept, c.idleSeen = true, now
 			more = true
 		case maxIdle > 0 && now.Sub(c.idleSeen) < maxIdle:
 			more = true

@@ -127,7 +127,6 @@ func (a *Allotment) Lost(p *semaphore.Permit) {
 			break
 		}
 		c.lost = true
-		c.handed.Store(doomed)
 		go a.pool.Fence(c)
 		break
 	}

@@ -5,28 +5,6 @@ import "time"
 // This file is for a pool that hands out and takes back its idle connections by itself (pgxpool), while the allotment may have to close one
 // of them from outside: in place, without the pool's knowing.
 
-// The values of Conn.handed.
-const (
-	inPool uint32 = iota
-	handed        // by the pool to a caller; ends with Return
-	doomed        // leaving, or its lease is lost; final
-)
-
-// HandOut tells that the pool is about to hand c to a caller. It reports false if c must not be used: it was evicted or swept, or
-// its lease is lost. Return ends it, with or without a CheckOut in between (pgxpool's AcquireAllIdle has no turn to tie).
-//
-// One compare-and-swap decides between a caller and a closer: whoever comes second sees the other. So a connection
-// that was handed out is never closed in place, except by Fence. It needs no lock, because it
-// changes no count.
-func (c *Conn) HandOut() bool { return c.handed.CompareAndSwap(inPool, handed) }
-
-// takeBack ends a HandOut. The lock is held.
-func (c *Conn) takeBack() {
-	if c.handed.Load() == handed {
-		c.handed.Store(inPool)
-	}
-}
-
 // Attach sets Value on a Conn that is already shared. It reports false if c is to be ended at once, because its lease was
 // lost before there was anything for Pool.Fence to end.
 func (c *Conn) Attach(value any) bool {
@@ -53,11 +31,11 @@ func (a *Allotment) SweepIdle(maxIdle time.Duration, keep int) []*Conn {
 	for c := a.idle.prev; c != &a.idle; {
 		prev := c.prev
 		switch {
-		case c.idleSeen.IsZero():
-			c.idleSeen = now
+		case !c.swept:
+			c.swept, c.idleSeen = true, now
 		case now.Sub(c.idleSeen) < maxIdle:
 		case a.conns[opening]+a.conns[idle]+a.conns[out] <= keep:
-		case c.handed.CompareAndSwap(inPool, doomed):
+		default:
 			c.leave()
 			old = append(old, c)
 		}

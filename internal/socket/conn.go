@@ -7,6 +7,8 @@ import (
 	"runtime"
 	"syscall"
 	"time"
+
+	"github.com/passbuddy/passbuddy/internal/allotment"
 )
 
 // Conn is a socket that owns a permit. Its Close returns at once; the permit comes back when the server's backend has ended.
@@ -14,6 +16,7 @@ import (
 type Conn struct {
 	net.Conn
 	link *Link
+	life *allotment.Conn // what is bound for the socket's whole life, or nil; set before anybody else has the socket
 }
 
 var _ syscall.Conn = (*Conn)(nil)
@@ -40,6 +43,10 @@ func Of(nc net.Conn) *Link {
 		}
 	}
 }
+
+// Life is the allotment's connection that was opened for this socket, or nil: Link().Conn(), but two loads
+// nearer, for the warm path.
+func (s *Conn) Life() *allotment.Conn { return s.life }
 
 // Link is the part that holds the permit.
 func (s *Conn) Link() *Link { return s.link }

@@ -69,6 +69,7 @@ func (d *Dialer) DialContext(ctx context.Context, network, addr string) (net.Con
 		return nil, err
 	}
 	s := d.began(Wrap(nc))
+	s.life = c
 	if !s.link.Bind(c) {
 		s.Close()
 		return nil, fmt.Errorf("passbuddy: while connecting: %w", semaphore.ErrLost)

@@ -1,0 +1,47 @@
+# `make` alone lists the targets: each has its description behind ##.
+
+GO          ?= go
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+PKG         ?= ./...
+TIMEOUT     ?= 5m
+BENCH       ?= .
+COUNT       ?= 10
+DURATION    ?= 5m
+ARGS        ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test demo lint bench stress fmt clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Find or install the servers that tests and the demo start for themselves
+	@scripts/setup.sh
+
+test: ## Run all tests with the race detector, against throwaway Postgres and Redis servers (PKG=, TIMEOUT=)
+	@scripts/setup.sh --need redis --need cc
+	$(GO) test -race -timeout $(TIMEOUT) $(PKG)
+
+demo: setup ## Show a fleet of processes on one Postgres, without PassBuddy and with it (ARGS='-cap 10 -duration 5s')
+	@$(GO) run ./cmd/passbuddy demo $(ARGS)
+
+lint: ## Check formatting, go vet, staticcheck, what the library imports, and shell scripts
+	@files=$$(gofmt -l .); if [ -n "$$files" ]; then echo "not formatted, run make fmt:"; echo "$$files"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+	@scripts/check-imports.sh
+	@if command -v shellcheck >/dev/null; then shellcheck scripts/*.sh .ci/run; fi
+
+bench: ## Run the benchmarks, each with its rival beside it (BENCH=regexp, COUNT=, PKG=); compare with benchstat
+	@scripts/setup.sh --need redis
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) -timeout 0 $(PKG)
+
+stress: ## Run the randomised tests for a long time (DURATION=5m for each)
+	@scripts/setup.sh --need redis --need cc
+	PASSBUDDY_STRESS=$(DURATION) $(GO) test -race -count 1 -timeout 0 -run 'Stress|Model' $(PKG)
+
+fmt: ## Format the code
+	gofmt -w .
+
+clean: ## Remove what the targets above leave in this folder
+	rm -f passbuddy-demo.svg

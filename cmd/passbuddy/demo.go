@@ -1,0 +1,189 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+)
+
+// result is what one run showed.
+type result struct {
+	name        string
+	took        time.Duration
+	counts      counts
+	served      int // goroutines that had an operation succeed
+	failures    map[string]int64
+	wait, total *latency
+	samples     []sample
+	peak        int
+	progress    []progressPoint
+}
+
+// progressPoint is how far the fleet was at a time since the start of the run.
+type progressPoint struct {
+	at     time.Duration
+	counts counts
+}
+
+// demo runs the fleet without PassBuddy and with it, and shows how they compare: a table on out, a picture in a file,
+// and progress on status. It returns an error when something stood in the way, or when the run with PassBuddy was
+// not what PassBuddy promises. When it returns, its processes and temporary folders are gone.
+func demo(ctx context.Context, o options, out, status io.Writer) (err error) {
+	s, err := startServers(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	sampler, err := s.connectSampler(ctx, o.scope)
+	if err != nil {
+		return err
+	}
+	defer sampler.close()
+	introduce(out, o, s)
+
+	var results []*result
+	for _, withPassBuddy := range []bool{false, true} {
+		r, err := runFleet(ctx, o, s, sampler, withPassBuddy, status)
+		if err != nil {
+			return err
+		}
+		results = append(results, r)
+	}
+	writeTable(out, o, results)
+	if err := writeChart(o, s, results); err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "\nBackends over time: %s\n", o.svg)
+	return verdict(out, o, results[1])
+}
+
+func introduce(out io.Writer, o options, s *servers) {
+	fmt.Fprintf(out, "A fleet of %d processes x %d goroutines on one Postgres, cap %d, %v without PassBuddy and %v with it.\n",
+		o.processes, o.goroutines, o.capacity, o.duration, o.duration)
+	fmt.Fprintf(out, "  query     %s\n  through   %s, scope %s\n  Postgres  %s\n  Redis     %s\n\n",
+		o.query, integrationText(o.integration), o.scope, s.postgresText, s.redisText)
+	if s.ownPostgres {
+		fmt.Fprintf(out, "The run without PassBuddy opens up to %d connections on your Postgres. While it lasts,\n"+
+			"other clients may be refused. Ctrl-C ends it.\n\n", o.processes*o.goroutines)
+	}
+}
+
+func integrationText(integration string) string {
+	if integration == integrationSQL {
+		return "database/sql with pgx's driver"
+	}
+	return "pgxpool"
+}
+
+// runFleet does one run.
+func runFleet(ctx context.Context, o options, s *servers, sampler *sampler, withPassBuddy bool, status io.Writer) (*result, error) {
+	url, err := s.workerURL(o.goroutines, o.integration)
+	if err != nil {
+		return nil, err
+	}
+	cfg := workerConfig{
+		PostgresURL: url,
+		Semaphore:   s.application,
+		Capacity:    o.capacity,
+		Goroutines:  o.goroutines,
+		Query:       o.query,
+		Scope:       o.scope,
+		Integration: o.integration,
+	}
+	r := &result{name: "without PassBuddy", wait: newLatency(), total: newLatency(), failures: make(map[string]int64)}
+	if withPassBuddy {
+		r.name, cfg.RedisURL = "with PassBuddy", s.redisURL
+	}
+	fleet, err := startFleet(ctx, o.processes, cfg)
+	if err != nil {
+		return nil, err
+	}
+	defer fleet.kill()
+
+	start := time.Now()
+	sampling, stopSampling := context.WithCancel(ctx)
+	defer stopSampling()
+	sampled := make(chan error, 1)
+	go func() { sampled <- sampler.run(sampling, start) }()
+
+	if err := fleet.begin(); err != nil {
+		return nil, errors.Join(err, endSampling(stopSampling, sampled))
+	}
+	r.watch(ctx, o, fleet, sampler, start, status)
+	r.took = time.Since(start)
+	reports, err := fleet.finish()
+	if err := errors.Join(err, endSampling(stopSampling, sampled), ctx.Err()); err != nil {
+		return nil, err
+	}
+	r.samples = sampler.taken() // up to the last worker's end, so the shutdown is watched too
+	_, r.peak = sampler.latest()
+	if err := r.add(reports); err != nil {
+		return nil, err
+	}
+	return r, sampler.awaitQuiet(ctx)
+}
+
+func endSampling(stop func(), sampled <-chan error) error {
+	stop()
+	return <-sampled
+}
+
+// watch shows how the run goes until it is over.
+func (r *result) watch(ctx context.Context, o options, f *fleet, s *sampler, start time.Time, status io.Writer) {
+	line := newStatusLine(status)
+	defer line.end()
+	over := time.NewTimer(o.duration)
+	defer over.Stop()
+	ticker := time.NewTicker(reportInterval)
+	defer ticker.Stop()
+	r.progress = append(r.progress, progressPoint{})
+	for {
+		select {
+		case <-ticker.C:
+		case <-over.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+		point := progressPoint{time.Since(start), f.counts()}
+		r.progress = append(r.progress, point)
+		now, peak := s.latest()
+		line.show(point.at, fmt.Sprintf("%-17s %4.1fs of %v  %6s operations/s  %s refused by Postgres  %2d backends (peak %d, cap %d)",
+			r.name, point.at.Seconds(), o.duration, thousands(rate(point.counts.Operations, point.at)),
+			thousands(point.counts.Refused), now, peak, o.capacity))
+	}
+}
+
+// add takes the workers' final reports in.
+func (r *result) add(reports []workerReport) error {
+	for _, report := range reports {
+		r.counts.add(report.counts)
+		r.served += report.Served
+		for text, n := range report.Failures {
+			r.failures[text] += n
+		}
+		if err := errors.Join(r.wait.merge(report.Wait), r.total.merge(report.Total)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rate is n per second, rounded.
+func rate(n int64, d time.Duration) int64 {
+	if d <= 0 {
+		return 0
+	}
+	return int64(float64(n)/d.Seconds() + 0.5)
+}
+
+func writeChart(o options, s *servers, results []*result) error {
+	f, err := os.Create(o.svg)
+	if err != nil {
+		return err
+	}
+	return errors.Join(newChart(o, s.limit, results).write(f), f.Close())
+}

@@ -1,0 +1,216 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"sync"
+	"syscall"
+	"time"
+)
+
+const (
+	// readyTimeout bounds how long the whole fleet may take to be ready.
+	readyTimeout = 30 * time.Second
+	// endGrace is how long a worker may take to end after SIGTERM, before it gets SIGKILL: longer than drainTime,
+	// plus closing its pool.
+	endGrace = drainTime + 10*time.Second
+)
+
+// fleet is a number of worker processes.
+type fleet struct {
+	members []*member
+}
+
+// member is one worker process, as its parent sees it.
+type member struct {
+	cmd    *exec.Cmd
+	stdin  io.WriteCloser
+	stderr *tail
+	ready  chan struct{} // closed at the first report, unless that is of an error
+	ended  chan struct{} // closed when the process is reaped
+	err    error         // how it ended; written before ended is closed
+
+	mu   sync.Mutex
+	last workerReport
+}
+
+// startFleet starts n workers and waits until all are ready. When it fails, none is left.
+func startFleet(ctx context.Context, n int, cfg workerConfig) (*fleet, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	f := &fleet{}
+	for range n {
+		m, err := startMember(self, cfg)
+		if err != nil {
+			f.kill()
+			return nil, err
+		}
+		f.members = append(f.members, m)
+	}
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	for _, m := range f.members {
+		select {
+		case <-m.ready:
+		case <-m.ended:
+			err = m.failure()
+		case <-ctx.Done():
+			err = fmt.Errorf("the fleet was not ready in time: %w", ctx.Err())
+		}
+		if err != nil {
+			f.kill()
+			return nil, err
+		}
+	}
+	return f, nil
+}
+
+func startMember(program string, cfg workerConfig) (*member, error) {
+	m := &member{
+		cmd:    exec.Command(program, workerCommand),
+		stderr: &tail{},
+		ready:  make(chan struct{}),
+		ended:  make(chan struct{}),
+	}
+	ownGroup(m.cmd)
+	m.cmd.Stderr = m.stderr
+	stdin, err := m.cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	stdout, err := m.cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := m.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start a worker: %w", err)
+	}
+	m.stdin = stdin
+	go m.follow(stdout)
+	if err := json.NewEncoder(stdin).Encode(cfg); err != nil {
+		m.kill()
+		return nil, fmt.Errorf("configure a worker: %w", err)
+	}
+	return m, nil
+}
+
+// follow reads a worker's reports until it ends.
+func (m *member) follow(stdout io.Reader) {
+	defer close(m.ended)
+	reports := json.NewDecoder(stdout)
+	for first := true; ; first = false {
+		var r workerReport
+		if err := reports.Decode(&r); err != nil {
+			break
+		}
+		m.mu.Lock()
+		m.last = r
+		m.mu.Unlock()
+		if first && r.Error == "" {
+			close(m.ready)
+		}
+	}
+	m.err = m.cmd.Wait()
+}
+
+func (m *member) report() workerReport {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.last
+}
+
+// failure says why a worker that ended did not do its work.
+func (m *member) failure() error {
+	if reason := m.report().Error; reason != "" {
+		return fmt.Errorf("a worker failed: %s", reason)
+	}
+	return fmt.Errorf("a worker ended without a final report (%v): %s", m.err, m.stderr)
+}
+
+func (m *member) kill() {
+	_ = m.cmd.Process.Kill() // fails only when it has ended
+	<-m.ended
+	_ = m.stdin.Close()
+}
+
+// begin lets all workers start at once.
+func (f *fleet) begin() error {
+	for _, m := range f.members {
+		if err := json.NewEncoder(m.stdin).Encode(startSignal{Start: true}); err != nil {
+			return fmt.Errorf("start the run: %w", err)
+		}
+	}
+	return nil
+}
+
+// counts adds up the workers' latest reports.
+func (f *fleet) counts() (sum counts) {
+	for _, m := range f.members {
+		sum.add(m.report().counts)
+	}
+	return sum
+}
+
+// finish ends the run and returns the workers' final reports. When it returns, no worker is left.
+func (f *fleet) finish() ([]workerReport, error) {
+	for _, m := range f.members {
+		_ = m.cmd.Process.Signal(syscall.SIGTERM) // fails only when it has ended, and then it has no final report
+	}
+	grace := time.NewTimer(endGrace)
+	defer grace.Stop()
+	var reports []workerReport
+	var errs []error
+	for _, m := range f.members {
+		select {
+		case <-m.ended:
+		case <-grace.C:
+			f.kill() // this one and those after it: they had the same time
+		}
+		_ = m.stdin.Close()
+		if r := m.report(); r.Final {
+			reports = append(reports, r)
+		} else {
+			errs = append(errs, m.failure())
+		}
+	}
+	return reports, errors.Join(errs...)
+}
+
+// kill ends all workers at once. It may be called more than once.
+func (f *fleet) kill() {
+	for _, m := range f.members {
+		_ = m.cmd.Process.Kill()
+	}
+	for _, m := range f.members {
+		m.kill()
+	}
+}
+
+// tail keeps the end of what a worker wrote to stderr.
+type tail struct {
+	mu   sync.Mutex
+	text []byte
+}
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.text = append(t.text, p...)
+	if extra := len(t.text) - 4096; extra > 0 {
+		t.text = t.text[extra:]
+	}
+	return len(p), nil
+}
+
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return shorten(string(t.text))
+}

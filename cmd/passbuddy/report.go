@@ -1,0 +1,105 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+)
+
+// writeTable compares the runs, one a column.
+func writeTable(out io.Writer, o options, results []*result) {
+	type row struct {
+		name  string
+		value func(*result) string
+	}
+	rows := []row{
+		{"", func(r *result) string { return r.name }},
+		{"operations/s", func(r *result) string { return thousands(rate(r.counts.Operations, r.took)) }},
+		{"failed: too many clients", func(r *result) string { return thousands(r.counts.Refused) }},
+		{"failed: other errors", func(r *result) string { return thousands(r.counts.Failed) }},
+		{"goroutines ever served", func(r *result) string {
+			return fmt.Sprintf("%s of %s", thousands(int64(r.served)), thousands(int64(o.processes*o.goroutines)))
+		}},
+		{"wait for a connection, p50", func(r *result) string { return milliseconds(r.wait, 50) }},
+		{"wait for a connection, p99", func(r *result) string { return milliseconds(r.wait, 99) }},
+		{"whole operation, p50", func(r *result) string { return milliseconds(r.total, 50) }},
+		{"whole operation, p99", func(r *result) string { return milliseconds(r.total, 99) }},
+		{peakText(o), func(r *result) string { return fmt.Sprint(r.peak) }},
+	}
+	// Right-aligned columns need a tab after the last cell too, and tabwriter would align the names to the right as
+	// well: they are padded here.
+	widest := 0
+	for _, row := range rows {
+		widest = max(widest, len(row.name))
+	}
+	table := tabwriter.NewWriter(out, 0, 0, 3, ' ', tabwriter.AlignRight)
+	for _, row := range rows {
+		cells := []string{row.name + strings.Repeat(" ", widest-len(row.name))}
+		for _, r := range results {
+			cells = append(cells, row.value(r))
+		}
+		fmt.Fprintln(table, strings.Join(cells, "\t")+"\t")
+	}
+	_ = table.Flush() // out's error shows at the next write
+	fmt.Fprintln(out, "\nTimes are of operations that succeeded. Backends are pg_stat_activity's, counted every", sampleInterval)
+
+	for _, r := range results {
+		for _, text := range slices.Sorted(maps.Keys(r.failures)) {
+			fmt.Fprintf(out, "%s: %s x %s\n", r.name, thousands(r.failures[text]), text)
+		}
+	}
+}
+
+func peakText(o options) string {
+	if o.scope == scopeCheckout {
+		return fmt.Sprintf("peak of busy backends (cap %d)", o.capacity)
+	}
+	return fmt.Sprintf("peak of backends (cap %d)", o.capacity)
+}
+
+// verdict holds the run with PassBuddy to its promise.
+func verdict(out io.Writer, o options, with *result) error {
+	switch {
+	case with.peak > o.capacity:
+		return fmt.Errorf("with PassBuddy there were %d backends, more than the cap of %d", with.peak, o.capacity)
+	case with.counts.errors() > 0:
+		return fmt.Errorf("with PassBuddy %s operations failed", thousands(with.counts.errors()))
+	case with.counts.Operations == 0:
+		return errors.New("with PassBuddy no operation ended in time: a longer -duration may help")
+	}
+	fmt.Fprintf(out, "With PassBuddy: never more than %d backends in %s samples, and no operation failed.\n",
+		with.peak, thousands(int64(len(with.samples))))
+	return nil
+}
+
+// milliseconds shows a percentile, in microseconds below one, with as many digits as it is worth.
+func milliseconds(l *latency, percentile float64) string {
+	if l.count() == 0 {
+		return "-"
+	}
+	d := l.percentile(percentile)
+	ms := float64(d) / float64(time.Millisecond)
+	switch {
+	case ms < 1:
+		return fmt.Sprintf("%d µs", d.Microseconds())
+	case ms < 10:
+		return fmt.Sprintf("%.2f ms", ms)
+	case ms < 100:
+		return fmt.Sprintf("%.1f ms", ms)
+	}
+	return thousands(int64(ms+0.5)) + " ms"
+}
+
+// thousands groups the digits of n, which is not negative.
+func thousands(n int64) string {
+	digits := fmt.Sprint(n)
+	for i := len(digits) - 3; i > 0; i -= 3 {
+		digits = digits[:i] + "," + digits[i:]
+	}
+	return digits
+}

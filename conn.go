@@ -1,0 +1,318 @@
+package passbuddy
+
+import (
+	"context"
+	"database/sql/driver"
+	"fmt"
+
+	"github.com/passbuddy/passbuddy/internal/allotment"
+	"github.com/passbuddy/passbuddy/semaphore"
+)
+
+// conn is what database/sql has instead of the driver's connection. It refers to a physical connection, which it can
+// lose while it lies idle in database/sql's free list.
+//
+//	        first operation            IsValid
+//	empty -------------------> held --------------> idle
+//	                            |  ^ ResetSession    |
+//	                            |  +-----------------+
+//	       Close after IsValid  |                    | another's Connect claims its physical, or
+//	       (somebody waits, or  |                    | the fleet needs its permit
+//	       it must end)         v                    v
+//	                         closed                 lost: ErrBadConn at the next checkout
+//
+// Who may touch the physical connection is decided in one place, under the allotment's lock, for each pair that can
+// meet over an idle connection:
+//
+//   - a claim (another caller's Connect) and ResetSession: Retake names the epoch in which we held it, and a
+//     claim begins a new one. If the claim was first we report ErrBadConn without having touched anything; if we were, it finds nothing idle.
+//     It may even have been used and returned since, by a new wrapper: then it is idle, but in another epoch.
+//   - a claim and Close: the same, by LeaveAt.
+//   - an eviction and ResetSession: eviction makes it leave, and Retake takes only what is idle.
+//   - an eviction and Close: whoever comes second finds that end was called (physical.ended).
+//   - a fence and anything: it only sets a flag and closes the socket, both of which can be done at any time, and ends as an
+//     eviction does what it finds idle.
+//
+// Its fields need no lock: database/sql calls one method at a time.
+type conn struct {
+	cn    *connector
+	ph    *physical // nil: empty
+	unit  *allotment.Conn
+	epoch uint32
+
+	held    bool  // checked out: operations may run
+	parking bool  // IsValid said no because somebody waits; Close hands the connection on
+	refused error // PerCheckout: why this checkout has no permit
+
+	txCtx context.Context // see BeginTx
+}
+
+// RawConn is what [database/sql.Conn.Raw] passes to its function when the driver is wrapped. Raw is the driver's own connection:
+//
+//	err := sqlConn.Raw(func(dc any) error {
+//		pgxConn := dc.(passbuddy.RawConn).Raw().(*stdlib.Conn).Conn()
+//		...
+//	})
+//
+// The rules of sql.Conn.Raw hold for it: it must not be used after the function has returned. Raw returns nil if the connection is lost, or
+// was not open yet and could not be opened; any other method of the wrapper, such as Ping, tells why.
+type RawConn interface {
+	driver.Conn
+	Raw() driver.Conn
+}
+
+// shape is which of the optional interfaces that change what database/sql does a connection has.
+type shape uint32
+
+const (
+	execs shape = 1 << iota
+	queries
+)
+
+// wrapper is any of the four types below.
+type wrapper interface {
+	RawConn
+	base() *conn
+}
+
+// database/sql checks arguments in another order where a connection has no Exec or Query of its own, so a wrapper
+// must not have them either. All other interfaces have a fallback that makes no difference; see optional.go.
+type (
+	execConn      struct{ conn }
+	queryConn     struct{ conn }
+	execQueryConn struct{ conn }
+)
+
+func newConn(cn *connector, s shape) wrapper {
+	var w wrapper
+	switch s {
+	case execs | queries:
+		w = new(execQueryConn)
+	case execs:
+		w = new(execConn)
+	case queries:
+		w = new(queryConn)
+	default:
+		w = new(conn)
+	}
+	w.base().cn = cn
+	return w
+}
+
+func (c *conn) base() *conn { return c }
+
+// hold makes l the wrapper's connection, checked out.
+func (c *conn) hold(l lease) {
+	c.ph, c.unit, c.epoch = l.ph, l.unit, l.epoch
+	c.held = true
+}
+
+// release undoes hold for a wrapper that database/sql's opener takes to the free list: nothing tells us if it stays there, so it
+// must not keep a permit.
+func (c *conn) release() {
+	if c.cn.cfg.Scope == PerCheckout {
+		c.returnCheckout()
+		return
+	}
+	if !c.cn.park(c.unit) {
+		_ = c.ph.end(inBackground)
+	}
+	c.ph, c.unit, c.held = nil, nil, false
+}
+
+// use is the first thing of every operation. It costs two loads when the connection is checked out.
+func (c *conn) use(ctx context.Context) error {
+	if c.held && !c.ph.broken.Load() {
+		return nil
+	}
+	return c.useSlow(ctx)
+}
+
+func (c *conn) useSlow(ctx context.Context) error {
+	switch {
+	case c.refused != nil:
+		return c.refused
+	case c.ph != nil && c.ph.broken.Load():
+		return driver.ErrBadConn // its lease was lost
+	case c.ph == nil:
+		// Opened by database/sql's opener, and this is its first use.
+		l, err := c.cn.acquire(ctx)
+		if err != nil {
+			return neverBadConn(err)
+		}
+		c.hold(l)
+	case c.cn.cfg.Scope == PerCheckout:
+		return neverBadConn(c.checkOut(ctx))
+	case !c.unit.Retake(c.epoch):
+		return driver.ErrBadConn
+	default:
+		c.held = true
+	}
+	return nil
+}
+
+// checkOut acquires the permit of one checkout (PerCheckout).
+func (c *conn) checkOut(ctx context.Context) error {
+	c.cn.begin()
+	defer c.cn.done()
+	unit, err := c.cn.enterCheckout(ctx)
+	if err != nil {
+		return err
+	}
+	if !c.ph.cover(unit) {
+		unit.Gone()
+		c.ph.unit = nil
+		return fmt.Errorf("passbuddy: %w", semaphore.ErrLost)
+	}
+	c.unit, c.held = unit, true
+	return nil
+}
+
+// returnCheckout releases it. The engine sends the release in the background.
+func (c *conn) returnCheckout() {
+	if c.held {
+		c.unit.Gone()
+		c.unit, c.ph.unit = nil, nil
+		c.held = false
+	}
+	c.refused = nil
+}
+
+// ResetSession is the checkout of a connection that was used before. database/sql ignores every error but ErrBadConn.
+func (c *conn) ResetSession(ctx context.Context) error {
+	if c.cn.evictions.Load() > 0 && c.refuseEviction(ctx) {
+		return driver.ErrBadConn // Close makes it leave
+	}
+	if c.ph == nil {
+		return nil // still empty: the operation that follows opens it
+	}
+	if c.ph.broken.Load() {
+		return driver.ErrBadConn
+	}
+	if c.cn.cfg.Scope == PerCheckout {
+		if err := c.resetCheckout(ctx); err != nil || c.refused != nil {
+			return err
+		}
+	} else {
+		if !c.unit.Retake(c.epoch) {
+			return driver.ErrBadConn
+		}
+		c.held = true
+	}
+	if c.ph.resetter != nil {
+		return c.ph.resetter.ResetSession(ctx)
+	}
+	return nil
+}
+
+// refuseEviction reports whether this is a checkout by evictThroughDB.
+func (c *conn) refuseEviction(ctx context.Context) bool {
+	e, ok := ctx.Value(evictKey{}).(*eviction)
+	if ok {
+		e.stop()
+		e.done.Store(true)
+	}
+	return ok
+}
+
+// resetCheckout acquires the permit of the checkout. Where that is refused, the operation that follows reports it, and the connection stays
+// warm. But DB.Conn has none to report it, and a prepared statement would run without a permit, as it does not pass through the
+// wrapper: for those it is ErrBadConn. database/sql then tries twice more with the same context, the last time by
+// Connect, which can return the error; so the refusal is kept for it.
+func (c *conn) resetCheckout(ctx context.Context) error {
+	if c.cn.refusals.of(ctx) != nil {
+		return driver.ErrBadConn
+	}
+	err := c.checkOut(ctx)
+	switch {
+	case err == nil:
+	case operationFollows():
+		c.refused = err
+	default:
+		c.cn.refusals.add(ctx, err)
+		return driver.ErrBadConn
+	}
+	return nil
+}
+
+// IsValid is the return of the connection. database/sql closes it if we say no, after the statements prepared on it: only then can it
+// be handed on to a caller that waits here.
+func (c *conn) IsValid() bool {
+	if c.ph == nil {
+		return true
+	}
+	tx := c.txCtx
+	c.txCtx = nil
+	if tx != nil && tx.Err() != nil && !endedByUser() {
+		return false // see BeginTx
+	}
+	if !c.ph.valid() {
+		return false
+	}
+	if c.cn.cfg.Scope == PerCheckout {
+		c.returnCheckout()
+		return true
+	}
+	if !c.held {
+		// Handed to a caller who had given up, and returned without a checkout.
+		return c.unit.Current(c.epoch)
+	}
+	if c.unit.Keep() {
+		c.held = false
+		return true
+	}
+	c.parking = true
+	return false
+}
+
+// Close is called after IsValid said no, after an operation returned ErrBadConn, when the connection has been idle or alive for too
+// long, or with the DB. From database/sql's opener it is called with the lock on the whole DB held: but only on a connection that was never used,
+// which is empty.
+func (c *conn) Close() error {
+	ph := c.ph
+	if ph == nil {
+		return nil
+	}
+	if c.cn.cfg.Scope == PerCheckout {
+		// The permit of a connection that is closed while checked out is given back when the backend is gone: it may still be at work.
+		c.ph, c.unit, c.held = nil, nil, false
+		return ph.end(ph.where())
+	}
+	unit := c.unit
+	c.ph, c.unit = nil, nil
+	if c.parking && ph.pinned != allotment.Fixed && ph.valid() {
+		// database/sql has closed the statements it kept on it, just now.
+		if ph.pinned == allotment.Held {
+			ph.setPin(allotment.Free)
+		}
+		ph.statements = false
+		if c.cn.park(unit) {
+			return nil
+		}
+		// The fleet had asked for it back.
+	}
+	if !unit.LeaveAt(c.epoch) {
+		return nil // claimed: another wrapper has it
+	}
+	return ph.end(ph.where())
+}
+
+// where tells where the driver's Close may be called. If statements are left, the user may close them at any time, under the lock
+// that database/sql holds for us now: then here, as without PassBuddy. Else not in the caller's time.
+func (ph *physical) where() bool {
+	if ph.statements {
+		return inline
+	}
+	return inBackground
+}
+
+// Raw implements [RawConn].
+func (c *conn) Raw() driver.Conn {
+	// sql.Conn.Raw passes no context.
+	ctx, cancel := context.WithTimeout(context.Background(), c.cn.cfg.AcquireTimeout)
+	defer cancel()
+	if c.use(ctx) != nil {
+		return nil
+	}
+	return c.ph.inner
+}

@@ -1,0 +1,387 @@
+package passbuddy
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/passbuddy/passbuddy/internal/allotment"
+	"github.com/passbuddy/passbuddy/semaphore"
+)
+
+// fakeFleet is an engine with one sharer and any number of permits up to its capacity.
+type fakeFleet struct {
+	mu       sync.Mutex
+	capacity int
+	held     int
+	want     int
+	out      []*semaphore.Permit
+	flying   bool // one grant at a time, as the engine
+	a        *allotment.Allotment
+	err      error
+	left     int
+	gives    int
+}
+
+func newFleet(capacity int) *fakeFleet { return &fakeFleet{capacity: capacity} }
+
+func (f *fakeFleet) source() fleetSource {
+	return func(a *allotment.Allotment) (allotment.Fleet, func(), error) {
+		f.a = a
+		return f, func() { f.mu.Lock(); f.left++; f.mu.Unlock() }, nil
+	}
+}
+
+func (f *fakeFleet) Ask(n int) {
+	f.mu.Lock()
+	f.want = n
+	f.grant()
+	f.mu.Unlock()
+}
+
+// grant delivers in the background, as the allotment's lock may be held. f.mu is.
+func (f *fakeFleet) grant() {
+	n := min(f.want, f.capacity-f.held)
+	if n <= 0 || f.err != nil || f.flying {
+		return
+	}
+	f.flying = true
+	f.held += n
+	f.want -= n
+	permits := make([]*semaphore.Permit, n)
+	for i := range permits {
+		permits[i] = new(semaphore.Permit)
+		f.out = append(f.out, permits[i])
+	}
+	go func() {
+		f.a.Granted(permits)
+		f.mu.Lock()
+		f.flying = false
+		f.grant()
+		f.mu.Unlock()
+	}()
+}
+
+func (f *fakeFleet) Give(p *semaphore.Permit) {
+	f.mu.Lock()
+	f.out = slices.DeleteFunc(f.out, func(q *semaphore.Permit) bool { return p == q })
+	f.held--
+	f.gives++
+	f.grant()
+	f.mu.Unlock()
+}
+
+func (f *fakeFleet) Offer(int) {}
+
+func (f *fakeFleet) Err() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.err
+}
+
+func (f *fakeFleet) holds() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.held
+}
+
+// take lets the fleet have n permits for itself once they are given back: it recalls them.
+func (f *fakeFleet) take(n int) {
+	f.mu.Lock()
+	f.capacity -= n
+	f.mu.Unlock()
+	f.a.Promised(n)
+}
+
+// giveBack undoes take.
+func (f *fakeFleet) giveBack(n int) {
+	f.mu.Lock()
+	f.capacity += n
+	f.grant()
+	f.mu.Unlock()
+}
+
+// lose makes all leases be lost.
+func (f *fakeFleet) lose(t *testing.T) {
+	t.Helper()
+	f.mu.Lock()
+	lost := f.out
+	f.out = nil
+	f.held -= len(lost)
+	f.mu.Unlock()
+	for _, p := range lost {
+		f.a.Lost(p)
+	}
+}
+
+// server is what the fake drivers connect to. It notices concurrent use of a connection.
+type server struct {
+	t        *testing.T
+	dials    atomic.Int32
+	open     atomic.Int32
+	peak     atomic.Int32
+	running  atomic.Int32 // operations
+	mostRuns atomic.Int32
+
+	connectErr func() error
+	onClose    func()
+	onReset    func(*fakeConn) error
+	onExec     func(ctx context.Context, query string) error
+
+	mu    sync.Mutex
+	conns []*fakeConn
+	log   []string
+}
+
+func (s *server) record(format string, args ...any) {
+	s.mu.Lock()
+	s.log = append(s.log, fmt.Sprintf(format, args...))
+	s.mu.Unlock()
+}
+
+func (s *server) calls() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	log := s.log
+	s.log = nil
+	return log
+}
+
+func raise(most *atomic.Int32, n int32) {
+	for {
+		m := most.Load()
+		if n <= m || most.CompareAndSwap(m, n) {
+			return
+		}
+	}
+}
+
+// fakeConn has no optional interface.
+type fakeConn struct {
+	s       *server
+	n       int32
+	busy    bool // written without a lock, so that -race sees misuse
+	closed  bool
+	bad     bool
+}
+
+func (c *fakeConn) enter() func() {
+	if c.busy {
+		c.s.t.Error("a connection is used concurrently")
+	}
+	c.busy = true
+	raise(&c.s.mostRuns, c.s.running.Add(1))
+	return func() { c.busy = false; c.s.running.Add(-1) }
+}
+
+func (c *fakeConn) Prepare(query string) (driver.Stmt, error) {
+	defer c.enter()()
+	c.s.record("Prepare")
+	return &fakeStmt{c, query}, nil
+}
+
+func (c *fakeConn) Begin() (driver.Tx, error) {
+	defer c.enter()()
+	c.s.record("Begin")
+	return &fakeTx{c}, nil
+}
+
+func (c *fakeConn) Close() error {
+	defer c.enter()()
+	if c.closed {
+		c.s.t.Error("closed twice")
+	}
+	c.closed = true
+	if c.s.onClose != nil {
+		c.s.onClose()
+	}
+	c.s.open.Add(-1)
+	c.s.record("Close")
+	return nil
+}
+
+type fakeStmt struct {
+	c     *fakeConn
+	query string
+}
+
+func (s *fakeStmt) Close() error {
+	defer s.c.enter()()
+	s.c.s.record("Stmt.Close")
+	return nil
+}
+func (s *fakeStmt) NumInput() int { return -1 }
+func (s *fakeStmt) Exec(args []driver.Value) (driver.Result, error) {
+	defer s.c.enter()()
+	s.c.s.record("Stmt.Exec %v", args)
+	return driver.RowsAffected(1), nil
+}
+
+func (s *fakeStmt) Query(args []driver.Value) (driver.Rows, error) {
+	defer s.c.enter()()
+	s.c.s.record("Stmt.Query %v", args)
+	return &fakeRows{}, nil
+}
+
+type fakeTx struct{ c *fakeConn }
+
+func (tx *fakeTx) Commit() error   { defer tx.c.enter()(); tx.c.s.record("Commit"); return nil }
+func (tx *fakeTx) Rollback() error { defer tx.c.enter()(); tx.c.s.record("Rollback"); return nil }
+
+type fakeRows struct{ n int }
+
+func (*fakeRows) Columns() []string { return []string{"n"} }
+func (*fakeRows) Close() error      { return nil }
+func (r *fakeRows) Next(dest []driver.Value) error {
+	if r.n++; r.n > 1 {
+		return io.EOF
+	}
+	dest[0] = int64(1)
+	return nil
+}
+
+// fullConn has them all.
+type fullConn struct{ fakeConn }
+
+func (c *fullConn) Ping(context.Context) error { defer c.enter()(); c.s.record("Ping"); return nil }
+
+func (c *fullConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	defer c.enter()()
+	c.s.record("ExecContext %v", args)
+	if c.s.onExec != nil {
+		if err := c.s.onExec(ctx, query); err != nil {
+			return nil, err
+		}
+	}
+	return driver.RowsAffected(1), nil
+}
+
+func (c *fullConn) QueryContext(_ context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	defer c.enter()()
+	c.s.record("QueryContext %v", args)
+	if query == "skip" {
+		return nil, driver.ErrSkip
+	}
+	return &fakeRows{}, nil
+}
+
+func (c *fullConn) PrepareContext(_ context.Context, query string) (driver.Stmt, error) {
+	defer c.enter()()
+	c.s.record("PrepareContext")
+	return &fakeStmt{&c.fakeConn, query}, nil
+}
+
+func (c *fullConn) BeginTx(_ context.Context, opts driver.TxOptions) (driver.Tx, error) {
+	defer c.enter()()
+	c.s.record("BeginTx %v", opts)
+	return &fakeTx{&c.fakeConn}, nil
+}
+
+func (c *fullConn) ResetSession(context.Context) error {
+	defer c.enter()()
+	c.s.record("ResetSession")
+	if c.s.onReset != nil {
+		return c.s.onReset(&c.fakeConn)
+	}
+	return nil
+}
+
+func (c *fullConn) IsValid() bool {
+	defer c.enter()()
+	c.s.record("IsValid")
+	return !c.bad
+}
+
+func (c *fullConn) CheckNamedValue(v *driver.NamedValue) error {
+	defer c.enter()()
+	c.s.record("CheckNamedValue")
+	switch v.Value {
+	case "remove":
+		return driver.ErrRemoveArgument
+	case "refuse":
+		return errors.New("refused")
+	case "skip":
+		return driver.ErrSkip
+	}
+	return nil
+}
+
+// legacyConn has those that came before contexts.
+type legacyConn struct{ fakeConn }
+
+func (c *legacyConn) Exec(_ string, args []driver.Value) (driver.Result, error) {
+	defer c.enter()()
+	c.s.record("Exec %v", args)
+	return driver.RowsAffected(1), nil
+}
+
+func (c *legacyConn) Query(_ string, args []driver.Value) (driver.Rows, error) {
+	defer c.enter()()
+	c.s.record("Query %v", args)
+	return &fakeRows{}, nil
+}
+
+// stmtOnlyConn knows its own type of argument, in its statements only.
+type stmtOnlyConn struct{ fakeConn }
+
+func (c *stmtOnlyConn) Prepare(query string) (driver.Stmt, error) {
+	st, err := c.fakeConn.Prepare(query)
+	return &pickyStmt{st.(*fakeStmt)}, err
+}
+
+type pickyStmt struct{ *fakeStmt }
+
+type point struct{ x, y int }
+
+func (s *pickyStmt) CheckNamedValue(v *driver.NamedValue) error {
+	if p, ok := v.Value.(point); ok {
+		v.Value = fmt.Sprintf("(%d,%d)", p.x, p.y)
+	}
+	return nil
+}
+
+// noValidator is as pgx's stdlib.Conn: it lacks one of the two that keepConnOnRollback asks for.
+type noValidator struct{ fakeConn }
+
+func (c *noValidator) ResetSession(context.Context) error { return nil }
+
+func (c *noValidator) BeginTx(context.Context, driver.TxOptions) (driver.Tx, error) {
+	return &fakeTx{&c.fakeConn}, nil
+}
+
+type fakeConnector struct {
+	s    *server
+	make func(fakeConn) driver.Conn
+}
+
+func (c *fakeConnector) Driver() driver.Driver { return fakeDriver{c} }
+
+func (c *fakeConnector) Connect(ctx context.Context) (driver.Conn, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if c.s.connectErr != nil {
+		if err := c.s.connectErr(); err != nil {
+			return nil, err
+		}
+	}
+	n := c.s.dials.Add(1)
+	raise(&c.s.peak, c.s.open.Add(1))
+	return c.make(fakeConn{s: c.s, n: n}), nil
+}
+
+type fakeDriver struct{ c *fakeConnector }
+
+func (d fakeDriver) Open(string) (driver.Conn, error) { return d.c.Connect(context.Background()) }
+
+func plain(c fakeConn) driver.Conn    { return &c }
+func full(c fakeConn) driver.Conn     { return &fullConn{c} }
+func legacy(c fakeConn) driver.Conn   { return &legacyConn{c} }
+func stmtOnly(c fakeConn) driver.Conn { return &stmtOnlyConn{c} }
+func unvalid(c fakeConn) driver.Conn  { return &noValidator{c} }

@@ -1,0 +1,309 @@
+package integration
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
+
+	"github.com/passbuddy/passbuddy"
+	passpool "github.com/passbuddy/passbuddy/pgxpool"
+	"github.com/passbuddy/passbuddy/semaphore"
+)
+
+// client is a process of the fleet, as far as Redis and Postgres can tell: a session and a pool of its own.
+type client struct {
+	sem  *semaphore.Semaphore
+	exec func(ctx context.Context, text string) error
+	end  func()
+}
+
+var kinds = []string{"pgxpool", "sql"}
+
+func (s *servers) client(t *testing.T, kind string, cfg semaphore.Config, opts passbuddy.Config) *client {
+	t.Helper()
+	sem, err := semaphore.Open(t.Context(), s.redis.URL(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &client{sem: sem}
+	switch kind {
+	case "pgxpool":
+		pc, err := pgxpool.ParseConfig(s.postgres.URL())
+		if err != nil {
+			t.Fatal(err)
+		}
+		pc.MaxConns = 50
+		p, err := passpool.NewWithConfig(t.Context(), pc, sem, opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.exec = func(ctx context.Context, text string) error { _, err := p.Exec(ctx, text); return err }
+		c.end = p.Close
+	case "sql":
+		db := openDB(t, s.postgres.URL(), sem, opts)
+		c.exec = func(ctx context.Context, text string) error { _, err := db.ExecContext(ctx, text); return err }
+		c.end = func() { _ = db.Close() }
+	}
+	var once sync.Once
+	end := c.end
+	c.end = func() {
+		once.Do(func() {
+			end()
+			if err := sem.Close(); err != nil {
+				t.Errorf("Close: %v", err)
+			}
+		})
+	}
+	t.Cleanup(c.end)
+	return c
+}
+
+// commands is how many commands Redis has executed, those of scripts included.
+func (s *servers) commands(t *testing.T) int {
+	t.Helper()
+	for line := range strings.Lines(s.redisClient.Info(t.Context(), "stats").Val()) {
+		if n, ok := strings.CutPrefix(line, "total_commands_processed:"); ok {
+			v, err := strconv.Atoi(strings.TrimSpace(n))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return v
+		}
+	}
+	t.Fatal("INFO stats shows no total_commands_processed")
+	return 0
+}
+
+// A warm checkout sends nothing. Counted by the server.
+func TestWarmCheckoutSendsNoRedisCommand(t *testing.T) {
+	s := startServers(t, 50)
+	for _, kind := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			// With this TTL no heartbeat falls into the test.
+			c := s.client(t, kind, semaphore.Config{Name: t.Name(), TTL: time.Hour}, passbuddy.Config{})
+			if err := c.exec(t.Context(), "select 1"); err != nil {
+				t.Fatal(err)
+			}
+			before := s.commands(t)
+			for range 1000 {
+				if err := c.exec(t.Context(), "select 1"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			// The first INFO is one command itself.
+			if n := s.commands(t) - before - 1; n != 0 {
+				t.Errorf("%d Redis commands for 1000 warm checkouts, want none", n)
+			}
+		})
+	}
+}
+
+// What lies idle in one process serves another that waits, whatever each of them uses.
+func TestIdleConnectionsAreGivenBack(t *testing.T) {
+	s := startServers(t, 50)
+	for _, capacity := range []int{1, 4} {
+		for _, from := range kinds {
+			for _, to := range kinds {
+				t.Run(fmt.Sprintf("%s-%s-%d", from, to, capacity), func(t *testing.T) {
+					cfg := semaphore.Config{Name: t.Name(), Capacity: capacity, RetryInterval: 10 * time.Second}
+					a, b := s.client(t, from, cfg, passbuddy.Config{}), s.client(t, to, cfg, passbuddy.Config{})
+					var wg sync.WaitGroup
+					for range capacity {
+						wg.Go(func() {
+							if err := a.exec(t.Context(), "select pg_sleep(0.05)"); err != nil {
+								t.Error(err)
+							}
+						})
+					}
+					wg.Wait()
+					eventually(t, time.Second, func() (bool, string) {
+						n := s.backendCount(t)
+						return n == capacity, fmt.Sprintf("%d backends, want all %d in a", n, capacity)
+					})
+					began := time.Now()
+					ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+					defer cancel()
+					if err := b.exec(ctx, "select 1"); err != nil {
+						t.Fatalf("b's first query: %v", err)
+					}
+					t.Logf("b's first query after %v", time.Since(began))
+					if n := s.backendCount(t); n > capacity {
+						t.Errorf("%d backends", n)
+					}
+					// And back again.
+					if err := a.exec(ctx, "select 1"); err != nil {
+						t.Fatalf("a's next query: %v", err)
+					}
+				})
+			}
+		}
+	}
+}
+
+// A cap of one: two goroutines of a process, then two processes. Nobody waits for ever.
+func TestProgressAtCapacityOne(t *testing.T) {
+	s := startServers(t, 50)
+	for _, kind := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			cfg := semaphore.Config{Name: t.Name(), Capacity: 1, RetryInterval: 10 * time.Second}
+			a, b := s.client(t, kind, cfg, passbuddy.Config{}), s.client(t, kind, cfg, passbuddy.Config{})
+			ctx, cancel := context.WithTimeout(t.Context(), *loadFor)
+			defer cancel()
+			seen := s.watch(ctx)
+			var wg sync.WaitGroup
+			ops := make([]int, 4)
+			longest := make([]time.Duration, 4)
+			for i := range ops {
+				c := []*client{a, b}[i/2]
+				wg.Go(func() {
+					for ctx.Err() == nil {
+						began := time.Now()
+						if err := c.exec(context.WithoutCancel(ctx), "select 1"); err != nil {
+							t.Errorf("goroutine %d: %v", i, err)
+							return
+						}
+						ops[i]++
+						longest[i] = max(longest[i], time.Since(began))
+					}
+				})
+			}
+			wg.Wait()
+			peak, _ := seen.peak(t)
+			t.Logf("operations %v, longest %v", ops, longest)
+			if peak != 1 {
+				t.Errorf("%d backends at the peak", peak)
+			}
+			for i, n := range ops {
+				if n < 10 {
+					t.Errorf("goroutine %d made %d operations", i, n)
+				}
+			}
+		})
+	}
+}
+
+// A checkout that gives up returns promptly, says why, and leaves nothing in the queue.
+func TestCancelledCheckout(t *testing.T) {
+	s := startServers(t, 50)
+	for _, kind := range kinds {
+		for _, scope := range []passbuddy.Scope{passbuddy.PerConnection, passbuddy.PerCheckout} {
+			t.Run(fmt.Sprintf("%s-%v", kind, scope), func(t *testing.T) {
+				cfg := semaphore.Config{Name: t.Name(), Capacity: 1}
+				a, b := s.client(t, kind, cfg, passbuddy.Config{Scope: scope}), s.client(t, kind, cfg, passbuddy.Config{Scope: scope})
+				holding, release := context.WithCancel(t.Context())
+				done := make(chan struct{})
+				go func() {
+					defer close(done)
+					_ = a.exec(holding, "select pg_sleep(30)")
+				}()
+				eventually(t, 5*time.Second, func() (bool, string) {
+					return s.backendCount(t) == 1, "a has no connection"
+				})
+				reason := errors.New("the caller's reason")
+				ctx, cancel := context.WithCancelCause(t.Context())
+				failed := make(chan error, 1)
+				go func() { failed <- b.exec(ctx, "select 1") }()
+				eventually(t, 5*time.Second, func() (bool, string) {
+					return s.redisClient.ZCard(t.Context(), "{passbuddy-"+t.Name()+"}:queue").Val() == 1, "b does not wait"
+				})
+				cancel(reason)
+				err := <-failed
+				for _, want := range []error{context.Canceled, semaphore.ErrCapacity} {
+					if !errors.Is(err, want) {
+						t.Errorf("error %q does not match %q", err, want)
+					}
+				}
+				short, stop := context.WithTimeout(t.Context(), 50*time.Millisecond)
+				defer stop()
+				err = b.exec(short, "select 1")
+				for _, want := range []error{context.DeadlineExceeded, semaphore.ErrCapacity} {
+					if !errors.Is(err, want) {
+						t.Errorf("error %q does not match %q", err, want)
+					}
+				}
+				eventually(t, time.Second, func() (bool, string) {
+					return s.redisClient.ZCard(t.Context(), "{passbuddy-"+t.Name()+"}:queue").Val() == 0, "b is still in the queue"
+				})
+				release()
+				<-done
+				if err := b.exec(t.Context(), "select 1"); err != nil {
+					t.Errorf("after the release: %v", err)
+				}
+			})
+		}
+	}
+}
+
+// PerCheckout caps concurrent use, and leaves idle connections open and uncounted.
+func TestPerCheckout(t *testing.T) {
+	s := startServers(t, 100)
+	for _, kind := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			const capacity = 3
+			cfg := semaphore.Config{Name: t.Name(), Capacity: capacity}
+			opts := passbuddy.Config{Scope: passbuddy.PerCheckout}
+			a, b := s.client(t, kind, cfg, opts), s.client(t, kind, cfg, opts)
+			ctx, cancel := context.WithTimeout(t.Context(), *loadFor/3)
+			defer cancel()
+			most := 0
+			var wg sync.WaitGroup
+			for i := range 20 {
+				c := []*client{a, b}[i%2]
+				wg.Go(func() {
+					for ctx.Err() == nil {
+						if err := c.exec(context.WithoutCancel(ctx), "select pg_sleep(0.002)"); err != nil {
+							t.Error(err)
+							return
+						}
+					}
+				})
+			}
+			for ctx.Err() == nil {
+				var active int
+				if err := s.admin.QueryRow(t.Context(), backends+` and state = 'active'`).Scan(&active); err != nil {
+					t.Fatal(err)
+				}
+				most = max(most, active)
+			}
+			wg.Wait()
+			if most > capacity || most == 0 {
+				t.Errorf("%d queries ran together, capacity %d", most, capacity)
+			}
+			eventually(t, 2*time.Second, func() (bool, string) {
+				n := s.redisClient.ZCard(t.Context(), "passbuddy-"+t.Name()).Val()
+				return n == 0, fmt.Sprintf("%d permits held while nothing is checked out", n)
+			})
+			if n := s.backendCount(t); n == 0 {
+				t.Error("idle connections were closed")
+			}
+		})
+	}
+}
+
+var registered sync.Mutex
+var registrations int
+
+// openDB opens a DB as a user does: by driver name.
+func openDB(t *testing.T, dsn string, sem *semaphore.Semaphore, opts passbuddy.Config) *sql.DB {
+	t.Helper()
+	registered.Lock()
+	registrations++
+	name := fmt.Sprintf("passbuddy-%d", registrations)
+	registered.Unlock()
+	passbuddy.Register(name, stdlib.GetDefaultDriver(), sem, opts)
+	db, err := sql.Open(name, dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db.SetMaxIdleConns(50)
+	return db
+}

@@ -1,0 +1,113 @@
+// Package passbuddy keeps the Postgres connections of a whole fleet under one cap.
+//
+// N processes on any number of machines share one Postgres. Each wraps its database/sql driver with a
+// [semaphore.Semaphore] of the same name and capacity:
+//
+//	sem, err := semaphore.Open(ctx, redisURL, semaphore.Config{Capacity: 80})
+//	...
+//	passbuddy.Register("postgres-capped", stdlib.GetDefaultDriver(), sem, passbuddy.Config{})
+//	db, err := sql.Open("postgres-capped", dsn)
+//
+// From then on the backends they hold together never exceed the capacity. At the cap, callers queue instead of failing, first come first
+// served within a process; connections that lie idle in one process are given back as soon as another needs them; and
+// the checkout of a warm connection costs no network round trip.
+//
+// # What it works with
+//
+// Every database/sql driver. Only Connector and Conn are wrapped: Stmt, Tx and Rows reach database/sql as the driver made them.
+// The driver's own connection is behind Raw (see [RawConn]).
+//
+// A permit is free again only when the server's backend has ended. How that is known depends on the driver:
+//
+//   - pgx's stdlib driver, registered or as a connector, and every driver that dials through a [Dialer] (lib/pq, by pq.Connector.Dialer): the
+//     socket is read to its end in the background, bounded to 15s.
+//   - Any other: the permit stays taken for a while after the driver's Close returned, 20ms and twice as long as
+//     a recent connect took. That is an estimate. A server that takes longer to end a backend than to start two can hold more
+//     than the cap for that time.
+//
+// # What it does not promise
+//
+// Clients that do not take part (psql, other stacks) are not counted; leave them room. An asynchronous failover of Redis that loses its last
+// grants, and a process frozen past its lease, can exceed the cap until they are noticed; see ARCHITECTURE.md.
+//
+// # database/sql's own limits
+//
+// Leave SetMaxOpenConns alone: callers wait in PassBuddy's queue, which is fair and knows the fleet. Raise SetMaxIdleConns to the capacity
+// ([OpenDB] does it): with the default of 2, database/sql closes connections that PassBuddy would keep warm, and nothing is
+// gained, since an idle connection is given back on demand.
+package passbuddy
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/passbuddy/passbuddy/internal/allotment"
+)
+
+// DefaultAcquireTimeout is the AcquireTimeout of a zero Config.
+const DefaultAcquireTimeout = 30 * time.Second
+
+// A Scope says what a permit covers.
+type Scope uint8
+
+const (
+	// PerConnection: a permit covers a connection from before it is opened until its backend has ended, so the server's backends never
+	// exceed the capacity, idle ones included. An idle connection keeps its permit only while nobody wants it.
+	PerConnection Scope = iota
+	// PerCheckout: a permit is acquired at each checkout and released at each return. It caps concurrent use; idle connections stay
+	// open and are not counted. A checkout costs one round trip to Redis, or none where a local caller hands its permit on.
+	PerCheckout
+)
+
+func (s Scope) String() string {
+	switch s {
+	case PerConnection:
+		return "PerConnection"
+	case PerCheckout:
+		return "PerCheckout"
+	}
+	return fmt.Sprintf("Scope(%d)", uint8(s))
+}
+
+// Config says how connections use the permits of a semaphore. Its zero value is the recommended configuration.
+type Config struct {
+	// Scope is what a permit covers. Default PerConnection.
+	Scope Scope
+
+	// AcquireTimeout is the longest that a checkout waits for a permit; the caller's context may end the wait
+	// earlier. A caller refused by it gets [semaphore.ErrCapacity], or [semaphore.ErrUnavailable] where Redis could
+	// not be asked. Default 30s; must not be negative.
+	AcquireTimeout time.Duration
+
+	// KeepOnLoss keeps open connections whose lease was lost because Redis could not be reached, instead of ending them. No new ones are
+	// opened. The cap can be exceeded for as long as that lasts: others may be granted the same permits.
+	KeepOnLoss bool
+
+	// FallbackConns is how many connections this process may hold while Redis cannot be asked. They are counted in again
+	// when it is back; until then the cap can be exceeded by that many for each process. Default 0; must not be negative.
+	FallbackConns int
+}
+
+// WithDefaults returns c with its defaults filled in, or an error that names the field that is refused.
+func (c Config) WithDefaults() (Config, error) {
+	if c.AcquireTimeout == 0 {
+		c.AcquireTimeout = DefaultAcquireTimeout
+	}
+	switch {
+	case c.Scope > PerCheckout:
+		return c, fmt.Errorf("passbuddy: Config.Scope is %v: it must be PerConnection or PerCheckout", c.Scope)
+	case c.AcquireTimeout < 0:
+		return c, fmt.Errorf("passbuddy: Config.AcquireTimeout is %v: it must not be negative", c.AcquireTimeout)
+	case c.FallbackConns < 0:
+		return c, fmt.Errorf("passbuddy: Config.FallbackConns is %d: it must not be negative", c.FallbackConns)
+	}
+	return c, nil
+}
+
+func (c Config) options() allotment.Options {
+	return allotment.Options{
+		AcquireTimeout: c.AcquireTimeout,
+		KeepOnLoss:     c.KeepOnLoss,
+		FallbackConns:  c.FallbackConns,
+	}
+}

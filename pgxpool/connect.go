@@ -1,0 +1,168 @@
+package pgxpool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"weak"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/multitracer"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/passbuddy/passbuddy/internal/allotment"
+	"github.com/passbuddy/passbuddy/internal/socket"
+)
+
+// attempt is one attempt to connect. It is the tracer of that connect alone: TraceConnectStart is the one place where the
+// attempt's context can be marked, and it puts the user's tracer in its own place before the connection reads it.
+type attempt struct {
+	*multitracer.Tracer // the user's; unused as long as pgx reads ConnConfig.Tracer after TraceConnectStart
+	user                pgx.QueryTracer
+	dialer              socket.Dialer
+}
+
+var noTracer = new(multitracer.Tracer)
+
+func (p *pool) beforeConnect(ctx context.Context, cfg *pgx.ConnConfig) error {
+	if ctx.Value(reclaimKey{}) != nil {
+		return errReclaimed // there is nothing idle, and a search must not open anything
+	}
+	cfg.Tracer = p.user.tracer
+	if p.user.beforeConnect != nil {
+		if err := p.user.beforeConnect(ctx, cfg); err != nil {
+			return err
+		}
+	}
+	at := &attempt{Tracer: noTracer, user: cfg.Tracer}
+	if at.user != nil {
+		at.Tracer = multitracer.New(at.user)
+	}
+	at.dialer.Dial = cfg.DialFunc
+	if !p.perCheckout {
+		at.dialer.Open = p.opener(ctx)
+	}
+	cfg.DialFunc = at.dialer.DialContext
+	cfg.Tracer = at
+	if after := cfg.AfterNetConnect; after != nil {
+		cfg.AfterNetConnect = func(ctx context.Context, config *pgconn.Config, nc net.Conn) (net.Conn, error) {
+			wrapped, err := after(ctx, config, nc)
+			if err != nil {
+				nc.Close() // pgx closes only what the hook returned
+				if wrapped == nil {
+					wrapped = nc
+				}
+			}
+			return wrapped, err
+		}
+	}
+	return nil
+}
+
+func (at *attempt) TraceConnectStart(ctx context.Context, data pgx.TraceConnectStartData) context.Context {
+	data.ConnConfig.Tracer = at.user
+	if t, ok := at.user.(pgx.ConnectTracer); ok {
+		ctx = t.TraceConnectStart(ctx, data)
+	}
+	return at.dialer.Begin(ctx)
+}
+
+func (at *attempt) TraceConnectEnd(ctx context.Context, data pgx.TraceConnectEndData) {
+	l := at.dialer.End(data.Err)
+	if l != nil {
+		pc := data.Conn.PgConn()
+		if socket.Of(pc.Conn()) == nil {
+			pc.CustomData()[customData] = l
+		}
+		l.SetCancel(cancelOf(pc))
+	}
+	if t, ok := at.user.(pgx.ConnectTracer); ok {
+		t.TraceConnectEnd(ctx, data)
+	}
+}
+
+// cancelOf does not keep the connection alive: one that is dropped must be collected, and closed.
+// CancelRequest only reads what does not change after the connect, so it is safe at any time.
+func cancelOf(pc *pgconn.PgConn) func(context.Context) error {
+	w := weak.Make(pc)
+	return func(ctx context.Context) error {
+		if pc := w.Value(); pc != nil {
+			return pc.CancelRequest(ctx)
+		}
+		return nil
+	}
+}
+
+// opener returns how the attempt gets its permit. pgx opens for a caller with a context that has no
+// deadline (it outlives the caller), and in the background, for MinConns and MinIdleConns, with one.
+func (p *pool) opener(ctx context.Context) func(context.Context) (*allotment.Conn, error) {
+	if _, background := ctx.Deadline(); !background {
+		return p.open
+	}
+	var refusal error
+	return func(ctx context.Context) (*allotment.Conn, error) {
+		if refusal != nil {
+			return nil, refusal // the next host of the same attempt
+		}
+		var c *allotment.Conn
+		c, refusal = p.openBackground(ctx)
+		return c, refusal
+	}
+}
+
+// open takes a permit for a caller that has a turn. It waits at most for a connection to end.
+func (p *pool) open(ctx context.Context) (*allotment.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.acquireTimeout)
+	defer cancel()
+	return p.allot.Open(ctx)
+}
+
+// openBackground takes a permit that nobody waits for, or none.
+//
+// pgx answers a refusal by not ending idle connections that are past MaxConnIdleTime, not until the wish for MinConns is fulfilled. At
+// capacity that can be never, so they are ended here.
+func (p *pool) openBackground(ctx context.Context) (*allotment.Conn, error) {
+	c, err := p.allot.OpenBackground(nil)
+	if errors.Is(err, allotment.ErrNoSpare) {
+		if permit, tryErr := p.share.Try(ctx); tryErr != nil {
+			err = tryErr
+		} else {
+			c, err = p.allot.OpenBackground(permit)
+		}
+	}
+	if err != nil {
+		closeInPlace(p.allot.SweepIdle(p.maxIdle, p.minConns)...)
+		return nil, fmt.Errorf("pgxpool: a background connection: %w", err)
+	}
+	return c, nil
+}
+
+var errUntracked = errors.New("pgxpool: bug: a connection was opened without a permit")
+
+func (p *pool) afterConnect(ctx context.Context, conn *pgx.Conn) error {
+	l := linkOf(conn)
+	if l == nil {
+		return errUntracked
+	}
+	if p.user.afterConnect != nil {
+		if err := p.user.afterConnect(ctx, conn); err != nil {
+			return err // pgx closes it
+		}
+	}
+	if c := l.Conn(); c != nil {
+		c.Ready()
+	}
+	return nil
+}
+
+func (p *pool) beforeClose(conn *pgx.Conn) {
+	if p.user.beforeClose != nil {
+		p.user.beforeClose(conn)
+	}
+	if l := linkOf(conn); l != nil {
+		if c := l.Conn(); c != nil {
+			c.Leave()
+		}
+	}
+}

@@ -1,0 +1,156 @@
+package pgxpool_test
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/passbuddy/passbuddy"
+)
+
+var stress = flag.Duration("stress", 2*time.Second, "how long each stress test runs")
+
+// TestCapHoldsUnderFaults runs four processes with everything that ends a connection the hard way, and watches the server.
+func TestCapHoldsUnderFaults(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		run  func(ctx context.Context, t *testing.T, pool *pgxpool.Pool)
+		set  func(*pgxpool.Config)
+		kill bool
+	}{
+		{name: "mixed queries", run: mixedQuery},
+		{name: "statement timeouts", run: func(ctx context.Context, t *testing.T, pool *pgxpool.Pool) {
+			short, cancel := context.WithTimeout(ctx, 5*time.Millisecond)
+			defer cancel()
+			if rand.IntN(2) == 0 {
+				short = ctx
+			}
+			_, err := pool.Exec(short, "select pg_sleep($1)", rand.Float64()/100)
+			if err != nil && !errors.Is(err, context.DeadlineExceeded) && !pgconnTimeout(err) {
+				t.Error(err)
+			}
+		}},
+		{name: "hijack", run: func(ctx context.Context, t *testing.T, pool *pgxpool.Pool) {
+			if rand.IntN(5) > 0 {
+				mixedQuery(ctx, t, pool)
+				return
+			}
+			c, err := pool.Acquire(ctx)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			conn := c.Hijack()
+			if _, err := conn.Exec(ctx, "select 1"); err != nil {
+				t.Error(err)
+			}
+			switch rand.IntN(3) {
+			case 0:
+				conn.Close(ctx)
+			case 1:
+				conn.PgConn().Conn().Close()
+			default:
+				h, err := conn.PgConn().Hijack()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				h.Conn.Close()
+			}
+		}},
+		{name: "failing AfterConnect", run: func(ctx context.Context, t *testing.T, pool *pgxpool.Pool) {
+			c, err := pool.Acquire(ctx)
+			if err != nil {
+				if !errors.Is(err, errHook) {
+					t.Error(err)
+				}
+				return
+			}
+			defer c.Release()
+			if _, err := c.Exec(ctx, "select 1"); err != nil {
+				t.Error(err)
+			}
+			if rand.IntN(5) == 0 {
+				c.Conn().Close(ctx)
+			}
+		}, set: func(cfg *pgxpool.Config) {
+			cfg.AfterConnect = func(context.Context, *pgx.Conn) error {
+				if rand.IntN(2) == 0 {
+					return errHook
+				}
+				return nil
+			}
+		}},
+		{name: "terminated backends", kill: true, run: func(ctx context.Context, t *testing.T, pool *pgxpool.Pool) {
+			_, _ = pool.Exec(ctx, "select pg_sleep($1)", rand.Float64()/100) // fails whenever it is hit
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			const capacity = 5
+			f := newFleet(t, capacity)
+			watch := f.semaphore()
+			peak := f.witness()
+			ctx, cancel := context.WithTimeout(context.Background(), *stress)
+			defer cancel()
+			var wg sync.WaitGroup
+			var pools []*pgxpool.Pool
+			var ops atomic.Int64
+			for range 4 {
+				pool := f.process(passbuddy.Config{}, func(cfg *pgxpool.Config) {
+					if c.set != nil {
+						c.set(cfg)
+					}
+				})
+				pools = append(pools, pool)
+				for range 10 {
+					wg.Go(func() {
+						for ctx.Err() == nil {
+							c.run(context.Background(), t, pool)
+							ops.Add(1)
+						}
+					})
+				}
+			}
+			if c.kill {
+				ticker := time.NewTicker(10 * time.Millisecond)
+				defer ticker.Stop()
+				for ctx.Err() == nil {
+					<-ticker.C
+					_, err := f.admin.Exec(context.Background(), `select pg_terminate_backend(pid) from
+						(select pid from pg_stat_activity where application_name = $1 order by random() limit 1) p`, f.name)
+					if err != nil {
+						t.Error(err)
+					}
+				}
+			}
+			wg.Wait()
+			if p := peak(); p > capacity {
+				t.Errorf("%d backends at the peak, the cap is %d", p, capacity)
+			}
+			if ops.Load() < 20 {
+				t.Errorf("only %d operations", ops.Load())
+			}
+			t.Logf("%d operations", ops.Load())
+			for _, pool := range pools {
+				pool.Close()
+			}
+			f.settled(watch)
+		})
+	}
+}
+
+var errHook = errors.New("hook refused")
+
+func mixedQuery(ctx context.Context, t *testing.T, pool *pgxpool.Pool) {
+	if _, err := pool.Exec(ctx, "select pg_sleep($1)", rand.Float64()/100); err != nil {
+		t.Error(err)
+	}
+}

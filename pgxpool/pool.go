@@ -1,0 +1,180 @@
+package pgxpool
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/passbuddy/passbuddy/internal/allotment"
+	"github.com/passbuddy/passbuddy/internal/socket"
+	"github.com/passbuddy/passbuddy/semaphore"
+)
+
+// share is the engine's side of a pool. [*semaphore.Share] is one.
+type share interface {
+	allotment.Fleet
+	Try(ctx context.Context) (*semaphore.Permit, error)
+	Close()
+}
+
+const (
+	// reclaimMost bounds the search for one idle connection. It takes microseconds, unless all of MaxConns are out.
+	reclaimMost = time.Second
+	// missesMost is after how many searches in vain a connection that is idle by our count is closed from outside. The search
+	// pauses longer each time, so that is about a quarter of a second: enough for a Release to end.
+	missesMost = 8
+	// hijackCheck is how often a pool whose callers wait for MaxConns looks for connections that were taken out of it.
+	hijackCheck = 50 * time.Millisecond
+)
+
+// pool is one configured pool: the integration's side of its allotment.
+type pool struct {
+	allot          *allotment.Allotment
+	share          share
+	user           hooks
+	perCheckout    bool
+	acquireTimeout time.Duration
+	maxConns       int32
+	minConns       int
+	maxIdle        time.Duration
+
+	// known is the pool that pgx made of the config. Configure does not see it; the first checkout tells.
+	known    atomic.Pointer[pgxpool.Pool]
+	misses   int // of Evict in a row; it has one caller at a time
+	watching atomic.Bool
+}
+
+var _ allotment.Pool = (*pool)(nil)
+
+// linkOf finds the socket of conn. It is nil for a connection that was not opened through our dialer.
+func linkOf(conn *pgx.Conn) *socket.Link {
+	pc := conn.PgConn()
+	if s, ok := pc.Conn().(*socket.Conn); ok {
+		return s.Link()
+	}
+	if l := socket.Of(pc.Conn()); l != nil {
+		return l
+	}
+	l, _ := pc.CustomData()[customData].(*socket.Link)
+	return l
+}
+
+// lifeOf finds the allotment's connection of conn, for the scope PerConnection.
+func lifeOf(conn *pgx.Conn) *allotment.Conn {
+	if s, ok := conn.PgConn().Conn().(*socket.Conn); ok {
+		if c := s.Life(); c != nil {
+			return c
+		}
+	}
+	return linkOf(conn).Conn()
+}
+
+// customData is where the Link of a connection is kept whose socket an AfterNetConnect hook has wrapped.
+const customData = "github.com/passbuddy/passbuddy"
+
+// healthy tells what pgx will do with conn at its release: the same test as in pgxpool.Conn.Release.
+func healthy(conn *pgx.Conn) bool {
+	return !conn.IsClosed() && !conn.PgConn().IsBusy() && conn.PgConn().TxStatus() == 'I'
+}
+
+// Fence ends c, whoever uses it.
+func (p *pool) Fence(c *allotment.Conn) {
+	if l, ok := c.Attached().(*socket.Link); ok {
+		l.Fence()
+	}
+}
+
+// closeInPlace closes connections that the pool believes to be idle. It finds out when it next takes
+// one: PrepareConn refuses it, or its ping fails.
+func closeInPlace(conns ...*allotment.Conn) {
+	for _, c := range conns {
+		if l, ok := c.Attached().(*socket.Link); ok {
+			l.Close()
+		}
+	}
+}
+
+// Evict ends an idle connection through a checkout that is marked, and refused by PrepareConn: so it is the pool that
+// destroys the connection, and that decides whether it is idle at all.
+//
+// It can fail to find one that is idle by our count: between TraceRelease and the end of Release, or when an abandoned
+// ping holds it. If it goes on like that, the connection is closed in place, where nobody can have it in use.
+func (p *pool) Evict() bool {
+	known := p.known.Load()
+	if known != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), reclaimMost)
+		defer cancel()
+		r := &reclaim{Context: ctx}
+		conn, err := known.Acquire(r)
+		if err == nil { // a PrepareConn that was set after Configure let it through
+			conn.Release()
+		}
+		if r.evicted {
+			p.misses = 0
+			return true
+		}
+		if p.misses++; p.misses < missesMost {
+			return false
+		}
+	}
+	p.misses = 0
+	c := p.allot.EvictIdle()
+	if c == nil {
+		return false
+	}
+	closeInPlace(c)
+	return true
+}
+
+// reclaim is the context of a checkout that looks for an idle connection to end.
+type reclaim struct {
+	context.Context
+	evicted bool
+}
+
+type reclaimKey struct{}
+
+var errReclaimed = errors.New("pgxpool: this checkout only looks for an idle connection to give up")
+
+// Value lets BeforeConnect recognise the mark, which pgx wraps there.
+func (r *reclaim) Value(key any) any {
+	if key == (reclaimKey{}) {
+		return r
+	}
+	return r.Context.Value(key)
+}
+
+// prepare decides about the idle connection that the search has found.
+func (r *reclaim) prepare(conn *pgx.Conn) (bool, error) {
+	c := linkOf(conn).Conn()
+	if c == nil || !c.Usable() {
+		return false, errReclaimed // closed in place, and left behind
+	}
+	r.evicted = c.Evict()
+	return !r.evicted, errReclaimed
+}
+
+// watch looks out for hijacked connections while callers wait for MaxConns. Hijack calls no hook, and frees a place
+// in the pool, for which the callers that wait must learn to ask.
+func (p *pool) watch() {
+	if p.watching.CompareAndSwap(false, true) {
+		time.AfterFunc(hijackCheck, p.countOutside)
+	}
+}
+
+func (p *pool) countOutside() {
+	out, crowded := p.allot.Crowded()
+	known := p.known.Load()
+	if !crowded || known == nil {
+		p.watching.Store(false)
+		return
+	}
+	// Both counts move while we look. A connection is checked out by ours only while it is acquired by
+	// pgx's, so a difference is no artefact of that; one that is too small is seen next time.
+	p.allot.SetOutside(max(0, out-int(known.Stat().AcquiredConns())))
+	time.AfterFunc(hijackCheck, p.countOutside)
+}

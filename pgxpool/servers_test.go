@@ -1,0 +1,223 @@
+package pgxpool_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"go.uber.org/goleak"
+
+	"github.com/passbuddy/passbuddy"
+	"github.com/passbuddy/passbuddy/internal/throwaway"
+	passpool "github.com/passbuddy/passbuddy/pgxpool"
+	"github.com/passbuddy/passbuddy/semaphore"
+)
+
+// The servers of this package's tests: one of each, started when first needed. Every test uses names of its own.
+var (
+	startPostgres = sync.OnceValues(func() (*throwaway.Postgres, error) {
+		return throwaway.StartPostgres(context.Background(), throwaway.PostgresOptions{})
+	})
+	startRedis = sync.OnceValues(func() (*throwaway.Redis, error) {
+		return throwaway.StartRedis(context.Background(), throwaway.RedisOptions{})
+	})
+	started atomic.Bool
+)
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if started.Load() {
+		if pg, err := startPostgres(); err == nil {
+			_ = pg.Stop()
+		}
+		if rd, err := startRedis(); err == nil {
+			_ = rd.Stop()
+		}
+	}
+	if code == 0 {
+		if err := goleak.Find(goleak.IgnoreAnyFunction("os/exec.(*Cmd).Start.func2")); err != nil {
+			fmt.Fprintln(os.Stderr, "leaked:", err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+func servers(t testing.TB) (*throwaway.Postgres, *throwaway.Redis) {
+	t.Helper()
+	started.Store(true)
+	pg, err := startPostgres()
+	if errors.Is(err, throwaway.ErrNotFound) {
+		t.Skip("needs a PostgreSQL server: ", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	rd, err := startRedis()
+	if errors.Is(err, throwaway.ErrNotFound) {
+		t.Skip("needs a Redis server: ", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pg, rd
+}
+
+// fleet is some processes, played by this one: each has a session and a pool of its own.
+type fleet struct {
+	t        testing.TB
+	pg       *throwaway.Postgres
+	rd       *throwaway.Redis
+	name     string
+	capacity int
+	admin    *pgx.Conn
+}
+
+var fleets atomic.Int32
+
+func newFleet(t testing.TB, capacity int) *fleet {
+	t.Helper()
+	pg, rd := servers(t)
+	admin, err := pgx.Connect(context.Background(), pg.AdminURL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { admin.Close(context.Background()) })
+	return &fleet{t: t, pg: pg, rd: rd, admin: admin, capacity: capacity,
+		name: fmt.Sprintf("fleet%d", fleets.Add(1))}
+}
+
+// semaphore is a session of one process. It is closed after the test.
+func (f *fleet) semaphore(change ...func(*semaphore.Config)) *semaphore.Semaphore {
+	f.t.Helper()
+	cfg := semaphore.Config{
+		Name: f.name, Capacity: f.capacity, RetryInterval: 2 * time.Second,
+		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+	}
+	for _, c := range change {
+		c(&cfg)
+	}
+	sem, err := semaphore.Open(context.Background(), f.rd.URL(), cfg)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.t.Cleanup(func() { sem.Close() })
+	return sem
+}
+
+func (f *fleet) config(url string) *pgxpool.Config {
+	f.t.Helper()
+	if url == "" {
+		url = f.pg.URL()
+	}
+	cfg, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	cfg.ConnConfig.RuntimeParams["application_name"] = f.name
+	cfg.MaxConns = 20
+	return cfg
+}
+
+// process is one more process with a pool. Both are closed after the test.
+func (f *fleet) process(opts passbuddy.Config, change ...func(*pgxpool.Config)) *pgxpool.Pool {
+	f.t.Helper()
+	return f.pool(f.semaphore(), opts, change...)
+}
+
+func (f *fleet) pool(sem *semaphore.Semaphore, opts passbuddy.Config, change ...func(*pgxpool.Config)) *pgxpool.Pool {
+	f.t.Helper()
+	cfg := f.config("")
+	for _, c := range change {
+		c(cfg)
+	}
+	pool, err := passpool.NewWithConfig(context.Background(), cfg, sem, opts)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.t.Cleanup(pool.Close)
+	return pool
+}
+
+// backends counts the fleet's backends, as the server sees them.
+func (f *fleet) backends() int {
+	f.t.Helper()
+	var n int
+	err := f.admin.QueryRow(context.Background(),
+		"select count(*) from pg_stat_activity where application_name = $1", f.name).Scan(&n)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return n
+}
+
+// eventually waits until the server's or the engine's state, which nobody announces, is as wanted.
+func eventually(t testing.TB, what string, holds func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for !holds() {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within 10s: %s", what)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// witness samples the number of backends until the returned function is called, which tells the peak.
+func (f *fleet) witness() (peak func() int) {
+	f.t.Helper()
+	conn, err := pgx.Connect(context.Background(), f.pg.AdminURL())
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	stop, result := make(chan struct{}), make(chan int)
+	go func() {
+		defer conn.Close(context.Background())
+		ticker := time.NewTicker(2 * time.Millisecond)
+		defer ticker.Stop()
+		most, samples := 0, 0
+		for {
+			var n int
+			err := conn.QueryRow(context.Background(),
+				"select count(*) from pg_stat_activity where application_name = $1", f.name).Scan(&n)
+			if err != nil {
+				f.t.Error("witness: ", err)
+			}
+			most, samples = max(most, n), samples+1
+			select {
+			case <-stop:
+				f.t.Logf("peak of %d backends in %d samples, cap %d", most, samples, f.capacity)
+				result <- most
+				return
+			case <-ticker.C:
+			}
+		}
+	}()
+	return sync.OnceValue(func() int { close(stop); return <-result })
+}
+
+// settled checks that nothing is left behind: no backend, and no permit in Redis.
+func (f *fleet) settled(sem *semaphore.Semaphore) {
+	f.t.Helper()
+	eventually(f.t, "no backend and no permit is left", func() bool {
+		snap, err := sem.Snapshot(context.Background())
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		return snap.Held == 0 && len(snap.Waiters) == 0 && f.backends() == 0
+	})
+}
+
+func pgconnTimeout(err error) bool {
+	return pgconn.Timeout(err)
+}

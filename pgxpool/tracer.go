@@ -1,0 +1,156 @@
+package pgxpool
+
+import (
+	"context"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/multitracer"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// tracer is where a checkout waits and ends. What is no concern of ours goes to the user's tracer.
+//
+// The pool alone has it: beforeConnect gives each connection the user's own tracer, so that queries pay nothing.
+type tracer struct {
+	*multitracer.Tracer
+	p       *pool
+	acquire pgxpool.AcquireTracer // the user's, or nil
+	release pgxpool.ReleaseTracer // the user's, or nil
+}
+
+var (
+	_ pgx.QueryTracer       = (*tracer)(nil)
+	_ pgxpool.AcquireTracer = (*tracer)(nil)
+	_ pgxpool.ReleaseTracer = (*tracer)(nil)
+)
+
+// TraceAcquireStart waits for a turn. A warm checkout gets the very same ctx back.
+func (t *tracer) TraceAcquireStart(ctx context.Context, pool *pgxpool.Pool, data pgxpool.TraceAcquireStartData) context.Context {
+	if _, ok := ctx.(*reclaim); ok {
+		return ctx
+	}
+	if t.p.known.Load() != pool {
+		t.p.known.Store(pool)
+	}
+	if t.acquire != nil {
+		ctx = t.acquire.TraceAcquireStart(ctx, pool, data)
+	}
+	if !t.p.allot.TryEnter() {
+		t.p.watch()
+		if _, err := t.p.allot.Enter(ctx, false); err != nil {
+			return &refused{ctx, err}
+		}
+	}
+	if t.p.perCheckout {
+		return t.p.bindTurn(ctx)
+	}
+	return ctx
+}
+
+// TraceAcquireEnd gives the turn back if the checkout failed. If not, prepareConn has tied it to the connection.
+func (t *tracer) TraceAcquireEnd(ctx context.Context, pool *pgxpool.Pool, data pgxpool.TraceAcquireEndData) {
+	if _, ok := ctx.(*reclaim); ok {
+		return
+	}
+	if t.acquire != nil {
+		t.acquire.TraceAcquireEnd(ctx, pool, data)
+	}
+	if t.p.perCheckout {
+		t.p.endTurn(ctx, data)
+		return
+	}
+	if data.Err != nil {
+		if _, ok := ctx.(*refused); !ok {
+			t.p.allot.Exit()
+		}
+	}
+}
+
+// TraceRelease gives back the turn. It runs before pgx looks at the connection, so one that is
+// closed here is destroyed by the pool.
+func (t *tracer) TraceRelease(pool *pgxpool.Pool, data pgxpool.TraceReleaseData) {
+	if t.release != nil {
+		t.release.TraceRelease(pool, data)
+	}
+	ok := healthy(data.Conn)
+	if ok && t.p.user.afterRelease != nil {
+		return // not idle before the user's hook is done with it: see afterRelease
+	}
+	if !t.p.giveBack(data.Conn, ok) && ok {
+		end(data.Conn)
+	}
+}
+
+// giveBack ends a checkout and reports whether conn stays in the pool.
+func (p *pool) giveBack(conn *pgx.Conn, ok bool) bool {
+	if p.perCheckout {
+		return endCheckout(linkOf(conn), ok)
+	}
+	c := lifeOf(conn)
+	return c != nil && c.Return(ok)
+}
+
+// endMost bounds the write of a Terminate.
+const endMost = time.Second
+
+// end closes a connection that its pool will then destroy. It does not wait for the server.
+func end(conn *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.Background(), endMost)
+	defer cancel()
+	_ = conn.Close(ctx)
+}
+
+// afterRelease is set only where the user has such a hook. Whatever pgx decides before it (the connection has
+// expired) or the hook does, a connection that does not stay is closed, and so leaves the allotment.
+func (p *pool) afterRelease(conn *pgx.Conn) bool {
+	if !p.user.afterRelease(conn) {
+		return false
+	}
+	return p.giveBack(conn, healthy(conn))
+}
+
+// prepareConn ties the turn to the connection, and refuses one that was closed in place while it was idle. It is the last to decide:
+// what it lets pass is handed out, and from here on nobody but Fence closes it.
+func (p *pool) prepareConn(ctx context.Context, conn *pgx.Conn) (bool, error) {
+	if r, ok := ctx.(*reclaim); ok {
+		return r.prepare(conn)
+	}
+	if p.user.prepareConn != nil {
+		if ok, err := p.user.prepareConn(ctx, conn); !ok || err != nil {
+			return ok, err
+		}
+	}
+	if p.perCheckout {
+		return prepareTurn(ctx, linkOf(conn))
+	}
+	c := lifeOf(conn)
+	return c != nil && c.CheckOut(), nil
+}
+
+// shouldPing spares the search for idle connections a round trip to the server.
+func (p *pool) shouldPing(ctx context.Context, params pgxpool.ShouldPingParams) bool {
+	if _, ok := ctx.(*reclaim); ok {
+		return false
+	}
+	if p.user.shouldPing != nil {
+		return p.user.shouldPing(ctx, params)
+	}
+	return params.IdleDuration > pingAfter
+}
+
+// refused is the context of a checkout that got no turn: done, with the reason as its error. pgx returns that error to
+// the caller before it does anything else.
+type refused struct {
+	context.Context
+	err error
+}
+
+func (r *refused) Done() <-chan struct{} { return done }
+func (r *refused) Err() error            { return r.err }
+
+var done = func() chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
