@@ -164,11 +164,11 @@ func raise(most *atomic.Int32, n int32) {
 
 // fakeConn has no optional interface.
 type fakeConn struct {
-	s       *server
-	n       int32
-	busy    bool // written without a lock, so that -race sees misuse
-	closed  bool
-	bad     bool
+	s      *server
+	n      int32
+	busy   bool // written without a lock, so that -race sees misuse
+	closed bool
+	bad    bool
 }
 
 func (c *fakeConn) enter() func() {

@@ -61,6 +61,7 @@ func TestNoSelfStarvation(t *testing.T) {
 	for _, scope := range scopes {
 		t.Run(scope.String(), func(t *testing.T) {
 			bubble(t, 1, full, Config{Scope: scope}, func(t *testing.T, b *bench) {
+				b.db.SetMaxIdleConns(2) // PerCheckout has two connections, and uses one at a time
 				var wg sync.WaitGroup
 				for range 2 {
 					wg.Go(func() {

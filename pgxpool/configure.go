@@ -124,12 +124,13 @@ func configureWith(cfg *pgxpool.Config, opts passbuddy.Config, join func(*allotm
 	}
 	p.allot.Attach(p.share)
 
-	t := &tracer{Tracer: new(multitracer.Tracer), p: p}
+	t := &tracer{Tracer: new(multitracer.Tracer), pool: p}
 	if p.user.tracer != nil {
 		t.Tracer = multitracer.New(p.user.tracer)
 		t.acquire, _ = p.user.tracer.(pgxpool.AcquireTracer)
 		t.release, _ = p.user.tracer.(pgxpool.ReleaseTracer)
 	}
+	t.plain = t.acquire == nil && !p.perCheckout
 	cfg.ConnConfig.Tracer = t
 	cfg.BeforeConnect = p.beforeConnect
 	cfg.AfterConnect = p.afterConnect

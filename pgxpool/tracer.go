@@ -14,7 +14,8 @@ import (
 // The pool alone has it: beforeConnect gives each connection the user's own tracer, so that queries pay nothing.
 type tracer struct {
 	*multitracer.Tracer
-	p       *pool
+	*pool
+	plain   bool                  // a checkout that succeeds has nothing to end: PerConnection, and the user traces none
 	acquire pgxpool.AcquireTracer // the user's, or nil
 	release pgxpool.ReleaseTracer // the user's, or nil
 }
@@ -30,39 +31,42 @@ func (t *tracer) TraceAcquireStart(ctx context.Context, pool *pgxpool.Pool, data
 	if _, ok := ctx.(*reclaim); ok {
 		return ctx
 	}
-	if t.p.known.Load() != pool {
-		t.p.known.Store(pool)
+	if t.known.Load() != pool {
+		t.known.Store(pool)
 	}
 	if t.acquire != nil {
 		ctx = t.acquire.TraceAcquireStart(ctx, pool, data)
 	}
-	if !t.p.allot.TryEnter() {
-		t.p.watch()
-		if _, err := t.p.allot.Enter(ctx, false); err != nil {
+	if !t.allot.TryEnter() {
+		t.watch()
+		if _, err := t.allot.Enter(ctx, false); err != nil {
 			return &refused{ctx, err}
 		}
 	}
-	if t.p.perCheckout {
-		return t.p.bindTurn(ctx)
+	if t.perCheckout {
+		return t.bindTurn(ctx)
 	}
 	return ctx
 }
 
 // TraceAcquireEnd gives the turn back if the checkout failed. If not, prepareConn has tied it to the connection.
 func (t *tracer) TraceAcquireEnd(ctx context.Context, pool *pgxpool.Pool, data pgxpool.TraceAcquireEndData) {
+	if t.plain && data.Err == nil {
+		return
+	}
 	if _, ok := ctx.(*reclaim); ok {
 		return
 	}
 	if t.acquire != nil {
 		t.acquire.TraceAcquireEnd(ctx, pool, data)
 	}
-	if t.p.perCheckout {
-		t.p.endTurn(ctx, data)
+	if t.perCheckout {
+		t.endTurn(ctx, data)
 		return
 	}
 	if data.Err != nil {
 		if _, ok := ctx.(*refused); !ok {
-			t.p.allot.Exit()
+			t.allot.Exit()
 		}
 	}
 }
@@ -74,10 +78,10 @@ func (t *tracer) TraceRelease(pool *pgxpool.Pool, data pgxpool.TraceReleaseData)
 		t.release.TraceRelease(pool, data)
 	}
 	ok := healthy(data.Conn)
-	if ok && t.p.user.afterRelease != nil {
+	if ok && t.user.afterRelease != nil {
 		return // not idle before the user's hook is done with it: see afterRelease
 	}
-	if !t.p.giveBack(data.Conn, ok) && ok {
+	if !t.giveBack(data.Conn, ok) && ok {
 		end(data.Conn)
 	}
 }
@@ -130,13 +134,13 @@ func (p *pool) prepareConn(ctx context.Context, conn *pgx.Conn) (bool, error) {
 
 // shouldPing spares the search for idle connections a round trip to the server.
 func (p *pool) shouldPing(ctx context.Context, params pgxpool.ShouldPingParams) bool {
+	if p.user.shouldPing == nil && params.IdleDuration <= pingAfter {
+		return false
+	}
 	if _, ok := ctx.(*reclaim); ok {
 		return false
 	}
-	if p.user.shouldPing != nil {
-		return p.user.shouldPing(ctx, params)
-	}
-	return params.IdleDuration > pingAfter
+	return p.user.shouldPing == nil || p.user.shouldPing(ctx, params)
 }
 
 // refused is the context of a checkout that got no turn: done, with the reason as its error. pgx returns that error to

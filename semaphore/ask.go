@@ -90,7 +90,7 @@ func (s *Semaphore) wait(ctx context.Context, a *ask) error {
 			s.release(p)
 		}
 	} else {
-		s.withdraw(a)
+		s.withdraw(a, ErrCapacity)
 	}
 	return giveUp(ctx, reason)
 }
@@ -137,13 +137,13 @@ func (s *Semaphore) settle(a *ask, err error) {
 	close(a.done)
 }
 
-// withdraw takes back an ask that is not settled: out of the outbox, and out of Redis if it may be
+// withdraw takes back an ask that is not settled, whose caller gets err: out of the outbox, and out of Redis if it may be
 // known there. The drop is sent after every flight that carries the ask. s.mu is held.
-func (s *Semaphore) withdraw(a *ask) {
+func (s *Semaphore) withdraw(a *ask, err error) {
 	if a.settled {
 		return
 	}
-	s.settle(a, ErrCapacity)
+	s.settle(a, err)
 	if a.queued {
 		for i, other := range s.outbox {
 			if other == a {

@@ -46,6 +46,7 @@ func (s *Semaphore) flight() {
 		b := s.nextBatch()
 		if b == nil {
 			s.flying = false
+			s.returned.Broadcast()
 			s.mu.Unlock()
 			return
 		}

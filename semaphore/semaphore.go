@@ -246,22 +246,21 @@ func (s *Semaphore) Close() error {
 func (s *Semaphore) close() error {
 	s.mu.Lock()
 	s.closed = true
-	var requests []string
+	// Requests are withdrawn while we still listen, by the drops of a last flight: a grant that crosses
+	// its withdrawal is then dropped with it.
 	for id, a := range s.asks {
 		if id == a.ids[0] {
-			if a.sent && !a.extends {
-				requests = append(requests, a.request(s))
-			}
-			s.settle(a, fmt.Errorf("%w", ErrClosed))
+			s.withdraw(a, fmt.Errorf("%w", ErrClosed))
 		}
 	}
-	s.outbox, s.offers = nil, nil
+	s.offers = nil
 	s.mu.Unlock()
 	s.tellShares(func(sh Sharer) { sh.Closed() })
 
 	s.mu.Lock()
-	s.awaitShares()
+	s.awaitReturns()
 	s.left = true
+	var requests []string
 	for _, d := range append(s.drops, s.late...) {
 		requests = append(requests, d.request)
 		select {
@@ -300,8 +299,9 @@ func (s *Semaphore) close() error {
 	return nil
 }
 
-// awaitShares waits until the connection pools have given everything back, bounded. s.mu is held.
-func (s *Semaphore) awaitShares() {
+// awaitReturns waits until the connection pools have given everything back and nothing is on its way to Redis any
+// more, bounded. s.mu is held.
+func (s *Semaphore) awaitReturns() {
 	late := false
 	timer := time.AfterFunc(closeTimeout, func() {
 		s.mu.Lock()
@@ -315,8 +315,8 @@ func (s *Semaphore) awaitShares() {
 		for _, sh := range s.shares {
 			held += sh.held
 		}
-		if held == 0 {
-			return
+		if held == 0 && (!s.flying || s.down != nil) {
+			return // if Redis does not answer, what is held ends with its lease
 		}
 		s.returned.Wait()
 	}

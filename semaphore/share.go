@@ -80,7 +80,7 @@ func (sh *Share) Ask(n int) {
 			defer s.mu.Unlock()
 			sh.quitting = false
 			if sh.want == 0 && sh.ask != nil {
-				s.withdraw(sh.ask)
+				s.withdraw(sh.ask, ErrCapacity)
 			}
 		})
 	}
@@ -147,7 +147,7 @@ func (sh *Share) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if sh.ask != nil {
-		s.withdraw(sh.ask)
+		s.withdraw(sh.ask, ErrCapacity)
 	}
 	if sh.held > 0 {
 		return

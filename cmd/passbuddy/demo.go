@@ -37,16 +37,11 @@ func demo(ctx context.Context, o options, out, status io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	sampler, err := s.connectSampler(ctx, o.scope)
-	if err != nil {
-		return err
-	}
-	defer sampler.close()
 	introduce(out, o, s)
 
 	var results []*result
 	for _, withPassBuddy := range []bool{false, true} {
-		r, err := runFleet(ctx, o, s, sampler, withPassBuddy, status)
+		r, err := runFleet(ctx, o, s, withPassBuddy, status)
 		if err != nil {
 			return err
 		}
@@ -78,8 +73,16 @@ func integrationText(integration string) string {
 	return "pgxpool"
 }
 
-// runFleet does one run.
-func runFleet(ctx context.Context, o options, s *servers, sampler *sampler, withPassBuddy bool, status io.Writer) (*result, error) {
+// runFleet does one run. When it returns, the run's processes and backends are gone.
+func runFleet(ctx context.Context, o options, s *servers, withPassBuddy bool, status io.Writer) (*result, error) {
+	if err := s.afresh(ctx); err != nil {
+		return nil, err
+	}
+	sampler, err := s.connectSampler(ctx, o.scope)
+	if err != nil {
+		return nil, err
+	}
+	defer sampler.close()
 	url, err := s.workerURL(o.goroutines, o.integration)
 	if err != nil {
 		return nil, err

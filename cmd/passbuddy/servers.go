@@ -28,7 +28,8 @@ type servers struct {
 	redisText    string
 	ownPostgres  bool // the user's, not a throwaway one
 
-	stops []func() error
+	restart func(context.Context) error // of a throwaway Postgres
+	stops   []func() error
 }
 
 // startServers starts what the user did not name by a URL. Close ends it.
@@ -65,7 +66,7 @@ func (s *servers) startPostgres(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	s.stops = append(s.stops, p.Stop)
+	s.stops, s.restart = append(s.stops, p.Stop), p.Restart
 	s.postgresURL, s.adminURL = p.URL(), p.AdminURL()
 	s.postgresText = fmt.Sprintf("throwaway, on port %d, with room for %d connections of the fleet", p.Port(), s.limit)
 	return nil
@@ -100,6 +101,15 @@ func (s *servers) close() error {
 		errs = append(errs, stop())
 	}
 	return errors.Join(errs...)
+}
+
+// afresh makes sure that nothing of the run before is left in Postgres: connections that clients gave up while they
+// were being opened take up slots for a while, and are in no statistics. It ends every session of a throwaway server.
+func (s *servers) afresh(ctx context.Context) error {
+	if s.restart == nil {
+		return nil
+	}
+	return s.restart(ctx)
 }
 
 // workerURL is the Postgres URL for a worker: it names the fleet's application, and lets a pool grow to one connection

@@ -103,6 +103,7 @@ type Allotment struct {
 	uncounted int                 // of owned: those without a permit of the fleet (FallbackConns, KeepOnLoss)
 	turns     int
 	conns     [gone + 1]int // connections by state
+	fixed     int           // of the idle ones: those that only their pool can use or end; see Pin
 	deferred  int           // recalled in rotation, and not due before the tenure is over
 	debt      int
 	evicting  int
@@ -147,7 +148,7 @@ func (a *Allotment) available() int {
 // A turn that is not tied to a connection by [Conn.CheckOut] is given back with [Allotment.Exit].
 func (a *Allotment) Enter(ctx context.Context, claim bool) (*Conn, error) {
 	a.mu.Lock()
-	if !a.closed && a.waiters.len() == 0 && a.debt == 0 && a.available() > 0 {
+	if !a.closed && a.waiters.len() == 0 && a.debt == 0 && a.available() > a.fixed {
 		c := a.take(claim)
 		a.mu.Unlock()
 		return c, nil
@@ -257,7 +258,7 @@ func (a *Allotment) settle() {
 		w.conn = a.bind()
 		close(w.ready)
 	}
-	for a.waiters.len() > 0 && (a.available() > 0 || a.fallBack()) {
+	for a.waiters.len() > 0 && (a.available() > a.fixed || a.fallBack()) {
 		w := a.waiters.pop()
 		w.conn = a.take(w.claim)
 		close(w.ready)
@@ -347,11 +348,13 @@ func (a *Allotment) disown(p *semaphore.Permit) {
 	a.fleet.Give(p)
 }
 
-// mustEvict reports whether an idle connection has to end: because one was set aside for the fleet, or because
-// an opener waits for its permit. The latter is an opener that found nothing idle in its pool although, by our
-// count, a connection was just being returned. The lock is held.
+// mustEvict reports whether an idle connection has to end: because one was set aside for the fleet, because
+// an opener waits for its permit, or because a caller waits who can have no idle one, as only their pool can end those (Pin). The
+// second is an opener that found nothing idle in its pool although, by our count, a connection was just being returned. The lock is held.
 func (a *Allotment) mustEvict() bool {
-	return a.evicting > 0 || (a.conns[idle] > 0 && a.openers.len() > a.conns[leaving]-a.due)
+	return a.evicting > 0 ||
+		(a.conns[idle] > 0 && a.openers.len() > a.conns[leaving]-a.due) ||
+		(a.fixed > 0 && a.waiters.len() > 0)
 }
 
 // search ends idle connections while any has to end. It can come too early: a

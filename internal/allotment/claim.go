@@ -14,11 +14,12 @@ const (
 	// Held: the pool's own objects (prepared statements) still refer to it, so it cannot change hands. It can be
 	// evicted: the pool can end it from outside.
 	Held
-	// Fixed: it can be neither claimed nor evicted.
+	// Fixed: it can be neither claimed nor evicted; only its pool can use it again, or end it. It is no unit that a
+	// waiting caller could be given.
 	Fixed
 )
 
-// Pin sets what may happen to c while it is idle.
+// Pin sets what may happen to c while it is idle. c is not idle now.
 func (c *Conn) Pin(p Pin) {
 	c.a.mu.Lock()
 	c.pin = p

@@ -29,8 +29,8 @@ type Conn struct {
 
 	// Guarded by the allotment's lock.
 	state      state
-	lost       bool      // its lease is lost; it ends at the next occasion
-	swept      bool      // a sweep has seen it idle, at idleSeen
+	lost       bool // its lease is lost; it ends at the next occasion
+	swept      bool // a sweep has seen it idle, at idleSeen
 	idleSeen   time.Time
 	pin        Pin
 	parked     bool   // idle, and in no pool; see Park
@@ -48,8 +48,14 @@ func (c *Conn) become(s state) {
 	case s == c.state:
 	case c.state == idle:
 		c.lift(s)
+		if c.pin == Fixed {
+			a.fixed--
+		}
 	case s == idle:
 		c.lay()
+		if c.pin == Fixed {
+			a.fixed++
+		}
 	default:
 		a.conns[c.state]--
 		a.conns[s]++
@@ -58,7 +64,7 @@ func (c *Conn) become(s state) {
 }
 
 // lift takes an idle c out of the ring, and lay puts one there. Every warm checkout does both: they are short enough
-// to be inlined. Of a lifted c prev and next mean nothing. The lock is held.
+// to be inlined, and leave the count of Fixed ones to become. Of a lifted c prev and next mean nothing. The lock is held.
 func (c *Conn) lift(s state) {
 	a := c.a
 	c.prev.next, c.next.prev = c.next, c.prev

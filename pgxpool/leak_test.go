@@ -1,0 +1,445 @@
+package pgxpool_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"math/big"
+	"net"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/passbuddy/passbuddy"
+	"github.com/passbuddy/passbuddy/internal/allotment"
+	passpool "github.com/passbuddy/passbuddy/pgxpool"
+	"github.com/passbuddy/passbuddy/semaphore"
+)
+
+// The ways in which a permit could get lost, one test each. In all of them the capacity is 1: a second process that
+// can still work is the proof that nothing leaked.
+
+var ctxb = context.Background()
+
+func ok(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// works checks that the fleet's one permit can be had, within the time that a lost one would take to expire.
+func (f *fleet) works(pool *pgxpool.Pool) {
+	f.t.Helper()
+	ctx, cancel := context.WithTimeout(ctxb, 4*time.Second)
+	defer cancel()
+	if _, err := pool.Exec(ctx, "select 1"); err != nil {
+		f.t.Fatal("the permit did not come back: ", err)
+	}
+}
+
+func TestConnectFails(t *testing.T) {
+	f := newFleet(t, 1)
+	refused, err := net.Listen("tcp", "127.0.0.1:0")
+	ok(t, err)
+	refused.Close()
+	for name, break_ := range map[string]func(*pgxpool.Config){
+		"nobody listens": func(cfg *pgxpool.Config) {
+			cfg.ConnConfig.Port = uint16(refused.Addr().(*net.TCPAddr).Port)
+			cfg.ConnConfig.Fallbacks = nil
+		},
+		"wrong password": func(cfg *pgxpool.Config) { cfg.ConnConfig.Password = "wrong" },
+		"no such host":   func(cfg *pgxpool.Config) { cfg.ConnConfig.LookupFunc = noSuchHost },
+		"BeforeConnect": func(cfg *pgxpool.Config) {
+			cfg.BeforeConnect = func(context.Context, *pgx.ConnConfig) error { return errHook }
+		},
+		"AfterConnect": func(cfg *pgxpool.Config) {
+			cfg.AfterConnect = func(context.Context, *pgx.Conn) error { return errHook }
+		},
+		"pgconn.AfterConnect": func(cfg *pgxpool.Config) {
+			cfg.ConnConfig.AfterConnect = func(context.Context, *pgconn.PgConn) error { return errHook }
+		},
+		"ValidateConnect": func(cfg *pgxpool.Config) {
+			cfg.ConnConfig.ValidateConnect = func(context.Context, *pgconn.PgConn) error { return errHook }
+		},
+		"AfterNetConnect": func(cfg *pgxpool.Config) {
+			cfg.ConnConfig.AfterNetConnect = func(context.Context, *pgconn.Config, net.Conn) (net.Conn, error) { return nil, errHook }
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := *f
+			f.t = t
+			bad := f.process(passbuddy.Config{}, break_)
+			for range 3 {
+				if err := bad.Ping(ctxb); err == nil {
+					t.Fatal("no error")
+				}
+			}
+			f.works(f.process(passbuddy.Config{}))
+			if got := passpool.Figures(bad); got != (allotment.Figures{}) {
+				t.Errorf("left behind: %+v", got)
+			}
+		})
+	}
+}
+
+func noSuchHost(context.Context, string) ([]string, error) { return nil, errors.New("no such host") }
+
+// TestCallerGivesUp: pgx goes on opening the connection for which nobody waits any more, and parks it idle.
+func TestCallerGivesUp(t *testing.T) {
+	f := newFleet(t, 1)
+	dialling, proceed := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	pool := f.process(passbuddy.Config{}, func(cfg *pgxpool.Config) {
+		dial := cfg.ConnConfig.DialFunc
+		cfg.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			once.Do(func() { close(dialling); <-proceed })
+			return dial(ctx, network, addr)
+		}
+	})
+	ctx, cancel := context.WithCancel(ctxb)
+	result := make(chan error)
+	go func() { result <- pool.Ping(ctx) }()
+	<-dialling
+	cancel()
+	if err := <-result; !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	if got := passpool.Figures(pool); got.Turns != 0 || got.Opening != 1 {
+		t.Errorf("%+v", got)
+	}
+	close(proceed)
+	eventually(t, "the late connection lies idle", func() bool { return passpool.Figures(pool).Idle == 1 })
+	f.works(pool)
+	if n := pool.Stat().NewConnsCount(); n != 1 {
+		t.Errorf("%d connections were opened, want the late one used", n)
+	}
+	f.works(f.process(passbuddy.Config{}))
+}
+
+func TestHijack(t *testing.T) {
+	f := newFleet(t, 1)
+	other := f.process(passbuddy.Config{})
+	end := map[string]func(conn *pgx.Conn){
+		"closed":              func(conn *pgx.Conn) { ok(t, conn.Close(ctxb)) },
+		"closed twice":        func(conn *pgx.Conn) { conn.Close(ctxb); conn.PgConn().Conn().Close() },
+		"socket closed":       func(conn *pgx.Conn) { conn.PgConn().Conn().Close() },
+		"PgConn hijacked too": func(conn *pgx.Conn) { h, err := conn.PgConn().Hijack(); ok(t, err); h.Conn.Close() },
+		"dropped":             func(conn *pgx.Conn) {},
+	}
+	for name, end := range end {
+		t.Run(name, func(t *testing.T) {
+			pool := f.process(passbuddy.Config{})
+			func() {
+				c, err := pool.Acquire(ctxb)
+				ok(t, err)
+				conn := c.Hijack()
+				ok(t, conn.Ping(ctxb))
+				ctx, cancel := context.WithTimeout(ctxb, 50*time.Millisecond)
+				defer cancel()
+				if err := other.Ping(ctx); !errors.Is(err, semaphore.ErrCapacity) || !errors.Is(err, context.DeadlineExceeded) {
+					t.Error("the permit did not stay with the hijacked connection: ", err)
+				}
+				end(conn)
+			}()
+			if name == "dropped" {
+				eventually(t, "the dropped connection is collected", func() bool {
+					runtime.GC()
+					return passpool.Figures(pool).Out == 0
+				})
+			}
+			f.works(other)
+		})
+	}
+}
+
+// TestHijackBeyondMaxConns: a hijacked connection leaves its place in the pool to another.
+func TestHijackBeyondMaxConns(t *testing.T) {
+	f := newFleet(t, 5)
+	pool := f.process(passbuddy.Config{}, func(cfg *pgxpool.Config) { cfg.MaxConns = 1 })
+	for range 3 {
+		c, err := pool.Acquire(ctxb)
+		ok(t, err)
+		result := make(chan error)
+		go func() { result <- pool.Ping(ctxb) }()
+		eventually(t, "a second caller waits", func() bool { return passpool.Figures(pool).Waiting == 1 })
+		conn := c.Hijack()
+		defer conn.Close(ctxb)
+		ok(t, <-result)
+	}
+	if n := f.backends(); n != 4 {
+		t.Errorf("%d backends, want 3 hijacked and 1 in the pool", n)
+	}
+}
+
+// TestMaxConnsBoundsPermits: a process does not take permits that its pool has no room for.
+func TestMaxConnsBoundsPermits(t *testing.T) {
+	f := newFleet(t, 4)
+	sem := f.semaphore()
+	pool := f.pool(sem, passbuddy.Config{}, func(cfg *pgxpool.Config) { cfg.MaxConns = 2 })
+	var wg sync.WaitGroup
+	stop := make(chan struct{})
+	for range 8 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					mixedQuery(ctxb, t, pool)
+				}
+			}
+		})
+	}
+	other := f.process(passbuddy.Config{})
+	for range 2 {
+		c, err := other.Acquire(ctxb)
+		ok(t, err)
+		defer c.Release()
+	}
+	snap, err := sem.Snapshot(ctxb)
+	ok(t, err)
+	if snap.Held != 4 {
+		t.Errorf("%d permits held, want 2 in each process", snap.Held)
+	}
+	close(stop)
+	wg.Wait()
+}
+
+// TestCancelledStatement: pgx returns to its caller at once, and closes the connection up to 15 seconds later. Until then
+// the backend is there, and the permit with it.
+func TestCancelledStatement(t *testing.T) {
+	f := newFleet(t, 1)
+	cancelling, proceed := make(chan struct{}), make(chan struct{})
+	pool := f.process(passbuddy.Config{}, func(cfg *pgxpool.Config) {
+		dial := cfg.ConnConfig.DialFunc
+		first := true
+		cfg.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if !first { // the cancel request
+				close(cancelling)
+				<-proceed
+			}
+			first = false
+			return dial(ctx, network, addr)
+		}
+	})
+	ok(t, pool.Ping(ctxb))
+	ctx, cancel := context.WithTimeout(ctxb, 20*time.Millisecond)
+	defer cancel()
+	if _, err := pool.Exec(ctx, "select pg_sleep(60)"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatal(err)
+	}
+	<-cancelling
+	other := f.process(passbuddy.Config{})
+	short, cancel := context.WithTimeout(ctxb, 50*time.Millisecond)
+	defer cancel()
+	if err := other.Ping(short); !errors.Is(err, semaphore.ErrCapacity) {
+		t.Error("the permit came back before the backend was gone: ", err)
+	}
+	if n := f.backends(); n != 1 {
+		t.Errorf("%d backends", n)
+	}
+	close(proceed)
+	f.works(other)
+	if n := f.backends(); n != 1 {
+		t.Errorf("%d backends", n)
+	}
+}
+
+// TestPoolDestroys covers what the pool ends by itself.
+func TestPoolDestroys(t *testing.T) {
+	f := newFleet(t, 1)
+	other := f.process(passbuddy.Config{})
+	for name, end := range map[string]func(t *testing.T, pool *pgxpool.Pool){
+		"Reset": func(t *testing.T, pool *pgxpool.Pool) { pool.Reset() },
+		"Reset while out": func(t *testing.T, pool *pgxpool.Pool) {
+			c, err := pool.Acquire(ctxb)
+			ok(t, err)
+			pool.Reset()
+			c.Release()
+		},
+		"Close": func(t *testing.T, pool *pgxpool.Pool) { pool.Close() },
+		"in a transaction": func(t *testing.T, pool *pgxpool.Pool) {
+			_, err := pool.Exec(ctxb, "begin")
+			ok(t, err)
+		},
+		"busy": func(t *testing.T, pool *pgxpool.Pool) {
+			c, err := pool.Acquire(ctxb)
+			ok(t, err)
+			_, err = c.Query(ctxb, "select generate_series(1, 1000000)")
+			ok(t, err)
+			c.Release()
+		},
+		"terminated": func(t *testing.T, pool *pgxpool.Pool) {
+			if _, err := pool.Exec(ctxb, "select pg_terminate_backend(pg_backend_pid())"); err == nil {
+				t.Error("no error")
+			}
+		},
+		"closed by its user": func(t *testing.T, pool *pgxpool.Pool) {
+			c, err := pool.Acquire(ctxb)
+			ok(t, err)
+			ok(t, c.Conn().Close(ctxb))
+			c.Release()
+		},
+		"PrepareConn refuses": func(t *testing.T, pool *pgxpool.Pool) {
+			if err := pool.Ping(context.WithValue(ctxb, refuse{}, true)); !errors.Is(err, errHook) {
+				t.Error(err)
+			}
+		},
+		"BeforeAcquire and AcquireAllIdle": func(t *testing.T, pool *pgxpool.Pool) {
+			for _, c := range pool.AcquireAllIdle(ctxb) {
+				if got := passpool.Figures(pool); got.Out != 1 || got.Turns != 1 {
+					t.Errorf("%+v", got)
+				}
+				c.Release()
+			}
+		},
+		"AcquireAllIdle hijacked": func(t *testing.T, pool *pgxpool.Pool) {
+			for _, c := range pool.AcquireAllIdle(ctxb) {
+				ok(t, c.Hijack().Close(ctxb))
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pool := f.process(passbuddy.Config{}, func(cfg *pgxpool.Config) {
+				cfg.PrepareConn = func(ctx context.Context, _ *pgx.Conn) (bool, error) {
+					if ctx.Value(refuse{}) != nil {
+						return false, errHook
+					}
+					return true, nil
+				}
+			})
+			ok(t, pool.Ping(ctxb))
+			end(t, pool)
+			f.works(other)
+			eventually(t, "nothing is left of the first pool", func() bool { return passpool.Figures(pool) == allotment.Figures{} })
+		})
+	}
+}
+
+type refuse struct{}
+
+// TestLifetime: connections expire at their release and while idle.
+func TestLifetime(t *testing.T) {
+	f := newFleet(t, 1)
+	pool := f.process(passbuddy.Config{}, func(cfg *pgxpool.Config) { cfg.MaxConnLifetime = time.Nanosecond })
+	for range 20 {
+		f.works(pool)
+	}
+	if n := f.backends(); n > 1 {
+		t.Errorf("%d backends", n)
+	}
+	f.works(f.process(passbuddy.Config{}))
+}
+
+// TestFallbackWithoutTLS: sslmode=prefer dials twice, one after the other.
+func TestFallbackWithoutTLS(t *testing.T) {
+	f := newFleet(t, 1)
+	peak := f.witness()
+	pool := f.process(passbuddy.Config{}, func(cfg *pgxpool.Config) {
+		plain, err := pgxpool.ParseConfig(strings.Replace(f.pg.URL(), "sslmode=disable", "sslmode=prefer", 1))
+		ok(t, err)
+		cfg.ConnConfig.TLSConfig, cfg.ConnConfig.Fallbacks = plain.ConnConfig.TLSConfig, plain.ConnConfig.Fallbacks
+	})
+	for range 10 {
+		f.works(pool)
+		pool.Reset()
+	}
+	if got := passpool.Figures(pool); got.Opening != 0 {
+		t.Errorf("%+v", got)
+	}
+	if p := peak(); p > 1 {
+		t.Errorf("%d backends", p)
+	}
+}
+
+// TestTLS: the socket is found, and drained, underneath.
+func TestTLS(t *testing.T) {
+	f := newFleet(t, 1)
+	addr := tlsFront(t, f.pg.Addr())
+	pool := f.process(passbuddy.Config{}, func(cfg *pgxpool.Config) {
+		cfg.ConnConfig.Host, cfg.ConnConfig.Port = "127.0.0.1", uint16(addr.Port)
+		cfg.ConnConfig.TLSConfig = &tls.Config{InsecureSkipVerify: true}
+		cfg.ConnConfig.Fallbacks = nil
+	})
+	other := f.process(passbuddy.Config{})
+	for range 5 {
+		f.works(pool)
+		f.works(other)
+	}
+	ctx, cancel := context.WithTimeout(ctxb, 20*time.Millisecond)
+	defer cancel()
+	if _, err := pool.Exec(ctx, "select pg_sleep(60)"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatal(err)
+	}
+	f.works(other)
+}
+
+// TestWrappedSocket: an AfterNetConnect hook hides our socket.
+func TestWrappedSocket(t *testing.T) {
+	f := newFleet(t, 1)
+	pool := f.process(passbuddy.Config{}, func(cfg *pgxpool.Config) {
+		cfg.ConnConfig.AfterNetConnect = func(_ context.Context, _ *pgconn.Config, nc net.Conn) (net.Conn, error) {
+			return struct{ net.Conn }{nc}, nil
+		}
+	})
+	other := f.process(passbuddy.Config{})
+	for range 5 {
+		f.works(pool)
+		f.works(other)
+	}
+}
+
+// tlsFront is a TLS-terminating front of a Postgres.
+func tlsFront(t *testing.T, backend string) *net.TCPAddr {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	ok(t, err)
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	ok(t, err)
+	config := &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{cert}, PrivateKey: key}}}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ok(t, err)
+	var wg sync.WaitGroup
+	t.Cleanup(func() { l.Close(); wg.Wait() })
+	wg.Go(func() {
+		for {
+			nc, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer nc.Close()
+				if _, err := io.ReadFull(nc, make([]byte, 8)); err != nil {
+					return
+				}
+				_, _ = nc.Write([]byte("S"))
+				front := tls.Server(nc, config)
+				back, err := net.Dial("tcp", backend)
+				if err != nil {
+					return
+				}
+				defer back.Close()
+				wg.Go(func() {
+					_, _ = io.Copy(back, front)
+					_ = back.(*net.TCPConn).CloseWrite()
+				})
+				_, _ = io.Copy(front, back)
+				_ = front.Close()
+			})
+		}
+	})
+	return l.Addr().(*net.TCPAddr)
+}
