@@ -6,7 +6,8 @@ PKG         ?= ./...
 TIMEOUT     ?= 5m
 BENCH       ?= .
 COUNT       ?= 10
-DURATION    ?= 5m
+DURATION    ?= 1m
+ROUNDS      ?= 20
 ARGS        ?=
 
 .DEFAULT_GOAL := help
@@ -36,9 +37,11 @@ bench: ## Run the benchmarks, each with its rival beside it (BENCH=regexp, COUNT
 	@scripts/setup.sh --need redis
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) -timeout 0 $(PKG)
 
-stress: ## Run the randomised tests for a long time (DURATION=5m for each)
+stress: ## Run the randomised tests and the fleets for a long time (DURATION=1m for each test, ROUNDS=20)
 	@scripts/setup.sh --need redis --need cc
-	PASSBUDDY_STRESS=$(DURATION) $(GO) test -race -count 1 -timeout 0 -run 'Stress|Model' $(PKG)
+	$(GO) test -race -timeout 0 -count $(ROUNDS) -run 'Random|Model' . ./semaphore ./internal/...
+	$(GO) test -race -timeout 0 -count 1 ./pgxpool -stress $(DURATION)
+	$(GO) test -race -timeout 0 -count 1 ./integration -load $(DURATION)
 
 fmt: ## Format the code
 	gofmt -w .

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -135,11 +136,11 @@ func begin(db *sql.DB, opts *sql.TxOptions) []any {
 func TestConformance(t *testing.T) {
 	for kindName, kind := range kinds {
 		for _, scope := range scopes {
-			t.Run(fmt.Sprintf("%s/%v", kindName, scope), func(t *testing.T) {
+			inBubble(t, fmt.Sprintf("%s/%v", kindName, scope), func(t *testing.T) {
 				bareServer, ourServer := &server{t: t}, &server{t: t}
 				bare := sql.OpenDB(&fakeConnector{bareServer, kind})
 				defer bare.Close()
-				ours, _ := wrapped(t, ourServer, kind, newFleet(2), Config{Scope: scope})
+				ours, _ := wrapped(t, ourServer, kind, newFleet(t, 2), Config{Scope: scope})
 				defer ours.Close()
 				for _, st := range steps {
 					want, got := printed(st.do(bare)), printed(st.do(ours))
@@ -159,6 +160,14 @@ func TestConformance(t *testing.T) {
 	}
 }
 
+func inBubble(t *testing.T, name string, f func(t *testing.T)) {
+	t.Helper()
+	t.Run(name, func(t *testing.T) {
+		t.Helper()
+		synctest.Test(t, f)
+	})
+}
+
 func printed(vs []any) []string {
 	out := make([]string, len(vs))
 	for i, v := range vs {
@@ -171,7 +180,7 @@ func printed(vs []any) []string {
 func TestCancelledTransaction(t *testing.T) {
 	for kindName, kind := range kinds {
 		for _, scope := range scopes {
-			t.Run(fmt.Sprintf("%s/%v", kindName, scope), func(t *testing.T) {
+			inBubble(t, fmt.Sprintf("%s/%v", kindName, scope), func(t *testing.T) {
 				dials := func(db *sql.DB, s *server) int32 {
 					defer db.Close()
 					ctx, cancel := context.WithCancel(context.Background())
@@ -206,7 +215,7 @@ func TestCancelledTransaction(t *testing.T) {
 				s := &server{t: t}
 				want := dials(sql.OpenDB(&fakeConnector{s, kind}), s)
 				s = &server{t: t}
-				db, _ := wrapped(t, s, kind, newFleet(2), Config{Scope: scope})
+				db, _ := wrapped(t, s, kind, newFleet(t, 2), Config{Scope: scope})
 				if got := dials(db, s); got != want {
 					t.Errorf("dialled %d times, bare %d", got, want)
 				}
@@ -218,9 +227,9 @@ func TestCancelledTransaction(t *testing.T) {
 // TestAdvertises: a wrapper has Exec and Query only if the driver's connection has, and the driver's own objects come through.
 func TestAdvertises(t *testing.T) {
 	for kindName, kind := range kinds {
-		t.Run(kindName, func(t *testing.T) {
+		inBubble(t, kindName, func(t *testing.T) {
 			s := &server{t: t}
-			db, _ := wrapped(t, s, kind, newFleet(1), Config{})
+			db, _ := wrapped(t, s, kind, newFleet(t, 1), Config{})
 			defer db.Close()
 			c, err := db.Conn(context.Background())
 			if err != nil {
@@ -261,16 +270,18 @@ func TestAdvertises(t *testing.T) {
 
 func TestConnectNeverReturnsErrBadConn(t *testing.T) {
 	for _, scope := range scopes {
-		s := &server{t: t, connectErr: func() error { return fmt.Errorf("refused: %w", driver.ErrBadConn) }}
-		db, cn := wrapped(t, s, full, newFleet(1), Config{Scope: scope})
-		_, err := cn.Connect(context.Background())
-		if err == nil || errors.Is(err, driver.ErrBadConn) || !strings.Contains(err.Error(), "refused") {
-			t.Errorf("%v: %v", scope, err)
-		}
-		s.connectErr = nil
-		if err := db.Ping(); err != nil {
-			t.Errorf("%v: the permit was not given back: %v", scope, err)
-		}
-		_ = db.Close()
+		inBubble(t, scope.String(), func(t *testing.T) {
+			s := &server{t: t, connectErr: func() error { return fmt.Errorf("refused: %w", driver.ErrBadConn) }}
+			db, cn := wrapped(t, s, full, newFleet(t, 1), Config{Scope: scope})
+			defer db.Close()
+			_, err := cn.Connect(context.Background())
+			if err == nil || errors.Is(err, driver.ErrBadConn) || !strings.Contains(err.Error(), "refused") {
+				t.Error(err)
+			}
+			s.connectErr = nil
+			if err := db.Ping(); err != nil {
+				t.Errorf("the permit was not given back: %v", err)
+			}
+		})
 	}
 }

@@ -220,7 +220,7 @@ func (c *conn) refuseEviction(ctx context.Context) bool {
 // wrapper: for those it is ErrBadConn. database/sql then tries twice more with the same context, the last time by
 // Connect, which can return the error; so the refusal is kept for it.
 func (c *conn) resetCheckout(ctx context.Context) error {
-	if c.cn.refusals.of(ctx) != nil {
+	if c.cn.refusals.of(ctx, false) != nil {
 		return driver.ErrBadConn
 	}
 	err := c.checkOut(ctx)

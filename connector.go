@@ -99,7 +99,7 @@ func (cn *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	if ctx.Value(evictKey{}) != nil {
 		return nil, errEvicting
 	}
-	if err := cn.refusals.of(ctx); err != nil {
+	if err := cn.refusals.of(ctx, true); err != nil {
 		return nil, err
 	}
 	opener := calledByOpener()

@@ -6,10 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/redis/go-redis/v9"
 
 	"github.com/passbuddy/passbuddy/internal/allotment"
 	"github.com/passbuddy/passbuddy/semaphore"
@@ -21,15 +27,43 @@ type fakeFleet struct {
 	capacity int
 	held     int
 	want     int
+	stock    []*semaphore.Permit
 	out      []*semaphore.Permit
 	flying   bool // one grant at a time, as the engine
 	a        *allotment.Allotment
 	err      error
 	left     int
-	gives    int
 }
 
-func newFleet(capacity int) *fakeFleet { return &fakeFleet{capacity: capacity} }
+// newFleet makes a fleet with that many permits, which are real: the allotment looks at their leases.
+func newFleet(t testing.TB, capacity int) *fakeFleet {
+	t.Helper()
+	const most = 16
+	m := miniredis.NewMiniRedis()
+	client := redis.NewClient(&redis.Options{
+		Addr: "127.0.0.1:6379", Protocol: 2, DisableIdentity: true,
+		Dialer: func(context.Context, string, string) (net.Conn, error) { return m.Dial() },
+	})
+	sem, err := semaphore.New(client, semaphore.Config{Capacity: most, TTL: 24 * time.Hour, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	permits, err := sem.AcquireN(context.Background(), most)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := sem.Close(); err != nil {
+			t.Error(err)
+		}
+		_ = client.Close()
+		if _, real := t.(*testing.B); !real { // a test has a fake clock, and its bubble must be empty at its end
+			time.Sleep(2 * time.Second) // go-redis's dialling goroutines look once a second whether their pool is closed
+		}
+		m.Close()
+	})
+	return &fakeFleet{capacity: capacity, stock: permits}
+}
 
 func (f *fakeFleet) source() fleetSource {
 	return func(a *allotment.Allotment) (allotment.Fleet, func(), error) {
@@ -54,11 +88,9 @@ func (f *fakeFleet) grant() {
 	f.flying = true
 	f.held += n
 	f.want -= n
-	permits := make([]*semaphore.Permit, n)
-	for i := range permits {
-		permits[i] = new(semaphore.Permit)
-		f.out = append(f.out, permits[i])
-	}
+	permits := slices.Clone(f.stock[:n])
+	f.stock = f.stock[n:]
+	f.out = append(f.out, permits...)
 	go func() {
 		f.a.Granted(permits)
 		f.mu.Lock()
@@ -71,8 +103,8 @@ func (f *fakeFleet) grant() {
 func (f *fakeFleet) Give(p *semaphore.Permit) {
 	f.mu.Lock()
 	f.out = slices.DeleteFunc(f.out, func(q *semaphore.Permit) bool { return p == q })
+	f.stock = append(f.stock, p)
 	f.held--
-	f.gives++
 	f.grant()
 	f.mu.Unlock()
 }

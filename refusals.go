@@ -1,22 +1,29 @@
 package passbuddy
 
 import (
+	"bytes"
 	"context"
 	"reflect"
+	"runtime"
 	"sync"
 	"time"
 )
 
-// refusals remembers for a moment why checkouts were refused, by their context. See resetCheckout.
+// refusals remembers for a moment why checkouts were refused, so that database/sql's retries of the same checkout are refused
+// without another wait, and the last one with the reason. See resetCheckout.
+//
+// The context alone does not name a checkout: many have context.Background. The goroutine does, as database/sql
+// retries on its caller's; the context is compared too, lest something is left over from a checkout that ended otherwise.
 type refusals struct {
 	mu   sync.Mutex
 	list []refusal
 }
 
 type refusal struct {
-	ctx context.Context
-	err error
-	at  time.Time
+	goroutine string
+	ctx       context.Context
+	err       error
+	at        time.Time
 }
 
 const (
@@ -25,9 +32,6 @@ const (
 )
 
 func (r *refusals) add(ctx context.Context, err error) {
-	if !reflect.ValueOf(ctx).Comparable() {
-		return // the caller waits again
-	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.list) == 0 {
@@ -36,22 +40,41 @@ func (r *refusals) add(ctx context.Context, err error) {
 	if len(r.list) == refusalsMost {
 		r.list = append(r.list[:0], r.list[1:]...)
 	}
-	r.list = append(r.list, refusal{ctx, err, time.Now()})
+	r.list = append(r.list, refusal{goroutine(), ctx, err, time.Now()})
 }
 
-// of returns why ctx was refused just now, or nil.
-func (r *refusals) of(ctx context.Context) error {
+// of returns why this checkout was refused just now, or nil. With last, it will not be tried again.
+func (r *refusals) of(ctx context.Context, last bool) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.list) == 0 || !reflect.ValueOf(ctx).Comparable() {
+	if len(r.list) == 0 {
 		return nil
 	}
-	for _, known := range r.list {
-		if known.ctx == ctx && time.Since(known.at) < refusalKept {
+	me := goroutine()
+	for i, known := range r.list {
+		if known.goroutine == me && sameContext(known.ctx, ctx) && time.Since(known.at) < refusalKept {
+			if last {
+				r.list = append(r.list[:i], r.list[i+1:]...)
+			}
 			return known.err
 		}
 	}
 	return nil
+}
+
+// sameContext compares contexts, of which some cannot be compared.
+func sameContext(a, b context.Context) bool {
+	return !reflect.ValueOf(a).Comparable() || !reflect.ValueOf(b).Comparable() || a == b
+}
+
+// goroutine names the running goroutine.
+func goroutine() string {
+	var buf [64]byte
+	b := buf[:runtime.Stack(buf[:], false)]
+	if i := bytes.IndexByte(b, '['); i > 0 {
+		b = b[:i] // "goroutine 18 "
+	}
+	return string(b)
 }
 
 // forget drops what is too old, so that no context is kept alive for longer.

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync"
+	"time"
 	"weak"
 
 	"github.com/jackc/pgx/v5"
@@ -21,6 +23,7 @@ type attempt struct {
 	*multitracer.Tracer // the user's; unused as long as pgx reads ConnConfig.Tracer after TraceConnectStart
 	user                pgx.QueryTracer
 	dialer              socket.Dialer
+	ended               func() // for a background attempt: see background
 }
 
 var noTracer = new(multitracer.Tracer)
@@ -41,7 +44,13 @@ func (p *pool) beforeConnect(ctx context.Context, cfg *pgx.ConnConfig) error {
 	}
 	at.dialer.Dial = cfg.DialFunc
 	if !p.perCheckout {
-		at.dialer.Open = p.opener(ctx)
+		at.dialer.Open = p.open
+		// pgx opens for a caller with a context that has no deadline (it outlives the caller), and for MinConns and
+		// MinIdleConns with one.
+		if _, background := ctx.Deadline(); background {
+			at.ended = p.background.begin()
+			at.dialer.Open = p.backgroundOpener(at.ended)
+		}
 	}
 	cfg.DialFunc = at.dialer.DialContext
 	cfg.Tracer = at
@@ -77,6 +86,13 @@ func (at *attempt) TraceConnectEnd(ctx context.Context, data pgx.TraceConnectEnd
 		}
 		l.SetCancel(cancelOf(pc))
 	}
+	if at.ended != nil {
+		if data.Err != nil {
+			at.ended()
+		} else {
+			data.Conn.PgConn().CustomData()[attemptData] = at // for afterConnect
+		}
+	}
 	if t, ok := at.user.(pgx.ConnectTracer); ok {
 		t.TraceConnectEnd(ctx, data)
 	}
@@ -94,20 +110,66 @@ func cancelOf(pc *pgconn.PgConn) func(context.Context) error {
 	}
 }
 
-// opener returns how the attempt gets its permit. pgx opens for a caller with a context that has no
-// deadline (it outlives the caller), and in the background, for MinConns and MinIdleConns, with one.
-func (p *pool) opener(ctx context.Context) func(context.Context) (*allotment.Conn, error) {
-	if _, background := ctx.Deadline(); !background {
-		return p.open
-	}
+const attemptData = customData + "/attempt"
+
+// refusalMost is how long a refused background attempt keeps its refusal to itself.
+const refusalMost = time.Second
+
+// backgroundOpener returns how a background attempt gets its permit.
+//
+// pgx opens several at a time, and cancels them all when the first one fails. A refusal comes at once, so it would undo those that did get
+// a permit: it waits for them.
+func (p *pool) backgroundOpener(ended func()) func(context.Context) (*allotment.Conn, error) {
 	var refusal error
 	return func(ctx context.Context) (*allotment.Conn, error) {
 		if refusal != nil {
 			return nil, refusal // the next host of the same attempt
 		}
 		var c *allotment.Conn
-		c, refusal = p.openBackground(ctx)
+		if c, refusal = p.openBackground(ctx); refusal != nil {
+			ended()
+			ctx, cancel := context.WithTimeout(ctx, refusalMost)
+			defer cancel()
+			p.background.wait(ctx)
+		}
 		return c, refusal
+	}
+}
+
+// attempts counts background attempts that are under way.
+type attempts struct {
+	mu   sync.Mutex
+	n    int           // guarded by mu
+	none chan struct{} // closed when n falls to zero; guarded by mu
+}
+
+// begin counts one more, and returns how to end it, once or more.
+func (b *attempts) begin() (end func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.n++; b.n == 1 {
+		b.none = make(chan struct{})
+	}
+	return sync.OnceFunc(func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if b.n--; b.n == 0 {
+			close(b.none)
+		}
+	})
+}
+
+// wait returns when none is under way.
+func (b *attempts) wait(ctx context.Context) {
+	b.mu.Lock()
+	none, n := b.none, b.n
+	b.mu.Unlock()
+	if n == 0 {
+		return
+	}
+	select {
+	case <-none:
+	case <-ctx.Done():
 	}
 }
 
@@ -144,6 +206,11 @@ func (p *pool) afterConnect(ctx context.Context, conn *pgx.Conn) error {
 	l := linkOf(conn)
 	if l == nil {
 		return errUntracked
+	}
+	data := conn.PgConn().CustomData()
+	if at, ok := data[attemptData].(*attempt); ok {
+		delete(data, attemptData)
+		defer at.ended()
 	}
 	if p.user.afterConnect != nil {
 		if err := p.user.afterConnect(ctx, conn); err != nil {

@@ -333,9 +333,13 @@ type refuse struct{}
 // TestLifetime: connections expire at their release and while idle.
 func TestLifetime(t *testing.T) {
 	f := newFleet(t, 1)
-	pool := f.process(passbuddy.Config{}, func(cfg *pgxpool.Config) { cfg.MaxConnLifetime = time.Nanosecond })
+	pool := f.process(passbuddy.Config{}, func(cfg *pgxpool.Config) { cfg.MaxConnLifetime = 30 * time.Millisecond })
 	for range 20 {
-		f.works(pool)
+		_, err := pool.Exec(ctxb, "select pg_sleep(0.01)")
+		ok(t, err)
+	}
+	if n := pool.Stat().MaxLifetimeDestroyCount(); n == 0 {
+		t.Error("no connection expired")
 	}
 	if n := f.backends(); n > 1 {
 		t.Errorf("%d backends", n)

@@ -46,6 +46,8 @@ type pool struct {
 	known    atomic.Pointer[pgxpool.Pool]
 	misses   int // of Evict in a row; it has one caller at a time
 	watching atomic.Bool
+
+	background attempts
 }
 
 var _ allotment.Pool = (*pool)(nil)

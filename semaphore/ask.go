@@ -2,6 +2,7 @@ package semaphore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -98,13 +99,18 @@ func (s *Semaphore) wait(ctx context.Context, a *ask) error {
 // patience bounds a wait that ctx does not end earlier. A request that does not wait is bounded by one lease, after
 // which Redis's answer would be worth nothing.
 func (s *Semaphore) patience(kind redisscript.Kind) time.Duration {
-	if kind == redisscript.Try {
+	if !waits(kind) {
 		return s.cfg.TTL
 	}
 	if s.cfg.MaxAttempts < 0 {
 		return 0
 	}
 	return time.Duration(s.cfg.MaxAttempts) * s.cfg.RetryInterval
+}
+
+// waits reports whether a request of that kind waits in the queue.
+func waits(kind redisscript.Kind) bool {
+	return kind == redisscript.Wait || kind == redisscript.Share
 }
 
 // submit puts a into the outbox. s.mu is held.
@@ -195,18 +201,15 @@ func (s *Semaphore) release(p *Permit) *drop {
 }
 
 // extend renews the lease of one held permit at once.
-func (s *Semaphore) extend(ctx context.Context, p *Permit, id string) error {
-	a := s.newAsk(redisscript.Try, nil, p)
+func (s *Semaphore) extend(ctx context.Context, p *Permit) error {
+	a := s.newAsk(redisscript.Hold, nil, p)
 	a.extends = true
 	err := s.wait(ctx, a)
-	if err == nil || ctx.Err() != nil {
+	if err == nil || ctx.Err() != nil || errors.Is(err, ErrLost) {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if a.answered && p.id == id && p.state == held {
-		s.lose(p) // Redis does not know it, and had no room to grant it anew
-	}
 	if p.state == lost {
 		return fmt.Errorf("%w: %w", ErrLost, err)
 	}

@@ -89,9 +89,14 @@ func (s *Semaphore) nextBatch() *batch {
 	n := min(len(s.drops), batchMost)
 	b.drops = append(b.drops, s.drops[:n]...)
 	s.drops = remove(s.drops, n)
-	n = min(len(s.outbox), batchMost)
-	b.asks = append(b.asks, s.outbox[:n]...)
-	s.outbox = remove(s.outbox, n)
+	for len(s.outbox) > 0 && len(b.asks) < batchMost {
+		a := s.outbox[0]
+		s.outbox = remove(s.outbox, 1)
+		a.queued = false
+		if !a.settled { // by the reply to an earlier time it was sent: it may even be released by now
+			b.asks = append(b.asks, a)
+		}
+	}
 	if len(s.offers) > 0 {
 		b.offer = s.offers[0].share
 		b.x.Offered, b.x.Offerer = s.offers[0].n, b.offer.name
@@ -105,7 +110,7 @@ func (s *Semaphore) nextBatch() *batch {
 		b.x.Drop = append(b.x.Drop, d.request)
 	}
 	for _, a := range b.asks {
-		a.queued, a.sent = false, true
+		a.sent = true
 		b.x.Ask = append(b.x.Ask, redisscript.Ask{Kind: a.kind, Request: a.request(s)})
 	}
 	return b
@@ -143,12 +148,12 @@ func (s *Semaphore) failed(b *batch, err error) {
 		case d.done <- unavailable(err):
 		default:
 		}
-		if now-d.since < s.cfg.TTL && !s.closed {
+		if now-d.since < s.cfg.TTL && !s.left {
 			s.late = append(s.late, d)
 		}
 	}
 	for _, a := range b.asks {
-		if a.settled || a.kind != redisscript.Try {
+		if a.settled || waits(a.kind) {
 			continue
 		}
 		s.settle(a, unavailable(err))
@@ -179,15 +184,22 @@ func (s *Semaphore) arrived(b *batch, sent time.Duration, got redisscript.Exchan
 	}
 	for _, a := range b.asks {
 		a.answered = true
+		if a.extends && a.settled {
+			// Nobody waits for it any more. Should its permit be lost by now, the lease is left to expire (see lose).
+			got.Granted = slices.DeleteFunc(got.Granted, func(id string) bool { return id == a.ids[0] })
+		}
 	}
 	shared := s.granted(got.Granted, sent)
 	for _, id := range got.Refused {
 		if a := s.asks[id]; a != nil {
 			s.settle(a, s.refusal(a))
+			if a.extends && s.permits[id] != nil {
+				s.lose(a.permits[0])
+			}
 		}
 	}
 	if s.pending() {
-		pause := s.cfg.RetryInterval
+		pause := s.cfg.RetryInterval - s.cfg.RetryInterval/8 // lookAgain adds up to as much
 		if wake := time.Duration(got.Wake-got.Now+1) * time.Millisecond; got.Wake > 0 && wake < pause {
 			pause = max(wake, time.Millisecond)
 		}
@@ -200,7 +212,7 @@ func (s *Semaphore) arrived(b *batch, sent time.Duration, got redisscript.Exchan
 		if changed {
 			sh.Changed()
 		}
-		sh.Wanted(got.Waiting > 0)
+		s.tellWanted(sh, got.Waiting > 0, sent)
 	})
 	if b.offer != nil && got.Promised > 0 {
 		b.offer.sharer.Promised(int(got.Promised))
@@ -225,6 +237,9 @@ func (s *Semaphore) granted(ids []string, since time.Duration) map[*Share][]*Per
 		case a == nil:
 			s.drop(id) // it crossed a withdrawal
 			continue
+		case a.extends: // the lease was lost while this was on its way, and stays lost
+			s.settle(a, fmt.Errorf("%w", ErrLost))
+			continue
 		case trusted <= s.sinceStart():
 			// It took so long to hear of it that the lease may be over. Ask again, under the same name.
 			s.submit(a)
@@ -234,6 +249,7 @@ func (s *Semaphore) granted(ids []string, since time.Duration) map[*Share][]*Per
 		for i, p := range a.permits {
 			if a.share == nil || slices.Contains(ids, a.ids[i]) {
 				s.hold(p, trusted)
+				p.delivering = a.share != nil
 				got = append(got, p)
 			}
 		}
@@ -260,6 +276,9 @@ func (s *Semaphore) hold(p *Permit, trusted time.Duration) {
 }
 
 func (s *Semaphore) refusal(a *ask) error {
+	if a.extends {
+		return fmt.Errorf("%w: %q does not hold it any more", ErrLost, s.base)
+	}
 	if len(a.ids) > 1 {
 		return fmt.Errorf("%w: %q has no room for %d permits together", ErrCapacity, s.base, len(a.ids))
 	}

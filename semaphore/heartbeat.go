@@ -64,8 +64,12 @@ func (s *Semaphore) beat(ctx context.Context) error {
 		said = append(said, p)
 	}
 	shares := append([]*Share(nil), s.shares...)
+	var ended []*Share
 	for _, sh := range shares {
 		n.Sharers = append(n.Sharers, redisscript.Sharer{Name: sh.name, Held: sh.held})
+		if sh.closed && sh.held == 0 {
+			ended = append(ended, sh)
+		}
 	}
 	s.mu.Unlock()
 	for i, sh := range shares {
@@ -90,6 +94,9 @@ func (s *Semaphore) beat(ctx context.Context) error {
 	s.sharded = got.Sharded
 	lostState := n.Epoch != "" && n.Epoch != got.Epoch
 	s.epoch = got.Epoch
+	for _, sh := range ended {
+		s.removeShare(sh)
+	}
 	if s.capacity != got.Capacity {
 		if got.Capacity != int64(s.cfg.Capacity) {
 			s.log.Warn("the fleet's capacity is not what this session declares", "semaphore", s.base, "declared", s.cfg.Capacity, "in force", got.Capacity)
@@ -107,7 +114,7 @@ func (s *Semaphore) beat(ctx context.Context) error {
 		case s.permits[id] != p:
 			// Released, or lost, while the heartbeat was on its way. That it is missing is no loss. But if state was lost, the
 			// heartbeat may have put it back after its release: release it once more.
-			if lostState {
+			if lostState && p.id != id {
 				s.drop(id)
 			}
 		case missing[id]:
@@ -127,7 +134,7 @@ func (s *Semaphore) beat(ctx context.Context) error {
 		if changed {
 			sh.Changed()
 		}
-		sh.Wanted(got.Waiting > 0)
+		s.tellWanted(sh, got.Waiting > 0, sent)
 	})
 	return nil
 }
@@ -184,7 +191,10 @@ func (s *Semaphore) lose(p *Permit) {
 	s.log.Warn("lease lost", "semaphore", s.base, "permit", p.id)
 	if p.share != nil {
 		p.share.held--
-		go p.share.sharer.Lost(p)
+		s.returned.Broadcast()
+		if !p.delivering {
+			go p.share.sharer.Lost(p)
+		}
 	}
 }
 

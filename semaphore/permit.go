@@ -40,6 +40,8 @@ type Permit struct {
 	state permitState
 	lost  chan struct{}
 	users int // of Do, Bind and Handler: the last to leave releases
+
+	delivering bool // its pool has not heard yet of the grant, and must not hear of a loss before
 }
 
 type permitState uint8
@@ -132,9 +134,8 @@ func (p *Permit) acquire(ctx context.Context) error {
 		s.lose(p) // its time is over and the watchdog is about to say so
 	}
 	if p.state == held {
-		id := p.id
 		s.mu.Unlock()
-		return s.extend(ctx, p, id)
+		return s.extend(ctx, p)
 	}
 	if p.state == lost {
 		p.renewID()
@@ -170,6 +171,11 @@ func (p *Permit) renewID() {
 // The release goes through even if ctx is done: it outlives its caller, bounded by the lease. An error means that Redis did not confirm it yet;
 // it is tried again in the background, and the lease is not renewed any more.
 func (p *Permit) Release(ctx context.Context) error {
+	return p.releaseIf(ctx, func() bool { return true })
+}
+
+// releaseIf is Release if due, which is called with s.mu held, says so in the instant of the release.
+func (p *Permit) releaseIf(ctx context.Context, due func() bool) error {
 	// The wait for a concurrent Acquire does heed ctx.
 	if err := p.begin(ctx); err != nil {
 		return err
@@ -177,7 +183,7 @@ func (p *Permit) Release(ctx context.Context) error {
 	defer p.end()
 	s := p.s
 	s.mu.Lock()
-	if p.state == free || s.closed {
+	if !due() || p.state == free || s.closed {
 		s.mu.Unlock()
 		return nil
 	}
@@ -216,13 +222,18 @@ func (p *Permit) enter(ctx context.Context, use bool) error {
 
 func (p *Permit) leave(ctx context.Context, keep bool) error {
 	p.s.mu.Lock()
-	p.users--
-	last := p.users == 0
-	p.s.mu.Unlock()
-	if !last || keep {
+	if keep || p.users > 1 {
+		p.users--
+		p.s.mu.Unlock()
 		return nil
 	}
-	return p.Release(context.WithoutCancel(ctx))
+	p.s.mu.Unlock()
+	// Who enters before the instant of the release uses the permit as it is, and we are not the last; who enters after it finds
+	// the permit free.
+	return p.releaseIf(context.WithoutCancel(ctx), func() bool {
+		p.users--
+		return p.users == 0
+	})
 }
 
 // whileHeld returns a context that ends with cause ErrLost when the lease of the permit is lost, and a

@@ -91,6 +91,9 @@ func (s *Semaphore) pushed(payload string) {
 		s.deliver(shared)
 	case kind == "w" && len(rest) == 1:
 		if sh := s.shareNamed(rest[0]); sh != nil {
+			s.mu.Lock()
+			s.toldAt = s.sinceStart()
+			s.mu.Unlock()
 			sh.sharer.Wanted(true)
 		}
 	case kind == "b" && len(rest) == 2:

@@ -72,7 +72,8 @@ type Semaphore struct {
 	watchdog *time.Timer // see watch
 	watchAt  time.Duration
 	shares   []*Share
-	sharers  int // shares there ever were
+	sharers  int           // shares there ever were
+	toldAt   time.Duration // when a push last said that somebody waits
 	epoch    string
 	sharded  bool
 	capacity int64 // in force, as last heard
@@ -283,6 +284,8 @@ func (s *Semaphore) close() error {
 	epoch := s.epoch
 	s.mu.Unlock()
 
+	s.beating.Lock() // a heartbeat on its way would have us join again after we left
+	defer s.beating.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	err := redisscript.Leave(ctx, s.own, s.keys, s.identity.session, epoch, requests)

@@ -3,6 +3,7 @@ package semaphore
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/passbuddy/passbuddy/internal/redisscript"
@@ -35,6 +36,7 @@ type Share struct {
 	ask      *ask // the one request under way, or nil
 	held     int
 	quitting bool // a withdrawal is being considered
+	closed   bool
 }
 
 // withdrawAfter is how long a request outlives its last local waiter. Waiters come and go with every
@@ -149,21 +151,38 @@ func (sh *Share) Close() {
 	if sh.ask != nil {
 		s.withdraw(sh.ask, ErrCapacity)
 	}
-	if sh.held > 0 {
-		return
-	}
-	for i, other := range s.shares {
-		if other == sh {
-			s.shares = append(s.shares[:i:i], s.shares[i+1:]...)
-			return
-		}
-	}
+	// The next heartbeat that finds nothing held takes it out, here and from what Redis counts of it.
+	sh.closed = true
+}
+
+// removeShare takes sh out of the session. s.mu is held.
+func (s *Semaphore) removeShare(sh *Share) {
+	s.shares = slices.DeleteFunc(slices.Clone(s.shares), func(other *Share) bool { return other == sh })
 }
 
 // deliver hands grants to their pools. s.mu is not held.
 func (s *Semaphore) deliver(shared map[*Share][]*Permit) {
 	for sh, permits := range shared {
 		sh.sharer.Granted(permits)
+		s.mu.Lock()
+		for _, p := range permits {
+			p.delivering = false
+			if p.state == lost {
+				go sh.sharer.Lost(p)
+			}
+		}
+		s.mu.Unlock()
+	}
+}
+
+// tellWanted passes on what an answer to what was sent then says of the queue. An answer that nobody waits is not news if a
+// push said otherwise since. s.mu is not held.
+func (s *Semaphore) tellWanted(sh Sharer, wanted bool, sent time.Duration) {
+	s.mu.Lock()
+	stale := !wanted && s.toldAt >= sent
+	s.mu.Unlock()
+	if !stale {
+		sh.Wanted(wanted)
 	}
 }
 

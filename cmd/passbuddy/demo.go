@@ -154,9 +154,9 @@ func (r *result) watch(ctx context.Context, o options, f *fleet, s *sampler, sta
 		point := progressPoint{time.Since(start), f.counts()}
 		r.progress = append(r.progress, point)
 		now, peak := s.latest()
-		line.show(point.at, fmt.Sprintf("%-17s %4.1fs of %v  %6s operations/s  %s refused by Postgres  %2d backends (peak %d, cap %d)",
+		line.show(point.at, fmt.Sprintf("%-17s %4.1fs/%v %7s ops/s %7s refused %3d backends (peak %d)", // fits in 80 columns
 			r.name, point.at.Seconds(), o.duration, thousands(rate(point.counts.Operations, point.at)),
-			thousands(point.counts.Refused), now, peak, o.capacity))
+			thousands(point.counts.Refused), now, peak))
 	}
 }
 

@@ -84,6 +84,8 @@ const (
 	idleGrace = 4 * time.Millisecond
 	// offerAgain paces further offers while someone waits and nothing was needed of us.
 	offerAgain = 25 * time.Millisecond
+	// countInGrace is how long a connection that lives without a permit may wait for one once Redis is back.
+	countInGrace = time.Second
 	// evictAgain paces a search for an idle connection that is about to be put into its pool.
 	evictAgain     = time.Millisecond
 	evictAgainMost = 64 * time.Millisecond
@@ -105,19 +107,22 @@ type Allotment struct {
 	conns     [gone + 1]int // connections by state
 	fixed     int           // of the idle ones: those that only their pool can use or end; see Pin
 	deferred  int           // recalled in rotation, and not due before the tenure is over
+	early     int           // of those whose timers still run: already paid, by units that lay idle
+	ahead     ahead
 	debt      int
 	evicting  int
 	due       int
 	searching bool // a goroutine is in search
 	idle      Conn // ring of idle connections, most recently returned first
 	all       map[*Conn]struct{}
-	waiters   queue // callers that wait for a turn
-	openers   queue // callers with a turn that wait for a spare permit
-	wanted    bool  // someone in the fleet waits
-	offering  bool  // the offer timer is set
-	low       int   // fewest free units since it was set
-	outside   int   // connections taken out of the pool for good, beyond its MaxConns: see SetOutside
-	granted   time.Time
+	waiters   queue     // callers that wait for a turn
+	openers   queue     // callers with a turn that wait for a spare permit
+	wanted    bool      // someone in the fleet waits
+	offering  bool      // the offer timer is set
+	low       int       // fewest free units since it was set
+	outside   int       // connections taken out of the pool for good, beyond its MaxConns: see SetOutside
+	granted   time.Time // when the last grant arrived
+	back      time.Time // when Redis came back after it could not be asked
 	closed    bool
 }
 
@@ -245,6 +250,7 @@ func (a *Allotment) Exit() {
 // wait, gives back what nobody here can use, and tells the fleet what is still wanted.
 // Everything that changes a counter ends with it. The lock is held.
 func (a *Allotment) settle() {
+	a.dropStale()
 	for a.debt > 0 && a.available() > 0 {
 		a.debt--
 		if len(a.spare) > 0 {

@@ -84,6 +84,17 @@ func (c *Conn) lay() {
 	c.state = idle
 }
 
+// dropStale lets go of spare permits whose lease cannot be proven any more, though nobody has said so yet: nothing may
+// be opened under them. The lock is held.
+func (a *Allotment) dropStale() {
+	for i := len(a.spare) - 1; i >= 0; i-- {
+		if p := a.spare[i]; p != nil && !p.Held() {
+			a.spare = append(a.spare[:i], a.spare[i+1:]...)
+			a.disown(p)
+		}
+	}
+}
+
 // bind puts a new connection under a spare permit. The lock is held.
 func (a *Allotment) bind() *Conn {
 	n := len(a.spare) - 1
@@ -105,6 +116,7 @@ func (a *Allotment) Open(ctx context.Context) (*Conn, error) {
 		a.mu.Unlock()
 		return nil, fmt.Errorf("passbuddy: %w", semaphore.ErrClosed)
 	}
+	a.dropStale()
 	if len(a.spare) > 0 && a.openers.len() == 0 {
 		c := a.bind()
 		a.mu.Unlock()
@@ -144,6 +156,7 @@ func (a *Allotment) OpenBackground(p *semaphore.Permit) (*Conn, error) {
 		a.owned++
 		a.spare = append(a.spare, p)
 	}
+	a.dropStale()
 	if a.closed || a.waiters.len() > 0 || a.openers.len() > 0 || len(a.spare) == 0 || a.available() <= 0 {
 		a.settle()
 		return nil, ErrNoSpare
@@ -218,7 +231,7 @@ func (c *Conn) Return(healthy bool) bool {
 	a.mu.Lock()
 	if c.state == out {
 		a.turns--
-		if healthy && !c.lost && a.debt == 0 && a.evicting == 0 && !a.closed {
+		if healthy && !c.lost && c.permit != nil && a.debt == 0 && a.evicting == 0 && !a.closed {
 			c.lay()
 			if a.waiters.n > 0 || a.openers.n > 0 || (a.wanted && !a.offering) {
 				a.settle()
@@ -239,7 +252,7 @@ func (c *Conn) returnSlow(healthy bool) bool {
 	switch {
 	case c.state >= leaving:
 		return false
-	case !healthy || c.lost || a.closed:
+	case !healthy || c.lost || a.closed || a.mustCountIn(c):
 		c.leave()
 		return false
 	case a.evicting > 0:
@@ -334,7 +347,7 @@ func (c *Conn) end() {
 	switch {
 	case c.permit == nil && c.lost: // its permit was lost and is already disowned
 		a.owned--
-	case a.due > 0 || a.closed:
+	case a.due > 0 || a.closed || a.mustCountIn(c):
 		a.due = max(0, a.due-1)
 		a.disown(c.permit)
 	default:

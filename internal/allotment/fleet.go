@@ -26,6 +26,12 @@ func (a *Allotment) Granted(permits []*semaphore.Permit) {
 		}
 		a.spare = append(a.spare, p)
 	}
+	if e := a.ahead; e.n > 0 {
+		a.ahead = ahead{}
+		if time.Since(e.at) < aheadFor {
+			a.recall(e.n, e.tenure)
+		}
+	}
 	a.settle()
 }
 
@@ -50,9 +56,32 @@ func (a *Allotment) countIn(p *semaphore.Permit) bool {
 
 // Recall asks for n permits back, each not before it was held for tenure. They are given at
 // the next returns, before any local caller is served.
+//
+// A recall is pushed, and a grant comes with a reply, on another connection: the recall of a permit can overtake
+// its grant. It is kept for a moment, then, and counts when the grant is here. Otherwise it is for
+// a permit that we have just given back, and void.
 func (a *Allotment) Recall(n int, tenure time.Duration) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.owned-a.due-a.evicting-a.debt-a.deferred < n {
+		a.ahead = ahead{n: n, tenure: tenure, at: time.Now()}
+		return
+	}
+	a.recall(n, tenure)
+}
+
+// ahead is a recall that found nothing to recall.
+type ahead struct {
+	n      int
+	tenure time.Duration
+	at     time.Time
+}
+
+// aheadFor is how long a recall is kept that came ahead of its grant.
+const aheadFor = 100 * time.Millisecond
+
+// recall makes n permits due, now or after their tenure. The lock is held.
+func (a *Allotment) recall(n int, tenure time.Duration) {
 	wait := time.Until(a.granted.Add(tenure))
 	if tenure == 0 || wait <= 0 {
 		a.owe(n)
@@ -97,11 +126,30 @@ func (a *Allotment) Wanted(yes bool) {
 	a.mu.Unlock()
 }
 
-// Changed tells that Redis went away or came back: see Fleet.Err.
+// Changed tells that Redis went away or came back: see Fleet.Err. Once it is back, connections that lived without a permit
+// are counted in as grants come. Those that are not counted in soon end: when they are returned, or now if they are idle.
 func (a *Allotment) Changed() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.uncounted > 0 && a.fleet.Err() == nil {
+		a.back = time.Now()
+		time.AfterFunc(countInGrace, func() {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			for c := a.idle.next; c != &a.idle; c = c.next {
+				if a.mustCountIn(c) {
+					go a.pool.Fence(c)
+				}
+			}
+		})
+	}
 	a.settle()
+}
+
+// mustCountIn reports whether c lives without a permit although Redis has been back for long enough to grant
+// it one. The lock is held.
+func (a *Allotment) mustCountIn(c *Conn) bool {
+	return c.permit == nil && !c.lost && a.fleet.Err() == nil && time.Since(a.back) >= countInGrace
 }
 
 // Lost tells that the lease of p can no longer be proven. Its connection is fenced. With
@@ -180,10 +228,17 @@ func (a *Allotment) offer() {
 	if !a.wanted || a.closed || a.waiters.len() > 0 {
 		return
 	}
+	// The tenure protects what is in use. What lies idle pays for a recall at once.
+	if early := min(n, a.deferred); early > 0 {
+		a.deferred -= early
+		a.early += early
+		a.owe(early)
+		n -= early
+	}
 	if n > 0 {
 		a.fleet.Offer(n)
 	}
-	if a.available() > 0 {
+	if a.available() > 0 && !a.offering {
 		a.setOffer(offerAgain)
 	}
 }

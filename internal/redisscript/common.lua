@@ -35,7 +35,8 @@ local function is_shared(id) return string.sub(id, 20, 23) ~= PLAIN end
 
 local sharded = redis.REDIS_VERSION_NUM and redis.REDIS_VERSION_NUM >= 0x00070000
 local function push(session, message)
-  redis.call(sharded and 'SPUBLISH' or 'PUBLISH', '{' .. permits .. '}:push:' .. session, message)
+  -- pcall: a user whom the ACL denies the channel must not have the script end half-way. A push lost costs time only.
+  redis.pcall(sharded and 'SPUBLISH' or 'PUBLISH', '{' .. permits .. '}:push:' .. session, message)
 end
 
 local function is_live(session)
@@ -69,6 +70,16 @@ local function unshare(id)
     redis.call('ZINCRBY', shares, -1, sharer)
   else
     redis.call('ZREM', shares, sharer)
+  end
+end
+
+-- Forgets what is counted about the sharers of sessions that ended: it can have drifted from their permits.
+local function forget(ended)
+  for _, sharer in ipairs(redis.call('ZRANGE', shares, 0, -1)) do
+    if ended[session_of(sharer)] then redis.call('ZREM', shares, sharer) end
+  end
+  for _, sharer in ipairs(redis.call('HKEYS', debts)) do
+    if ended[session_of(sharer)] then redis.call('HDEL', debts, sharer) end
   end
 end
 
@@ -151,21 +162,23 @@ local function promise(sharer)
   redis.call('HINCRBY', debts, sharer, 1)
 end
 
--- Max-min fairness. For each waiting sharer that no permit is promised to yet, in the order of the queue: asks the largest
+-- Max-min fairness. For each waiting request that no permit is promised to yet, in the order of the queue: asks the largest
 -- sharer for one in favour of a waiter that has at least two fewer, or, in rotation, of one that has none at all; a
--- holder keeps what it gives in rotation for its minimum tenure. The queue is ordered by share, so
+-- holder keeps what it gives in rotation for its minimum tenure. A request of no sharer counts as one that has none:
+-- a busy pool gives nothing back by itself. The queue is ordered by share, so
 -- the first that has no claim ends it. Once shares are even this finds nothing.
 local function balance()
   redis.call('ZREMRANGEBYSCORE', promises, '-inf', now)
   local from = redis.call('ZCARD', promises)
   for _, request in ipairs(redis.call('ZRANGE', queue, from, from + 7)) do
     local id = string.match(request, '^%d+ (%S+)')
-    if id and is_shared(id) then
-      local share = share_of(sharer_of(id))
+    if id then
+      local sharer = is_shared(id) and sharer_of(id)
+      local share = sharer and share_of(sharer) or 0
       local top = redis.call('ZREVRANGE', shares, 0, 0, 'WITHSCORES')
       local holder, most = top[1], math.ceil(tonumber(top[2] or 0))
       local rotate = most == 1 and share == 0
-      if not holder or holder == sharer_of(id) or not (most >= share + 2 or rotate) then return end
+      if not holder or holder == sharer or not (most >= share + 2 or rotate) then return end
       promise(holder)
       push(session_of(holder), 'b ' .. holder .. (rotate and ' t' or ' f'))
     end

@@ -5,12 +5,13 @@
 --        then the requests to drop, "<ttl> <UUID>...": released if held, out of the queue if waiting
 --        then the requests to ask, each a kind and the request:
 --          't' all or none, now        'w' all or none, waiting in the queue
+--          'e' one that is held: extends its lease
 --          's' one sharer's wish for as many of the UUIDs as are free; if none is, it waits for the first one
 -- Returns {'ok', now, wake, waiting, promised, {granted UUIDs}, {first UUIDs of requests refused}}
 --          wake      when to look again if something of this session is left in the queue, ms, 0 if unknown
 --          waiting   requests left in the queue, of anyone
 --          promised  how many of the offered units are needed: the sharer is to release that many
---          refused   't' that found no room, or more than the whole capacity
+--          refused   't' that found no room, 'e' that is not held, or more than the whole capacity
 --      or {'gone'} if the session is unknown here, or the state is of another epoch: it must renew first.
 -- Clock: Redis's.
 -- Twice: the UUIDs are the client's. A request that is held, or waits, is found and left as it is (its lease is extended); what was
@@ -75,6 +76,8 @@ for _ = 1, n_asks do
   end
   if held > 0 then
     -- A duplicate, or an extension.
+  elseif kind == 'e' then
+    refused[#refused + 1] = ids[1]
   elseif kind == 's' then
     local first = length .. ' ' .. ids[1]
     if waiting == 0 and free > 0 and not shut then

@@ -16,6 +16,7 @@ end
 redis.call('ZREM', sessions, own)
 redis.call('ZREM', capacities, own)
 redis.call('HDEL', info, own)
+forget({ [own] = true })
 local state = redis.call('HMGET', meta, 'epoch', 'gate')
 if state[1] == ARGV[2] and redis.call('ZCARD', sessions) > 0 and tonumber(state[2] or 0) <= now then
   pump(effective_capacity(), own, {})

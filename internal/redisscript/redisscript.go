@@ -78,6 +78,7 @@ type Kind string
 // The kinds of requests.
 const (
 	Try   Kind = "t" // refused
+	Hold  Kind = "e" // refused: it extends what is held
 	Wait  Kind = "w" // queued, first come first served
 	Share Kind = "s" // queued for one permit, in the order of the shares
 )

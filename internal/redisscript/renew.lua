@@ -20,7 +20,8 @@ local n_permits, n_sharers = tonumber(ARGV[7]), tonumber(ARGV[8])
 local FIRST = 9
 
 local function somebody_listens()
-  local pattern = '{' .. permits .. '}:push:*'
+  local literal = string.gsub(permits, '[%*%?%[%]\\]', '\\%0')
+  local pattern = '{' .. literal .. '}:push:*'
   local found = redis.pcall('PUBSUB', sharded and 'SHARDCHANNELS' or 'CHANNELS', pattern)
   if found.err then return false end
   for _, channel in ipairs(found) do
@@ -46,11 +47,14 @@ elseif known ~= '' and known ~= epoch then
 end
 
 local gone = redis.call('ZRANGEBYSCORE', sessions, '-inf', now, 'LIMIT', 0, 100)
+local ended = {}
 for _, session in ipairs(gone) do
+  ended[session] = session ~= own
   redis.call('ZREM', sessions, session)
   redis.call('ZREM', capacities, session)
   redis.call('HDEL', info, session)
 end
+if #gone > 0 then forget(ended) end
 redis.call('ZADD', sessions, whole(now + ttl), own)
 redis.call('ZADD', capacities, declared, own)
 redis.call('HSET', info, own, ARGV[5])

@@ -1,0 +1,110 @@
+package pgxpool_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/passbuddy/passbuddy"
+	"github.com/passbuddy/passbuddy/internal/throwaway"
+	passpool "github.com/passbuddy/passbuddy/pgxpool"
+	"github.com/passbuddy/passbuddy/semaphore"
+)
+
+// TestLeaseLost takes Redis away for longer than the lease.
+func TestLeaseLost(t *testing.T) {
+	const ttl = time.Second
+	for name, c := range map[string]struct {
+		opts passbuddy.Config
+		keep bool
+	}{
+		"fence":         {opts: passbuddy.Config{}},
+		"KeepOnLoss":    {opts: passbuddy.Config{KeepOnLoss: true}, keep: true},
+		"FallbackConns": {opts: passbuddy.Config{FallbackConns: 3}, keep: true},
+		"PerCheckout":   {opts: passbuddy.Config{Scope: passbuddy.PerCheckout}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFleet(t, 3)
+			rd, err := throwaway.StartRedis(ctxb, throwaway.RedisOptions{})
+			ok(t, err)
+			defer rd.Stop()
+			sem, err := semaphore.Open(ctxb, rd.URL(), semaphore.Config{
+				Name: f.name, Capacity: 3, TTL: ttl, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+			})
+			ok(t, err)
+			defer sem.Close()
+			c.opts.AcquireTimeout = 300 * time.Millisecond
+			pool := f.pool(sem, c.opts)
+			fill(t, pool, 2)
+			busy := make(chan error)
+			conn, err := pool.Acquire(ctxb)
+			ok(t, err)
+			go func() {
+				_, err := conn.Exec(ctxb, "select pg_sleep(3)")
+				conn.Release()
+				busy <- err
+			}()
+			rd.Kill()
+			killed := time.Now()
+			err = <-busy
+			if took := time.Since(killed); c.keep != (err == nil) || !c.keep && took > ttl+200*time.Millisecond {
+				t.Errorf("the query ended after %v: %v", took, err)
+			}
+			if !c.keep {
+				if c.opts.Scope == passbuddy.PerConnection {
+					eventually(t, "no backend is left", func() bool { return f.backends() == 0 })
+				}
+				if err := pool.Ping(ctxb); !errors.Is(err, semaphore.ErrUnavailable) {
+					t.Error(err)
+				}
+			} else {
+				ok(t, pool.Ping(ctxb))
+				if n := f.backends(); n > 3 {
+					t.Errorf("%d backends", n)
+				}
+			}
+			ok(t, rd.Restart(ctxb))
+			eventually(t, "it works again", func() bool {
+				ctx, cancel := context.WithTimeout(ctxb, time.Second)
+				defer cancel()
+				return pool.Ping(ctx) == nil
+			})
+			fill(t, pool, 3)
+			snap, err := sem.Snapshot(ctxb)
+			ok(t, err)
+			if c.opts.Scope == passbuddy.PerConnection && snap.Held != 3 {
+				t.Errorf("%d permits held for 3 connections: %+v", snap.Held, passpool.Figures(pool))
+			}
+		})
+	}
+}
+
+// TestSemaphoreCloses: connections end with the semaphore, also those that are out.
+func TestSemaphoreCloses(t *testing.T) {
+	f := newFleet(t, 3)
+	sem := f.semaphore()
+	pool := f.pool(sem, passbuddy.Config{}, func(cfg *pgxpool.Config) {})
+	fill(t, pool, 2)
+	c, err := pool.Acquire(ctxb)
+	ok(t, err)
+	done := make(chan error)
+	go func() {
+		_, err := c.Exec(ctxb, "select pg_sleep(60)")
+		c.Release()
+		done <- err
+	}()
+	eventually(t, "the query runs", func() bool { return passpool.Figures(pool).Out == 1 })
+	ok(t, sem.Close())
+	if err := <-done; err == nil {
+		t.Error("the query went on")
+	}
+	eventually(t, "no backend is left", func() bool { return f.backends() == 0 })
+	if err := pool.Ping(ctxb); !errors.Is(err, semaphore.ErrClosed) {
+		t.Error(err)
+	}
+}
