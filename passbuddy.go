@@ -21,9 +21,10 @@
 //
 //   - pgx's stdlib driver, registered or as a connector, and every driver that dials through a [Dialer] (lib/pq, by pq.Connector.Dialer): the
 //     socket is read to its end in the background, bounded to 15s.
-//   - Any other: the permit stays taken for a while after the driver's Close returned, 20ms and twice as long as
-//     a recent connect took. That is an estimate. A server that takes longer to end a backend than to start two can hold more
-//     than the cap for that time.
+//   - Any other: the permit stays taken for a while after the driver's Close returned: 15ms, and as long as the slowest recent
+//     connect took. That is an estimate. A server that takes longer to end a backend than to start one can hold more
+//     than the cap for that time. And while a prepared statement is open on an idle connection, it is given back to the fleet at its next use,
+//     unless the DB was made by [OpenDB].
 //
 // # What it does not promise
 //

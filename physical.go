@@ -118,8 +118,12 @@ func (ph *physical) end(where bool) error {
 	}
 	ph.cn.endBegins()
 	if where == inline {
+		evicted := ph.link != nil && ph.link.Closed()
 		err := ph.inner.Close()
 		go ph.follow()
+		if evicted {
+			return nil // what the driver makes of a socket that we have closed is not its user's concern
+		}
 		return err
 	}
 	go func() {

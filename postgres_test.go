@@ -19,6 +19,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/lib/pq"
+	"go.uber.org/goleak"
 
 	"github.com/passbuddy/passbuddy"
 	"github.com/passbuddy/passbuddy/internal/throwaway"
@@ -51,6 +52,12 @@ func TestMain(m *testing.M) {
 		if s, err := servers(); err == nil {
 			_ = s.postgres.Stop()
 			_ = s.redis.Stop()
+		}
+	}
+	if code == 0 {
+		if err := goleak.Find(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
 		}
 	}
 	os.Exit(code)

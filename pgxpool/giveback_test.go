@@ -41,14 +41,10 @@ func TestIdleGiveBack(t *testing.T) {
 // fill makes n connections of a pool and leaves them idle.
 func fill(t *testing.T, pool *pgxpool.Pool, n int) {
 	t.Helper()
-	var all []*pgxpool.Conn
 	for range n {
 		c, err := pool.Acquire(ctxb)
 		ok(t, err)
-		all = append(all, c)
-	}
-	for _, c := range all {
-		c.Release()
+		defer c.Release()
 	}
 }
 

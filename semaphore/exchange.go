@@ -192,10 +192,10 @@ func (s *Semaphore) arrived(b *batch, sent time.Duration, got redisscript.Exchan
 	shared := s.granted(got.Granted, sent)
 	for _, id := range got.Refused {
 		if a := s.asks[id]; a != nil {
-			s.settle(a, s.refusal(a))
 			if a.extends && s.permits[id] != nil {
-				s.lose(a.permits[0])
+				s.lose(a.permits[0]) // before its caller hears of it
 			}
+			s.settle(a, s.refusal(a))
 		}
 	}
 	if s.pending() {

@@ -45,8 +45,8 @@ func (s *Semaphore) heartbeats() {
 // beat renews the session and all its permits in one round trip, on a connection of its own. What it
 // says is what is held at that moment; a release or a grant that crosses it wins (see below).
 func (s *Semaphore) beat(ctx context.Context) error {
-	s.beating.Lock()
-	defer s.beating.Unlock()
+	s.beating <- struct{}{}
+	defer func() { <-s.beating }()
 
 	n := redisscript.Renew{
 		Session: s.identity.session, TTLMillis: s.ttlMillis(), Capacity: s.cfg.Capacity,

@@ -403,6 +403,7 @@ func TestStaleCalmDoesNotCancelAPush(t *testing.T) {
 		if p.heard("calm") != 0 {
 			t.Error("calmed by an answer older than the push")
 		}
+		time.Sleep(time.Millisecond)
 		s.arrived(&batch{}, s.sinceStart(), redisscript.Exchanged{Now: time.Now().UnixMilli()})
 		if p.heard("calm") != 1 {
 			t.Error("never calmed")

@@ -52,7 +52,7 @@ type Semaphore struct {
 	wg     sync.WaitGroup
 	pubsub *redis.PubSub
 
-	beating   sync.Mutex // serialises heartbeats; taken before mu
+	beating   chan struct{} // serialises heartbeats; taken before mu
 	closeOnce sync.Once
 	closeErr  error
 
@@ -131,6 +131,7 @@ func newSemaphore(ctx context.Context, client redis.UniversalClient, ownClient b
 		permits: make(map[string]*Permit), asks: make(map[string]*ask), capacity: int64(cfg.Capacity),
 	}
 	s.returned = sync.NewCond(&s.mu)
+	s.beating = make(chan struct{}, 1)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
@@ -284,11 +285,11 @@ func (s *Semaphore) close() error {
 	epoch := s.epoch
 	s.mu.Unlock()
 
-	s.beating.Lock() // a heartbeat on its way would have us join again after we left
-	defer s.beating.Unlock()
+	s.beating <- struct{}{} // a heartbeat on its way would have us join again after we left
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	err := redisscript.Leave(ctx, s.own, s.keys, s.identity.session, epoch, requests)
+	<-s.beating
 	s.cancel()
 	_ = s.pubsub.Close()
 	s.wg.Wait()

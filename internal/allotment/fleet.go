@@ -205,9 +205,10 @@ func (a *Allotment) Closed() {
 	a.fleet.Ask(0)
 }
 
-// considerOffer sets the offer timer if units lie unused while somebody in the fleet waits. The lock is held.
+// considerOffer sets the offer timer if units lie unused while somebody in the fleet waits. While connections are uncounted we
+// wait ourselves, for their permits: an offer could be promised to us, and cost a connection. The lock is held.
 func (a *Allotment) considerOffer() {
-	if a.wanted && !a.offering && !a.closed && a.waiters.len() == 0 && a.debt == 0 && a.available() > 0 {
+	if a.wanted && !a.offering && !a.closed && a.waiters.len() == 0 && a.debt == 0 && a.uncounted == 0 && a.available() > 0 {
 		a.setOffer(idleGrace)
 	}
 }
@@ -225,7 +226,7 @@ func (a *Allotment) offer() {
 	defer a.mu.Unlock()
 	a.offering = false
 	n := min(a.low, a.available())
-	if !a.wanted || a.closed || a.waiters.len() > 0 {
+	if !a.wanted || a.closed || a.waiters.len() > 0 || a.uncounted > 0 {
 		return
 	}
 	// The tenure protects what is in use. What lies idle pays for a recall at once.

@@ -1,0 +1,101 @@
+package passbuddy
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
+
+	"github.com/passbuddy/passbuddy/internal/allotment"
+)
+
+// TestCallers holds callers.go to the database/sql of this Go.
+func TestCallers(t *testing.T) {
+	ctx := context.Background()
+	for name, c := range map[string]struct {
+		use        func(t *testing.T, db *sql.DB)
+		pinned     allotment.Pin
+		statements bool
+	}{
+		"exec":  {func(t *testing.T, db *sql.DB) { must(t)(db.Exec("x")) }, allotment.Free, false},
+		"query": {func(t *testing.T, db *sql.DB) { r, err := db.Query("x"); must(t)(r.Close(), err) }, allotment.Free, false},
+		"tx exec": {func(t *testing.T, db *sql.DB) {
+			tx, err := db.Begin()
+			must(t)(tx, err)
+			must(t)(tx.Exec("x"))
+			must(t)(nil, tx.Commit())
+		}, allotment.Free, false},
+		"prepare": {func(t *testing.T, db *sql.DB) { must(t)(db.Prepare("x")) }, allotment.Held, true},
+		"tx prepare": {func(t *testing.T, db *sql.DB) {
+			tx, err := db.Begin()
+			must(t)(tx, err)
+			must(t)(tx.Prepare("x"))
+			must(t)(nil, tx.Commit())
+		}, allotment.Free, true},
+		"conn prepare": {func(t *testing.T, db *sql.DB) {
+			c, err := db.Conn(ctx)
+			must(t)(c, err)
+			must(t)(c.PrepareContext(ctx, "x"))
+			must(t)(nil, c.Close())
+		}, allotment.Fixed, true},
+		"unknown": {func(t *testing.T, db *sql.DB) {
+			c, err := db.Conn(ctx)
+			must(t)(c, err)
+			must(t)(nil, c.Raw(func(dc any) error { _, err := dc.(driver.Conn).Prepare("x"); return err }))
+			must(t)(nil, c.Close())
+		}, allotment.Fixed, true},
+	} {
+		inBubble(t, name, func(t *testing.T) {
+			db, _ := wrapped(t, &server{t: t}, plain, newFleet(t, 1), Config{})
+			defer db.Close()
+			c.use(t, db)
+			conn, err := db.Conn(ctx)
+			must(t)(conn, err)
+			defer conn.Close()
+			must(t)(nil, conn.Raw(func(dc any) error {
+				ph := dc.(wrapper).base().ph
+				if ph.pinned != c.pinned || ph.statements != c.statements {
+					t.Errorf("pinned %d, statements %v; want %d, %v", ph.pinned, ph.statements, c.pinned, c.statements)
+				}
+				return nil
+			}))
+		})
+	}
+}
+
+func must(t *testing.T) func(_ any, err error) {
+	t.Helper()
+	return func(_ any, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestFollowsConnector: this pgx's connectors can be given a dial function, and those of a pool are left alone.
+func TestFollowsConnector(t *testing.T) {
+	cfg, err := pgx.ParseConfig("host=localhost")
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain := stdlib.GetConnector(*cfg)
+	own := followConnector(plain)
+	if own.Driver() != plain.Driver() {
+		t.Error("another driver")
+	}
+	at := newAttempt()
+	ctx, cancel := context.WithCancel(at.mark(context.Background()))
+	cancel()
+	_, _ = own.Connect(ctx) // fails, but asks our dial function first
+	if at.dialer.Dial == nil {
+		t.Error("not followed")
+	}
+	pool := stdlib.GetPoolConnector(nil)
+	if got := followConnector(pool); got == nil || got.Driver() != pool.Driver() {
+		t.Error("the pool's connector is not as it was")
+	}
+}
