@@ -203,10 +203,10 @@ func TestCancelledTransaction(t *testing.T) {
 					if tx, err = db.BeginTx(ctx, nil); err != nil {
 						t.Fatal(err)
 					}
+					s.onCommit = cancel // during the commit
 					if err := tx.Commit(); err != nil {
 						t.Fatal(err)
 					}
-					cancel()
 					if err := db.Ping(); err != nil {
 						t.Fatal(err)
 					}

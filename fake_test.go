@@ -163,6 +163,7 @@ type server struct {
 
 	connectErr func() error
 	onClose    func()
+	onCommit   func()
 	onReset    func(*fakeConn) error
 	onExec     func(ctx context.Context, query string) error
 
@@ -263,7 +264,14 @@ func (s *fakeStmt) Query(args []driver.Value) (driver.Rows, error) {
 
 type fakeTx struct{ c *fakeConn }
 
-func (tx *fakeTx) Commit() error   { defer tx.c.enter()(); tx.c.s.record("Commit"); return nil }
+func (tx *fakeTx) Commit() error {
+	defer tx.c.enter()()
+	if tx.c.s.onCommit != nil {
+		tx.c.s.onCommit()
+	}
+	tx.c.s.record("Commit")
+	return nil
+}
 func (tx *fakeTx) Rollback() error { defer tx.c.enter()(); tx.c.s.record("Rollback"); return nil }
 
 type fakeRows struct{ n int }

@@ -237,6 +237,53 @@ func TestClaimFindsItDead(t *testing.T) {
 	})
 }
 
+// TestClaimedSocketCloses: the same, but its socket is closed while it is looked at, which ends the turn too.
+func TestClaimedSocketCloses(t *testing.T) {
+	bubble(t, 1, full, Config{}, func(t *testing.T, b *bench) {
+		ctx := context.Background()
+		old, err := b.cn.Connect(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		unit := old.(wrapper).base().unit
+		old.(driver.Validator).IsValid()
+		b.server.onReset = func(*fakeConn) error {
+			unit.Leave() // as the socket does
+			return driver.ErrBadConn
+		}
+		now, err := b.cn.Connect(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f := b.cn.a.Figures(); f.Turns != 1 || f.Out != 1 {
+			t.Errorf("%+v", f)
+		}
+		_ = old.Close()
+		_ = now.Close()
+	})
+}
+
+// TestWaiterBehindStatement: the only connection lies idle with a statement, and a caller waits who cannot have it as it is.
+func TestWaiterBehindStatement(t *testing.T) {
+	bubble(t, 1, full, Config{}, func(t *testing.T, b *bench) {
+		b.cn.db.Store(b.db)
+		st, err := b.db.Prepare("x")
+		if err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		w, err := b.cn.Connect(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := time.Since(start); d > 100*time.Millisecond {
+			t.Errorf("it took %v", d)
+		}
+		_ = w.Close()
+		_ = st.Close()
+	})
+}
+
 // TestStatementsKeepTheirConnection: while database/sql may close a statement on an idle connection, that does not change hands.
 func TestStatementsKeepTheirConnection(t *testing.T) {
 	for kindName, kind := range map[string]func(fakeConn) driver.Conn{"none": plain, "all": full} {
@@ -403,6 +450,48 @@ func TestOpener(t *testing.T) {
 				time.Sleep(time.Second)
 				if n := b.fleet.holds(); n != 0 {
 					t.Errorf("%d permits are held", n)
+				}
+				if err := b.db.Ping(); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
+// TestOpenerIsFirst: the opener makes the very first connection, and when it comes nobody wants it any more.
+func TestOpenerIsFirst(t *testing.T) {
+	for _, scope := range scopes {
+		t.Run(scope.String(), func(t *testing.T) {
+			bubble(t, 1, full, Config{Scope: scope}, func(t *testing.T, b *bench) {
+				b.db.SetMaxOpenConns(1)
+				attempts := make(chan chan error)
+				b.server.connectErr = func() error {
+					reply := make(chan error)
+					attempts <- reply
+					return <-reply
+				}
+				got := make(chan error)
+				go func() { got <- b.db.Ping() }()
+				first := <-attempts
+				ctx, cancel := context.WithCancel(context.Background())
+				go func() { got <- b.db.PingContext(ctx) }()
+				synctest.Wait()
+				first <- errors.New("not now")
+				if err := <-got; err == nil {
+					t.Fatal("connected")
+				}
+				second := <-attempts // by the opener, for the other
+				cancel()
+				if err := <-got; !errors.Is(err, context.Canceled) {
+					t.Fatal(err)
+				}
+				second <- nil
+				synctest.Wait()
+				b.server.connectErr = nil
+				time.Sleep(10 * time.Second)
+				if f := b.cn.a.Figures(); f.Turns != 0 || f.Out != 0 {
+					t.Errorf("a connection that nobody uses: %+v", f)
 				}
 				if err := b.db.Ping(); err != nil {
 					t.Error(err)

@@ -25,7 +25,7 @@ type servers struct {
 	redisClient *redis.Client
 }
 
-func startServers(t *testing.T, maxConnections int) *servers {
+func startServers(t testing.TB, maxConnections int) *servers {
 	t.Helper()
 	s := &servers{}
 	var err error
@@ -46,7 +46,7 @@ func startServers(t *testing.T, maxConnections int) *servers {
 	return s
 }
 
-func skipIfMissing(t *testing.T, err error) {
+func skipIfMissing(t testing.TB, err error) {
 	t.Helper()
 	if errors.Is(err, throwaway.ErrNotFound) {
 		t.Skipf("this test needs a real server: %v (make test installs it)", err)

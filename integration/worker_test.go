@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -33,7 +34,8 @@ type job struct {
 	Semaphore       string
 	Capacity        int
 	TTL             time.Duration
-	Integration     string // pgxpool, stdlib or pq
+	Integration     string // pgxpool, stdlib or pq; with "bare-" in front: without PassBuddy
+	Share           int    // of a bare pool: its size
 	Scope           passbuddy.Scope
 	Fault           string // "", cancel, hijack, afterconnect
 	Goroutines      int
@@ -70,7 +72,7 @@ type worker struct {
 }
 
 // start runs a worker. It ends when its job does, or with its parent: its standard input closes then.
-func start(t *testing.T, j job) *worker {
+func start(t testing.TB, j job) *worker {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), workerEnv+"=1")
@@ -170,7 +172,8 @@ var errAfterConnect = errors.New("AfterConnect fails on purpose")
 func expected(j job, err error) bool {
 	switch j.Fault {
 	case "cancel":
-		return errors.Is(err, context.DeadlineExceeded) || strings.Contains(err.Error(), "canceling statement")
+		// Both drivers report ErrBadConn for a context that ends before the query was sent.
+		return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, driver.ErrBadConn) || strings.Contains(err.Error(), "canceling statement")
 	case "afterconnect":
 		return errors.Is(err, errAfterConnect)
 	case "terminate":
@@ -192,6 +195,18 @@ type pool interface {
 func newPool(j job, sem *semaphore.Semaphore) (pool, error) {
 	opts := passbuddy.Config{Scope: j.Scope, AcquireTimeout: time.Minute}
 	switch j.Integration {
+	case "bare-pgxpool": // the rival: a static split, which is all that pools can do by themselves
+		cfg, err := pgxpool.ParseConfig(j.Postgres)
+		if err != nil {
+			return nil, err
+		}
+		cfg.MaxConns = int32(j.Share)
+		p, err := pgxpool.NewWithConfig(context.Background(), cfg)
+		return pgxPool{p}, err
+	case "bare-stdlib":
+		return newSQLPool("pgx", j)
+	case "bare-pq":
+		return newSQLPool("postgres", j)
 	case "pgxpool":
 		cfg, err := pgxpool.ParseConfig(j.Postgres)
 		if err != nil {
@@ -259,12 +274,13 @@ func (p pgxPool) once(j job) (time.Duration, error) {
 
 type sqlPool struct{ *sql.DB }
 
-func newSQLPool(driver string, j job) (pool, error) {
-	db, err := sql.Open(driver, j.Postgres)
+func newSQLPool(name string, j job) (pool, error) {
+	db, err := sql.Open(name, j.Postgres)
 	if err != nil {
 		return nil, err
 	}
 	db.SetMaxIdleConns(j.Capacity)
+	db.SetMaxOpenConns(j.Share) // 0 for those with PassBuddy: no limit of their own
 	return sqlPool{db}, nil
 }
 
