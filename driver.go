@@ -155,9 +155,9 @@ type fleetSource func(*allotment.Allotment) (allotment.Fleet, func(), error)
 
 func fromSemaphore(sem *semaphore.Semaphore) fleetSource {
 	return func(a *allotment.Allotment) (allotment.Fleet, func(), error) {
-		share, err := sem.NewShare(a)
+		share, err := a.Join(sem)
 		if err != nil {
-			return nil, nil, fmt.Errorf("passbuddy: %w", err)
+			return nil, nil, err
 		}
 		return share, share.Close, nil
 	}

@@ -84,7 +84,7 @@ func parsed(cfg any) bool {
 }
 
 func configure(cfg *pgxpool.Config, sem *semaphore.Semaphore, opts passbuddy.Config) (*pool, error) {
-	return configureWith(cfg, opts, func(a *allotment.Allotment) (share, error) { return sem.NewShare(a) })
+	return configureWith(cfg, opts, func(a *allotment.Allotment) (share, error) { return a.Join(sem) })
 }
 
 // configureWith is configure with any engine.

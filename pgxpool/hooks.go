@@ -45,7 +45,7 @@ func NewHooks(sem *semaphore.Semaphore, opts passbuddy.Config) *Hooks {
 	if sem == nil {
 		return &Hooks{err: errors.New("pgxpool: sem is nil")}
 	}
-	return newHooks(opts, func(a *allotment.Allotment) (share, error) { return sem.NewShare(a) })
+	return newHooks(opts, func(a *allotment.Allotment) (share, error) { return a.Join(sem) })
 }
 
 func newHooks(opts passbuddy.Config, join func(*allotment.Allotment) (share, error)) *Hooks {

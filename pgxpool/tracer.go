@@ -2,6 +2,7 @@ package pgxpool
 
 import (
 	"context"
+	"runtime"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -42,6 +43,9 @@ func (t *tracer) TraceAcquireStart(ctx context.Context, pool *pgxpool.Pool, data
 		if _, err := t.allot.Enter(ctx, false); err != nil {
 			return &refused{ctx, err}
 		}
+		// A turn that comes with a return comes a moment before the connection is idle in the pool. Let whoever returns it
+		// finish: to find nothing idle costs a reconnect.
+		runtime.Gosched()
 	}
 	if t.perCheckout {
 		return t.bindTurn(ctx)

@@ -19,7 +19,7 @@ import (
 //	 |<---------------- TTL - margin --------------->|<--- margin ---->|
 //	      |<--------------------------- TTL -------------------------->|
 //
-// The heartbeat renews every TTL/3, so two of them can fail before anything is lost. The margin is for fencing.
+// The heartbeat renews every TTL/3 and repeats what failed after TTL/12, so two calls can time out before anything is lost. The margin is for fencing.
 
 // heartbeats renews the session until it ends.
 func (s *Semaphore) heartbeats() {
@@ -57,7 +57,7 @@ func (s *Semaphore) beat(ctx context.Context) error {
 		s.mu.Unlock()
 		return ErrClosed
 	}
-	n.Epoch = s.epoch
+	n.Epoch, n.Limit = s.epoch, s.limit
 	said := make([]*Permit, 0, len(s.permits))
 	for id, p := range s.permits {
 		n.Permits = append(n.Permits, id)
@@ -93,7 +93,7 @@ func (s *Semaphore) beat(ctx context.Context) error {
 	s.anchor = anchor{local: sent, redis: got.Now}
 	s.sharded = got.Sharded
 	lostState := n.Epoch != "" && n.Epoch != got.Epoch
-	s.epoch = got.Epoch
+	s.epoch, s.limit = got.Epoch, got.Limit
 	for _, sh := range ended {
 		s.removeShare(sh)
 	}
@@ -136,11 +136,16 @@ func (s *Semaphore) beat(ctx context.Context) error {
 		}
 		s.tellWanted(sh, got.Waiting > 0, sent)
 	})
+	for i, unknown := range got.Unknown {
+		if unknown > 0 && i < len(shares) {
+			shares[i].sharer.Recall(int(unknown), tenure)
+		}
+	}
 	return nil
 }
 
-// callTimeout bounds one call of the heartbeat, so that several fit into the trusted part of a lease.
-func (s *Semaphore) callTimeout() time.Duration { return s.cfg.TTL / 4 }
+// callTimeout bounds one call of the heartbeat, so that two that time out fit into the trusted part of a lease.
+func (s *Semaphore) callTimeout() time.Duration { return s.cfg.TTL / 5 }
 
 // setDown notes whether Redis answers, and reports whether that changed. s.mu is held.
 func (s *Semaphore) setDown(err error) bool {

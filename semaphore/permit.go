@@ -87,7 +87,7 @@ func (p *Permit) Lost() <-chan struct{} {
 // Errors: ErrCapacity if it was not granted within MaxAttempts x RetryInterval or before ctx ended; ErrUnavailable if Redis
 // did not answer in that time; ErrLost if it was held and Redis no longer knows it; ErrClosed. The context's error matches too if it was the cause.
 func (p *Permit) Acquire(ctx context.Context) error {
-	if err := p.begin(ctx); err != nil {
+	if err := p.begin(ctx, ErrCapacity); err != nil {
 		return err
 	}
 	defer p.end()
@@ -99,7 +99,7 @@ func (p *Permit) Use(ctx context.Context) error {
 	if p.Held() {
 		return nil
 	}
-	if err := p.begin(ctx); err != nil {
+	if err := p.begin(ctx, ErrCapacity); err != nil {
 		return err
 	}
 	defer p.end()
@@ -109,8 +109,10 @@ func (p *Permit) Use(ctx context.Context) error {
 	return p.acquire(ctx)
 }
 
-// begin waits for its turn to change the permit.
-func (p *Permit) begin(ctx context.Context) error {
+var errBusy = errors.New("semaphore: not released, the permit is just being acquired")
+
+// begin waits for its turn to change the permit; reason is why it has none if ctx ends first.
+func (p *Permit) begin(ctx context.Context, reason error) error {
 	select {
 	case p.op <- struct{}{}:
 		return nil
@@ -120,7 +122,7 @@ func (p *Permit) begin(ctx context.Context) error {
 	case p.op <- struct{}{}:
 		return nil
 	case <-ctx.Done():
-		return giveUp(ctx, ErrCapacity)
+		return giveUp(ctx, reason)
 	}
 }
 
@@ -177,7 +179,7 @@ func (p *Permit) Release(ctx context.Context) error {
 // releaseIf is Release if due, which is called with s.mu held, says so in the instant of the release.
 func (p *Permit) releaseIf(ctx context.Context, due func() bool) error {
 	// The wait for a concurrent Acquire does heed ctx.
-	if err := p.begin(ctx); err != nil {
+	if err := p.begin(ctx, errBusy); err != nil {
 		return err
 	}
 	defer p.end()

@@ -15,6 +15,7 @@ import (
 //	w <sharer>                       somebody waits: offer what lies idle
 //	b <sharer> f|t                   give one back: at the next return, or not before its tenure is over
 //	r                                look again
+//	l                                state was lost: re-assert what is held
 
 // anchor ties Redis's clock to ours: what Redis did at redis, in ms, happened locally at or after local.
 type anchor struct {
@@ -103,6 +104,10 @@ func (s *Semaphore) pushed(payload string) {
 				after = tenure
 			}
 			sh.sharer.Recall(1, after)
+		}
+	case kind == "l":
+		if err := s.beat(s.ctx); err != nil && s.ctx.Err() == nil {
+			s.log.Warn("heartbeat failed", "semaphore", s.base, "error", err)
 		}
 	case kind == "r":
 		s.mu.Lock()

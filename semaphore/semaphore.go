@@ -77,6 +77,7 @@ type Semaphore struct {
 	epoch    string
 	sharded  bool
 	capacity int64 // in force, as last heard
+	limit    int64 // set by an operator, as last heard, or 0
 	anchor   anchor
 	down     error // why Redis did not answer the last call, or nil
 	closed   bool  // nothing is acquired any more
@@ -232,7 +233,7 @@ func (s *Semaphore) SetCapacity(ctx context.Context, n int) error {
 		return fmt.Errorf("set capacity of %q: %w", s.base, unavailable(err))
 	}
 	s.mu.Lock()
-	s.capacity = capacity
+	s.capacity, s.limit = capacity, int64(n)
 	s.mu.Unlock()
 	return nil
 }

@@ -133,8 +133,25 @@ func New(pool Pool, opts Options) *Allotment {
 	return a
 }
 
-// Attach connects the allotment to the engine. It is called once, before the first Enter.
-func (a *Allotment) Attach(f Fleet) { a.fleet = f }
+// Join connects the allotment to the engine. It, or Attach, is called once, before the first Enter. The lock is held all
+// along: what the engine tells the new share meanwhile waits until the allotment can answer.
+func (a *Allotment) Join(sem *semaphore.Semaphore) (*semaphore.Share, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	share, err := sem.NewShare(a)
+	if err != nil {
+		return nil, fmt.Errorf("passbuddy: %w", err)
+	}
+	a.fleet = share
+	return share, nil
+}
+
+// Attach is Join for a fleet that is there already.
+func (a *Allotment) Attach(f Fleet) {
+	a.mu.Lock()
+	a.fleet = f
+	a.mu.Unlock()
+}
 
 // available is how many turns could be given now. It can be below zero for a
 // moment, when a pool destroys connections on its own: the next returns make up for it.
@@ -251,6 +268,7 @@ func (a *Allotment) Exit() {
 // Everything that changes a counter ends with it. The lock is held.
 func (a *Allotment) settle() {
 	a.dropStale()
+	a.debt = min(a.debt, max(0, a.owned-a.due-a.evicting)) // what was lost cannot be given
 	for a.debt > 0 && a.available() > 0 {
 		a.debt--
 		if len(a.spare) > 0 {

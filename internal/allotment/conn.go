@@ -347,12 +347,17 @@ func (c *Conn) end() {
 	switch {
 	case c.permit == nil && c.lost: // its permit was lost and is already disowned
 		a.owned--
-	case a.due > 0 || a.closed || a.mustCountIn(c):
+	case c.permit == nil && !a.closed && !a.mustCountIn(c): // uncounted, and its place can be used again
+		a.spare = append(a.spare, nil)
+	case c.permit == nil:
+		a.disown(nil)
+	case a.due > 0 || a.closed:
 		a.due = max(0, a.due-1)
 		a.disown(c.permit)
 	default:
 		a.spare = append(a.spare, c.permit)
 	}
+	a.due = min(a.due, a.conns[leaving]) // each is paid by one that is leaving, but not by one whose lease was lost
 	c.permit = nil
 }
 

@@ -16,6 +16,10 @@ func (a *Allotment) Granted(permits []*semaphore.Permit) {
 	defer a.mu.Unlock()
 	a.granted = time.Now()
 	for _, p := range permits {
+		if !p.Held() { // lost on its way here
+			a.fleet.Give(p)
+			continue
+		}
 		if a.uncounted > 0 && a.countIn(p) {
 			continue
 		}
@@ -132,18 +136,23 @@ func (a *Allotment) Changed() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.uncounted > 0 && a.fleet.Err() == nil {
-		a.back = time.Now()
-		time.AfterFunc(countInGrace, func() {
-			a.mu.Lock()
-			defer a.mu.Unlock()
-			for c := a.idle.next; c != &a.idle; c = c.next {
-				if a.mustCountIn(c) {
-					go a.pool.Fence(c)
-				}
-			}
-		})
+		a.countInSoon()
 	}
 	a.settle()
+}
+
+// countInSoon sets the time until which connections may live without a permit. The lock is held.
+func (a *Allotment) countInSoon() {
+	a.back = time.Now()
+	time.AfterFunc(countInGrace, func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		for c := a.idle.next; c != &a.idle; c = c.next {
+			if a.mustCountIn(c) {
+				go a.pool.Fence(c)
+			}
+		}
+	})
 }
 
 // mustCountIn reports whether c lives without a permit although Redis has been back for long enough to grant
@@ -172,6 +181,7 @@ func (a *Allotment) Lost(p *semaphore.Permit) {
 		c.permit = nil
 		if c.state != leaving && (a.opts.KeepOnLoss || a.uncounted < a.opts.FallbackConns) {
 			a.uncounted++
+			a.countInSoon()
 			break
 		}
 		c.lost = true

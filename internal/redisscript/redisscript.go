@@ -142,6 +142,7 @@ type Renew struct {
 	Capacity       int
 	Info           string // JSON
 	NewEpoch       string // used if there is none
+	Limit          int64  // the operator's capacity it knows, 0 if none: restored if state was lost
 	Permits        []string
 	Sharers        []Sharer
 }
@@ -155,12 +156,14 @@ type Renewed struct {
 	Sharded  bool  // pushes go by sharded pub/sub
 	Gate     int64 // nothing new is granted before, because state was lost
 	Missing  []string
+	Limit    int64   // an operator's capacity, 0 if none
+	Unknown  []int64 // for each sharer: how many more it was asked to give back than it said it owes
 }
 
 // Run executes the heartbeat.
 func (n Renew) Run(ctx context.Context, c redis.Scripter, k Keys) (Renewed, error) {
-	args := make([]any, 0, 8+len(n.Permits)+3*len(n.Sharers))
-	args = append(args, n.Session, n.Epoch, n.TTLMillis, n.Capacity, n.Info, n.NewEpoch, len(n.Permits), len(n.Sharers))
+	args := make([]any, 0, 9+len(n.Permits)+3*len(n.Sharers))
+	args = append(args, n.Session, n.Epoch, n.TTLMillis, n.Capacity, n.Info, n.NewEpoch, len(n.Permits), len(n.Sharers), n.Limit)
 	for _, p := range n.Permits {
 		args = append(args, p)
 	}
@@ -172,7 +175,7 @@ func (n Renew) Run(ctx context.Context, c redis.Scripter, k Keys) (Renewed, erro
 		return Renewed{}, err
 	}
 	r.text()
-	out := Renewed{Now: r.int(), Epoch: r.text(), Capacity: r.int(), Waiting: r.int(), Sharded: r.int() == 1, Gate: r.int(), Missing: r.texts()}
+	out := Renewed{Now: r.int(), Epoch: r.text(), Capacity: r.int(), Waiting: r.int(), Sharded: r.int() == 1, Gate: r.int(), Missing: r.texts(), Limit: r.int(), Unknown: r.ints()}
 	return out, r.err
 }
 

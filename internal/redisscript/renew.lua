@@ -2,10 +2,12 @@
 --
 -- ARGV   1 session   2 the epoch it knows, '' if none   3 lease, ms   4 capacity it declares
 --        5 JSON about it for operators   6 an epoch to use if there is none
---        7 number of permits, 8 of sharers
+--        7 number of permits, 8 of sharers, 9 the operator's capacity it knows, 0 if none: restored if state was lost
 --        then the permits' UUIDs
---        then for each sharer: its name, the permits it holds, how many of those it was asked to give back
--- Returns {'ok', now, epoch, capacity in force, waiting, sharded, gate, {UUIDs not held any more}}
+--        then for each sharer: its name, the permits it holds, how many of those it knows it was asked to give back
+-- Returns {'ok', now, epoch, capacity in force, waiting, sharded, gate, {UUIDs not held any more}, limit, {debts}}
+--          limit     an operator's capacity, 0 if none
+--          debts     for each sharer, how many more it was asked to give back than it knows: the push was lost, or is on its way
 --          sharded   1 if pushes go by sharded pub/sub, else 0
 --          gate      ms until which nothing new is granted, because state was lost
 -- Clock: Redis's.
@@ -16,34 +18,42 @@
 -- what it holds or stopped trusting it. A semaphore nobody knows is new, and pays nothing.
 
 local own, known, ttl, declared = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local n_permits, n_sharers = tonumber(ARGV[7]), tonumber(ARGV[8])
-local FIRST = 9
+local n_permits, n_sharers, limit = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
+local FIRST = 10
 
-local function somebody_listens()
+-- The sessions that are subscribed now, this one excepted.
+local function listening()
   local literal = string.gsub(permits, '[%*%?%[%]\\]', '\\%0')
-  local pattern = '{' .. literal .. '}:push:*'
-  local found = redis.pcall('PUBSUB', sharded and 'SHARDCHANNELS' or 'CHANNELS', pattern)
-  if found.err then return false end
+  local found = redis.pcall('PUBSUB', sharded and 'SHARDCHANNELS' or 'CHANNELS', '{' .. literal .. '}:push:*')
+  local others = {}
+  if found.err then return others end
   for _, channel in ipairs(found) do
-    if string.sub(channel, -18) ~= own then return true end
+    local session = string.sub(channel, -18)
+    if session ~= own then others[#others + 1] = session end
   end
-  return false
+  return others
+end
+
+-- State was lost: holds grants back for one lease, and has all who listen re-assert what they hold now.
+local function close_gate(others)
+  for _, session in ipairs(others) do push(session, 'l') end
+  return now + ttl
 end
 
 local epoch = redis.call('HGET', meta, 'epoch')
 local gate = tonumber(redis.call('HGET', meta, 'gate') or 0)
-local lost = false
+local lost = known ~= '' and known ~= epoch
 if not epoch then
   epoch = ARGV[6]
-  lost = known ~= '' or somebody_listens()
-  gate = lost and now + ttl or 0
+  local others = listening()
+  gate = (lost or #others > 0) and close_gate(others) or 0
   redis.call('HSET', meta, 'epoch', epoch, 'gate', whole(gate))
-elseif known ~= '' and known ~= epoch then
-  lost = true
-  if gate == 0 then -- whoever came first could not know that others hold permits
-    gate = now + ttl
-    redis.call('HSET', meta, 'gate', whole(gate))
-  end
+elseif lost and gate == 0 then -- whoever came first could not know that others hold permits
+  gate = close_gate(listening())
+  redis.call('HSET', meta, 'gate', whole(gate))
+end
+if lost and limit > 0 and redis.call('HEXISTS', meta, 'limit') == 0 then
+  redis.call('HSET', meta, 'limit', whole(limit))
 end
 
 local gone = redis.call('ZRANGEBYSCORE', sessions, '-inf', now, 'LIMIT', 0, 100)
@@ -93,21 +103,22 @@ for from = 1, n_permits, CHUNK do
 end
 
 local at = FIRST + n_permits
-for _ = 1, n_sharers do
+local unknown = {}
+for i = 1, n_sharers do
   local sharer, held, owed = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   at = at + 3
-  -- What its holder does not know it owes was pushed and lost, or is on its way: ask anew.
-  local unknown = tonumber(redis.call('HGET', debts, sharer) or 0) - owed
-  if unknown > 0 then redis.call('ZREMRANGEBYRANK', promises, 0, unknown - 1) end
-  local share = math.max(0, held - owed)
+  local debt = math.min(held, math.max(owed, tonumber(redis.call('HGET', debts, sharer) or 0)))
+  unknown[i] = math.max(0, debt - owed)
+  local share = math.max(0, held - debt)
   if share_of(sharer) ~= share then
     if share > 0 then redis.call('ZADD', shares, share_score(share), sharer) else redis.call('ZREM', shares, sharer) end
   end
-  if owed > 0 then redis.call('HSET', debts, sharer, owed) else redis.call('HDEL', debts, sharer) end
+  if debt > 0 then redis.call('HSET', debts, sharer, debt) else redis.call('HDEL', debts, sharer) end
 end
 
 if now >= gate then
   pump(capacity, '', {})
   if redis.call('ZCARD', queue) > 0 then balance() end
 end
-return { 'ok', now, epoch, capacity, redis.call('ZCARD', queue), sharded and 1 or 0, gate, missing }
+return { 'ok', now, epoch, capacity, redis.call('ZCARD', queue), sharded and 1 or 0, gate, missing,
+  tonumber(redis.call('HGET', meta, 'limit') or 0), unknown }

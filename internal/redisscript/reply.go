@@ -66,6 +66,23 @@ func (r *reply) texts() []string {
 	return out
 }
 
+func (r *reply) ints() []int64 {
+	v := r.next("a list")
+	list, ok := v.([]any)
+	if !ok {
+		r.fail("a list", v)
+		return nil
+	}
+	out := make([]int64, len(list))
+	for i, e := range list {
+		if out[i], ok = e.(int64); !ok {
+			r.fail("an integer", e)
+			return nil
+		}
+	}
+	return out
+}
+
 // scores reads a sorted set: member, score, member, score.
 func (r *reply) scores() map[string]int64 {
 	list := r.texts()

@@ -1,0 +1,297 @@
+package socket_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"runtime"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/passbuddy/passbuddy/internal/allotment"
+	"github.com/passbuddy/passbuddy/internal/socket"
+	"github.com/passbuddy/passbuddy/semaphore"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// fleet is one without Redis: the allotment lives on its FallbackConns, so no engine is needed.
+type fleet struct{}
+
+func (fleet) Ask(int)                 {}
+func (fleet) Give(*semaphore.Permit)  {}
+func (fleet) Offer(int)               {}
+func (fleet) Err() error              { return semaphore.ErrUnavailable }
+func (fleet) Evict() bool             { return false }
+func (fleet) Fence(c *allotment.Conn) { c.Attached().(*socket.Link).Fence() }
+
+// one is an allotment that may hold one connection, and a caller who has the turn for it.
+func one(t *testing.T) *allotment.Allotment {
+	t.Helper()
+	a := allotment.New(fleet{}, allotment.Options{AcquireTimeout: 10 * time.Second, FallbackConns: 1})
+	a.Attach(fleet{})
+	if _, err := a.Enter(context.Background(), false); err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// server accepts connections and hands its ends to the test.
+func server(t *testing.T) (addr string, accepted chan *net.TCPConn) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	accepted = make(chan *net.TCPConn)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			nc, err := l.Accept()
+			if err != nil {
+				return
+			}
+			accepted <- nc.(*net.TCPConn)
+		}
+	}()
+	t.Cleanup(func() { l.Close(); <-done })
+	return l.Addr().String(), accepted
+}
+
+func dialer(a *allotment.Allotment) *socket.Dialer {
+	return &socket.Dialer{Dial: (&net.Dialer{}).DialContext, Open: a.Open}
+}
+
+func must[T any](v T, err error) func(t *testing.T) T {
+	return func(t *testing.T) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+}
+
+// TestPermitFollowsServersEnd: Close returns at once, half-closes, and gives the permit back only when the server closes.
+func TestPermitFollowsServersEnd(t *testing.T) {
+	a := one(t)
+	addr, accepted := server(t)
+	d := dialer(a)
+	ctx := d.Begin(context.Background())
+	nc := must(d.DialContext(ctx, "tcp", addr))(t)
+	far := <-accepted
+	l := d.End(nil)
+	l.Conn().Ready()
+	l.Conn().CheckOut()
+
+	reading := make(chan error)
+	go func() { _, err := nc.Read(make([]byte, 1)); reading <- err }()
+	if err := nc.SetDeadline(time.Now().Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := nc.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := <-reading; !errors.Is(err, net.ErrClosed) {
+		t.Error("the reader was told: ", err)
+	}
+	for name, err := range map[string]error{
+		"SetDeadline": nc.SetDeadline(time.Unix(1, 0)), "SetReadDeadline": nc.SetReadDeadline(time.Unix(1, 0)),
+		"SetWriteDeadline": nc.SetWriteDeadline(time.Unix(1, 0)),
+	} {
+		if !errors.Is(err, net.ErrClosed) {
+			t.Errorf("%s after Close: %v", name, err)
+		}
+	}
+	if _, err := nc.Write([]byte("x")); !errors.Is(err, net.ErrClosed) {
+		t.Error(err)
+	}
+	if _, err := far.Read(make([]byte, 1)); err != io.EOF {
+		t.Error("the server did not see the end: ", err)
+	}
+	if got := a.Figures(); got.Leaving != 1 || got.Turns != 0 || got.Owned != 1 {
+		t.Errorf("before the server's end: %+v", got)
+	}
+	far.Write(make([]byte, 1<<20)) // what the server still had to say is read
+	far.Close()
+	<-l.Gone()
+	waitFor(t, func() bool { return a.Figures() == allotment.Figures{} })
+}
+
+func waitFor(t *testing.T, holds func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !holds(); runtime.Gosched() {
+		if time.Now().After(deadline) {
+			t.Fatal("not within 10s")
+		}
+	}
+}
+
+// TestNextTryWaitsForTheLast: one attempt holds at most one permit.
+func TestNextTryWaitsForTheLast(t *testing.T) {
+	a := one(t)
+	addr, accepted := server(t)
+	d := dialer(a)
+	ctx := d.Begin(context.Background())
+	first := must(d.DialContext(ctx, "tcp", addr))(t)
+	far := <-accepted
+	first.Close()
+	short, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
+	defer cancel()
+	if _, err := d.DialContext(short, "tcp", addr); !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+	far.Close()
+	second := must(d.DialContext(ctx, "tcp", addr))(t)
+	far = <-accepted
+	if got := a.Figures(); got.Opening != 1 || got.Owned != 1 {
+		t.Errorf("%+v", got)
+	}
+	far.Close()
+	if d.End(errors.New("failed")) != nil {
+		t.Error("a failed attempt has a socket")
+	}
+	waitFor(t, func() bool {
+		return a.Figures() == allotment.Figures{Owned: 1, Spare: 1, Turns: 1} || a.Figures().Opening == 0
+	})
+	_ = second
+	a.Exit()
+}
+
+// TestCancelRequestsTakeNone, whenever they come.
+func TestCancelRequestsTakeNone(t *testing.T) {
+	a := one(t)
+	addr, accepted := server(t)
+	d := dialer(a)
+	ctx := d.Begin(context.Background())
+	plain := func(ctx context.Context) {
+		t.Helper()
+		nc := must(d.DialContext(ctx, "tcp", addr))(t)
+		(<-accepted).Close()
+		nc.Close()
+		if socket.Of(nc) != nil {
+			t.Error("a cancel request was given a permit")
+		}
+	}
+	plain(context.Background())
+	nc := must(d.DialContext(ctx, "tcp", addr))(t)
+	far := <-accepted
+	plain(context.Background())
+	plain(ctx)
+	l := d.End(nil)
+	plain(ctx)
+	if socket.Of(nc) != l || l.Conn() == nil {
+		t.Error("the link is not found")
+	}
+	far.Close()
+	nc.Close()
+	<-l.Gone()
+	plain(context.Background())
+	waitFor(t, func() bool { return a.Figures().Leaving == 0 })
+	a.Exit()
+}
+
+func TestDialFails(t *testing.T) {
+	a := one(t)
+	d := &socket.Dialer{Open: a.Open, Dial: func(context.Context, string, string) (net.Conn, error) {
+		return nil, syscall.ECONNREFUSED
+	}}
+	if _, err := d.DialContext(d.Begin(context.Background()), "tcp", "x"); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Error(err)
+	}
+	if got := a.Figures(); got != (allotment.Figures{Owned: 1, Spare: 1, Turns: 1}) {
+		t.Errorf("%+v", got)
+	}
+	a.Exit()
+}
+
+// TestDropped: a socket that nobody refers to any more is closed.
+func TestDropped(t *testing.T) {
+	a := one(t)
+	addr, accepted := server(t)
+	l := func() *socket.Link {
+		d := dialer(a)
+		_ = must(d.DialContext(d.Begin(context.Background()), "tcp", addr))(t)
+		return d.End(nil)
+	}()
+	far := <-accepted
+	far.Close()
+	waitFor(t, func() bool { runtime.GC(); return l.Closed() })
+	<-l.Gone()
+	waitFor(t, func() bool { return a.Figures().Leaving == 0 })
+	a.Exit()
+}
+
+// TestFenceCancels a backend that is busy, and so does not notice that its client has gone.
+func TestFenceCancels(t *testing.T) {
+	a := one(t)
+	addr, accepted := server(t)
+	d := dialer(a)
+	must(d.DialContext(d.Begin(context.Background()), "tcp", addr))(t)
+	far := <-accepted
+	l := d.End(nil)
+	cancels := 0
+	l.SetCancel(func(context.Context) error {
+		if cancels++; cancels == 2 { // the first one met another statement
+			far.Close()
+		}
+		return nil
+	})
+	l.Fence()
+	if cancels < 2 {
+		t.Errorf("%d cancel requests", cancels)
+	}
+	waitFor(t, func() bool { return a.Figures().Leaving == 0 })
+	a.Exit()
+}
+
+// TestBindAfterTheEnd is for a permit that arrives at a socket that is closed already (PerCheckout).
+func TestBindAfterTheEnd(t *testing.T) {
+	a := one(t)
+	addr, accepted := server(t)
+	nc := must(net.Dial("tcp", addr))(t)
+	(<-accepted).Close()
+	s := socket.Wrap(nc)
+	s.Close()
+	<-s.Link().Gone()
+	c := must(a.Open(context.Background()))(t)
+	c.CheckOut()
+	s.Link().Bind(c)
+	if got := a.Figures(); got != (allotment.Figures{}) {
+		t.Errorf("%+v", got)
+	}
+}
+
+// TestMemory: what an idle connection costs beyond the driver's own.
+func TestMemory(t *testing.T) {
+	const n = 2000
+	a := make([]net.Conn, n)
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	goroutines := runtime.NumGoroutine()
+	inner := &net.TCPConn{}
+	for i := range a {
+		a[i] = socket.Wrap(inner)
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	per := int64(after.HeapAlloc-before.HeapAlloc) / n
+	t.Logf("%d bytes for each", per)
+	if per > 512 || runtime.NumGoroutine() != goroutines {
+		t.Errorf("%d bytes for each connection, %d goroutines", per, runtime.NumGoroutine()-goroutines)
+	}
+	for _, c := range a {
+		c.Close()
+	}
+	for _, c := range a {
+		<-socket.Of(c).Gone()
+	}
+}
