@@ -76,11 +76,10 @@ func (cn *connector) join() error {
 	if cn.joined.Load() {
 		return nil
 	}
-	fleet, leave, err := cn.open(cn.a)
+	leave, err := cn.open(cn.a)
 	if err != nil {
 		return err
 	}
-	cn.a.Attach(fleet)
 	cn.leave = leave
 	cn.joined.Store(true)
 	return nil

@@ -150,16 +150,16 @@ func (c *refusedConnector) Driver() driver.Driver {
 	return c.inner.Driver()
 }
 
-// fleetSource joins an allotment to the engine. The second result takes it out again, once it holds nothing.
-type fleetSource func(*allotment.Allotment) (allotment.Fleet, func(), error)
+// fleetSource joins an allotment to the engine. What it returns takes it out again, once it holds nothing.
+type fleetSource func(*allotment.Allotment) (leave func(), err error)
 
 func fromSemaphore(sem *semaphore.Semaphore) fleetSource {
-	return func(a *allotment.Allotment) (allotment.Fleet, func(), error) {
+	return func(a *allotment.Allotment) (func(), error) {
 		share, err := a.Join(sem)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
-		return share, share.Close, nil
+		return share.Close, nil
 	}
 }
 

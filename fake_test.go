@@ -66,9 +66,10 @@ func newFleet(t testing.TB, capacity int) *fakeFleet {
 }
 
 func (f *fakeFleet) source() fleetSource {
-	return func(a *allotment.Allotment) (allotment.Fleet, func(), error) {
+	return func(a *allotment.Allotment) (func(), error) {
 		f.a = a
-		return f, func() { f.mu.Lock(); f.left++; f.mu.Unlock() }, nil
+		a.Attach(f)
+		return func() { f.mu.Lock(); f.left++; f.mu.Unlock() }, nil
 	}
 }
 
@@ -167,9 +168,8 @@ type server struct {
 	onReset    func(*fakeConn) error
 	onExec     func(ctx context.Context, query string) error
 
-	mu    sync.Mutex
-	conns []*fakeConn
-	log   []string
+	mu  sync.Mutex
+	log []string
 }
 
 func (s *server) record(format string, args ...any) {

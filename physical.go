@@ -117,7 +117,7 @@ func (ph *physical) end(where bool) error {
 		return nil
 	}
 	ph.cn.endBegins()
-	if where == inline {
+	if where {
 		evicted := ph.link != nil && ph.link.Closed()
 		err := ph.inner.Close()
 		go ph.follow()

@@ -56,10 +56,8 @@ func TestPerCheckoutCapsUse(t *testing.T) {
 			watch := f.semaphore()
 			var use inUse
 			var wg sync.WaitGroup
-			var pools []*pgxpool.Pool
 			for range 3 {
 				pool := start(f)
-				pools = append(pools, pool)
 				for range 5 {
 					wg.Go(func() {
 						for range 20 {

@@ -39,11 +39,10 @@ func inWorld(t *testing.T, f func(t *testing.T, w *world)) {
 type link struct {
 	w *world
 
-	mu      sync.Mutex
-	conns   []net.Conn
-	cut     bool // connections end, new ones are refused
-	deaf    bool // requests arrive, replies do not
-	stalled chan struct{}
+	mu    sync.Mutex
+	conns []net.Conn
+	cut   bool // connections end, new ones are refused
+	deaf  bool // requests arrive, replies do not
 }
 
 func (l *link) dial(context.Context, string, string) (net.Conn, error) {

@@ -52,7 +52,11 @@ func (c *Conn) Retake(epoch uint32) bool {
 	ok := c.epoch == epoch && c.state == idle && !c.lost && a.available() > 0
 	if ok {
 		a.turns++
-		c.become(out)
+		if c.pin == Free {
+			c.lift(out) // the warm path
+		} else {
+			c.become(out)
+		}
 		if a.offering {
 			a.low = min(a.low, a.available())
 		}
@@ -70,7 +74,11 @@ func (c *Conn) Keep() bool {
 		a.debt == 0 && a.evicting == 0 && a.waiters.n == 0 && a.openers.n == 0
 	if ok {
 		a.turns--
-		c.become(idle)
+		if c.pin == Free {
+			c.lay()
+		} else {
+			c.become(idle)
+		}
 		if a.wanted && !a.offering {
 			a.settle()
 		}
