@@ -602,6 +602,27 @@ func TestAcquireTimeout(t *testing.T) {
 	}
 }
 
+// TestRefusalIsOneCheckouts: all who have context.Background share a context, and no refusal.
+func TestRefusalIsOneCheckouts(t *testing.T) {
+	var r refusals
+	ctx, refused := context.Background(), errors.New("refused")
+	r.add(ctx, refused)
+	others := make(chan error)
+	go func() { others <- r.of(ctx, true) }()
+	if err := <-others; err != nil {
+		t.Errorf("another goroutine: %v", err)
+	}
+	if err := r.of(context.TODO(), true); err != nil {
+		t.Errorf("another context: %v", err)
+	}
+	if r.of(ctx, false) != refused || r.of(ctx, true) != refused {
+		t.Error("its own retries are not refused")
+	}
+	if err := r.of(ctx, false); err != nil {
+		t.Errorf("after the last: %v", err)
+	}
+}
+
 func TestCloseWhileOut(t *testing.T) {
 	for _, scope := range scopes {
 		t.Run(scope.String(), func(t *testing.T) {

@@ -63,16 +63,21 @@ func TestCap(t *testing.T) {
 				}
 				cancel()
 				peak, mean := seen.peak(t)
+				var opened int
+				if err := s.admin.QueryRow(t.Context(), `select sum(sessions) from pg_stat_database`).Scan(&opened); err != nil {
+					t.Fatal(err)
+				}
+				t.Logf("sessions so far %d", opened)
 				t.Logf("%d operations, %d failed as they should, longest wait %v, backends: peak %d, mean %.1f", ops, failures, longest, peak, mean)
 				if peak > capacity {
 					t.Errorf("%d backends, capacity %d", peak, capacity)
 				}
-				// A cancelled query costs its connection, so that fleet is busy connecting.
-				if fault != "cancel" && peak < capacity*9/10 {
+				// Faults cost connections, and a slow machine is then busy opening them; without, nothing but the cap stops the fleet.
+				if fault == "" && peak < capacity {
 					t.Errorf("peak of %d backends: the cap was never put to the test", peak)
 				}
-				if fault == "cancel" && failures == 0 {
-					t.Error("no query was cancelled: the fault was not put to the test")
+				if (fault == "cancel" || fault == "afterconnect" || fault == "terminate") && failures == 0 {
+					t.Error("nothing failed: the fault was not put to the test")
 				}
 				if fault == "kill" {
 					// Its permits expire.

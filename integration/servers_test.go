@@ -15,7 +15,7 @@ import (
 	"github.com/passbuddy/passbuddy/internal/throwaway"
 )
 
-var loadFor = flag.Duration("load", 3*time.Second, "how long each fleet runs")
+var loadFor = flag.Duration("load", 2*time.Second, "how long each fleet runs")
 
 // servers are a Postgres and a Redis of the test's own.
 type servers struct {

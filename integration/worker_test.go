@@ -40,7 +40,8 @@ type job struct {
 	Fault           string // "", cancel, hijack, afterconnect
 	Goroutines      int
 	Load            time.Duration
-	MaxQuery        time.Duration // queries last from nothing to this
+	MinQuery        time.Duration // queries last from this
+	MaxQuery        time.Duration // ... to this
 }
 
 // outcome is what it reports, on its standard output.
@@ -138,10 +139,14 @@ func work() error {
 		mu  sync.Mutex
 		out outcome
 	)
-	for range j.Goroutines {
+	for i := range j.Goroutines {
 		wg.Go(func() {
-			for ctx.Err() == nil {
-				waited, err := p.once(j)
+			first := j
+			if i < 5 && j.Fault == "" {
+				first.MinQuery, first.MaxQuery = time.Second, time.Second // so that the whole cap is in use at once, for sure
+			}
+			for this := first; ctx.Err() == nil; this = j {
+				waited, err := p.once(this)
 				mu.Lock()
 				out.Longest = max(out.Longest, waited)
 				switch {
@@ -234,7 +239,7 @@ func newPool(j job, sem *semaphore.Semaphore) (pool, error) {
 }
 
 func query(j job) (string, context.Context, context.CancelFunc) {
-	d := rand.N(j.MaxQuery + 1)
+	d := j.MinQuery + rand.N(j.MaxQuery-j.MinQuery+1)
 	ctx, cancel := context.Background(), context.CancelFunc(func() {})
 	if j.Fault == "cancel" {
 		ctx, cancel = context.WithCancel(ctx)

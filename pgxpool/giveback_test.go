@@ -35,6 +35,10 @@ func TestIdleGiveBack(t *testing.T) {
 		if p := peak(); p > capacity {
 			t.Errorf("%d backends at the peak", p)
 		}
+		// It was the pool that destroyed what it gave back: none is left behind that pgx takes for a connection.
+		eventually(t, "both pools know what they have", func() bool {
+			return int(pools[0].Stat().TotalConns()+pools[1].Stat().TotalConns()) == f.backends()
+		})
 	}
 }
 

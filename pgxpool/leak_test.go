@@ -198,6 +198,9 @@ func TestMaxConnsBoundsPermits(t *testing.T) {
 					return
 				default:
 					mixedQuery(ctxb, t, pool)
+					if got := passpool.Figures(pool); got.Owned > 2 {
+						t.Errorf("more permits than connections: %+v", got)
+					}
 				}
 			}
 		})
@@ -220,9 +223,15 @@ func TestMaxConnsBoundsPermits(t *testing.T) {
 // TestCancelledStatement: pgx returns to its caller at once, and closes the connection up to 15 seconds later. Until then
 // the backend is there, and the permit with it.
 func TestCancelledStatement(t *testing.T) {
+	for _, scope := range []passbuddy.Scope{passbuddy.PerConnection, passbuddy.PerCheckout} {
+		t.Run(scope.String(), func(t *testing.T) { cancelledStatement(t, scope) })
+	}
+}
+
+func cancelledStatement(t *testing.T, scope passbuddy.Scope) {
 	f := newFleet(t, 1)
 	cancelling, proceed := make(chan struct{}), make(chan struct{})
-	pool := f.process(passbuddy.Config{}, func(cfg *pgxpool.Config) {
+	pool := f.process(passbuddy.Config{Scope: scope}, func(cfg *pgxpool.Config) {
 		dial := cfg.ConnConfig.DialFunc
 		first := true
 		cfg.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -241,7 +250,7 @@ func TestCancelledStatement(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-cancelling
-	other := f.process(passbuddy.Config{})
+	other := f.process(passbuddy.Config{Scope: scope})
 	short, cancel := context.WithTimeout(ctxb, 50*time.Millisecond)
 	defer cancel()
 	if err := other.Ping(short); !errors.Is(err, semaphore.ErrCapacity) {

@@ -65,14 +65,19 @@ func linkOf(conn *pgx.Conn) *socket.Link {
 	return l
 }
 
-// lifeOf finds the allotment's connection of conn, for the scope PerConnection.
+// lifeOf finds the allotment's connection of conn, for the scope PerConnection. It is short enough to be inlined.
 func lifeOf(conn *pgx.Conn) *allotment.Conn {
 	if s, ok := conn.PgConn().Conn().(*socket.Conn); ok {
-		if c := s.Life(); c != nil {
-			return c
-		}
+		return s.Life()
 	}
-	return linkOf(conn).Conn()
+	return lifeBelow(conn)
+}
+
+func lifeBelow(conn *pgx.Conn) *allotment.Conn {
+	if l := linkOf(conn); l != nil {
+		return l.Conn()
+	}
+	return nil
 }
 
 // customData is where the Link of a connection is kept whose socket an AfterNetConnect hook has wrapped.

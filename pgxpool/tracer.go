@@ -40,17 +40,30 @@ func (t *tracer) TraceAcquireStart(ctx context.Context, pool *pgxpool.Pool, data
 	}
 	if !t.allot.TryEnter() {
 		t.watch()
-		if _, err := t.allot.Enter(ctx, false); err != nil {
+		warm, err := t.allot.EnterPool(ctx)
+		if err != nil {
 			return &refused{ctx, err}
 		}
-		// A turn that comes with a return comes a moment before the connection is idle in the pool. Let whoever returns it
-		// finish: to find nothing idle costs a reconnect.
-		runtime.Gosched()
+		if warm {
+			letReturn(pool)
+		}
 	}
 	if t.perCheckout {
 		return t.bindTurn(ctx)
 	}
 	return ctx
+}
+
+// letReturn waits, a few yields at most, until a connection is idle in the pool. A turn that comes with a return comes a moment before
+// that (TraceRelease runs first), and who finds nothing idle opens a connection for which the idle one must then be closed.
+func letReturn(pool *pgxpool.Pool) {
+	const yields = 100
+	for range yields {
+		if pool.Stat().IdleConns() > 0 {
+			return
+		}
+		runtime.Gosched()
+	}
 }
 
 // TraceAcquireEnd gives the turn back if the checkout failed. If not, prepareConn has tied it to the connection.
@@ -85,7 +98,14 @@ func (t *tracer) TraceRelease(pool *pgxpool.Pool, data pgxpool.TraceReleaseData)
 	if ok && t.user.afterRelease != nil {
 		return // not idle before the user's hook is done with it: see afterRelease
 	}
-	if !t.giveBack(data.Conn, ok) && ok {
+	if t.plain { // giveBack, inlined
+		if c := lifeOf(data.Conn); c != nil && c.Return(ok) {
+			return
+		}
+	} else if t.giveBack(data.Conn, ok) {
+		return
+	}
+	if ok {
 		end(data.Conn)
 	}
 }

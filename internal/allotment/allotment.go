@@ -175,7 +175,18 @@ func (a *Allotment) Enter(ctx context.Context, claim bool) (*Conn, error) {
 		a.mu.Unlock()
 		return c, nil
 	}
-	return a.enterSlow(ctx, claim)
+	w := &waiter{ready: make(chan struct{}), claim: claim}
+	err := a.enterSlow(ctx, w)
+	return w.conn, err
+}
+
+// EnterPool is Enter for a pool that picks the connection itself. It also reports whether the turn stands for
+// a connection that is idle in that pool, or is about to be: the return that the turn came from may still be under way.
+func (a *Allotment) EnterPool(ctx context.Context) (warm bool, err error) {
+	w := &waiter{ready: make(chan struct{})}
+	a.mu.Lock()
+	err = a.enterSlow(ctx, w)
+	return w.warm, err
 }
 
 // take gives a turn that is known to be available. The lock is held.
@@ -191,17 +202,16 @@ func (a *Allotment) take(claim bool) *Conn {
 	return c
 }
 
-// enterSlow waits for a turn. It is entered with the lock held.
-func (a *Allotment) enterSlow(ctx context.Context, claim bool) (*Conn, error) {
+// enterSlow waits for a turn. It is entered with the lock held, and leaves without.
+func (a *Allotment) enterSlow(ctx context.Context, w *waiter) error {
 	if a.closed {
 		a.mu.Unlock()
-		return nil, fmt.Errorf("passbuddy: %w", semaphore.ErrClosed)
+		return fmt.Errorf("passbuddy: %w", semaphore.ErrClosed)
 	}
 	if err := ctx.Err(); err != nil {
 		a.mu.Unlock()
-		return nil, a.refusal(ctx, err)
+		return a.refusal(ctx, context.Cause(ctx))
 	}
-	w := &waiter{ready: make(chan struct{}), claim: claim}
 	a.waiters.push(w)
 	a.settle()
 	a.mu.Unlock()
@@ -211,7 +221,7 @@ func (a *Allotment) enterSlow(ctx context.Context, claim bool) (*Conn, error) {
 	var cause error
 	select {
 	case <-w.ready:
-		return w.conn, w.err
+		return w.err
 	case <-ctx.Done():
 		cause = context.Cause(ctx)
 	case <-timer.C:
@@ -228,13 +238,14 @@ func (a *Allotment) enterSlow(ctx context.Context, claim bool) (*Conn, error) {
 			if w.conn != nil {
 				w.conn.become(idle)
 				w.conn.parked = true // whoever it was claimed from has lost it
+				w.conn = nil
 			}
 		}
 	default:
 		a.waiters.remove(w)
 	}
 	a.settle()
-	return nil, a.refusal(ctx, cause)
+	return a.refusal(ctx, cause)
 }
 
 // refusal is the error of a caller that waited as long as it may. It matches PassBuddy's
@@ -284,6 +295,7 @@ func (a *Allotment) settle() {
 	}
 	for a.waiters.len() > 0 && (a.available() > a.fixed || a.fallBack()) {
 		w := a.waiters.pop()
+		w.warm = len(a.spare) == 0
 		w.conn = a.take(w.claim)
 		close(w.ready)
 	}

@@ -29,7 +29,7 @@ func (c *Conn) Pin(p Pin) {
 // claim takes the most recently returned idle connection that may be claimed, or nil. The lock is held.
 func (a *Allotment) claim() *Conn {
 	for c := a.idle.next; c != &a.idle; c = c.next {
-		if c.pin == Free && !c.lost {
+		if c.state == idle && c.pin == Free && !c.lost {
 			c.become(out)
 			c.epoch++
 			return c

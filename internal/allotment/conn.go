@@ -35,7 +35,7 @@ type Conn struct {
 	pin        Pin
 	parked     bool   // idle, and in no pool; see Park
 	epoch      uint32 // see Epoch
-	prev, next *Conn  // in Allotment.idle while state is idle
+	prev, next *Conn  // in Allotment.idle: always when idle, maybe when out
 
 	// Value is the integration's own. It is set before the Conn is shared, or with Attach.
 	Value any
@@ -51,6 +51,9 @@ func (c *Conn) become(s state) {
 		if c.pin == Fixed {
 			a.fixed--
 		}
+		if s >= leaving {
+			c.unlink()
+		}
 	case s == idle:
 		c.lay()
 		if c.pin == Fixed {
@@ -60,14 +63,17 @@ func (c *Conn) become(s state) {
 		a.conns[c.state]--
 		a.conns[s]++
 		c.state = s
+		if s >= leaving {
+			c.unlink()
+		}
 	}
 }
 
-// lift takes an idle c out of the ring, and lay puts one there. Every warm checkout does both: they are short enough
-// to be inlined, and leave the count of Fixed ones to become. Of a lifted c prev and next mean nothing. The lock is held.
+// lift makes an idle c something else, and lay makes c idle, the first of the ring. Every warm checkout does both: they are short enough
+// to be inlined, and leave the count of Fixed ones to become. A lifted c stays linked where it is, for it is mostly the
+// first to come back too, and then no pointer is written; so the ring can hold some that are out. The lock is held.
 func (c *Conn) lift(s state) {
 	a := c.a
-	c.prev.next, c.next.prev = c.next, c.prev
 	c.parked, c.swept = false, false
 	a.conns[idle]--
 	a.conns[s]++
@@ -76,12 +82,29 @@ func (c *Conn) lift(s state) {
 
 func (c *Conn) lay() {
 	a := c.a
-	first := a.idle.next
-	c.prev, c.next = &a.idle, first
-	a.idle.next, first.prev = c, c
+	if a.idle.next != c {
+		c.link()
+	}
 	a.conns[c.state]--
 	a.conns[idle]++
 	c.state = idle
+}
+
+// link makes c the first of the ring. The lock is held.
+func (c *Conn) link() {
+	c.unlink()
+	a := c.a
+	first := a.idle.next
+	c.prev, c.next = &a.idle, first
+	a.idle.next, first.prev = c, c
+}
+
+// unlink takes c out of the ring, if it is there. The lock is held.
+func (c *Conn) unlink() {
+	if c.next != nil {
+		c.prev.next, c.next.prev = c.next, c.prev
+		c.prev, c.next = nil, nil
+	}
 }
 
 // dropStale lets go of spare permits whose lease cannot be proven any more, though nobody has said so yet: nothing may
@@ -315,7 +338,7 @@ func (a *Allotment) EvictIdle() *Conn {
 		return nil
 	}
 	for c := a.idle.prev; c != &a.idle; c = c.prev {
-		if c.pin != Fixed {
+		if c.state == idle && c.pin != Fixed {
 			c.leave()
 			a.settle()
 			return c
@@ -370,7 +393,7 @@ func (a *Allotment) Sweep(maxIdle time.Duration) (old []*Conn, more bool) {
 	for c := a.idle.next; c != &a.idle; {
 		next := c.next
 		switch {
-		case !c.parked:
+		case c.state != idle || !c.parked:
 		case maxIdle > 0 && !c.swept:
 			c.swept, c.idleSeen = true, now
 			more = true

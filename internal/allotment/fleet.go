@@ -95,8 +95,11 @@ func (a *Allotment) recall(n int, tenure time.Duration) {
 	time.AfterFunc(wait, func() {
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		a.deferred -= n
-		a.owe(n)
+		// What lay idle meanwhile has paid early: see offer.
+		paid := min(n, a.early)
+		a.early -= paid
+		a.deferred -= n - paid
+		a.owe(n - paid)
 	})
 }
 
@@ -148,7 +151,7 @@ func (a *Allotment) countInSoon() {
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		for c := a.idle.next; c != &a.idle; c = c.next {
-			if a.mustCountIn(c) {
+			if c.state == idle && a.mustCountIn(c) {
 				go a.pool.Fence(c)
 			}
 		}

@@ -257,29 +257,34 @@ func TestIdlePermitGoesToWhoeverWaits(t *testing.T) {
 }
 
 func TestBusyProcessesConvergeToEvenShares(t *testing.T) {
-	inFleet(t, 20, func(t *testing.T, fl *fleet) {
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-		defer cancel()
-		var wg sync.WaitGroup
-		var fleet []*process
-		for range 4 {
-			p := fl.start(allotment.Options{})
-			fleet = append(fleet, p)
-			p.load(ctx, &wg, 50, 5*time.Millisecond)
-			time.Sleep(100 * time.Millisecond)
-		}
-		time.Sleep(time.Second)
-		_, _, connects := fl.witness()
-		for i, p := range fleet {
-			if f := p.Figures(); f.Owned != 5 {
-				t.Errorf("process %d owns %d of 20 a second after the last joined, want 5: %+v", i, f.Owned, f)
-			}
-		}
-		wg.Wait()
-		if _, _, after := fl.witness(); after-connects > 5 {
-			t.Errorf("%d connects after the shares were even", after-connects)
-		}
-	})
+	for _, processes := range []int{4, 8} { // 20 is 5 for each of four, and 2 or 3 for each of eight
+		t.Run(fmt.Sprint(processes), func(t *testing.T) {
+			const capacity = 20
+			inFleet(t, capacity, func(t *testing.T, fl *fleet) {
+				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+				defer cancel()
+				var wg sync.WaitGroup
+				var fleet []*process
+				for range processes {
+					p := fl.start(allotment.Options{})
+					fleet = append(fleet, p)
+					p.load(ctx, &wg, 40, 5*time.Millisecond)
+					time.Sleep(10 * time.Millisecond)
+				}
+				time.Sleep(time.Second)
+				_, _, connects := fl.witness()
+				for i, p := range fleet {
+					if f := p.Figures(); f.Owned < capacity/processes || f.Owned > (capacity+processes-1)/processes {
+						t.Errorf("process %d owns %d of 20 a second after the last joined: %+v", i, f.Owned, f)
+					}
+				}
+				wg.Wait()
+				if _, _, after := fl.witness(); after-connects > 5 {
+					t.Errorf("%d connects after the shares were even", after-connects)
+				}
+			})
+		})
+	}
 }
 
 func TestEverythingIsGivenBackAtTheEnd(t *testing.T) {

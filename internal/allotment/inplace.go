@@ -31,6 +31,7 @@ func (a *Allotment) SweepIdle(maxIdle time.Duration, keep int) []*Conn {
 	for c := a.idle.prev; c != &a.idle; {
 		prev := c.prev
 		switch {
+		case c.state != idle:
 		case !c.swept:
 			c.swept, c.idleSeen = true, now
 		case now.Sub(c.idleSeen) < maxIdle:

@@ -5,6 +5,7 @@ package allotment
 type waiter struct {
 	ready      chan struct{}
 	claim      bool
+	warm       bool // see EnterPool
 	conn       *Conn
 	err        error
 	prev, next *waiter

@@ -119,7 +119,15 @@ func TestPermitFollowsServersEnd(t *testing.T) {
 	if got := a.Figures(); got.Leaving != 1 || got.Turns != 0 || got.Owned != 1 {
 		t.Errorf("before the server's end: %+v", got)
 	}
-	far.Write(make([]byte, 1<<20)) // what the server still had to say is read
+	// What the server still has to say is read: more than any buffer holds.
+	if _, err := far.Write(make([]byte, 64<<20)); err != nil {
+		t.Error(err)
+	}
+	select {
+	case <-l.Gone():
+		t.Error("gone before the server's end")
+	default:
+	}
 	far.Close()
 	<-l.Gone()
 	waitFor(t, func() bool { return a.Figures() == allotment.Figures{} })
