@@ -112,6 +112,15 @@ func (s *servers) backendCount(t *testing.T) int {
 	return n
 }
 
+// sessions is how many connections Postgres has ever accepted.
+func (s *servers) sessions(t *testing.T) (n int) {
+	t.Helper()
+	if err := s.admin.QueryRow(t.Context(), `select sum(sessions) from pg_stat_database`).Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
 // eventually fails unless ok becomes true in time. It polls: what it looks at is in other processes.
 func eventually(t *testing.T, limit time.Duration, ok func() (bool, string)) {
 	t.Helper()

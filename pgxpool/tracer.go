@@ -54,15 +54,25 @@ func (t *tracer) TraceAcquireStart(ctx context.Context, pool *pgxpool.Pool, data
 	return ctx
 }
 
-// letReturn waits, a few yields at most, until a connection is idle in the pool. A turn that comes with a return comes a moment before
-// that (TraceRelease runs first), and who finds nothing idle opens a connection for which the idle one must then be closed.
+// letReturn waits a moment until a connection is idle in the pool. A turn that comes with a return comes just before
+// that (TraceRelease runs first), and who finds nothing idle opens a connection for which the idle one must then be closed. Mostly
+// some yields will do; where the returning thread has lost its processor it takes a time slice, which is still less
+// than a reconnect.
 func letReturn(pool *pgxpool.Pool) {
-	const yields = 100
-	for range yields {
+	const (
+		yields = 50
+		pauses = 40
+		pause  = 100 * time.Microsecond
+	)
+	for i := range yields + pauses {
 		if pool.Stat().IdleConns() > 0 {
 			return
 		}
-		runtime.Gosched()
+		if i < yields {
+			runtime.Gosched()
+		} else {
+			time.Sleep(pause)
+		}
 	}
 }
 
