@@ -90,12 +90,14 @@ local function drop(id)
   return true
 end
 
+-- Grants a permit, or extends it; true if it was not held.
 local function grant(id, ttl)
-  redis.call('ZADD', permits, whole(now + ttl), id)
+  if redis.call('ZADD', permits, whole(now + ttl), id) == 0 then return false end
   if is_shared(id) then
     local sharer = sharer_of(id)
     redis.call('ZADD', shares, share_score(share_of(sharer) + 1), sharer)
   end
+  return true
 end
 
 -- Removes permits whose lease has expired.

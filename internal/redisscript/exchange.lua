@@ -22,25 +22,39 @@ local n_drops, n_asks, offered, offerer = tonumber(ARGV[4]), tonumber(ARGV[5]), 
 local at = 8
 
 local state = redis.call('HMGET', meta, 'epoch', 'cap', 'gate')
-if state[1] ~= epoch or not is_live(own) then return { 'gone' } end
+if state[1] ~= epoch or n_asks > 0 and not is_live(own) then return { 'gone' } end
 local capacity, gate = tonumber(state[2] or 0), tonumber(state[3] or 0)
 local shut = gate > now
 local granted, refused = {}, {}
 
-purge()
 for _ = 1, n_drops do
   local request = ARGV[at]
   at = at + 1
-  redis.call('ZREM', queue, request)
   local _, ids = parse(request)
-  for _, id in ipairs(ids) do drop(id) end
+  local held = false
+  for _, id in ipairs(ids) do held = drop(id) or held end
+  if not held then redis.call('ZREM', queue, request) end
 end
 
-local waiting = redis.call('ZCARD', queue)
-local free = capacity - redis.call('ZCARD', permits)
-if waiting > 0 and free > 0 and not shut then
-  free = pump(capacity, own, granted)
-  waiting = redis.call('ZCARD', queue)
+-- Permits whose lease has expired are counted until somebody wants for room: that errs on the safe side, and
+-- saves the common case a look.
+local waiting, free = redis.call('ZCARD', queue), nil
+local purged = false
+local function room(n)
+  free = free or capacity - redis.call('ZCARD', permits)
+  if free < n and not purged then
+    purged = true
+    purge()
+    free = capacity - redis.call('ZCARD', permits)
+  end
+  return free >= n
+end
+
+if waiting > 0 and not shut then
+  if room(1) then
+    free = pump(capacity, own, granted)
+    waiting = redis.call('ZCARD', queue)
+  end
 end
 
 -- Puts a request into the queue, behind all others of its rank; one that waits already keeps its turn within
@@ -66,21 +80,25 @@ for _ = 1, n_asks do
   local kind, request = ARGV[at], ARGV[at + 1]
   at = at + 2
   local length, ids = parse(request)
+  local alone = #ids == 1 and (kind == 'w' or kind == 't') and waiting == 0 and not shut and room(1)
   local held = 0
-  for _, id in ipairs(ids) do
-    if redis.call('ZSCORE', permits, id) then
+  for i = 1, alone and 0 or #ids do
+    if redis.call('ZSCORE', permits, ids[i]) then
       held = held + 1
-      redis.call('ZADD', permits, whole(now + length), id)
-      granted[#granted + 1] = id
+      redis.call('ZADD', permits, whole(now + length), ids[i])
+      granted[#granted + 1] = ids[i]
     end
   end
   if held > 0 then
     -- A duplicate, or an extension.
+  elseif alone then -- The common case, in one command: ZADD tells whether it is a duplicate.
+    if grant(ids[1], length) then free = free - 1 end
+    granted[#granted + 1] = ids[1]
   elseif kind == 'e' then
     refused[#refused + 1] = ids[1]
   elseif kind == 's' then
     local first = length .. ' ' .. ids[1]
-    if waiting == 0 and free > 0 and not shut then
+    if waiting == 0 and not shut and room(1) then
       for i = 1, math.min(#ids, free) do
         grant(ids[i], length)
         granted[#granted + 1] = ids[i]
@@ -91,7 +109,7 @@ for _ = 1, n_asks do
     end
   elseif #ids > capacity then
     refused[#refused + 1] = ids[1]
-  elseif waiting == 0 and #ids <= free and not shut then
+  elseif waiting == 0 and not shut and room(#ids) then
     for _, id in ipairs(ids) do
       grant(id, length)
       granted[#granted + 1] = id
@@ -105,7 +123,7 @@ for _ = 1, n_asks do
 end
 if asked then
   -- Free capacity can be there still: a big request at the head may now be behind a sharer of lower rank.
-  if free > 0 and not shut then
+  if not shut and room(1) then
     pump(capacity, own, granted)
     waiting = redis.call('ZCARD', queue)
   end

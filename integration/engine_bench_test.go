@@ -1,0 +1,183 @@
+package integration
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/passbuddy/passbuddy/internal/throwaway"
+	"github.com/passbuddy/passbuddy/semaphore"
+)
+
+// startRedis is startServers without Postgres.
+func startRedis(t testing.TB) (*throwaway.Redis, *redis.Client) {
+	t.Helper()
+	r, err := throwaway.StartRedis(t.Context(), throwaway.RedisOptions{})
+	if err != nil {
+		skipIfMissing(t, err)
+	}
+	t.Cleanup(func() { _ = r.Stop() })
+	c := redis.NewClient(&redis.Options{Addr: r.Addr(), PoolSize: 64})
+	t.Cleanup(func() { _ = c.Close() })
+	return r, c
+}
+
+func join(t testing.TB, c *redis.Client, capacity int) *semaphore.Semaphore {
+	t.Helper()
+	s, err := semaphore.New(c, semaphore.Config{Name: t.Name(), Capacity: capacity, TTL: time.Minute, RetryInterval: 10 * time.Second, MaxAttempts: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+// oneLine is the least a script can do that changes something.
+var oneLine = redis.NewScript(`return redis.call('ZADD', KEYS[1], ARGV[1], ARGV[2])`)
+
+// An acquire that need not wait, with its release, beside two bare EVALSHA of a script of one line.
+func BenchmarkUncontended(b *testing.B) {
+	_, c := startRedis(b)
+	b.Run("rival=evalsha", func(b *testing.B) {
+		for b.Loop() {
+			for range 2 {
+				if err := oneLine.Run(b.Context(), c, []string{"rival"}, 1, "member").Err(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		}
+	})
+	b.Run("passbuddy", func(b *testing.B) {
+		s := join(b, c, 10)
+		for b.Loop() {
+			pair(b, s)
+		}
+	})
+}
+
+func pair(b *testing.B, s *semaphore.Semaphore) {
+	p, err := s.Acquire(b.Context())
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := p.Release(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// From a release in one session to the grant in another, beside a bare PUBLISH to a subscriber.
+func BenchmarkHandOver(b *testing.B) {
+	_, c := startRedis(b)
+	b.Run("rival=publish", func(b *testing.B) {
+		ps := c.Subscribe(b.Context(), "rival")
+		defer ps.Close()
+		if _, err := ps.Receive(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+		messages := ps.Channel()
+		for b.Loop() {
+			if err := c.Publish(b.Context(), "rival", "x").Err(); err != nil {
+				b.Fatal(err)
+			}
+			<-messages
+		}
+	})
+	b.Run("passbuddy", func(b *testing.B) {
+		s := [2]*semaphore.Semaphore{join(b, c, 1), join(b, c, 1)}
+		held, err := s[0].Acquire(b.Context())
+		if err != nil {
+			b.Fatal(err)
+		}
+		// Each round one session waits in the queue already, outside of the measured time.
+		next := 1
+		granted := make(chan *semaphore.Permit, 1)
+		b.ResetTimer()
+		for range b.N {
+			b.StopTimer()
+			go func() {
+				p, err := s[next].Acquire(b.Context())
+				if err != nil {
+					b.Error(err)
+				}
+				granted <- p
+			}()
+			awaitWaiter(b, c)
+			b.StartTimer()
+			go func() { _ = held.Release(b.Context()) }()
+			held = <-granted
+			next = 1 - next
+		}
+	})
+}
+
+func awaitWaiter(b *testing.B, c *redis.Client) {
+	key := "{passbuddy-" + b.Name() + "}:queue"
+	for c.ZCard(b.Context(), key).Val() == 0 {
+		if b.Failed() {
+			b.FailNow()
+		}
+	}
+}
+
+// 64 goroutines that acquire and release, beside the same with one plain script for each step.
+func BenchmarkManyGoroutines(b *testing.B) {
+	const goroutines = 64
+	_, c := startRedis(b)
+	together := func(b *testing.B, step func(ctx context.Context, i int) error) {
+		var wg sync.WaitGroup
+		for g := range goroutines {
+			wg.Go(func() {
+				for i := g; i < b.N; i += goroutines {
+					if err := step(b.Context(), g); err != nil {
+						b.Error(err)
+						return
+					}
+				}
+			})
+		}
+		wg.Wait()
+	}
+	b.Run("rival=evalsha", func(b *testing.B) {
+		acquire := redis.NewScript(`if redis.call('ZCARD', KEYS[1]) < tonumber(ARGV[1]) then return redis.call('ZADD', KEYS[1], ARGV[2], ARGV[3]) end return 0`)
+		release := redis.NewScript(`return redis.call('ZREM', KEYS[1], ARGV[1])`)
+		together(b, func(ctx context.Context, g int) error {
+			id := fmt.Sprintf("00000000-0000-4000-8000-%012d", g)
+			if err := acquire.Run(ctx, c, []string{"rival"}, 100, 1, id).Err(); err != nil {
+				return err
+			}
+			return release.Run(ctx, c, []string{"rival"}, id).Err()
+		})
+	})
+	b.Run("passbuddy", func(b *testing.B) {
+		s := join(b, c, 100)
+		together(b, func(ctx context.Context, _ int) error {
+			p, err := s.Acquire(ctx)
+			if err != nil {
+				return err
+			}
+			return p.Release(ctx)
+		})
+	})
+}
+
+// What an acquire and its release cost while others hold many permits.
+func BenchmarkPermitsHeld(b *testing.B) {
+	_, c := startRedis(b)
+	for _, held := range []int{10, 100, 1000, 10000} {
+		b.Run(fmt.Sprintf("held=%d", held), func(b *testing.B) {
+			s := join(b, c, held+10)
+			for n := held; n > 0; n -= 1000 {
+				if _, err := s.AcquireN(b.Context(), min(n, 1000)); err != nil {
+					b.Fatal(err)
+				}
+			}
+			for b.Loop() {
+				pair(b, s)
+			}
+		})
+	}
+}
