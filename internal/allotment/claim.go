@@ -45,7 +45,7 @@ func (c *Conn) Epoch() uint32 {
 	return c.epoch
 }
 
-// Retake is TryCheckOut for the holder of that epoch.
+// Retake is CheckOut for the holder of that epoch, who has no turn: it takes the one that c, being idle, stands for.
 func (c *Conn) Retake(epoch uint32) bool {
 	a := c.a
 	a.mu.Lock()

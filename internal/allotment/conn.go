@@ -222,22 +222,6 @@ func (c *Conn) CheckOut() bool {
 	return ok
 }
 
-// TryCheckOut is CheckOut for a caller without a turn: it takes the turn that c, being idle, stands for.
-func (c *Conn) TryCheckOut() bool {
-	a := c.a
-	a.mu.Lock()
-	ok := c.state == idle && !c.lost && a.available() > 0
-	if ok {
-		a.turns++
-		c.become(out)
-		if a.offering {
-			a.low = min(a.low, a.available())
-		}
-	}
-	a.mu.Unlock()
-	return ok
-}
-
 // Usable reports whether c may be handed out: not evicted, and its lease not lost.
 func (c *Conn) Usable() bool {
 	a := c.a
