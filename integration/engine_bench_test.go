@@ -3,6 +3,7 @@ package integration
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -79,12 +80,17 @@ func BenchmarkHandOver(b *testing.B) {
 			b.Fatal(err)
 		}
 		messages := ps.Channel()
-		for b.Loop() {
+		var took []time.Duration
+		for range b.N {
+			began := time.Now()
 			if err := c.Publish(b.Context(), "rival", "x").Err(); err != nil {
 				b.Fatal(err)
 			}
 			<-messages
+			took = append(took, time.Since(began))
 		}
+		b.StopTimer()
+		reportSpread(b, took)
 	})
 	b.Run("passbuddy", func(b *testing.B) {
 		s := [2]*semaphore.Semaphore{join(b, c, 1), join(b, c, 1)}
@@ -95,6 +101,7 @@ func BenchmarkHandOver(b *testing.B) {
 		// Each round one session waits in the queue already, outside of the measured time.
 		next := 1
 		granted := make(chan *semaphore.Permit, 1)
+		var took []time.Duration
 		b.ResetTimer()
 		for range b.N {
 			b.StopTimer()
@@ -107,11 +114,22 @@ func BenchmarkHandOver(b *testing.B) {
 			}()
 			awaitWaiter(b, c)
 			b.StartTimer()
+			began := time.Now()
 			go func() { _ = held.Release(b.Context()) }()
 			held = <-granted
+			took = append(took, time.Since(began))
 			next = 1 - next
 		}
+		b.StopTimer()
+		reportSpread(b, took)
 	})
+}
+
+// reportSpread reports the median and the longest: one lost push would show in the latter.
+func reportSpread(b *testing.B, took []time.Duration) {
+	slices.Sort(took)
+	b.ReportMetric(float64(took[len(took)/2].Microseconds()), "p50-µs")
+	b.ReportMetric(float64(took[len(took)-1].Microseconds()), "max-µs")
 }
 
 func awaitWaiter(b *testing.B, c *redis.Client) {
