@@ -68,7 +68,7 @@ func start(t testing.TB) *stack {
 	started.Store(true)
 	s, err := servers()
 	if errors.Is(err, throwaway.ErrNotFound) {
-		t.Skip(err)
+		t.Skip("needs a real server (make test installs it): ", err)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -175,7 +175,7 @@ func openRegistered(t *testing.T, d driver.Driver, dsn string, sem *semaphore.Se
 // ends connections. The server's own view never shows more than the capacity.
 func TestCap(t *testing.T) {
 	if testing.Short() {
-		t.Skip("needs real servers and some seconds")
+		t.Skip("-short: this needs real servers and some seconds")
 	}
 	s := start(t)
 	for name, open := range openers {

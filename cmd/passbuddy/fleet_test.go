@@ -149,10 +149,10 @@ func waitFor(t *testing.T, what string, done func() bool) {
 // The whole demo, small: the fleet without PassBuddy runs into the server's limit, the one with it keeps the cap.
 func TestDemo(t *testing.T) {
 	if testing.Short() {
-		t.Skip("runs a fleet of processes for some seconds")
+		t.Skip("-short: this runs a fleet of processes for some seconds")
 	}
 	if _, err := throwaway.FindPostgres(t.Context()); err != nil {
-		t.Skip(err)
+		t.Skip("the demo needs a PostgreSQL server (make test installs it): ", err)
 	}
 	for _, integration := range []string{integrationPgxpool, integrationSQL} {
 		t.Run(integration, func(t *testing.T) {
@@ -189,10 +189,10 @@ func TestDemo(t *testing.T) {
 
 func TestDemoIsInterrupted(t *testing.T) {
 	if testing.Short() {
-		t.Skip("runs a fleet of processes")
+		t.Skip("-short: this runs a fleet of processes")
 	}
 	if _, err := throwaway.FindPostgres(t.Context()); err != nil {
-		t.Skip(err)
+		t.Skip("the demo needs a PostgreSQL server (make test installs it): ", err)
 	}
 	o, err := parseOptions([]string{"-processes", "2", "-goroutines", "4", "-cap", "2", "-duration", "1h",
 		"-svg", filepath.Join(t.TempDir(), "demo.svg")}, &bytes.Buffer{})

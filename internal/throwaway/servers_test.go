@@ -35,7 +35,7 @@ func testContext(t *testing.T) context.Context {
 func skipIfMissing(t *testing.T, err error) {
 	t.Helper()
 	if errors.Is(err, ErrNotFound) {
-		t.Skip(err)
+		t.Skip("this test starts the real server (make test installs it): ", err)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -179,7 +179,7 @@ func TestPostgresStop(t *testing.T) {
 
 func TestPostgresThatCannotStartSaysWhy(t *testing.T) {
 	if _, err := FindPostgres(testContext(t)); err != nil {
-		t.Skip(err)
+		t.Skip("this test starts the real server (make test installs it): ", err)
 	}
 	dir, err := os.MkdirTemp("", "passbuddy-test-")
 	if err != nil {

@@ -1,0 +1,253 @@
+package passbuddy
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/passbuddy/passbuddy/semaphore"
+)
+
+func TestCloseWhileOut(t *testing.T) {
+	for _, scope := range scopes {
+		t.Run(scope.String(), func(t *testing.T) {
+			bubble(t, 3, full, Config{Scope: scope}, func(t *testing.T, b *bench) {
+				idle, out := b.conn(t), b.conn(t)
+				_ = idle.Close()
+				if err := b.db.Close(); err != nil {
+					t.Error(err)
+				}
+				if n := b.server.open.Load(); n != 1 {
+					t.Errorf("%d connections are open after Close", n)
+				}
+				if err := out.PingContext(context.Background()); err != nil {
+					t.Error(err)
+				}
+				_ = out.Close()
+			})
+		})
+	}
+}
+
+// TestSlowClose: the driver's Close takes its time, and nobody waits for it but those who need the permit.
+func TestSlowClose(t *testing.T) {
+	bubble(t, 1, full, Config{}, func(t *testing.T, b *bench) {
+		b.server.onClose = func() { time.Sleep(time.Minute) }
+		c := b.conn(t)
+		start := time.Now()
+		discard(c)
+		_ = b.db.Stats()
+		if d := time.Since(start); d != 0 {
+			t.Errorf("Close took %v", d)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if err := b.db.PingContext(ctx); !errors.Is(err, semaphore.ErrCapacity) {
+			t.Errorf("its permit was free before it was closed: %v", err)
+		}
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		b.server.onClose = nil
+		if err := b.db.Ping(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestStatementOutlivesBadConnection: a Tx ends with a bad connection, and its user closes the statements after that, as deferred calls do. The
+// driver must not see both at once.
+func TestStatementOutlivesBadConnection(t *testing.T) {
+	for range 100 {
+		bubble(t, 1, full, Config{}, func(t *testing.T, b *bench) {
+			b.server.onExec = func(context.Context, string) error { return driver.ErrBadConn }
+			c := b.conn(t)
+			st, err := c.PrepareContext(context.Background(), "x")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := c.ExecContext(context.Background(), "x"); !errors.Is(err, driver.ErrBadConn) {
+				t.Fatal(err)
+			}
+			_ = st.Close()
+		})
+	}
+}
+
+func TestFence(t *testing.T) {
+	for _, scope := range scopes {
+		t.Run(scope.String(), func(t *testing.T) {
+			bubble(t, 2, full, Config{Scope: scope}, func(t *testing.T, b *bench) {
+				out, idle := b.conn(t), b.conn(t)
+				_ = idle.Close()
+				b.fleet.lose(t)
+				synctest.Wait()
+				time.Sleep(time.Second)
+				wantOpen := int32(1) // out: nothing may call it while its user might
+				if scope == PerCheckout {
+					wantOpen = 2 // nothing covers an idle one
+				}
+				if n := b.server.open.Load(); n != wantOpen {
+					t.Errorf("%d connections are open", n)
+				}
+				if err := out.PingContext(context.Background()); !errors.Is(err, driver.ErrBadConn) {
+					t.Errorf("the lease is lost, and it works: %v", err)
+				}
+				_ = out.Close()
+				time.Sleep(time.Second)
+				if err := b.db.Ping(); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
+// TestClosedSemaphore: nobody is served, idle connections end, those that are out fail.
+func TestClosedSemaphore(t *testing.T) {
+	bubble(t, 2, full, Config{}, func(t *testing.T, b *bench) {
+		out, idle := b.conn(t), b.conn(t)
+		_ = idle.Close()
+		b.cn.a.Closed()
+		time.Sleep(time.Second)
+		if n := b.server.open.Load(); n != 1 {
+			t.Errorf("%d connections are open", n)
+		}
+		if err := b.db.Ping(); !errors.Is(err, semaphore.ErrClosed) {
+			t.Errorf("%v", err)
+		}
+		if err := out.PingContext(context.Background()); !errors.Is(err, driver.ErrBadConn) {
+			t.Errorf("%v", err)
+		}
+		_ = out.Close()
+	})
+}
+
+// TestRandomUse: whatever is done, no connection is used twice at once (the fake driver sees it), there are never too many,
+// and in the end all is given back.
+func TestRandomUse(t *testing.T) {
+	for kindName, kind := range kinds {
+		for _, scope := range scopes {
+			for _, maxOpen := range []int{0, 4} {
+				t.Run(fmt.Sprintf("%s/%v/max %d", kindName, scope, maxOpen), func(t *testing.T) {
+					seed := rand.Uint64()
+					t.Logf("seed %d", seed)
+					bubble(t, 3, kind, Config{Scope: scope}, func(t *testing.T, b *bench) {
+						b.db.SetMaxOpenConns(maxOpen)
+						b.db.SetMaxIdleConns(2)
+						if seed%2 == 0 {
+							b.cn.db.Store(b.db)
+						}
+						st, err := b.db.Prepare("x")
+						if err != nil {
+							t.Fatal(err)
+						}
+						var wg sync.WaitGroup
+						for i := range 8 {
+							r := rand.New(rand.NewPCG(seed, uint64(i)))
+							uses := 7
+							if scope == PerCheckout {
+								// Closing a statement waits for the connection's lock, which ResetSession holds while it waits for a
+								// permit; and fake time does not pass while a lock is waited for.
+								uses = 6
+							}
+							wg.Go(func() { randomUse(t, b.db, st, r, uses) })
+						}
+						wg.Go(func() {
+							r := rand.New(rand.NewPCG(seed, 99))
+							for range 50 {
+								time.Sleep(time.Duration(r.IntN(40)) * time.Millisecond)
+								b.fleet.take(1)
+								time.Sleep(time.Duration(r.IntN(40)) * time.Millisecond)
+								b.fleet.giveBack(1)
+							}
+						})
+						wg.Wait()
+						_ = st.Close()
+						if scope == PerConnection {
+							if n := b.server.peak.Load(); n > 3 {
+								t.Errorf("%d connections at once", n)
+							}
+						} else if n := b.server.mostRuns.Load(); n > 8 {
+							t.Errorf("%d operations at once", n)
+						}
+					})
+				})
+			}
+		}
+	}
+}
+
+func randomUse(t *testing.T, db *sql.DB, st *sql.Stmt, r *rand.Rand, uses int) {
+	check := func(err error) {
+		if err != nil && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, sql.ErrTxDone) {
+			t.Error(err)
+		}
+	}
+	for range 150 {
+		ctx, cancel := context.Background(), context.CancelFunc(func() {})
+		if r.IntN(4) == 0 {
+			ctx, cancel = context.WithTimeout(ctx, time.Duration(r.IntN(20))*time.Millisecond)
+		}
+		pause := func() { time.Sleep(time.Duration(r.IntN(10)) * time.Millisecond) }
+		switch r.IntN(uses) {
+		case 0:
+			_, err := db.ExecContext(ctx, "x")
+			check(err)
+		case 1:
+			rows, err := db.QueryContext(ctx, "x")
+			check(err)
+			if err == nil {
+				pause()
+				_ = rows.Close()
+			}
+		case 2:
+			_, err := st.ExecContext(ctx)
+			check(err)
+		case 3:
+			tx, err := db.BeginTx(ctx, nil)
+			check(err)
+			if err == nil {
+				pause()
+				if err := tx.Commit(); !errors.Is(err, context.DeadlineExceeded) {
+					check(err)
+				}
+			}
+		case 4:
+			c, err := db.Conn(ctx)
+			check(err)
+			if err == nil {
+				pause()
+				_, err := c.ExecContext(ctx, "x")
+				check(err)
+				_ = c.Close()
+			}
+		case 5:
+			c, err := db.Conn(ctx)
+			check(err)
+			if err == nil {
+				discard(c)
+			}
+		case 6:
+			c, err := db.Conn(ctx)
+			check(err)
+			if err == nil {
+				own, err := c.PrepareContext(ctx, "x")
+				check(err)
+				_ = c.Close()
+				pause()
+				if own != nil {
+					_ = own.Close()
+				}
+			}
+		}
+		cancel()
+		pause()
+	}
+}
