@@ -28,6 +28,7 @@ type ask struct {
 	// Guarded by Semaphore.mu; err is read after done is closed.
 	err      error
 	settled  bool
+	behind   bool // waits for room below Config.Max
 	queued   bool // in the outbox
 	sent     bool // Redis may know it
 	answered bool // Redis does
@@ -36,9 +37,6 @@ type ask struct {
 func (s *Semaphore) newAsk(kind redisscript.Kind, share *Share, permits ...*Permit) *ask {
 	return &ask{kind: kind, permits: permits, share: share, done: make(chan struct{})}
 }
-
-// request is the ask as the scripts know it.
-func (a *ask) request(s *Semaphore) string { return redisscript.Request(s.ttlMillis(), a.ids...) }
 
 // wait sends a and waits until it is settled or its caller may wait no longer.
 func (s *Semaphore) wait(ctx context.Context, a *ask) error {
@@ -51,7 +49,12 @@ func (s *Semaphore) wait(ctx context.Context, a *ask) error {
 		return fmt.Errorf("%w", ErrClosed)
 	}
 	s.submit(a)
-	s.mu.Unlock()
+	s.send(ctx)
+	select {
+	case <-a.done:
+		return a.err
+	default:
+	}
 
 	var timeout <-chan time.Time
 	limit := s.patience(a.kind)
@@ -90,6 +93,7 @@ func (s *Semaphore) wait(ctx context.Context, a *ask) error {
 		for _, p := range a.permits {
 			s.release(p)
 		}
+		s.fly()
 	} else {
 		s.withdraw(a, ErrCapacity)
 	}
@@ -113,7 +117,7 @@ func waits(kind redisscript.Kind) bool {
 	return kind == redisscript.Wait || kind == redisscript.Share
 }
 
-// submit puts a into the outbox. s.mu is held.
+// submit puts a into the outbox, or behind others where Config.Max leaves no room. The caller sends it. s.mu is held.
 func (s *Semaphore) submit(a *ask) {
 	if a.ids == nil {
 		for _, p := range a.permits {
@@ -122,12 +126,19 @@ func (s *Semaphore) submit(a *ask) {
 		for _, id := range a.ids {
 			s.asks[id] = a
 		}
+		if s.cfg.Max > 0 && !a.extends && !s.admit(a) {
+			return
+		}
 	}
+	s.putOut(a)
+}
+
+// putOut puts a into the outbox, if it is not there. s.mu is held.
+func (s *Semaphore) putOut(a *ask) {
 	if !a.queued {
 		a.queued = true
 		s.outbox = append(s.outbox, a)
 	}
-	s.fly()
 }
 
 // settle ends a. s.mu is held.
@@ -141,6 +152,7 @@ func (s *Semaphore) settle(a *ask, err error) {
 		a.share.ask = nil
 	}
 	close(a.done)
+	s.settleBelowMax(a)
 }
 
 // withdraw takes back an ask that is not settled, whose caller gets err: out of the outbox, and out of Redis if it may be
@@ -165,29 +177,30 @@ func (s *Semaphore) withdraw(a *ask, err error) {
 	if a.kind == redisscript.Share {
 		s.drop(a.ids[:1]...) // what stands in the queue
 		s.drop(a.ids[1:]...)
-		return
+	} else {
+		s.drop(a.ids...)
 	}
-	s.drop(a.ids...)
+	s.fly()
 }
 
 // A drop is a release, or the withdrawal of a request, on its way.
 type drop struct {
-	request string
-	since   time.Duration // when it was asked for; after a lease there is nothing left to drop
-	done    chan error    // receives the outcome of the first try
+	ids   []string
+	plain bool          // it is one permit that no pool holds, and nothing that may wait in the queue
+	since time.Duration // when it was asked for; after a lease there is nothing left to drop
+	done  chan error    // receives the outcome of the first try
 }
 
-// drop sends for the removal of permits or of the request they form. s.mu is held.
+// drop puts the removal of permits, or of the request they form, among what is to be sent. The caller sends it. s.mu is held.
 func (s *Semaphore) drop(ids ...string) *drop {
-	d := &drop{request: redisscript.Request(s.ttlMillis(), ids...), since: s.sinceStart(), done: make(chan error, 1)}
+	d := &drop{ids: ids, since: s.sinceStart(), done: make(chan error, 1)}
 	if len(ids) > 0 {
 		s.drops = append(s.drops, d)
-		s.fly()
 	}
 	return d
 }
 
-// release frees p, whether held or lost, and gives it a new UUID. s.mu is held.
+// release frees p, whether held or lost, and gives it a new UUID. The caller sends it. s.mu is held.
 func (s *Semaphore) release(p *Permit) *drop {
 	id := p.id
 	if p.state == held {
@@ -195,9 +208,12 @@ func (s *Semaphore) release(p *Permit) *drop {
 		if p.share != nil {
 			p.share.held--
 		}
+		s.madeRoom()
 	}
 	p.renewID()
-	return s.drop(id)
+	d := s.drop(id)
+	d.plain = p.share == nil
+	return d
 }
 
 // extend renews the lease of one held permit at once.

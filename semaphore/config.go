@@ -28,6 +28,7 @@ const (
 	minRetryInterval = time.Millisecond
 	maxNameBytes     = 128
 	maxOwnerBytes    = 200
+	maxWeight        = 100
 )
 
 // Config describes a semaphore. The zero value of every field means its documented default.
@@ -41,6 +42,22 @@ type Config struct {
 	// Capacity is how many permits may be held together, by everybody. The effective one is the smallest that a
 	// live session declares, unless an operator has set one with SetCapacity. Default 10.
 	Capacity int
+
+	// Min is how many permits are kept for this session while it lives: nobody else is granted them, so that up to so many
+	// are never waited for longer than it takes to recall them, and nothing of them is ever recalled. The sum of the fleet's minima cannot
+	// exceed the capacity: New returns an error that matches ErrCapacity where it would. Default 0.
+	Min int
+
+	// Max is how many permits this session may hold, whatever is free. What would exceed it waits here. At least Min. Default 0: any number.
+	Max int
+
+	// Weight is the session's part when connection pools share the capacity under load: each of its pools gets Weight times what a
+	// pool of weight 1 gets. From 1 to 100, default 1.
+	Weight int
+
+	// MaxWaiters bounds the queue: an Acquire that finds so many requests waiting in the fleet fails at once with an error that
+	// matches ErrCapacity. A connection pool has one request in the queue at a time, whatever its callers, and is always let in. Default 0: any number.
+	MaxWaiters int
 
 	// TTL is the length of a lease. A process that dies gives its permits back within it; a process that cannot reach Redis
 	// keeps them for a tenth less. Renewed every third of it. From 100ms to 24h, default 5s.
@@ -74,6 +91,9 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Capacity == 0 {
 		c.Capacity = DefaultCapacity
 	}
+	if c.Weight == 0 {
+		c.Weight = 1
+	}
 	if c.TTL == 0 {
 		c.TTL = DefaultTTL
 	}
@@ -101,6 +121,18 @@ func (c Config) withDefaults() (Config, error) {
 	switch {
 	case c.Capacity < 0:
 		return c, refuse("Capacity", c.Capacity, "must not be negative")
+	case c.Min < 0:
+		return c, refuse("Min", c.Min, "must not be negative")
+	case c.Min > c.Capacity:
+		return c, refuse("Min", c.Min, fmt.Sprintf("is more than Config.Capacity, %d", c.Capacity))
+	case c.Max < 0:
+		return c, refuse("Max", c.Max, "must not be negative")
+	case c.Max > 0 && c.Max < c.Min:
+		return c, refuse("Max", c.Max, fmt.Sprintf("is less than Config.Min, %d", c.Min))
+	case c.Weight < 0 || c.Weight > maxWeight:
+		return c, refuse("Weight", c.Weight, fmt.Sprintf("must be from 1 to %d", maxWeight))
+	case c.MaxWaiters < 0:
+		return c, refuse("MaxWaiters", c.MaxWaiters, "must not be negative")
 	case c.TTL < 0:
 		return c, refuse("TTL", c.TTL, "must not be negative")
 	case c.TTL < minTTL:

@@ -1,10 +1,13 @@
 package semaphore
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/passbuddy/passbuddy/internal/redisscript"
@@ -15,10 +18,13 @@ const (
 	batchMost = 256
 	// shareMost bounds how many permits a pool asks for at once.
 	shareMost = 16
-	// tenure is how long a permit recalled in rotation stays with its holder at least. Measured: closing and opening a
+	// baseTenure is how long a permit recalled in rotation stays with a holder of weight 1 at least. Measured: closing and opening a
 	// connection costs 2 to 4 ms, so this keeps reconnects at a few percent of the time.
-	tenure = 100 * time.Millisecond
+	baseTenure = 100 * time.Millisecond
 )
+
+// tenure is how long a permit recalled in rotation stays here at least: so rotation, too, shares by weight.
+func (s *Semaphore) tenure() time.Duration { return baseTenure * time.Duration(s.cfg.Weight) }
 
 type offer struct {
 	share *Share
@@ -26,9 +32,9 @@ type offer struct {
 }
 
 // fly starts a flight unless one is under way: what is asked for meanwhile travels together in
-// the next one. A lone caller is sent at once. s.mu is held.
+// the next one. s.mu is held.
 func (s *Semaphore) fly() {
-	if s.flying || s.left || len(s.outbox)+len(s.drops)+len(s.offers) == 0 {
+	if s.flying || s.left || s.nothingToSend() {
 		return
 	}
 	s.flying = true
@@ -36,43 +42,104 @@ func (s *Semaphore) fly() {
 	go s.flight()
 }
 
+// send is fly for a caller who is going to wait for the outcome: if no flight is under way he carries the first batch himself. It is entered
+// with s.mu held, and leaves without. While Redis is known not to answer nobody carries: he could be held up.
+func (s *Semaphore) send(ctx context.Context) {
+	if s.flying || s.left || s.down != nil || s.nothingToSend() || ctx.Done() != nil && s.wires == nil {
+		s.fly()
+		s.mu.Unlock()
+		return
+	}
+	s.flying = true
+	s.flights++
+	mine, grace := s.flights, cutGrace+4*s.roundTrip
+	s.wg.Add(1)
+	s.mu.Unlock()
+	if ctx.Done() != nil {
+		stop := context.AfterFunc(ctx, func() {
+			time.Sleep(grace)
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if s.carried < mine { // else it has landed
+				s.wires.cut()
+			}
+		})
+		defer stop()
+	}
+	s.carry()
+
+	s.mu.Lock()
+	s.carried = mine
+	if s.nothingToSend() {
+		s.land()
+	} else {
+		go s.flight() // others have gathered; their requests are not his to wait for
+	}
+	s.mu.Unlock()
+}
+
+func (s *Semaphore) nothingToSend() bool { return len(s.outbox)+len(s.drops)+len(s.offers) == 0 }
+
+// land ends the flight under way. s.mu is held.
+func (s *Semaphore) land() {
+	s.flying = false
+	s.returned.Broadcast()
+	s.wg.Done()
+}
+
 // flight exchanges batches until nothing is left to send. Batches of one session never overlap, so a
 // withdrawal always reaches Redis after the request it withdraws.
 func (s *Semaphore) flight() {
-	defer s.wg.Done()
-	renewed := false
 	for {
+		s.carry()
 		s.mu.Lock()
-		b := s.nextBatch()
-		if b == nil {
-			s.flying = false
-			s.returned.Broadcast()
+		if s.nothingToSend() {
+			s.land()
 			s.mu.Unlock()
 			return
 		}
-		b.x.Epoch = s.epoch
 		s.mu.Unlock()
-
-		sent := s.sinceStart()
-		got, err := b.x.Run(s.ctx, s.client, s.keys)
-		if errors.Is(err, redisscript.ErrGone) && !renewed {
-			// Redis does not know us (any more). Join again, then say it again: every part of the batch
-			// is safe to repeat.
-			renewed = true
-			if err = s.beat(s.ctx); err == nil {
-				s.mu.Lock()
-				s.putBack(b)
-				s.mu.Unlock()
-				continue
-			}
-		}
-		if err != nil {
-			s.failed(b, err)
-			continue
-		}
-		renewed = false
-		s.arrived(b, sent, got)
 	}
+}
+
+// carry exchanges one batch. Every part of it is safe to repeat, and is: at once if the connection was broken, after joining again if Redis
+// does not know us (any more).
+func (s *Semaphore) carry() {
+	s.mu.Lock()
+	b := s.nextBatch()
+	s.mu.Unlock()
+	if b == nil {
+		return
+	}
+	sent, got, err := s.exchange(b)
+	switch {
+	case errors.Is(err, redisscript.ErrGone):
+		if err = s.beat(s.ctx); err == nil {
+			sent, got, err = s.exchange(b)
+		}
+	case err != nil && isBroken(err):
+		sent, got, err = s.exchange(b)
+	}
+	if err != nil {
+		s.failed(b, err)
+		return
+	}
+	s.arrived(b, sent, got)
+}
+
+// exchange sends a batch, and returns when it was sent.
+func (s *Semaphore) exchange(b *batch) (sent time.Duration, got redisscript.Exchanged, err error) {
+	s.mu.Lock()
+	sent = s.sinceStart()
+	b.x.Epoch, b.x.Expected = s.epoch, s.anchor.expected(sent)
+	s.mu.Unlock()
+	got, err = b.x.Run(s.ctx, s.flightClient, s.keys)
+	return sent, got, err
+}
+
+// isBroken reports whether err is of a connection that another one may not have.
+func isBroken(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
 // batch is one exchange and what it was made of.
@@ -105,13 +172,26 @@ func (s *Semaphore) nextBatch() *batch {
 	if len(b.drops)+len(b.asks) == 0 && b.offer == nil {
 		return nil
 	}
-	b.x.Session, b.x.TTLMillis = s.identity.session, s.ttlMillis()
+	b.x.Session, b.x.TTLMillis, b.x.MostWaiting = s.identity.session, s.ttlMillis(), s.cfg.MaxWaiters
+	// Permits of a session with a minimum are counted one by one.
+	lean := s.cfg.Min == 0
 	for _, d := range b.drops {
-		b.x.Drop = append(b.x.Drop, d.request)
+		if lean && d.plain {
+			b.x.Release = append(b.x.Release, d.ids[0])
+		} else {
+			b.x.Drop = append(b.x.Drop, redisscript.Request(s.ttlMillis(), d.ids...))
+		}
 	}
 	for _, a := range b.asks {
 		a.sent = true
-		b.x.Ask = append(b.x.Ask, redisscript.Ask{Kind: a.kind, Request: a.request(s)})
+		switch alone := lean && len(a.ids) == 1; {
+		case alone && a.kind == redisscript.Wait:
+			b.x.Waits = append(b.x.Waits, a.ids[0])
+		case alone && a.kind == redisscript.Try && a.share == nil:
+			b.x.Tries = append(b.x.Tries, a.ids[0])
+		default:
+			b.x.Ask = append(b.x.Ask, redisscript.Ask{Kind: a.kind, Request: redisscript.Request(s.ttlMillis(), a.ids...)})
+		}
 	}
 	return b
 }
@@ -175,7 +255,16 @@ const retryMost = 250 * time.Millisecond
 func (s *Semaphore) arrived(b *batch, sent time.Duration, got redisscript.Exchanged) {
 	s.mu.Lock()
 	changed := s.setDown(nil)
-	s.anchor = anchor{local: sent, redis: got.Now}
+	if b.x.Epoch != s.epoch {
+		// The heartbeat has found that Redis forgot, and this it did before. What it granted it forgot, too.
+		s.putBack(b)
+		s.mu.Unlock()
+		return
+	}
+	s.roundTrip = s.sinceStart() - sent
+	if got.Now > 0 {
+		s.anchor = anchor{local: sent, redis: got.Now}
+	}
 	for _, d := range b.drops {
 		select {
 		case d.done <- nil:
@@ -184,6 +273,9 @@ func (s *Semaphore) arrived(b *batch, sent time.Duration, got redisscript.Exchan
 	}
 	for _, a := range b.asks {
 		a.answered = true
+		if got.All {
+			got.Granted = append(got.Granted, a.ids...)
+		}
 		if a.extends && a.settled {
 			// Nobody waits for it any more. Should its permit be lost by now, the lease is left to expire (see lose).
 			got.Granted = slices.DeleteFunc(got.Granted, func(id string) bool { return id == a.ids[0] })
@@ -196,6 +288,11 @@ func (s *Semaphore) arrived(b *batch, sent time.Duration, got redisscript.Exchan
 				s.lose(a.permits[0]) // before its caller hears of it
 			}
 			s.settle(a, s.refusal(a))
+		}
+	}
+	for _, id := range got.Crowded {
+		if a := s.asks[id]; a != nil {
+			s.settle(a, fmt.Errorf("%w: %d wait for %q already", ErrCapacity, got.Waiting, s.base))
 		}
 	}
 	if s.pending() {
@@ -236,13 +333,15 @@ func (s *Semaphore) granted(ids []string, since time.Duration) map[*Share][]*Per
 		switch {
 		case a == nil:
 			s.drop(id) // it crossed a withdrawal
+			s.fly()
 			continue
 		case a.extends: // the lease was lost while this was on its way, and stays lost
 			s.settle(a, fmt.Errorf("%w", ErrLost))
 			continue
 		case trusted <= s.sinceStart():
 			// It took so long to hear of it that the lease may be over. Ask again, under the same name.
-			s.submit(a)
+			s.putOut(a)
+			s.fly()
 			continue
 		}
 		var got []*Permit
@@ -315,9 +414,8 @@ func (s *Semaphore) repeat() {
 	s.drops = append(s.drops, s.late...)
 	s.late = nil
 	for id, a := range s.asks {
-		if id == a.ids[0] && !a.queued {
-			a.queued = true
-			s.outbox = append(s.outbox, a)
+		if id == a.ids[0] && !a.behind {
+			s.putOut(a)
 		}
 	}
 	s.fly()

@@ -47,17 +47,26 @@ func (s *Semaphore) heartbeats() {
 func (s *Semaphore) beat(ctx context.Context) error {
 	s.beating <- struct{}{}
 	defer func() { <-s.beating }()
+	for {
+		if again, err := s.renew(ctx); !again {
+			return err
+		}
+	}
+}
 
+// renew is one call of the heartbeat. It is to be repeated if Redis forgot, and a grant from before was still on its way to
+// us, so that it was not among what was re-asserted. It is one flight at most, and there can be no other until the state is known.
+func (s *Semaphore) renew(ctx context.Context) (again bool, err error) {
 	n := redisscript.Renew{
 		Session: s.identity.session, TTLMillis: s.ttlMillis(), Capacity: s.cfg.Capacity,
-		Info: s.info, NewEpoch: uuid.NewString(),
+		Info: s.info, NewEpoch: uuid.NewString(), Min: s.cfg.Min,
 	}
 	s.mu.Lock()
 	if s.left {
 		s.mu.Unlock()
-		return ErrClosed
+		return false, ErrClosed
 	}
-	n.Epoch, n.Limit = s.epoch, s.limit
+	n.Epoch, n.Limit, n.Roster, n.Expected = s.epoch, s.limit, s.roster, s.anchor.expected(s.sinceStart())
 	said := make([]*Permit, 0, len(s.permits))
 	for id, p := range s.permits {
 		n.Permits = append(n.Permits, id)
@@ -88,12 +97,15 @@ func (s *Semaphore) beat(ctx context.Context) error {
 		if changed {
 			s.tellShares(func(sh Sharer) { sh.Changed() })
 		}
-		return err
+		return false, err
 	}
 	s.anchor = anchor{local: sent, redis: got.Now}
 	s.sharded = got.Sharded
 	lostState := n.Epoch != "" && n.Epoch != got.Epoch
-	s.epoch, s.limit = got.Epoch, got.Limit
+	s.limit, s.roster = got.Limit, got.Roster
+	if again = lostState && s.holdsOtherThan(n.Permits); !again {
+		s.epoch = got.Epoch
+	}
 	for _, sh := range ended {
 		s.removeShare(sh)
 	}
@@ -103,6 +115,10 @@ func (s *Semaphore) beat(ctx context.Context) error {
 		}
 		s.capacity = got.Capacity
 	}
+	if got.Min < s.min {
+		s.log.Warn("the fleet's minima exceed its capacity", "semaphore", s.base, "declared", s.cfg.Min, "kept", got.Min)
+	}
+	s.min = got.Min
 	missing := make(map[string]bool, len(got.Missing))
 	for _, id := range got.Missing {
 		missing[id] = true
@@ -116,6 +132,7 @@ func (s *Semaphore) beat(ctx context.Context) error {
 			// heartbeat may have put it back after its release: release it once more.
 			if lostState && p.id != id {
 				s.drop(id)
+				s.fly()
 			}
 		case missing[id]:
 			s.lose(p)
@@ -123,7 +140,7 @@ func (s *Semaphore) beat(ctx context.Context) error {
 			p.trusted.Store(max(p.trusted.Load(), int64(trusted)))
 		}
 	}
-	if lostState {
+	if lostState && !again {
 		s.log.Warn("Redis lost its state: permits re-asserted", "semaphore", s.base, "held", len(said))
 		s.repeat()
 	} else if got.Gate > got.Now {
@@ -138,10 +155,21 @@ func (s *Semaphore) beat(ctx context.Context) error {
 	})
 	for i, unknown := range got.Unknown {
 		if unknown > 0 && i < len(shares) {
-			shares[i].sharer.Recall(int(unknown), tenure)
+			shares[i].sharer.Recall(int(unknown), s.tenure())
 		}
 	}
-	return nil
+	return again, nil
+}
+
+// holdsOtherThan reports whether a permit is held that is not in ids. s.mu is held.
+func (s *Semaphore) holdsOtherThan(ids []string) bool {
+	still := 0
+	for _, id := range ids {
+		if s.permits[id] != nil {
+			still++
+		}
+	}
+	return len(s.permits) > still
 }
 
 // callTimeout bounds one call of the heartbeat, so that two that time out fit into the trusted part of a lease.
@@ -194,6 +222,7 @@ func (s *Semaphore) lose(p *Permit) {
 	p.trusted.Store(0)
 	close(p.lost)
 	s.log.Warn("lease lost", "semaphore", s.base, "permit", p.id)
+	s.madeRoom()
 	if p.share != nil {
 		p.share.held--
 		s.returned.Broadcast()
@@ -205,11 +234,14 @@ func (s *Semaphore) lose(p *Permit) {
 
 // info is what operators see of a session.
 type info struct {
-	Owner string `json:"owner"`
+	Owner  string `json:"owner"`
+	Min    int    `json:"min,omitempty"`
+	Max    int    `json:"max,omitempty"`
+	Weight int    `json:"weight,omitempty"`
 }
 
-func encodeInfo(owner string) string {
-	b, err := json.Marshal(info{Owner: owner})
+func encodeInfo(cfg Config) string {
+	b, err := json.Marshal(info{Owner: cfg.Owner, Min: cfg.Min, Max: cfg.Max, Weight: cfg.Weight})
 	if err != nil {
 		panic("bug: an owner that JSON cannot hold: " + err.Error())
 	}

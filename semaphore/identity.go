@@ -10,16 +10,17 @@ import (
 )
 
 // identity makes the UUIDs of a session's permits. They are version 8 (free form, RFC 9562): the first
-// three groups are random and name the session, the fourth names the connection pool
+// three groups name the session, at random but for its weight ("ww"), the fourth names the connection pool
 // the permit is for, or redisscript.Plain, the last counts. So ownership is read off the permit and needs no record in Redis.
 type identity struct {
-	session string // "xxxxxxxx-xxxx-8xxx"
+	session string // "xxxxxxxx-xxxx-8wwx"
 	count   atomic.Uint64
 }
 
-func newIdentity() *identity {
+func newIdentity(weight int) *identity {
 	u := uuid.New()
-	u[6] = u[6]&0x0f | 0x80
+	u[6] = 0x80 | byte(weight>>4)
+	u[7] = byte(weight<<4) | u[7]&0x0f
 	return &identity{session: u.String()[:18]}
 }
 

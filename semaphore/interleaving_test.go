@@ -104,6 +104,7 @@ func TestExtensionThatCrossesALossDoesNotRevive(t *testing.T) {
 		a.extends = true
 		s.mu.Lock()
 		s.submit(a)
+		s.fly()
 		s.lose(p)
 		s.mu.Unlock()
 		<-a.done
@@ -259,7 +260,7 @@ func TestSettledAskIsNotSentAgain(t *testing.T) {
 		s.flying = true // this test flies itself
 		s.submit(a)
 		first := s.nextBatch()
-		first.x.Epoch = s.epoch
+		first.x.Epoch, first.x.Expected = s.epoch, time.Now().UnixMilli()
 		s.repeat() // the subscription came back, say
 		s.mu.Unlock()
 		got, err := first.x.Run(t.Context(), s.client, s.keys)
@@ -272,7 +273,7 @@ func TestSettledAskIsNotSentAgain(t *testing.T) {
 		second := s.nextBatch()
 		s.flying = false
 		s.mu.Unlock()
-		if second == nil || len(second.x.Drop) != 1 || len(second.x.Ask) != 0 {
+		if second == nil || len(second.x.Release) != 1 || len(second.x.Ask) != 0 {
 			t.Errorf("sent %+v, want the release alone", second.x)
 		}
 	})
@@ -399,12 +400,12 @@ func TestStaleCalmDoesNotCancelAPush(t *testing.T) {
 		sent := s.sinceStart()
 		time.Sleep(time.Millisecond)
 		s.pushed("w " + p.share.name)
-		s.arrived(&batch{}, sent, redisscript.Exchanged{Now: time.Now().UnixMilli()})
+		s.arrived(&batch{x: redisscript.Exchange{Epoch: s.epoch}}, sent, redisscript.Exchanged{Now: time.Now().UnixMilli()})
 		if p.heard("calm") != 0 {
 			t.Error("calmed by an answer older than the push")
 		}
 		time.Sleep(time.Millisecond)
-		s.arrived(&batch{}, s.sinceStart(), redisscript.Exchanged{Now: time.Now().UnixMilli()})
+		s.arrived(&batch{x: redisscript.Exchange{Epoch: s.epoch}}, s.sinceStart(), redisscript.Exchanged{Now: time.Now().UnixMilli()})
 		if p.heard("calm") != 1 {
 			t.Error("never calmed")
 		}

@@ -191,9 +191,16 @@ func (p *Permit) releaseIf(ctx context.Context, due func() bool) error {
 	}
 	wasHeld := p.state == held
 	d := s.release(p)
-	s.mu.Unlock()
 	if !wasHeld {
+		s.fly()
+		s.mu.Unlock()
 		return nil // lost: nobody counts on it, and Redis may be away
+	}
+	s.send(context.WithoutCancel(ctx))
+	select {
+	case err := <-d.done:
+		return err
+	default:
 	}
 	timer := time.NewTimer(s.cfg.TTL)
 	defer timer.Stop()

@@ -11,7 +11,7 @@ import (
 
 // Pushes are hints that save time. What they say is in Redis too, and is found by looking again.
 //
-//	g <Redis's time, ms> <UUID>...   granted
+//	g <epoch> <Redis's time, ms> <UUID>...   granted
 //	w <sharer>                       somebody waits: offer what lies idle
 //	b <sharer> f|t                   give one back: at the next return, or not before its tenure is over
 //	r                                look again
@@ -26,6 +26,14 @@ type anchor struct {
 // bound is the earliest local time at which Redis's clock can have shown t. It is never later than now.
 func (a anchor) bound(t int64, now time.Duration) time.Duration {
 	return min(now, a.local+time.Duration(t-a.redis-1)*time.Millisecond)
+}
+
+// expected is what Redis's clock should show at the local time at, in ms, or 0 if it was never heard of.
+func (a anchor) expected(at time.Duration) int64 {
+	if a.redis == 0 {
+		return 0
+	}
+	return a.redis + (at - a.local).Milliseconds()
 }
 
 // subscribe starts listening and waits, for a bounded time, until Redis has confirmed it.
@@ -81,13 +89,18 @@ func (s *Semaphore) pushed(payload string) {
 		return
 	}
 	switch kind, rest := fields[0], fields[1:]; {
-	case kind == "g" && len(rest) > 1:
-		at, err := strconv.ParseInt(rest[0], 10, 64)
+	case kind == "g" && len(rest) > 2:
+		at, err := strconv.ParseInt(rest[1], 10, 64)
 		if err != nil {
 			return
 		}
 		s.mu.Lock()
-		shared := s.granted(rest[1:], s.anchor.bound(at, s.sinceStart()))
+		var shared map[*Share][]*Permit
+		if rest[0] == s.epoch {
+			shared = s.granted(rest[2:], s.anchor.bound(at, s.sinceStart()))
+		} else {
+			s.repeat() // the state that granted it is lost, or we have not heard of the new one yet
+		}
 		s.mu.Unlock()
 		s.deliver(shared)
 	case kind == "w" && len(rest) == 1:
@@ -101,7 +114,7 @@ func (s *Semaphore) pushed(payload string) {
 		if sh := s.shareNamed(rest[0]); sh != nil {
 			after := time.Duration(0)
 			if rest[1] == "t" {
-				after = tenure
+				after = s.tenure()
 			}
 			sh.sharer.Recall(1, after)
 		}

@@ -44,8 +44,11 @@ type Semaphore struct {
 	start     time.Time
 	log       *slog.Logger
 	client    redis.UniversalClient // the caller's
-	own       redis.UniversalClient // for the heartbeat and the subscription
 	ownClient bool                  // client is closed by Close
+
+	own          redis.UniversalClient // see lines
+	flightClient redis.UniversalClient
+	wires        *wires
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -60,33 +63,42 @@ type Semaphore struct {
 
 	// Guarded by mu. No call to Redis or to a Sharer is made with it held, and a Sharer's lock is taken
 	// before it, never after.
-	permits  map[string]*Permit // held
-	asks     map[string]*ask    // not settled
-	outbox   []*ask             // to be sent
-	drops    []*drop            // to be sent
-	late     []*drop            // to be sent again
-	offers   []offer
-	flying   bool
-	again    *time.Timer // see lookAgain
-	againAt  time.Duration
-	watchdog *time.Timer // see watch
-	watchAt  time.Duration
-	shares   []*Share
-	sharers  int           // shares there ever were
-	toldAt   time.Duration // when a push last said that somebody waits
-	epoch    string
-	sharded  bool
-	capacity int64 // in force, as last heard
-	limit    int64 // set by an operator, as last heard, or 0
-	anchor   anchor
-	down     error // why Redis did not answer the last call, or nil
-	closed   bool  // nothing is acquired any more
-	left     bool  // nothing is sent any more
-	returned *sync.Cond
+	permits   map[string]*Permit // held
+	asks      map[string]*ask    // not settled
+	outbox    []*ask             // to be sent
+	drops     []*drop            // to be sent
+	late      []*drop            // to be sent again
+	offers    []offer
+	flying    bool
+	flights   uint64        // flights that callers began; see send
+	carried   uint64        // the last of them that landed
+	roundTrip time.Duration // of the last flight
+	behind    []*ask        // see max.go
+	asked     int           // permits asked for and not settled, those behind excepted
+	making    bool          // room is being made below Config.Max
+	again     *time.Timer   // see lookAgain
+	againAt   time.Duration
+	watchdog  *time.Timer // see watch
+	watchAt   time.Duration
+	shares    []*Share
+	sharers   int           // shares there ever were
+	toldAt    time.Duration // when a push last said that somebody waits
+	epoch     string
+	sharded   bool
+	capacity  int64 // in force, as last heard
+	limit     int64 // set by an operator, as last heard, or 0
+	min       int64 // kept for this session, as last heard
+	roster    int64 // live sessions, as last heard
+	anchor    anchor
+	down      error // why Redis did not answer the last call, or nil
+	closed    bool  // nothing is acquired any more
+	left      bool  // nothing is sent any more
+	returned  *sync.Cond
 }
 
-// New joins the fleet through the caller's client. The client stays the caller's; a second connection pool with
-// the same options, of two connections, is opened for the heartbeat and the subscription, so that a busy client cannot starve them.
+// New joins the fleet through the caller's client. The client stays the caller's, and serves Snapshot and SetCapacity. All else goes
+// over connections of the session's own, opened with the same options: one for requests, one for the heartbeat and one for the subscription, so
+// that a busy client cannot starve them.
 //
 // It asks Redis before it returns, for at most 5s. Errors: the field of cfg that is refused; ErrUnavailable, with its cause, if Redis
 // cannot be reached, wants other credentials, or is older than 6.0.
@@ -126,11 +138,13 @@ func newSemaphore(ctx context.Context, client redis.UniversalClient, ownClient b
 	}
 	base := cfg.Prefix + "-" + cfg.Name
 	s := &Semaphore{
-		cfg: cfg, base: base, keys: redisscript.NewKeys(base), identity: newIdentity(), info: encodeInfo(cfg.Owner),
+		cfg: cfg, base: base, keys: redisscript.NewKeys(base), identity: newIdentity(cfg.Weight), info: encodeInfo(cfg),
 		margin: cfg.TTL / 10, start: time.Now(), log: cfg.Logger,
-		client: client, ownClient: ownClient, own: dedicated(client, cfg.TTL),
-		permits: make(map[string]*Permit), asks: make(map[string]*ask), capacity: int64(cfg.Capacity),
+		client: client, ownClient: ownClient,
+		permits: make(map[string]*Permit), asks: make(map[string]*ask), capacity: int64(cfg.Capacity), min: int64(cfg.Min),
 	}
+	l := dedicated(client, cfg.TTL)
+	s.own, s.flightClient, s.wires = l.own, l.flights, l.wires
 	s.returned = sync.NewCond(&s.mu)
 	s.beating = make(chan struct{}, 1)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
@@ -160,7 +174,11 @@ func (s *Semaphore) join(ctx context.Context) error {
 		s.log.Warn("this Redis may evict keys, and with them permits: set maxmemory-policy noeviction",
 			"semaphore", s.base, "maxmemory-policy", server.policy)
 	}
-	if err := s.beat(ctx); err != nil {
+	var refused redisscript.RefusedMin
+	switch err := s.beat(ctx); {
+	case errors.As(err, &refused):
+		return fmt.Errorf("%w: %w", ErrCapacity, refuse("Min", s.cfg.Min, "cannot be guaranteed: "+refused.Error()))
+	case err != nil:
 		return fmt.Errorf("join %q: %w", s.base, unavailable(err))
 	}
 	return nil
@@ -197,6 +215,9 @@ func (s *Semaphore) AcquireN(ctx context.Context, n int) ([]*Permit, error) {
 	}
 	if most := s.knownCapacity(); n > most {
 		return nil, fmt.Errorf("%w: %q has %d permits in all, %d were asked for together", ErrCapacity, s.base, most, n)
+	}
+	if s.cfg.Max > 0 && n > s.cfg.Max {
+		return nil, fmt.Errorf("%w: Config.Max is %d, %d permits were asked for together", ErrCapacity, s.cfg.Max, n)
 	}
 	permits := make([]*Permit, n)
 	for i := range permits {
@@ -265,7 +286,7 @@ func (s *Semaphore) close() error {
 	s.left = true
 	var requests []string
 	for _, d := range append(s.drops, s.late...) {
-		requests = append(requests, d.request)
+		requests = append(requests, redisscript.Request(s.ttlMillis(), d.ids...))
 		select {
 		case d.done <- nil:
 		default:
@@ -330,5 +351,6 @@ func (s *Semaphore) awaitReturns() {
 func (s *Semaphore) closeOwn() {
 	if s.own != s.client {
 		_ = s.own.Close()
+		_ = s.flightClient.Close()
 	}
 }

@@ -12,38 +12,53 @@ import (
 	"github.com/redis/go-redis/v9/maintnotifications"
 )
 
-// dedicated returns a client like c with two connections of its own, for calls that must not wait behind the
-// caller's. It gives up early, because the heartbeat tries again by itself. Kinds of clients it does not know are used as they are.
-func dedicated(c redis.UniversalClient, ttl time.Duration) redis.UniversalClient {
-	const size = 2
+// A session has two clients of its own beside the caller's, so that a busy pool cannot starve it: one for the heartbeat and the
+// subscription, and one, of a single connection, for its flights. They have the caller's options, but give up early: what failed is tried
+// again by the session itself. Kinds of clients that are not known here are used as they are.
+type lines struct {
+	own     redis.UniversalClient // for the heartbeat and the subscription
+	flights redis.UniversalClient
+	wires   *wires // of flights; nil if they cannot be cut
+}
+
+func dedicated(c redis.UniversalClient, ttl time.Duration) lines {
 	patience := max(ttl/4, 20*time.Millisecond)
-	shorter := func(d time.Duration, byDefault time.Duration) time.Duration {
+	ws := &wires{open: make(map[*wire]struct{})}
+	switch c := c.(type) {
+	case *redis.Client:
+		heart, flights := *c.Options(), *c.Options()
+		for _, o := range []*redis.Options{&heart, &flights} {
+			o.PoolSize, o.MinIdleConns, o.MaxIdleConns, o.MaxActiveConns, o.MaxRetries = 2, 0, 0, 0, 1
+			o.ContextTimeoutEnabled, o.PushNotificationProcessor, o.ClientSideCacheConfig, o.ClientSideCache = true, nil, nil, nil
+			o.DialTimeout, o.ReadTimeout, o.WriteTimeout = hurried(o.DialTimeout, o.ReadTimeout, o.WriteTimeout, patience)
+			o.DialerRetries = 1
+			o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+		}
+		flights.PoolSize, flights.MaxRetries, flights.Dialer = 1, -1, ws.dialer(flights.Dialer)
+		return lines{redis.NewClient(&heart), redis.NewClient(&flights), ws}
+	case *redis.ClusterClient:
+		heart, flights := *c.Options(), *c.Options()
+		for _, o := range []*redis.ClusterOptions{&heart, &flights} {
+			o.PoolSize, o.MinIdleConns, o.MaxIdleConns, o.MaxActiveConns = 2, 0, 0, 0
+			o.ContextTimeoutEnabled, o.PushNotificationProcessor = true, nil
+			o.DialTimeout, o.ReadTimeout, o.WriteTimeout = hurried(o.DialTimeout, o.ReadTimeout, o.WriteTimeout, patience)
+			o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+		}
+		return lines{redis.NewClusterClient(&heart), redis.NewClusterClient(&flights), nil}
+	default:
+		return lines{c, c, nil}
+	}
+}
+
+// hurried shortens time-outs to patience.
+func hurried(dial, read, write, patience time.Duration) (_, _, _ time.Duration) {
+	shorter := func(d time.Duration) time.Duration {
 		if d <= 0 {
-			d = byDefault
+			return patience
 		}
 		return min(d, patience)
 	}
-	switch c := c.(type) {
-	case *redis.Client:
-		o := *c.Options()
-		o.PoolSize, o.MinIdleConns, o.MaxIdleConns, o.MaxActiveConns = size, 0, 0, 0
-		o.MaxRetries, o.ContextTimeoutEnabled = 1, true
-		o.DialTimeout, o.ReadTimeout, o.WriteTimeout = shorter(o.DialTimeout, patience), shorter(o.ReadTimeout, patience), shorter(o.WriteTimeout, patience)
-		o.PushNotificationProcessor = nil
-		o.ClientSideCacheConfig, o.ClientSideCache = nil, nil
-		o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
-		return redis.NewClient(&o)
-	case *redis.ClusterClient:
-		o := *c.Options()
-		o.PoolSize, o.MinIdleConns, o.MaxIdleConns, o.MaxActiveConns = size, 0, 0, 0
-		o.ContextTimeoutEnabled = true
-		o.DialTimeout, o.ReadTimeout, o.WriteTimeout = shorter(o.DialTimeout, patience), shorter(o.ReadTimeout, patience), shorter(o.WriteTimeout, patience)
-		o.PushNotificationProcessor = nil
-		o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
-		return redis.NewClusterClient(&o)
-	default:
-		return c
-	}
+	return shorter(dial), shorter(read), shorter(write)
 }
 
 // serverInfo is what INFO tells. Fields it does not tell, or may not by its ACL, are empty.

@@ -69,12 +69,13 @@ func (sh *Share) Ask(n int) {
 	switch {
 	case s.closed:
 	case n > 0 && sh.ask == nil:
-		permits := make([]*Permit, min(n, shareMost))
+		permits := make([]*Permit, min(n, shareMost, max(1, s.roomBelowMax())))
 		for i := range permits {
 			permits[i] = s.newPermit(sh)
 		}
 		sh.ask = s.newAsk(redisscript.Share, sh, permits...)
 		s.submit(sh.ask)
+		s.fly()
 	case n == 0 && sh.ask != nil && !sh.quitting:
 		sh.quitting = true
 		time.AfterFunc(withdrawAfter, func() {
@@ -97,11 +98,10 @@ func (sh *Share) Give(p *Permit) {
 		return
 	}
 	s.release(p)
-	if sh.ask != nil && !sh.ask.queued {
-		// Its rank in the queue was that of a larger share.
-		sh.ask.queued = true
-		s.outbox = append(s.outbox, sh.ask)
+	if sh.ask != nil && !sh.ask.behind {
+		s.putOut(sh.ask) // its rank in the queue was that of a larger share
 	}
+	s.fly()
 	if s.closed {
 		s.returned.Signal()
 	}

@@ -42,6 +42,8 @@ type Session struct {
 	ID       string
 	Owner    string
 	Capacity int           // it declares
+	Min, Max int           // it declares, see Config; Max 0: any number
+	Weight   int           // it declares
 	Lease    time.Duration // until it would be taken for dead
 }
 
@@ -52,10 +54,11 @@ func (s *Semaphore) Snapshot(ctx context.Context) (Snapshot, error) {
 		return Snapshot{}, fmt.Errorf("snapshot of %q: %w", s.base, unavailable(err))
 	}
 	owners := make(map[string]string, len(raw.Info))
+	infos := make(map[string]info, len(raw.Info))
 	for id, text := range raw.Info {
 		var i info
 		_ = json.Unmarshal([]byte(text), &i) // what another version wrote differently has no owner here
-		owners[id] = clean(i.Owner)
+		infos[id], owners[id] = i, clean(i.Owner)
 	}
 	out := Snapshot{
 		Capacity: int(raw.Capacity), Limit: int(raw.Limit), Held: len(raw.Permits),
@@ -83,6 +86,7 @@ func (s *Semaphore) Snapshot(ctx context.Context) (Snapshot, error) {
 	for id, expiry := range raw.Sessions {
 		out.Sessions = append(out.Sessions, Session{
 			ID: id, Owner: owners[id], Capacity: int(raw.Declared[id]), Lease: time.Duration(expiry-raw.Now) * time.Millisecond,
+			Min: infos[id].Min, Max: infos[id].Max, Weight: max(1, infos[id].Weight),
 		})
 	}
 	slices.SortFunc(out.Sessions, func(a, b Session) int {

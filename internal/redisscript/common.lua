@@ -2,36 +2,80 @@
 --
 -- KEYS   1 permits     zset   permit UUID -> expiry of its lease, ms (the original PassBuddy's layout)
 --        2 queue       zset   request -> rank; a request is "<ttl ms> <UUID>[ <UUID>...]"
---        3 sessions    zset   session -> expiry, ms
---        4 meta        hash   epoch, seq, cap (effective capacity), limit (an operator's), gate (ms)
+--        3 meta        hash   see below
+--        4 sessions    zset   session -> expiry, ms
 --        5 info        hash   session -> JSON for operators
 --        6 capacities  zset   session -> the capacity it declares
---        7 shares      zset   sharer -> permits it holds and has not been asked back, ranked (see share_score)
---        8 debts       hash   sharer -> permits it was asked to give back and has not yet
---        9 promises    zset   number -> expiry, ms; one for each permit somebody was asked to give
+--        7 shares      zset   sharer that can give a permit back -> its level, see level
+--        8 held        hash   sharer -> permits it holds
+--        9 debts       hash   sharer -> how many of those it was asked to give back
+--       10 promises    zset   number -> expiry, ms; one for each permit somebody was asked to give
+--       11 reserves    hash   "min <session>" -> its guaranteed minimum; "free <session>" -> minimum less what it holds and does not owe
 --
 -- A permit's UUID names its owner: characters 1-18 are the session, 1-23 the sharer (one connection pool of
--- that session, or PLAIN for a permit that no pool holds). So ownership needs no record of its own that could drift. UUIDs of
--- other clients (the original's are version 4) belong to no session here and are only counted.
+-- that session, or PLAIN for a permit that no pool holds), and 16-17 the session's weight. So ownership needs no record of its own that could
+-- drift. UUIDs of other clients (the original's are version 4) belong to no session here and are only counted.
 --
--- Clock: Redis's, read once per script. Redis 5 and later replicate the effects of a script, not its text.
+-- meta   epoch     names this state; a session that knows another one knows that Redis forgot
+--        seq       counts requests and promises
+--        cap       the capacity in force        limit   an operator's
+--        gate      ms until which nothing new is granted, because state was lost; see renew
+--        early     ms from which that may end early; known: how many sessions there were; news: how many have joined since
+--        count     permits that scripts have added and not removed: where that is more than there are, somebody else removed some
+--        reserve   the sum of the positive values of "free": permits kept for their sessions, that nobody else is granted. It is there only
+--                  while some session has a minimum, so that without any nothing is looked up
+--        skew, last   see the clock
+--
+-- ARGV   1 Redis's time as its caller expects it, ms, 0 if it has never heard of it; the rest is the script's
+--
+-- The clock. Only Redis's own decides, read once per script (Redis 5 and later replicate a script's effects, not its text). But it can be
+-- set, and an hour on would then end all leases at once, an hour back keep the dead. So `now` is the server's time less `skew`, and runs on
+-- evenly: a time before the last heartbeat's (`last`) is a step back; one that is ahead both of that and of what the caller expects, by
+-- his monotonic clock, is a step on. Should it be no step but a server or a fleet that slept: then the leases slept too, and last longer than
+-- their holders trust them. That errs on the safe side.
 
-local permits, queue, sessions, meta, info = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local capacities, shares, debts, promises = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local permits, queue, meta, sessions, info = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local capacities, shares, helds, debts, promises, reserves = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 
 local PLAIN = '8000'
-local RANK = 1099511627776 -- 2^40: a sharer's rank counts before the order of arrival
+local STEP = 1000 -- ms by which a clock must be off to have been set
+local RANK = 1099511627776 -- 2^40: a request's rank counts before the order of arrival
+local LEVELS = 16 -- ranks to one permit of a sharer of weight 1
 local PROMISE = 1000 -- ms that a permit asked back is counted on
 local TOLD = 64 -- holders told at most that somebody waits
 
-local clock = redis.call('TIME')
-local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local time = redis.call('TIME')
+time = time[1] * 1000 + math.floor(time[2] / 1000)
+local state = redis.call('HMGET', meta, 'epoch', 'cap', 'gate', 'reserve', 'count', 'skew', 'last')
+local epoch, gate, reserve = state[1], tonumber(state[3] or 0), tonumber(state[4] or '')
+local now, last = time - tonumber(state[6] or 0), tonumber(state[7] or 0)
+local expected = tonumber(ARGV[1])
+if now < last - STEP or last > 0 and expected > 0 and now - math.max(last, expected) > STEP then
+  now = math.max(last, expected - STEP)
+  redis.call('HSET', meta, 'skew', string.format('%.0f', time - now))
+end
+
+-- The set is gone, but permits are held: that is state lost like any other. Single ones that are missing were revoked by somebody's hand.
+if epoch then
+  local count, there = tonumber(state[5] or 0), redis.call('ZCARD', permits)
+  if there == 0 and count > 1 then
+    redis.call('HDEL', meta, 'epoch')
+    epoch = false
+  elseif there < count then
+    redis.call('HSET', meta, 'count', there)
+  end
+end
+local change = 0
+local function tally()
+  if change ~= 0 then redis.call('HINCRBY', meta, 'count', change) end
+end
 
 -- 2^53 ms holds every time there is; %.0f because Lua would print 1.7e+12.
 local function whole(n) return string.format('%.0f', n) end
 local function session_of(id) return string.sub(id, 1, 18) end
 local function sharer_of(id) return string.sub(id, 1, 23) end
 local function is_shared(id) return string.sub(id, 20, 23) ~= PLAIN end
+local function weight_of(sharer) return math.max(1, tonumber(string.sub(sharer, 16, 17), 16) or 1) end
 
 local sharded = redis.REDIS_VERSION_NUM and redis.REDIS_VERSION_NUM >= 0x00070000
 local function push(session, message)
@@ -44,59 +88,78 @@ local function is_live(session)
   return expiry and tonumber(expiry) > now
 end
 
--- A share's score is the number of permits, less a fraction that grows with time: among equals,
--- the one whose last grant is oldest comes first. 2^43 ms is some 278 years.
-local function share_score(held) return held - now / 8796093022208 end
-
-local function share_of(sharer)
-  local score = redis.call('ZSCORE', shares, sharer)
-  return score and math.max(0, math.ceil(tonumber(score))) or 0
+-- Ends the gate early: all that any session knew of are back, and those that nobody knew of yet have had time for a heartbeat.
+local function open_gate()
+  if gate <= now then return true end
+  local m = redis.call('HMGET', meta, 'early', 'known', 'news')
+  local known = tonumber(m[2] or 0)
+  if now < tonumber(m[1] or gate) or known == 0 or redis.call('ZCARD', sessions) - tonumber(m[3] or 0) < known then return false end
+  gate = now
+  redis.call('HSET', meta, 'gate', whole(gate))
+  return true
 end
 
--- One permit less for a sharer. If it was asked back, it left the share when it was asked.
-local function unshare(id)
-  local sharer = sharer_of(id)
-  local debt = tonumber(redis.call('HGET', debts, sharer) or 0)
-  if debt > 0 then
-    if debt > 1 then
-      redis.call('HINCRBY', debts, sharer, -1)
-    else
-      redis.call('HDEL', debts, sharer)
-      if share_of(sharer) == 0 then redis.call('ZREM', shares, sharer) end
-    end
-    local oldest = redis.call('ZRANGE', promises, 0, 0)[1]
-    if oldest then redis.call('ZREM', promises, oldest) end
-  elseif share_of(sharer) > 1 then
-    redis.call('ZINCRBY', shares, -1, sharer)
+-- What a session's minimum still lacks; below 0, how many permits it could give back. nil if it has no minimum.
+local function lacking(session)
+  return reserve and tonumber(redis.call('HGET', reserves, 'free ' .. session) or '')
+end
+
+-- Counts n permits more (or, below 0, fewer) that a session holds and does not owe.
+local function reckon(session, n)
+  local free = lacking(session)
+  if not free then return end
+  redis.call('HSET', reserves, 'free ' .. session, free - n)
+  local change = math.max(0, free - n) - math.max(0, free)
+  if change ~= 0 then reserve = redis.call('HINCRBY', meta, 'reserve', change) end
+end
+
+local function debt_of(sharer) return tonumber(redis.call('HGET', debts, sharer) or 0) end
+local function held_by(sharer) return tonumber(redis.call('HGET', helds, sharer) or 0) end
+local function share_of(sharer) return math.max(0, held_by(sharer) - debt_of(sharer)) end
+
+-- Puts a sharer where it belongs among those that can give a permit. Its level is what it would hold, for each unit of its weight,
+-- after it gave one; less a fraction that grows with time, so that among equals the one that changed longest ago
+-- comes first. 2^43 ms is some 278 years.
+local function place(sharer, share)
+  if share > 0 then
+    redis.call('ZADD', shares, (share - 1) / weight_of(sharer) - now / 8796093022208, sharer)
   else
     redis.call('ZREM', shares, sharer)
   end
 end
 
--- Forgets what is counted about the sharers of sessions that ended: it can have drifted from their permits.
-local function forget(ended)
-  for _, sharer in ipairs(redis.call('ZRANGE', shares, 0, -1)) do
-    if ended[session_of(sharer)] then redis.call('ZREM', shares, sharer) end
+-- One permit less for a sharer; true if it was asked back, and so was not counted any more.
+local function unshare(sharer)
+  local held, debt = redis.call('HINCRBY', helds, sharer, -1), debt_of(sharer)
+  if held <= 0 then redis.call('HDEL', helds, sharer) end
+  if debt == 0 then
+    place(sharer, held)
+    return false
   end
-  for _, sharer in ipairs(redis.call('HKEYS', debts)) do
-    if ended[session_of(sharer)] then redis.call('HDEL', debts, sharer) end
-  end
+  if debt > 1 then redis.call('HINCRBY', debts, sharer, -1) else redis.call('HDEL', debts, sharer) end
+  local oldest = redis.call('ZRANGE', promises, 0, 0)[1]
+  if oldest then redis.call('ZREM', promises, oldest) end
+  return true
 end
 
 -- Removes a permit; true if it was there.
 local function drop(id)
   if redis.call('ZREM', permits, id) == 0 then return false end
-  if is_shared(id) then unshare(id) end
+  change = change - 1
+  local owed = is_shared(id) and unshare(sharer_of(id))
+  if reserve and not owed then reckon(session_of(id), -1) end
   return true
 end
 
 -- Grants a permit, or extends it; true if it was not held.
 local function grant(id, ttl)
   if redis.call('ZADD', permits, whole(now + ttl), id) == 0 then return false end
+  change = change + 1
   if is_shared(id) then
     local sharer = sharer_of(id)
-    redis.call('ZADD', shares, share_score(share_of(sharer) + 1), sharer)
+    place(sharer, redis.call('HINCRBY', helds, sharer, 1) - debt_of(sharer))
   end
+  if reserve then reckon(session_of(id), 1) end
   return true
 end
 
@@ -107,6 +170,13 @@ local function purge()
     for _, id in ipairs(dead) do drop(id) end
     dead = redis.call('ZRANGEBYSCORE', permits, '-inf', now, 'LIMIT', 0, 100)
   end
+end
+
+-- How many of n permits a session can be granted where `free` are not held: what others' minima lack is kept for those.
+local function grantable(n, free, session)
+  n = math.min(n, free)
+  if reserve and n > 0 then n = math.min(n, math.max(0, lacking(session) or 0) + math.max(0, free - reserve)) end
+  return n
 end
 
 -- Splits a request into its lease length and its permit UUIDs.
@@ -132,7 +202,7 @@ local function pump(capacity, own, granted)
     elseif #ids > capacity then
       redis.call('ZREM', queue, head)
       push(session, 'r')
-    elseif #ids > free then
+    elseif grantable(#ids, free, session) < #ids then
       return free
     else
       redis.call('ZREM', queue, head)
@@ -140,11 +210,56 @@ local function pump(capacity, own, granted)
         grant(id, ttl)
         if session == own then granted[#granted + 1] = id end
       end
-      if session ~= own then push(session, 'g ' .. whole(now) .. ' ' .. table.concat(ids, ' ')) end
+      if session ~= own then push(session, 'g ' .. epoch .. ' ' .. whole(now) .. ' ' .. table.concat(ids, ' ')) end
       free = free - #ids
     end
   end
   return free
+end
+
+-- Counts on one permit of a sharer: it is asked to give it back, and its share is less from now on.
+local function promise(sharer)
+  redis.call('ZADD', promises, now + PROMISE, redis.call('HINCRBY', meta, 'seq', 1))
+  place(sharer, held_by(sharer) - redis.call('HINCRBY', debts, sharer, 1))
+  if reserve then reckon(session_of(sharer), -1) end
+end
+
+-- The sharer of the highest level that can give a permit: the sessions whose minimum it would break cannot.
+local function richest()
+  if not reserve then return redis.call('ZREVRANGE', shares, 0, 0)[1] end
+  for _, sharer in ipairs(redis.call('ZREVRANGE', shares, 0, 63)) do
+    if (lacking(session_of(sharer)) or -1) < 0 then return sharer end
+  end
+end
+
+-- Max-min fairness. For each waiting request that no permit is promised to yet, in the order of the queue: asks the sharer
+-- of the highest level for one permit,
+--   if after that it is not below the waiter's level (without weights: if it holds at least two more), or
+--   if the waiter holds none and it holds two or more, or
+--   if the waiter's minimum lacks it, or
+--   in rotation, if the waiter holds none and everybody at most one: what is given in rotation, its holder keeps for a minimum tenure.
+-- A request of no sharer counts as one that holds none: a busy pool gives nothing back by itself. The queue is ordered by
+-- level, so the first that has no claim ends it. Once shares are even this finds nothing.
+local function balance()
+  redis.call('ZREMRANGEBYSCORE', promises, '-inf', now)
+  local from = redis.call('ZCARD', promises)
+  for _, request in ipairs(redis.call('ZRANGE', queue, from, from + 7)) do
+    local id = string.match(request, '^%d+ (%S+)')
+    if id then
+      local holder = richest()
+      local sharer = is_shared(id) and sharer_of(id)
+      if not holder or holder == sharer then return end
+      local gives, has = share_of(holder), sharer and share_of(sharer) or 0
+      local rotate = false
+      if has == 0 then
+        rotate = gives == 1
+      elseif (gives - 1) * weight_of(sharer) < (has + 1) * weight_of(holder) then
+        if (lacking(session_of(id)) or 0) <= 0 then return end
+      end
+      promise(holder)
+      push(session_of(holder), 'b ' .. holder .. (rotate and ' t' or ' f'))
+    end
+  end
 end
 
 -- The capacity in force: an operator's limit, else the smallest that a live session declares.
@@ -153,36 +268,36 @@ local function effective_capacity()
   local cap = limit
   if not cap then cap = redis.call('ZRANGE', capacities, 0, 0, 'WITHSCORES')[2] end
   cap = tonumber(cap or 0)
+  if not limit and redis.call('ZCARD', capacities) < redis.call('ZCARD', sessions) then
+    cap = math.min(cap, tonumber(state[2] or cap)) -- some of what was declared is lost, until its sessions say it again
+  end
   redis.call('HSET', meta, 'cap', whole(cap))
   return cap
 end
 
--- Counts on one permit of a sharer: it is asked to give it back, and its share is less from now on.
-local function promise(sharer)
-  redis.call('ZADD', promises, now + PROMISE, redis.call('HINCRBY', meta, 'seq', 1))
-  redis.call('ZINCRBY', shares, -1, sharer)
-  redis.call('HINCRBY', debts, sharer, 1)
+-- Adds up what is reserved, after minima came or went.
+local function sum_reserves()
+  reserve = nil
+  local all = redis.call('HGETALL', reserves)
+  for i = 1, #all, 2 do
+    if string.sub(all[i], 1, 5) == 'free ' then reserve = (reserve or 0) + math.max(0, tonumber(all[i + 1]) or 0) end
+  end
+  if reserve then redis.call('HSET', meta, 'reserve', reserve) else redis.call('HDEL', meta, 'reserve') end
 end
 
--- Max-min fairness. For each waiting request that no permit is promised to yet, in the order of the queue: asks the largest
--- sharer for one in favour of a waiter that has at least two fewer, or, in rotation, of one that has none at all; a
--- holder keeps what it gives in rotation for its minimum tenure. A request of no sharer counts as one that has none:
--- a busy pool gives nothing back by itself. The queue is ordered by share, so
--- the first that has no claim ends it. Once shares are even this finds nothing.
-local function balance()
-  redis.call('ZREMRANGEBYSCORE', promises, '-inf', now)
-  local from = redis.call('ZCARD', promises)
-  for _, request in ipairs(redis.call('ZRANGE', queue, from, from + 7)) do
-    local id = string.match(request, '^%d+ (%S+)')
-    if id then
-      local sharer = is_shared(id) and sharer_of(id)
-      local share = sharer and share_of(sharer) or 0
-      local top = redis.call('ZREVRANGE', shares, 0, 0, 'WITHSCORES')
-      local holder, most = top[1], math.ceil(tonumber(top[2] or 0))
-      local rotate = most == 1 and share == 0
-      if not holder or holder == sharer or not (most >= share + 2 or rotate) then return end
-      promise(holder)
-      push(session_of(holder), 'b ' .. holder .. (rotate and ' t' or ' f'))
+-- Forgets what is counted about sessions that ended: it can have drifted from their permits.
+local function forget(ended)
+  for _, key in ipairs({ helds, debts }) do
+    for _, sharer in ipairs(redis.call('HKEYS', key)) do
+      if ended[session_of(sharer)] then
+        redis.call('HDEL', key, sharer)
+        redis.call('ZREM', shares, sharer)
+      end
     end
   end
+  if not reserve then return end
+  for session in pairs(ended) do
+    if ended[session] then redis.call('HDEL', reserves, 'min ' .. session, 'free ' .. session) end
+  end
+  sum_reserves()
 end

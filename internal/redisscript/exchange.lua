@@ -1,13 +1,18 @@
 -- exchange: everything a session wants at once. Releases, then grants to the queue, then new requests, then offers.
 --
--- ARGV   1 session    2 its epoch    3 lease, ms
---        4 number of requests to drop, 5 to ask, 6 units offered, 7 the sharer that offers
+-- ARGV   2 session    3 its epoch    4 lease, ms
+--        5 number of plain permits to release, 6 to wait for, 7 to try for, each alone
+--        8 number of requests to drop, 9 to ask, 10 units offered, 11 the sharer that offers
+--        12 the most requests that may wait, 0 for any number
+--        then the UUIDs of the plain permits
 --        then the requests to drop, "<ttl> <UUID>...": released if held, out of the queue if waiting
 --        then the requests to ask, each a kind and the request:
 --          't' all or none, now        'w' all or none, waiting in the queue
 --          'e' one that is held: extends its lease
 --          's' one sharer's wish for as many of the UUIDs as are free; if none is, it waits for the first one
--- Returns {'ok', now, wake, waiting, promised, {granted UUIDs}, {first UUIDs of requests refused}}
+-- Returns now, ms, or 0 if it was not looked up: all was released, all was granted, and nobody waits
+--      or {'ok', now, wake, waiting, promised, {granted UUIDs},
+--         {first UUIDs of requests refused}, {of those the queue has no place for}}
 --          wake      when to look again if something of this session is left in the queue, ms, 0 if unknown
 --          waiting   requests left in the queue, of anyone
 --          promised  how many of the offered units are needed: the sharer is to release that many
@@ -17,16 +22,21 @@
 -- Twice: the UUIDs are the client's. A request that is held, or waits, is found and left as it is (its lease is extended); what was
 -- dropped is not there. An offer is answered anew, which promises at most what is still needed.
 
-local own, epoch, ttl = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local n_drops, n_asks, offered, offerer = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
-local at = 8
+local own, ttl = ARGV[2], tonumber(ARGV[4])
+local n_drops, n_asks, offered, offerer = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10]), ARGV[11]
+local most_waiting = tonumber(ARGV[12])
+local at = FIRST
 
-local state = redis.call('HMGET', meta, 'epoch', 'cap', 'gate')
-if state[1] ~= epoch or n_asks > 0 and not is_live(own) then return { 'gone' } end
-local capacity, gate = tonumber(state[2] or 0), tonumber(state[3] or 0)
-local shut = gate > now
-local granted, refused = {}, {}
+if epoch ~= ARGV[3] or n_waits + n_tries + n_asks > 0 and not is_live(own) then return { 'gone' } end
+local capacity, shut = tonumber(state[2] or 0), not open_gate()
+local granted, refused, crowded = {}, {}, {}
 
+for _ = 1, n_released do
+  drop(ARGV[at])
+  at = at + 1
+end
+local plain = at
+at = at + n_waits + n_tries
 for _ = 1, n_drops do
   local request = ARGV[at]
   at = at + 1
@@ -42,30 +52,42 @@ local waiting, free = redis.call('ZCARD', queue), nil
 local purged = false
 local function room(n)
   free = free or capacity - redis.call('ZCARD', permits)
-  if free < n and not purged then
+  if not purged and grantable(n, free, own) < n then
     purged = true
     purge()
     free = capacity - redis.call('ZCARD', permits)
   end
-  return free >= n
+  return grantable(n, free, own)
 end
 
 if waiting > 0 and not shut then
-  if room(1) then
-    free = pump(capacity, own, granted)
-    waiting = redis.call('ZCARD', queue)
-  end
+  room(1)
+  free = pump(capacity, own, granted)
+  waiting = redis.call('ZCARD', queue)
 end
 
--- Puts a request into the queue, behind all others of its rank; one that waits already keeps its turn within
--- its (new) rank. Sharers with fewer permits come first; all other requests are first come, first served.
-local function enqueue(request, rank)
+-- Requests of sharers are served by level, and all that hold nothing by arrival, like those of plain permits. What a minimum lacks goes first.
+local function rank_of(id)
+  if (lacking(session_of(id)) or 0) > 0 then return 0 end
+  local share = is_shared(id) and share_of(sharer_of(id)) or 0
+  if share == 0 then return LEVELS end
+  return math.min(8191, LEVELS + math.max(1, math.floor(LEVELS * share / weight_of(id))))
+end
+
+-- Puts a request into the queue, behind all others of its rank; one that waits already keeps its turn within its (new) rank.
+local asked = false
+local function enqueue(request, id)
   local old = redis.call('ZSCORE', queue, request)
+  if not old and most_waiting > 0 and waiting >= most_waiting and not is_shared(id) then
+    crowded[#crowded + 1] = id
+    return
+  end
   local seq = old and tonumber(old) % RANK or redis.call('HINCRBY', meta, 'seq', 1)
-  redis.call('ZADD', queue, whole(math.min(rank, 4096) * RANK + seq), request)
-  if old then return false end
-  waiting = waiting + 1
-  return true
+  redis.call('ZADD', queue, whole(rank_of(id) * RANK + seq), request)
+  if not old then
+    asked = true
+    waiting = waiting + 1
+  end
 end
 
 -- Tells the holders that somebody waits, so that they offer what lies idle.
@@ -75,66 +97,59 @@ local function tell_holders()
   end
 end
 
-local before, asked = waiting, false
+local before = waiting
+local function ask(kind, length, ids, request)
+  local held = 0
+  for _, id in ipairs(ids) do
+    if redis.call('ZSCORE', permits, id) then -- a duplicate, or an extension
+      held = held + 1
+      redis.call('ZADD', permits, whole(now + length), id)
+      granted[#granted + 1] = id
+    end
+  end
+  if held > 0 then return end
+  local some = waiting == 0 and not shut and kind ~= 'e' and room(#ids) or 0
+  if some == #ids or kind == 's' and some > 0 then
+    for i = 1, some do
+      grant(ids[i], length)
+      granted[#granted + 1] = ids[i]
+    end
+    free = free - some
+  elseif kind == 's' then
+    enqueue(length .. ' ' .. ids[1], ids[1])
+  elseif kind == 'w' and #ids <= capacity then
+    enqueue(request, ids[1])
+  else
+    refused[#refused + 1] = ids[1]
+  end
+end
+
+for i = 1, n_waits + n_tries do
+  local id = ARGV[plain + i - 1]
+  ask(i <= n_waits and 'w' or 't', ttl, { id }, ARGV[4] .. ' ' .. id)
+end
 for _ = 1, n_asks do
   local kind, request = ARGV[at], ARGV[at + 1]
   at = at + 2
   local length, ids = parse(request)
-  local alone = #ids == 1 and (kind == 'w' or kind == 't') and waiting == 0 and not shut and room(1)
-  local held = 0
-  for i = 1, alone and 0 or #ids do
-    if redis.call('ZSCORE', permits, ids[i]) then
-      held = held + 1
-      redis.call('ZADD', permits, whole(now + length), ids[i])
-      granted[#granted + 1] = ids[i]
-    end
-  end
-  if held > 0 then
-    -- A duplicate, or an extension.
-  elseif alone then -- The common case, in one command: ZADD tells whether it is a duplicate.
-    if grant(ids[1], length) then free = free - 1 end
-    granted[#granted + 1] = ids[1]
-  elseif kind == 'e' then
-    refused[#refused + 1] = ids[1]
-  elseif kind == 's' then
-    local first = length .. ' ' .. ids[1]
-    if waiting == 0 and not shut and room(1) then
-      for i = 1, math.min(#ids, free) do
-        grant(ids[i], length)
-        granted[#granted + 1] = ids[i]
-        free = free - 1
-      end
-    else
-      asked = enqueue(first, share_of(sharer_of(ids[1]))) or asked
-    end
-  elseif #ids > capacity then
-    refused[#refused + 1] = ids[1]
-  elseif waiting == 0 and not shut and room(#ids) then
-    for _, id in ipairs(ids) do
-      grant(id, length)
-      granted[#granted + 1] = id
-    end
-    free = free - #ids
-  elseif kind == 't' then
-    refused[#refused + 1] = ids[1]
-  else
-    asked = enqueue(request, 0) or asked
-  end
+  ask(kind, length, ids, request)
 end
-if asked then
-  -- Free capacity can be there still: a big request at the head may now be behind a sharer of lower rank.
-  if not shut and room(1) then
+if asked and not shut then
+  -- Free capacity can be there still: a big request at the head may now be behind one of lower rank.
+  if free > 0 then
     pump(capacity, own, granted)
     waiting = redis.call('ZCARD', queue)
   end
   -- Holders were told when the queue began; what they get from then on tells them, too.
-  if before == 0 and waiting > 0 and not shut then tell_holders() end
+  if before == 0 and waiting > 0 then tell_holders() end
 end
 
 local promised = 0
 if offered > 0 and waiting > 0 and not shut then
   redis.call('ZREMRANGEBYSCORE', promises, '-inf', now)
   promised = math.min(offered, math.max(0, waiting - redis.call('ZCARD', promises)), share_of(offerer))
+  local spare = lacking(own)
+  if spare then promised = math.min(promised, math.max(0, -spare)) end
   for _ = 1, promised do promise(offerer) end
 end
 if waiting > 0 and not shut then balance() end
@@ -142,9 +157,11 @@ if waiting > 0 and not shut then balance() end
 local wake = 0
 if waiting > 0 then
   if shut then
-    wake = gate
+    local early = tonumber(redis.call('HGET', meta, 'early') or 0)
+    wake = early > now and early or gate
   else
     wake = tonumber(redis.call('ZRANGE', permits, 0, 0, 'WITHSCORES')[2] or 0)
   end
 end
-return { 'ok', now, wake, waiting, promised, granted, refused }
+tally()
+return { 'ok', now, wake, waiting, promised, granted, refused, crowded }

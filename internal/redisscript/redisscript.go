@@ -7,6 +7,7 @@
 package redisscript
 
 import (
+	"cmp"
 	"context"
 	_ "embed"
 	"errors"
@@ -20,6 +21,8 @@ import (
 var (
 	//go:embed common.lua
 	common string
+	//go:embed plain.lua
+	plain string
 	//go:embed exchange.lua
 	exchangeText string
 	//go:embed renew.lua
@@ -31,7 +34,7 @@ var (
 	//go:embed snapshot.lua
 	snapshotText string
 
-	exchangeScript = redis.NewScript(common + exchangeText)
+	exchangeScript = redis.NewScript(plain + common + exchangeText)
 	renewScript    = redis.NewScript(common + renewText)
 	leaveScript    = redis.NewScript(common + leaveText)
 	capacityScript = redis.NewScript(common + capacityText)
@@ -55,7 +58,7 @@ type Keys struct {
 // set of permits is base itself, and the hash tag {base} puts all others into its Cluster slot.
 func NewKeys(base string) Keys {
 	k := Keys{all: []string{base}, push: "{" + base + "}:push:"}
-	for _, part := range []string{"queue", "sessions", "meta", "info", "capacities", "shares", "debts", "promises"} {
+	for _, part := range []string{"queue", "meta", "sessions", "info", "capacities", "shares", "held", "debts", "promises", "reserves"} {
 		k.all = append(k.all, "{"+base+"}:"+part)
 	}
 	return k
@@ -89,43 +92,57 @@ type Ask struct {
 	Request string
 }
 
-// Exchange is what a session wants of one round trip.
+// Exchange is what a session wants of one round trip. Plain permits, each for itself, are named apart: they are the common case,
+// and cost Redis least.
 type Exchange struct {
+	Expected       int64 // Redis's clock as the session expects it, ms; 0 if it never heard of it
 	Session, Epoch string
 	TTLMillis      int64
+	Release        []string // plain permits: UUIDs
+	Waits, Tries   []string // plain permits wanted: UUIDs
 	Drop           []string // requests, as made by Request
 	Ask            []Ask
 	Offered        int    // units that lie idle ...
 	Offerer        string // ... with this sharer
+	MostWaiting    int    // requests the queue has a place for, 0: any number
 }
 
 // Exchanged is Redis's answer. Times are milliseconds of Redis's clock.
 type Exchanged struct {
-	Now, Wake int64 // Wake: when to look again if a request of this session is left waiting; 0 unknown
+	All       bool  // everything was done: all that was wanted is granted, and nobody waits
+	Now, Wake int64 // Now: 0 if Redis did not look; Wake: when to look again if a request of this session is left waiting; 0 unknown
 	Waiting   int64 // requests of anyone left in the queue
 	Promised  int64 // of the units offered, how many are needed
 	Granted   []string
 	Refused   []string // first UUIDs
+	Crowded   []string // first UUIDs of requests for which the queue has no place
 }
 
 // Run executes the exchange. It returns ErrGone if the session must renew first.
 func (x Exchange) Run(ctx context.Context, c redis.Scripter, k Keys) (Exchanged, error) {
-	args := make([]any, 0, 7+len(x.Drop)+2*len(x.Ask))
-	args = append(args, x.Session, x.Epoch, x.TTLMillis, len(x.Drop), len(x.Ask), x.Offered, x.Offerer)
-	for _, d := range x.Drop {
-		args = append(args, d)
+	args := make([]any, 0, 12+len(x.Release)+len(x.Waits)+len(x.Tries)+len(x.Drop)+2*len(x.Ask))
+	args = append(args, x.Expected, x.Session, x.Epoch, x.TTLMillis, len(x.Release), len(x.Waits), len(x.Tries),
+		len(x.Drop), len(x.Ask), x.Offered, x.Offerer, x.MostWaiting)
+	for _, list := range [][]string{x.Release, x.Waits, x.Tries, x.Drop} {
+		for _, s := range list {
+			args = append(args, s)
+		}
 	}
 	for _, a := range x.Ask {
 		args = append(args, string(a.Kind), a.Request)
 	}
-	r, err := run(ctx, exchangeScript, c, k, args)
+	v, err := exchangeScript.Run(ctx, c, k.all, args...).Result()
 	if err != nil {
 		return Exchanged{}, err
 	}
+	if now, plain := v.(int64); plain {
+		return Exchanged{All: true, Now: now}, nil
+	}
+	r := newReply(v)
 	if status := r.text(); status == "gone" {
 		return Exchanged{}, ErrGone
 	}
-	out := Exchanged{Now: r.int(), Wake: r.int(), Waiting: r.int(), Promised: r.int(), Granted: r.texts(), Refused: r.texts()}
+	out := Exchanged{Now: r.int(), Wake: r.int(), Waiting: r.int(), Promised: r.int(), Granted: r.texts(), Refused: r.texts(), Crowded: r.texts()}
 	return out, r.err
 }
 
@@ -137,12 +154,15 @@ type Sharer struct {
 
 // Renew is a heartbeat, and how a session joins.
 type Renew struct {
+	Expected       int64  // Redis's clock as the session expects it, ms; 0 if it never heard of it
 	Session, Epoch string // Epoch: what it knows, "" if nothing yet
 	TTLMillis      int64
 	Capacity       int
 	Info           string // JSON
 	NewEpoch       string // used if there is none
 	Limit          int64  // the operator's capacity it knows, 0 if none: restored if state was lost
+	Min            int    // permits to be kept for the session
+	Roster         int64  // sessions there were when it last asked
 	Permits        []string
 	Sharers        []Sharer
 }
@@ -158,12 +178,22 @@ type Renewed struct {
 	Missing  []string
 	Limit    int64   // an operator's capacity, 0 if none
 	Unknown  []int64 // for each sharer: how many more it was asked to give back than it said it owes
+	Min      int64   // permits kept for the session: less than it wants if the minima of all would be more than the capacity
+	Roster   int64   // live sessions
+}
+
+// A RefusedMin refuses a session that joins with a minimum for which the others' leave no room.
+type RefusedMin struct{ Others, Capacity int64 }
+
+func (e RefusedMin) Error() string {
+	return fmt.Sprintf("the minima of the other sessions are %d in sum, and the capacity is %d", e.Others, e.Capacity)
 }
 
 // Run executes the heartbeat.
 func (n Renew) Run(ctx context.Context, c redis.Scripter, k Keys) (Renewed, error) {
-	args := make([]any, 0, 9+len(n.Permits)+3*len(n.Sharers))
-	args = append(args, n.Session, n.Epoch, n.TTLMillis, n.Capacity, n.Info, n.NewEpoch, len(n.Permits), len(n.Sharers), n.Limit)
+	args := make([]any, 0, 12+len(n.Permits)+3*len(n.Sharers))
+	args = append(args, n.Expected, n.Session, n.Epoch, n.TTLMillis, n.Capacity, n.Info, n.NewEpoch, len(n.Permits), len(n.Sharers), n.Limit,
+		n.Min, n.Roster)
 	for _, p := range n.Permits {
 		args = append(args, p)
 	}
@@ -174,14 +204,18 @@ func (n Renew) Run(ctx context.Context, c redis.Scripter, k Keys) (Renewed, erro
 	if err != nil {
 		return Renewed{}, err
 	}
-	r.text()
-	out := Renewed{Now: r.int(), Epoch: r.text(), Capacity: r.int(), Waiting: r.int(), Sharded: r.int() == 1, Gate: r.int(), Missing: r.texts(), Limit: r.int(), Unknown: r.ints()}
+	if r.text() == "refused" {
+		refused := RefusedMin{Others: r.int(), Capacity: r.int()}
+		return Renewed{}, cmp.Or[error](r.err, refused)
+	}
+	out := Renewed{Now: r.int(), Epoch: r.text(), Capacity: r.int(), Waiting: r.int(), Sharded: r.int() == 1, Gate: r.int(),
+		Missing: r.texts(), Limit: r.int(), Unknown: r.ints(), Min: r.int(), Roster: r.int()}
 	return out, r.err
 }
 
 // Leave ends a session and drops the requests given.
 func Leave(ctx context.Context, c redis.Scripter, k Keys, session, epoch string, drop []string) error {
-	args := []any{session, epoch, len(drop)}
+	args := []any{0, session, epoch, len(drop)}
 	for _, d := range drop {
 		args = append(args, d)
 	}
@@ -191,7 +225,7 @@ func Leave(ctx context.Context, c redis.Scripter, k Keys, session, epoch string,
 
 // SetCapacity sets the operator's capacity, or withdraws it with 0, and returns the one in force.
 func SetCapacity(ctx context.Context, c redis.Scripter, k Keys, n int) (int64, error) {
-	capacity, err := capacityScript.Run(ctx, c, k.all, n).Int64()
+	capacity, err := capacityScript.Run(ctx, c, k.all, 0, n).Int64()
 	if err != nil {
 		return 0, fmt.Errorf("script capacity: %w", err)
 	}
@@ -210,7 +244,7 @@ type Snapshot struct {
 
 // Load reads a Snapshot.
 func Load(ctx context.Context, c redis.Scripter, k Keys) (Snapshot, error) {
-	r, err := run(ctx, snapshotScript, c, k, nil)
+	r, err := run(ctx, snapshotScript, c, k, []any{0})
 	if err != nil {
 		return Snapshot{}, err
 	}
@@ -231,11 +265,11 @@ func Load(ctx context.Context, c redis.Scripter, k Keys) (Snapshot, error) {
 }
 
 func run(ctx context.Context, s *redis.Script, c redis.Scripter, k Keys, args []any) (*reply, error) {
-	v, err := s.Run(ctx, c, k.all, args...).Slice()
+	v, err := s.Run(ctx, c, k.all, args...).Result()
 	if err != nil {
 		return nil, err
 	}
-	return &reply{rest: v}, nil
+	return newReply(v), nil
 }
 
 // RenewHash is the digest by which the heartbeat's script is called, for tests that hold it back.

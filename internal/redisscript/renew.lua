@@ -1,25 +1,31 @@
 -- renew: joins a session, and keeps it, its waiters and all its permits alive. The heartbeat.
 --
--- ARGV   1 session   2 the epoch it knows, '' if none   3 lease, ms   4 capacity it declares
---        5 JSON about it for operators   6 an epoch to use if there is none
---        7 number of permits, 8 of sharers, 9 the operator's capacity it knows, 0 if none: restored if state was lost
+-- ARGV   2 session   3 the epoch it knows, '' if none   4 lease, ms   5 capacity it declares
+--        6 JSON about it for operators   7 an epoch to use if there is none
+--        8 number of permits, 9 of sharers, 10 the operator's capacity it knows, 0 if none: restored if state was lost
+--        11 the minimum it wants to be guaranteed   12 how many sessions there were when it last asked
 --        then the permits' UUIDs
 --        then for each sharer: its name, the permits it holds, how many of those it knows it was asked to give back
--- Returns {'ok', now, epoch, capacity in force, waiting, sharded, gate, {UUIDs not held any more}, limit, {debts}}
+-- Returns {'ok', now, epoch, capacity in force, waiting, sharded, gate, {UUIDs not held any more}, limit, {debts}, minimum, sessions}
 --          limit     an operator's capacity, 0 if none
 --          debts     for each sharer, how many more it was asked to give back than it knows: the push was lost, or is on its way
 --          sharded   1 if pushes go by sharded pub/sub, else 0
 --          gate      ms until which nothing new is granted, because state was lost
--- Clock: Redis's.
+--          minimum   what is guaranteed: less than was wanted if the minima of all would be more than the capacity
+--      or {'refused', minima of the others, capacity} to a session that joins with a minimum for which there is no room
 -- Twice: only sets expiries, and re-asserts what its caller holds.
 --
 -- State loss. A session that knows an epoch and finds none, or another, sees that Redis forgot. So does the first
--- session to arrive if others are still subscribed. Then nothing new is granted for one lease: by then every holder has either re-asserted
--- what it holds or stopped trusting it. A semaphore nobody knows is new, and pays nothing.
+-- session to arrive if others are still subscribed. Then nothing new is granted until every holder has either re-asserted
+-- what it holds or stopped trusting it: for one lease, or, from a
+-- little after a heartbeat's time, once as many sessions have come back as any of them knew of. A semaphore nobody knows is new, and pays nothing.
 
-local own, known, ttl, declared = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local n_permits, n_sharers, limit = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
-local FIRST = 10
+local own, known, ttl, declared = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+local n_permits, n_sharers, limit = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
+local minimum, roster = tonumber(ARGV[11]), tonumber(ARGV[12])
+local FIRST = 13
+local joins = known == ''
+local EARLY = 0.45 -- of a lease: a heartbeat comes after a third of it, and once more a twelfth later if that failed
 
 -- The sessions that are subscribed now, this one excepted.
 local function listening()
@@ -34,23 +40,32 @@ local function listening()
   return others
 end
 
--- State was lost: holds grants back for one lease, and has all who listen re-assert what they hold now.
-local function close_gate(others)
-  for _, session in ipairs(others) do push(session, 'l') end
-  return now + ttl
+-- A newcomer cannot tell a clock that was set from a fleet that died: it asks who listens.
+if joins and epoch and now - last > ttl and #listening() > 0 then
+  now = last
+  redis.call('HSET', meta, 'skew', whole(time - now))
 end
 
-local epoch = redis.call('HGET', meta, 'epoch')
-local gate = tonumber(redis.call('HGET', meta, 'gate') or 0)
-local lost = known ~= '' and known ~= epoch
+-- Holds grants back, and has all who listen re-assert what they hold now.
+local function close_gate(others)
+  for _, session in ipairs(others) do push(session, 'l') end
+  gate = now + ttl
+  redis.call('HSET', meta, 'gate', whole(gate), 'early', whole(now + EARLY * ttl), 'known', 0, 'news', 0)
+end
+
+local lost = not joins and known ~= epoch
 if not epoch then
-  epoch = ARGV[6]
+  epoch = ARGV[7]
   local others = listening()
-  gate = (lost or #others > 0) and close_gate(others) or 0
-  redis.call('HSET', meta, 'epoch', epoch, 'gate', whole(gate))
+  gate = 0
+  -- Who is still here says so again. Permits stay: at worst they are counted until they expire.
+  redis.call('DEL', sessions, info, capacities, shares, helds, debts, promises, reserves)
+  redis.call('HSET', meta, 'epoch', epoch, 'gate', 0, 'count', redis.call('ZCARD', permits))
+  redis.call('HDEL', meta, 'reserve')
+  reserve = nil
+  if lost or #others > 0 then close_gate(others) end
 elseif lost and gate == 0 then -- whoever came first could not know that others hold permits
-  gate = close_gate(listening())
-  redis.call('HSET', meta, 'gate', whole(gate))
+  close_gate(listening())
 end
 if lost and limit > 0 and redis.call('HEXISTS', meta, 'limit') == 0 then
   redis.call('HSET', meta, 'limit', whole(limit))
@@ -65,9 +80,29 @@ for _, session in ipairs(gone) do
   redis.call('HDEL', info, session)
 end
 if #gone > 0 then forget(ended) end
-redis.call('ZADD', sessions, whole(now + ttl), own)
+
+-- Minima. The sum of those of live sessions never exceeds the capacity.
+local function others_minima()
+  local sum, all = 0, redis.call('HGETALL', reserves)
+  for i = 1, #all, 2 do
+    if string.sub(all[i], 1, 4) == 'min ' and all[i] ~= 'min ' .. own then sum = sum + (tonumber(all[i + 1]) or 0) end
+  end
+  return sum
+end
+if minimum > 0 then
+  local smallest = tonumber(redis.call('ZRANGE', capacities, 0, 0, 'WITHSCORES')[2] or declared)
+  local room = tonumber(redis.call('HGET', meta, 'limit') or math.min(declared, smallest))
+  local taken = others_minima()
+  if joins and taken + minimum > room then return { 'refused', taken, room } end
+  minimum = math.max(0, math.min(minimum, room - taken))
+end
+
+if redis.call('ZADD', sessions, whole(now + ttl), own) == 1 and gate > now and not lost then
+  redis.call('HINCRBY', meta, 'news', 1)
+end
 redis.call('ZADD', capacities, declared, own)
-redis.call('HSET', info, own, ARGV[5])
+redis.call('HSET', info, own, ARGV[6])
+redis.call('HSET', meta, 'last', whole(now))
 local capacity = effective_capacity()
 
 purge()
@@ -81,7 +116,7 @@ for from = 1, n_permits, CHUNK do
     if lost then
       -- Truth first: its connection exists, whether or not there is room.
       if now < gate or redis.call('ZCARD', permits) < capacity or redis.call('ZSCORE', permits, id) then
-        redis.call('ZADD', permits, expiry, id)
+        change = change + redis.call('ZADD', permits, expiry, id)
       else
         missing[#missing + 1] = id
       end
@@ -103,22 +138,41 @@ for from = 1, n_permits, CHUNK do
 end
 
 local at = FIRST + n_permits
-local unknown = {}
+local unknown, owing = {}, 0
 for i = 1, n_sharers do
   local sharer, held, owed = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   at = at + 3
-  local debt = math.min(held, math.max(owed, tonumber(redis.call('HGET', debts, sharer) or 0)))
+  local debt = math.min(held, math.max(owed, debt_of(sharer)))
   unknown[i] = math.max(0, debt - owed)
-  local share = math.max(0, held - debt)
-  if share_of(sharer) ~= share then
-    if share > 0 then redis.call('ZADD', shares, share_score(share), sharer) else redis.call('ZREM', shares, sharer) end
+  owing = owing + debt
+  if held_by(sharer) ~= held or debt_of(sharer) ~= debt then
+    if held > 0 then redis.call('HSET', helds, sharer, held) else redis.call('HDEL', helds, sharer) end
+    if debt > 0 then redis.call('HSET', debts, sharer, debt) else redis.call('HDEL', debts, sharer) end
+    place(sharer, held - debt)
   end
-  if debt > 0 then redis.call('HSET', debts, sharer, debt) else redis.call('HDEL', debts, sharer) end
 end
 
-if now >= gate then
+-- What the session's minimum lacks. The running count is right unless what it rests on was deleted; grants and releases on
+-- their way make the session's own differ for a moment, so only the permits themselves settle which is right.
+if minimum > 0 or redis.call('HEXISTS', reserves, 'min ' .. own) == 1 then
+  local counted = tonumber(redis.call('HGET', reserves, 'free ' .. own) or '')
+  if counted ~= minimum - (n_permits - #missing) + owing or tonumber(redis.call('HGET', reserves, 'min ' .. own) or '') ~= minimum then
+    counted = minimum + owing
+    for _, id in ipairs(redis.call('ZRANGE', permits, 0, -1)) do
+      if session_of(id) == own then counted = counted - 1 end
+    end
+    redis.call('HSET', reserves, 'min ' .. own, minimum, 'free ' .. own, counted)
+  end
+  sum_reserves()
+end
+
+if lost and gate > now and roster > tonumber(redis.call('HGET', meta, 'known') or 0) then
+  redis.call('HSET', meta, 'known', roster)
+end
+if open_gate() then
   pump(capacity, '', {})
   if redis.call('ZCARD', queue) > 0 then balance() end
 end
+tally()
 return { 'ok', now, epoch, capacity, redis.call('ZCARD', queue), sharded and 1 or 0, gate, missing,
-  tonumber(redis.call('HGET', meta, 'limit') or 0), unknown }
+  tonumber(redis.call('HGET', meta, 'limit') or 0), unknown, minimum, redis.call('ZCARD', sessions) }

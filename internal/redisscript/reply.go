@@ -12,6 +12,15 @@ type reply struct {
 	err  error
 }
 
+func newReply(v any) *reply {
+	r := &reply{}
+	var ok bool
+	if r.rest, ok = v.([]any); !ok {
+		r.fail("a list", v)
+	}
+	return r
+}
+
 func (r *reply) next(want string) any {
 	if r.err != nil {
 		return nil

@@ -1,4 +1,4 @@
--- snapshot: what an operator wants to see. Changes nothing.
+-- snapshot: what an operator wants to see. Changes no permit and no request.
 --
 -- ARGV   none
 -- Returns {now, capacity in force, operator's limit or 0, gate, {UUID, expiry, ...}, {request, ...} in the order of the queue,
@@ -6,9 +6,8 @@
 -- Clock: Redis's; what has expired is left out.
 -- Twice: reads only.
 
-local state = redis.call('HMGET', meta, 'cap', 'limit', 'gate')
 return {
-  now, tonumber(state[1] or 0), tonumber(state[2] or 0), tonumber(state[3] or 0),
+  now, tonumber(state[2] or 0), tonumber(redis.call('HGET', meta, 'limit') or 0), gate,
   redis.call('ZRANGEBYSCORE', permits, '(' .. whole(now), '+inf', 'WITHSCORES'),
   redis.call('ZRANGE', queue, 0, -1),
   redis.call('ZRANGEBYSCORE', sessions, '(' .. whole(now), '+inf', 'WITHSCORES'),
