@@ -2,9 +2,9 @@
 --
 -- ARGV   2 session    3 its epoch    4 lease, ms
 --        5 number of plain permits to release, 6 to wait for, 7 to try for, each alone
---        8 number of requests to drop, 9 to ask, 10 units offered, 11 the sharer that offers
---        12 the most requests that may wait, 0 for any number
+--        8 the most requests that may wait, 0 for any number
 --        then the UUIDs of the plain permits
+--        then, if there is anything else, number of requests to drop, to ask, units offered, the sharer that offers
 --        then the requests to drop, "<ttl> <UUID>...": released if held, out of the queue if waiting
 --        then the requests to ask, each a kind and the request:
 --          't' all or none, now        'w' all or none, waiting in the queue
@@ -22,21 +22,15 @@
 -- Twice: the UUIDs are the client's. A request that is held, or waits, is found and left as it is (its lease is extended); what was
 -- dropped is not there. An offer is answered anew, which promises at most what is still needed.
 
-local own, ttl = ARGV[2], tonumber(ARGV[4])
-local n_drops, n_asks, offered, offerer = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10]), ARGV[11]
-local most_waiting = tonumber(ARGV[12])
-local at = FIRST
+local own, ttl, most_waiting = ARGV[2], tonumber(ARGV[4]), tonumber(ARGV[8])
+local n_drops, n_asks, offered, offerer = tonumber(ARGV[REST] or 0), tonumber(ARGV[REST + 1] or 0), tonumber(ARGV[REST + 2] or 0), ARGV[REST + 3]
+local at = REST + 4
 
 if epoch ~= ARGV[3] or n_waits + n_tries + n_asks > 0 and not is_live(own) then return { 'gone' } end
 local capacity, shut = tonumber(state[2] or 0), not open_gate()
 local granted, refused, crowded = {}, {}, {}
 
-for _ = 1, n_released do
-  drop(ARGV[at])
-  at = at + 1
-end
-local plain = at
-at = at + n_waits + n_tries
+for i = 1, n_released do drop(ARGV[FIRST + i - 1]) end
 for _ = 1, n_drops do
   local request = ARGV[at]
   at = at + 1
@@ -125,7 +119,7 @@ local function ask(kind, length, ids, request)
 end
 
 for i = 1, n_waits + n_tries do
-  local id = ARGV[plain + i - 1]
+  local id = ARGV[FIRST + n_released + i - 1]
   ask(i <= n_waits and 'w' or 't', ttl, { id }, ARGV[4] .. ' ' .. id)
 end
 for _ = 1, n_asks do

@@ -5,10 +5,11 @@
 -- the safe side; where that leaves no room the rest looks again. A permit wanted twice is found held: ZADD then extends it.
 
 local n_released, n_waits, n_tries = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
-local FIRST = 13
+local FIRST = 9
+local REST = FIRST + n_released + n_waits + n_tries -- where what is not of plain permits begins, if there is any
 local STEP = 1000 -- see common
 
-if ARGV[8] == '0' and ARGV[9] == '0' and ARGV[10] == '0' and redis.call('ZCARD', KEYS[2]) == 0 then
+if #ARGV < REST and redis.call('ZCARD', KEYS[2]) == 0 then
   local wanted, change = n_waits + n_tries, 0
   if wanted == 0 then
     change = redis.call('ZREM', KEYS[1], unpack(ARGV, FIRST, FIRST + n_released - 1))
@@ -17,15 +18,14 @@ if ARGV[8] == '0' and ARGV[9] == '0' and ARGV[10] == '0' and redis.call('ZCARD',
   end
   local state = redis.call('HMGET', KEYS[3], 'epoch', 'cap', 'gate', 'reserve', 'count', 'skew')
   local time = redis.call('TIME')
-  local now = time[1] * 1000 + math.floor(time[2] / 1000) - tonumber(state[6] or 0)
-  local held, capacity = redis.call('ZCARD', KEYS[1]), tonumber(state[2] or 0) - tonumber(state[4] or 0)
-  if state[1] == ARGV[3] and held >= tonumber(state[5] or 0) and held + wanted <= capacity
-      and tonumber(state[3] or 0) <= now and math.abs(now - tonumber(ARGV[1])) <= STEP then
+  local now = time[1] * 1000 + math.floor(time[2] / 1000) - (state[6] or 0)
+  local held = redis.call('ZCARD', KEYS[1])
+  if state[1] == ARGV[3] and held >= tonumber(state[5] or 0) and held + wanted <= (state[2] or 0) - (state[4] or 0)
+      and tonumber(state[3] or 0) <= now and math.abs(now - ARGV[1]) <= STEP then
     if n_released > 0 then
       change = -redis.call('ZREM', KEYS[1], unpack(ARGV, FIRST, FIRST + n_released - 1))
     end
-    local expiry = string.format('%.0f', now + tonumber(ARGV[4]))
-    local added = {}
+    local expiry, added = now + ARGV[4], {}
     for i = 1, wanted do
       added[2 * i - 1] = expiry
       added[2 * i] = ARGV[FIRST + n_released + i - 1]

@@ -121,15 +121,20 @@ type Exchanged struct {
 // Run executes the exchange. It returns ErrGone if the session must renew first.
 func (x Exchange) Run(ctx context.Context, c redis.Scripter, k Keys) (Exchanged, error) {
 	args := make([]any, 0, 12+len(x.Release)+len(x.Waits)+len(x.Tries)+len(x.Drop)+2*len(x.Ask))
-	args = append(args, x.Expected, x.Session, x.Epoch, x.TTLMillis, len(x.Release), len(x.Waits), len(x.Tries),
-		len(x.Drop), len(x.Ask), x.Offered, x.Offerer, x.MostWaiting)
-	for _, list := range [][]string{x.Release, x.Waits, x.Tries, x.Drop} {
-		for _, s := range list {
-			args = append(args, s)
+	args = append(args, x.Expected, x.Session, x.Epoch, x.TTLMillis, len(x.Release), len(x.Waits), len(x.Tries), x.MostWaiting)
+	for _, list := range [][]string{x.Release, x.Waits, x.Tries} {
+		for _, id := range list {
+			args = append(args, id)
 		}
 	}
-	for _, a := range x.Ask {
-		args = append(args, string(a.Kind), a.Request)
+	if len(x.Drop)+len(x.Ask)+x.Offered > 0 {
+		args = append(args, len(x.Drop), len(x.Ask), x.Offered, x.Offerer)
+		for _, d := range x.Drop {
+			args = append(args, d)
+		}
+		for _, a := range x.Ask {
+			args = append(args, string(a.Kind), a.Request)
+		}
 	}
 	v, err := exchangeScript.Run(ctx, c, k.all, args...).Result()
 	if err != nil {
