@@ -2,6 +2,8 @@ package semaphore
 
 import (
 	"context"
+	"errors"
+	"net"
 	"strconv"
 	"strings"
 	"time"
@@ -38,21 +40,11 @@ func (a anchor) expected(at time.Duration) int64 {
 
 // subscribe starts listening and waits, for a bounded time, until Redis has confirmed it.
 func (s *Semaphore) subscribe(ctx context.Context) {
-	channel := s.keys.Channel(s.identity.session)
 	// The subscription lives as long as the session; only the wait for it is bounded.
-	var ps *redis.PubSub
-	if s.sharded {
-		ps = s.own.SSubscribe(s.ctx, channel)
-	} else {
-		ps = s.own.Subscribe(s.ctx, channel)
-	}
-	s.pubsub = ps
+	s.pubsub = s.openSubscription()
 	confirmed := make(chan struct{})
 	s.wg.Add(1)
-	go s.listen(ps.ChannelWithSubscriptions(
-		redis.WithChannelSize(1024),
-		redis.WithChannelHealthCheckInterval(max(s.cfg.TTL/3, 100*time.Millisecond)),
-	), confirmed)
+	go s.listen(confirmed)
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.TTL)
 	defer cancel()
 	select {
@@ -62,14 +54,31 @@ func (s *Semaphore) subscribe(ctx context.Context) {
 	}
 }
 
-func (s *Semaphore) listen(messages <-chan any, confirmed chan struct{}) {
+func (s *Semaphore) openSubscription() *redis.PubSub {
+	if s.sharded {
+		return s.own.SSubscribe(s.ctx, s.keys.Channel(s.identity.session))
+	}
+	return s.own.Subscribe(s.ctx, s.keys.Channel(s.identity.session))
+}
+
+// listen receives pushes until the session ends, and handles each where it is read: another goroutine between, as in go-redis's Channel, would
+// cost a grant as much as the way here. A connection on which nothing comes is asked for a sign of life, and replaced if it gives none.
+func (s *Semaphore) listen(confirmed chan struct{}) {
 	defer s.wg.Done()
-	first := true
-	for m := range messages {
+	quiet := max(s.cfg.TTL/3, 100*time.Millisecond)
+	subscribed, asked := false, false
+	for s.ctx.Err() == nil {
+		m, err := s.pubsub.ReceiveTimeout(s.ctx, quiet)
+		if err == nil {
+			asked = false
+		}
+		var late net.Error
 		switch m := m.(type) {
+		case *redis.Message:
+			s.pushed(m.Payload)
 		case *redis.Subscription:
-			if first {
-				first = false
+			if !subscribed {
+				subscribed = true
 				close(confirmed)
 				continue
 			}
@@ -77,9 +86,38 @@ func (s *Semaphore) listen(messages <-chan any, confirmed chan struct{}) {
 			s.mu.Lock()
 			s.repeat()
 			s.mu.Unlock()
-		case *redis.Message:
-			s.pushed(m.Payload)
+		case nil:
+			switch {
+			case errors.Is(err, redis.ErrClosed):
+				return
+			case errors.As(err, &late) && late.Timeout() && !asked:
+				asked = s.pubsub.Ping(s.ctx) == nil
+			case errors.As(err, &late) && late.Timeout():
+				asked = false
+				s.reopenSubscription()
+			default:
+				s.pause(quiet / 4) // it reconnects by itself
+			}
 		}
+	}
+}
+
+func (s *Semaphore) reopenSubscription() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.left {
+		_ = s.pubsub.Close() // it is of no use any more
+		s.pubsub = s.openSubscription()
+	}
+}
+
+// pause waits for d, or for the end of the session.
+func (s *Semaphore) pause(d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-s.ctx.Done():
 	}
 }
 
@@ -119,9 +157,13 @@ func (s *Semaphore) pushed(payload string) {
 			sh.sharer.Recall(1, after)
 		}
 	case kind == "l":
-		if err := s.beat(s.ctx); err != nil && s.ctx.Err() == nil {
-			s.log.Warn("heartbeat failed", "semaphore", s.base, "error", err)
-		}
+		s.wg.Add(1)
+		go func() {
+			defer s.wg.Done()
+			if err := s.beat(s.ctx); err != nil && s.ctx.Err() == nil {
+				s.log.Warn("heartbeat failed", "semaphore", s.base, "error", err)
+			}
+		}()
 	case kind == "r":
 		s.mu.Lock()
 		s.repeat()
