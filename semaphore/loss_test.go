@@ -3,9 +3,14 @@ package semaphore
 import (
 	"errors"
 	"slices"
+	"strconv"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/passbuddy/passbuddy/internal/redisscript"
 )
 
 // Redis forgets everything while its clients live: FLUSHALL, or a restart without persistence.
@@ -129,6 +134,148 @@ func TestAllKeysShareOneSlot(t *testing.T) {
 			if k != "p-n" && (len(k) < 6 || k[:6] != "{p-n}:") {
 				t.Errorf("key %q is outside of the slot", k)
 			}
+		}
+	})
+}
+
+// Somebody deletes a key, whichever. Nobody may be granted what another holds, and all is well again after a while.
+func TestAnyKeyDeleted(t *testing.T) {
+	for _, key := range redisscript.NewKeys("passbuddy-semaphore").All() {
+		t.Run(key, func(t *testing.T) {
+			inWorld(t, func(t *testing.T, w *world) {
+				cfg := Config{Capacity: 3, Min: 1, MaxAttempts: -1}
+				a, b := w.join(cfg), w.join(cfg)
+				pool := a.pool(t)
+				pool.obey = true
+				pool.share.Ask(1)
+				p, q := a.acquire(t), b.acquire(t)
+				waiting := b.later(t.Context())
+				time.Sleep(time.Second)
+				w.redis.Del(key)
+				if got, err := a.TryAcquire(t.Context()); err == nil {
+					t.Errorf("granted %s although all are held", got.ID())
+				}
+				for range 100 {
+					time.Sleep(100 * time.Millisecond)
+					if got := a.snapshot(t).Held; got > 3 {
+						t.Fatalf("%d held", got)
+					}
+				}
+				if !p.Held() || !q.Held() {
+					t.Error("holders lost what they hold")
+				}
+				release(t, p)
+				time.Sleep(5 * time.Second)
+				if !waiting.isDone() || waiting.err != nil {
+					t.Errorf("the waiter was forgotten: %v", waiting.err)
+				}
+			})
+		})
+	}
+}
+
+// After state loss grants flow again before a whole lease is over, once all are back whom anybody knew.
+func TestTheGateOpensEarly(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		cfg := Config{Capacity: 3, MaxAttempts: -1}
+		a, b := w.join(cfg), w.join(cfg)
+		a.acquire(t)
+		b.acquire(t)
+		time.Sleep(5 * time.Second)
+		w.redis.FlushAll()
+		began := time.Now()
+		if got := a.acquire(t); !got.Held() {
+			t.Error("not held")
+		}
+		if took := time.Since(began); took > 3*time.Second || took < 2*time.Second {
+			t.Errorf("granted %v after the loss", took)
+		}
+	})
+}
+
+// One who does not come back may still hold what it held: then it takes the whole lease.
+func TestTheGateWaitsForTheMissing(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		cfg := Config{Capacity: 3, MaxAttempts: -1}
+		a, b := w.join(cfg), w.join(cfg)
+		held := b.acquire(t)
+		time.Sleep(5 * time.Second)
+		b.link.setCut(true)
+		w.redis.FlushAll()
+		waiting := a.later(t.Context())
+		for !waiting.isDone() {
+			time.Sleep(10 * time.Millisecond)
+		}
+		if held.Held() {
+			t.Error("granted while the missing one still believed in its lease")
+		}
+		if waiting.err != nil || waiting.took > 6*time.Second {
+			t.Errorf("%v after %v", waiting.err, waiting.took)
+		}
+	})
+}
+
+// Redis granted, forgot, and is heard of in this order: the heartbeat that finds the new state, then the grant. It is of the state that is lost.
+func TestAGrantFromBeforeTheLossIsAskedForAgain(t *testing.T) {
+	for _, way := range []string{"reply", "push"} {
+		t.Run(way, func(t *testing.T) {
+			inWorld(t, func(t *testing.T, w *world) {
+				s := w.join(Config{Capacity: 1})
+				p := s.NewPermit()
+				a := s.newAsk(redisscript.Wait, nil, p)
+				s.mu.Lock()
+				s.flying = true // this test flies itself
+				s.submit(a)
+				old := s.nextBatch()
+				old.x.Epoch = "of before"
+				s.mu.Unlock()
+				sent := s.sinceStart()
+				if way == "reply" {
+					s.arrived(old, sent, redisscript.Exchanged{All: true, Now: time.Now().UnixMilli()})
+				} else {
+					s.pushed("g before " + strconv.FormatInt(time.Now().UnixMilli(), 10) + " " + a.ids[0])
+				}
+				if p.Held() {
+					t.Error("believed in a grant that Redis forgot")
+				}
+				s.mu.Lock()
+				s.flying = false
+				s.fly()
+				s.mu.Unlock()
+				synctest.Wait()
+				if !p.Held() || s.snapshot(t).Held != 1 {
+					t.Error("not asked for again")
+				}
+			})
+		})
+	}
+}
+
+// ... or the grant first, while the heartbeat that does not speak of it is on its way.
+func TestAGrantThatTheHeartbeatMissedIsReasserted(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		s := w.join(Config{Capacity: 2})
+		s.acquire(t)
+		s.own.(*redis.Client).AddHook(delay{redisscript.RenewHash(), 10 * time.Millisecond})
+		w.redis.FlushAll()
+		go func() { _ = s.beat(t.Context()) }()
+		synctest.Wait() // it has been put together
+		p := s.NewPermit()
+		s.mu.Lock()
+		a := s.newAsk(redisscript.Wait, nil, p)
+		s.flying = true
+		s.submit(a)
+		s.outbox = nil
+		s.granted(a.ids, s.sinceStart())
+		s.flying = false
+		s.mu.Unlock()
+		time.Sleep(100 * time.Millisecond)
+		if got := s.snapshot(t).Held; got != 2 || !p.Held() {
+			t.Errorf("%d held in Redis, want 2", got)
+		}
+		time.Sleep(10 * time.Second)
+		if !p.Held() {
+			t.Error("lost later")
 		}
 	})
 }

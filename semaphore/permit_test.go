@@ -238,3 +238,30 @@ func TestHandlerAtCapacityAnswers503(t *testing.T) {
 		}
 	})
 }
+
+// A caller who carries his own request is not held up by a Redis that does not answer.
+func TestACallerWhoGivesUpIsNotHeldUpByRedis(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		s := w.join(Config{Capacity: 1})
+		release(t, s.acquire(t))
+		s.link.setDeaf(true)
+		ctx, cancel := context.WithCancel(t.Context())
+		began := time.Now()
+		waiting := s.later(ctx)
+		time.Sleep(20 * time.Millisecond)
+		cancel()
+		<-waiting.done
+		if took := time.Since(began); took > 100*time.Millisecond {
+			t.Errorf("returned %v after the call, 20ms of them given", took)
+		}
+		if !errors.Is(waiting.err, context.Canceled) {
+			t.Errorf("error %v", waiting.err)
+		}
+		s.link.setDeaf(false)
+		time.Sleep(time.Second)
+		if got := s.snapshot(t).Held; got != 0 {
+			t.Errorf("%d held: what was given up was granted, and kept", got)
+		}
+		s.acquire(t)
+	})
+}

@@ -102,7 +102,9 @@ local function ask(kind, length, ids, request)
     end
   end
   if held > 0 then return end
-  local some = waiting == 0 and not shut and kind ~= 'e' and room(#ids) or 0
+  -- What is kept for its minimum, a session need not queue for.
+  local first = waiting == 0 or (lacking(own) or 0) >= #ids
+  local some = first and not shut and kind ~= 'e' and room(#ids) or 0
   if some == #ids or kind == 's' and some > 0 then
     for i = 1, some do
       grant(ids[i], length)

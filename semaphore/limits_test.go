@@ -1,0 +1,236 @@
+package semaphore
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestMinIsKeptWhileItIsNotUsed(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a := w.join(Config{Capacity: 5, Min: 2})
+		b := w.join(Config{Capacity: 5})
+		for i := range 3 {
+			if _, err := b.TryAcquire(t.Context()); err != nil {
+				t.Fatalf("%d of the 3 that are not kept: %v", i+1, err)
+			}
+		}
+		if _, err := b.TryAcquire(t.Context()); !errors.Is(err, ErrCapacity) {
+			t.Fatalf("granted what is kept for another: %v", err)
+		}
+		first := b.later(t.Context())
+		p := [2]*Permit{}
+		for i := range p { // past b's request, which waits
+			var err error
+			if p[i], err = a.TryAcquire(t.Context()); err != nil {
+				t.Fatalf("%d of the 2 that are kept: %v", i+1, err)
+			}
+		}
+		release(t, p[0])
+		if first.isDone() {
+			t.Fatal("what was kept is not kept after its first use")
+		}
+		if err := a.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if !first.isDone() || first.err != nil {
+			t.Fatal("kept for a session that has left")
+		}
+		w.join(Config{Capacity: 5, Min: 5}) // nor does its minimum stand in the way of another's
+	})
+}
+
+func TestMinEndsWithItsSession(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a := w.join(Config{Capacity: 2, Min: 2, TTL: time.Second})
+		b := w.join(Config{Capacity: 2, TTL: time.Second, MaxAttempts: -1})
+		waiting := b.later(t.Context())
+		if waiting.isDone() {
+			t.Fatal("granted what is kept for another")
+		}
+		a.link.setCut(true)
+		time.Sleep(1500 * time.Millisecond) // a lease, and a heartbeat that finds it over
+		if !waiting.isDone() || waiting.err != nil {
+			t.Fatalf("kept for a session that is dead: %v", waiting.err)
+		}
+	})
+}
+
+func TestMinimaNeverExceedTheCapacity(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.join(Config{Capacity: 5, Min: 3})
+		c, _ := w.client()
+		defer c.Close()
+		_, err := New(c, Config{Capacity: 5, Min: 3})
+		if !errors.Is(err, ErrCapacity) || !strings.Contains(err.Error(), "Config.Min is 3") {
+			t.Fatalf("minima of 3 and 3 at capacity 5: %v", err)
+		}
+		if got := len(w.redis.Keys()); got == 0 {
+			t.Fatal("bug in the test")
+		}
+		b := w.join(Config{Capacity: 5, Min: 2})
+		if snap := b.snapshot(t); len(snap.Sessions) != 2 {
+			t.Errorf("%d sessions, want the refused one not among them", len(snap.Sessions))
+		}
+	})
+}
+
+// Who waits for what its minimum lacks is served first, and has it recalled from the largest.
+func TestMinIsRecalledFromHoldersThatWereThereBefore(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, b := w.join(Config{Capacity: 2}), w.join(Config{Capacity: 2})
+		pool := a.pool(t)
+		pool.obey = true
+		pool.share.Ask(2)
+		if pool.heard("granted") == 0 {
+			t.Fatal("bug in the test: nothing granted")
+		}
+		waiting := b.later(t.Context()) // a plain request has a claim to one
+		if !waiting.isDone() {
+			t.Fatal("bug in the test: the pool does not obey")
+		}
+		late := w.join(Config{Capacity: 2, Min: 1})
+		p := late.later(t.Context())
+		if !p.isDone() || p.err != nil {
+			t.Fatalf("a minimum was not recalled from a holder of one: %v", p.err)
+		}
+	})
+}
+
+// Nothing of a minimum is recalled, and its idle permits stay.
+func TestMinIsNotRecalled(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a := w.join(Config{Capacity: 2, Min: 2, MaxAttempts: -1})
+		pool := a.pool(t)
+		pool.share.Ask(2)
+		if pool.heard("granted") == 0 {
+			t.Fatal("bug in the test: nothing granted")
+		}
+		b := w.join(Config{Capacity: 2, MaxAttempts: -1})
+		waiting := b.later(t.Context())
+		pool.share.Offer(2)
+		time.Sleep(10 * time.Second)
+		if waiting.isDone() || pool.heard("recall") > 0 || pool.heard("promised") > 0 {
+			t.Errorf("told %q: a minimum was asked back", pool.told)
+		}
+	})
+}
+
+func TestMaxBoundsASession(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		s := w.join(Config{Capacity: 5, Max: 2, MaxAttempts: -1})
+		p := s.acquire(t)
+		s.acquire(t)
+		if _, err := s.TryAcquire(t.Context()); !errors.Is(err, ErrCapacity) {
+			t.Fatalf("more than Max: %v", err)
+		}
+		if _, err := s.AcquireN(t.Context(), 3); !errors.Is(err, ErrCapacity) {
+			t.Fatalf("more than Max together: %v", err)
+		}
+		first, second := s.later(t.Context()), s.later(t.Context())
+		if got := s.snapshot(t); got.Held != 2 || len(got.Waiters) != 0 {
+			t.Fatalf("%d held, %d waiters in Redis", got.Held, len(got.Waiters))
+		}
+		release(t, p)
+		if !first.isDone() || second.isDone() {
+			t.Fatalf("after one release: first %v, second %v", first.isDone(), second.isDone())
+		}
+		release(t, first.permit)
+		if !second.isDone() {
+			t.Fatal("the second was forgotten")
+		}
+		if p.Held() {
+			t.Fatal("bug in the test")
+		}
+		if err := second.permit.Acquire(t.Context()); err != nil {
+			t.Errorf("extending at Max: %v", err)
+		}
+	})
+}
+
+// One pool holds all that the session may; another of its pools must not starve.
+func TestMaxIsSharedByThePoolsOfASession(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		s := w.join(Config{Capacity: 5, Max: 1})
+		a, b := s.pool(t), s.pool(t)
+		a.obey, b.obey = true, true
+		a.share.Ask(3)
+		if a.heard("granted") != 1 {
+			t.Fatal("bug in the test: nothing granted")
+		}
+		b.share.Ask(1)
+		if b.heard("granted") != 1 {
+			t.Fatalf("a told %q, b told %q: no room was made", a.told, b.told)
+		}
+		if got := s.snapshot(t).Held; got != 1 {
+			t.Errorf("%d held, Max is 1", got)
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.asked != 0 && len(s.behind) == 0 {
+			t.Errorf("%d permits counted as asked for", s.asked)
+		}
+	})
+}
+
+func TestAGivenUpRequestLeavesItsPlaceBelowMax(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		s := w.join(Config{Capacity: 1, Max: 1, MaxAttempts: 1, RetryInterval: 100 * time.Millisecond})
+		other := w.join(Config{Capacity: 1})
+		held := other.acquire(t)
+		for range 3 { // in Redis's queue, and behind
+			if _, err := s.Acquire(t.Context()); !errors.Is(err, ErrCapacity) {
+				t.Fatalf("at capacity: %v", err)
+			}
+		}
+		a, b := s.later(t.Context()), s.later(t.Context())
+		time.Sleep(time.Second)
+		if !a.isDone() || !b.isDone() {
+			t.Fatal("still waiting")
+		}
+		release(t, held)
+		s.acquire(t)
+	})
+}
+
+func TestMaxWaitersBoundsTheQueue(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		cfg := Config{Capacity: 1, MaxWaiters: 2, MaxAttempts: -1}
+		a, b := w.join(cfg), w.join(cfg)
+		held := a.acquire(t)
+		first, second := a.later(t.Context()), b.later(t.Context())
+		third := b.later(t.Context())
+		if !third.isDone() || !errors.Is(third.err, ErrCapacity) || !strings.Contains(third.err.Error(), "2 wait") {
+			t.Fatalf("the third in a queue of two: %v", third.err)
+		}
+		time.Sleep(2 * time.Second) // those who are in look again, and stay in
+		release(t, held)
+		if !first.isDone() || first.err != nil || second.isDone() {
+			t.Fatalf("first: %v", first.err)
+		}
+		if third = b.later(t.Context()); third.isDone() {
+			t.Fatalf("there is a place again: %v", third.err)
+		}
+	})
+}
+
+func TestLimitsAreRefusedByName(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		c, _ := w.client()
+		defer c.Close()
+		for field, cfg := range map[string]Config{
+			"Config.Min is -1":        {Min: -1},
+			"Config.Min is 11":        {Min: 11},
+			"Config.Max is -1":        {Max: -1},
+			"Config.Max is 2":         {Min: 3, Max: 2},
+			"Config.Weight is -1":     {Weight: -1},
+			"Config.Weight is 101":    {Weight: 101},
+			"Config.MaxWaiters is -1": {MaxWaiters: -1},
+		} {
+			if _, err := New(c, cfg); err == nil || !strings.Contains(err.Error(), field) {
+				t.Errorf("%+v: %v, want %q", cfg, err, field)
+			}
+		}
+	})
+}
