@@ -62,11 +62,18 @@ type process struct {
 
 func (fl *fleet) start(opts allotment.Options) *process {
 	fl.t.Helper()
+	return fl.startAs(semaphore.Config{}, opts)
+}
+
+// startAs is start for a process with limits of its own.
+func (fl *fleet) startAs(cfg semaphore.Config, opts allotment.Options) *process {
+	fl.t.Helper()
 	client := redis.NewClient(&redis.Options{
 		Addr: "127.0.0.1:6379", Protocol: 2, DisableIdentity: true,
 		Dialer: func(context.Context, string, string) (net.Conn, error) { return fl.redis.Dial() },
 	})
-	sem, err := semaphore.New(client, semaphore.Config{Capacity: fl.capacity, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	cfg.Capacity, cfg.Logger = fl.capacity, slog.New(slog.NewTextHandler(io.Discard, nil))
+	sem, err := semaphore.New(client, cfg)
 	if err != nil {
 		fl.t.Fatal(err)
 	}
