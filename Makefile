@@ -11,10 +11,10 @@ ROUNDS      ?= 20
 ARGS        ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo lint bench stress fmt clean
+.PHONY: help setup test demo lint bench bench-go stress fmt clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Find or install the servers that tests and the demo start for themselves
 	@scripts/setup.sh
@@ -33,7 +33,11 @@ lint: ## Check formatting, go vet, staticcheck, what the library imports, and sh
 	@scripts/check-imports.sh
 	@if command -v shellcheck >/dev/null; then shellcheck scripts/*.sh .ci/run; fi
 
-bench: ## Run the benchmarks, each with its rival beside it (BENCH=regexp, COUNT=, PKG=); compare with benchstat
+bench: ## Measure PassBuddy beside PgBouncer and others, in 25 minutes (ARGS=-quick for 2; docs/BENCHMARKS.md)
+	@scripts/setup.sh --need redis --want pgbouncer
+	@$(GO) run ./cmd/passbuddy bench $(ARGS)
+
+bench-go: ## Run the Go benchmarks, each with its rival beside it (BENCH=regexp, COUNT=, PKG=); compare with benchstat
 	@scripts/setup.sh --need redis
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) -timeout 0 $(PKG)
 
@@ -47,4 +51,4 @@ fmt: ## Format the code
 	gofmt -w .
 
 clean: ## Remove what the targets above leave in this folder
-	rm -f passbuddy-demo.svg
+	rm -rf passbuddy-demo.svg passbuddy-bench.json passbuddy-bench

@@ -71,7 +71,7 @@ func newPhysical(cn *connector, inner driver.Conn, link *socket.Link) *physical 
 	}
 	if c, ok := inner.(interface{ Conn() *pgx.Conn }); ok {
 		if ph.pgx = c.Conn(); ph.pgx != nil && link != nil {
-			link.SetCancel(ph.pgx.PgConn().CancelRequest)
+			link.CancelBy(ph.pgx.PgConn())
 		}
 	}
 	return ph

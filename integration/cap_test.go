@@ -24,6 +24,8 @@ func TestCap(t *testing.T) {
 					Integration: integration, Fault: fault, Goroutines: goroutines, Load: *loadFor, MaxQuery: 20 * time.Millisecond,
 				}
 				switch fault {
+				case "":
+					j.FirstQuery = time.Second // so that the whole cap is in use at once, for sure
 				case "kill":
 					j.TTL = 2 * time.Second
 				case "cancel":

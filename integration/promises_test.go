@@ -293,7 +293,7 @@ var registered sync.Mutex
 var registrations int
 
 // openDB opens a DB as a user does: by driver name.
-func openDB(t *testing.T, dsn string, sem *semaphore.Semaphore, opts passbuddy.Config) *sql.DB {
+func openDB(t testing.TB, dsn string, sem *semaphore.Semaphore, opts passbuddy.Config) *sql.DB {
 	t.Helper()
 	registered.Lock()
 	registrations++

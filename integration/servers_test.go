@@ -122,7 +122,7 @@ func (s *servers) sessions(t *testing.T) (n int) {
 }
 
 // eventually fails unless ok becomes true in time. It polls: what it looks at is in other processes.
-func eventually(t *testing.T, limit time.Duration, ok func() (bool, string)) {
+func eventually(t testing.TB, limit time.Duration, ok func() (bool, string)) {
 	t.Helper()
 	deadline := time.Now().Add(limit)
 	for {

@@ -34,22 +34,22 @@ type job struct {
 	Semaphore       string
 	Capacity        int
 	TTL             time.Duration
+	Min, Max        int // of the session
+	Weight          int
 	Integration     string // pgxpool, stdlib or pq; with "bare-" in front: without PassBuddy
 	Share           int    // of a bare pool: its size
 	Scope           passbuddy.Scope
 	Fault           string // "", cancel, hijack, afterconnect
 	Goroutines      int
-	Load            time.Duration
+	Load            time.Duration // at most: see worker.tell
 	MinQuery        time.Duration // queries last from this
 	MaxQuery        time.Duration // ... to this
+	FirstQuery      time.Duration // the first queries of five goroutines last so long; 0: like all others
+	Pause           time.Duration // of a goroutine between two queries
 }
 
-// outcome is what it reports, on its standard output.
-type outcome struct {
-	Ops, Failed, Expected int           // Expected: failures that the fault makes
-	Longest               time.Duration // of all checkouts that succeeded
-	Errors                []string
-}
+// greeting is the first thing that it reports, on its standard output: its session and its pool are there.
+type greeting struct{ Joined time.Time }
 
 const workerEnv = "PASSBUDDY_INTEGRATION_WORKER"
 
@@ -67,10 +67,17 @@ func TestMain(m *testing.M) {
 // A worker is one process of the fleet.
 type worker struct {
 	cmd   *exec.Cmd
-	stdin io.Closer
+	stdin io.WriteCloser
+	greet chan greeting
 	out   chan outcome
 	err   chan error
 }
+
+// The commands that a worker takes, one in a line.
+const (
+	count = "count" // what is tallied begins now: see tally
+	end   = "end"   // end in good order, before Load is over
+)
 
 // start runs a worker. It ends when its job does, or with its parent: its standard input closes then.
 func start(t testing.TB, j job) *worker {
@@ -89,13 +96,19 @@ func start(t testing.TB, j job) *worker {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	w := &worker{cmd: cmd, stdin: stdin, out: make(chan outcome, 1), err: make(chan error, 1)}
+	w := &worker{cmd: cmd, stdin: stdin, greet: make(chan greeting, 1), out: make(chan outcome, 1), err: make(chan error, 1)}
 	if err := json.NewEncoder(stdin).Encode(j); err != nil {
 		t.Fatal(err)
 	}
 	go func() {
+		var g greeting
 		var o outcome
-		if err := json.NewDecoder(stdout).Decode(&o); err == nil {
+		reports := json.NewDecoder(stdout)
+		if reports.Decode(&g) == nil {
+			w.greet <- g
+		}
+		close(w.greet)
+		if reports.Decode(&o) == nil {
 			w.out <- o
 		}
 		close(w.out)
@@ -106,6 +119,37 @@ func start(t testing.TB, j job) *worker {
 		<-w.err
 	})
 	return w
+}
+
+// tell sends a command.
+func (w *worker) tell(t testing.TB, command string) {
+	t.Helper()
+	if _, err := io.WriteString(w.stdin, command+"\n"); err != nil {
+		t.Fatalf("telling a process to %s: %v", command, err)
+	}
+}
+
+// joined waits until the worker is ready to work.
+func (w *worker) joined(t testing.TB) time.Time {
+	t.Helper()
+	g, ok := <-w.greet
+	if !ok {
+		t.Fatal("a process ended before it had joined")
+	}
+	return g.Joined
+}
+
+// outcome waits for the end of the worker, which must have gone well.
+func (w *worker) outcome(t testing.TB) outcome {
+	t.Helper()
+	o, ok := <-w.out
+	if !ok {
+		t.Fatal("a process reported nothing")
+	}
+	if o.Failed > 0 {
+		t.Fatalf("%d operations of a process failed: %q", o.Failed, o.Errors)
+	}
+	return o
 }
 
 // work is the worker's main.
@@ -121,12 +165,23 @@ func work() error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), j.Load)
 	defer cancel()
-	go func() { // the parent is gone
-		_, _ = io.Copy(io.Discard, in)
-		os.Exit(2)
+	var tally tally
+	go func() {
+		for commands := bufio.NewScanner(in); commands.Scan(); {
+			switch commands.Text() {
+			case count:
+				tally.begin()
+			case end:
+				tally.end()
+				cancel()
+			}
+		}
+		os.Exit(2) // the parent is gone
 	}()
 
-	sem, err := semaphore.Open(context.Background(), j.Redis, semaphore.Config{Name: j.Semaphore, Capacity: j.Capacity, TTL: j.TTL})
+	sem, err := semaphore.Open(context.Background(), j.Redis, semaphore.Config{
+		Name: j.Semaphore, Capacity: j.Capacity, TTL: j.TTL, Min: j.Min, Max: j.Max, Weight: j.Weight,
+	})
 	if err != nil {
 		return err
 	}
@@ -134,33 +189,23 @@ func work() error {
 	if err != nil {
 		return err
 	}
-	var (
-		wg  sync.WaitGroup
-		mu  sync.Mutex
-		out outcome
-	)
+	reports := json.NewEncoder(os.Stdout)
+	if err := reports.Encode(greeting{time.Now()}); err != nil {
+		return err
+	}
+	var wg sync.WaitGroup
 	for i := range j.Goroutines {
 		wg.Go(func() {
 			first := j
-			if i < 5 && j.Fault == "" {
-				first.MinQuery, first.MaxQuery = time.Second, time.Second // so that the whole cap is in use at once, for sure
+			if i < 5 && j.FirstQuery > 0 {
+				first.MinQuery, first.MaxQuery = j.FirstQuery, j.FirstQuery
 			}
 			for this := first; ctx.Err() == nil; this = j {
 				waited, err := p.once(this)
-				mu.Lock()
-				out.Longest = max(out.Longest, waited)
-				switch {
-				case err == nil:
-					out.Ops++
-				case expected(j, err):
-					out.Expected++
-				default:
-					out.Failed++
-					if len(out.Errors) < 5 {
-						out.Errors = append(out.Errors, err.Error())
-					}
+				tally.add(waited, err, err != nil && expected(j, err))
+				if j.Pause > 0 {
+					time.Sleep(j.Pause)
 				}
-				mu.Unlock()
 			}
 		})
 	}
@@ -169,7 +214,7 @@ func work() error {
 	if err := sem.Close(); err != nil {
 		return err
 	}
-	return json.NewEncoder(os.Stdout).Encode(out)
+	return reports.Encode(tally.report())
 }
 
 var errAfterConnect = errors.New("AfterConnect fails on purpose")

@@ -7,7 +7,6 @@ import (
 	"net"
 	"sync"
 	"time"
-	"weak"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/multitracer"
@@ -84,7 +83,7 @@ func (at *attempt) TraceConnectEnd(ctx context.Context, data pgx.TraceConnectEnd
 		if socket.Of(pc.Conn()) == nil {
 			pc.CustomData()[customData] = l
 		}
-		l.SetCancel(cancelOf(pc))
+		l.CancelBy(pc)
 	}
 	if at.ended != nil {
 		if data.Err != nil {
@@ -95,18 +94,6 @@ func (at *attempt) TraceConnectEnd(ctx context.Context, data pgx.TraceConnectEnd
 	}
 	if t, ok := at.user.(pgx.ConnectTracer); ok {
 		t.TraceConnectEnd(ctx, data)
-	}
-}
-
-// cancelOf does not keep the connection alive: one that is dropped must be collected, and closed.
-// CancelRequest only reads what does not change after the connect, so it is safe at any time.
-func cancelOf(pc *pgconn.PgConn) func(context.Context) error {
-	w := weak.Make(pc)
-	return func(ctx context.Context) error {
-		if pc := w.Value(); pc != nil {
-			return pc.CancelRequest(ctx)
-		}
-		return nil
 	}
 }
 

@@ -2,10 +2,11 @@
 # Makes sure that the servers which tests and the demo start for themselves are installed: PostgreSQL (postgres and
 # initdb) and Redis (redis-server). Does nothing, fast, when they are.
 #
-# Usage: scripts/setup.sh [--need redis] [--need cc]
+# Usage: scripts/setup.sh [--need redis] [--need cc] [--want pgbouncer]
 #
-#   --need redis   fail when redis-server is missing; without it that is a warning, for the demo has a stand-in
-#   --need cc      a C compiler too, without which Go has no race detector
+#   --need redis       fail when redis-server is missing; without it that is a warning, for the demo has a stand-in
+#   --need cc          a C compiler too, without which Go has no race detector
+#   --want pgbouncer   PgBouncer too, which the benchmarks compare with; missing is a warning
 #
 # Installs with apt-get (as root, or through sudo if that asks no password) or with brew. No service is left running
 # or enabled by it. Exit status: 0 all there, 1 something needed is missing, 2 wrong usage.
@@ -13,6 +14,7 @@ set -euo pipefail
 
 need_redis=false
 need_cc=false
+want_pgbouncer=false
 while (($#)); do
 	case "$1 ${2:-}" in
 	'--need redis')
@@ -23,8 +25,12 @@ while (($#)); do
 		need_cc=true
 		shift 2
 		;;
+	'--want pgbouncer')
+		want_pgbouncer=true
+		shift 2
+		;;
 	*)
-		echo "usage: scripts/setup.sh [--need redis] [--need cc]" >&2
+		echo "usage: scripts/setup.sh [--need redis] [--need cc] [--want pgbouncer]" >&2
 		exit 2
 		;;
 	esac
@@ -45,6 +51,16 @@ has_postgres() {
 }
 
 has_redis() { has redis-server || has valkey-server || [[ -x /opt/homebrew/bin/redis-server ]]; }
+
+# The places are those that internal/throwaway/pgbouncer.go looks in.
+has_pgbouncer() {
+	local path
+	if has pgbouncer; then return 0; fi
+	for path in /usr/sbin/pgbouncer /opt/homebrew/bin/pgbouncer /usr/local/bin/pgbouncer /opt/homebrew/opt/pgbouncer/bin/pgbouncer; do
+		if [[ -x $path ]]; then return 0; fi
+	done
+	return 1
+}
 
 # CC is Go's own setting; without it Go runs gcc, or clang on macOS.
 has_cc() { has "${CC:-gcc}" || { [[ $OSTYPE == darwin* ]] && has clang; }; }
@@ -117,6 +133,7 @@ install() {
 			case $name in
 			postgresql) formulae+=(postgresql@17) ;;
 			redis-server) formulae+=(redis) ;;
+			pgbouncer) formulae+=(pgbouncer) ;;
 			esac
 		done
 		if ((${#formulae[@]})); then
@@ -130,9 +147,13 @@ wanted=()
 has_postgres || wanted+=(postgresql)
 has_redis || wanted+=(redis-server)
 if $need_cc && ! has_cc; then wanted+=(gcc libc6-dev); fi
-if ((${#wanted[@]} == 0)); then exit 0; fi
+# On its own, so that a system without such a package gets the others.
+wished=()
+if $want_pgbouncer && ! has_pgbouncer; then wished+=(pgbouncer); fi
+if ((${#wanted[@]} + ${#wished[@]} == 0)); then exit 0; fi
 
-install "${wanted[@]}"
+if ((${#wanted[@]})); then install "${wanted[@]}"; fi
+if ((${#wished[@]})); then install "${wished[@]}"; fi
 
 if ! has_postgres; then
 	say "missing: PostgreSQL server programs (postgres, initdb); install the postgresql package of your system"
@@ -148,4 +169,7 @@ if ! has_redis; then
 		exit 1
 	fi
 	say "warning: no redis-server; the demo uses an embedded stand-in"
+fi
+if $want_pgbouncer && ! has_pgbouncer; then
+	say "warning: no pgbouncer; the benchmarks leave it out"
 fi

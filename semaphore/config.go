@@ -59,6 +59,11 @@ type Config struct {
 	// matches ErrCapacity. A connection pool has one request in the queue at a time, whatever its callers, and is always let in. Default 0: any number.
 	MaxWaiters int
 
+	// WaitReplicas is how many replicas of Redis must have acknowledged a grant, or the renewal of a lease, before it is relied on (Redis's WAIT): a
+	// failover to one of them then forgets none. It costs a round trip from Redis to its replicas; with too few of them nothing is granted, and
+	// leases end. Default 0: an asynchronous failover can forget the last grants.
+	WaitReplicas int
+
 	// TTL is the length of a lease. A process that dies gives its permits back within it; a process that cannot reach Redis
 	// keeps them for a tenth less. Renewed every third of it. From 100ms to 24h, default 5s.
 	TTL time.Duration
@@ -133,6 +138,8 @@ func (c Config) withDefaults() (Config, error) {
 		return c, refuse("Weight", c.Weight, fmt.Sprintf("must be from 1 to %d", maxWeight))
 	case c.MaxWaiters < 0:
 		return c, refuse("MaxWaiters", c.MaxWaiters, "must not be negative")
+	case c.WaitReplicas < 0:
+		return c, refuse("WaitReplicas", c.WaitReplicas, "must not be negative")
 	case c.TTL < 0:
 		return c, refuse("TTL", c.TTL, "must not be negative")
 	case c.TTL < minTTL:

@@ -3,6 +3,7 @@ package semaphore
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"math/rand/v2"
 	"time"
 
@@ -35,7 +36,7 @@ func (s *Semaphore) heartbeats() {
 		case <-timer.C:
 		}
 		next = interval
-		if err := s.beat(s.ctx); err != nil && s.ctx.Err() == nil {
+		if err := s.beat(s.ctx); err != nil && s.ctx.Err() == nil && !errors.Is(err, ErrClosed) {
 			next = s.cfg.TTL / 12
 			s.log.Warn("heartbeat failed", "semaphore", s.base, "error", err)
 		}
@@ -88,7 +89,7 @@ func (s *Semaphore) renew(ctx context.Context) (again bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.callTimeout())
 	defer cancel()
 	sent := s.sinceStart()
-	got, err := n.Run(ctx, s.own, s.keys)
+	got, err := n.Run(ctx, s.scripter(s.own), s.keys)
 
 	s.mu.Lock()
 	changed := s.setDown(err)
@@ -218,9 +219,7 @@ func (s *Semaphore) inspect() {
 // lease is left to expire, unless it is released. s.mu is held.
 func (s *Semaphore) lose(p *Permit) {
 	delete(s.permits, p.id)
-	p.state = lost
-	p.trusted.Store(0)
-	close(p.lost)
+	p.lose()
 	s.log.Warn("lease lost", "semaphore", s.base, "permit", p.id)
 	s.madeRoom()
 	if p.share != nil {

@@ -89,7 +89,7 @@ func (s *Semaphore) makeRoom() {
 	case most == nil || most.held == 0 || has > 0 && most.held < has+2:
 	case most.held == 1:
 		s.making = true
-		go most.sharer.Recall(1, s.tenure())
+		go func() { most.sharer.Recall(1, s.tenure()) }()
 	default:
 		s.making = true
 		go most.sharer.Recall(1, 0)

@@ -28,7 +28,8 @@ type Permit struct {
 	s     *Semaphore
 	share *Share // the connection pool it belongs to, nil for all others
 
-	// op is held by the one goroutine that acquires or releases; it is a channel so that waiting for it can be given up.
+	// op is held by the one goroutine that acquires or releases; it is a channel so that waiting for it can be given up. A pool's permit has none: it is
+	// acquired and released through its Share alone, and there is one for each idle connection.
 	op chan struct{}
 
 	// trusted is until when the permit is held, in nanoseconds since the semaphore's start, even if Redis stays
@@ -38,7 +39,7 @@ type Permit struct {
 	// Guarded by s.mu.
 	id    string
 	state permitState
-	lost  chan struct{}
+	lost  chan struct{} // made when somebody asks for it
 	users int // of Do, Bind and Handler: the last to leave releases
 
 	delivering bool // its pool has not heard yet of the grant, and must not hear of a loss before
@@ -60,7 +61,11 @@ func (s *Semaphore) newPermit(share *Share) *Permit {
 	if share != nil {
 		owner = share.name
 	}
-	return &Permit{s: s, share: share, id: s.identity.next(owner), op: make(chan struct{}, 1), lost: make(chan struct{})}
+	p := &Permit{s: s, share: share, id: s.identity.next(owner)}
+	if share == nil {
+		p.op = make(chan struct{}, 1)
+	}
+	return p
 }
 
 // ID is the UUID of the permit's current or next lease. It changes when the permit is acquired again after a
@@ -79,7 +84,22 @@ func (p *Permit) Held() bool { return p.s.sinceStart() < time.Duration(p.trusted
 func (p *Permit) Lost() <-chan struct{} {
 	p.s.mu.Lock()
 	defer p.s.mu.Unlock()
+	if p.lost == nil {
+		p.lost = make(chan struct{})
+		if p.state == lost {
+			close(p.lost)
+		}
+	}
 	return p.lost
+}
+
+// lose makes p lost. s.mu is held.
+func (p *Permit) lose() {
+	p.state = lost
+	p.trusted.Store(0)
+	if p.lost != nil {
+		close(p.lost)
+	}
 }
 
 // Acquire acquires the permit, waiting its turn in the fleet, or extends the lease of one that is held.
@@ -162,7 +182,7 @@ func (p *Permit) renewID() {
 	}
 	p.id = p.s.identity.next(owner)
 	if p.state == lost {
-		p.lost = make(chan struct{})
+		p.lost = nil
 	}
 	p.state = free
 	p.trusted.Store(0)

@@ -134,10 +134,10 @@ func (s *Semaphore) pushed(payload string) {
 		}
 		s.mu.Lock()
 		var shared map[*Share][]*Permit
-		if rest[0] == s.epoch {
+		if rest[0] == s.epoch && s.cfg.WaitReplicas == 0 {
 			shared = s.granted(rest[2:], s.anchor.bound(at, s.sinceStart()))
 		} else {
-			s.repeat() // the state that granted it is lost, or we have not heard of the new one yet
+			s.repeat() // the state that granted it is lost, or we have not heard of the new one yet; or see replicated
 		}
 		s.mu.Unlock()
 		s.deliver(shared)

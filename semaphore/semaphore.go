@@ -294,9 +294,7 @@ func (s *Semaphore) close() error {
 	}
 	for id, p := range s.permits {
 		requests = append(requests, redisscript.Request(s.ttlMillis(), id))
-		p.state = lost
-		p.trusted.Store(0)
-		close(p.lost)
+		p.lose()
 	}
 	clear(s.permits)
 	for _, t := range []*time.Timer{s.again, s.watchdog} {

@@ -1,5 +1,5 @@
 // Command passbuddy shows what PassBuddy does: `passbuddy demo` runs a fleet of processes on one Postgres, first
-// without it and then with it.
+// without it and then with it; `passbuddy bench` measures it beside its rivals.
 package main
 
 import (
@@ -7,19 +7,25 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"runtime/debug"
 	"syscall"
+
+	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/bench"
+	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/demo"
+	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/fleet"
 )
 
 const usage = `Usage: passbuddy <command> [flags]
 
 Commands:
   demo      run a fleet of processes on one Postgres, without PassBuddy and with it
+  bench     measure PassBuddy beside other ways to keep a fleet under a cap
   version   print the version
 
-passbuddy demo -h lists the flags of demo.
+passbuddy <command> -h lists the flags of a command.
 `
 
 // Exit statuses, after the shell's customs.
@@ -39,9 +45,11 @@ func run(args []string) int {
 	}
 	switch args[0] {
 	case "demo":
-		return runDemo(args[1:])
-	case workerCommand:
-		return runWorker()
+		return runCommand("demo", args[1:], demo.ParseOptions, demo.Run)
+	case "bench":
+		return runCommand("bench", args[1:], bench.ParseOptions, bench.Run)
+	case fleet.WorkerCommand:
+		return fleet.RunWorker()
 	case "version", "-version", "--version":
 		fmt.Println("passbuddy", version())
 		return exitOK
@@ -53,13 +61,16 @@ func run(args []string) int {
 	return exitUsage
 }
 
-func runDemo(args []string) int {
-	opts, err := parseOptions(args, os.Stderr)
+// runCommand runs a command that has flags, until it is done or interrupted.
+func runCommand[Options any](name string, args []string,
+	parse func([]string, io.Writer) (Options, error), run func(context.Context, Options, io.Writer, io.Writer) error,
+) int {
+	opts, err := parse(args, os.Stderr)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
 		return exitOK
 	case err != nil:
-		fmt.Fprintln(os.Stderr, "passbuddy demo:", err)
+		fmt.Fprintf(os.Stderr, "passbuddy %s: %v\n", name, err)
 		return exitUsage
 	}
 
@@ -67,13 +78,13 @@ func runDemo(args []string) int {
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second Ctrl-C does not wait for the clean-up that the first one began
 
-	err = demo(ctx, opts, os.Stdout, os.Stderr)
+	err = run(ctx, opts, os.Stdout, os.Stderr)
 	switch {
 	case ctx.Err() != nil:
-		fmt.Fprintln(os.Stderr, "passbuddy demo: interrupted; its processes have ended")
+		fmt.Fprintf(os.Stderr, "passbuddy %s: interrupted; its processes have ended\n", name)
 		return exitInterrupted
 	case err != nil:
-		fmt.Fprintln(os.Stderr, "passbuddy demo:", err)
+		fmt.Fprintf(os.Stderr, "passbuddy %s: %v\n", name, err)
 		return exitFailed
 	}
 	return exitOK

@@ -80,8 +80,12 @@ type Options struct {
 
 const (
 	// idleGrace is how long a unit must lie unused before it is offered to the fleet: a loop that
-	// thinks for a moment between two queries keeps its connection.
+	// thinks for a moment between two queries keeps its connection. It doubles, up to graceMost, when what was given is missed
+	// within four times as long, and halves with every graceCalm in which nothing was: callers who think for longer do not
+	// lose their connection at each thought.
 	idleGrace = 4 * time.Millisecond
+	graceMost = 256 * time.Millisecond
+	graceCalm = time.Second
 	// offerAgain paces further offers while someone waits and nothing was needed of us.
 	offerAgain = 25 * time.Millisecond
 	// countInGrace is how long a connection that lives without a permit may wait for one once Redis is back.
@@ -118,6 +122,9 @@ type Allotment struct {
 	waiters   queue     // callers that wait for a turn
 	openers   queue     // callers with a turn that wait for a spare permit
 	wanted    bool      // someone in the fleet waits
+	grace     time.Duration // see patience
+	missed    time.Time     // when it was set
+	gave      time.Time     // when something idle was promised away that nobody here has missed yet
 	offering  bool      // the offer timer is set
 	low       int       // fewest free units since it was set
 	outside   int       // connections taken out of the pool for good, beyond its MaxConns: see SetOutside
@@ -128,7 +135,7 @@ type Allotment struct {
 
 // New returns an allotment without permits. Attach must follow before it is used.
 func New(pool Pool, opts Options) *Allotment {
-	a := &Allotment{pool: pool, opts: opts, all: make(map[*Conn]struct{})}
+	a := &Allotment{pool: pool, opts: opts, all: make(map[*Conn]struct{}), grace: idleGrace}
 	a.idle.prev, a.idle.next = &a.idle, &a.idle
 	return a
 }
@@ -213,6 +220,7 @@ func (a *Allotment) enterSlow(ctx context.Context, w *waiter) error {
 		return a.refusal(ctx, context.Cause(ctx))
 	}
 	a.waiters.push(w)
+	a.miss()
 	a.settle()
 	a.mu.Unlock()
 

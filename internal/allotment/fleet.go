@@ -107,7 +107,26 @@ func (a *Allotment) recall(n int, tenure time.Duration) {
 func (a *Allotment) Promised(n int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.gave = time.Now()
 	a.owe(n)
+}
+
+// miss is called when a caller has to wait. If what he could have had was given away a moment ago, it should have been kept for longer. The
+// lock is held.
+func (a *Allotment) miss() {
+	if a.gave.IsZero() {
+		return
+	}
+	if patience := a.patience(); time.Since(a.gave) < 4*patience {
+		a.grace, a.missed = min(2*patience, graceMost), time.Now()
+	}
+	a.gave = time.Time{}
+}
+
+// patience is how long a unit must lie unused now before it is offered. The lock is held.
+func (a *Allotment) patience() time.Duration {
+	calm := min(time.Since(a.missed)/graceCalm, 16)
+	return max(a.grace>>calm, idleGrace)
 }
 
 // owe adds to the debt, but never more than there is: what has left in the meantime has paid. The lock is held.
@@ -222,7 +241,7 @@ func (a *Allotment) Closed() {
 // wait ourselves, for their permits: an offer could be promised to us, and cost a connection. The lock is held.
 func (a *Allotment) considerOffer() {
 	if a.wanted && !a.offering && !a.closed && a.waiters.len() == 0 && a.debt == 0 && a.uncounted == 0 && a.available() > 0 {
-		a.setOffer(idleGrace)
+		a.setOffer(a.patience())
 	}
 }
 
@@ -253,7 +272,7 @@ func (a *Allotment) offer() {
 		a.fleet.Offer(n)
 	}
 	if a.available() > 0 && !a.offering {
-		a.setOffer(offerAgain)
+		a.setOffer(max(a.patience(), offerAgain))
 	}
 }
 

@@ -6,6 +6,9 @@ import (
 	"net"
 	"sync/atomic"
 	"time"
+	"weak"
+
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/passbuddy/passbuddy/internal/allotment"
 )
@@ -58,8 +61,20 @@ func (l *Link) Bind(c *allotment.Conn) bool {
 func (l *Link) Unbind() *allotment.Conn { return l.conn.Swap(nil) }
 
 // SetCancel sets how to stop what the server is running for this connection. It must be safe to call
-// at any time, also after the close.
+// at any time, also after the close, and must not keep the [Conn] alive.
 func (l *Link) SetCancel(cancel func(context.Context) error) { l.cancel.Store(&cancel) }
+
+// CancelBy is SetCancel with pc's CancelRequest, which only reads what does not change after the connect. pc is not kept alive: one that is
+// dropped must be collected, and closed.
+func (l *Link) CancelBy(pc *pgconn.PgConn) {
+	w := weak.Make(pc)
+	l.SetCancel(func(ctx context.Context) error {
+		if pc := w.Value(); pc != nil {
+			return pc.CancelRequest(ctx)
+		}
+		return nil
+	})
+}
 
 // Closed reports whether Close was called.
 func (l *Link) Closed() bool { return l.closed.Load() }
@@ -128,6 +143,7 @@ func (l *Link) drain() {
 	bound.Stop()
 	_ = l.inner.Close()
 	close(l.gone)
+	l.cancel.Store(nil)
 	l.end()
 }
 

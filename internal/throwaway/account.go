@@ -14,11 +14,15 @@ import (
 	"syscall"
 )
 
-// Signals that end a server, under names that exist on every system.
+// Signals to a server, under names that exist on every system.
 const (
 	sigStop = syscall.SIGTERM
 	sigFast = syscall.SIGINT  // PostgreSQL's fast shutdown: sessions are ended, data is written
 	sigNow  = syscall.SIGQUIT // PostgreSQL's immediate shutdown: nothing is written
+	sigKill = syscall.SIGKILL
+
+	sigPause    = syscall.SIGSTOP
+	sigContinue = syscall.SIGCONT
 )
 
 // account is whom a server runs as: nil for ourselves.

@@ -12,6 +12,10 @@ var (
 	sigStop = os.Kill
 	sigFast = os.Kill
 	sigNow  = os.Kill
+	sigKill = os.Kill
+
+	sigPause    = os.Interrupt // which is refused
+	sigContinue = os.Interrupt
 )
 
 type account struct{}

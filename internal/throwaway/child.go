@@ -30,6 +30,8 @@ type child struct {
 	out  *output
 	gone chan struct{} // closed when the process is reaped and nobody holds its output pipe any more
 	err  error         // how it ended; written before gone is closed
+
+	frozen []int // children that were paused with it; guarded by the server's mu
 }
 
 // spawn starts cmd. The child is ready when it has written marker.
@@ -81,7 +83,13 @@ func (c *child) awaitReady(ctx context.Context) error {
 // end sends sig and waits until the process tree is gone, with a SIGKILL should it take longer than stopGrace.
 // Calling it for a child that is gone does nothing: a reaped process is never signalled, so its id may be reused.
 func (c *child) end(sig os.Signal) {
-	_ = c.cmd.Process.Signal(sig) // fails only when it already ended, and then gone tells
+	select {
+	case <-c.gone:
+		return
+	default:
+	}
+	_ = c.signal(sig) // fails only when it already ended, and then gone tells
+	_ = c.thaw()      // a paused one would not look at the signal; its paused children, not at its death
 	timer := time.NewTimer(stopGrace)
 	defer timer.Stop()
 	select {

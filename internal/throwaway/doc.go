@@ -1,13 +1,16 @@
-// Package throwaway starts real PostgreSQL and Redis servers for tests and for the demo, and ends them again.
+// Package throwaway starts real PostgreSQL, Redis and PgBouncer servers for tests, the demo and the benchmarks, and ends
+// them again.
 //
 // A server listens on a free port of the loopback interface, keeps its files in a temporary folder of its own, and is
 // the child of the process that started it. Stop ends it by process id and removes the folder. Should the parent die
 // without calling Stop, then on Linux the kernel ends the server, and the next start by anybody removes the folder.
 // Nothing here touches a server that it did not start.
 //
-// Nothing is durable: both servers run with every form of syncing to disk switched off. Do not keep data in them.
+// Nothing is durable: the servers run with every form of syncing to disk switched off. Do not keep data in them.
 //
-// [Proxy] is a TCP proxy to put between a client and a server, to stall, cut and lose what passes.
+// [Sentinel] and [RedisCluster] are several Redis servers that fail over. What can be done to a server: Kill, Restart,
+// Pause, StepClock, CutReplication. [Proxy] is a TCP proxy to put between a client and a server, to stall, refuse, cut and
+// lose what passes; [Proxies] are many.
 package throwaway
 
 import (

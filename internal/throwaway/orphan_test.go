@@ -31,10 +31,19 @@ func orphanMain() {
 		os.Exit(0)
 	}
 	fmt.Println("started", p.URL(), r.Addr(), p.folder.path, r.folder.path)
+	if _, err := bufio.NewReader(os.Stdin).ReadString('\n'); err == nil {
+		fmt.Println("paused", p.Pause(context.Background()), r.Pause(context.Background()))
+	}
 	select {}
 }
 
-func TestServersDieWithAKilledParent(t *testing.T) {
+func TestServersDieWithAKilledParent(t *testing.T) { testOrphans(t, false) }
+func TestPausedServersDieWithAKilledParent(t *testing.T) {
+	t.Parallel() // PostgreSQL gives its backends 5 s
+	testOrphans(t, true)
+}
+
+func testOrphans(t *testing.T, paused bool) {
 	if runtime.GOOS != "linux" {
 		t.Skip("only Linux tells a child of its parent's death")
 	}
@@ -48,10 +57,15 @@ func TestServersDieWithAKilledParent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	in, err := parent.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := parent.Start(); err != nil {
 		t.Fatal(err)
 	}
-	line, err := bufio.NewReader(out).ReadString('\n')
+	lines := bufio.NewReader(out)
+	line, err := lines.ReadString('\n')
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,6 +82,12 @@ func TestServersDieWithAKilledParent(t *testing.T) {
 	}
 	defer session.Close(context.Background())
 	client := dial(t, addr)
+	if paused {
+		fmt.Fprintln(in, "pause")
+		if line, err := lines.ReadString('\n'); line != "paused <nil> <nil>\n" {
+			t.Fatalf("the parent process says %q, %v", line, err)
+		}
+	}
 
 	if err := parent.Process.Kill(); err != nil {
 		t.Fatal(err)
@@ -76,6 +96,9 @@ func TestServersDieWithAKilledParent(t *testing.T) {
 	// Both reads last until the server is gone.
 	if _, err := session.WaitForNotification(testContext(t)); err == nil || testContext(t).Err() != nil {
 		t.Errorf("PostgreSQL: %v", err)
+	}
+	if err := client.SetDeadline(time.Now().Add(testDeadline)); err != nil {
+		t.Fatal(err)
 	}
 	expectBroken(t, client)
 

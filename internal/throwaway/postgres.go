@@ -242,13 +242,3 @@ func (p *Postgres) haltLocked(sig os.Signal) {
 }
 
 func (p *Postgres) dataDir() string { return filepath.Join(p.folder.path, "data") }
-
-// freePort returns a TCP port of the loopback interface that was free a moment ago.
-func freePort() (int, error) {
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		return 0, fmt.Errorf("throwaway: no free port: %w", err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
-}

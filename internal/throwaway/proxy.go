@@ -1,8 +1,6 @@
 package throwaway
 
 import (
-	"errors"
-	"fmt"
 	"io"
 	"net"
 	"sync"
@@ -11,16 +9,19 @@ import (
 // Proxy passes TCP connections on to a server and misbehaves when told to. It listens on the loopback interface.
 // Its methods may be called from several goroutines.
 type Proxy struct {
-	target   string
-	listener net.Listener
-	pumps    sync.WaitGroup
+	addr  string
+	pumps sync.WaitGroup
 
 	mu          sync.Mutex
-	flowing     *sync.Cond // on mu; signalled when stalled or closed changes, or a link is cut
+	flowing     *sync.Cond // on mu; signalled when stalled, late or closed changes, or a link is cut
+	target      string
+	listener    net.Listener // nil while connections are refused
 	links       map[*link]struct{}
 	stalled     bool
+	late        bool // replies are stalled, requests are not
 	severed     bool
 	dropReplies bool
+	losing      *losing // nil unless LoseReplies is at work
 	closed      bool
 }
 
@@ -29,39 +30,61 @@ type link struct {
 	client, server net.Conn // server is nil until dialled
 	cut            bool
 	lossy          bool // a reply of this link was dropped
+	doomed         doom
 }
 
 // StartProxy starts a proxy to target, a host:port. Close ends it.
 func StartProxy(target string) (*Proxy, error) {
-	listener, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		return nil, fmt.Errorf("throwaway: proxy: %w", err)
-	}
-	p := &Proxy{target: target, listener: listener, links: make(map[*link]struct{})}
+	p := &Proxy{target: target, links: make(map[*link]struct{})}
 	p.flowing = sync.NewCond(&p.mu)
-	p.pumps.Go(p.accept)
-	return p, nil
+	var err error
+	for range portAttempts {
+		var port int
+		if port, err = freePort(); err != nil { // not any port: it has to be free still after Refuse
+			return nil, err
+		}
+		p.addr = loopback(port)
+		if err = p.Accept(); err == nil {
+			return p, nil
+		}
+	}
+	return nil, err
 }
 
 // Addr is the host:port to connect to instead of the server's.
-func (p *Proxy) Addr() string { return p.listener.Addr().String() }
+func (p *Proxy) Addr() string { return p.addr }
+
+// Retarget passes new connections on to another server. Those that exist stay with theirs, unless Reset.
+func (p *Proxy) Retarget(target string) { p.set(func() { p.target = target }) }
 
 // Stall holds back all bytes, both ways, until Resume. Connections stay open, and new ones are accepted: to a client
 // this is a server, or a network, that has gone silent.
 func (p *Proxy) Stall() { p.set(func() { p.stalled = true }) }
 
-// Resume lets the bytes that Stall held back flow again.
-func (p *Proxy) Resume() { p.set(func() { p.stalled = false }) }
+// StallReplies holds back what the server answers, until Resume, while requests go on to reach it: what they do is done
+// long before the client hears of it.
+func (p *Proxy) StallReplies() { p.set(func() { p.late = true }) }
+
+// Resume lets the bytes that Stall or StallReplies held back flow again.
+func (p *Proxy) Resume() { p.set(func() { p.stalled, p.late = false, false }) }
+
+// Reset resets the connections that exist. New ones are served.
+func (p *Proxy) Reset() { p.set(p.severAll) }
 
 // Cut resets all connections, and each new one as soon as it is accepted, until Heal. The port stays ours meanwhile,
-// so a client sees a reset where a server that is down would refuse.
+// so a client sees a reset where a server that is down would refuse: for that, see Refuse.
 func (p *Proxy) Cut() {
 	p.set(func() {
 		p.severed = true
-		for l := range p.links {
-			l.sever()
-		}
+		p.severAll()
 	})
+}
+
+// severAll resets every link. The caller holds mu.
+func (p *Proxy) severAll() {
+	for l := range p.links {
+		l.sever()
+	}
 }
 
 // Heal accepts connections again after Cut.
@@ -92,10 +115,10 @@ func (p *Proxy) Close() error {
 			return
 		}
 		p.closed = true
-		err = p.listener.Close()
-		for l := range p.links {
-			l.sever()
+		if p.listener != nil {
+			err = p.listener.Close()
 		}
+		p.severAll()
 	})
 	p.pumps.Wait()
 	return err
@@ -108,34 +131,17 @@ func (p *Proxy) set(change func()) {
 	p.flowing.Broadcast()
 }
 
-func (p *Proxy) accept() {
-	for {
-		client, err := p.listener.Accept()
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err != nil {
-			continue // the client went away before it was accepted
-		}
-		l := &link{client: client}
-		p.mu.Lock()
-		if p.severed || p.closed {
-			l.sever()
-		} else {
-			p.links[l] = struct{}{}
-			p.pumps.Go(func() { p.serve(l) })
-		}
-		p.mu.Unlock()
-	}
-}
-
 // serve runs a link until both directions have ended.
 func (p *Proxy) serve(l *link) {
 	defer p.set(func() {
 		l.close()
+		p.ended(l)
 		delete(p.links, l)
 	})
-	server, err := net.Dial("tcp", p.target)
+	p.mu.Lock()
+	target := p.target
+	p.mu.Unlock()
+	server, err := net.Dial("tcp", target)
 	if err != nil {
 		return
 	}
@@ -158,7 +164,7 @@ func (p *Proxy) pump(l *link, src, dst net.Conn, replies bool) {
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := src.Read(buf)
-		pass, alive := p.gate(l, replies, n)
+		pass, alive := p.gate(l, replies, buf[:n])
 		if !alive {
 			return
 		}
@@ -166,6 +172,9 @@ func (p *Proxy) pump(l *link, src, dst net.Conn, replies bool) {
 			if _, writeErr := dst.Write(buf[:n]); writeErr != nil {
 				err = writeErr
 			}
+		}
+		if !replies {
+			p.passed(l)
 		}
 		if err == io.EOF {
 			_ = dst.(*net.TCPConn).CloseWrite()
@@ -178,18 +187,29 @@ func (p *Proxy) pump(l *link, src, dst net.Conn, replies bool) {
 	}
 }
 
-// gate waits while the proxy is stalled. It says whether n bytes that were read may pass, and whether the link lives.
-func (p *Proxy) gate(l *link, replies bool, n int) (pass, alive bool) {
+// gate waits while the proxy is stalled. It says whether the bytes that were read may pass, and whether the link lives.
+func (p *Proxy) gate(l *link, replies bool, bytes []byte) (pass, alive bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for p.stalled && !l.cut {
+	for (p.stalled || replies && p.late) && !l.cut {
 		p.flowing.Wait()
 	}
-	if replies && p.dropReplies && n > 0 {
-		l.lossy = true
+	if len(bytes) == 0 || l.cut {
+		return true, !l.cut
+	}
+	if !replies {
+		p.mark(l, bytes)
+		return true, true
+	}
+	if l.doomed != spared {
+		p.lose(l)
 		return false, !l.cut
 	}
-	return true, !l.cut
+	if p.dropReplies {
+		l.lossy = true
+		return false, true
+	}
+	return true, true
 }
 
 // sever resets both sides: with linger 0, closing discards what is unsent. The caller holds Proxy.mu.

@@ -2,24 +2,37 @@ package throwaway
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
-	"net"
 	"net/url"
 	"os"
 	"os/exec"
-	"strconv"
 	"sync"
-)
 
-const redisReady = "eady to accept connections" // "Ready" from version 6 on, "ready" before
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/maintnotifications"
+)
 
 // RedisOptions says what a server should be like. The zero value is the documented default.
 type RedisOptions struct {
 	// Password, if set, is asked of every client.
 	Password string
-	// Args are further command line arguments, such as "--appendonly", "yes". They come last, so they override
-	// those made here: no persistence, loopback only. They must leave the log at its level and on standard output.
+	// Persist lets the data survive Kill and Restart: a write is in the append-only file before it is answered.
+	// Without it all is lost whenever the server ends.
+	Persist bool
+	// ACL are the lines of the server's ACL file, such as "user app on >secret ~app:* &* +@all". The user default keeps
+	// Password, unless a line says otherwise.
+	ACL []string
+	// TLS, if set, makes the server speak nothing but TLS, with a certificate of this authority. Clients need no
+	// certificate, unless Config says "tls-auth-clients yes". Needs a Redis that was built with TLS.
+	TLS *Authority
+	// Clock lets StepClock move the server's clock. Linux only, and it takes a C compiler: see [Redis.StepClock].
+	Clock bool
+	// Config are further lines of redis.conf. They override those made here: loopback only, no persistence.
+	Config []string
+	// Args are further command line arguments, such as "--appendonly", "yes". They override Config. They must leave the
+	// log at its level and on standard output.
 	Args []string
 }
 
@@ -28,16 +41,39 @@ type Redis struct {
 	program string
 	folder  *folder
 	opts    RedisOptions
+	kind    redisKind
+	clock   *steppedClock // nil unless RedisOptions.Clock
 
 	mu      sync.Mutex // held through start and stop, so that they never overlap
 	port    int
 	server  *child // nil when the server is not running
+	paused  bool
 	stopped bool
+	log     *output // of the server that runs, or ran last
 }
+
+// redisKind tells the forms apart in which one program runs.
+type redisKind struct {
+	ready    string   // what it writes when it is
+	args     []string // after the configuration file
+	freePort func() (int, error)
+	started  func(context.Context, *Redis) error // if not nil, called after each start
+}
+
+var (
+	// "Ready" from version 6 on, "ready" before.
+	plainRedis   = redisKind{ready: "eady to accept connections", freePort: freePort}
+	clusterRedis = redisKind{ready: plainRedis.ready, freePort: freeClusterPort}
+	sentinelMode = redisKind{ready: "Sentinel ID is", args: []string{"--sentinel"}, freePort: freePort, started: hurry}
+)
 
 // StartRedis starts a server. ctx bounds the start only (60 s at most); the server runs until Stop.
 // The error wraps [ErrNotFound] when Redis is not installed.
 func StartRedis(ctx context.Context, opts RedisOptions) (*Redis, error) {
+	return launchRedis(ctx, opts, plainRedis)
+}
+
+func launchRedis(ctx context.Context, opts RedisOptions, kind redisKind) (_ *Redis, err error) {
 	program, err := FindRedis()
 	if err != nil {
 		return nil, err
@@ -46,12 +82,25 @@ func StartRedis(ctx context.Context, opts RedisOptions) (*Redis, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Redis{program: program, folder: folder, opts: opts}
+	r := &Redis{program: program, folder: folder, opts: opts, kind: kind}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, r.Stop())
+		}
+	}()
+	if opts.Clock {
+		if r.clock, err = newSteppedClock(ctx, folder.path); err != nil {
+			return nil, err
+		}
+	}
 	r.mu.Lock()
 	err = r.startOnFreePort(ctx)
 	r.mu.Unlock()
+	if err == nil && kind.started != nil {
+		err = kind.started(ctx, r)
+	}
 	if err != nil {
-		return nil, errors.Join(err, r.Stop())
+		return nil, err
 	}
 	return r, nil
 }
@@ -59,7 +108,10 @@ func StartRedis(ctx context.Context, opts RedisOptions) (*Redis, error) {
 // startOnFreePort starts the server on a port that nobody uses. The caller holds mu.
 func (r *Redis) startOnFreePort(ctx context.Context) (err error) {
 	for range portAttempts {
-		if r.port, err = freePort(); err != nil {
+		if r.port, err = r.kind.freePort(); err != nil {
+			return err
+		}
+		if err = r.configure(); err != nil {
 			return err
 		}
 		if err = r.start(ctx); !errors.Is(err, errPortTaken) {
@@ -71,24 +123,24 @@ func (r *Redis) startOnFreePort(ctx context.Context) (err error) {
 
 // start runs the server on r.port. The caller holds mu.
 func (r *Redis) start(ctx context.Context) error {
-	args := []string{
-		"--bind", "127.0.0.1", "--port", strconv.Itoa(r.port),
-		"--save", "", "--appendonly", "no", "--dir", r.folder.path,
-	}
-	if r.opts.Password != "" {
-		args = append(args, "--requirepass", r.opts.Password)
-	}
+	args := append([]string{r.configPath()}, r.kind.args...)
 	cmd := exec.Command(r.program, append(args, r.opts.Args...)...)
-	cmd.Dir, cmd.Env = r.folder.path, serverEnv()
-	(*account)(nil).prepare(cmd, sigStop)
-	server, err := spawn(cmd, redisReady)
+	cmd.Dir, cmd.Env = r.folder.path, append(serverEnv(), r.clock.env()...)
+	// Not sigStop: a primary waits for replicas that lag, and nothing but a SIGKILL is sure to reach a paused server.
+	(*account)(nil).prepare(cmd, sigKill)
+	server, err := spawn(cmd, r.kind.ready)
 	if err != nil {
 		return err
 	}
+	r.log = server.out
 	if err := server.awaitReady(ctx); err != nil {
 		return err
 	}
 	r.server = server
+	if err := r.clock.attached(); err != nil {
+		r.haltLocked(sigKill)
+		return err
+	}
 	return nil
 }
 
@@ -96,30 +148,107 @@ func (r *Redis) start(ctx context.Context) error {
 func (r *Redis) Addr() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return net.JoinHostPort("127.0.0.1", strconv.Itoa(r.port))
+	return loopback(r.port)
 }
 
-// URL is the server's redis:// URL, with the password if there is one.
+// URL is the server's redis:// URL, with the password if there is one. With TLS it is a rediss:// one, and a client
+// needs TLSConfig besides.
 func (r *Redis) URL() string {
 	u := url.URL{Scheme: "redis", Host: r.Addr(), Path: "/0"}
+	if r.opts.TLS != nil {
+		u.Scheme = "rediss"
+	}
 	if r.opts.Password != "" {
 		u.User = url.UserPassword("", r.opts.Password)
 	}
 	return u.String()
 }
 
+// TLSConfig is what a client of the server needs, nil unless it speaks TLS.
+func (r *Redis) TLSConfig() *tls.Config {
+	if r.opts.TLS == nil {
+		return nil
+	}
+	return r.opts.TLS.ClientConfig()
+}
+
+// Options are those of a client of the server: its address, password and TLS.
+func (r *Redis) Options() *redis.Options {
+	return &redis.Options{Addr: r.Addr(), Password: r.opts.Password, TLSConfig: r.TLSConfig()}
+}
+
+// admin returns a client for a few commands. The caller closes it.
+func (r *Redis) admin() *redis.Client { return redis.NewClient(r.adminOptions()) }
+
+// adminOptions are those of a client that gives up with its caller.
+func (r *Redis) adminOptions() *redis.Options {
+	opts := r.Options()
+	opts.Protocol = 2
+	opts.DialTimeout, opts.ReadTimeout = adminTimeout, adminTimeout // silent means paused or cut
+	opts.MaxRetries, opts.DialerRetries = -1, 1                     // the caller looks again
+	opts.ContextTimeoutEnabled = true
+	opts.DisableIdentity = true
+	opts.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+	return opts
+}
+
+// do asks the server for one thing.
+func (r *Redis) do(ctx context.Context, args ...any) (any, error) {
+	client := r.admin()
+	defer client.Close()
+	reply, err := client.Do(ctx, args...).Result()
+	if err != nil {
+		return nil, fmt.Errorf("throwaway: %v at %s: %w", args[:min(2, len(args))], r.Addr(), err)
+	}
+	return reply, nil
+}
+
+// Log is what the server wrote last, some 40 lines.
+func (r *Redis) Log() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.log == nil {
+		return ""
+	}
+	return r.log.String()
+}
+
+// serving says whether the server runs and is not paused.
+func (r *Redis) serving() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.server != nil && !r.paused
+}
+
 // Kill ends the server with SIGKILL, as a crash would.
 func (r *Redis) Kill() { r.halt(os.Kill) }
 
-// Restart starts the server anew on the same port, after an orderly shutdown if it still runs. Without persistence,
-// which is the default, all it knew is lost.
-func (r *Redis) Restart(ctx context.Context) error {
+// Restart starts the server anew on the same port, after an orderly shutdown if it still runs. Without
+// RedisOptions.Persist all it knew is lost; its configuration is what it was, as the server itself or a sentinel left it.
+func (r *Redis) Restart(ctx context.Context) error { return r.restart(ctx, sigStop, false) }
+
+// RestartEmpty is Restart after a crash that took the data with it.
+func (r *Redis) RestartEmpty(ctx context.Context) error { return r.restart(ctx, sigKill, true) }
+
+func (r *Redis) restart(ctx context.Context, sig os.Signal, empty bool) error {
+	if err := r.startAgain(ctx, sig, empty); err != nil || r.kind.started == nil {
+		return err
+	}
+	return r.kind.started(ctx, r)
+}
+
+func (r *Redis) startAgain(ctx context.Context, sig os.Signal, empty bool) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.stopped {
 		return errors.New("throwaway: restart of a stopped server")
 	}
-	r.haltLocked(sigStop)
+	r.haltLocked(sig)
+	if empty {
+		if err := r.removeData(); err != nil {
+			return err
+		}
+	}
 	return r.start(ctx)
 }
 
@@ -132,7 +261,7 @@ func (r *Redis) Stop() error {
 	}
 	r.stopped = true
 	r.haltLocked(os.Kill) // whatever it could write is about to be deleted
-	return r.folder.remove()
+	return errors.Join(r.clock.close(), r.folder.remove())
 }
 
 func (r *Redis) halt(sig os.Signal) {
@@ -144,6 +273,6 @@ func (r *Redis) halt(sig os.Signal) {
 func (r *Redis) haltLocked(sig os.Signal) {
 	if r.server != nil {
 		r.server.end(sig)
-		r.server = nil
+		r.server, r.paused = nil, false
 	}
 }

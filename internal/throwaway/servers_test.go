@@ -19,7 +19,10 @@ func TestMain(m *testing.M) {
 	if os.Getenv(orphanEnv) != "" {
 		orphanMain()
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m,
+		// go-redis looks once a second whether a server that refused it is back, and only then that its client is closed.
+		goleak.IgnoreAnyFunction("github.com/redis/go-redis/v9/internal/pool.(*ConnPool).tryDial"),
+	)
 }
 
 func itoa(n int) string { return strconv.Itoa(n) }
@@ -265,7 +268,7 @@ func TestRedisArgsOverride(t *testing.T) {
 
 func TestStartTriesAnotherPort(t *testing.T) {
 	r := startRedis(t, RedisOptions{})
-	other := &Redis{program: r.program, folder: r.folder, port: r.port}
+	other := &Redis{program: r.program, folder: r.folder, kind: plainRedis, port: r.port}
 	if err := other.start(testContext(t)); !errors.Is(err, errPortTaken) {
 		t.Errorf("Redis on a port in use: %v", err)
 	}

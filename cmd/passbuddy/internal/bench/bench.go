@@ -1,0 +1,110 @@
+// Package bench is `passbuddy bench`: PassBuddy and other ways to keep a fleet under a cap, with the same work to do on
+// the same machine.
+//
+// A cell is one strategy at one workload in one shape of fleet. Every cell is run once in each round. What is compared
+// with one another runs one right after the other, and in another order in each round: so whatever else the machine does
+// meets them all.
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/show"
+)
+
+const (
+	// failuresInARow is how many cells may fail one after the other before the run is given up.
+	failuresInARow = 3
+	// overhead is about what a cell takes beside its warm-up and what is measured: processes start and end.
+	overhead = time.Second
+)
+
+// Run measures what o asks for: tables on out, progress on status, and files. When it is interrupted it still reports
+// the cells that it has. It returns an error when something stood in the way, or when PassBuddy did not keep its
+// promise; a figure that is missed is not an error. When it returns, its processes and temporary folders are gone.
+func Run(ctx context.Context, o Options, out, status io.Writer) (err error) {
+	s, err := startServers(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	started := time.Now()
+	r := &report{
+		Schema: schema, Started: started.UTC().Truncate(time.Second), Machine: describeMachine(ctx, s),
+		Settings: settingsOf(o, s), Cells: newCells(o, s),
+	}
+	introduce(out, r)
+	err = r.run(ctx, o, s, status)
+	r.Seconds = time.Since(started).Seconds()
+	if r.empty() {
+		return err
+	}
+	r.finish()
+	writeTables(out, r)
+	return errors.Join(err, writeFiles(out, o, r), r.broken())
+}
+
+// runs are the cells that are run, in each round.
+func (r *report) runs() (n int) {
+	for _, c := range r.Cells {
+		if c.Note == "" {
+			n++
+		}
+	}
+	return n
+}
+
+func introduce(out io.Writer, r *report) {
+	each := time.Duration((r.Settings.WarmupSeconds+r.Settings.DurationSeconds)*float64(time.Second)) + overhead
+	runs := r.runs() * r.Settings.Rounds
+	fmt.Fprintf(out, "%d comparisons, %d cells in each of %d rounds, cap %d: about %v. Ctrl-C ends it and shows what there is.\n",
+		len(r.groups()), r.runs(), r.Settings.Rounds, r.Settings.Capacity, (time.Duration(runs) * each).Round(time.Second))
+	fmt.Fprintln(out, r.Machine)
+	if caution := r.Machine.caution(); caution != "" {
+		fmt.Fprintln(out, caution)
+	}
+	fmt.Fprintf(out, "Queries are sent in pgx's mode %s, by all alike.\n", r.Settings.ExecMode)
+}
+
+// run fills r's cells, round by round.
+func (r *report) run(ctx context.Context, o Options, s *servers, status io.Writer) error {
+	line := show.NewStatusLine(status)
+	defer line.End()
+	started := time.Now()
+	done, total, failures := 0, r.runs()*o.rounds, 0
+	for round := 1; round <= o.rounds; round++ {
+		for _, group := range r.groups() {
+			for i := range group {
+				c := group[(i+round-1)%len(group)]
+				if c.Note != "" {
+					continue
+				}
+				m, err := runCell(ctx, o, s, c.spec)
+				if ctx.Err() != nil {
+					return ctx.Err()
+				}
+				m.Round = round
+				if err != nil {
+					m.Error = show.Shorten(err.Error())
+					failures++
+				} else {
+					failures = 0
+				}
+				c.Rounds = append(c.Rounds, m)
+				done++
+				elapsed := time.Since(started)
+				line.Show(elapsed, fmt.Sprintf("%d/%d, %v left: %v %s ops/s",
+					done, total, (elapsed/time.Duration(done)*time.Duration(total-done)).Round(time.Second), c.spec, figure(m.Values[opsPerSecond])))
+				if failures == failuresInARow {
+					return fmt.Errorf("%d cells failed one after the other; the last: %w", failures, err)
+				}
+			}
+		}
+	}
+	r.Complete = true
+	return nil
+}

@@ -1,0 +1,194 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"go.uber.org/goleak"
+
+	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/fleet"
+	"github.com/passbuddy/passbuddy/internal/throwaway"
+)
+
+// The tests' program is also the fleet's workers.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == fleet.WorkerCommand {
+		os.Exit(fleet.RunWorker())
+	}
+	goleak.VerifyTestMain(m)
+}
+
+func testContext(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// needServers skips where a server is not installed, or the test would take too long.
+func needServers(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("-short: this runs fleets of processes for some seconds")
+	}
+	if _, err := throwaway.FindPostgres(t.Context()); err != nil {
+		t.Skip("the benchmarks need a PostgreSQL server (make test installs it): ", err)
+	}
+	if _, err := throwaway.FindRedis(); err != nil {
+		t.Skip("the benchmarks need a Redis server (make test installs it): ", err)
+	}
+}
+
+// Everything that can be measured, small: each strategy works, keeps its cap, and has all its figures.
+func TestBench(t *testing.T) {
+	needServers(t)
+	o := parse(t, "-cap", "3", "-duration", "300ms", "-warmup", "200ms", "-rounds", "1",
+		"-json", filepath.Join(t.TempDir(), "bench.json"), "-svg", filepath.Join(t.TempDir(), "pictures"))
+	o.plan = []scenario{
+		{fleet.Pgxpool, select1, mustShape("2x2"), allStrategies},
+		{fleet.SQL, threeSteps, mustShape("1x4+1x1"), []strategy{perConn}},
+	}
+	var out, status bytes.Buffer
+	if err := Run(testContext(t), o, &out, &status); err != nil {
+		t.Errorf("%v\n%s%s", err, &out, &status)
+	}
+	text, err := os.ReadFile(o.json)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r report
+	if err := json.Unmarshal(text, &r); err != nil {
+		t.Fatal(err)
+	}
+	if !r.Complete || len(r.Cells) != len(allStrategies)+2 {
+		t.Errorf("complete %v, %d cells", r.Complete, len(r.Cells))
+	}
+	for _, c := range r.Cells {
+		if strings.HasPrefix(c.Note, "skipped: PgBouncer") {
+			t.Log(c.Strategy, c.Note)
+			continue
+		}
+		if len(c.Rounds) != 1 || c.Rounds[0].Error != "" {
+			t.Errorf("%s: %+v", c.Strategy, c)
+			continue
+		}
+		expectSound(t, o, c)
+	}
+	if pictures, err := filepath.Glob(filepath.Join(o.svg, "*.svg")); err != nil || len(pictures) != 2 {
+		t.Errorf("pictures %v, %v", pictures, err)
+	}
+}
+
+func expectSound(t *testing.T, o Options, c *cell) {
+	t.Helper()
+	v := c.Rounds[0].Values
+	if v[opsPerSecond] <= 0 || v[operationsFailed] != 0 || v[goroutinesServed] < 1 || v[latencyMax] <= 0 || v[jainIndex] <= 0 {
+		t.Errorf("%s: %v", c.Strategy, v)
+	}
+	if peak, _ := c.capped(); peak.Max > float64(o.capacity) && c.CapIsFor != capsNone {
+		t.Errorf("%s: %v %s backends, cap %d", c.Strategy, peak.Max, c.CapIsFor, o.capacity)
+	}
+	if v[openPeak] < 1 || v[samplesTaken] < 2 {
+		t.Errorf("%s: at most %v backends in %v samples", c.Strategy, v[openPeak], v[samplesTaken])
+	}
+	for _, name := range []string{longestGap, worstWindowOps} {
+		if _, there := v[name]; !there {
+			t.Errorf("%s: no %s", c.Strategy, name)
+		}
+	}
+	if c.spec.scenario.shape.uneven() && v[modestOps] <= 0 {
+		t.Errorf("%s: the modest process did nothing: %v", c.Strategy, v)
+	}
+}
+
+func TestBenchIsInterrupted(t *testing.T) {
+	needServers(t)
+	o := parse(t, "-cap", "2", "-duration", "100ms", "-warmup", "0s", "-rounds", "1000", "-workloads", "select1", "-shapes", "1x2", "-strategies", "static",
+		"-json", filepath.Join(t.TempDir(), "bench.json"), "-svg", "")
+	ctx, cancel := context.WithCancel(testContext(t))
+	status := &signalWriter{written: make(chan struct{}, 1)} // the first line of progress: a cell is complete
+	var out bytes.Buffer
+	ended := make(chan error, 1)
+	go func() { ended <- Run(ctx, o, &out, status) }()
+	select {
+	case <-status.written:
+	case err := <-ended:
+		t.Fatalf("ended by itself: %v", err)
+	}
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+	text, err := os.ReadFile(o.json)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Contains(text, []byte(`"complete": false`)) || !bytes.Contains(text, []byte(opsPerSecond)) || !strings.Contains(out.String(), "not complete") {
+		t.Errorf("an interrupted run does not show what it has, or not that this is not all:\n%s\n%s", text, &out)
+	}
+}
+
+type signalWriter struct{ written chan struct{} }
+
+func (w *signalWriter) Write(p []byte) (int, error) {
+	select {
+	case w.written <- struct{}{}:
+	default:
+	}
+	return len(p), nil
+}
+
+// The count of connects is Postgres's own, and knows of each at once.
+func TestSessionsAreCounted(t *testing.T) {
+	needServers(t)
+	p, err := throwaway.StartPostgres(testContext(t), throwaway.PostgresOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Stop()
+	ctx := testContext(t)
+	admin, err := pgx.Connect(ctx, p.AdminURL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close(ctx)
+	before, err := readSessions(ctx, admin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if before < 0 {
+		t.Skip("this PostgreSQL is older than 14 and does not count sessions")
+	}
+	for range 10 {
+		conn, err := pgx.Connect(ctx, p.URL())
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.Close(ctx)
+	}
+	conn, err := pgx.Connect(ctx, p.URL()) // and one that stays
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(ctx)
+	for { // until Postgres has caught up, or time is over
+		after, err := readSessions(ctx, admin)
+		if err != nil {
+			t.Fatal("10 sessions ended and one open: ", err)
+		}
+		if after == before+11 {
+			return
+		}
+		if after > before+11 {
+			t.Fatalf("%d sessions, want 11", after-before)
+		}
+	}
+}

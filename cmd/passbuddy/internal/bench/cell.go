@@ -1,0 +1,270 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/backends"
+	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/fleet"
+	"github.com/passbuddy/passbuddy/internal/throwaway"
+)
+
+const (
+	// drainTime is how long what is under way may go on after the end; a server behind a queue that never ends is cut.
+	drainTime = 200 * time.Millisecond
+	// closingTime is how long a worker may close its pool.
+	closingTime = time.Second
+	// progressWindow is the length of the windows in which every process should make progress.
+	progressWindow = 2 * time.Second
+)
+
+// runCell does the work of one cell once. When it returns, its processes and backends are gone.
+func runCell(ctx context.Context, o Options, s *servers, sp spec) (m measurement, err error) {
+	postgres := s.postgresFor(sp.strategy)
+	sampler, err := connectSampler(ctx, postgres)
+	if err != nil {
+		return m, err
+	}
+	defer sampler.Close()
+	admin, err := pgx.Connect(ctx, postgres.AdminURL())
+	if err != nil {
+		return m, err
+	}
+	defer admin.Close(context.WithoutCancel(ctx))
+
+	parts := cpuParts{postgres: postgres.PID(), redis: s.redis.PID()}
+	target := postgres.URL()
+	stopBouncer := func() error { return nil }
+	if sp.strategy.poolMode != "" {
+		bouncer, err := s.startPgBouncer(ctx, postgres, sp)
+		if err != nil {
+			return m, err
+		}
+		stopBouncer = bouncer.Stop
+		defer func() { err = errors.Join(err, bouncer.Stop()) }()
+		target, parts.pgBouncer = bouncer.URL(), bouncer.PID()
+	}
+	configs, err := s.workers(target, sp)
+	if err != nil {
+		return m, err
+	}
+	f, err := fleet.Start(ctx, configs)
+	if err != nil {
+		return m, err
+	}
+	defer f.Kill()
+	parts.fleet = f.PIDs()
+
+	start := time.Now()
+	stopSampling := sampler.Start(ctx, start)
+	from := start.Add(o.warmup)
+	until := from.Add(o.duration)
+	var before, after counters
+	err = f.BeginWindow(from, until)
+	if err == nil {
+		before, err = s.countersAt(ctx, from, admin, parts)
+	}
+	if err == nil {
+		after, err = s.countersAt(ctx, until, admin, parts)
+	}
+	if err != nil {
+		return m, errors.Join(err, stopSampling())
+	}
+	reports, err := f.Finish()
+	if err := errors.Join(err, stopBouncer(), stopSampling(), ctx.Err()); err != nil {
+		return m, err
+	}
+	m, err = measure(sp, o, reports)
+	if err != nil {
+		return m, err
+	}
+	m.addCounters(o.duration, before, after)
+	m.addSamples(sampler.Taken(), o) // up to the last worker's end, so joining and shutdown are watched too
+	return m, s.cleanUp(ctx, sp, postgres, sampler)
+}
+
+// countersAt reads the counters at t, or a little later on a machine that is busy.
+func (s *servers) countersAt(ctx context.Context, t time.Time, admin *pgx.Conn, parts cpuParts) (counters, error) {
+	timer := time.NewTimer(time.Until(t))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return s.readCounters(ctx, admin, parts)
+	case <-ctx.Done():
+		return counters{}, ctx.Err()
+	}
+}
+
+// workers configures the fleet's processes.
+func (s *servers) workers(target string, sp spec) ([]fleet.Config, error) {
+	url, err := s.workerURL(target)
+	if err != nil {
+		return nil, err
+	}
+	base := fleet.Config{
+		PostgresURL: url,
+		Operation:   sp.scenario.workload.operation,
+		Integration: string(sp.scenario.integration),
+		Guard:       sp.strategy.guard,
+		RedisURL:    s.redis.URL(),
+		Semaphore:   semaphoreName(),
+		Capacity:    sp.capacity,
+		Scope:       sp.strategy.scope,
+		Drain:       drainTime,
+		Closing:     closingTime,
+	}
+	var configs []fleet.Config
+	maxConns := sp.pools()
+	for _, g := range sp.groups() {
+		for range g.Processes {
+			cfg := base
+			cfg.Goroutines, cfg.MaxConns = g.Goroutines, maxConns[len(configs)]
+			configs = append(configs, cfg)
+		}
+	}
+	return configs, nil
+}
+
+// cleanUp leaves nothing of the cell in Postgres. Connections that clients gave up while they were being opened take
+// up slots for a while, and are in no statistics: after the strategy that makes such, the server is restarted.
+func (s *servers) cleanUp(ctx context.Context, sp spec, p *throwaway.Postgres, sampler *backends.Sampler) error {
+	if sp.strategy.caps == capsNone {
+		return p.Restart(ctx)
+	}
+	return sampler.AwaitQuiet(ctx)
+}
+
+// measurement is what one run of a cell showed.
+type measurement struct {
+	Round      int                `json:"round"`
+	Error      string             `json:"error,omitempty"` // why there is nothing else
+	Values     map[string]float64 `json:"values,omitempty"`
+	PerProcess []int64            `json:"operations_by_process,omitempty"`
+	Failures   map[string]int64   `json:"failures,omitempty"` // of operations, by their text; refusals for lack of room are only counted
+}
+
+// measure works out what the workers' reports say.
+func measure(sp spec, o Options, reports []fleet.Report) (measurement, error) {
+	m := measurement{Values: make(map[string]float64), Failures: make(map[string]int64)}
+	var sum fleet.Counts
+	var served int
+	var bins [][]int64
+	var gap time.Duration
+	for _, r := range reports {
+		sum.Add(r.Counts)
+		served += r.Served
+		m.PerProcess = append(m.PerProcess, r.Operations)
+		bins = append(bins, r.Progress.Bins)
+		gap = max(gap, r.Progress.Gap)
+		for text, n := range r.Failures {
+			m.Failures[text] += n
+		}
+	}
+	seconds := o.duration.Seconds()
+	v := m.Values
+	v[opsPerSecond] = float64(sum.Operations) / seconds
+	v[operationsFailed] = float64(sum.Errors())
+	v[operationsRefused] = float64(sum.Refused)
+	v[goroutinesServed] = float64(served)
+	v[worstWindowOps] = float64(worstWindow(bins, fleet.BinWidth, progressWindow))
+	v[longestGap] = milliseconds(gap)
+	if err := m.addLatency("", reports); err != nil {
+		return m, err
+	}
+
+	modest := reports[sp.greedy():]
+	var shares []float64
+	for _, r := range modest {
+		shares = append(shares, float64(r.Operations))
+	}
+	v[jainIndex] = jain(shares)
+	if !sp.scenario.shape.uneven() {
+		return m, nil
+	}
+	var ofModest float64
+	for _, n := range shares {
+		ofModest += n
+	}
+	v[greedyOps] = (float64(sum.Operations) - ofModest) / seconds
+	v[modestOps] = ofModest / seconds
+	return m, m.addLatency(modestPrefix, modest)
+}
+
+func (m *measurement) addLatency(prefix string, reports []fleet.Report) error {
+	total, wait := fleet.NewLatency(), fleet.NewLatency()
+	for _, r := range reports {
+		if err := errors.Join(total.Merge(r.Total), wait.Merge(r.Wait)); err != nil {
+			return err
+		}
+	}
+	if total.Count() == 0 {
+		return nil // nothing ended, and nothing was begun
+	}
+	for _, p := range []struct {
+		name string
+		of   float64
+	}{{"p50", 50}, {"p99", 99}, {"max", 100}} {
+		m.Values[prefix+"latency_"+p.name+"_ms"] = milliseconds(total.Percentile(p.of))
+		m.Values[prefix+"wait_"+p.name+"_ms"] = milliseconds(wait.Percentile(p.of))
+	}
+	return nil
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+// addCounters takes in what was counted between two looks, in proportion to the time d that is measured. On a busy
+// machine a look is late now and then; what was counted over less than half of d says nothing.
+func (m *measurement) addCounters(d time.Duration, before, after counters) {
+	v := m.Values
+	between := func(from, to time.Time) (seconds, operations float64) {
+		if seconds = to.Sub(from).Seconds(); seconds < d.Seconds()/2 {
+			return 0, 0
+		}
+		return seconds, v[opsPerSecond] * seconds
+	}
+	if seconds, _ := between(before.sessionsAt, after.sessionsAt); seconds > 0 && before.sessions >= 0 {
+		v[connectsPerSecond] = float64(after.sessions-before.sessions) / seconds
+	}
+	if _, operations := between(before.redisAt, after.redisAt); operations > 0 {
+		v[redisCommandsPerOp] = float64(after.redis.commands-before.redis.commands-redisOwnCommands) / operations
+		v[redisScriptsPerOp] = float64(after.redis.scripts-before.redis.scripts) / operations
+		v[redisReadsPerOp] = float64(after.redis.reads-before.redis.reads-redisOwnCommands) / operations
+	}
+	cpu := after.cpu.since(before.cpu)
+	if seconds, operations := between(before.cpuAt, after.cpuAt); seconds > 0 && cpu.known {
+		whole := d.Seconds() / seconds
+		v[cpuFleet], v[cpuPostgres], v[cpuRedis], v[cpuPgBouncer] = cpu.fleet*whole, cpu.postgres*whole, cpu.redis*whole, cpu.pgBouncer*whole
+		if operations > 0 {
+			v[cpuPerOp] = cpu.total() / operations * 1e6
+		}
+	}
+}
+
+// addSamples takes peaks over all samples, and means over those of the time that is measured.
+func (m *measurement) addSamples(samples []backends.Sample, o Options) {
+	var open, busy, n int
+	v := m.Values
+	for _, s := range samples {
+		v[openPeak] = max(v[openPeak], float64(s.Open))
+		v[busyPeak] = max(v[busyPeak], float64(s.Busy))
+		if s.At >= o.warmup && s.At < o.warmup+o.duration {
+			open, busy, n = open+s.Open, busy+s.Busy, n+1
+		}
+	}
+	v[samplesTaken] = float64(len(samples))
+	if n > 0 {
+		v[openMean], v[busyMean] = float64(open)/float64(n), float64(busy)/float64(n)
+	}
+}
+
+func (sp spec) String() string {
+	control := ""
+	if sp.control {
+		control = " (modest alone)"
+	}
+	return fmt.Sprintf("%s %s %s%s %s", sp.scenario.integration, sp.scenario.workload.name, sp.scenario.shape.name, control, sp.strategy.name)
+}

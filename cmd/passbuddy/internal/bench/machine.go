@@ -1,0 +1,83 @@
+package bench
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// machine is where the figures are from.
+type machine struct {
+	CPU       string `json:"cpu"`
+	Cores     int    `json:"cores"` // that the program may use
+	Memory    string `json:"memory,omitempty"`
+	OS        string `json:"os"`
+	Kernel    string `json:"kernel"`
+	Load      string `json:"load_average_at_start,omitempty"` // more than a few tenths: others were at work too
+	Go        string `json:"go"`
+	Postgres  string `json:"postgres"`
+	Redis     string `json:"redis"`
+	PgBouncer string `json:"pgbouncer,omitempty"`
+}
+
+// busyLoad is the load average from which on others were at work, per core.
+const busyLoad = 0.5
+
+// caution says that the figures are rough, if they are.
+func (m machine) caution() string {
+	if load, err := strconv.ParseFloat(m.Load, 64); err == nil && load > busyLoad*float64(m.Cores) {
+		return fmt.Sprintf("Others were at work on this machine (load average %s at the start): take these figures as rough.", m.Load)
+	}
+	return ""
+}
+
+func describeMachine(ctx context.Context, s *servers) machine {
+	m := machine{
+		CPU: runtime.GOARCH, Cores: runtime.NumCPU(), OS: runtime.GOOS, Go: runtime.Version(),
+		Kernel:   command(ctx, "uname", "-sr"),
+		Postgres: s.postgresVersion, Redis: s.redisVersion, PgBouncer: s.pgBouncerVersion,
+	}
+	switch runtime.GOOS {
+	case "linux":
+		m.CPU = or(field("/proc/cpuinfo", "model name", ":"), m.CPU)
+		m.Memory = field("/proc/meminfo", "MemTotal", ":")
+		m.OS = or(strings.Trim(field("/etc/os-release", "PRETTY_NAME", "="), `"`), m.OS)
+		if load, err := os.ReadFile("/proc/loadavg"); err == nil {
+			m.Load, _, _ = strings.Cut(string(load), " ")
+		}
+	case "darwin":
+		m.CPU = or(command(ctx, "sysctl", "-n", "machdep.cpu.brand_string"), m.CPU)
+		m.OS = "macOS " + command(ctx, "sw_vers", "-productVersion")
+	}
+	return m
+}
+
+// command is what a program says, or nothing: the description is a courtesy.
+func command(ctx context.Context, name string, args ...string) string {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	out, _ := exec.CommandContext(ctx, name, args...).Output()
+	return strings.TrimSpace(string(out))
+}
+
+// field is the value of the first line of a file that begins with name.
+func field(path, name, separator string) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		key, value, _ := strings.Cut(lines.Text(), separator)
+		if strings.TrimSpace(key) == name {
+			return strings.TrimSpace(value)
+		}
+	}
+	return ""
+}

@@ -1,0 +1,226 @@
+package bench
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/fleet"
+)
+
+// strategy is a way to keep a fleet under a cap.
+type strategy struct {
+	name, title string
+	guard       fleet.Guard
+	scope       string // of PassBuddy
+	poolMode    string // of the PgBouncer in between, if any
+	split       bool   // the cap is cut into equal parts beforehand
+	caps        string // which backends the cap is for: capsOpen, capsBusy, or capsNone
+}
+
+const (
+	capsNone = ""
+	capsOpen = "open" // all there are, idle ones included
+	capsBusy = "busy" // those in a query or a transaction
+)
+
+var (
+	bare      = strategy{name: "bare", title: "bare pool"}
+	static    = strategy{name: "static", title: "static split", split: true, caps: capsOpen}
+	bouncerTx = strategy{name: "pgbouncer-tx", title: "PgBouncer, transaction", poolMode: "transaction", caps: capsOpen}
+	bouncerS  = strategy{name: "pgbouncer-session", title: "PgBouncer, session", poolMode: "session", caps: capsOpen}
+	original  = strategy{name: "original", title: "the original's polling", guard: fleet.Original, caps: capsBusy}
+	perConn   = strategy{name: "passbuddy", title: "PassBuddy", guard: fleet.PassBuddy, scope: fleet.ScopeConnection, caps: capsOpen}
+	perOut    = strategy{name: "passbuddy-checkout", title: "PassBuddy, per checkout", guard: fleet.PassBuddy, scope: fleet.ScopeCheckout, caps: capsBusy}
+
+	allStrategies = []strategy{bare, static, bouncerTx, bouncerS, original, perConn, perOut}
+)
+
+func (s strategy) flagName() string { return s.name }
+
+// workload is what every goroutine repeats.
+type workload struct {
+	name, title string
+	operation   fleet.Operation
+}
+
+var (
+	select1    = workload{"select1", "select 1", fleet.Operation{Row: "select 1"}}
+	sleep5     = workload{"5ms", "a query of 5 ms", fleet.Operation{Row: "select 1 from pg_sleep(0.005)"}}
+	threeSteps = workload{"tx", "a transaction of three statements", fleet.Operation{Transaction: []string{
+		"select balance from account where id = $1",
+		"update account set balance = balance + 1 where id = $1 returning balance",
+		"select balance from account where id = $1",
+	}}}
+
+	allWorkloads = []workload{select1, sleep5, threeSteps}
+)
+
+func (w workload) flagName() string { return w.name }
+
+// accounts is what the transactions work on. Half-full pages leave room for updates in place.
+var accounts = fmt.Sprintf(`create table account (id int primary key, balance bigint not null) with (fillfactor = 50);
+insert into account select id, 0 from generate_series(1, %d) id; analyze account`, fleet.TransactionKeys)
+
+type integration string
+
+var allIntegrations = []integration{fleet.Pgxpool, fleet.SQL}
+
+func (i integration) flagName() string { return string(i) }
+
+// group is a number of processes with as many goroutines each.
+type group struct{ Processes, Goroutines int }
+
+// shape is how many processes the fleet has, and how many goroutines they have. One of two groups is of uneven
+// demand: the first is the greedy one.
+type shape struct {
+	name   string
+	groups []group
+}
+
+const unevenText = "1x200+7x2, with the seven also alone"
+
+func parseShape(text string) (shape, error) {
+	s := shape{name: text}
+	groups := text
+	if text == "uneven" {
+		groups = "1x200+7x2"
+	}
+	for part := range strings.SplitSeq(groups, "+") {
+		left, right, _ := strings.Cut(part, "x")
+		processes, err1 := strconv.Atoi(left)
+		goroutines, err2 := strconv.Atoi(right)
+		if err1 != nil || err2 != nil || processes < 1 || processes > 200 || goroutines < 1 || goroutines > 1000 {
+			return s, fmt.Errorf("-shapes names %q: it must be processes x goroutines such as 4x50 (up to 200x1000), two of them as in 1x200+7x2, or uneven", text)
+		}
+		s.groups = append(s.groups, group{processes, goroutines})
+	}
+	if len(s.groups) > 2 {
+		return s, fmt.Errorf("-shapes names %q: it must have one or two groups", text)
+	}
+	return s, nil
+}
+
+func mustShape(text string) shape {
+	s, err := parseShape(text)
+	if err != nil {
+		panic("bug: " + err.Error())
+	}
+	return s
+}
+
+func (s shape) uneven() bool { return len(s.groups) == 2 }
+
+func (s shape) processes() (n int) {
+	for _, g := range s.groups {
+		n += g.Processes
+	}
+	return n
+}
+
+func (s shape) goroutines() (n int) {
+	for _, g := range s.groups {
+		n += g.Processes * g.Goroutines
+	}
+	return n
+}
+
+// scenario is what its strategies are compared in.
+type scenario struct {
+	integration integration
+	workload    workload
+	shape       shape
+	strategies  []strategy
+}
+
+// fullPlan is the comparisons of docs/BENCHMARKS.md.
+func fullPlan(chosen []strategy) (plan []scenario) {
+	add := func(i integration, w workload, among []strategy, shapes ...string) {
+		var both []strategy
+		for _, s := range among {
+			if slices.ContainsFunc(chosen, func(c strategy) bool { return c.name == s.name }) {
+				both = append(both, s)
+			}
+		}
+		for _, text := range shapes {
+			plan = append(plan, scenario{i, w, mustShape(text), both})
+		}
+	}
+	add(fleet.Pgxpool, select1, allStrategies, "4x50", "16x12", "20x10", "40x5", "uneven")
+	add(fleet.Pgxpool, sleep5, allStrategies, "4x50", "16x12", "40x5", "uneven")
+	add(fleet.Pgxpool, threeSteps, allStrategies, "4x50", "16x12", "40x5", "uneven")
+	for _, w := range allWorkloads {
+		add(fleet.SQL, w, []strategy{static, bouncerTx, perConn, perOut}, "4x50")
+	}
+	return plan
+}
+
+func quickPlan(chosen []strategy) (plan []scenario) {
+	for _, i := range allIntegrations {
+		plan = append(plan, scenario{i, select1, mustShape("4x50"), chosen})
+	}
+	return plan
+}
+
+// spec is what a cell is to do.
+type spec struct {
+	scenario scenario
+	strategy strategy
+	control  bool // of an uneven shape: the modest processes alone
+	capacity int
+}
+
+// controlled says which strategies are worth a run without the greedy process: those that serve all.
+func (s strategy) controlled() bool {
+	return slices.ContainsFunc([]strategy{static, bouncerTx, perConn, perOut}, func(c strategy) bool { return c.name == s.name })
+}
+
+func (s spec) greedy() int {
+	if !s.scenario.shape.uneven() || s.control {
+		return 0
+	}
+	return s.scenario.shape.groups[0].Processes
+}
+
+// groups are those of the processes that run.
+func (s spec) groups() []group {
+	if s.control {
+		return s.scenario.shape.groups[1:]
+	}
+	return s.scenario.shape.groups
+}
+
+// pools says how large the pool of each process is. A pool under a guard or in front of PgBouncer is as large as its
+// process could use; a static split gives each process of the whole fleet its part, the first ones what is left over.
+func (s spec) pools() (maxConns []int) {
+	processes := s.scenario.shape.processes()
+	skipped := 0
+	if s.control {
+		skipped = s.scenario.shape.groups[0].Processes // their parts stay theirs
+	}
+	for _, g := range s.groups() {
+		for range g.Processes {
+			n := g.Goroutines
+			if s.strategy.split {
+				n = s.capacity / processes
+				if skipped+len(maxConns) < s.capacity%processes {
+					n++
+				}
+			}
+			maxConns = append(maxConns, n)
+		}
+	}
+	return maxConns
+}
+
+// impossible says why the cell cannot be run, if so.
+func (s spec) impossible(bouncerMissing bool) string {
+	switch {
+	case s.strategy.split && s.scenario.shape.processes() > s.capacity:
+		return fmt.Sprintf("impossible: %d processes cannot share %d connections beforehand", s.scenario.shape.processes(), s.capacity)
+	case s.strategy.poolMode != "" && bouncerMissing:
+		return "skipped: PgBouncer is not installed (scripts/setup.sh --want pgbouncer)"
+	}
+	return ""
+}

@@ -1,0 +1,11 @@
+//go:build unix
+
+package fleet
+
+import (
+	"os/exec"
+	"syscall"
+)
+
+// ownGroup keeps a Ctrl-C at the terminal from reaching the worker: the parent hears it, and ends the workers in order.
+func ownGroup(cmd *exec.Cmd) { cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} }

@@ -1,0 +1,57 @@
+package fleet
+
+import "time"
+
+// BinWidth is the resolution of a Progress.
+const BinWidth = 50 * time.Millisecond
+
+// Progress is how evenly a worker's operations succeeded over what counts.
+type Progress struct {
+	Bins []int64       `json:",omitempty"` // operations that succeeded, by when they ended
+	Gap  time.Duration `json:",omitempty"` // the longest time without one
+}
+
+// window is the part of a run that counts. Its times are on the monotonic clock.
+type window struct {
+	from, until time.Time // until is zero for a run without an end
+
+	bins []int64
+	last time.Time // when the last operation ended, or the window began
+	gap  time.Duration
+}
+
+func newWindow(s startSignal) *window {
+	now := time.Now()
+	if s.Until.IsZero() {
+		return &window{from: now, last: now}
+	}
+	// What came over the pipe is of the wall clock, which may be set while we run.
+	w := &window{from: now.Add(s.From.Sub(now)), until: now.Add(s.Until.Sub(now))}
+	w.last = w.from
+	w.bins = make([]int64, (w.until.Sub(w.from)+BinWidth-1)/BinWidth)
+	return w
+}
+
+func (w *window) ends() bool { return !w.until.IsZero() }
+
+func (w *window) contains(t time.Time) bool {
+	return !t.Before(w.from) && (!w.ends() || t.Before(w.until))
+}
+
+// note takes in an operation that ended at t, within the window. Concurrent ones may come in another order than they
+// ended, by microseconds.
+func (w *window) note(t time.Time) {
+	if !w.ends() {
+		return
+	}
+	w.bins[t.Sub(w.from)/BinWidth]++
+	w.gap = max(w.gap, t.Sub(w.last))
+	w.last = t
+}
+
+func (w *window) progress() Progress {
+	if !w.ends() {
+		return Progress{}
+	}
+	return Progress{Bins: w.bins, Gap: max(w.gap, w.until.Sub(w.last))}
+}

@@ -1,0 +1,259 @@
+package fleet
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/show"
+)
+
+const (
+	tooManyClients = "53300" // SQLSTATE too_many_connections
+	// failurePause keeps a goroutine whose operation failed from spinning.
+	failurePause = 5 * time.Millisecond
+	maxFailures  = 20 // distinct texts kept
+)
+
+// RunWorker is the hidden command: one process of the fleet. It returns the exit status.
+func RunWorker() int {
+	stop, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer cancel()
+	if err := work(stop, os.Stdin, os.Stdout, os.Exit); err != nil {
+		_ = json.NewEncoder(os.Stdout).Encode(Report{Error: err.Error()}) // the parent may be gone
+		return 1
+	}
+	return 0
+}
+
+// work does as the protocol says until stop is done. It calls exit when in ends early.
+func work(stop context.Context, in io.Reader, out io.Writer, exit func(int)) error {
+	requests, reports := json.NewDecoder(in), json.NewEncoder(out)
+	var cfg Config
+	if err := requests.Decode(&cfg); err != nil {
+		return fmt.Errorf("worker: no configuration: %w", err)
+	}
+	p, err := openPool(stop, cfg)
+	if err != nil {
+		return err
+	}
+	w := &worker{cfg: cfg, pool: p, wait: NewLatency(), total: NewLatency(), failures: make(map[string]int64)}
+	if err := reports.Encode(w.report()); err != nil {
+		return err
+	}
+	started := make(chan startSignal, 1)
+	go func() {
+		for first := true; ; first = false {
+			var s startSignal
+			if err := requests.Decode(&s); err != nil {
+				exit(1) // the parent is gone
+				return
+			}
+			if first {
+				started <- s
+			}
+		}
+	}()
+	select {
+	case s := <-started:
+		w.window = newWindow(s)
+		w.run(stop, reports)
+		<-stop.Done() // until then its CPU time can be read
+	case <-stop.Done():
+	}
+	w.close()
+	final, err := w.finalReport()
+	if err != nil {
+		return err
+	}
+	return reports.Encode(final)
+}
+
+// worker counts what its goroutines do.
+type worker struct {
+	cfg         Config
+	pool        pool
+	wait, total *Latency
+	window      *window // nil before the start; note under mu
+
+	mu       sync.Mutex
+	counts   Counts
+	served   int
+	failures map[string]int64
+}
+
+// run runs the goroutines until stop is done or the window ends, and they have ended, and reports meanwhile.
+func (w *worker) run(stop context.Context, reports *json.Encoder) {
+	if w.window.ends() {
+		var cancel context.CancelFunc
+		stop, cancel = context.WithDeadline(stop, w.window.until)
+		defer cancel()
+	}
+	// Queries have a context of their own: those under way at the end are let finish, so that what they meet is
+	// counted, but not for ever.
+	queries, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	var goroutines sync.WaitGroup
+	for range w.cfg.Goroutines {
+		goroutines.Go(func() { w.repeat(stop, queries) })
+	}
+	ended := make(chan struct{})
+	go func() {
+		goroutines.Wait()
+		close(ended)
+	}()
+
+	ticker := time.NewTicker(ReportInterval)
+	defer ticker.Stop()
+	stopping := stop.Done()
+	for {
+		select {
+		case <-ticker.C:
+			_ = reports.Encode(w.report()) // a parent that is gone is noticed at stdin
+		case <-stopping:
+			stopping = nil
+			defer time.AfterFunc(w.cfg.Drain, cancel).Stop()
+		case <-ended:
+			return
+		}
+	}
+}
+
+// close closes the pool. A pool waits for each of its connections, and one that waits in PgBouncer's queue can take as
+// long as the queue.
+func (w *worker) close() {
+	closed := make(chan struct{})
+	go func() {
+		w.pool.close()
+		close(closed)
+	}()
+	if w.cfg.Closing == 0 {
+		<-closed
+		return
+	}
+	select {
+	case <-closed:
+	case <-time.After(w.cfg.Closing):
+	}
+}
+
+// repeat does one operation after the other until stop is done, with a pause after each failure.
+func (w *worker) repeat(stop, queries context.Context) {
+	served := false
+	for stop.Err() == nil {
+		switch counted, err := w.operate(stop, queries); {
+		case err != nil:
+			w.fail(err)
+			select {
+			case <-time.After(time.Duration((0.5 + rand.Float64()) * float64(failurePause))):
+			case <-stop.Done():
+			}
+		case counted && !served:
+			served = true
+			w.mu.Lock()
+			w.served++
+			w.mu.Unlock()
+		}
+	}
+}
+
+// operate borrows a connection, does the operation, gives the connection back, and says whether it counted that. At the
+// end of the run a wait for a connection is given up and not counted, nor is an operation that succeeds after it: the
+// counts are divided by the length of the run.
+func (w *worker) operate(stop, queries context.Context) (counted bool, err error) {
+	began := time.Now()
+	conn, err := w.pool.checkout(stop)
+	if err != nil {
+		if stop.Err() != nil {
+			w.unfinished(began, time.Time{})
+			return false, nil
+		}
+		return false, err
+	}
+	checkedOut := time.Now()
+	err = conn.operate(queries, w.cfg.Operation)
+	conn.giveBack()
+	if queries.Err() != nil {
+		w.unfinished(began, checkedOut)
+		return false, nil
+	}
+	ended := time.Now()
+	if err != nil || stop.Err() != nil {
+		if err == nil {
+			w.unfinished(began, checkedOut)
+		}
+		return false, err
+	}
+	if !w.window.contains(ended) {
+		return false, nil
+	}
+	w.wait.Record(checkedOut.Sub(began))
+	w.total.Record(ended.Sub(began))
+	w.mu.Lock()
+	w.counts.Operations++
+	w.window.note(ended)
+	w.mu.Unlock()
+	return true, nil
+}
+
+// unfinished records an operation that was under way when the window ended, with the time that it had lasted by then.
+// Left out, callers who are never served would be in no percentile.
+func (w *worker) unfinished(began, checkedOut time.Time) {
+	if !w.window.ends() || !began.Before(w.window.until) {
+		return
+	}
+	lasted := w.window.until.Sub(began)
+	w.total.Record(lasted)
+	if checkedOut.IsZero() || checkedOut.After(w.window.until) {
+		w.wait.Record(lasted)
+	} else {
+		w.wait.Record(checkedOut.Sub(began))
+	}
+}
+
+func (w *worker) fail(err error) {
+	var refused *pgconn.PgError
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.window != nil && !w.window.contains(time.Now()) {
+		return
+	}
+	if errors.As(err, &refused) && refused.Code == tooManyClients {
+		w.counts.Refused++
+		return
+	}
+	w.counts.Failed++
+	text := show.Shorten(err.Error())
+	if _, known := w.failures[text]; !known && len(w.failures) >= maxFailures {
+		text = "others"
+	}
+	w.failures[text]++
+}
+
+func (w *worker) report() Report {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return Report{Counts: w.counts}
+}
+
+func (w *worker) finalReport() (Report, error) {
+	r := w.report()
+	r.Final, r.Served, r.Failures = true, w.served, w.failures
+	if w.window != nil {
+		r.Progress = w.window.progress()
+	}
+	var err1, err2 error
+	r.Wait, err1 = w.wait.Encode()
+	r.Total, err2 = w.total.Encode()
+	return r, errors.Join(err1, err2)
+}

@@ -1,0 +1,190 @@
+package integration
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/passbuddy/passbuddy"
+	passpool "github.com/passbuddy/passbuddy/pgxpool"
+	"github.com/passbuddy/passbuddy/semaphore"
+)
+
+// What a connection that lies idle costs this process, in bare pools and in PassBuddy's: bytes of heap, and goroutines. It is the growth of
+// one pool from few idle connections to many, so that what a pool and a session cost once does not count.
+func BenchmarkIdleConnection(b *testing.B) {
+	const few, many = 20, 180
+	s := startServers(b, many+20)
+	for _, kind := range kinds {
+		b.Run(kind, func(b *testing.B) {
+			var bytes, goroutines [2][]float64
+			for range b.N {
+				for range 3 { // side by side
+					for i, withPassBuddy := range []bool{false, true} {
+						var at []footprint
+						s.withIdle(b, kind, withPassBuddy, []int{few, many}, func() { at = append(at, measureFootprint()) })
+						bytes[i] = append(bytes[i], (at[1].bytes-at[0].bytes)/(many-few))
+						goroutines[i] = append(goroutines[i], (at[1].goroutines-at[0].goroutines)/(many-few))
+					}
+				}
+			}
+			bare, ours := quantile(bytes[0], 0.5), quantile(bytes[1], 0.5)
+			b.ReportMetric(bare, "bare-B/conn")
+			b.ReportMetric(ours, "passbuddy-B/conn")
+			b.ReportMetric(ours-bare, "more-B/conn")
+			b.ReportMetric(quantile(goroutines[0], 0.5), "bare-goroutines/conn")
+			b.ReportMetric(quantile(goroutines[1], 0.5), "passbuddy-goroutines/conn")
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
+
+// Connections that were closed are forgotten, whether their pool lives on or not.
+func TestClosedConnectionsAreCollected(t *testing.T) {
+	const connections, rounds = 40, 2
+	s := startServers(t, 100)
+	for _, kind := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			round := func() { s.withIdle(t, kind, true, []int{connections}, func() {}) }
+			round() // what is made once
+			before := measureFootprint()
+			for range rounds {
+				round()
+			}
+			after := measureFootprint()
+			const each = 10 << 10 // a connection of pgx has some 70 KiB
+			if left := (after.bytes - before.bytes) / (connections * rounds); left > each {
+				t.Errorf("%.0f bytes are left of each connection that was closed, want no more than %d", left, each)
+			}
+			if left := after.goroutines - before.goroutines; left > connections/2 {
+				t.Errorf("%.0f goroutines are left of %d connections", left, connections*rounds)
+			}
+		})
+	}
+}
+
+type footprint struct{ bytes, goroutines float64 }
+
+// measureFootprint takes the least of some looks: what goes on in the background only adds.
+func measureFootprint() footprint {
+	var least footprint
+	for i := range 5 {
+		time.Sleep(50 * time.Millisecond)
+		runtime.GC()
+		runtime.GC() // what a sync.Pool holds survives one
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		f := footprint{float64(m.HeapAlloc), float64(runtime.NumGoroutine())}
+		if i == 0 {
+			least = f
+		}
+		least.bytes, least.goroutines = min(least.bytes, f.bytes), min(least.goroutines, f.goroutines)
+	}
+	return least
+}
+
+// withIdle calls f each time when a pool has so many idle connections that have been used. The numbers must rise.
+func (s *servers) withIdle(t testing.TB, kind string, withPassBuddy bool, numbers []int, f func()) {
+	t.Helper()
+	most := numbers[len(numbers)-1]
+	var sem *semaphore.Semaphore
+	if withPassBuddy {
+		var err error
+		if sem, err = semaphore.Open(t.Context(), s.redis.URL(), semaphore.Config{Name: t.Name(), Capacity: most, TTL: time.Minute}); err != nil {
+			t.Fatal(err)
+		}
+		defer sem.Close()
+	}
+	checkOut, idle, end := s.idlePool(t, kind, sem, most)
+	defer end()
+	for _, n := range numbers {
+		together(t, n, checkOut)
+		if got := idle(); got != n {
+			t.Fatalf("%d connections are idle, want %d", got, n)
+		}
+		f()
+	}
+}
+
+// checkOut checks a connection out, calls out, uses the connection, and returns it.
+type checkOut func(ctx context.Context, out func()) error
+
+// idlePool opens a pool, a bare one if sem is nil, that keeps as many idle connections as it may have.
+func (s *servers) idlePool(t testing.TB, kind string, sem *semaphore.Semaphore, most int) (use checkOut, idle func() int, end func()) {
+	t.Helper()
+	if kind == "sql" {
+		var db *sql.DB
+		if sem != nil {
+			db = openDB(t, s.postgres.URL(), sem, passbuddy.Config{})
+		} else {
+			var err error
+			if db, err = sql.Open("pgx", s.postgres.URL()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		db.SetMaxIdleConns(most)
+		use = func(ctx context.Context, out func()) error {
+			c, err := db.Conn(ctx)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			out()
+			_, err = c.ExecContext(ctx, "select 1")
+			return err
+		}
+		return use, func() int { return db.Stats().Idle }, func() { _ = db.Close() }
+	}
+	cfg, err := pgxpool.ParseConfig(s.postgres.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.MaxConns = int32(most)
+	if sem != nil {
+		if err := passpool.Configure(cfg, sem, passbuddy.Config{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	use = func(ctx context.Context, out func()) error {
+		c, err := pool.Acquire(ctx)
+		if err != nil {
+			return err
+		}
+		defer c.Release()
+		out()
+		_, err = c.Exec(ctx, "select 1")
+		return err
+	}
+	return use, func() int { return int(pool.Stat().IdleConns()) }, pool.Close
+}
+
+// together has n connections checked out at once: each waits until all others are.
+func together(t testing.TB, n int, use checkOut) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var all, wg sync.WaitGroup
+	all.Add(n)
+	errs := make([]error, n)
+	for i := range n {
+		wg.Go(func() {
+			out := sync.OnceFunc(all.Done)
+			errs[i] = use(ctx, func() { out(); all.Wait() })
+			out() // one that fails must not keep the others
+		})
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		t.Fatal(err)
+	}
+}

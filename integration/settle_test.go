@@ -1,0 +1,64 @@
+package integration
+
+import (
+	"testing"
+	"time"
+)
+
+// handful is how many connects a fleet may make, all together, while its shares are even and nobody comes or goes.
+const handful = 5
+
+// Saturated processes settle at even shares, and then nothing moves.
+func TestSharesSettle(t *testing.T) {
+	s := startServers(t, 100)
+	for _, integration := range []string{"pgxpool", "stdlib"} {
+		t.Run(integration, func(t *testing.T) {
+			took, connects := s.settle(t, integration, *loadFor)
+			t.Logf("even %v after the last one joined, then %d connects in %v", took, connects, *loadFor)
+			if connects > handful {
+				t.Errorf("%d connects in %v after the shares were even, want at most %d", connects, *loadFor, handful)
+			}
+		})
+	}
+}
+
+func BenchmarkSharesSettle(b *testing.B) {
+	s := startServers(b, 100)
+	for _, integration := range []string{"pgxpool", "stdlib"} {
+		b.Run(integration, func(b *testing.B) {
+			var took []time.Duration
+			connects := 0
+			quiet := max(*loadFor, 10*time.Second)
+			for range b.N {
+				settled, n := s.settle(b, integration, quiet)
+				took = append(took, settled)
+				connects = max(connects, n)
+			}
+			b.ReportMetric(float64(quantile(took, 0.5).Milliseconds()), "settle-ms")
+			b.ReportMetric(float64(connects), "connects/quiet")
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
+
+// settle saturates four processes, of which the last one comes late, and returns the time from then until 20 permits are shared 5, 5, 5 and 5, and
+// the connects of the whole fleet in the time of quiet that follows.
+func (s *servers) settle(t testing.TB, integration string, quiet time.Duration) (took time.Duration, connects int) {
+	t.Helper()
+	const capacity = 20
+	seen := s.ledger(t)
+	fleet := make(named)
+	j := saturating(integration, t.Name(), capacity)
+	began := time.Now()
+	s.run(t, fleet, 3, j)
+	seen.await(t, began, func(held shares) bool { return held.even(capacity, 3) })
+	joined := s.run(t, fleet, 1, j)
+	even := seen.await(t, joined, func(held shares) bool { return held.even(capacity, 4) })
+	time.Sleep(quiet)
+	connects = seen.connects(even)
+	fleet.stop(t)
+	if peak := seen.mostAtOnce(); peak > capacity {
+		t.Errorf("%d backends, capacity %d", peak, capacity)
+	}
+	return even.Sub(joined), connects
+}

@@ -1,0 +1,226 @@
+package integration
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/url"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+)
+
+// named is a fleet of workers that Postgres can tell apart: each has a name of its own as its application_name.
+type named map[string]*worker
+
+// saturating is the job of a process that could use any number of permits until it is told to end.
+func saturating(integration, name string, capacity int) job {
+	return job{
+		Semaphore: name, Capacity: capacity, Integration: integration,
+		TTL:        time.Minute, // calls to Redis may take a part of it, and a busy machine needs that
+		Goroutines: 40, Load: *loadFor + 10*time.Minute, MinQuery: 10 * time.Millisecond, MaxQuery: 10 * time.Millisecond,
+	}
+}
+
+// run adds n workers with job j, and waits until all have joined. It returns when the last one did.
+func (s *servers) run(t testing.TB, fleet named, n int, j job) (last time.Time) {
+	t.Helper()
+	var added []*worker
+	for range n {
+		name := fmt.Sprintf("p%02d", len(fleet))
+		dsn, err := url.Parse(s.postgres.URL())
+		if err != nil {
+			t.Fatal(err)
+		}
+		q := dsn.Query()
+		q.Set("application_name", name)
+		dsn.RawQuery = q.Encode()
+		j.Redis, j.Postgres = s.redis.URL(), dsn.String()
+		fleet[name] = start(t, j)
+		added = append(added, fleet[name])
+	}
+	for _, w := range added {
+		if at := w.joined(t); at.After(last) {
+			last = at
+		}
+	}
+	return last
+}
+
+// tell sends a command to all of the fleet.
+func (f named) tell(t testing.TB, command string) {
+	t.Helper()
+	for _, name := range slices.Sorted(maps.Keys(f)) {
+		f[name].tell(t, command)
+	}
+}
+
+// stop ends the fleet in good order, and returns what each reported.
+func (f named) stop(t testing.TB) map[string]outcome {
+	t.Helper()
+	f.tell(t, end)
+	outcomes := make(map[string]outcome)
+	for name, w := range f {
+		outcomes[name] = w.outcome(t)
+	}
+	return outcomes
+}
+
+// shares are the backends of each process at one instant.
+type shares map[string]int
+
+func (s shares) total() (n int) {
+	for _, held := range s {
+		n += held
+	}
+	return n
+}
+
+// even reports whether the whole capacity is held by so many processes, none more than one ahead of another.
+func (s shares) even(capacity, processes int) bool {
+	if s.total() != capacity || len(s) != processes {
+		return false
+	}
+	held := slices.Collect(maps.Values(s))
+	return slices.Max(held)-slices.Min(held) <= 1
+}
+
+// A ledger is a witness that keeps whose backends it saw. Samples are some 5 ms apart.
+type ledger struct {
+	mu      sync.Mutex
+	samples []sample
+	opened  map[string]time.Time // when a backend was first seen
+	err     error
+	peak    int
+}
+
+type sample struct {
+	at     time.Time
+	shares shares
+}
+
+func (s *servers) ledger(t testing.TB) *ledger {
+	t.Helper()
+	l := &ledger{opened: make(map[string]time.Time)}
+	ctx, cancel := context.WithCancel(context.Background())
+	admin, err := s.connectAdmin(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer admin.Close(context.Background())
+		for tick := time.NewTicker(5 * time.Millisecond); ctx.Err() == nil; <-tick.C {
+			at := time.Now()
+			rows, err := admin.Query(context.Background(), `select application_name, pid::text || backend_start::text
+				from pg_stat_activity where usename = 'passbuddy' and backend_type = 'client backend'`)
+			found := make(shares)
+			for err == nil && rows.Next() {
+				var process, backend string
+				err = rows.Scan(&process, &backend)
+				if process == "" {
+					continue // it has not said its name yet
+				}
+				found[process]++
+				l.saw(backend, at)
+			}
+			if err == nil {
+				err = rows.Err()
+			}
+			l.add(sample{at, found}, err)
+			if err != nil {
+				return
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-done
+	})
+	return l
+}
+
+func (l *ledger) saw(backend string, at time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, known := l.opened[backend]; !known {
+		l.opened[backend] = at
+	}
+}
+
+func (l *ledger) add(s sample, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.samples, l.err, l.peak = append(l.samples, s), err, max(l.peak, s.shares.total())
+}
+
+// await returns the time of the first sample from then on that is as wanted. How late that may be is a bound for a machine
+// in trouble, not a figure.
+func (l *ledger) await(t testing.TB, from time.Time, wanted func(shares) bool) time.Time {
+	t.Helper()
+	const patience = 30 * time.Second
+	var found time.Time
+	next := 0
+	eventually(t, patience, func() (bool, string) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.err != nil {
+			t.Fatalf("sampling: %v", l.err)
+		}
+		for ; next < len(l.samples); next++ {
+			if s := l.samples[next]; !s.at.Before(from) && wanted(s.shares) {
+				found = s.at
+				return true, ""
+			}
+		}
+		if len(l.samples) == 0 {
+			return false, "no sample"
+		}
+		return false, fmt.Sprintf("backends: %v", l.samples[len(l.samples)-1].shares)
+	})
+	return found
+}
+
+// connects is how many backends were first seen after an instant.
+func (l *ledger) connects(after time.Time) (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, at := range l.opened {
+		if at.After(after) {
+			n++
+		}
+	}
+	return n
+}
+
+// mostAtOnce is the peak of the backends, of all processes.
+func (l *ledger) mostAtOnce() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.peak
+}
+
+// most is the most backends that a process ever had.
+func (l *ledger) most(process string) (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range l.samples {
+		n = max(n, s.shares[process])
+	}
+	return n
+}
+
+// fewest is the fewest backends that a process had in any sample from then on.
+func (l *ledger) fewest(process string, from time.Time) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := -1
+	for _, s := range l.samples {
+		if held := s.shares[process]; !s.at.Before(from) && (n < 0 || held < n) {
+			n = held
+		}
+	}
+	return n
+}

@@ -1,0 +1,152 @@
+package throwaway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+const (
+	sentinelCount  = 3
+	sentinelQuorum = 2
+	// MasterName is what the sentinels call the primary.
+	MasterName = "passbuddy"
+)
+
+// SentinelOptions says what the servers should be like. The zero value is the documented default.
+type SentinelOptions struct {
+	// Replicas is how many the primary has. Default 2.
+	Replicas int
+	// DownAfter is how long the primary may be silent before a sentinel takes it for down; the second and third
+	// wait a tenth longer each. Default 1 s.
+	DownAfter time.Duration
+	// FailoverTimeout is the sentinels' failover-timeout. A failed attempt is repeated after twice that. Default 2 s.
+	FailoverTimeout time.Duration
+	// Redis is for the primary and the replicas alike. The sentinels get its TLS, and no password.
+	Redis RedisOptions
+}
+
+// Sentinel is a primary with its replicas, watched by three sentinels of which two have to agree. Its methods may be
+// called from several goroutines.
+type Sentinel struct {
+	opts      SentinelOptions
+	servers   []*Redis // the first was the primary at the start
+	sentinels []*Redis
+}
+
+// StartSentinel starts primary, replicas and sentinels, and returns when all know each other and the replicas are in
+// sync. ctx bounds the start only; they run until Stop. The error wraps [ErrNotFound] when Redis is not installed.
+func StartSentinel(ctx context.Context, opts SentinelOptions) (_ *Sentinel, err error) {
+	opts.Replicas = orDefault(opts.Replicas, 2)
+	opts.DownAfter = orDefault(opts.DownAfter, time.Second)
+	opts.FailoverTimeout = orDefault(opts.FailoverTimeout, 2*time.Second)
+	s := &Sentinel{opts: opts, servers: make([]*Redis, 1+opts.Replicas), sentinels: make([]*Redis, sentinelCount)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Stop())
+		}
+	}()
+	primary, err := StartRedis(ctx, opts.Redis)
+	if err != nil {
+		return nil, err
+	}
+	s.servers[0] = primary
+	if err := together(s.servers[1:], func(i int, _ *Redis) (err error) {
+		s.servers[1+i], err = primary.launchReplica(ctx, opts.Redis)
+		return err
+	}); err != nil {
+		return nil, err
+	}
+	// A sentinel looks for replicas at once and then every 10 s: let it find all.
+	if err := together(s.servers[1:], func(_ int, r *Redis) error { return r.AwaitSync(ctx, primary) }); err != nil {
+		return nil, err
+	}
+	if err := together(s.sentinels, func(i int, _ *Redis) (err error) {
+		s.sentinels[i], err = launchRedis(ctx, s.sentinelOptions(i, primary), sentinelMode)
+		return err
+	}); err != nil {
+		return nil, err
+	}
+	if err := s.AwaitWhole(ctx); err != nil {
+		return nil, fmt.Errorf("%w; the first sentinel said:\n%s", err, s.sentinels[0].Log())
+	}
+	return s, nil
+}
+
+func (s *Sentinel) sentinelOptions(i int, primary *Redis) RedisOptions {
+	host, port, _ := net.SplitHostPort(primary.Addr())
+	// Not all equally patient, else they stand for election at once, and a split vote costs two failover timeouts.
+	downAfter := s.opts.DownAfter + time.Duration(i)*s.opts.DownAfter/10
+	lines := []string{
+		fmt.Sprintf("sentinel monitor %s %s %s %d", MasterName, host, port, sentinelQuorum),
+		fmt.Sprintf("sentinel down-after-milliseconds %s %d", MasterName, downAfter.Milliseconds()),
+		fmt.Sprintf("sentinel failover-timeout %s %d", MasterName, s.opts.FailoverTimeout.Milliseconds()),
+		fmt.Sprintf("sentinel parallel-syncs %s %d", MasterName, s.opts.Replicas),
+	}
+	if password := s.opts.Redis.Password; password != "" {
+		lines = append(lines, "sentinel auth-pass "+MasterName+" "+quoted(password))
+	}
+	return RedisOptions{TLS: s.opts.Redis.TLS, Config: lines}
+}
+
+// hurry makes a sentinel look and talk more often than every second to ten, reconnect as often, and not sit out 30 s
+// after it was itself paused. With a down-after of a second that is needed: after a failover it would take longer to
+// connect to the new primary, and depose it as well. Redis has that from version 7 on; before, DownAfter must be longer.
+//
+// A replica whose last INFO is older than five ping-periods is not promoted, and of a replica whose primary is down it
+// is asked for once a second, whatever the info-period. So the ping-period must be well above 200 ms.
+func hurry(ctx context.Context, sentinel *Redis) error {
+	_, err := sentinel.do(ctx, "SENTINEL", "DEBUG", "ping-period", 400, "ask-period", 200,
+		"info-period", 500, "publish-period", 300, "tilt-period", 1000)
+	if err != nil && strings.Contains(strings.ToLower(err.Error()), "unknown") {
+		return nil
+	}
+	return err
+}
+
+// Servers are the primary that was at the start, and its replicas.
+func (s *Sentinel) Servers() []*Redis { return slices.Clone(s.servers) }
+
+// Sentinels are the sentinel processes.
+func (s *Sentinel) Sentinels() []*Redis { return slices.Clone(s.sentinels) }
+
+// Addrs are the addresses of the sentinels.
+func (s *Sentinel) Addrs() []string {
+	addrs := make([]string, len(s.sentinels))
+	for i, sentinel := range s.sentinels {
+		addrs[i] = sentinel.Addr()
+	}
+	return addrs
+}
+
+// FailoverOptions are for redis.NewFailoverClient.
+func (s *Sentinel) FailoverOptions() *redis.FailoverOptions {
+	return &redis.FailoverOptions{
+		MasterName: MasterName, SentinelAddrs: s.Addrs(),
+		Password: s.opts.Redis.Password, TLSConfig: s.servers[0].TLSConfig(),
+	}
+}
+
+// UniversalOptions are for redis.NewUniversalClient.
+func (s *Sentinel) UniversalOptions() *redis.UniversalOptions {
+	return &redis.UniversalOptions{
+		MasterName: MasterName, Addrs: s.Addrs(),
+		Password: s.opts.Redis.Password, TLSConfig: s.servers[0].TLSConfig(),
+	}
+}
+
+// Stop ends all servers and removes their folders. The second and later calls do nothing.
+func (s *Sentinel) Stop() error {
+	return together(slices.Concat(s.sentinels, s.servers), func(_ int, r *Redis) error {
+		if r == nil {
+			return nil
+		}
+		return r.Stop()
+	})
+}
