@@ -19,10 +19,10 @@ const (
 	// shareMost bounds how many permits a pool asks for at once.
 	shareMost = 16
 	// A permit recalled in rotation stays with its holder for a tenure at least. A reconnect costs Postgres some 8 ms of CPU and the
-	// permit a few more of its time, and the fleet has one for each permit and tenure. So the tenure grows with the capacity: the fleet rotates some 33 times
+	// permit a few more of its time, and the fleet has one for each permit and tenure. So the tenure grows with the capacity: the fleet rotates some 22 times
 	// a second at most, whatever it holds. Measured with 40 processes at capacity 20 on 2 cores, beside 20 processes: 0.14 of
 	// their throughput at 5 ms for each permit, 0.74 at 15, 0.84 to 0.88 at 25.
-	tenureOfOne = 30 * time.Millisecond // for each permit of the capacity ...
+	tenureOfOne = 45 * time.Millisecond // for each permit of the capacity ...
 	tenureLeast = 100 * time.Millisecond
 	tenureMost  = time.Second
 )
@@ -130,6 +130,7 @@ func (s *Semaphore) carry() {
 		sent, got, err = s.exchange(b)
 	}
 	if err != nil {
+		lookAround(s.ctx, s.flightClient)
 		s.failed(b, err)
 		return
 	}

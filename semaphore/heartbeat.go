@@ -90,6 +90,9 @@ func (s *Semaphore) renew(ctx context.Context) (again bool, err error) {
 	defer cancel()
 	sent := s.sinceStart()
 	got, err := n.Run(ctx, s.scripter(s.own), s.keys)
+	if err != nil {
+		lookAround(s.ctx, s.own)
+	}
 
 	s.mu.Lock()
 	changed := s.setDown(err)

@@ -77,6 +77,12 @@ func (s *Semaphore) listen(confirmed chan struct{}) {
 		case *redis.Message:
 			s.pushed(m.Payload)
 		case *redis.Subscription:
+			if strings.HasSuffix(m.Kind, "unsubscribe") {
+				// Nobody asked for it: in a Cluster the slot has moved to another node.
+				lookAround(s.ctx, s.own)
+				s.reopenSubscription()
+				continue
+			}
 			if !subscribed {
 				subscribed = true
 				close(confirmed)
@@ -96,6 +102,7 @@ func (s *Semaphore) listen(confirmed chan struct{}) {
 				asked = false
 				s.reopenSubscription()
 			default:
+				lookAround(s.ctx, s.own)
 				s.pause(quiet / 4) // it reconnects by itself
 			}
 		}

@@ -50,6 +50,14 @@ func dedicated(c redis.UniversalClient, ttl time.Duration) lines {
 	}
 }
 
+// lookAround has go-redis find out again which node of a Cluster has our slot. By itself it does so when a node says that the slot has
+// moved, but not when the node is gone: then for a minute it would go on asking the dead.
+func lookAround(ctx context.Context, c redis.UniversalClient) {
+	if cluster, ok := c.(*redis.ClusterClient); ok {
+		cluster.ReloadState(ctx)
+	}
+}
+
 // hurried shortens time-outs to patience.
 func hurried(dial, read, write, patience time.Duration) (_, _, _ time.Duration) {
 	shorter := func(d time.Duration) time.Duration {

@@ -74,6 +74,8 @@ end
 local function whole(n) return string.format('%.0f', n) end
 local function session_of(id) return string.sub(id, 1, 18) end
 local function sharer_of(id) return string.sub(id, 1, 23) end
+-- Other clients' UUIDs are of another version. They were never counted in, so they must not be counted out when they expire.
+local function is_ours(id) return string.sub(id, 15, 15) == '8' end
 local function is_shared(id) return string.sub(id, 20, 23) ~= PLAIN end
 local function weight_of(sharer) return math.max(1, tonumber(string.sub(sharer, 16, 17), 16) or 1) end
 
@@ -145,7 +147,7 @@ end
 -- Removes a permit; true if it was there.
 local function drop(id)
   if redis.call('ZREM', permits, id) == 0 then return false end
-  change = change - 1
+  if is_ours(id) then change = change - 1 end
   local owed = is_shared(id) and unshare(sharer_of(id))
   if reserve and not owed then reckon(session_of(id), -1) end
   return true

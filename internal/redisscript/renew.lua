@@ -60,7 +60,11 @@ if not epoch then
   gate = 0
   -- Who is still here says so again. Permits stay: at worst they are counted until they expire.
   redis.call('DEL', sessions, info, capacities, shares, helds, debts, promises, reserves)
-  redis.call('HSET', meta, 'epoch', epoch, 'gate', 0, 'count', redis.call('ZCARD', permits))
+  local count = 0
+  for _, id in ipairs(redis.call('ZRANGE', permits, 0, -1)) do
+    if is_ours(id) then count = count + 1 end
+  end
+  redis.call('HSET', meta, 'epoch', epoch, 'gate', 0, 'count', count)
   redis.call('HDEL', meta, 'reserve')
   reserve = nil
   if lost or #others > 0 then close_gate(others) end
@@ -106,6 +110,7 @@ redis.call('HSET', meta, 'last', whole(now))
 local capacity = effective_capacity()
 
 purge()
+redis.call('ZREMRANGEBYSCORE', promises, '-inf', now) -- balance does it, too, but only while somebody waits
 local missing = {}
 local expiry = whole(now + ttl)
 local CHUNK = 1000
@@ -138,7 +143,7 @@ for from = 1, n_permits, CHUNK do
 end
 
 local at = FIRST + n_permits
-local unknown, owing = {}, 0
+local unknown, owing, redebted = {}, 0, false
 for i = 1, n_sharers do
   local sharer, held, owed = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   at = at + 3
@@ -146,17 +151,18 @@ for i = 1, n_sharers do
   unknown[i] = math.max(0, debt - owed)
   owing = owing + debt
   if held_by(sharer) ~= held or debt_of(sharer) ~= debt then
+    redebted = redebted or debt_of(sharer) ~= debt
     if held > 0 then redis.call('HSET', helds, sharer, held) else redis.call('HDEL', helds, sharer) end
     if debt > 0 then redis.call('HSET', debts, sharer, debt) else redis.call('HDEL', debts, sharer) end
     place(sharer, held - debt)
   end
 end
 
--- What the session's minimum lacks. The running count is right unless what it rests on was deleted; grants and releases on
--- their way make the session's own differ for a moment, so only the permits themselves settle which is right.
+-- What the session's minimum lacks. The running count is right unless what it rests on was deleted, or debts changed just now; grants and
+-- releases on their way make the session's own differ for a moment, so only the permits themselves settle which is right.
 if minimum > 0 or redis.call('HEXISTS', reserves, 'min ' .. own) == 1 then
   local counted = tonumber(redis.call('HGET', reserves, 'free ' .. own) or '')
-  if counted ~= minimum - (n_permits - #missing) + owing or tonumber(redis.call('HGET', reserves, 'min ' .. own) or '') ~= minimum then
+  if redebted or counted ~= minimum - (n_permits - #missing) + owing or tonumber(redis.call('HGET', reserves, 'min ' .. own) or '') ~= minimum then
     counted = minimum + owing
     for _, id in ipairs(redis.call('ZRANGE', permits, 0, -1)) do
       if session_of(id) == own then counted = counted - 1 end

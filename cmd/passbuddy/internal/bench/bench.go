@@ -67,7 +67,7 @@ func introduce(out io.Writer, r *report) {
 	if caution := r.Machine.caution(); caution != "" {
 		fmt.Fprintln(out, caution)
 	}
-	fmt.Fprintf(out, "Queries are sent in pgx's mode %s, by all alike.\n", r.Settings.ExecMode)
+	fmt.Fprintf(out, "Queries are sent in %s.\n", r.Settings.execModeText())
 }
 
 // run fills r's cells, round by round.

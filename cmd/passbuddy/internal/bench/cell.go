@@ -101,7 +101,7 @@ func (s *servers) countersAt(ctx context.Context, t time.Time, admin *pgx.Conn, 
 
 // workers configures the fleet's processes.
 func (s *servers) workers(target string, sp spec) ([]fleet.Config, error) {
-	url, err := s.workerURL(target)
+	url, err := s.workerURL(target, sp.strategy)
 	if err != nil {
 		return nil, err
 	}

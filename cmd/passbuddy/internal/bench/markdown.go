@@ -39,8 +39,8 @@ func markdown(path, pictureFolder string, pictures []picture, r *report) string 
 	var text strings.Builder
 	fmt.Fprintf(&text, "\nRun of %s, %.0f minutes.\n\n", r.Started.Format("2006-01-02 15:04 MST"), r.Seconds/60)
 	fmt.Fprintf(&text, "- Machine: %s.\n", r.Machine)
-	fmt.Fprintf(&text, "- Cap %d; rounds: %d; %gs measured in each cell after %gs of warm-up; queries in pgx's mode `%s`.\n",
-		r.Settings.Capacity, r.Settings.Rounds, r.Settings.DurationSeconds, r.Settings.WarmupSeconds, r.Settings.ExecMode)
+	fmt.Fprintf(&text, "- Cap %d; rounds: %d; %gs measured in each cell after %gs of warm-up; queries in %s.\n",
+		r.Settings.Capacity, r.Settings.Rounds, r.Settings.DurationSeconds, r.Settings.WarmupSeconds, r.Settings.execModeText())
 	if caution := r.Machine.caution(); caution != "" {
 		fmt.Fprintf(&text, "- %s\n", caution)
 	}

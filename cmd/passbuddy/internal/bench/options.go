@@ -11,14 +11,15 @@ import (
 	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/fleet"
 )
 
-// Values of -exec-mode. They are pgx's own names, but for the first.
+// Values of -exec-mode. They are pgx's own names, but for the first two.
 const (
+	execModeBest  = "best"
 	execModeAuto  = "auto"
 	execModeExec  = "exec"
 	execModeCache = "cache_statement"
 )
 
-var execModes = []string{execModeAuto, execModeExec, execModeCache, "cache_describe", "describe_exec", "simple_protocol"}
+var execModes = []string{execModeBest, execModeAuto, execModeExec, execModeCache, "cache_describe", "describe_exec", "simple_protocol"}
 
 // Options are the flags of the benchmarks.
 type Options struct {
@@ -47,8 +48,8 @@ func ParseOptions(args []string, help io.Writer) (Options, error) {
 	flags.DurationVar(&o.warmup, "warmup", time.Second, "time before that, for connects and joining")
 	flags.IntVar(&o.rounds, "rounds", 0, "`number` of times that each cell is run (default 3, -quick 2)")
 	flags.IntVar(&o.capacity, "cap", 20, "`number` of Postgres backends that the fleet may hold together")
-	flags.StringVar(&o.execMode, "exec-mode", execModeAuto, "pgx's default_query_exec_mode, for all alike: "+strings.Join(execModes, ", ")+
-		"; auto is\ncache_statement, or exec where PgBouncer is older than 1.21 and cannot do that")
+	flags.StringVar(&o.execMode, "exec-mode", execModeBest, "pgx's default_query_exec_mode: "+strings.Join(execModes, ", ")+
+		".\nbest is for each what serves it best: prepared statements (cache_statement), but exec through a PgBouncer in transaction\nmode that is older than 1.21 and cannot follow them; auto is exec for all alike if there is such a one")
 	flags.StringVar(&o.json, "json", "passbuddy-bench.json", "`path` of the figures to write; empty for none")
 	flags.StringVar(&o.svg, "svg", "passbuddy-bench", "`folder` for the pictures to write; empty for none")
 	flags.StringVar(&o.markdown, "markdown", "", "`path` of a document to write tables and pictures' links into, between its marks if it has them")

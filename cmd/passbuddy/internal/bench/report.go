@@ -35,15 +35,23 @@ type settings struct {
 	DurationSeconds float64 `json:"duration_s"`
 	ProgressWindow  float64 `json:"progress_window_s"` // length of the windows of worst_window_ops
 	SampleInterval  float64 `json:"sample_interval_ms"`
-	ExecMode        string  `json:"exec_mode"` // pgx's default_query_exec_mode
+	ExecMode        string  `json:"exec_mode"`           // pgx's default_query_exec_mode, or best
+	ThroughBouncer  string  `json:"exec_mode_pgbouncer"` // the same, through PgBouncer in transaction mode
 	TightServer     int     `json:"tight_server_connections"`
+}
+
+func (s settings) execModeText() string {
+	if s.ExecMode != execModeBest {
+		return fmt.Sprintf("pgx's mode %s, by all alike", s.ExecMode)
+	}
+	return fmt.Sprintf("pgx's mode %s, through PgBouncer in transaction mode %s", execModeCache, s.ThroughBouncer)
 }
 
 func settingsOf(o Options, s *servers) settings {
 	return settings{
 		Capacity: o.capacity, Rounds: o.rounds, WarmupSeconds: o.warmup.Seconds(), DurationSeconds: o.duration.Seconds(),
 		ProgressWindow: min(progressWindow, o.duration).Seconds(), SampleInterval: milliseconds(sampleInterval),
-		ExecMode: s.execMode, TightServer: o.capacity + spareConnections,
+		ExecMode: s.execMode, ThroughBouncer: s.execModeOf(strategy{poolMode: "transaction"}), TightServer: o.capacity + spareConnections,
 	}
 }
 

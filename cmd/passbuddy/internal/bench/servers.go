@@ -116,8 +116,8 @@ func (s *servers) findVersions(ctx context.Context) error {
 	return err
 }
 
-// execModeFor picks how queries are sent, by everybody: as prepared statements, pgx's default, if PgBouncer can follow
-// those in transaction mode, which it can since 1.21; else as unnamed statements in one round trip each.
+// execModeFor picks how queries are sent through PgBouncer in transaction mode: as prepared statements, pgx's default, if it can follow
+// those, which it can since 1.21; else as unnamed statements in one round trip each.
 func execModeFor(pgBouncerVersion string) string {
 	if pgBouncerVersion == "" {
 		return execModeCache
@@ -154,13 +154,24 @@ func (s *servers) postgresFor(st strategy) *throwaway.Postgres {
 	return s.tight
 }
 
+// execModeOf is how st's workers send their queries.
+func (s *servers) execModeOf(st strategy) string {
+	switch {
+	case s.execMode != execModeBest:
+		return s.execMode
+	case st.poolMode == "transaction":
+		return execModeFor(s.pgBouncerVersion)
+	}
+	return execModeCache
+}
+
 // startPgBouncer starts one for a cell, so that no cell inherits connections.
 func (s *servers) startPgBouncer(ctx context.Context, p *throwaway.Postgres, sp spec) (*throwaway.PgBouncer, error) {
 	settings := map[string]string{
 		// It would check each client's password by itself, in its one thread, for longer than the warm-up.
 		"auth_type": "trust",
 	}
-	if s.execMode == execModeCache && sp.strategy.poolMode == "transaction" {
+	if s.execModeOf(sp.strategy) == execModeCache && sp.strategy.poolMode == "transaction" {
 		settings["max_prepared_statements"] = "200" // its default until 1.24 is none
 	}
 	return throwaway.StartPgBouncer(ctx, throwaway.PgBouncerOptions{
@@ -173,14 +184,14 @@ func (s *servers) startPgBouncer(ctx context.Context, p *throwaway.Postgres, sp 
 }
 
 // workerURL names the fleet, and how it sends queries.
-func (s *servers) workerURL(postgresURL string) (string, error) {
+func (s *servers) workerURL(postgresURL string, st strategy) (string, error) {
 	u, err := url.Parse(postgresURL)
 	if err != nil {
 		return "", err
 	}
 	q := u.Query()
 	q.Set("application_name", "passbuddy-bench")
-	q.Set("default_query_exec_mode", s.execMode)
+	q.Set("default_query_exec_mode", s.execModeOf(st))
 	u.RawQuery = q.Encode()
 	return u.String(), nil
 }
