@@ -49,15 +49,18 @@ func (s *Semaphore) wait(ctx context.Context, a *ask) error {
 		return fmt.Errorf("%w", ErrClosed)
 	}
 	s.submit(a)
-	s.send(ctx)
+	limit := s.patience(a.kind)
+	s.send(ctx, limit)
 	select {
 	case <-a.done:
+		if a.err != nil && ctx.Err() != nil {
+			return giveUp(ctx, a.err)
+		}
 		return a.err
 	default:
 	}
 
 	var timeout <-chan time.Time
-	limit := s.patience(a.kind)
 	if limit > 0 {
 		timer := time.NewTimer(limit)
 		defer timer.Stop()

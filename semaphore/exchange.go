@@ -31,6 +31,11 @@ const (
 func (s *Semaphore) tenure() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.shareTenure()
+}
+
+// shareTenure is tenure where s.mu is held.
+func (s *Semaphore) shareTenure() time.Duration {
 	base := min(tenureOfOne*time.Duration(min(s.capacity, 100)), tenureMost)
 	return min(max(base, tenureLeast)*time.Duration(s.cfg.Weight), 3*tenureMost)
 }
@@ -52,33 +57,37 @@ func (s *Semaphore) fly() {
 }
 
 // send is fly for a caller who is going to wait for the outcome: if no flight is under way he carries the first batch himself. It is entered
-// with s.mu held, and leaves without. While Redis is known not to answer nobody carries: he could be held up.
-func (s *Semaphore) send(ctx context.Context) {
-	if s.flying || s.left || s.down != nil || s.nothingToSend() || ctx.Done() != nil && s.wires == nil {
+// with s.mu held, and leaves without. While Redis is known not to answer nobody carries: he could be held up. limit is how long
+// he waits if ctx does not end earlier, 0 if ctx alone bounds it.
+func (s *Semaphore) send(ctx context.Context, limit time.Duration) {
+	if s.flying || s.left || s.down != nil || s.nothingToSend() || s.wires == nil && (ctx.Done() != nil || limit > 0) {
 		s.fly()
 		s.mu.Unlock()
 		return
 	}
 	s.flying = true
 	s.flights++
-	mine, grace := s.flights, cutGrace+4*s.roundTrip
+	mine, grace := s.flights, cutGrace+min(4*s.roundTrip, 10*cutGrace)
 	s.wg.Add(1)
 	s.mu.Unlock()
-	if ctx.Done() != nil {
-		stop := context.AfterFunc(ctx, func() {
-			time.Sleep(grace)
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			if s.carried < mine { // else it has landed
-				s.wires.cut()
-			}
-		})
-		defer stop()
+	giveUp := func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.carried < mine { // else it has landed
+			s.cut = true
+			s.wires.cut()
+		}
 	}
-	s.carry()
+	if limit > 0 {
+		defer time.AfterFunc(limit+grace, giveUp).Stop()
+	}
+	if ctx.Done() != nil {
+		defer context.AfterFunc(ctx, func() { time.AfterFunc(grace, giveUp) })()
+	}
+	s.carry(true)
 
 	s.mu.Lock()
-	s.carried = mine
+	s.carried, s.cut = mine, false
 	if s.nothingToSend() {
 		s.land()
 	} else {
@@ -100,7 +109,7 @@ func (s *Semaphore) land() {
 // withdrawal always reaches Redis after the request it withdraws.
 func (s *Semaphore) flight() {
 	for {
-		s.carry()
+		s.carry(false)
 		s.mu.Lock()
 		if s.nothingToSend() {
 			s.land()
@@ -112,8 +121,8 @@ func (s *Semaphore) flight() {
 }
 
 // carry exchanges one batch. Every part of it is safe to repeat, and is: at once if the connection was broken, after joining again if Redis
-// does not know us (any more).
-func (s *Semaphore) carry() {
+// does not know us (any more). A caller does not stay for that.
+func (s *Semaphore) carry(caller bool) {
 	s.mu.Lock()
 	b := s.nextBatch()
 	s.mu.Unlock()
@@ -122,19 +131,36 @@ func (s *Semaphore) carry() {
 	}
 	sent, got, err := s.exchange(b)
 	switch {
+	case errors.Is(err, redisscript.ErrGone) && caller:
+		s.mu.Lock()
+		s.putBack(b)
+		s.mu.Unlock()
+		return
 	case errors.Is(err, redisscript.ErrGone):
 		if err = s.beat(s.ctx); err == nil {
 			sent, got, err = s.exchange(b)
 		}
 	case err != nil && isBroken(err):
+		b.x.Offered = 0 // the answer to it may be what was lost, and would be another the second time: the heartbeat tells it
 		sent, got, err = s.exchange(b)
 	}
 	if err != nil {
+		s.mu.Lock()
+		if s.cut {
+			// That is no word on Redis. The others of the batch are sent again, by a goroutine.
+			s.putBack(b)
+			s.mu.Unlock()
+			return
+		}
+		s.mu.Unlock()
 		lookAround(s.ctx, s.flightClient)
 		s.failed(b, err)
 		return
 	}
 	s.arrived(b, sent, got)
+	if b.offer != nil && b.x.Offered == 0 {
+		s.beatSoon()
+	}
 }
 
 // exchange sends a batch, and returns when it was sent.
@@ -296,6 +322,9 @@ func (s *Semaphore) arrived(b *batch, sent time.Duration, got redisscript.Exchan
 		if a := s.asks[id]; a != nil {
 			if a.extends && s.permits[id] != nil {
 				s.lose(a.permits[0]) // before its caller hears of it
+			}
+			if len(a.ids) > 1 {
+				s.drop(a.ids...) // some may be held: the others were revoked by hand
 			}
 			s.settle(a, s.refusal(a))
 		}

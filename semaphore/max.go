@@ -3,6 +3,7 @@ package semaphore
 import (
 	"fmt"
 	"slices"
+	"time"
 )
 
 // Config.Max is kept here, not in Redis: what would exceed it waits behind, in one FIFO queue, and is not asked for.
@@ -50,18 +51,41 @@ func (s *Semaphore) settleBelowMax(a *ask) {
 	}
 }
 
+// poorest is who is served next below Max: of those behind, the first whose pool holds least. A plain request counts as one of a pool that holds
+// none. s.mu is held.
+func (s *Semaphore) poorest() *ask {
+	var next *ask
+	for _, a := range s.behind {
+		if next == nil || a.holds() < next.holds() {
+			next = a
+		}
+	}
+	return next
+}
+
+// holds is how many permits the pool holds that a is for. Semaphore.mu is held.
+func (a *ask) holds() int {
+	if a.share == nil {
+		return 0
+	}
+	return a.share.held
+}
+
 // madeRoom lets in those behind for whom there is room now. s.mu is held.
 func (s *Semaphore) madeRoom() {
 	if s.cfg.Max == 0 {
 		return
 	}
 	s.making = false
-	if len(s.behind) == 0 {
-		return
-	}
-	for len(s.behind) > 0 && len(s.behind[0].ids) <= s.roomBelowMax() {
-		a := s.behind[0]
-		s.behind = remove(s.behind, 1)
+	for a := s.poorest(); a != nil; a = s.poorest() {
+		room := s.roomBelowMax()
+		if a.share != nil && room > 0 {
+			s.trim(a, room)
+		}
+		if len(a.ids) > room {
+			break
+		}
+		s.behind = slices.DeleteFunc(s.behind, func(other *ask) bool { return other == a })
 		a.behind = false
 		s.asked += len(a.ids)
 		s.putOut(a)
@@ -70,28 +94,45 @@ func (s *Semaphore) madeRoom() {
 	s.fly()
 }
 
-// makeRoom recalls a permit from the pool of this session that holds most, if who is first behind has a claim to it. s.mu is held.
-func (s *Semaphore) makeRoom() {
-	if s.making || len(s.behind) == 0 || s.asked > 0 {
-		return // what is asked for will be granted, and returned
+// trim makes a pool's request one for n permits at the most: any number is welcome to it. s.mu is held.
+func (s *Semaphore) trim(a *ask, n int) {
+	if len(a.ids) <= n {
+		return
 	}
-	has := 0
-	if sh := s.behind[0].share; sh != nil {
-		has = sh.held
+	for _, id := range a.ids[n:] {
+		delete(s.asks, id)
+	}
+	a.ids, a.permits = a.ids[:n], a.permits[:n]
+}
+
+// makeRoom takes room from a pool of this session that has more than who is next behind: what it asks for and may never be granted, or else a
+// permit. s.mu is held.
+func (s *Semaphore) makeRoom() {
+	next := s.poorest()
+	if s.making || next == nil {
+		return
 	}
 	var most *Share
 	for _, sh := range s.shares {
-		if sh != s.behind[0].share && (most == nil || sh.held > most.held) {
+		if sh == next.share {
+			continue
+		}
+		if sh.ask != nil && !sh.ask.behind && sh.held > next.holds() {
+			// Its callers will ask again, and then it is behind.
+			s.withdraw(sh.ask, ErrCapacity)
+			return // by way of settleBelowMax this made room
+		}
+		if most == nil || sh.held > most.held {
 			most = sh
 		}
 	}
-	switch {
+	tenure := time.Duration(0)
+	switch has := next.holds(); {
 	case most == nil || most.held == 0 || has > 0 && most.held < has+2:
+		return
 	case most.held == 1:
-		s.making = true
-		go func() { most.sharer.Recall(1, s.tenure()) }()
-	default:
-		s.making = true
-		go most.sharer.Recall(1, 0)
+		tenure = s.shareTenure()
 	}
+	s.making = true
+	go most.sharer.Recall(1, tenure)
 }

@@ -40,7 +40,7 @@ type Permit struct {
 	id    string
 	state permitState
 	lost  chan struct{} // made when somebody asks for it
-	users int // of Do, Bind and Handler: the last to leave releases
+	users int           // of Do, Bind and Handler: the last to leave releases
 
 	delivering bool // its pool has not heard yet of the grant, and must not hear of a loss before
 }
@@ -216,7 +216,7 @@ func (p *Permit) releaseIf(ctx context.Context, due func() bool) error {
 		s.mu.Unlock()
 		return nil // lost: nobody counts on it, and Redis may be away
 	}
-	s.send(context.WithoutCancel(ctx))
+	s.send(context.WithoutCancel(ctx), s.cfg.TTL)
 	select {
 	case err := <-d.done:
 		return err

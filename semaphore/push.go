@@ -88,10 +88,11 @@ func (s *Semaphore) listen(confirmed chan struct{}) {
 				close(confirmed)
 				continue
 			}
-			// Subscribed again after a reconnect: what was pushed in between is lost.
+			// Subscribed again after a reconnect: what was pushed in between is lost. The heartbeat learns of recalls.
 			s.mu.Lock()
 			s.repeat()
 			s.mu.Unlock()
+			s.beatSoon()
 		case nil:
 			switch {
 			case errors.Is(err, redis.ErrClosed):
@@ -103,19 +104,38 @@ func (s *Semaphore) listen(confirmed chan struct{}) {
 				s.reopenSubscription()
 			default:
 				lookAround(s.ctx, s.own)
-				s.pause(quiet / 4) // it reconnects by itself
+				s.pause(min(quiet/4, retryMost)) // it reconnects by itself
 			}
 		}
 	}
 }
 
+// reopenSubscription replaces the subscription. Only listen calls it, and only it and close have to do with s.pubsub.
 func (s *Semaphore) reopenSubscription() {
+	_ = s.pubsub.Close() // it is of no use any more
+	ps := s.openSubscription()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.left {
-		_ = s.pubsub.Close() // it is of no use any more
-		s.pubsub = s.openSubscription()
+	s.pubsub = ps
+	if s.left { // and close has closed the old one
+		go ps.Close()
 	}
+}
+
+// beatSoon sends a heartbeat now, off its caller's path. Only listen and a flight call it, so the session has not ended.
+func (s *Semaphore) beatSoon() {
+	s.wg.Add(1)
+	go func() {
+		defer s.wg.Done()
+		var err error
+		for range 3 {
+			if err = s.beat(s.ctx); err == nil || s.ctx.Err() != nil || errors.Is(err, ErrClosed) {
+				return
+			}
+			s.pause(min(s.cfg.TTL/12, retryMost))
+		}
+		s.log.Warn("heartbeat failed", "semaphore", s.base, "error", err)
+	}()
 }
 
 // pause waits for d, or for the end of the session.
@@ -164,13 +184,7 @@ func (s *Semaphore) pushed(payload string) {
 			sh.sharer.Recall(1, after)
 		}
 	case kind == "l":
-		s.wg.Add(1)
-		go func() {
-			defer s.wg.Done()
-			if err := s.beat(s.ctx); err != nil && s.ctx.Err() == nil {
-				s.log.Warn("heartbeat failed", "semaphore", s.base, "error", err)
-			}
-		}()
+		s.beatSoon()
 	case kind == "r":
 		s.mu.Lock()
 		s.repeat()

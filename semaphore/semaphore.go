@@ -72,6 +72,7 @@ type Semaphore struct {
 	flying    bool
 	flights   uint64        // flights that callers began; see send
 	carried   uint64        // the last of them that landed
+	cut       bool          // the connection of the flight that a caller carries was cut
 	roundTrip time.Duration // of the last flight
 	behind    []*ask        // see max.go
 	asked     int           // permits asked for and not settled, those behind excepted
@@ -249,7 +250,10 @@ func (s *Semaphore) SetCapacity(ctx context.Context, n int) error {
 	if n < 0 {
 		return fmt.Errorf("semaphore: SetCapacity: %d: must not be negative", n)
 	}
-	capacity, err := redisscript.SetCapacity(ctx, s.client, s.keys, n)
+	s.mu.Lock()
+	expected := s.anchor.expected(s.sinceStart())
+	s.mu.Unlock()
+	capacity, err := redisscript.SetCapacity(ctx, s.client, s.keys, expected, n)
 	if err != nil {
 		return fmt.Errorf("set capacity of %q: %w", s.base, unavailable(err))
 	}
@@ -302,16 +306,19 @@ func (s *Semaphore) close() error {
 			t.Stop()
 		}
 	}
-	epoch := s.epoch
+	epoch, expected := s.epoch, s.anchor.expected(s.sinceStart())
 	s.mu.Unlock()
 
 	s.beating <- struct{}{} // a heartbeat on its way would have us join again after we left
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
-	err := redisscript.Leave(ctx, s.own, s.keys, s.identity.session, epoch, requests)
+	err := redisscript.Leave(ctx, s.own, s.keys, expected, s.identity.session, epoch, requests)
 	<-s.beating
 	s.cancel()
-	_ = s.pubsub.Close()
+	s.mu.Lock()
+	ps := s.pubsub
+	s.mu.Unlock()
+	_ = ps.Close()
 	s.wg.Wait()
 	s.closeOwn()
 	if s.ownClient {

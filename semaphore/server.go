@@ -23,7 +23,7 @@ type lines struct {
 
 func dedicated(c redis.UniversalClient, ttl time.Duration) lines {
 	patience := max(ttl/4, 20*time.Millisecond)
-	ws := &wires{open: make(map[*wire]struct{})}
+	ws := &wires{open: make(map[*wire]struct{}), dials: make(map[int]context.CancelFunc)}
 	switch c := c.(type) {
 	case *redis.Client:
 		heart, flights := *c.Options(), *c.Options()

@@ -16,13 +16,33 @@ const cutGrace = 10 * time.Millisecond
 
 // wires are the connections of one client.
 type wires struct {
-	mu   sync.Mutex
-	open map[*wire]struct{}
+	mu     sync.Mutex
+	open   map[*wire]struct{}
+	dials  map[int]context.CancelFunc // under way
+	dialed int
+}
+
+// begin notes a dial, so that it can be cut, too. What it returns ends that.
+func (ws *wires) begin(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	ws.dialed++
+	n := ws.dialed
+	ws.dials[n] = cancel
+	return ctx, func() {
+		ws.mu.Lock()
+		delete(ws.dials, n)
+		ws.mu.Unlock()
+		cancel()
+	}
 }
 
 // dialer is dial, with its connections kept in ws.
 func (ws *wires) dialer(dial func(ctx context.Context, network, addr string) (net.Conn, error)) func(ctx context.Context, network, addr string) (net.Conn, error) {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		ctx, end := ws.begin(ctx)
+		defer end()
 		c, err := dial(ctx, network, addr)
 		if err != nil {
 			return nil, err
@@ -42,6 +62,9 @@ func (ws *wires) dialer(dial func(ctx context.Context, network, addr string) (ne
 func (ws *wires) cut() {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
+	for _, cancel := range ws.dials {
+		cancel()
+	}
 	for w := range ws.open {
 		w.mu.Lock()
 		w.dead = true

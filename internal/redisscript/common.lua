@@ -38,10 +38,11 @@ local permits, queue, meta, sessions, info = KEYS[1], KEYS[2], KEYS[3], KEYS[4],
 local capacities, shares, helds, debts, promises, reserves = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 
 local PLAIN = '8000'
-local STEP = 1000 -- ms by which a clock must be off to have been set
+local STEP = 400 -- ms by which a clock must be off to have been set: less than the margin of a lease of 5 s
 local RANK = 1099511627776 -- 2^40: a request's rank counts before the order of arrival
 local LEVELS = 16 -- ranks to one permit of a sharer of weight 1
-local PROMISE = 1000 -- ms that a permit asked back is counted on
+local PROMISE = 1000 -- ms that a permit asked back is counted on ...
+local TENURE = 3000 -- and so many more if its holder keeps it for a tenure first: the longest there is
 local TOLD = 64 -- holders told at most that somebody waits
 
 local time = redis.call('TIME')
@@ -220,8 +221,8 @@ local function pump(capacity, own, granted)
 end
 
 -- Counts on one permit of a sharer: it is asked to give it back, and its share is less from now on.
-local function promise(sharer)
-  redis.call('ZADD', promises, now + PROMISE, redis.call('HINCRBY', meta, 'seq', 1))
+local function promise(sharer, rotate)
+  redis.call('ZADD', promises, now + PROMISE + (rotate and TENURE or 0), redis.call('HINCRBY', meta, 'seq', 1))
   place(sharer, held_by(sharer) - redis.call('HINCRBY', debts, sharer, 1))
   if reserve then reckon(session_of(sharer), -1) end
 end
@@ -229,8 +230,10 @@ end
 -- The sharer of the highest level that can give a permit: the sessions whose minimum it would break cannot.
 local function richest()
   if not reserve then return redis.call('ZREVRANGE', shares, 0, 0)[1] end
-  for _, sharer in ipairs(redis.call('ZREVRANGE', shares, 0, 63)) do
-    if (lacking(session_of(sharer)) or -1) < 0 then return sharer end
+  for from = 0, redis.call('ZCARD', shares), 64 do
+    for _, sharer in ipairs(redis.call('ZREVRANGE', shares, from, from + 63)) do
+      if (lacking(session_of(sharer)) or -1) < 0 then return sharer end
+    end
   end
 end
 
@@ -258,7 +261,7 @@ local function balance()
       elseif (gives - 1) * weight_of(sharer) < (has + 1) * weight_of(holder) then
         if (lacking(session_of(id)) or 0) <= 0 then return end
       end
-      promise(holder)
+      promise(holder, rotate)
       push(session_of(holder), 'b ' .. holder .. (rotate and ' t' or ' f'))
     end
   end

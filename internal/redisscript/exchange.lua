@@ -16,7 +16,7 @@
 --          wake      when to look again if something of this session is left in the queue, ms, 0 if unknown
 --          waiting   requests left in the queue, of anyone
 --          promised  how many of the offered units are needed: the sharer is to release that many
---          refused   't' that found no room, 'e' that is not held, or more than the whole capacity
+--          refused   't' that found no room, 'e' that is not held, more than the whole capacity, or what is all or none and held in part
 --      or {'gone'} if the session is unknown here, or the state is of another epoch: it must renew first.
 -- Clock: Redis's.
 -- Twice: the UUIDs are the client's. A request that is held, or waits, is found and left as it is (its lease is extended); what was
@@ -55,7 +55,8 @@ local function room(n)
 end
 
 if waiting > 0 and not shut then
-  room(1)
+  purged = true
+  purge() -- for who is first in line may have room then, whatever our own requests find
   free = pump(capacity, own, granted)
   waiting = redis.call('ZCARD', queue)
 end
@@ -68,7 +69,8 @@ local function rank_of(id)
   return math.min(8191, LEVELS + math.max(1, math.floor(LEVELS * share / weight_of(id))))
 end
 
--- Puts a request into the queue, behind all others of its rank; one that waits already keeps its turn within its (new) rank.
+-- Puts a request into the queue, behind all others of its rank; one that waits already keeps its turn within its (new) rank, which
+-- can make it the head.
 local asked = false
 local function enqueue(request, id)
   local old = redis.call('ZSCORE', queue, request)
@@ -77,11 +79,10 @@ local function enqueue(request, id)
     return
   end
   local seq = old and tonumber(old) % RANK or redis.call('HINCRBY', meta, 'seq', 1)
-  redis.call('ZADD', queue, whole(rank_of(id) * RANK + seq), request)
-  if not old then
-    asked = true
-    waiting = waiting + 1
-  end
+  local score = rank_of(id) * RANK + seq
+  redis.call('ZADD', queue, whole(score), request)
+  asked = asked or score ~= tonumber(old or -1)
+  if not old then waiting = waiting + 1 end
 end
 
 -- Tells the holders that somebody waits, so that they offer what lies idle.
@@ -95,17 +96,28 @@ local before = waiting
 local function ask(kind, length, ids, request)
   local held = 0
   for _, id in ipairs(ids) do
-    if redis.call('ZSCORE', permits, id) then -- a duplicate, or an extension
-      held = held + 1
-      redis.call('ZADD', permits, whole(now + length), id)
-      granted[#granted + 1] = id
-    end
+    if redis.call('ZSCORE', permits, id) then held = held + 1 end
   end
-  if held > 0 then return end
+  if held == #ids or held > 0 and kind == 's' then -- a duplicate, or an extension
+    for _, id in ipairs(ids) do
+      if held == #ids or redis.call('ZSCORE', permits, id) then
+        redis.call('ZADD', permits, whole(now + length), id)
+        granted[#granted + 1] = id
+      end
+    end
+    return
+  end
+  if held > 0 then
+    -- Some of those that are all or none were revoked by hand, and who asks must drop the others. Or some are released by now, and this is a
+    -- duplicate that strayed: the others are in use.
+    refused[#refused + 1] = ids[1]
+    return
+  end
   -- What is kept for its minimum, a session need not queue for.
   local first = waiting == 0 or (lacking(own) or 0) >= #ids
   local some = first and not shut and kind ~= 'e' and room(#ids) or 0
   if some == #ids or kind == 's' and some > 0 then
+    if waiting > 0 then waiting = waiting - redis.call('ZREM', queue, kind == 's' and length .. ' ' .. ids[1] or request) end
     for i = 1, some do
       grant(ids[i], length)
       granted[#granted + 1] = ids[i]

@@ -7,7 +7,7 @@
 local n_released, n_waits, n_tries = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local FIRST = 9
 local REST = FIRST + n_released + n_waits + n_tries -- where what is not of plain permits begins, if there is any
-local STEP = 1000 -- see common
+local STEP = 400 -- see common
 
 if #ARGV < REST and redis.call('ZCARD', KEYS[2]) == 0 then
   local wanted, change = n_waits + n_tries, 0

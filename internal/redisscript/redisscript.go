@@ -218,9 +218,10 @@ func (n Renew) Run(ctx context.Context, c redis.Scripter, k Keys) (Renewed, erro
 	return out, r.err
 }
 
-// Leave ends a session and drops the requests given.
-func Leave(ctx context.Context, c redis.Scripter, k Keys, session, epoch string, drop []string) error {
-	args := []any{0, session, epoch, len(drop)}
+// Leave ends a session and drops the requests given. expected is Redis's clock as the session expects it, ms: without it, a clock that
+// was set would end the leases of all.
+func Leave(ctx context.Context, c redis.Scripter, k Keys, expected int64, session, epoch string, drop []string) error {
+	args := []any{expected, session, epoch, len(drop)}
 	for _, d := range drop {
 		args = append(args, d)
 	}
@@ -228,9 +229,9 @@ func Leave(ctx context.Context, c redis.Scripter, k Keys, session, epoch string,
 	return err
 }
 
-// SetCapacity sets the operator's capacity, or withdraws it with 0, and returns the one in force.
-func SetCapacity(ctx context.Context, c redis.Scripter, k Keys, n int) (int64, error) {
-	capacity, err := capacityScript.Run(ctx, c, k.all, 0, n).Int64()
+// SetCapacity sets the operator's capacity, or withdraws it with 0, and returns the one in force. expected is as for Leave.
+func SetCapacity(ctx context.Context, c redis.Scripter, k Keys, expected int64, n int) (int64, error) {
+	capacity, err := capacityScript.Run(ctx, c, k.all, expected, n).Int64()
 	if err != nil {
 		return 0, fmt.Errorf("script capacity: %w", err)
 	}

@@ -41,7 +41,7 @@ local function listening()
 end
 
 -- A newcomer cannot tell a clock that was set from a fleet that died: it asks who listens.
-if joins and epoch and now - last > ttl and #listening() > 0 then
+if joins and epoch and now - last > ttl / 2 and #listening() > 0 then
   now = last
   redis.call('HSET', meta, 'skew', whole(time - now))
 end
@@ -64,7 +64,10 @@ if not epoch then
   for _, id in ipairs(redis.call('ZRANGE', permits, 0, -1)) do
     if is_ours(id) then count = count + 1 end
   end
-  redis.call('HSET', meta, 'epoch', epoch, 'gate', 0, 'count', count)
+  -- The queue stays, too: who comes now must not pass those in it.
+  local seq, line = tonumber(redis.call('HGET', meta, 'seq') or 0), redis.call('ZRANGE', queue, 0, -1, 'WITHSCORES')
+  for i = 2, #line, 2 do seq = math.max(seq, tonumber(line[i]) % RANK) end
+  redis.call('HSET', meta, 'epoch', epoch, 'gate', 0, 'count', count, 'seq', whole(seq))
   redis.call('HDEL', meta, 'reserve')
   reserve = nil
   if lost or #others > 0 then close_gate(others) end
@@ -83,7 +86,17 @@ for _, session in ipairs(gone) do
   redis.call('ZREM', capacities, session)
   redis.call('HDEL', info, session)
 end
-if #gone > 0 then forget(ended) end
+-- What the dead wait for leaves the queue; and what a session waited for that was away for a lease, for it may have given that up meanwhile.
+local function forget_requests()
+  for _, request in ipairs(redis.call('ZRANGE', queue, 0, -1)) do
+    local id = string.match(request, '^%d+ (%S+)')
+    if not id or ended[session_of(id)] or session_of(id) == own and not is_live(own) then redis.call('ZREM', queue, request) end
+  end
+end
+if #gone > 0 then
+  forget(ended)
+  forget_requests()
+end
 
 -- Minima. The sum of those of live sessions never exceeds the capacity.
 local function others_minima()
@@ -105,6 +118,10 @@ if redis.call('ZADD', sessions, whole(now + ttl), own) == 1 and gate > now and n
   redis.call('HINCRBY', meta, 'news', 1)
 end
 redis.call('ZADD', capacities, declared, own)
+if redis.call('ZCARD', capacities) > redis.call('ZCARD', sessions) then
+  -- Sessions were deleted by somebody's hand. Those that live say so within a lease; what the others declare ends with it.
+  for _, session in ipairs(redis.call('ZRANGE', capacities, 0, -1)) do redis.call('ZADD', sessions, 'NX', whole(now + ttl), session) end
+end
 redis.call('HSET', info, own, ARGV[6])
 redis.call('HSET', meta, 'last', whole(now))
 local capacity = effective_capacity()

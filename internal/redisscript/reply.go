@@ -2,6 +2,7 @@ package redisscript
 
 import (
 	"fmt"
+	"math"
 	"strconv"
 )
 
@@ -98,11 +99,12 @@ func (r *reply) scores() map[string]int64 {
 	out := make(map[string]int64, len(list)/2)
 	for i := 0; i+1 < len(list); i += 2 {
 		f, err := strconv.ParseFloat(list[i+1], 64)
-		if err != nil {
+		if err != nil || math.IsNaN(f) {
 			r.fail("a score", list[i+1])
 			return out
 		}
-		out[list[i]] = int64(f)
+		// Anybody can put an infinite score there. Within these bounds every integer is exact, and a sum of two does not overflow.
+		out[list[i]] = int64(min(max(f, -1<<53), 1<<53))
 	}
 	return out
 }

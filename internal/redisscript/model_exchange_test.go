@@ -1,0 +1,196 @@
+package redisscript
+
+import (
+	"slices"
+)
+
+// lane is what an exchange of plain permits alone answers while nobody waits and nothing is out of the ordinary.
+func lane(before *state, time int64, x Exchange) (*state, Exchanged, bool) {
+	wanted := append(slices.Clone(x.Waits), x.Tries...)
+	if len(x.Drop)+len(x.Ask)+x.Offered > 0 || len(before.Queue) > 0 {
+		return nil, Exchanged{}, false
+	}
+	s := before.clone()
+	now, count := time-s.num("skew"), int64(0)
+	if len(wanted) > 0 {
+		off := max(now-x.Expected, x.Expected-now)
+		held := int64(len(s.Permits))
+		if x.Epoch != s.Meta["epoch"] || held < s.num("count") || held+int64(len(wanted)) > s.num("cap")-s.num("reserve") ||
+			s.num("gate") > now || off > oracleStep {
+			return nil, Exchanged{}, false
+		}
+	} else {
+		now = 0 // it is not looked up
+	}
+	for _, id := range x.Release {
+		if _, ok := s.Permits[id]; ok {
+			delete(s.Permits, id)
+			count--
+		}
+	}
+	for _, id := range wanted {
+		if _, ok := s.Permits[id]; !ok {
+			count++
+		}
+		s.Permits[id] = now + x.TTLMillis
+	}
+	if count != 0 {
+		s.setNum("count", s.num("count")+count)
+	}
+	return s, Exchanged{All: true, Now: now}, true
+}
+
+// exchange is what it answers otherwise. It returns ErrGone where the session must renew.
+func (o *oracle) exchange(x Exchange) (Exchanged, error) {
+	own, capacity := x.Session, o.capacity
+	wanted := len(x.Waits) + len(x.Tries) + len(x.Ask)
+	if o.epoch != x.Epoch || wanted > 0 && !o.isLive(own, o.now) {
+		return Exchanged{}, ErrGone
+	}
+	out := Exchanged{Now: o.now, Granted: []string{}, Refused: []string{}, Crowded: []string{}}
+	shut := !o.openGate()
+	for _, id := range x.Release {
+		o.drop(id)
+	}
+	for _, request := range x.Drop {
+		_, ids := parsed(request)
+		held := false
+		for _, id := range ids {
+			held = o.drop(id) || held
+		}
+		if !held {
+			delete(o.Queue, request)
+		}
+	}
+
+	purged := false
+	room := func(n int64) int64 {
+		if !purged && o.grantable(n, o.free(capacity), own) < n {
+			purged = true
+			o.purge()
+		}
+		return o.grantable(n, o.free(capacity), own)
+	}
+	if len(o.Queue) > 0 && !shut {
+		purged = true
+		o.purge()
+		out.Granted = append(out.Granted, o.pump(capacity, own)...)
+	}
+
+	before, asked := len(o.Queue), false
+	ask := func(kind Kind, request string) {
+		ttl, ids := parsed(request)
+		n := int64(len(ids))
+		var held []string
+		for _, id := range ids {
+			if _, ok := o.Permits[id]; ok {
+				held = append(held, id)
+			}
+		}
+		if len(held) == len(ids) || len(held) > 0 && kind == Share {
+			for _, id := range held {
+				o.Permits[id] = o.now + ttl
+			}
+			out.Granted = append(out.Granted, held...)
+			return
+		}
+		if len(held) > 0 { // what is all or none was torn apart by somebody's hand
+			out.Refused = append(out.Refused, ids[0])
+			return
+		}
+		lacking, _ := o.lacking(own)
+		some := int64(0)
+		if (len(o.Queue) == 0 || lacking >= n) && !shut && kind != Hold {
+			some = room(n)
+		}
+		switch {
+		case some == n || kind == Share && some > 0:
+			for _, id := range ids[:some] {
+				o.grant(id, ttl)
+			}
+			if kind == Share {
+				request = Request(ttl, ids[0])
+			}
+			delete(o.Queue, request) // who has a minimum can be served out of turn
+			out.Granted = append(out.Granted, ids[:some]...)
+		case kind == Share:
+			asked = o.enqueue(&out, Request(ttl, ids[0]), ids[0], x.MostWaiting) || asked
+		case kind == Wait && n <= capacity:
+			asked = o.enqueue(&out, request, ids[0], x.MostWaiting) || asked
+		default:
+			out.Refused = append(out.Refused, ids[0])
+		}
+	}
+	for _, id := range x.Waits {
+		ask(Wait, Request(x.TTLMillis, id))
+	}
+	for _, id := range x.Tries {
+		ask(Try, Request(x.TTLMillis, id))
+	}
+	for _, a := range x.Ask {
+		ask(a.Kind, a.Request)
+	}
+	if asked && !shut {
+		out.Granted = append(out.Granted, o.pump(capacity, own)...)
+		if before == 0 && len(o.Queue) > 0 {
+			for i, sharer := range o.largest() {
+				if int64(i) < oracleTold {
+					o.push(sessionOf(sharer), "w "+sharer)
+				}
+			}
+		}
+	}
+
+	waiting := int64(len(o.Queue))
+	if x.Offered > 0 && waiting > 0 && !shut {
+		o.forgetPromises()
+		out.Promised = min(int64(x.Offered), max(0, waiting-int64(len(o.Promises))), o.share(x.Offerer))
+		if lacking, ok := o.lacking(own); ok {
+			out.Promised = min(out.Promised, max(0, -lacking))
+		}
+		for range out.Promised {
+			o.promise(x.Offerer, false)
+		}
+	}
+	if waiting > 0 && !shut {
+		o.balance()
+	}
+	if out.Waiting = waiting; waiting > 0 {
+		switch first := byScore(o.Permits); {
+		case shut && o.num("early") > o.now:
+			out.Wake = o.num("early")
+		case shut:
+			out.Wake = o.gate
+		case len(first) > 0:
+			out.Wake = o.Permits[first[0]]
+		}
+	}
+	o.end()
+	return out, nil
+}
+
+// enqueue puts a request behind all others of its rank, and reports whether the queue is another now. What it waits for already, it keeps its turn for.
+func (o *oracle) enqueue(out *Exchanged, request, id string, most int) bool {
+	old, waits := o.Queue[request]
+	if !waits && most > 0 && len(o.Queue) >= most && !isShared(id) {
+		out.Crowded = append(out.Crowded, id)
+		return false
+	}
+	turn := old % oracleRank
+	if !waits {
+		turn = o.seq()
+	}
+	o.Queue[request] = o.rank(id)*oracleRank + turn
+	return o.Queue[request] != old
+}
+
+// rank: what a minimum lacks goes first, then those who hold nothing, then those who hold least for their weight.
+func (o *oracle) rank(id string) int64 {
+	if lacking, _ := o.lacking(sessionOf(id)); lacking > 0 {
+		return 0
+	}
+	if share := o.share(sharerOf(id)); isShared(id) && share > 0 {
+		return min(8191, oracleLevels+max(1, oracleLevels*share/weightOf(id)))
+	}
+	return oracleLevels
+}

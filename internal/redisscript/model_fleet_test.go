@@ -1,0 +1,507 @@
+package redisscript
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// A fate is what becomes of a call on its way to Redis and back.
+type fate int
+
+const (
+	arrives fate = iota
+	requestLost
+	replyLost
+	doubled // sent again after its reply was lost
+	slow    // under way while other things happen
+	strayed // given up by its sender, and arrives all the same, much later
+)
+
+var fates = [...]string{"", ", request lost", ", reply lost", ", sent twice", ", slow", ", strayed"}
+
+// A want is a request that is not settled.
+type want struct {
+	kind    Kind
+	ids     []string
+	pool    string
+	extends bool
+	out     bool // to be sent
+	sent    bool
+}
+
+// A drop is a release, or the withdrawal of a request, that Redis has not confirmed.
+type dropping struct {
+	ids   []string
+	plain bool
+}
+
+// A flight is an exchange under way.
+type flight struct {
+	x     Exchange
+	wants []*want
+	drops []dropping
+	sent  int64
+}
+
+// A heartbeat under way.
+type pulse struct {
+	n    Renew
+	sent int64
+}
+
+// A stray call reaches Redis after its sender gave it up.
+type stray struct {
+	x *Exchange
+	n *Renew
+}
+
+// A peer is a session as the package semaphore makes them, without its goroutines: it believes in its leases from before it asked for them, repeats
+// what was not answered under the same UUIDs, and gives back grants that crossed a withdrawal.
+type peer struct {
+	alive, cut               bool
+	session                  string
+	capacity, min, most      int
+	ttl                      int64
+	epoch                    string
+	limit, roster            int64
+	anchorLocal, anchorRedis int64
+	held                     map[string]int64 // until when it trusts the lease
+	lost                     []string
+	wants                    []*want
+	drops                    []dropping
+	pools                    []string
+	owed                     map[string]int
+	offerer                  string
+	offered                  int
+	inbox                    []string
+	nextBeat                 int64
+	made                     int // UUIDs
+	flight                   *flight
+	pulse                    *pulse
+}
+
+// join starts a session in a free slot.
+func (t *trial) join(slot, minimum, weight, pools, most int) {
+	t.born++
+	p := &peer{alive: true, capacity: t.plan.capacity, ttl: t.plan.ttl, min: minimum, most: most, held: make(map[string]int64), owed: make(map[string]int)}
+	p.session = fmt.Sprintf("%08x-%04x-8%02x0", 0xa0+slot, t.born, weight)
+	for i := range pools {
+		p.pools = append(p.pools, fmt.Sprintf("%s-8%03x", p.session, i+1))
+	}
+	t.say("%s joins: min %d, weight %d, %d pools, most waiting %d", p.session, minimum, weight, pools, most)
+	if t.beatAnswered(p, p.beatNow(t.now), t.now) {
+		t.peers[slot] = p
+		t.place.listen(p.session)
+	}
+}
+
+func (p *peer) id(owner string) string {
+	p.made++
+	return fmt.Sprintf("%s-%012x", owner, p.made)
+}
+
+func (p *peer) plain() string { return p.session + "-" + Plain }
+
+func (p *peer) expected(now int64) int64 {
+	if p.anchorRedis == 0 {
+		return 0
+	}
+	return p.anchorRedis + now - p.anchorLocal
+}
+
+func (p *peer) trustedSince(sent int64) int64 { return sent + p.ttl - p.ttl/10 }
+
+func (p *peer) heldOf(pool string) (ids []string) {
+	for _, id := range slices.Sorted(maps.Keys(p.held)) {
+		if strings.HasPrefix(id, pool+"-") {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// believed are the permits that their holders trust.
+func (t *trial) believed() map[string]bool {
+	out := make(map[string]bool)
+	for _, p := range t.peers {
+		if p == nil {
+			continue
+		}
+		for id, until := range p.held {
+			if until > t.now {
+				out[id] = true
+			}
+		}
+	}
+	return out
+}
+
+// beatNow puts a heartbeat together.
+func (p *peer) beatNow(now int64) Renew {
+	n := Renew{Expected: p.expected(now), Session: p.session, Epoch: p.epoch, TTLMillis: p.ttl, Capacity: p.capacity, Info: "{}",
+		NewEpoch: fmt.Sprintf("epoch-%d-%s", now, p.session), Limit: p.limit, Min: p.min, Roster: p.roster,
+		Permits: slices.Sorted(maps.Keys(p.held))}
+	for _, pool := range p.pools {
+		held := len(p.heldOf(pool))
+		n.Sharers = append(n.Sharers, Sharer{pool, held, min(p.owed[pool], held)})
+	}
+	return n
+}
+
+func (t *trial) beat(p *peer, f fate) {
+	t.landPulse(p)
+	n := p.beatNow(t.now)
+	if p.cut && f != strayed {
+		f = requestLost
+	}
+	switch f {
+	case requestLost:
+		t.say("%s: heartbeat%s", p.session, fates[f])
+	case replyLost:
+		_, _ = t.renew(n)
+	case slow:
+		t.say("%s: heartbeat%s", p.session, fates[f])
+		p.pulse = &pulse{n, t.now}
+		return
+	case strayed:
+		t.say("%s: heartbeat%s", p.session, fates[f])
+		t.strays = append(t.strays, stray{n: &n})
+	case doubled:
+		if _, err := t.renew(n); err == nil && n.Epoch != "" {
+			t.twice(func() { _, _ = t.renew(n) })
+		}
+		t.beat(p, arrives)
+		return
+	default:
+		t.beatAnswered(p, n, t.now)
+		return
+	}
+	p.nextBeat = min(p.nextBeat, t.now+p.ttl/12)
+}
+
+func (t *trial) landPulse(p *peer) {
+	if b := p.pulse; b != nil {
+		p.pulse = nil
+		if p.cut || t.now-b.sent > p.ttl/5 { // it has given up
+			_, _ = t.renew(b.n)
+			return
+		}
+		t.beatAnswered(p, b.n, b.sent)
+	}
+}
+
+// beatAnswered runs a heartbeat and takes its answer. Again if Redis forgot and a grant came meanwhile. It returns false to a session that
+// may not join.
+func (t *trial) beatAnswered(p *peer, n Renew, sent int64) (joined bool) {
+	got, err := t.renew(n)
+	if n.Epoch == "" && errors.As(err, new(RefusedMin)) {
+		return false
+	}
+	if err != nil {
+		t.failf("a heartbeat of %s: %v", p.session, err)
+	}
+	p.anchorLocal, p.anchorRedis = sent, got.Now
+	p.nextBeat = sent + p.ttl/3
+	lost := n.Epoch != "" && n.Epoch != got.Epoch
+	p.limit, p.roster = got.Limit, got.Roster
+	again := false
+	for id := range p.held {
+		again = again || lost && !slices.Contains(n.Permits, id)
+	}
+	if !again {
+		p.epoch = got.Epoch
+	}
+	for _, id := range n.Permits {
+		_, still := p.held[id]
+		switch {
+		case !still && lost: // it may have been put back after its release
+			p.drop(id)
+		case still && slices.Contains(got.Missing, id):
+			t.lose(p, id)
+		case still:
+			p.held[id] = max(p.held[id], p.trustedSince(sent))
+		}
+	}
+	for i, unknown := range got.Unknown {
+		p.recall(p.pools[i], int(unknown))
+	}
+	if again {
+		t.beat(p, arrives)
+	} else if lost {
+		p.repeat()
+		t.fly(p, arrives)
+	}
+	return true
+}
+
+func (t *trial) lose(p *peer, id string) {
+	delete(p.held, id)
+	p.lost = append(p.lost, id)
+}
+
+func (p *peer) recall(pool string, n int) { p.owed[pool] = min(p.owed[pool]+n, len(p.heldOf(pool))) }
+
+func (p *peer) drop(ids ...string) {
+	if len(ids) > 0 {
+		p.drops = append(p.drops, dropping{ids: ids})
+	}
+}
+
+func (p *peer) repeat() {
+	for _, w := range p.wants {
+		w.out = true
+	}
+}
+
+// release gives a permit back, held or lost.
+func (p *peer) release(id string) {
+	delete(p.held, id)
+	p.lost = slices.DeleteFunc(p.lost, func(other string) bool { return other == id })
+	if pool := sharerOf(id); isShared(id) {
+		p.owed[pool] = max(0, p.owed[pool]-1)
+	}
+	p.drops = append(p.drops, dropping{[]string{id}, !isShared(id)})
+}
+
+func (p *peer) settle(w *want) {
+	p.wants = slices.DeleteFunc(p.wants, func(other *want) bool { return other == w })
+}
+
+// withdraw takes a request back.
+func (p *peer) withdraw(w *want) {
+	p.settle(w)
+	switch {
+	case !w.sent || w.extends:
+	case w.kind == Share:
+		p.drop(w.ids[:1]...)
+		p.drop(w.ids[1:]...)
+	default:
+		p.drop(w.ids...)
+	}
+}
+
+func (p *peer) wantOf(id string) *want {
+	for _, w := range p.wants {
+		if slices.Contains(w.ids, id) {
+			return w
+		}
+	}
+	return nil
+}
+
+// fly sends what is to be sent.
+func (t *trial) fly(p *peer, f fate) {
+	t.land(p)
+	fl := p.board(t.now)
+	if fl == nil {
+		return
+	}
+	if p.cut && f != strayed {
+		f = requestLost
+	}
+	switch f {
+	case requestLost:
+		t.say("%s%s", shown{fl.x}, fates[f])
+		p.failed(fl)
+	case replyLost:
+		_, _ = t.exchange(fl.x)
+		p.failed(fl)
+	case slow:
+		t.say("%s%s", shown{fl.x}, fates[f])
+		p.flight = fl
+	case strayed:
+		t.say("%s%s", shown{fl.x}, fates[f])
+		x := fl.x
+		t.strays = append(t.strays, stray{x: &x})
+		p.failed(fl)
+	case doubled:
+		if _, err := t.exchange(fl.x); err == nil && fl.x.Offered == 0 {
+			t.twice(func() { _, _ = t.exchange(fl.x) })
+		}
+		t.arrive(p, fl)
+	default:
+		t.arrive(p, fl)
+	}
+}
+
+// board makes an exchange of what is to be sent.
+func (p *peer) board(now int64) *flight {
+	fl := &flight{sent: now, drops: p.drops}
+	x := Exchange{Expected: p.expected(now), Session: p.session, Epoch: p.epoch, TTLMillis: p.ttl, MostWaiting: p.most}
+	p.drops = nil
+	for _, d := range fl.drops {
+		if d.plain && p.min == 0 {
+			x.Release = append(x.Release, d.ids[0])
+		} else {
+			x.Drop = append(x.Drop, Request(p.ttl, d.ids...))
+		}
+	}
+	for _, w := range p.wants {
+		if !w.out {
+			continue
+		}
+		w.out, w.sent = false, true
+		fl.wants = append(fl.wants, w)
+		switch alone := p.min == 0 && len(w.ids) == 1; {
+		case alone && w.kind == Wait:
+			x.Waits = append(x.Waits, w.ids[0])
+		case alone && w.kind == Try && w.pool == "":
+			x.Tries = append(x.Tries, w.ids[0])
+		default:
+			x.Ask = append(x.Ask, Ask{w.kind, Request(p.ttl, w.ids...)})
+		}
+	}
+	x.Offered, x.Offerer = p.offered, p.offerer
+	p.offered, p.offerer = 0, ""
+	fl.x = x
+	if len(fl.drops)+len(fl.wants)+x.Offered == 0 {
+		return nil
+	}
+	return fl
+}
+
+// land lets the flight arrive that is under way.
+func (t *trial) land(p *peer) {
+	fl := p.flight
+	p.flight = nil
+	switch {
+	case fl == nil:
+	case p.cut || t.now-fl.sent > p.ttl/4: // it has given up
+		_, _ = t.exchange(fl.x)
+		p.failed(fl)
+	default:
+		t.arrive(p, fl)
+	}
+}
+
+// arrive runs an exchange and takes its answer.
+func (t *trial) arrive(p *peer, fl *flight) {
+	got, err := t.exchange(fl.x)
+	if errors.Is(err, ErrGone) {
+		t.beat(p, arrives)
+		fl.sent, fl.x.Epoch, fl.x.Expected = t.now, p.epoch, p.expected(t.now)
+		got, err = t.exchange(fl.x)
+	}
+	if err != nil {
+		t.failf("%s renewed, and is still refused: %v", p.session, err)
+	}
+	if fl.x.Epoch != p.epoch { // a heartbeat that crossed it found that Redis forgot
+		p.failed(fl)
+		return
+	}
+	if got.Now > 0 {
+		p.anchorLocal, p.anchorRedis = fl.sent, got.Now
+	}
+	if got.All {
+		for _, w := range fl.wants {
+			got.Granted = append(got.Granted, w.ids...)
+		}
+	}
+	t.granted(p, got.Granted, fl.sent)
+	for _, id := range append(got.Refused, got.Crowded...) {
+		if w := p.wantOf(id); w != nil {
+			if _, held := p.held[id]; w.extends && held {
+				t.lose(p, id)
+			}
+			p.settle(w)
+			if len(w.ids) > 1 {
+				p.drop(w.ids...)
+			}
+		}
+	}
+	if got.Promised > 0 {
+		p.recall(fl.x.Offerer, int(got.Promised))
+	}
+	if len(p.drops) > 0 { // grants that crossed a withdrawal
+		t.fly(p, arrives)
+	}
+}
+
+func (p *peer) failed(fl *flight) {
+	p.drops = append(fl.drops, p.drops...)
+	for _, w := range fl.wants {
+		if !slices.Contains(p.wants, w) {
+			continue
+		}
+		if w.kind == Wait || w.kind == Share {
+			w.out = true
+			continue
+		}
+		p.settle(w)
+		if !w.extends {
+			p.drop(w.ids...)
+		}
+	}
+}
+
+// granted takes grants that count from since.
+func (t *trial) granted(p *peer, ids []string, since int64) {
+	until := p.trustedSince(since)
+	for _, id := range ids {
+		w := p.wantOf(id)
+		if _, held := p.held[id]; held {
+			p.held[id] = max(p.held[id], until)
+			if w != nil {
+				p.settle(w)
+			}
+			continue
+		}
+		switch {
+		case w == nil:
+			p.drop(id)
+			continue
+		case w.extends:
+			p.settle(w)
+			continue
+		case until <= t.now:
+			w.out = true
+			continue
+		}
+		for _, id := range w.ids {
+			if w.kind != Share || slices.Contains(ids, id) {
+				p.held[id] = until
+			}
+		}
+		p.settle(w)
+	}
+}
+
+// deliver puts pushes into the sessions' inboxes.
+func (t *trial) deliver(pushes []push) {
+	for _, m := range pushes {
+		for _, p := range t.peers {
+			if p != nil && p.session == m.session && !p.cut {
+				p.inbox = append(p.inbox, m.text)
+			}
+		}
+	}
+}
+
+// hear handles the pushes that are there.
+func (t *trial) hear(p *peer) {
+	for len(p.inbox) > 0 && p.alive {
+		text := p.inbox[0]
+		p.inbox = p.inbox[1:]
+		t.say("%s hears %s", p.session, text)
+		switch f := strings.Fields(text); f[0] {
+		case "g":
+			if f[1] != p.epoch {
+				p.repeat()
+				break
+			}
+			at, _ := strconv.ParseInt(f[2], 10, 64)
+			t.granted(p, f[3:], min(t.now, p.anchorLocal+at-p.anchorRedis-1))
+		case "b":
+			p.recall(f[1], 1)
+		case "r":
+			p.repeat()
+		case "l":
+			t.beat(p, arrives)
+		}
+		t.fly(p, arrives)
+	}
+}

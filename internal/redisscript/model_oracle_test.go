@@ -1,0 +1,549 @@
+package redisscript
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// The oracle says in plain Go what each script is to answer, to store and to push, given what is stored. It has no memory of its
+// own, so a fault cannot hide in a state that both drift to; that what is stored makes sense is for promises_test to say.
+
+// The scripts' constants, for how long and how many: what they are is a matter of taste.
+var (
+	oracleStep    = luaConstant("STEP")
+	oracleLevels  = luaConstant("LEVELS")
+	oraclePromise = luaConstant("PROMISE")
+	oracleTenure  = luaConstant("TENURE")
+	oracleTold    = luaConstant("TOLD")
+)
+
+const oracleRank = 1 << 40
+
+func luaConstant(name string) int64 {
+	m := regexp.MustCompile(`(?m)^local ` + name + ` = (\d+)`).FindStringSubmatch(common)
+	if m == nil {
+		panic("bug: common.lua has no " + name)
+	}
+	n, _ := strconv.ParseInt(m[1], 10, 64)
+	return n
+}
+
+// A push is a message to a session.
+type push struct{ session, text string }
+
+// An oracle is one script at work.
+type oracle struct {
+	*state
+	time, now int64
+	epoch     string
+	gate      int64
+	capacity  int64 // as stored when the script began
+	change    int64
+	sharded   bool
+	listeners []string // sessions that are subscribed
+	pushes    []push
+}
+
+// begin is what all scripts begin with: they read the clock, correct it, and look whether the set of permits was deleted.
+func begin(before *state, time, expected int64, sharded bool, listeners []string) *oracle {
+	o := &oracle{state: before.clone(), time: time, sharded: sharded, listeners: listeners}
+	o.epoch, o.gate, o.capacity = o.Meta["epoch"], o.num("gate"), o.num("cap")
+	last := o.num("last")
+	o.now = time - o.num("skew")
+	if o.now < last-oracleStep || last > 0 && expected > 0 && o.now-max(last, expected) > oracleStep {
+		o.now = max(last, expected-oracleStep)
+		o.setSkew(time - o.now)
+	}
+	if o.epoch != "" {
+		count, there := o.num("count"), int64(len(o.Permits))
+		if there == 0 && count > 1 {
+			delete(o.Meta, "epoch")
+			o.epoch = ""
+		} else if there < count {
+			o.setNum("count", there)
+		}
+	}
+	return o
+}
+
+// end adds up what was changed.
+func (o *oracle) end() {
+	if o.change != 0 {
+		o.setNum("count", o.num("count")+o.change)
+	}
+}
+
+func (o *oracle) push(session, text string) { o.pushes = append(o.pushes, push{session, text}) }
+
+func (o *oracle) openGate() bool {
+	if o.gate <= o.now {
+		return true
+	}
+	early, known := o.gate, o.num("known")
+	if _, ok := o.Meta["early"]; ok {
+		early = o.num("early")
+	}
+	if o.now < early || known == 0 || int64(len(o.Sessions))-o.num("news") < known {
+		return false
+	}
+	o.gate = o.now
+	o.setNum("gate", o.gate)
+	return true
+}
+
+// Minima. lacking is what a session's minimum lacks, below zero what it has beyond; 0 and false if it has none.
+func (o *oracle) reserving() bool { _, ok := o.Meta["reserve"]; return ok }
+
+func (o *oracle) lacking(session string) (int64, bool) {
+	free, ok := o.Reserves["free "+session]
+	return free, ok && o.reserving()
+}
+
+func (o *oracle) reckon(session string, n int64) {
+	if free, ok := o.lacking(session); ok {
+		o.Reserves["free "+session] = free - n
+		if change := max(0, free-n) - max(0, free); change != 0 {
+			o.setNum("reserve", o.num("reserve")+change)
+		}
+	}
+}
+
+// grantable is how many of n permits a session may be granted when so many are free.
+func (o *oracle) grantable(n, free int64, session string) int64 {
+	n = min(n, free)
+	if o.reserving() && n > 0 {
+		lacking, _ := o.lacking(session)
+		n = min(n, max(0, lacking)+max(0, free-o.num("reserve")))
+	}
+	return n
+}
+
+// Shares.
+func (o *oracle) share(sharer string) int64 { return max(0, o.Held[sharer]-o.Debts[sharer]) }
+
+func (o *oracle) place(sharer string, share int64) {
+	if share > 0 {
+		o.Shares[sharer] = float64(share-1)/float64(weightOf(sharer)) - float64(o.now)/8796093022208
+	} else {
+		delete(o.Shares, sharer)
+	}
+}
+
+func (o *oracle) add(counts map[string]int64, name string, n int64) {
+	if counts[name] += n; counts[name] <= 0 {
+		delete(counts, name)
+	}
+}
+
+func (o *oracle) drop(id string) bool {
+	if _, ok := o.Permits[id]; !ok {
+		return false
+	}
+	delete(o.Permits, id)
+	if isOurs(id) {
+		o.change--
+	}
+	owed := false
+	if sharer := sharerOf(id); isShared(id) {
+		held := o.Held[sharer] - 1
+		o.add(o.Held, sharer, -1)
+		if owed = o.Debts[sharer] > 0; owed {
+			o.add(o.Debts, sharer, -1)
+			if oldest := byScore(o.Promises); len(oldest) > 0 {
+				delete(o.Promises, oldest[0])
+			}
+		} else {
+			o.place(sharer, held)
+		}
+	}
+	if !owed {
+		o.reckon(sessionOf(id), -1)
+	}
+	return true
+}
+
+func (o *oracle) grant(id string, ttl int64) {
+	_, held := o.Permits[id]
+	o.Permits[id] = o.now + ttl
+	if held {
+		return
+	}
+	o.change++
+	if sharer := sharerOf(id); isShared(id) {
+		o.Held[sharer]++
+		o.place(sharer, o.Held[sharer]-o.Debts[sharer])
+	}
+	o.reckon(sessionOf(id), 1)
+}
+
+func (o *oracle) purge() {
+	for _, id := range byScore(o.Permits) {
+		if o.Permits[id] <= o.now {
+			o.drop(id)
+		}
+	}
+}
+
+func (o *oracle) free(capacity int64) int64 { return capacity - int64(len(o.Permits)) }
+
+// pump grants to the head of the queue for as long as it fits.
+func (o *oracle) pump(capacity int64, own string) (granted []string) {
+	for _, head := range o.line() {
+		free := o.free(capacity)
+		if free <= 0 {
+			return granted
+		}
+		ttl, ids := parsed(head)
+		n := int64(len(ids))
+		switch session := sessionOf(ids[0]); {
+		case !o.isLive(session, o.now):
+			delete(o.Queue, head)
+		case n > capacity:
+			delete(o.Queue, head)
+			o.push(session, "r")
+		case o.grantable(n, free, session) < n:
+			return granted
+		default:
+			delete(o.Queue, head)
+			for _, id := range ids {
+				o.grant(id, ttl)
+			}
+			if session == own {
+				granted = append(granted, ids...)
+			} else {
+				o.push(session, fmt.Sprintf("g %s %d %s", o.epoch, o.now, strings.Join(ids, " ")))
+			}
+		}
+	}
+	return granted
+}
+
+func (o *oracle) seq() int64 {
+	o.setNum("seq", o.num("seq")+1)
+	return o.num("seq")
+}
+
+func (o *oracle) promise(sharer string, rotate bool) {
+	until := o.now + oraclePromise
+	if rotate {
+		until += oracleTenure
+	}
+	o.Promises[strconv.FormatInt(o.seq(), 10)] = until
+	o.Debts[sharer]++
+	o.place(sharer, o.Held[sharer]-o.Debts[sharer])
+	o.reckon(sessionOf(sharer), -1)
+}
+
+func (o *oracle) forgetPromises() {
+	maps.DeleteFunc(o.Promises, func(_ string, expiry int64) bool { return expiry <= o.now })
+}
+
+// largest lists the sharers that can give a permit, of the highest level first.
+func (o *oracle) largest() []string {
+	all := byScore(o.Shares)
+	slices.Reverse(all)
+	return all
+}
+
+// balance asks the largest for a permit, for each waiter to whom none is promised, as long as he has a claim to it.
+func (o *oracle) balance() {
+	o.forgetPromises()
+	line := o.line()
+	from := min(len(o.Promises), len(line))
+	for _, request := range line[from:min(from+8, len(line))] {
+		_, ids := parsed(request)
+		holder := ""
+		for _, sharer := range o.largest() {
+			if lacking, ok := o.lacking(sessionOf(sharer)); !ok || lacking < 0 {
+				holder = sharer
+				break
+			}
+		}
+		waiter, has := "", int64(0)
+		if isShared(ids[0]) {
+			waiter = sharerOf(ids[0])
+			has = o.share(waiter)
+		}
+		if holder == "" || holder == waiter {
+			return
+		}
+		gives := o.share(holder)
+		lacking, _ := o.lacking(sessionOf(ids[0]))
+		even := has > 0 && (gives-1)*weightOf(waiter) < (has+1)*weightOf(holder)
+		if even && lacking <= 0 {
+			return
+		}
+		rotate, when := has == 0 && gives == 1, " f"
+		if rotate {
+			when = " t"
+		}
+		o.promise(holder, rotate)
+		o.push(sessionOf(holder), "b "+holder+when)
+	}
+}
+
+func (o *oracle) effectiveCapacity() int64 {
+	capacity := int64(0)
+	if limit, ok := o.Meta["limit"]; ok {
+		capacity, _ = strconv.ParseInt(limit, 10, 64)
+	} else {
+		if len(o.Capacities) > 0 {
+			capacity = slices.Min(slices.Collect(maps.Values(o.Capacities)))
+		}
+		if len(o.Capacities) < len(o.Sessions) {
+			capacity = min(capacity, o.capacity)
+		}
+	}
+	o.setNum("cap", capacity)
+	return capacity
+}
+
+func (o *oracle) sumReserves() {
+	sum, any := int64(0), false
+	for field, n := range o.Reserves {
+		if strings.HasPrefix(field, "free ") {
+			any = true
+			sum += max(0, n)
+		}
+	}
+	delete(o.Meta, "reserve")
+	if any {
+		o.setNum("reserve", sum)
+	}
+}
+
+func (o *oracle) forget(ended ...string) {
+	for _, counts := range []map[string]int64{o.Held, o.Debts} {
+		for sharer := range counts {
+			if slices.Contains(ended, sessionOf(sharer)) {
+				delete(counts, sharer)
+				delete(o.Shares, sharer)
+			}
+		}
+	}
+	if !o.reserving() {
+		return
+	}
+	for _, session := range ended {
+		delete(o.Reserves, "min "+session)
+		delete(o.Reserves, "free "+session)
+	}
+	o.sumReserves()
+}
+
+func (o *oracle) endSession(session string) {
+	delete(o.Sessions, session)
+	delete(o.Capacities, session)
+	delete(o.Info, session)
+}
+
+// others are the sessions that listen beside own.
+func (o *oracle) others(own string) []string {
+	return slices.DeleteFunc(slices.Clone(o.listeners), func(s string) bool { return s == own })
+}
+
+func (o *oracle) closeGate(ttl int64, others []string) {
+	for _, session := range others {
+		o.push(session, "l")
+	}
+	o.gate = o.now + ttl
+	o.setNum("gate", o.gate)
+	o.setNum("early", o.now+ttl*45/100)
+	o.setNum("known", 0)
+	o.setNum("news", 0)
+}
+
+func (o *oracle) renew(n Renew) (Renewed, error) {
+	own, joins := n.Session, n.Epoch == ""
+	if joins && o.epoch != "" && 2*(o.now-o.num("last")) > n.TTLMillis && len(o.others(own)) > 0 {
+		o.now = o.num("last")
+		o.setSkew(o.time - o.now)
+	}
+	lost := !joins && n.Epoch != o.epoch
+	if o.epoch == "" {
+		o.epoch, o.gate = n.NewEpoch, 0
+		for _, m := range []map[string]int64{o.Sessions, o.Capacities, o.Held, o.Debts, o.Promises, o.Reserves} {
+			clear(m)
+		}
+		clear(o.Info)
+		clear(o.Shares)
+		o.Meta["epoch"] = o.epoch
+		o.setNum("gate", 0)
+		count := int64(0)
+		for id := range o.Permits {
+			if isOurs(id) {
+				count++
+			}
+		}
+		o.setNum("count", count)
+		seq := o.num("seq")
+		for _, score := range o.Queue {
+			seq = max(seq, score%oracleRank)
+		}
+		o.setNum("seq", seq)
+		delete(o.Meta, "reserve")
+		if others := o.others(own); lost || len(others) > 0 {
+			o.closeGate(n.TTLMillis, others)
+		}
+	} else if lost && o.gate == 0 {
+		o.closeGate(n.TTLMillis, o.others(own))
+	}
+	if _, ok := o.Meta["limit"]; lost && n.Limit > 0 && !ok {
+		o.setNum("limit", n.Limit)
+	}
+
+	var gone []string
+	for session, expiry := range o.Sessions {
+		if expiry <= o.now {
+			gone = append(gone, session)
+			o.endSession(session)
+		}
+	}
+	if len(gone) > 0 {
+		o.forget(slices.DeleteFunc(slices.Clone(gone), func(s string) bool { return s == own })...)
+		for request := range o.Queue {
+			_, ids := parsed(request)
+			if session := sessionOf(ids[0]); slices.Contains(gone, session) || session == own && !o.isLive(own, o.now) {
+				delete(o.Queue, request)
+			}
+		}
+	}
+
+	minimum := int64(n.Min)
+	if minimum > 0 {
+		room := int64(n.Capacity)
+		for _, c := range o.Capacities {
+			room = min(room, c)
+		}
+		if limit, ok := o.Meta["limit"]; ok {
+			room, _ = strconv.ParseInt(limit, 10, 64)
+		}
+		taken := int64(0)
+		for field, m := range o.Reserves {
+			if strings.HasPrefix(field, "min ") && field != "min "+own {
+				taken += m
+			}
+		}
+		if joins && taken+minimum > room {
+			return Renewed{}, RefusedMin{taken, room}
+		}
+		minimum = max(0, min(minimum, room-taken))
+	}
+
+	if _, known := o.Sessions[own]; !known && o.gate > o.now && !lost {
+		o.setNum("news", o.num("news")+1)
+	}
+	o.Sessions[own], o.Capacities[own], o.Info[own] = o.now+n.TTLMillis, int64(n.Capacity), n.Info
+	if len(o.Capacities) > len(o.Sessions) {
+		for session := range o.Capacities {
+			if _, known := o.Sessions[session]; !known {
+				o.Sessions[session] = o.now + n.TTLMillis
+			}
+		}
+	}
+	o.setNum("last", o.now)
+	capacity := o.effectiveCapacity()
+
+	o.purge()
+	o.forgetPromises()
+	missing := []string{}
+	for _, id := range n.Permits {
+		_, there := o.Permits[id]
+		switch {
+		case there:
+			o.Permits[id] = o.now + n.TTLMillis
+		case lost && (o.now < o.gate || o.free(capacity) > 0):
+			o.Permits[id] = o.now + n.TTLMillis
+			o.change++
+		default:
+			missing = append(missing, id)
+		}
+	}
+
+	unknown, owing, redebted := []int64{}, int64(0), false
+	for _, s := range n.Sharers {
+		held, owed := int64(s.Held), int64(s.Owed)
+		debt := min(held, max(owed, o.Debts[s.Name]))
+		unknown = append(unknown, max(0, debt-owed))
+		owing += debt
+		if o.Held[s.Name] != held || o.Debts[s.Name] != debt {
+			redebted = redebted || o.Debts[s.Name] != debt
+			delete(o.Held, s.Name)
+			delete(o.Debts, s.Name)
+			o.add(o.Held, s.Name, held)
+			o.add(o.Debts, s.Name, debt)
+			o.place(s.Name, held-debt)
+		}
+	}
+
+	was, had := o.Reserves["min "+own]
+	if minimum > 0 || had {
+		free, counted := o.Reserves["free "+own]
+		if redebted || !counted || !had || was != minimum || free != minimum-int64(len(n.Permits)-len(missing))+owing {
+			free = minimum + owing
+			for id := range o.Permits {
+				if sessionOf(id) == own {
+					free--
+				}
+			}
+			o.Reserves["min "+own], o.Reserves["free "+own] = minimum, free
+		}
+		o.sumReserves()
+	}
+
+	if lost && o.gate > o.now && n.Roster > o.num("known") {
+		o.setNum("known", n.Roster)
+	}
+	if o.openGate() {
+		o.pump(capacity, "")
+		if len(o.Queue) > 0 {
+			o.balance()
+		}
+	}
+	o.end()
+	return Renewed{Now: o.now, Epoch: o.epoch, Capacity: capacity, Waiting: int64(len(o.Queue)), Sharded: o.sharded, Gate: o.gate,
+		Missing: missing, Limit: o.num("limit"), Unknown: unknown, Min: minimum, Roster: int64(len(o.Sessions))}, nil
+}
+
+func (o *oracle) leave(session, epoch string, drop []string) {
+	o.purge()
+	for _, request := range drop {
+		delete(o.Queue, request)
+		_, ids := parsed(request)
+		for _, id := range ids {
+			o.drop(id)
+		}
+	}
+	o.endSession(session)
+	o.forget(session)
+	if o.epoch != "" && o.epoch == epoch && len(o.Sessions) > 0 && o.openGate() {
+		o.pump(o.effectiveCapacity(), session)
+	}
+	o.end()
+}
+
+func (o *oracle) setCapacity(n int64) int64 {
+	delete(o.Meta, "limit")
+	if n > 0 {
+		o.setNum("limit", n)
+	}
+	capacity := o.effectiveCapacity()
+	o.purge()
+	if o.epoch != "" && o.openGate() {
+		o.pump(capacity, "")
+	}
+	o.end()
+	return capacity
+}
+
+// sortPushes makes lists of pushes comparable: to whom first is of no importance, and who does not listen does not hear.
+func sortPushes(list []push, listeners []string) []push {
+	out := slices.DeleteFunc(slices.Clone(list), func(p push) bool { return !slices.Contains(listeners, p.session) })
+	slices.SortStableFunc(out, func(a, b push) int { return cmp.Compare(a.session, b.session) })
+	return out
+}

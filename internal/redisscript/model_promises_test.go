@@ -1,0 +1,229 @@
+package redisscript
+
+import (
+	"maps"
+	"slices"
+	"strings"
+)
+
+// An act is one script that was run.
+type act struct {
+	name     string
+	session  string
+	now      int64 // as the script saw it
+	released []string
+	asserted []string // UUIDs said to be held
+	served   bool     // it was not refused, and the gate was open: the queue must have been served
+	counts   bool     // it replaced counts by what its caller says
+	pushes   []push
+	promised int64
+}
+
+// checkPromises looks whether what a script did keeps what is promised, however it came about.
+func (t *trial) checkPromises(before, after *state, a act) {
+	var granted []string
+	for id := range after.Permits {
+		if _, held := before.Permits[id]; !held && !slices.Contains(a.asserted, id) {
+			granted = append(granted, id)
+		}
+	}
+	for id, expiry := range before.Permits {
+		if _, held := after.Permits[id]; !held && expiry > a.now && !slices.Contains(a.released, id) {
+			t.failf("%s revoked %s, which had %d ms left", a.name, id, expiry-a.now)
+		}
+	}
+	if len(granted) > 0 {
+		t.checkCapacity(before, after, a, granted)
+		t.checkTurns(before, after, a, granted)
+	}
+	if a.served {
+		t.checkServed(after, a)
+	}
+	t.checkCounts(after, a)
+	t.checkRecalls(after, a)
+}
+
+// checkCapacity: no more are held, or believed in by who holds them, than the capacity; and what is kept for minima is kept.
+func (t *trial) checkCapacity(before, after *state, a act, granted []string) {
+	capacity := after.num("cap")
+	if held := int64(len(after.Permits)); held > capacity {
+		t.failf("%s granted %q: %d are held, the capacity is %d", a.name, granted, held, capacity)
+	}
+	if believed := t.believed(); !t.plan.windows && !t.revoked {
+		for id := range after.Permits {
+			believed[id] = true
+		}
+		if n := int64(len(believed)); n > capacity {
+			t.failf("%s granted %q: with those that their holders still trust %d are held, the capacity is %d\n%q", a.name, granted, n, capacity,
+				slices.Sorted(maps.Keys(believed)))
+		}
+	}
+	short := func(s *state) int64 { return int64(len(s.Permits)) + t.kept(s) }
+	if now := short(after); now > capacity && now > short(before) && !t.damaged {
+		t.failf("%s granted %q out of what is kept for minima: %d held and kept, the capacity is %d", a.name, granted, now, capacity)
+	}
+}
+
+// free is what a session's minimum lacks, counted from the permits themselves.
+func (t *trial) free(s *state, session string) int64 {
+	n := s.Reserves["min "+session]
+	for id := range s.Permits {
+		if sessionOf(id) == session {
+			n--
+		}
+	}
+	for sharer, debt := range s.Debts {
+		if sessionOf(sharer) == session {
+			n += debt
+		}
+	}
+	return n
+}
+
+func (t *trial) kept(s *state) (sum int64) {
+	for field := range s.Reserves {
+		if session, ok := strings.CutPrefix(field, "min "); ok {
+			sum += max(0, t.free(s, session))
+		}
+	}
+	return sum
+}
+
+// checkTurns: among requests of equal kind, first come is first served, whoever asks and for however many.
+func (t *trial) checkTurns(before, after *state, a act, granted []string) {
+	ordinary := func(id string) bool {
+		_, has := before.Reserves["min "+sessionOf(id)]
+		return !isShared(id) && !has
+	}
+	waited := make(map[string]int64)
+	for request, score := range before.Queue {
+		_, ids := parsed(request)
+		for _, id := range ids {
+			waited[id] = score
+		}
+	}
+	for request, score := range before.Queue {
+		_, ids := parsed(request)
+		_, waits := after.Queue[request]
+		if !waits || !ordinary(ids[0]) || !before.isLive(sessionOf(ids[0]), a.now) || score/oracleRank != oracleLevels {
+			continue
+		}
+		for _, id := range granted {
+			if turn, queued := waited[id]; ordinary(id) && (!queued || turn > score) {
+				t.failf("%s granted %s, and passed %q, which waited before it", a.name, id, request)
+			}
+		}
+	}
+}
+
+// checkServed: when a script ends, there is no room for the head of the queue.
+func (t *trial) checkServed(s *state, a act) {
+	line := s.line()
+	if len(line) == 0 || t.damaged {
+		return
+	}
+	_, ids := parsed(line[0])
+	n, session, room := int64(len(ids)), sessionOf(ids[0]), s.num("cap")-s.live(a.now)
+	if !s.isLive(session, a.now) && room > 0 {
+		t.failf("%s left a dead request at the head of the queue, and there is room", a.name)
+	}
+	lacks := int64(0)
+	if _, has := s.Reserves["min "+session]; has {
+		lacks = max(0, t.free(s, session))
+	}
+	// What has expired is not in live, but was counted against the minimum of its session: so only without it this is exact.
+	if n <= room && n <= lacks+max(0, room-t.kept(s)) && len(s.Permits) == int(s.live(a.now)) || n <= room && len(s.Reserves) == 0 {
+		t.failf("%s left %q at the head of the queue: %d are free", a.name, line[0], room)
+	}
+}
+
+// checkCounts: what is counted is what there is.
+func (t *trial) checkCounts(s *state, a act) {
+	if s.Meta["epoch"] == "" {
+		return
+	}
+	actual := make(map[string]int64)
+	for id := range s.Permits {
+		if isShared(id) && isOurs(id) {
+			actual[sharerOf(id)]++
+		}
+	}
+	for sharer := range s.Held {
+		actual[sharer] += 0
+	}
+	for sharer, n := range actual {
+		switch {
+		case s.Held[sharer] == n:
+			delete(t.adrift, sharer)
+		case a.counts || t.damaged:
+			t.adrift[sharer] = true // a heartbeat that crossed a grant or a release; the next puts it right
+		case !t.adrift[sharer]:
+			t.failf("%s: %s is said to hold %d, and holds %d", a.name, sharer, s.Held[sharer], n)
+		}
+		if t.damaged || t.adrift[sharer] {
+			continue
+		}
+		if s.Debts[sharer] > n {
+			t.failf("%s: %s owes %d, and holds %d", a.name, sharer, s.Debts[sharer], n)
+		}
+		if _, can := s.Shares[sharer]; can != (n > s.Debts[sharer]) {
+			t.failf("%s: %s holds %d and owes %d, but is among those that can give: %v", a.name, sharer, n, s.Debts[sharer], can)
+		}
+	}
+	if t.damaged {
+		return
+	}
+	for request := range s.Queue {
+		_, ids := parsed(request)
+		for _, id := range ids {
+			if _, held := s.Permits[id]; held {
+				t.failf("%s: %s is held, and waits", a.name, id)
+			}
+		}
+	}
+	if n := int64(len(s.Permits) - t.foreign(s)); s.num("count") != n {
+		t.failf("%s: count is %d, there are %d", a.name, s.num("count"), n)
+	}
+	sum, any := int64(0), false
+	for field, n := range s.Reserves {
+		if session, ok := strings.CutPrefix(field, "free "); ok {
+			any = true
+			sum += max(0, n)
+			if free := t.free(s, session); free != n {
+				t.failf("%s: %s is said to lack %d, and lacks %d", a.name, session, n, free)
+			}
+		}
+	}
+	if _, is := s.Meta["reserve"]; is != any || s.num("reserve") != sum {
+		t.failf("%s: reserve is %q, the sum is %d", a.name, s.Meta["reserve"], sum)
+	}
+}
+
+// checkRecalls: nobody is asked for what nobody waits for, nor for what he may keep.
+func (t *trial) checkRecalls(s *state, a act) {
+	asked := a.promised
+	for _, p := range a.pushes {
+		if strings.HasPrefix(p.text, "b ") {
+			asked++
+			if _, has := s.Reserves["min "+p.session]; has && !t.damaged && t.free(s, p.session) > 0 {
+				t.failf("%s: %s is asked for what is kept for it", a.name, p.session)
+			}
+		}
+	}
+	if asked == 0 {
+		return
+	}
+	if len(s.Promises) > len(s.Queue) {
+		t.failf("%s: %d permits are promised, %d requests wait", a.name, len(s.Promises), len(s.Queue))
+	}
+}
+
+// foreign counts permits of other clients.
+func (t *trial) foreign(s *state) (n int) {
+	for id := range s.Permits {
+		if !isOurs(id) {
+			n++
+		}
+	}
+	return n
+}

@@ -1,0 +1,505 @@
+package redisscript
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+)
+
+// A step of a history. What its numbers mean depends on what is there when it is taken, so that steps can be left out: one that means
+// nothing any more does nothing.
+type step struct {
+	do   string
+	who  int
+	n, m int
+	fate fate
+}
+
+// newPlan makes the history of a seed.
+func newPlan(seed uint64, length int) *plan {
+	r := rand.New(rand.NewPCG(seed, 1))
+	some := func(percent int) bool { return r.IntN(100) < percent }
+	p := &plan{seed: seed, capacity: 1 + r.IntN(6), ttl: []int64{1000, 2000, 3000}[r.IntN(3)]}
+	p.pools, p.minima, p.late, p.cuts = some(60), some(35), some(50), some(35)
+	p.losses, p.clocks, p.operator, p.others = some(25), some(20), some(40), some(15)
+	// A clock that was set means nothing to clients that use another; and nobody else re-asserts what they hold.
+	p.others = p.others && !p.clocks && !p.losses
+	// Who is cut off cannot say again what it holds, and a newcomer cannot know that.
+	p.windows = p.losses && p.cuts
+
+	type choice struct {
+		do     string
+		weight int
+	}
+	choices := []choice{{"want", 30}, {"release", 22}, {"look", 6}, {"beat", 6}, {"advance", 18}, {"hear", 8}, {"miss", 2}, {"withdraw", 4},
+		{"join", 5}, {"leave", 2}, {"crash", 1}, {"land", 4}, {"snapshot", 1}}
+	if p.pools {
+		choices = append(choices, choice{"pay", 8}, choice{"offer", 6})
+	}
+	if p.late {
+		choices = append(choices, choice{"stray", 3})
+	}
+	if p.cuts {
+		choices = append(choices, choice{"cut", 1}, choice{"heal", 2})
+	}
+	if p.losses {
+		choices = append(choices, choice{"flush", 1}, choice{"delete", 1}, choice{"revoke", 1})
+	}
+	if p.clocks {
+		choices = append(choices, choice{"set clock", 1})
+	}
+	if p.operator {
+		choices = append(choices, choice{"capacity", 3})
+	}
+	if p.others {
+		choices = append(choices, choice{"other takes", 6}, choice{"other gives", 3})
+	}
+	sum := 0
+	for _, c := range choices {
+		sum += c.weight
+	}
+	for i := range length {
+		s := step{who: r.IntN(4), n: r.IntN(1000), m: r.IntN(1000)}
+		if i < 2 {
+			s.do, s.who = "join", i
+		} else {
+			at := r.IntN(sum)
+			for _, c := range choices {
+				if at -= c.weight; at < 0 {
+					s.do = c.do
+					break
+				}
+			}
+		}
+		if some(25) {
+			s.fate = fate(1 + r.IntN(5))
+			if s.fate == strayed && !p.late {
+				s.fate = replyLost
+			}
+		}
+		p.steps = append(p.steps, s)
+	}
+	return p
+}
+
+// step takes one.
+func (t *trial) step(s step) {
+	p := t.peers[s.who]
+	switch s.do {
+	case "join":
+		if p == nil {
+			minimum, weight, pools, most := 0, 1, 0, 0
+			if t.plan.minima && s.n%2 == 0 {
+				minimum = s.n / 2 % (t.plan.capacity + 1)
+			}
+			if t.plan.pools {
+				pools = s.m % 3
+				weight = []int{1, 1, 1, 2, 3, 10}[s.n%6]
+			}
+			if s.m%7 == 0 {
+				most = 1 + s.m%3
+			}
+			t.join(s.who, minimum, weight, pools, most)
+		}
+		return
+	case "advance":
+		t.advance([]int64{1, 7, 30, 60, 60, 110, 110, 250, 250, 500, t.plan.ttl, 2*t.plan.ttl + 10}[s.n%12])
+		return
+	case "stray":
+		if len(t.strays) > 0 {
+			i := s.n % len(t.strays)
+			late := t.strays[i]
+			t.strays = slices.Delete(t.strays, i, i+1)
+			t.strayArrives(late)
+		}
+		return
+	case "snapshot":
+		t.snapshot()
+		return
+	case "flush", "delete", "revoke", "set clock", "capacity", "other takes", "other gives":
+		t.outside(s)
+		return
+	}
+	if p == nil {
+		return
+	}
+	switch s.do {
+	case "want":
+		t.want(p, s)
+	case "release":
+		if all := append(slices.Sorted(maps.Keys(p.held)), p.lost...); len(all) > 0 {
+			p.release(all[s.n%len(all)])
+			t.fly(p, s.fate)
+		}
+	case "withdraw":
+		if len(p.wants) > 0 {
+			p.withdraw(p.wants[s.n%len(p.wants)])
+			t.fly(p, s.fate)
+		}
+	case "pay":
+		t.pay(p, s.fate)
+	case "offer":
+		if len(p.pools) > 0 {
+			pool := p.pools[s.n%len(p.pools)]
+			if n := len(p.heldOf(pool)) - p.owed[pool]; n > 0 {
+				p.offerer, p.offered = pool, 1+s.m%n
+				t.fly(p, s.fate)
+			}
+		}
+	case "look":
+		p.repeat()
+		t.fly(p, s.fate)
+	case "beat":
+		t.beat(p, s.fate)
+	case "hear":
+		t.hear(p)
+	case "miss":
+		p.inbox = nil
+	case "land":
+		t.landPulse(p)
+		t.land(p)
+	case "cut":
+		t.say("%s is cut off", p.session)
+		p.cut, p.inbox = true, nil
+		t.place.deafen(p.session)
+	case "heal":
+		t.heal(p)
+	case "leave":
+		t.leaves(s.who, s.fate)
+	case "crash":
+		t.crash(s.who)
+	default:
+		panic("bug: no such step: " + s.do)
+	}
+}
+
+func (t *trial) want(p *peer, s step) {
+	w := &want{out: true}
+	switch s.m % 10 {
+	default:
+		w.kind, w.ids = Wait, []string{p.id(p.plain())}
+	case 4, 5:
+		w.kind, w.ids = Try, []string{p.id(p.plain())}
+	case 6:
+		w.kind = Wait
+		for range 2 + s.n%2 {
+			w.ids = append(w.ids, p.id(p.plain()))
+		}
+	case 7:
+		held := slices.Sorted(maps.Keys(p.held))
+		if len(held) == 0 || p.wantOf(held[s.n%len(held)]) != nil {
+			return
+		}
+		w.kind, w.extends, w.ids = Hold, true, []string{held[s.n%len(held)]}
+	case 0, 8, 9:
+		if len(p.pools) == 0 {
+			return
+		}
+		w.kind, w.pool = Share, p.pools[s.n%len(p.pools)]
+		for _, other := range p.wants {
+			if other.pool == w.pool {
+				return
+			}
+		}
+		for range 1 + s.n%4 {
+			w.ids = append(w.ids, p.id(w.pool))
+		}
+	}
+	p.wants = append(p.wants, w)
+	t.fly(p, s.fate)
+}
+
+// pay gives back what pools owe.
+func (t *trial) pay(p *peer, f fate) {
+	for _, pool := range p.pools {
+		ids := p.heldOf(pool)
+		for _, id := range ids[:min(p.owed[pool], len(ids))] {
+			p.release(id)
+		}
+		p.owed[pool] = 0
+	}
+	t.fly(p, f)
+}
+
+func (t *trial) strayArrives(s stray) {
+	switch {
+	case s.x != nil:
+		_, _ = t.exchange(*s.x)
+	case s.n != nil:
+		_, _ = t.renew(*s.n)
+	}
+}
+
+func (t *trial) heal(p *peer) {
+	if p.cut {
+		t.say("%s is connected again", p.session)
+		p.cut = false
+		t.place.listen(p.session)
+		p.repeat()
+		t.beat(p, arrives)
+		t.fly(p, arrives)
+	}
+}
+
+// crash ends a session as SIGKILL does: its connections end with it, and Redis hears nothing.
+func (t *trial) crash(slot int) {
+	p := t.peers[slot]
+	t.say("%s crashes", p.session)
+	p.alive = false
+	if p.flight != nil && t.plan.late {
+		t.strays = append(t.strays, stray{x: &p.flight.x})
+	}
+	t.place.deafen(p.session)
+	t.peers[slot] = nil
+}
+
+// leaves closes a session.
+func (t *trial) leaves(slot int, f fate) {
+	p := t.peers[slot]
+	t.landPulse(p)
+	for len(p.wants) > 0 {
+		p.withdraw(p.wants[0])
+	}
+	t.fly(p, arrives)
+	t.land(p)
+	var drop []string
+	for _, d := range p.drops {
+		drop = append(drop, Request(p.ttl, d.ids...))
+	}
+	for _, id := range slices.Sorted(maps.Keys(p.held)) {
+		drop = append(drop, Request(p.ttl, id))
+	}
+	p.alive, p.held = false, nil
+	if p.cut || f == requestLost {
+		t.say("Leave(%s), request lost", p.session)
+	} else {
+		t.leave(p.expected(t.now), p.session, p.epoch, drop)
+		if f == doubled {
+			t.twice(func() { t.leave(p.expected(t.now), p.session, p.epoch, drop) })
+		}
+	}
+	t.place.deafen(p.session)
+	t.peers[slot] = nil
+}
+
+// advance lets time pass, and with it what sessions do by themselves: they beat, and hear what is pushed to them.
+func (t *trial) advance(by int64) {
+	t.say("%d ms pass", by)
+	until := t.now + by
+	for {
+		t.chores(by >= 100)
+		next := until
+		var due *peer
+		for _, p := range t.peers {
+			if p != nil && !p.cut && p.nextBeat <= next {
+				next, due = max(p.nextBeat, t.now), p
+			}
+		}
+		t.now = next
+		for _, p := range t.peers {
+			if p == nil {
+				continue
+			}
+			for _, id := range slices.Sorted(maps.Keys(p.held)) {
+				if p.held[id] <= t.now {
+					t.lose(p, id)
+				}
+			}
+		}
+		if due == nil {
+			return
+		}
+		t.beat(due, arrives)
+	}
+}
+
+// chores are done at once: to hear what is pushed, and when there is more time what is slow arrives.
+func (t *trial) chores(all bool) {
+	for _, p := range t.peers {
+		if p == nil || p.cut {
+			continue
+		}
+		if all {
+			t.landPulse(p)
+			t.land(p)
+		}
+		t.hear(p)
+	}
+}
+
+// outside is what others do.
+func (t *trial) outside(s step) {
+	switch s.do {
+	case "flush":
+		t.say("FLUSHALL")
+		t.must(t.place.do("FLUSHALL"))
+	case "delete":
+		key := t.keys.all[s.n%len(t.keys.all)]
+		if t.damaged || len(t.before.Permits) <= 1 && key == t.keys.all[0] {
+			// Two keys gone can leave no trace of what they held; and one permit that is missing was revoked.
+			return
+		}
+		t.say("DEL %s", key)
+		t.must(t.place.do("DEL", key))
+		t.damaged = true
+	case "revoke":
+		if len(t.before.Permits) < 2 {
+			return
+		}
+		id := byScore(t.before.Permits)[s.n%len(t.before.Permits)]
+		t.say("ZREM %s by hand", id)
+		t.must(t.place.do("ZREM", t.keys.all[0], id))
+		t.damaged, t.revoked = true, true
+	case "set clock":
+		by := []int64{3600_000, -3600_000, 5000, -5000, 1500, -1500, 86400_000}[s.n%7]
+		t.say("Redis's clock is set by %d ms", by)
+		t.set += by
+		return
+	case "capacity":
+		if p := t.peers[s.who]; p != nil && !p.cut {
+			n := s.n % (t.plan.capacity + 3)
+			t.setCapacity(p.expected(t.now), n)
+			p.limit = int64(n)
+		}
+		return
+	case "other takes":
+		t.otherTakes(s.n)
+	case "other gives":
+		for _, id := range byScore(t.before.Permits) {
+			if !isOurs(id) {
+				t.say("another client gives %s back", id)
+				t.must(t.place.do("ZREM", t.keys.all[0], id))
+				break
+			}
+		}
+	}
+	t.reload()
+}
+
+// otherTakes is what a client of the original does: it removes what expired long ago, and takes a permit if there are fewer than the capacity.
+func (t *trial) otherTakes(n int) {
+	const patience = 1000
+	held := len(t.before.Permits)
+	for id, expiry := range t.before.Permits {
+		if expiry < t.clock()-patience {
+			t.must(t.place.do("ZREM", t.keys.all[0], id))
+			held--
+			if isOurs(id) {
+				t.damaged = true
+			}
+		}
+	}
+	if int64(held) < t.before.num("cap") {
+		t.counted++
+		id := fmt.Sprintf("%08x-0000-4000-%s-%012x", t.counted, []string{"8000", "8a69"}[n%2], t.counted)
+		t.say("another client takes %s", id)
+		t.must(t.place.do("ZADD", t.keys.all[0], t.clock()+int64(500+n), id))
+	}
+}
+
+func (t *trial) must(err error) {
+	if err != nil {
+		t.failf("bug in the test: %v", err)
+	}
+}
+
+// finish brings a history to its end: all are reached again, what is owed is paid, and then all leave or die.
+func (t *trial) finish() {
+	t.say("-- the end: all can be reached")
+	for _, s := range t.strays {
+		t.strayArrives(s)
+	}
+	t.strays = nil
+	for _, p := range t.peers {
+		if p != nil {
+			t.heal(p)
+		}
+	}
+	for range 7 { // more than two leases
+		t.rest()
+		t.advance(t.plan.ttl / 3)
+	}
+	t.rest()
+	// By now every count has been put right, whatever happened.
+	t.damaged = false
+	clear(t.adrift)
+	for sharer := range t.before.Held {
+		if !t.before.isLive(sessionOf(sharer), t.clock()-t.before.num("skew")) {
+			t.adrift[sharer] = true // until the next heartbeat of anybody
+		}
+	}
+	t.checkCounts(t.before, act{name: "the end"})
+	t.checkAtRest()
+
+	t.say("-- all leave, or die")
+	for slot, p := range t.peers {
+		switch {
+		case p == nil:
+		case slot%2 == 0:
+			t.leaves(slot, arrives)
+		default:
+			t.crash(slot)
+		}
+	}
+	t.advance(3*t.plan.ttl + 2000)
+	t.join(0, 0, 1, 0, 0)
+	t.advance(2 * t.plan.ttl)
+	t.leaves(0, arrives)
+	left := t.before.clone()
+	left.Meta = nil
+	if d := left.diff(&state{}); d != "" {
+		t.failf("left behind when nobody is there:\n%s", d)
+	}
+	if t.before.num("count") != 0 || t.before.num("reserve") != 0 {
+		t.failf("left behind when nobody is there: %v", t.before.Meta)
+	}
+}
+
+// rest lets all pay and hear until nothing moves.
+func (t *trial) rest() {
+	for range 100 {
+		moved := false
+		for _, p := range t.peers {
+			if p == nil {
+				continue
+			}
+			calls := t.calls
+			t.landPulse(p)
+			t.land(p)
+			t.hear(p)
+			t.pay(p, arrives)
+			moved = moved || t.calls > calls
+		}
+		if !moved {
+			return
+		}
+	}
+	t.failf("permits move for ever")
+}
+
+// checkAtRest: when nothing moves any more, nobody who waits has a claim to what another holds.
+func (t *trial) checkAtRest() {
+	s := t.before
+	o := begin(s, t.clock(), 0, t.place.sharded(), nil)
+	for _, request := range s.line() {
+		_, ids := parsed(request)
+		if !isShared(ids[0]) {
+			return // it cannot be told apart from one that holds nothing; those before it had no claim
+		}
+		if !s.isLive(sessionOf(ids[0]), o.now) {
+			continue
+		}
+		waiter := sharerOf(ids[0])
+		for holder := range s.Shares {
+			gives, has := o.share(holder), o.share(waiter)
+			if lacks, ok := o.lacking(sessionOf(holder)); holder == waiter || ok && lacks >= 0 || !s.isLive(sessionOf(holder), o.now) {
+				continue
+			}
+			// After it gave one it would still have no less for its weight than the waiter with one more.
+			if (gives-1)*weightOf(waiter) >= (has+1)*weightOf(holder) {
+				t.failf("at rest, %s holds %d, and %s, which waits, %d", holder, gives, waiter, has)
+			}
+		}
+	}
+}
