@@ -85,14 +85,14 @@ type peer struct {
 }
 
 // join starts a session in a free slot.
-func (t *trial) join(slot, minimum, weight, pools, most int) {
+func (t *trial) join(slot, capacity, minimum, weight, pools, most int) {
 	t.born++
-	p := &peer{alive: true, capacity: t.plan.capacity, ttl: t.plan.ttl, min: minimum, most: most, held: make(map[string]int64), owed: make(map[string]int)}
+	p := &peer{alive: true, capacity: capacity, ttl: t.plan.ttl, min: minimum, most: most, held: make(map[string]int64), owed: make(map[string]int)}
 	p.session = fmt.Sprintf("%08x-%04x-8%02x0", 0xa0+slot, t.born, weight)
 	for i := range pools {
 		p.pools = append(p.pools, fmt.Sprintf("%s-8%03x", p.session, i+1))
 	}
-	t.say("%s joins: min %d, weight %d, %d pools, most waiting %d", p.session, minimum, weight, pools, most)
+	t.say("%s joins: capacity %d, min %d, weight %d, %d pools, most waiting %d", p.session, capacity, minimum, weight, pools, most)
 	if t.beatAnswered(p, p.beatNow(t.now), t.now) {
 		t.peers[slot] = p
 		t.place.listen(p.session)

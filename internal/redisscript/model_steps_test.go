@@ -38,13 +38,13 @@ func newPlan(seed uint64, length int) *plan {
 		choices = append(choices, choice{"pay", 8}, choice{"offer", 6})
 	}
 	if p.late {
-		choices = append(choices, choice{"stray", 3})
+		choices = append(choices, choice{"stray", 4})
 	}
 	if p.cuts {
 		choices = append(choices, choice{"cut", 1}, choice{"heal", 2})
 	}
 	if p.losses {
-		choices = append(choices, choice{"flush", 1}, choice{"delete", 1}, choice{"revoke", 1})
+		choices = append(choices, choice{"flush", 2}, choice{"delete", 1}, choice{"revoke", 1})
 	}
 	if p.clocks {
 		choices = append(choices, choice{"set clock", 1})
@@ -100,7 +100,11 @@ func (t *trial) step(s step) {
 			if s.m%7 == 0 {
 				most = 1 + s.m%3
 			}
-			t.join(s.who, minimum, weight, pools, most)
+			capacity := t.plan.capacity
+			if s.m%5 == 0 {
+				capacity += s.n % 3
+			}
+			t.join(s.who, capacity, minimum, weight, pools, most)
 		}
 		return
 	case "advance":
@@ -164,7 +168,7 @@ func (t *trial) step(s step) {
 		p.cut, p.inbox = true, nil
 		t.place.deafen(p.session)
 	case "heal":
-		t.heal(p)
+		t.heal(p, s.n%2 == 0)
 	case "leave":
 		t.leaves(s.who, s.fate)
 	case "crash":
@@ -231,13 +235,16 @@ func (t *trial) strayArrives(s stray) {
 	}
 }
 
-func (t *trial) heal(p *peer) {
+// heal connects a session again. Its next heartbeat is due, but a caller can come first.
+func (t *trial) heal(p *peer, beats bool) {
 	if p.cut {
 		t.say("%s is connected again", p.session)
 		p.cut = false
 		t.place.listen(p.session)
 		p.repeat()
-		t.beat(p, arrives)
+		if beats {
+			t.beat(p, arrives)
+		}
 		t.fly(p, arrives)
 	}
 }
@@ -413,7 +420,7 @@ func (t *trial) finish() {
 	t.strays = nil
 	for _, p := range t.peers {
 		if p != nil {
-			t.heal(p)
+			t.heal(p, true)
 		}
 	}
 	for range 7 { // more than two leases
@@ -443,7 +450,7 @@ func (t *trial) finish() {
 		}
 	}
 	t.advance(3*t.plan.ttl + 2000)
-	t.join(0, 0, 1, 0, 0)
+	t.join(0, t.plan.capacity, 0, 1, 0, 0)
 	t.advance(2 * t.plan.ttl)
 	t.leaves(0, arrives)
 	left := t.before.clone()

@@ -129,6 +129,7 @@ func (t *trial) judge(a act, reply any, predict func(time int64) (*oracle, any))
 	before := t.before
 	t.before = after
 	a.now, a.pushes = o.now, o.pushes
+	a.served = a.served && before.num("gate") <= a.now // if it opened just now, never mind
 	t.checkPromises(before, after, a)
 	t.deliver(got)
 	return o
@@ -146,9 +147,6 @@ func (t *trial) exchange(x Exchange) (Exchanged, error) {
 	for _, d := range x.Drop {
 		_, ids := parsed(d)
 		a.released = append(a.released, ids...)
-	}
-	if t.before.num("gate") > t.clock()-t.before.num("skew") {
-		a.served = false // and whether the gate opened just now is not worth knowing
 	}
 	t.say("%s -> %s", shown{x}, answered(got, err))
 	t.judge(a, answer{got, known(t, err)}, func(time int64) (*oracle, any) {
