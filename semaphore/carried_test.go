@@ -22,7 +22,6 @@ type vlink struct {
 	mu   sync.Mutex
 	open []net.Conn
 	hold bool // replies (and dials) hang until released
-	cond *sync.Cond
 }
 
 type vconn struct {

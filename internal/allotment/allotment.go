@@ -119,17 +119,17 @@ type Allotment struct {
 	searching bool // a goroutine is in search
 	idle      Conn // ring of idle connections, most recently returned first
 	all       map[*Conn]struct{}
-	waiters   queue     // callers that wait for a turn
-	openers   queue     // callers with a turn that wait for a spare permit
-	wanted    bool      // someone in the fleet waits
+	waiters   queue         // callers that wait for a turn
+	openers   queue         // callers with a turn that wait for a spare permit
+	wanted    bool          // someone in the fleet waits
 	grace     time.Duration // see patience
 	missed    time.Time     // when it was set
 	gave      time.Time     // when something idle was promised away that nobody here has missed yet
-	offering  bool      // the offer timer is set
-	low       int       // fewest free units since it was set
-	outside   int       // connections taken out of the pool for good, beyond its MaxConns: see SetOutside
-	granted   time.Time // when the last grant arrived
-	back      time.Time // when Redis came back after it could not be asked
+	offering  bool          // the offer timer is set
+	low       int           // fewest free units since it was set
+	outside   int           // connections taken out of the pool for good, beyond its MaxConns: see SetOutside
+	granted   time.Time     // when the last grant arrived
+	back      time.Time     // when Redis came back after it could not be asked
 	closed    bool
 }
 
