@@ -103,7 +103,12 @@ func (s *Semaphore) listen(confirmed chan struct{}) {
 				s.reopenSubscription()
 			default:
 				lookAround(s.ctx, s.own)
-				s.pause(quiet / 4) // it reconnects by itself
+				s.pause(quiet / 4) // a broken connection is replaced by go-redis
+				var answer redis.Error
+				if errors.As(err, &answer) {
+					// The connection is well, but there is no subscription on it: the slot has moved on, or may not be listened to.
+					s.reopenSubscription()
+				}
 			}
 		}
 	}
