@@ -36,7 +36,7 @@ type job struct {
 	TTL             time.Duration
 	Min, Max        int // of the session
 	Weight          int
-	Integration     string // pgxpool, stdlib or pq; with "bare-" in front: without PassBuddy
+	Integration     string // pgxpool, stdlib or pq; with "bare-" in front: without PassBuddy; semaphore: permits alone
 	Share           int    // of a bare pool: its size
 	Scope           passbuddy.Scope
 	Fault           string // "", cancel, hijack, afterconnect
@@ -236,7 +236,7 @@ func expected(j job, err error) bool {
 	return false
 }
 
-// pool is one of the three ways to Postgres.
+// pool is one of the three ways to Postgres, or permits.
 type pool interface {
 	once(j job) (waited time.Duration, err error)
 	close()
@@ -245,6 +245,8 @@ type pool interface {
 func newPool(j job, sem *semaphore.Semaphore) (pool, error) {
 	opts := passbuddy.Config{Scope: j.Scope, AcquireTimeout: time.Minute}
 	switch j.Integration {
+	case "semaphore":
+		return permits{sem}, nil
 	case "bare-pgxpool": // the rival: a static split, which is all that pools can do by themselves
 		cfg, err := pgxpool.ParseConfig(j.Postgres)
 		if err != nil {
@@ -294,6 +296,22 @@ func query(j job) (string, context.Context, context.CancelFunc) {
 
 // The statement timeout of fault "cancel" begins with the checkout, so that half of the queries are cancelled and no wait is.
 const cancelAfter = 5 * time.Millisecond
+
+// permits is no pool, but the semaphore alone: a query is a permit held.
+type permits struct{ *semaphore.Semaphore }
+
+func (permits) close() {}
+
+func (p permits) once(j job) (time.Duration, error) {
+	began := time.Now()
+	permit, err := p.Acquire(context.Background())
+	if err != nil {
+		return 0, err
+	}
+	waited := time.Since(began)
+	time.Sleep(j.MinQuery)
+	return waited, permit.Release(context.Background())
+}
 
 type pgxPool struct{ *pgxpool.Pool }
 

@@ -104,7 +104,12 @@ func (s *Semaphore) listen(confirmed chan struct{}) {
 				s.reopenSubscription()
 			default:
 				lookAround(s.ctx, s.own)
-				s.pause(min(quiet/4, retryMost)) // it reconnects by itself
+				s.pause(min(quiet/4, retryMost)) // a broken connection is replaced by go-redis
+				var answer redis.Error
+				if errors.As(err, &answer) {
+					// The connection is well, but there is no subscription on it: the slot has moved on, or may not be listened to.
+					s.reopenSubscription()
+				}
 			}
 		}
 	}

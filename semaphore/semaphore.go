@@ -116,7 +116,8 @@ func Open(ctx context.Context, rawURL string, cfg Config) (*Semaphore, error) {
 	if err != nil {
 		var parse *url.Error
 		if errors.As(err, &parse) {
-			err = parse.Err // without the URL, which can hold a password
+			// Even its reason can quote a piece of the password, as the port behind a slash that is not encoded.
+			return nil, errors.New("semaphore: the Redis URL cannot be parsed: is the port a number, and are user and password percent-encoded?")
 		}
 		return nil, fmt.Errorf("semaphore: Redis URL: %w", err)
 	}

@@ -1,0 +1,256 @@
+package integration
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/passbuddy/passbuddy/semaphore"
+)
+
+// A herd is sessions of one semaphore under load, all in this process, so that what they hold together can be counted: the permits that
+// their holders may believe in, at every instant. Some goroutines of a session hold a permit for a moment and take the next one; a keeper
+// holds one for as long as it lives.
+type herd struct {
+	t        *testing.T
+	cfg      semaphore.Config
+	sessions []*semaphore.Semaphore
+	keepers  int
+	end      context.CancelFunc
+	wg       sync.WaitGroup
+
+	mu sync.Mutex
+
+	// Guarded by mu.
+	held   map[*semaphore.Permit]bool // true: a keeper's
+	peak   int
+	overs  []time.Time // when there were more than the capacity
+	grants int
+	asked  time.Time     // when the latest of the granted requests was made
+	grown  chan struct{} // closed at the next grant
+	kept   int           // grants to keepers: what exceeds their number was lost
+	errs   []error
+}
+
+// drive starts a herd with a session for each client: each with a keeper, and movers that hold a permit for so long. It ends with the test, or by stop.
+func drive(t *testing.T, cfg semaphore.Config, movers int, holding time.Duration, clients ...redis.UniversalClient) *herd {
+	t.Helper()
+	cfg.MaxAttempts = -1
+	h := &herd{t: t, cfg: cfg, keepers: len(clients), held: make(map[*semaphore.Permit]bool), grown: make(chan struct{})}
+	var ctx context.Context
+	ctx, h.end = context.WithCancel(context.Background())
+	t.Cleanup(h.stop)
+	for _, c := range clients {
+		s, err := semaphore.New(c, cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.sessions = append(h.sessions, s)
+		h.wg.Go(func() { h.work(ctx, s, true, time.Hour) })
+		for range movers {
+			h.wg.Go(func() { h.work(ctx, s, false, holding) })
+		}
+	}
+	eventually(t, time.Minute, func() (bool, string) {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return h.kept == h.keepers, fmt.Sprintf("%d of %d keepers hold a permit", h.kept, h.keepers)
+	})
+	return h
+}
+
+func (h *herd) work(ctx context.Context, s *semaphore.Semaphore, keeper bool, holding time.Duration) {
+	for ctx.Err() == nil {
+		asked := time.Now()
+		p, err := s.Acquire(ctx)
+		if err != nil {
+			h.failed(ctx, err)
+			continue
+		}
+		h.take(p, asked, keeper)
+		timer := time.NewTimer(holding)
+		select {
+		case <-timer.C:
+		case <-p.Lost():
+		case <-ctx.Done():
+		}
+		timer.Stop()
+		// Not counted any more, and only then given back.
+		h.mu.Lock()
+		delete(h.held, p)
+		h.mu.Unlock()
+		_ = p.Release(context.Background()) // an unreachable Redis is told later, or the lease ends
+	}
+}
+
+func (h *herd) take(p *semaphore.Permit, asked time.Time, keeper bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.held[p] = keeper
+	believed := 0
+	for p := range h.held {
+		if p.Held() {
+			believed++
+		}
+	}
+	h.peak = max(h.peak, believed)
+	if believed > h.cfg.Capacity {
+		h.overs = append(h.overs, time.Now())
+	}
+	h.grants++
+	if keeper {
+		h.kept++
+	}
+	if asked.After(h.asked) {
+		h.asked = asked
+	}
+	close(h.grown)
+	h.grown = make(chan struct{})
+}
+
+func (h *herd) failed(ctx context.Context, err error) {
+	if ctx.Err() != nil {
+		return
+	}
+	h.mu.Lock()
+	h.errs = append(h.errs, err)
+	h.mu.Unlock()
+	select {
+	case <-time.After(50 * time.Millisecond):
+	case <-ctx.Done():
+	}
+}
+
+// A grant to a request that is made after something has happened cannot have been made before it. next waits for the first of these
+// since then, at most a minute, and returns how long it took.
+func (h *herd) next(since time.Time) time.Duration {
+	h.t.Helper()
+	limit := time.After(time.Minute)
+	for {
+		h.mu.Lock()
+		asked, grown := h.asked, h.grown
+		h.mu.Unlock()
+		if asked.After(since) {
+			return time.Since(since)
+		}
+		select {
+		case <-grown:
+		case <-limit:
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			h.t.Fatalf("nothing new was granted for %v; errors: %v", time.Since(since), h.errs)
+		}
+	}
+}
+
+// flows waits until grants are made one after the other, the gate is open and every session is known.
+func (h *herd) flows() {
+	h.t.Helper()
+	var why string
+	eventually(h.t, time.Minute, func() (bool, string) {
+		ctx, cancel := context.WithTimeout(h.t.Context(), time.Second)
+		defer cancel()
+		snap, err := h.sessions[0].Snapshot(ctx)
+		why = fmt.Sprintf("%d sessions of %d, gate %v, error %v", len(snap.Sessions), len(h.sessions), snap.Gate, err)
+		return err == nil && snap.Gate == 0 && len(snap.Sessions) >= len(h.sessions), why
+	})
+	for range 3 {
+		h.next(time.Now())
+	}
+}
+
+// lostByKeepers is how many permits keepers have lost.
+func (h *herd) lostByKeepers() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.kept - h.keepers
+}
+
+// over is when there were more permits than the capacity.
+func (h *herd) over() []time.Time {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return append([]time.Time(nil), h.overs...)
+}
+
+// safe fails if there were ever more permits than the capacity.
+func (h *herd) safe() {
+	h.t.Helper()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.t.Logf("%d grants, %d permits at the peak, capacity %d, %d lost by keepers, %d errors", h.grants, h.peak, h.cfg.Capacity, h.kept-h.keepers, len(h.errs))
+	if len(h.overs) > 0 {
+		h.t.Errorf("%d permits were held at once, capacity %d", h.peak, h.cfg.Capacity)
+	}
+	if h.peak < h.cfg.Capacity {
+		h.t.Errorf("peak of %d permits: the capacity of %d was never put to the test", h.peak, h.cfg.Capacity)
+	}
+}
+
+func (h *herd) stop() {
+	h.end()
+	h.wg.Wait()
+	var closing sync.WaitGroup
+	for _, s := range h.sessions {
+		closing.Go(func() { _ = s.Close() })
+	}
+	closing.Wait()
+	h.sessions = nil
+}
+
+// handsOver fails unless a permit passes from one session to another by push. A waiter looks by itself after RetryInterval, or when the first of the
+// leases could end, whichever comes first; the permit is granted anew for each try, so both are further away than limit. Some tries are
+// allowed: a subscription may still be on its way back.
+func handsOver(t *testing.T, from, to *semaphore.Semaphore, capacity int) {
+	t.Helper()
+	const limit, tries = 3 * time.Second, 4
+	for try := 1; ; try++ {
+		took := handOver(t, from, to, capacity)
+		t.Logf("hand-over by push: %v", took.Round(10*time.Microsecond))
+		if took < limit {
+			return
+		}
+		if try == tries {
+			t.Fatalf("a permit was handed over after %v, %d times: pushes do not arrive", took, tries)
+		}
+	}
+}
+
+// handOver is how long a permit takes from a release in one session to its grant in another.
+func handOver(t *testing.T, from, to *semaphore.Semaphore, capacity int) time.Duration {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	held, err := from.AcquireN(ctx, capacity)
+	if err != nil {
+		t.Fatal(err)
+	}
+	granted := make(chan error, 1)
+	var at time.Time
+	go func() {
+		p, err := to.Acquire(ctx)
+		at = time.Now()
+		if err == nil {
+			err = p.Release(ctx)
+		}
+		granted <- err
+	}()
+	eventually(t, time.Minute, func() (bool, string) {
+		snap, err := from.Snapshot(ctx)
+		return err == nil && len(snap.Waiters) == 1, fmt.Sprintf("nobody waits: %v", err)
+	})
+	began := time.Now()
+	for _, p := range held {
+		if err := p.Release(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := <-granted; err != nil {
+		t.Fatal(err)
+	}
+	return at.Sub(began)
+}

@@ -1,0 +1,352 @@
+package integration
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/passbuddy/passbuddy"
+	"github.com/passbuddy/passbuddy/internal/throwaway"
+	passpool "github.com/passbuddy/passbuddy/pgxpool"
+	"github.com/passbuddy/passbuddy/semaphore"
+)
+
+const (
+	adminSecret = "admin-secret-4711"
+	userSecret  = "user-secret-0815"
+)
+
+// documentedACL is the rule that docs/SECURITY.md recommends, with a password.
+func documentedACL(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile("../docs/SECURITY.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rule := regexp.MustCompile("(?m)^user passbuddy .*$").FindString(string(text))
+	if !strings.Contains(rule, ">CHANGE-ME") {
+		t.Fatalf("docs/SECURITY.md has no rule: %q", rule)
+	}
+	return strings.Replace(rule, "CHANGE-ME", userSecret, 1)
+}
+
+// startWithACL starts a Redis with one user beside its admin, whose client it returns.
+func startWithACL(t *testing.T, rule string) (*throwaway.Redis, *redis.Client, string) {
+	t.Helper()
+	r, err := throwaway.StartRedis(t.Context(), throwaway.RedisOptions{Password: adminSecret, ACL: []string{rule}})
+	if err != nil {
+		skipIfMissing(t, err)
+	}
+	t.Cleanup(func() { _ = r.Stop() })
+	admin := redis.NewClient(r.Options())
+	t.Cleanup(func() { _ = admin.Close() })
+	if err := admin.ACLLogReset(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	return r, admin, fmt.Sprintf("redis://passbuddy:%s@%s", userSecret, r.Addr())
+}
+
+// denied is what Redis has refused for lack of a right.
+func denied(t *testing.T, admin *redis.Client) (refusals []string) {
+	t.Helper()
+	log, err := admin.ACLLog(t.Context(), 100).Result()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range log {
+		refusals = append(refusals, fmt.Sprintf("%s of %q to %q, %d times", e.Reason, e.Object, e.Username, e.Count))
+	}
+	return refusals
+}
+
+// The documented ACL names what the scripts call, and not much else.
+func TestDocumentedACLIsTheLeast(t *testing.T) {
+	sources, err := filepath.Glob("../internal/redisscript/*.lua")
+	if err != nil || len(sources) == 0 {
+		t.Fatalf("no scripts: %v", err)
+	}
+	needed := map[string]bool{"eval": true, "evalsha": true, "info": true, "ping": true, "ssubscribe": true, "sunsubscribe": true, "pubsub|shardchannels": true}
+	call := regexp.MustCompile(`redis\.p?call\((?:sharded and )?'([A-Z]+)'`)
+	for _, name := range sources {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range call.FindAllSubmatch(text, -1) {
+			if command := strings.ToLower(string(m[1])); command != "pubsub" {
+				needed[command] = true
+			}
+		}
+	}
+	given := make(map[string]bool)
+	for _, word := range strings.Fields(documentedACL(t)) {
+		if command, ok := strings.CutPrefix(word, "+"); ok {
+			given[command] = true
+			if !needed[command] {
+				t.Errorf("docs/SECURITY.md gives %s, which nothing calls", word)
+			}
+		}
+	}
+	for command := range needed {
+		if !given[command] {
+			t.Errorf("docs/SECURITY.md does not give +%s", command)
+		}
+	}
+}
+
+// A semaphore and two pools do all they can under exactly the ACL that is documented, and are denied nothing.
+func TestDocumentedACL(t *testing.T) {
+	const capacity = 3
+	s := startServers(t, 50)
+	_, admin, address := startWithACL(t, documentedACL(t))
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	watching, stop := context.WithCancel(ctx)
+	seen := s.watch(watching)
+	var sessions []*semaphore.Semaphore
+	var work sync.WaitGroup
+	var pools []*pgxpool.Pool
+	for _, least := range []int{0, 1} {
+		sem, err := semaphore.Open(ctx, address, semaphore.Config{Name: "orders", Capacity: capacity, Min: least, TTL: 2 * time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = sem.Close() })
+		sessions = append(sessions, sem)
+		pool, err := passpool.New(ctx, s.postgres.URL(), sem, passbuddy.Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(pool.Close)
+		pools = append(pools, pool)
+	}
+	load := func() {
+		for _, pool := range pools {
+			for range 4 {
+				work.Go(func() {
+					for range 20 {
+						if _, err := pool.Exec(ctx, "select pg_sleep(0.005)"); err != nil {
+							t.Error(err)
+							return
+						}
+					}
+				})
+			}
+		}
+		work.Wait()
+	}
+	load()
+	if err := admin.FlushAll(ctx).Err(); err != nil {
+		t.Fatal(err)
+	}
+	load()
+	if snap, err := sessions[0].Snapshot(ctx); err != nil || len(snap.Sessions) != 2 {
+		t.Errorf("snapshot %+v, error %v", snap, err)
+	}
+	for _, n := range []int{2, 0} {
+		if err := sessions[0].SetCapacity(ctx, n); err != nil {
+			t.Error(err)
+		}
+	}
+	for i, pool := range pools {
+		pool.Close()
+		if err := sessions[i].Close(); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+	}
+	stop()
+	if peak, _ := seen.peak(t); peak > capacity || peak == 0 {
+		t.Errorf("%d backends, capacity %d", peak, capacity)
+	}
+	if refusals := denied(t, admin); len(refusals) > 0 {
+		t.Errorf("the documented ACL denies what is needed: %q", refusals)
+	}
+}
+
+// Without the right to the channel no push arrives, and waiters find their grants by themselves.
+func TestDeniedChannel(t *testing.T) {
+	rule := regexp.MustCompile(` &\S+`).ReplaceAllString(documentedACL(t), "")
+	_, admin, address := startWithACL(t, rule)
+	var s [2]*semaphore.Semaphore
+	for i := range s {
+		var err error
+		cfg := semaphore.Config{Name: t.Name(), Capacity: 2, TTL: time.Second, RetryInterval: 100 * time.Millisecond, MaxAttempts: -1}
+		if s[i], err = semaphore.Open(t.Context(), address, cfg); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = s[i].Close() })
+	}
+	t.Logf("hand-over without pushes: %v", handOver(t, s[0], s[1], 2))
+	if refusals := denied(t, admin); len(refusals) == 0 {
+		t.Error("nothing was denied: the test shows nothing")
+	} else {
+		t.Logf("denied: %q", refusals)
+	}
+}
+
+// TLS, with a certificate that is checked: by Open against the system's authorities, by New against those of the client.
+func TestTLS(t *testing.T) {
+	authority, err := throwaway.NewAuthority()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := throwaway.StartRedis(t.Context(), throwaway.RedisOptions{Password: adminSecret, TLS: authority})
+	if err != nil {
+		skipIfMissing(t, err)
+	}
+	t.Cleanup(func() { _ = r.Stop() })
+	cfg := semaphore.Config{Name: t.Name(), Capacity: 2, RetryInterval: 10 * time.Second, MaxAttempts: -1}
+	if _, err := semaphore.Open(t.Context(), r.URL(), cfg); err == nil || !strings.Contains(err.Error(), "certificate") {
+		t.Errorf("a certificate of an unknown authority: %v, want it refused", err)
+	}
+	opened, err := semaphore.Open(t.Context(), r.URL()+"?skip_verify=true", cfg)
+	if err != nil {
+		t.Fatalf("Open: %v", err)
+	}
+	t.Cleanup(func() { _ = opened.Close() })
+	c := redis.NewClient(r.Options())
+	t.Cleanup(func() { _ = c.Close() })
+	made, err := semaphore.New(c, cfg)
+	if err != nil {
+		t.Fatalf("New: %v", err)
+	}
+	t.Cleanup(func() { _ = made.Close() })
+	handsOver(t, opened, made, 2)
+	handsOver(t, made, opened, 2)
+}
+
+// Whatever refuses: no password appears in an error, a log line, or Redis.
+func TestSecretsStaySecret(t *testing.T) {
+	const secret = "hunter2-s3cr3t"
+	var log bytes.Buffer
+	var mu sync.Mutex
+	logger := slog.New(slog.NewTextHandler(writerFunc(func(p []byte) (int, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		return log.Write(p)
+	}), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	s := startServers(t, 50)
+	r, err := throwaway.StartRedis(t.Context(), throwaway.RedisOptions{Password: secret})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = r.Stop() })
+	closed, err := throwaway.StartProxy(r.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := closed.Close(); err != nil {
+		t.Fatal(err)
+	}
+	silent := func(what, text string) {
+		t.Helper()
+		if strings.Contains(text, secret) || strings.Contains(text, url.QueryEscape(secret)) {
+			t.Errorf("%s shows the secret: %s", what, text)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cfg := semaphore.Config{Name: t.Name(), Logger: logger, TTL: time.Second, Capacity: 2}
+	for name, address := range map[string]string{
+		"wrong password":     "redis://:" + secret + "-wrong@" + r.Addr(),
+		"wrong user":         "redis://nobody:" + secret + "@" + r.Addr(),
+		"refused connection": "redis://:" + secret + "@" + closed.Addr(),
+		"bad port":           "redis://:" + secret + "@127.0.0.1:port",
+		"bad escape":         "redis://:" + secret + "%zz@127.0.0.1:1",
+		"bad scheme":         "http://:" + secret + "@127.0.0.1:1",
+		"bad path":           "redis://:" + secret + "@127.0.0.1:1/x/y",
+		"no scheme":          ":" + secret + "@127.0.0.1:1",
+		"bad option":         "redis://:" + secret + "@127.0.0.1:1?read_timeout=never",
+		"slash in password":  "redis://:" + secret + "/x@127.0.0.1:1",
+	} {
+		sem, err := semaphore.Open(ctx, address, cfg)
+		if err == nil {
+			_ = sem.Close()
+			t.Errorf("%s: no error", name)
+			continue
+		}
+		silent(name, err.Error()+fmt.Sprintf("%+v %#v", err, err))
+	}
+
+	sem, err := semaphore.Open(ctx, r.URL(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = sem.Close() })
+	wrong, err := url.Parse(s.postgres.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	wrong.User = url.UserPassword("passbuddy", secret)
+	refused := *wrong
+	refused.Host = closed.Addr()
+	for name, dsn := range map[string]string{"wrong password": wrong.String(), "refused connection": refused.String(), "bad DSN": "postgres://u:" + secret + "@h:port/db"} {
+		pool, err := passpool.New(ctx, dsn, sem, passbuddy.Config{})
+		if err == nil {
+			_, err = pool.Exec(ctx, "select 1")
+			pool.Close()
+		}
+		if err == nil {
+			t.Errorf("pgxpool, %s: no error", name)
+			continue
+		}
+		silent("pgxpool, "+name, err.Error())
+		db := openDB(t, dsn, sem, passbuddy.Config{})
+		_, err = db.ExecContext(ctx, "select 1")
+		_ = db.Close()
+		if err == nil {
+			t.Errorf("database/sql, %s: no error", name)
+			continue
+		}
+		silent("database/sql, "+name, err.Error())
+	}
+
+	// With a permit held, so that there is something in Redis; then Redis goes away, so that there is something to log.
+	if _, err := sem.Acquire(ctx); err != nil {
+		t.Fatal(err)
+	}
+	c := redis.NewClient(r.Options())
+	defer c.Close()
+	keys, err := c.Keys(ctx, "*").Result()
+	if err != nil || len(keys) == 0 {
+		t.Fatalf("no keys: %v", err)
+	}
+	for _, key := range keys {
+		silent("a key", key)
+		for _, content := range []fmt.Stringer{c.HGetAll(ctx, key), c.ZRangeWithScores(ctx, key, 0, -1)} {
+			silent("the content of "+key, content.String())
+		}
+	}
+	r.Kill()
+	if _, err := sem.TryAcquire(ctx); !errors.Is(err, semaphore.ErrUnavailable) {
+		t.Errorf("without Redis: %v", err)
+	} else {
+		silent("without Redis", err.Error())
+	}
+	logged := func() string {
+		mu.Lock()
+		defer mu.Unlock()
+		return log.String()
+	}
+	eventually(t, time.Minute, func() (bool, string) {
+		return strings.Contains(logged(), "lease lost") && strings.Contains(logged(), "heartbeat failed"), "nothing is logged while Redis is away"
+	})
+	silent("a log line", logged())
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
