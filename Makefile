@@ -3,7 +3,7 @@
 GO          ?= go
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 PKG         ?= ./...
-TIMEOUT     ?= 5m
+TIMEOUT     ?= 20m
 BENCH       ?= .
 COUNT       ?= 10
 DURATION    ?= 1m
