@@ -72,7 +72,7 @@ func (r *replicated) failover(t *testing.T) {
 // Without a replica that acknowledges, nothing is granted, and what is held ends with its lease.
 func TestWaitReplicasWithoutReplica(t *testing.T) {
 	r := startReplicated(t)
-	cfg := semaphore.Config{Name: t.Name(), Capacity: 2, TTL: 2 * time.Second, WaitReplicas: 1, MaxAttempts: -1}
+	cfg := semaphore.Config{Name: t.Name(), Capacity: 2, TTL: 5 * time.Second, WaitReplicas: 1, MaxAttempts: -1}
 	a, b := r.session(t, cfg), r.session(t, cfg)
 	p, err := a.Acquire(t.Context())
 	if err != nil {
@@ -121,7 +121,7 @@ func TestWaitReplicasFailover(t *testing.T) {
 	for range 3 {
 		clients = append(clients, dial(t, r.proxy.Addr()))
 	}
-	h := drive(t, cfg, 4, 2*time.Millisecond, clients...)
+	h := drive(t, cfg, 4, 200*time.Millisecond, clients...) // long enough to be seen, should it be forgotten
 	h.flows()
 	r.failover(t)
 	happened := time.Now()

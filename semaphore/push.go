@@ -55,7 +55,10 @@ func (s *Semaphore) subscribe(ctx context.Context) {
 }
 
 func (s *Semaphore) openSubscription() *redis.PubSub {
-	if s.sharded {
+	s.mu.Lock()
+	sharded := s.sharded
+	s.mu.Unlock()
+	if sharded {
 		return s.own.SSubscribe(s.ctx, s.keys.Channel(s.identity.session))
 	}
 	return s.own.Subscribe(s.ctx, s.keys.Channel(s.identity.session))
