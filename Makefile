@@ -2,6 +2,8 @@
 
 GO          ?= go
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
+VULNDB      := https://vuln.go.dev
 PKG         ?= ./...
 TIMEOUT     ?= 20m
 BENCH       ?= .
@@ -11,7 +13,7 @@ ROUNDS      ?= 20
 ARGS        ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo lint bench bench-go stress fmt clean
+.PHONY: help setup test demo lint vuln bench bench-go stress fmt clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +34,10 @@ lint: ## Check formatting, go vet, staticcheck, what the library imports, and sh
 	$(GO) run $(STATICCHECK) ./...
 	@scripts/check-imports.sh
 	@if command -v shellcheck >/dev/null; then shellcheck scripts/*.sh .ci/run; fi
+
+vuln: ## Look for known vulnerabilities in what is called here; says so where vuln.go.dev cannot be reached
+	@if curl -fsS --max-time 20 -o /dev/null $(VULNDB)/index/db.json; then $(GO) run $(GOVULNCHECK) -db $(VULNDB) ./...; \
+	else echo "vulnerabilities: NOT CHECKED, $(VULNDB) cannot be reached"; fi
 
 bench: ## Measure PassBuddy beside PgBouncer and others, in 25 minutes (ARGS=-quick for 2; docs/BENCHMARKS.md)
 	@scripts/setup.sh --need redis --want pgbouncer
