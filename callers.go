@@ -3,6 +3,7 @@ package passbuddy
 import (
 	"runtime"
 	"strings"
+	"sync/atomic"
 )
 
 // This file holds all that PassBuddy reads off the call stack, in slow paths only. database/sql calls a driver in the same way for
@@ -25,12 +26,23 @@ func callers(visit func(name string) bool) {
 	}
 }
 
-// calledByOpener reports whether Connect is called for nobody in particular. An unknown caller is somebody.
+// connCalls is where database/sql's conn calls Connect, once that was seen: the place of callers who wait.
+var connCalls atomic.Uintptr
+
+// calledByOpener reports whether Connect is called for nobody in particular. An unknown caller is somebody. It is called by Connect, which
+// a saturated pool calls at each checkout: there one frame instead of all of them saves 8 µs of some 50.
 func calledByOpener() (yes bool) {
+	var caller [1]uintptr // Connect's
+	if runtime.Callers(3, caller[:]) == 1 && caller[0] == connCalls.Load() {
+		return false
+	}
 	callers(func(name string) bool {
 		yes = yes || name == "(*DB).openNewConnection"
 		return !yes
 	})
+	if frame, _ := runtime.CallersFrames(caller[:]).Next(); frame.Function == "database/sql.(*DB).conn" {
+		connCalls.Store(caller[0])
+	}
 	return yes
 }
 

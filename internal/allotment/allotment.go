@@ -84,8 +84,8 @@ const (
 	// within four times as long, and halves with every graceCalm in which nothing was: callers who think for longer do not
 	// lose their connection at each thought.
 	idleGrace = 4 * time.Millisecond
-	graceMost = 256 * time.Millisecond
-	graceCalm = time.Second
+	graceMost = 64 * time.Millisecond
+	graceCalm = 5 * time.Second
 	// offerAgain paces further offers while someone waits and nothing was needed of us.
 	offerAgain = 25 * time.Millisecond
 	// countInGrace is how long a connection that lives without a permit may wait for one once Redis is back.

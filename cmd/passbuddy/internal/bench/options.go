@@ -45,7 +45,7 @@ func ParseOptions(args []string, help io.Writer) (Options, error) {
 	flags.StringVar(&workloads, "workloads", "", "`list` of: "+names(allWorkloads))
 	flags.StringVar(&shapes, "shapes", "", "`list` of processes x goroutines such as 4x50, or uneven, which is "+unevenText)
 	flags.DurationVar(&o.duration, "duration", 0, "time measured in each cell (default 2.3s, -quick 1.5s)")
-	flags.DurationVar(&o.warmup, "warmup", time.Second, "time before that, for connects and joining")
+	flags.DurationVar(&o.warmup, "warmup", 2*time.Second, "time before that, for connects and joining")
 	flags.IntVar(&o.rounds, "rounds", 0, "`number` of times that each cell is run (default 3, -quick 2)")
 	flags.IntVar(&o.capacity, "cap", 20, "`number` of Postgres backends that the fleet may hold together")
 	flags.StringVar(&o.execMode, "exec-mode", execModeBest, "pgx's default_query_exec_mode: "+strings.Join(execModes, ", ")+
@@ -53,7 +53,7 @@ func ParseOptions(args []string, help io.Writer) (Options, error) {
 	flags.StringVar(&o.json, "json", "passbuddy-bench.json", "`path` of the figures to write; empty for none")
 	flags.StringVar(&o.svg, "svg", "passbuddy-bench", "`folder` for the pictures to write; empty for none")
 	flags.StringVar(&o.markdown, "markdown", "", "`path` of a document to write tables and pictures' links into, between its marks if it has them")
-	flags.BoolVar(&quick, "quick", false, "two minutes instead of 25: select1 at 4x50 only, through both integrations")
+	flags.BoolVar(&quick, "quick", false, "two minutes instead of 30: select1 at 4x50 only, through both integrations")
 	flags.SetOutput(io.Discard) // errors are the caller's to print; help is printed here
 	flags.Usage = func() {
 		fmt.Fprintln(help, `Usage: passbuddy bench [flags]

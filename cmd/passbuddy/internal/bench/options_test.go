@@ -30,7 +30,7 @@ func planText(plan []scenario) string {
 
 func TestOptionDefaults(t *testing.T) {
 	o := parse(t)
-	if o.capacity != 20 || o.rounds != 3 || o.duration != 2300*time.Millisecond || o.warmup != time.Second ||
+	if o.capacity != 20 || o.rounds != 3 || o.duration != 2300*time.Millisecond || o.warmup != 2*time.Second ||
 		o.execMode != "best" || o.json != "passbuddy-bench.json" || o.svg != "passbuddy-bench" || o.markdown != "" {
 		t.Errorf("%+v", o)
 	}
