@@ -115,7 +115,7 @@ func (s *servers) withIdle(t testing.TB, kind string, withPassBuddy bool, number
 // checkOut checks a connection out, calls out, uses the connection, and returns it.
 type checkOut func(ctx context.Context, out func()) error
 
-// idlePool opens a pool, a bare one if sem is nil, that keeps as many idle connections as it may have.
+// idlePool opens a pool of at most so many connections, a bare one if sem is nil, that keeps as many idle as it may have.
 func (s *servers) idlePool(t testing.TB, kind string, sem *semaphore.Semaphore, most int) (use checkOut, idle func() int, end func()) {
 	t.Helper()
 	if kind == "sql" {
@@ -128,6 +128,7 @@ func (s *servers) idlePool(t testing.TB, kind string, sem *semaphore.Semaphore, 
 				t.Fatal(err)
 			}
 		}
+		db.SetMaxOpenConns(most)
 		db.SetMaxIdleConns(most)
 		use = func(ctx context.Context, out func()) error {
 			c, err := db.Conn(ctx)

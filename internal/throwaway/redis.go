@@ -276,3 +276,11 @@ func (r *Redis) haltLocked(sig os.Signal) {
 		r.server, r.paused = nil, false
 	}
 }
+
+func addrs(servers []*Redis) []string {
+	addrs := make([]string, len(servers))
+	for i, r := range servers {
+		addrs[i] = r.Addr()
+	}
+	return addrs
+}

@@ -129,13 +129,7 @@ func (c *RedisCluster) form(ctx context.Context) error {
 func (c *RedisCluster) Nodes() []*Redis { return slices.Clone(c.nodes) }
 
 // Addrs are the addresses of all nodes.
-func (c *RedisCluster) Addrs() []string {
-	addrs := make([]string, len(c.nodes))
-	for i, node := range c.nodes {
-		addrs[i] = node.Addr()
-	}
-	return addrs
-}
+func (c *RedisCluster) Addrs() []string { return addrs(c.nodes) }
 
 // Options are for redis.NewClusterClient.
 func (c *RedisCluster) Options() *redis.ClusterOptions {

@@ -117,13 +117,7 @@ func (s *Sentinel) Servers() []*Redis { return slices.Clone(s.servers) }
 func (s *Sentinel) Sentinels() []*Redis { return slices.Clone(s.sentinels) }
 
 // Addrs are the addresses of the sentinels.
-func (s *Sentinel) Addrs() []string {
-	addrs := make([]string, len(s.sentinels))
-	for i, sentinel := range s.sentinels {
-		addrs[i] = sentinel.Addr()
-	}
-	return addrs
-}
+func (s *Sentinel) Addrs() []string { return addrs(s.sentinels) }
 
 // FailoverOptions are for redis.NewFailoverClient.
 func (s *Sentinel) FailoverOptions() *redis.FailoverOptions {
