@@ -161,11 +161,17 @@ func (cn *connector) acquire(ctx context.Context) (lease, error) {
 		cn.a.Exit()
 		return lease{}, err
 	}
-	if !unit.Attach(ph) || !unit.CheckOut() {
+	if cn.cfg.Fence {
+		err = ph.mark(ctx, unit)
+	}
+	if err == nil && (!unit.Attach(ph) || !unit.CheckOut()) {
+		err = fmt.Errorf("passbuddy: while connecting: %w", semaphore.ErrLost)
+	}
+	if err != nil {
 		unit.Leave()
 		cn.a.Exit()
 		ph.end(inBackground)
-		return lease{}, fmt.Errorf("passbuddy: while connecting: %w", semaphore.ErrLost)
+		return lease{}, err
 	}
 	return lease{ph, unit, unit.Epoch()}, nil
 }

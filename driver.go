@@ -49,6 +49,8 @@ func WrapConnector(c driver.Connector, sem *semaphore.Semaphore, cfg Config) dri
 		err = errors.New("passbuddy: WrapConnector: connector is nil")
 	case sem == nil:
 		err = errors.New("passbuddy: WrapConnector: semaphore is nil")
+	case err == nil:
+		err = cfg.suits(c.Driver())
 	}
 	if err != nil {
 		return &refusedConnector{inner: c, err: err}
@@ -93,6 +95,8 @@ func newWrappedDriver(d driver.Driver, sem *semaphore.Semaphore, cfg Config) *wr
 		err = errors.New("passbuddy: driver is nil")
 	case sem == nil:
 		err = errors.New("passbuddy: semaphore is nil")
+	case err == nil:
+		err = cfg.suits(d)
 	}
 	return &wrappedDriver{inner: d, open: fromSemaphore(sem), cfg: cfg, err: err, connectors: make(map[string]driver.Connector)}
 }

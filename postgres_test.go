@@ -78,8 +78,14 @@ func start(t testing.TB) *stack {
 
 func (s *stack) session(t testing.TB, capacity int) *semaphore.Semaphore {
 	t.Helper()
+	return s.sessionFor(t, capacity, 0)
+}
+
+// sessionFor is session with leases of that length.
+func (s *stack) sessionFor(t testing.TB, capacity int, ttl time.Duration) *semaphore.Semaphore {
+	t.Helper()
 	sem, err := semaphore.Open(context.Background(), s.redis.URL(), semaphore.Config{
-		Name: t.Name(), Capacity: capacity, Logger: slog.New(slog.DiscardHandler),
+		Name: t.Name(), Capacity: capacity, TTL: ttl, Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)

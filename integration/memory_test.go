@@ -23,21 +23,22 @@ func BenchmarkIdleConnection(b *testing.B) {
 	s := startServers(b, many+20)
 	for _, kind := range kinds {
 		b.Run(kind, func(b *testing.B) {
-			var bytes, goroutines [2][]float64
+			var bytes, goroutines [3][]float64
 			for range b.N {
 				for range 3 { // side by side
-					for i, withPassBuddy := range []bool{false, true} {
+					for i, opts := range []*passbuddy.Config{nil, {}, {Fence: true}} {
 						var at []footprint
-						s.withIdle(b, kind, withPassBuddy, []int{few, many}, func() { at = append(at, measureFootprint()) })
+						s.withIdle(b, kind, opts, []int{few, many}, func() { at = append(at, measureFootprint()) })
 						bytes[i] = append(bytes[i], (at[1].bytes-at[0].bytes)/(many-few))
 						goroutines[i] = append(goroutines[i], (at[1].goroutines-at[0].goroutines)/(many-few))
 					}
 				}
 			}
-			bare, ours := quantile(bytes[0], 0.5), quantile(bytes[1], 0.5)
+			bare, ours, fenced := quantile(bytes[0], 0.5), quantile(bytes[1], 0.5), quantile(bytes[2], 0.5)
 			b.ReportMetric(bare, "bare-B/conn")
 			b.ReportMetric(ours, "passbuddy-B/conn")
 			b.ReportMetric(ours-bare, "more-B/conn")
+			b.ReportMetric(fenced-bare, "more-with-Fence-B/conn")
 			b.ReportMetric(quantile(goroutines[0], 0.5), "bare-goroutines/conn")
 			b.ReportMetric(quantile(goroutines[1], 0.5), "passbuddy-goroutines/conn")
 			b.ReportMetric(0, "ns/op")
@@ -51,7 +52,7 @@ func TestClosedConnectionsAreCollected(t *testing.T) {
 	s := startServers(t, 100)
 	for _, kind := range kinds {
 		t.Run(kind, func(t *testing.T) {
-			round := func() { s.withIdle(t, kind, true, []int{connections}, func() {}) }
+			round := func() { s.withIdle(t, kind, &passbuddy.Config{Fence: true}, []int{connections}, func() {}) }
 			round() // what is made once
 			before := measureFootprint()
 			for range rounds {
@@ -89,19 +90,19 @@ func measureFootprint() footprint {
 	return least
 }
 
-// withIdle calls f each time when a pool has so many idle connections that have been used. The numbers must rise.
-func (s *servers) withIdle(t testing.TB, kind string, withPassBuddy bool, numbers []int, f func()) {
+// withIdle calls f each time when a pool, a bare one if opts is nil, has so many idle connections that have been used. The numbers must rise.
+func (s *servers) withIdle(t testing.TB, kind string, opts *passbuddy.Config, numbers []int, f func()) {
 	t.Helper()
 	most := numbers[len(numbers)-1]
 	var sem *semaphore.Semaphore
-	if withPassBuddy {
+	if opts != nil {
 		var err error
 		if sem, err = semaphore.Open(t.Context(), s.redis.URL(), semaphore.Config{Name: t.Name(), Capacity: most, TTL: time.Minute}); err != nil {
 			t.Fatal(err)
 		}
 		defer sem.Close()
 	}
-	checkOut, idle, end := s.idlePool(t, kind, sem, most)
+	checkOut, idle, end := s.idlePool(t, kind, sem, opts, most)
 	defer end()
 	for _, n := range numbers {
 		together(t, n, checkOut)
@@ -115,21 +116,49 @@ func (s *servers) withIdle(t testing.TB, kind string, withPassBuddy bool, number
 // checkOut checks a connection out, calls out, uses the connection, and returns it.
 type checkOut func(ctx context.Context, out func()) error
 
-// idlePool opens a pool of at most so many connections, a bare one if sem is nil, that keeps as many idle as it may have.
-func (s *servers) idlePool(t testing.TB, kind string, sem *semaphore.Semaphore, most int) (use checkOut, idle func() int, end func()) {
+// idleDB opens a DB of at most so many connections, a bare one if sem is nil, that keeps as many idle as it may have.
+func (s *servers) idleDB(t testing.TB, sem *semaphore.Semaphore, opts *passbuddy.Config, most int) (db *sql.DB) {
+	t.Helper()
+	if sem != nil {
+		db = openDB(t, s.postgres.URL(), sem, *opts)
+	} else {
+		var err error
+		if db, err = sql.Open("pgx", s.postgres.URL()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	db.SetMaxOpenConns(most)
+	db.SetMaxIdleConns(most)
+	return db
+}
+
+// pgxPool is idleDB for pgxpool.
+func (s *servers) pgxPool(t testing.TB, sem *semaphore.Semaphore, opts *passbuddy.Config, most int) *pgxpool.Pool {
+	t.Helper()
+	cfg, err := pgxpool.ParseConfig(s.postgres.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.MaxConns = int32(most)
+	if sem != nil {
+		if err := passpool.Configure(cfg, sem, *opts); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pool
+}
+
+// idlePool is one of the two, and how to use it.
+func (s *servers) idlePool(t testing.TB, kind string, sem *semaphore.Semaphore, opts *passbuddy.Config, most int) (
+	use checkOut, idle func() int, end func(),
+) {
 	t.Helper()
 	if kind == "sql" {
-		var db *sql.DB
-		if sem != nil {
-			db = openDB(t, s.postgres.URL(), sem, passbuddy.Config{})
-		} else {
-			var err error
-			if db, err = sql.Open("pgx", s.postgres.URL()); err != nil {
-				t.Fatal(err)
-			}
-		}
-		db.SetMaxOpenConns(most)
-		db.SetMaxIdleConns(most)
+		db := s.idleDB(t, sem, opts, most)
 		use = func(ctx context.Context, out func()) error {
 			c, err := db.Conn(ctx)
 			if err != nil {
@@ -142,20 +171,7 @@ func (s *servers) idlePool(t testing.TB, kind string, sem *semaphore.Semaphore, 
 		}
 		return use, func() int { return db.Stats().Idle }, func() { _ = db.Close() }
 	}
-	cfg, err := pgxpool.ParseConfig(s.postgres.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg.MaxConns = int32(most)
-	if sem != nil {
-		if err := passpool.Configure(cfg, sem, passbuddy.Config{}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	pool, err := pgxpool.NewWithConfig(t.Context(), cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
+	pool := s.pgxPool(t, sem, opts, most)
 	use = func(ctx context.Context, out func()) error {
 		c, err := pool.Acquire(ctx)
 		if err != nil {

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/passbuddy/passbuddy"
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
@@ -17,7 +18,7 @@ func BenchmarkSaturated(b *testing.B) {
 	s := startServers(b, capacity+10)
 	for _, kind := range kinds {
 		b.Run(kind+"/bare", func(b *testing.B) {
-			use, _, end := s.idlePool(b, kind, nil, capacity)
+			use, _, end := s.idlePool(b, kind, nil, nil, capacity)
 			defer end()
 			contend(b, goroutines, use)
 		})
@@ -27,7 +28,7 @@ func BenchmarkSaturated(b *testing.B) {
 				b.Fatal(err)
 			}
 			defer sem.Close()
-			use, _, end := s.idlePool(b, kind, sem, goroutines)
+			use, _, end := s.idlePool(b, kind, sem, &passbuddy.Config{}, goroutines)
 			defer end()
 			contend(b, goroutines, use)
 		})

@@ -126,7 +126,7 @@ func TestDocumentedACL(t *testing.T) {
 		}
 		t.Cleanup(func() { _ = sem.Close() })
 		sessions = append(sessions, sem)
-		pool, err := passpool.New(ctx, s.postgres.URL(), sem, passbuddy.Config{})
+		pool, err := passpool.New(ctx, s.postgres.URL(), sem, passbuddy.Config{Fence: true})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"strings"
@@ -39,7 +40,8 @@ type job struct {
 	Integration     string // pgxpool, stdlib or pq; with "bare-" in front: without PassBuddy; semaphore: permits alone
 	Share           int    // of a bare pool: its size
 	Scope           passbuddy.Scope
-	Fault           string // "", cancel, hijack, afterconnect
+	Fence           bool
+	Fault           string // "", cancel, hijack, afterconnect, freeze
 	Goroutines      int
 	Load            time.Duration // at most: see worker.tell
 	MinQuery        time.Duration // queries last from this
@@ -226,6 +228,11 @@ func expected(j job, err error) bool {
 		return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, driver.ErrBadConn) || strings.Contains(err.Error(), "canceling statement")
 	case "afterconnect":
 		return errors.Is(err, errAfterConnect)
+	case "freeze":
+		if errors.Is(err, semaphore.ErrLost) || errors.Is(err, net.ErrClosed) {
+			return true
+		}
+		fallthrough
 	case "terminate":
 		var e *pgconn.PgError
 		var pe *pq.Error
@@ -243,7 +250,7 @@ type pool interface {
 }
 
 func newPool(j job, sem *semaphore.Semaphore) (pool, error) {
-	opts := passbuddy.Config{Scope: j.Scope, AcquireTimeout: time.Minute}
+	opts := passbuddy.Config{Scope: j.Scope, AcquireTimeout: time.Minute, Fence: j.Fence}
 	switch j.Integration {
 	case "semaphore":
 		return permits{sem}, nil

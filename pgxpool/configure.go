@@ -95,6 +95,7 @@ func configureWith(cfg *pgxpool.Config, opts passbuddy.Config, join func(*allotm
 	}
 	p := &pool{
 		perCheckout:    opts.Scope == passbuddy.PerCheckout,
+		fence:          opts.Fence,
 		acquireTimeout: opts.AcquireTimeout,
 		maxConns:       cfg.MaxConns,
 		minConns:       int(cfg.MinConns),
@@ -117,6 +118,7 @@ func configureWith(cfg *pgxpool.Config, opts passbuddy.Config, join func(*allotm
 		AcquireTimeout: opts.AcquireTimeout,
 		KeepOnLoss:     opts.KeepOnLoss,
 		FallbackConns:  opts.FallbackConns,
+		Fence:          opts.Fence,
 		MaxConns:       int(cfg.MaxConns),
 	})
 	if p.share, err = join(p.allot); err != nil {

@@ -199,6 +199,12 @@ func (p *pool) afterConnect(ctx context.Context, conn *pgx.Conn) error {
 		delete(data, attemptData)
 		defer at.ended()
 	}
+	if p.fence {
+		// Before anything else: until it is recorded, nobody else can end it.
+		if err := p.mark(ctx, l.Conn(), conn); err != nil {
+			return err // pgx closes it
+		}
+	}
 	if p.user.afterConnect != nil {
 		if err := p.user.afterConnect(ctx, conn); err != nil {
 			return err // pgx closes it

@@ -50,6 +50,9 @@ func NewHooks(sem *semaphore.Semaphore, opts passbuddy.Config) *Hooks {
 
 func newHooks(opts passbuddy.Config, join func(*allotment.Allotment) (share, error)) *Hooks {
 	opts, err := opts.WithDefaults()
+	if err == nil && opts.Fence {
+		err = errors.New("pgxpool: Config.Fence: only the permits of PerConnection cover a backend, and these hooks are PerCheckout")
+	}
 	if err != nil {
 		return &Hooks{err: err}
 	}

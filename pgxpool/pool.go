@@ -37,6 +37,7 @@ type pool struct {
 	share          share
 	user           hooks
 	perCheckout    bool
+	fence          bool
 	acquireTimeout time.Duration
 	maxConns       int32
 	minConns       int

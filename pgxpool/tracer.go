@@ -35,7 +35,7 @@ func (t *tracer) TraceAcquireStart(ctx context.Context, pool *pgxpool.Pool, data
 	if t.known.Load() != pool {
 		t.known.Store(pool)
 	}
-	if t.acquire != nil {
+	if t.acquire != nil && !isFencing(ctx) {
 		ctx = t.acquire.TraceAcquireStart(ctx, pool, data)
 	}
 	if !t.allot.TryEnter() {
@@ -84,7 +84,7 @@ func (t *tracer) TraceAcquireEnd(ctx context.Context, pool *pgxpool.Pool, data p
 	if _, ok := ctx.(*reclaim); ok {
 		return
 	}
-	if t.acquire != nil {
+	if t.acquire != nil && !isFencing(ctx) {
 		t.acquire.TraceAcquireEnd(ctx, pool, data)
 	}
 	if t.perCheckout {
@@ -154,7 +154,7 @@ func (p *pool) prepareConn(ctx context.Context, conn *pgx.Conn) (bool, error) {
 	if r, ok := ctx.(*reclaim); ok {
 		return r.prepare(conn)
 	}
-	if p.user.prepareConn != nil {
+	if p.user.prepareConn != nil && !isFencing(ctx) {
 		if ok, err := p.user.prepareConn(ctx, conn); !ok || err != nil {
 			return ok, err
 		}

@@ -188,10 +188,11 @@ func (s *Semaphore) withdraw(a *ask, err error) {
 
 // A drop is a release, or the withdrawal of a request, on its way.
 type drop struct {
-	ids   []string
-	plain bool          // it is one permit that no pool holds, and nothing that may wait in the queue
-	since time.Duration // when it was asked for; after a lease there is nothing left to drop
-	done  chan error    // receives the outcome of the first try
+	ids     []string
+	plain   bool          // it is one permit that no pool holds, and nothing that may wait in the queue
+	covered bool          // it is of a permit that covered a backend: Redis may count that on after its lease
+	since   time.Duration // when it was asked for; after a lease there is nothing left to drop
+	done    chan error    // receives the outcome of the first try
 }
 
 // drop puts the removal of permits, or of the request they form, among what is to be sent. The caller sends it. s.mu is held.
@@ -205,7 +206,7 @@ func (s *Semaphore) drop(ids ...string) *drop {
 
 // release frees p, whether held or lost, and gives it a new UUID. The caller sends it. s.mu is held.
 func (s *Semaphore) release(p *Permit) *drop {
-	id := p.id
+	id, covered := p.id, p.backend != Backend{}
 	if p.state == held {
 		delete(s.permits, id)
 		if p.share != nil {
@@ -215,7 +216,7 @@ func (s *Semaphore) release(p *Permit) *drop {
 	}
 	p.renewID()
 	d := s.drop(id)
-	d.plain = p.share == nil
+	d.plain, d.covered = p.share == nil, covered
 	return d
 }
 

@@ -264,7 +264,7 @@ func (s *Semaphore) failed(b *batch, err error) {
 		case d.done <- unavailable(err):
 		default:
 		}
-		if now-d.since < s.cfg.TTL && !s.left {
+		if (d.covered || now-d.since < s.cfg.TTL) && !s.left {
 			s.late = append(s.late, d)
 		}
 	}

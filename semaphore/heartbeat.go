@@ -72,6 +72,12 @@ func (s *Semaphore) renew(ctx context.Context) (again bool, err error) {
 	for id, p := range s.permits {
 		n.Permits = append(n.Permits, id)
 		said = append(said, p)
+		if p.backend != (Backend{}) && n.Backends == nil {
+			n.Backends = make([]string, len(said)-1, len(s.permits))
+		}
+		if n.Backends != nil {
+			n.Backends = append(n.Backends, p.covered())
+		}
 	}
 	shares := append([]*Share(nil), s.shares...)
 	var ended []*Share
@@ -157,6 +163,8 @@ func (s *Semaphore) renew(ctx context.Context) (again bool, err error) {
 		}
 		s.tellWanted(sh, got.Waiting > 0, sent)
 	})
+	s.forgetEnded(got.Quarantine)
+	s.endBackends(got.Quarantine)
 	for i, unknown := range got.Unknown {
 		if unknown > 0 && i < len(shares) {
 			shares[i].sharer.Recall(int(unknown), s.tenure())

@@ -42,6 +42,9 @@ type Permit struct {
 	lost  chan struct{} // made when somebody asks for it
 	users int           // of Do, Bind and Handler: the last to leave releases
 
+	backend Backend // that it covers; see Share.Cover
+	marks   uint32  // how many it has covered
+
 	delivering bool // its pool has not heard yet of the grant, and must not hear of a loss before
 }
 
@@ -185,6 +188,7 @@ func (p *Permit) renewID() {
 		p.lost = nil
 	}
 	p.state = free
+	p.backend, p.marks = Backend{}, 0
 	p.trusted.Store(0)
 }
 

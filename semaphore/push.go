@@ -18,6 +18,7 @@ import (
 //	b <sharer> f|t                   give one back: at the next return, or not before its tenure is over
 //	r                                look again
 //	l                                state was lost: re-assert what is held
+//	f [<UUID> <pid> <start>]...      end these backends, whose permits are in quarantine
 
 // anchor ties Redis's clock to ours: what Redis did at redis, in ms, happened locally at or after local.
 type anchor struct {
@@ -130,7 +131,8 @@ func (s *Semaphore) reopenSubscription() {
 	}
 }
 
-// beatSoon sends a heartbeat now, off its caller's path. Only listen and a flight call it, so the session has not ended.
+// beatSoon sends a heartbeat now, off its caller's path. Its caller knows that the session has not ended: it is listen, a flight, or holds
+// s.mu and has seen that s.left is not set.
 func (s *Semaphore) beatSoon() {
 	s.wg.Add(1)
 	go func() {
@@ -191,6 +193,12 @@ func (s *Semaphore) pushed(payload string) {
 			}
 			sh.sharer.Recall(1, after)
 		}
+	case kind == "f":
+		var quarantine []string
+		for ; len(rest) > 2; rest = rest[3:] {
+			quarantine = append(quarantine, rest[0], rest[1]+" "+rest[2])
+		}
+		s.endBackends(quarantine)
 	case kind == "l":
 		s.beatSoon()
 	case kind == "r":

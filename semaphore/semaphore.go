@@ -56,6 +56,7 @@ type Semaphore struct {
 	pubsub *redis.PubSub
 
 	beating   chan struct{} // serialises heartbeats; taken before mu
+	marking   chan struct{} // serialises record; taken before beating
 	closeOnce sync.Once
 	closeErr  error
 
@@ -68,6 +69,7 @@ type Semaphore struct {
 	outbox    []*ask             // to be sent
 	drops     []*drop            // to be sent
 	late      []*drop            // to be sent again
+	ending    map[string]*ending // see endBackends
 	offers    []offer
 	flying    bool
 	flights   uint64        // flights that callers began; see send
@@ -144,6 +146,7 @@ func newSemaphore(ctx context.Context, client redis.UniversalClient, ownClient b
 		margin: cfg.TTL / 10, start: time.Now(), log: cfg.Logger,
 		client: client, ownClient: ownClient,
 		permits: make(map[string]*Permit), asks: make(map[string]*ask), capacity: int64(cfg.Capacity), min: int64(cfg.Min),
+		marking: make(chan struct{}, 1), ending: make(map[string]*ending),
 	}
 	l := dedicated(client, cfg.TTL)
 	s.own, s.flightClient, s.wires = l.own, l.flights, l.wires
@@ -266,7 +269,8 @@ func (s *Semaphore) SetCapacity(ctx context.Context, n int) error {
 
 // Close releases all permits and ends the session. Waiting calls return ErrClosed; permits turn not held, and
 // their Lost is closed. Connection pools are asked to end their connections first, for up to 3s; better close them before. An error
-// means that Redis did not answer: what was held then ends with its lease. Closing twice does nothing.
+// means that Redis did not answer: what was held then ends with its lease. So do permits with passbuddy.Config.Fence whose connections did not end
+// in those 3s. Closing twice does nothing.
 func (s *Semaphore) Close() error {
 	s.closeOnce.Do(func() { s.closeErr = s.close() })
 	return s.closeErr
@@ -298,7 +302,9 @@ func (s *Semaphore) close() error {
 		}
 	}
 	for id, p := range s.permits {
-		requests = append(requests, redisscript.Request(s.ttlMillis(), id))
+		if p.backend == (Backend{}) { // else its pool could not end that in time: it stays counted until others have
+			requests = append(requests, redisscript.Request(s.ttlMillis(), id))
+		}
 		p.lose()
 	}
 	clear(s.permits)

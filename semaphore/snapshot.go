@@ -16,6 +16,7 @@ type Snapshot struct {
 	Capacity int           // in force
 	Limit    int           // set by an operator with SetCapacity, or 0
 	Held     int           // permits held by anyone, other clients' included
+	Fencing  int           // of those: lease expired, and not free before their Postgres backends are gone; see passbuddy.Config.Fence
 	Gate     time.Duration // how long nothing new is granted, because Redis lost its state; usually 0
 
 	Holders  []Holder  // sessions that hold permits, the largest first; other clients' permits have an empty Session
@@ -61,7 +62,7 @@ func (s *Semaphore) Snapshot(ctx context.Context) (Snapshot, error) {
 		infos[id], owners[id] = i, clean(i.Owner)
 	}
 	out := Snapshot{
-		Capacity: int(raw.Capacity), Limit: int(raw.Limit), Held: len(raw.Permits),
+		Capacity: int(raw.Capacity), Limit: int(raw.Limit), Held: len(raw.Permits), Fencing: len(raw.Quarantined),
 		Gate: max(0, time.Duration(raw.Gate-raw.Now)*time.Millisecond),
 	}
 	holders := make(map[string][]string)

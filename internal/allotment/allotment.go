@@ -75,6 +75,7 @@ type Options struct {
 	AcquireTimeout time.Duration // longest wait for a turn; the caller's ctx may end it earlier
 	KeepOnLoss     bool          // keep open connections whose lease is lost, open no new ones
 	FallbackConns  int           // connections this process may hold while Redis cannot be asked
+	Fence          bool          // backends are recorded, see Conn.Mark; not with the two above
 	MaxConns       int           // connections the pool can hold: more permits are never asked for; 0: any number
 }
 
@@ -219,7 +220,11 @@ func (a *Allotment) enterSlow(ctx context.Context, w *waiter) error {
 		a.mu.Unlock()
 		return a.refusal(ctx, context.Cause(ctx))
 	}
-	a.waiters.push(w)
+	if ctx.Value(urgentKey{}) != nil {
+		a.waiters.pushFront(w)
+	} else {
+		a.waiters.push(w)
+	}
 	a.miss()
 	a.settle()
 	a.mu.Unlock()

@@ -29,8 +29,9 @@ type Conn struct {
 
 	// Guarded by the allotment's lock.
 	state      state
-	lost       bool // its lease is lost; it ends at the next occasion
-	swept      bool // a sweep has seen it idle, at idleSeen
+	lost       bool              // its lease is lost; it ends at the next occasion
+	lapsed     *semaphore.Permit // with Options.Fence, if lost: the permit, which can be counted until we say that the backend is gone
+	swept      bool              // a sweep has seen it idle, at idleSeen
 	idleSeen   time.Time
 	pin        Pin
 	parked     bool   // idle, and in no pool; see Park
@@ -354,6 +355,10 @@ func (c *Conn) end() {
 	switch {
 	case c.permit == nil && c.lost: // its permit was lost and is already disowned
 		a.owned--
+		if c.lapsed != nil {
+			a.fleet.Give(c.lapsed)
+			c.lapsed = nil
+		}
 	case c.permit == nil && !a.closed && !a.mustCountIn(c): // uncounted, and its place can be used again
 		a.spare = append(a.spare, nil)
 	case c.permit == nil:

@@ -191,7 +191,7 @@ func (a *Allotment) Lost(p *semaphore.Permit) {
 	for i, s := range a.spare {
 		if s == p {
 			a.spare = append(a.spare[:i], a.spare[i+1:]...)
-			a.owned--
+			a.disown(p) // and say so: with Options.Fence, what it covered before may be recorded
 			a.settle()
 			return
 		}
@@ -207,6 +207,9 @@ func (a *Allotment) Lost(p *semaphore.Permit) {
 			break
 		}
 		c.lost = true
+		if a.opts.Fence {
+			c.lapsed = p
+		}
 		go a.pool.Fence(c)
 		break
 	}

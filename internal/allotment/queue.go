@@ -31,6 +31,17 @@ func (q *queue) push(w *waiter) {
 	q.n++
 }
 
+func (q *queue) pushFront(w *waiter) {
+	w.next = q.head
+	if q.head == nil {
+		q.tail = w
+	} else {
+		q.head.prev = w
+	}
+	q.head = w
+	q.n++
+}
+
 func (q *queue) pop() *waiter {
 	w := q.head
 	q.remove(w)

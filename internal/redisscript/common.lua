@@ -11,6 +11,8 @@
 --        9 debts       hash   sharer -> how many of those it was asked to give back
 --       10 promises    zset   number -> expiry, ms; one for each permit somebody was asked to give
 --       11 reserves    hash   "min <session>" -> its guaranteed minimum; "free <session>" -> minimum less what it holds and does not owe
+--       12 backends    hash   permit UUID -> "<pid> <start, us> <n>", the Postgres backend that it covers, if its holder says so: see cover
+--       13 quarantine  hash   permit UUID -> "<pid> <start, us> <until, ms>", see isolate
 --
 -- A permit's UUID names its owner: characters 1-18 are the session, 1-23 the sharer (one connection pool of
 -- that session, or PLAIN for a permit that no pool holds), and 16-17 the session's weight. So ownership needs no record of its own that could
@@ -25,6 +27,7 @@
 --        reserve   the sum of the positive values of "free": permits kept for their sessions, that nobody else is granted. It is there only
 --                  while some session has a minimum, so that without any nothing is looked up
 --        skew, last   see the clock
+--        fence     there while a permit may have a backend recorded: without it, the last two keys are not looked at
 --
 -- ARGV   1 Redis's time as its caller expects it, ms, 0 if it has never heard of it; the rest is the script's
 --
@@ -36,6 +39,7 @@
 
 local permits, queue, meta, sessions, info = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local capacities, shares, helds, debts, promises, reserves = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
+local backends, quarantine = KEYS[12], KEYS[13]
 
 local PLAIN = '8000'
 local STEP = 400 -- ms by which a clock must be off to have been set: less than the margin of a lease of 5 s
@@ -44,10 +48,14 @@ local LEVELS = 16 -- ranks to one permit of a sharer of weight 1
 local PROMISE = 1000 -- ms that a permit asked back is counted on ...
 local TENURE = 3000 -- and so many more if its holder keeps it for a tenure first: the longest there is
 local TOLD = 64 -- holders told at most that somebody waits
+local BOUND = 10000 -- ms that a permit in quarantine is counted at most ...
+local BEHIND = 1000 -- ... and that the others are counted on after the first
+local ASKED = 3600000 -- ms that somebody is asked to end its backend
+local ENDS = 256 -- backends that a session is asked to end at once
 
 local time = redis.call('TIME')
 time = time[1] * 1000 + math.floor(time[2] / 1000)
-local state = redis.call('HMGET', meta, 'epoch', 'cap', 'gate', 'reserve', 'count', 'skew', 'last')
+local state = redis.call('HMGET', meta, 'epoch', 'cap', 'gate', 'reserve', 'count', 'skew', 'last', 'fence')
 local epoch, gate, reserve = state[1], tonumber(state[3] or 0), tonumber(state[4] or '')
 local now, last = time - tonumber(state[6] or 0), tonumber(state[7] or 0)
 local expected = tonumber(ARGV[1])
@@ -55,6 +63,9 @@ if now < last - STEP or last > 0 and expected > 0 and now - math.max(last, expec
   now = math.max(last, expected - STEP)
   redis.call('HSET', meta, 'skew', string.format('%.0f', time - now))
 end
+
+local function fences() return redis.call('HLEN', backends) + redis.call('HLEN', quarantine) > 0 end
+local fence = state[8] or not epoch and fences()
 
 -- The set is gone, but permits are held: that is state lost like any other. Single ones that are missing were revoked by somebody's hand.
 if epoch then
@@ -145,12 +156,18 @@ local function unshare(sharer)
   return true
 end
 
--- Removes a permit; true if it was there.
-local function drop(id)
-  if redis.call('ZREM', permits, id) == 0 then return false end
-  if is_ours(id) then change = change - 1 end
+-- Undoes what a permit counts for its session and its sharer.
+local function disown(id)
   local owed = is_shared(id) and unshare(sharer_of(id))
   if reserve and not owed then reckon(session_of(id), -1) end
+end
+
+-- Removes a permit, and what is known of its backend; true if it was there.
+local function drop(id)
+  local owned = not fence or redis.call('HDEL', backends, id) == 1 or redis.call('HDEL', quarantine, id) == 0
+  if redis.call('ZREM', permits, id) == 0 then return false end
+  if is_ours(id) then change = change - 1 end
+  if owned then disown(id) end
   return true
 end
 
@@ -166,13 +183,95 @@ local function grant(id, ttl)
   return true
 end
 
--- Removes permits whose lease has expired.
-local function purge()
+-- Quarantine. A lease that expires says nothing of its connection: a process that is stopped closes none. So a permit that has a backend
+-- recorded is not dropped then. It goes on counting as held, but it is nobody's: its holder cannot renew it, and it counts
+-- for no sharer and no minimum.
+--
+--           expires                     its backend is gone, says a session: drop
+--   held ------------> in quarantine ----------------------------------------------> free
+--                            |                                                         ^
+--                            +---------------------------------------------------------+
+--                              BOUND has passed: free, but its backend is still asked for
+--
+-- Should nobody alive have a connection to end it by, the place that is free after BOUND gives somebody one. That is one place: by the time
+-- the others would be free (BEHIND) he has ended their backends.
+local function isolate(id, backend)
+  redis.call('HDEL', backends, id)
+  redis.call('ZADD', permits, whole(now + BOUND + (redis.call('HLEN', quarantine) > 0 and BEHIND or 0)), id)
+  redis.call('HSET', quarantine, id, backend .. ' ' .. whole(now + ASKED))
+  disown(id)
+end
+
+local function is_quarantined(id) return fence and redis.call('HEXISTS', quarantine, id) == 1 end
+
+-- Records the backend that a permit covers: "<pid> <start> <n>", the n-th that was opened under it. `known` is what is recorded. Marks and
+-- heartbeats travel on several connections and can overtake each other: what is known of a later backend stays.
+local function cover(id, backend, known)
+  local function nth(text) return tonumber(string.match(text, '%d+$') or '0') end
+  if not known or nth(known) < nth(backend) then redis.call('HSET', backends, id, backend) end
+end
+
+-- Walks over what is in quarantine, or was and is still asked for: as many as somebody can be asked to end at once.
+local function quarantined()
+  local ids, i = redis.call('HKEYS', quarantine), 0
+  table.sort(ids)
+  return function()
+    while ids[i + 1] and i < ENDS do
+      i = i + 1
+      local backend = redis.call('HGET', quarantine, ids[i])
+      if string.match(backend, '^%d+ %d+ %d+$') then return ids[i], backend end
+      redis.call('HDEL', quarantine, ids[i]) -- put there by somebody's hand
+    end
+  end
+end
+
+-- Asks a session to end the backends in quarantine. A push lost costs time only: see renew.
+local function ask_end(session)
+  local words = { 'f' }
+  for id, backend in quarantined() do
+    words[#words + 1] = id .. ' ' .. string.match(backend, '^%d+ %d+')
+  end
+  if #words > 1 then push(session, table.concat(words, ' ')) end
+end
+
+-- Who can be asked: a session that is alive, and has a connection to do it by, for at capacity it may not open one. `own`, which runs
+-- this script, is alive for sure; else they take turns.
+local function able_to_end(own)
+  local able, seen = {}, {}
+  for _, id in ipairs(redis.call('HKEYS', backends)) do
+    local session = session_of(id)
+    if session == own then return own end
+    if not seen[session] then
+      seen[session] = true
+      if is_live(session) then able[#able + 1] = session end
+    end
+  end
+  if #able == 0 then return nil end
+  table.sort(able)
+  return able[redis.call('HINCRBY', meta, 'seq', 1) % #able + 1]
+end
+
+-- Removes permits whose lease has expired, or puts them in quarantine.
+local function purge(own)
+  local isolated = false
   local dead = redis.call('ZRANGEBYSCORE', permits, '-inf', now, 'LIMIT', 0, 100)
   while #dead > 0 do
-    for _, id in ipairs(dead) do drop(id) end
+    for _, id in ipairs(dead) do
+      local backend = fence and redis.call('HGET', backends, id)
+      backend = backend and string.match(backend, '^%d+ %d+')
+      if backend then
+        isolate(id, backend)
+        isolated = true
+      elseif is_quarantined(id) then
+        change = change - redis.call('ZREM', permits, id) -- BOUND has passed
+      else
+        drop(id)
+      end
+    end
     dead = redis.call('ZRANGEBYSCORE', permits, '-inf', now, 'LIMIT', 0, 100)
   end
+  local asked = isolated and able_to_end(own)
+  if asked then ask_end(asked) end
 end
 
 -- How many of n permits a session can be granted where `free` are not held: what others' minima lack is kept for those.

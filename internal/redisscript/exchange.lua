@@ -48,7 +48,7 @@ local function room(n)
   free = free or capacity - redis.call('ZCARD', permits)
   if not purged and grantable(n, free, own) < n then
     purged = true
-    purge()
+    purge(own)
     free = capacity - redis.call('ZCARD', permits)
   end
   return grantable(n, free, own)
@@ -56,7 +56,7 @@ end
 
 if waiting > 0 and not shut then
   purged = true
-  purge() -- for who is first in line may have room then, whatever our own requests find
+  purge(own) -- for who is first in line may have room then, whatever our own requests find
   free = pump(capacity, own, granted)
   waiting = redis.call('ZCARD', queue)
 end
@@ -96,6 +96,10 @@ local before = waiting
 local function ask(kind, length, ids, request)
   local held = 0
   for _, id in ipairs(ids) do
+    if is_quarantined(id) then -- a duplicate that strayed for a lease: it must not shorten the quarantine
+      refused[#refused + 1] = ids[1]
+      return
+    end
     if redis.call('ZSCORE', permits, id) then held = held + 1 end
   end
   if held == #ids or held > 0 and kind == 's' then -- a duplicate, or an extension

@@ -6,7 +6,6 @@
 -- Twice: what was removed is not there. Its requests still in the queue leave when they come to its head.
 
 local own = ARGV[2]
-purge()
 for i = 1, tonumber(ARGV[4]) do
   local request = ARGV[4 + i]
   redis.call('ZREM', queue, request)
@@ -17,6 +16,7 @@ redis.call('ZREM', sessions, own)
 redis.call('ZREM', capacities, own)
 redis.call('HDEL', info, own)
 forget({ [own] = true })
+purge() -- now that nobody asks us for anything any more
 if epoch and epoch == ARGV[3] and redis.call('ZCARD', sessions) > 0 and open_gate() then
   pump(effective_capacity(), own, {})
 end

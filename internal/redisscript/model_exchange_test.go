@@ -67,13 +67,13 @@ func (o *oracle) exchange(x Exchange) (Exchanged, error) {
 	room := func(n int64) int64 {
 		if !purged && o.grantable(n, o.free(capacity), own) < n {
 			purged = true
-			o.purge()
+			o.purge(own)
 		}
 		return o.grantable(n, o.free(capacity), own)
 	}
 	if len(o.Queue) > 0 && !shut {
 		purged = true
-		o.purge()
+		o.purge(own)
 		out.Granted = append(out.Granted, o.pump(capacity, own)...)
 	}
 
@@ -83,6 +83,10 @@ func (o *oracle) exchange(x Exchange) (Exchanged, error) {
 		n := int64(len(ids))
 		var held []string
 		for _, id := range ids {
+			if o.isQuarantined(id) {
+				out.Refused = append(out.Refused, ids[0])
+				return
+			}
 			if _, ok := o.Permits[id]; ok {
 				held = append(held, id)
 			}

@@ -55,8 +55,9 @@ type pulse struct {
 
 // A stray call reaches Redis after its sender gave it up.
 type stray struct {
-	x *Exchange
-	n *Renew
+	x    *Exchange
+	n    *Renew
+	call func() // any other
 }
 
 // A peer is a session as the package semaphore makes them, without its goroutines: it believes in its leases from before it asked for them, repeats
@@ -71,6 +72,7 @@ type peer struct {
 	anchorLocal, anchorRedis int64
 	held                     map[string]int64 // until when it trusts the lease
 	lost                     []string
+	backends                 map[string]string // that it has said its permits cover
 	wants                    []*want
 	drops                    []dropping
 	pools                    []string
@@ -87,7 +89,7 @@ type peer struct {
 // join starts a session in a free slot.
 func (t *trial) join(slot, capacity, minimum, weight, pools, most int) {
 	t.born++
-	p := &peer{alive: true, capacity: capacity, ttl: t.plan.ttl, min: minimum, most: most, held: make(map[string]int64), owed: make(map[string]int)}
+	p := &peer{alive: true, capacity: capacity, ttl: t.plan.ttl, min: minimum, most: most, held: make(map[string]int64), backends: make(map[string]string), owed: make(map[string]int)}
 	p.session = fmt.Sprintf("%08x-%04x-8%02x0", 0xa0+slot, t.born, weight)
 	for i := range pools {
 		p.pools = append(p.pools, fmt.Sprintf("%s-8%03x", p.session, i+1))
@@ -145,6 +147,14 @@ func (p *peer) beatNow(now int64) Renew {
 	n := Renew{Expected: p.expected(now), Session: p.session, Epoch: p.epoch, TTLMillis: p.ttl, Capacity: p.capacity, Info: "{}",
 		NewEpoch: fmt.Sprintf("epoch-%d-%s", now, p.session), Limit: p.limit, Min: p.min, Roster: p.roster,
 		Permits: slices.Sorted(maps.Keys(p.held))}
+	for i, id := range n.Permits {
+		if b := p.backends[id]; b != "" {
+			if n.Backends == nil {
+				n.Backends = make([]string, len(n.Permits))
+			}
+			n.Backends[i] = b
+		}
+	}
 	for _, pool := range p.pools {
 		held := len(p.heldOf(pool))
 		n.Sharers = append(n.Sharers, Sharer{pool, held, min(p.owed[pool], held)})
@@ -229,6 +239,7 @@ func (t *trial) beatAnswered(p *peer, n Renew, sent int64) (joined bool) {
 	for i, unknown := range got.Unknown {
 		p.recall(p.pools[i], int(unknown))
 	}
+	t.endBackends(p, got.Quarantine)
 	if again {
 		t.beat(p, arrives)
 	} else if lost {
@@ -241,6 +252,62 @@ func (t *trial) beatAnswered(p *peer, n Renew, sent int64) (joined bool) {
 func (t *trial) lose(p *peer, id string) {
 	delete(p.held, id)
 	p.lost = append(p.lost, id)
+	if !p.cut { // else it sleeps
+		delete(t.postgres, id)
+	}
+}
+
+// cover opens a connection under a permit, and says so. Without that it is closed.
+func (t *trial) cover(p *peer, id string, f fate) {
+	backend := fmt.Sprintf("%d %d %d", 100+p.made, t.now, p.made)
+	p.made++
+	p.backends[id] = backend
+	if f == strayed {
+		epoch := p.epoch
+		t.strays = append(t.strays, stray{call: func() { _ = t.mark(p, epoch, id, backend) }})
+	}
+	if p.cut || f == requestLost || f == strayed {
+		delete(t.postgres, id)
+		return
+	}
+	err := t.mark(p, p.epoch, id, backend)
+	if errors.Is(err, ErrGone) {
+		t.beat(p, arrives)
+		if _, held := p.held[id]; !held {
+			return
+		}
+		err = t.mark(p, p.epoch, id, backend)
+	}
+	switch {
+	case err != nil:
+		if _, held := p.held[id]; held {
+			t.lose(p, id)
+		}
+	case f == replyLost:
+		delete(t.postgres, id)
+	default:
+		t.postgres[id] = backend
+		if f == doubled {
+			t.twice(func() { _ = t.mark(p, p.epoch, id, backend) })
+		}
+	}
+}
+
+// endBackends ends what is in quarantine. Of some it does not get through to the server.
+func (t *trial) endBackends(p *peer, quarantine []string) {
+	for i := 0; i+1 < len(quarantine); i += 2 {
+		id, backend := quarantine[i], strings.Fields(quarantine[i+1])
+		if stuck := strings.HasSuffix(backend[0], "3"); stuck && !t.ended {
+			continue
+		}
+		if lives := strings.Fields(t.postgres[id]); len(lives) > 0 && lives[0] == backend[0] && lives[1] == backend[1] {
+			delete(t.postgres, id)
+		}
+		p.drop(id)
+	}
+	if len(p.drops) > 0 && !p.cut && p.flight == nil {
+		t.fly(p, arrives)
+	}
 }
 
 func (p *peer) recall(pool string, n int) { p.owed[pool] = min(p.owed[pool]+n, len(p.heldOf(pool))) }
@@ -499,6 +566,12 @@ func (t *trial) hear(p *peer) {
 			p.recall(f[1], 1)
 		case "r":
 			p.repeat()
+		case "f":
+			var quarantine []string
+			for at := 1; at < len(f); at += 3 {
+				quarantine = append(quarantine, f[at], f[at+1]+" "+f[at+2])
+			}
+			t.endBackends(p, quarantine)
 		case "l":
 			t.beat(p, arrives)
 		}

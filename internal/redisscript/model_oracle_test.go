@@ -20,6 +20,9 @@ var (
 	oraclePromise = luaConstant("PROMISE")
 	oracleTenure  = luaConstant("TENURE")
 	oracleTold    = luaConstant("TOLD")
+	oracleBound   = luaConstant("BOUND")
+	oracleBehind  = luaConstant("BEHIND")
+	oracleAsked   = luaConstant("ASKED")
 )
 
 const oracleRank = 1 << 40
@@ -44,6 +47,7 @@ type oracle struct {
 	gate      int64
 	capacity  int64 // as stored when the script began
 	change    int64
+	fence     bool
 	sharded   bool
 	listeners []string // sessions that are subscribed
 	pushes    []push
@@ -59,6 +63,8 @@ func begin(before *state, time, expected int64, sharded bool, listeners []string
 		o.now = max(last, expected-oracleStep)
 		o.setSkew(time - o.now)
 	}
+	_, o.fence = o.Meta["fence"]
+	o.fence = o.fence || o.epoch == "" && len(o.Backends)+len(o.Quarantine) > 0
 	if o.epoch != "" {
 		count, there := o.num("count"), int64(len(o.Permits))
 		if there == 0 && count > 1 {
@@ -141,6 +147,12 @@ func (o *oracle) add(counts map[string]int64, name string, n int64) {
 }
 
 func (o *oracle) drop(id string) bool {
+	parted := false
+	if o.fence {
+		_, parted = o.Quarantine[id]
+		delete(o.Backends, id)
+		delete(o.Quarantine, id)
+	}
 	if _, ok := o.Permits[id]; !ok {
 		return false
 	}
@@ -148,6 +160,14 @@ func (o *oracle) drop(id string) bool {
 	if isOurs(id) {
 		o.change--
 	}
+	if !parted {
+		o.disown(id)
+	}
+	return true
+}
+
+// disown: a permit counts for its session and its pool no longer.
+func (o *oracle) disown(id string) {
 	owed := false
 	if sharer := sharerOf(id); isShared(id) {
 		held := o.Held[sharer] - 1
@@ -164,7 +184,6 @@ func (o *oracle) drop(id string) bool {
 	if !owed {
 		o.reckon(sessionOf(id), -1)
 	}
-	return true
 }
 
 func (o *oracle) grant(id string, ttl int64) {
@@ -181,12 +200,93 @@ func (o *oracle) grant(id string, ttl int64) {
 	o.reckon(sessionOf(id), 1)
 }
 
-func (o *oracle) purge() {
+// purge ends leases. What covers a backend is counted on, for nobody, until that is gone or the bound has passed.
+func (o *oracle) purge(own string) {
+	isolated := false
 	for _, id := range byScore(o.Permits) {
-		if o.Permits[id] <= o.now {
+		if o.Permits[id] > o.now {
+			continue
+		}
+		backend, covers := o.Backends[id]
+		parted := o.isQuarantined(id)
+		switch {
+		case o.fence && covers:
+			until := o.now + oracleBound
+			if len(o.Quarantine) > 0 {
+				until += oracleBehind
+			}
+			delete(o.Backends, id)
+			o.Permits[id] = until
+			o.Quarantine[id] = fmt.Sprintf("%s %d", backend[:strings.LastIndexByte(backend, ' ')], o.now+oracleAsked)
+			o.disown(id)
+			isolated = true
+		case parted:
+			delete(o.Permits, id)
+			o.change--
+		default:
 			o.drop(id)
 		}
 	}
+	if !isolated {
+		return
+	}
+	// own, if it has a backend to ask by, else one of those that have.
+	var able []string
+	for id := range o.Backends {
+		switch session := sessionOf(id); {
+		case session == own:
+			o.askEnd(own)
+			return
+		case !slices.Contains(able, session) && o.isLive(session, o.now):
+			able = append(able, session)
+		}
+	}
+	if len(able) > 0 {
+		slices.Sort(able)
+		o.askEnd(able[o.seq()%int64(len(able))])
+	}
+}
+
+func (o *oracle) askEnd(session string) {
+	text := "f"
+	for _, id := range slices.Sorted(maps.Keys(o.Quarantine)) {
+		text += " " + id + " " + o.Quarantine[id][:strings.LastIndexByte(o.Quarantine[id], ' ')]
+	}
+	if text != "f" {
+		o.push(session, text)
+	}
+}
+
+func (o *oracle) isQuarantined(id string) bool {
+	_, parted := o.Quarantine[id]
+	return o.fence && parted
+}
+
+// cover: of two backends of a permit, the later one counts.
+func (o *oracle) cover(id, backend string) {
+	nth := func(text string) int {
+		n, _ := strconv.Atoi(text[strings.LastIndexByte(text, ' ')+1:])
+		return n
+	}
+	if known, ok := o.Backends[id]; !ok || nth(known) < nth(backend) {
+		o.Backends[id] = backend
+	}
+}
+
+// mark returns an error as Mark does.
+func (o *oracle) mark(session, epoch, id, backend string) error {
+	if o.epoch == "" || o.epoch != epoch {
+		return ErrGone
+	}
+	if o.isQuarantined(id) || o.Permits[id] <= o.now {
+		return ErrNotHeld
+	}
+	o.setNum("fence", 1)
+	o.cover(id, backend)
+	if len(o.Quarantine) > 0 {
+		o.askEnd(session)
+	}
+	return nil
 }
 
 func (o *oracle) free(capacity int64) int64 { return capacity - int64(len(o.Permits)) }
@@ -387,6 +487,9 @@ func (o *oracle) renew(n Renew) (Renewed, error) {
 		}
 		o.setNum("seq", seq)
 		delete(o.Meta, "reserve")
+		if o.fence {
+			o.setNum("fence", 1)
+		}
 		if others := o.others(own); lost || len(others) > 0 {
 			o.closeGate(n.TTLMillis, others)
 		}
@@ -449,12 +552,15 @@ func (o *oracle) renew(n Renew) (Renewed, error) {
 	o.setNum("last", o.now)
 	capacity := o.effectiveCapacity()
 
-	o.purge()
+	o.purge(own)
 	o.forgetPromises()
 	missing := []string{}
 	for _, id := range n.Permits {
 		_, there := o.Permits[id]
+		_, parted := o.Quarantine[id]
 		switch {
+		case parted && o.fence:
+			missing = append(missing, id)
 		case there:
 			o.Permits[id] = o.now + n.TTLMillis
 		case lost && (o.now < o.gate || o.free(capacity) > 0):
@@ -486,7 +592,7 @@ func (o *oracle) renew(n Renew) (Renewed, error) {
 		free, counted := o.Reserves["free "+own]
 		if redebted || !counted || !had || was != minimum || free != minimum-int64(len(n.Permits)-len(missing))+owing {
 			free = minimum + owing
-			for id := range o.Permits {
+			for _, id := range o.held() {
 				if sessionOf(id) == own {
 					free--
 				}
@@ -494,6 +600,38 @@ func (o *oracle) renew(n Renew) (Renewed, error) {
 			o.Reserves["min "+own], o.Reserves["free "+own] = minimum, free
 		}
 		o.sumReserves()
+	}
+
+	covered := 0
+	for i, backend := range n.Backends {
+		if backend == "" {
+			continue
+		}
+		covered++
+		if !slices.Contains(missing, n.Permits[i]) {
+			o.cover(n.Permits[i], backend)
+		}
+	}
+	if covered > 0 {
+		o.fence = true
+		o.setNum("fence", 1)
+	}
+	if o.fence && len(o.Backends) > len(o.Permits) {
+		maps.DeleteFunc(o.Backends, func(id, _ string) bool { _, held := o.Permits[id]; return !held })
+	}
+	quarantine := []string{}
+	if o.fence {
+		for _, id := range slices.Sorted(maps.Keys(o.Quarantine)) {
+			fields := strings.Fields(o.Quarantine[id])
+			if until, _ := strconv.ParseInt(fields[2], 10, 64); until < o.now {
+				delete(o.Quarantine, id)
+			} else if covered > 0 {
+				quarantine = append(quarantine, id, o.Quarantine[id])
+			}
+		}
+		if len(o.Backends)+len(o.Quarantine) == 0 {
+			delete(o.Meta, "fence")
+		}
 	}
 
 	if lost && o.gate > o.now && n.Roster > o.num("known") {
@@ -507,11 +645,11 @@ func (o *oracle) renew(n Renew) (Renewed, error) {
 	}
 	o.end()
 	return Renewed{Now: o.now, Epoch: o.epoch, Capacity: capacity, Waiting: int64(len(o.Queue)), Sharded: o.sharded, Gate: o.gate,
-		Missing: missing, Limit: o.num("limit"), Unknown: unknown, Min: minimum, Roster: int64(len(o.Sessions))}, nil
+		Missing: missing, Limit: o.num("limit"), Unknown: unknown, Min: minimum, Roster: int64(len(o.Sessions)),
+		Quarantine: quarantine}, nil
 }
 
 func (o *oracle) leave(session, epoch string, drop []string) {
-	o.purge()
 	for _, request := range drop {
 		delete(o.Queue, request)
 		_, ids := parsed(request)
@@ -521,6 +659,7 @@ func (o *oracle) leave(session, epoch string, drop []string) {
 	}
 	o.endSession(session)
 	o.forget(session)
+	o.purge("")
 	if o.epoch != "" && o.epoch == epoch && len(o.Sessions) > 0 && o.openGate() {
 		o.pump(o.effectiveCapacity(), session)
 	}
@@ -533,7 +672,7 @@ func (o *oracle) setCapacity(n int64) int64 {
 		o.setNum("limit", n)
 	}
 	capacity := o.effectiveCapacity()
-	o.purge()
+	o.purge("")
 	if o.epoch != "" && o.openGate() {
 		o.pump(capacity, "")
 	}

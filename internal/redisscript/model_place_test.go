@@ -36,18 +36,18 @@ type place interface {
 
 // rawState is what both places read a state from.
 type rawState struct {
-	sets   [11]map[string]float64
-	hashes [11]map[string]string
+	sets   [13]map[string]float64
+	hashes [13]map[string]string
 }
 
 // The kinds of keys, in the order of Keys.
-const kindsOfKeys = "zzhzhzzhhzh"
+const kindsOfKeys = "zzhzhzzhhzhhh"
 
 func (r *rawState) state() *state {
 	return &state{
 		Permits: whole(r.sets[0]), Queue: whole(r.sets[1]), Meta: r.hashes[2], Sessions: whole(r.sets[3]), Info: r.hashes[4],
 		Capacities: whole(r.sets[5]), Shares: r.sets[6], Held: counts(r.hashes[7]), Debts: counts(r.hashes[8]),
-		Promises: whole(r.sets[9]), Reserves: counts(r.hashes[10]),
+		Promises: whole(r.sets[9]), Reserves: counts(r.hashes[10]), Backends: r.hashes[11], Quarantine: r.hashes[12],
 	}
 }
 
@@ -71,7 +71,7 @@ func counts(fields map[string]string) map[string]int64 {
 	return out
 }
 
-var allScripts = []*redis.Script{exchangeScript, renewScript, leaveScript, capacityScript, snapshotScript}
+var allScripts = []*redis.Script{exchangeScript, renewScript, leaveScript, capacityScript, snapshotScript, markScript}
 
 // inProcess is a miniredis that is called without a connection, for a million steps in minutes. Most of what a step takes is miniredis making
 // a Lua state for it.
@@ -99,7 +99,8 @@ func newInProcess(t testing.TB, k Keys) place {
 		_ = c.Close()
 		p.mini.Close()
 	})
-	for _, text := range []string{plain + common + exchangeText, common + renewText, common + leaveText, common + capacityText, common + snapshotText} {
+	for _, text := range []string{plain + common + exchangeText, common + renewText, common + leaveText, common + capacityText, common + snapshotText,
+		common + markText} {
 		if err := p.do("SCRIPT", "LOAD", text); err != nil {
 			t.Fatal(err)
 		}
@@ -353,8 +354,8 @@ func (p *realServer) pushed() (heard []push) {
 func (p *realServer) load() (*state, error) {
 	pipe := p.client.Pipeline()
 	ctx := p.t.Context()
-	var sets [11]*redis.ZSliceCmd
-	var hashes [11]*redis.MapStringStringCmd
+	var sets [13]*redis.ZSliceCmd
+	var hashes [13]*redis.MapStringStringCmd
 	for i, key := range p.keys.all {
 		if kindsOfKeys[i] == 'z' {
 			sets[i] = pipe.ZRangeWithScores(ctx, key, 0, -1)

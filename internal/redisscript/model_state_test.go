@@ -24,13 +24,15 @@ type state struct {
 	Debts      map[string]int64
 	Promises   map[string]int64
 	Reserves   map[string]int64
+	Backends   map[string]string
+	Quarantine map[string]string
 }
 
 func (s *state) clone() *state {
 	return &state{
 		maps.Clone(s.Permits), maps.Clone(s.Queue), maps.Clone(s.Meta), maps.Clone(s.Sessions), maps.Clone(s.Info),
 		maps.Clone(s.Capacities), maps.Clone(s.Shares), maps.Clone(s.Held), maps.Clone(s.Debts), maps.Clone(s.Promises),
-		maps.Clone(s.Reserves),
+		maps.Clone(s.Reserves), maps.Clone(s.Backends), maps.Clone(s.Quarantine),
 	}
 }
 
@@ -84,6 +86,16 @@ func byScore[N cmp.Ordered](set map[string]N) []string {
 	return slices.SortedFunc(maps.Keys(set), func(a, b string) int {
 		return cmp.Or(cmp.Compare(set[a], set[b]), cmp.Compare(a, b))
 	})
+}
+
+// held are the permits that count for their sessions and pools: those in quarantine are nobody's.
+func (s *state) held() (ids []string) {
+	for id := range s.Permits {
+		if _, parted := s.Quarantine[id]; !parted {
+			ids = append(ids, id)
+		}
+	}
+	return ids
 }
 
 // live are the permits whose lease is not over.

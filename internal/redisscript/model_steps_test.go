@@ -27,6 +27,7 @@ func newPlan(seed uint64, length int) *plan {
 	p.others = p.others && !p.clocks && !p.losses
 	// Who is cut off cannot say again what it holds, and a newcomer cannot know that.
 	p.windows = p.losses && p.cuts
+	p.fence = p.pools && some(60)
 
 	type choice struct {
 		do     string
@@ -36,6 +37,9 @@ func newPlan(seed uint64, length int) *plan {
 		{"join", 5}, {"leave", 2}, {"crash", 1}, {"land", 4}, {"snapshot", 1}}
 	if p.pools {
 		choices = append(choices, choice{"pay", 8}, choice{"offer", 6})
+	}
+	if p.fence {
+		choices = append(choices, choice{"cover", 14})
 	}
 	if p.late {
 		choices = append(choices, choice{"stray", 4})
@@ -133,7 +137,7 @@ func (t *trial) step(s step) {
 		t.want(p, s)
 	case "release":
 		if all := append(slices.Sorted(maps.Keys(p.held)), p.lost...); len(all) > 0 {
-			p.release(all[s.n%len(all)])
+			t.gone(p, all[s.n%len(all)])
 			t.fly(p, s.fate)
 		}
 	case "withdraw":
@@ -149,6 +153,12 @@ func (t *trial) step(s step) {
 			if n := len(p.heldOf(pool)) - p.owed[pool]; n > 0 {
 				p.offerer, p.offered = pool, 1+s.m%n
 				t.fly(p, s.fate)
+			}
+		}
+	case "cover":
+		if len(p.pools) > 0 {
+			if ids := p.heldOf(p.pools[s.n%len(p.pools)]); len(ids) > 0 {
+				t.cover(p, ids[s.m%len(ids)], s.fate)
 			}
 		}
 	case "look":
@@ -219,11 +229,26 @@ func (t *trial) pay(p *peer, f fate) {
 	for _, pool := range p.pools {
 		ids := p.heldOf(pool)
 		for _, id := range ids[:min(p.owed[pool], len(ids))] {
-			p.release(id)
+			t.gone(p, id)
 		}
 		p.owed[pool] = 0
 	}
 	t.fly(p, f)
+}
+
+// gone gives a permit back whose connection has ended.
+func (t *trial) gone(p *peer, id string) {
+	delete(t.postgres, id)
+	p.release(id)
+}
+
+// endsAll ends the connections of a session.
+func (t *trial) endsAll(p *peer) {
+	for id := range t.postgres {
+		if sessionOf(id) == p.session {
+			delete(t.postgres, id)
+		}
+	}
 }
 
 func (t *trial) strayArrives(s stray) {
@@ -232,6 +257,8 @@ func (t *trial) strayArrives(s stray) {
 		_, _ = t.exchange(*s.x)
 	case s.n != nil:
 		_, _ = t.renew(*s.n)
+	default:
+		s.call()
 	}
 }
 
@@ -240,6 +267,9 @@ func (t *trial) heal(p *peer, beats bool) {
 	if p.cut {
 		t.say("%s is connected again", p.session)
 		p.cut = false
+		for _, id := range p.lost { // it wakes
+			delete(t.postgres, id)
+		}
 		t.place.listen(p.session)
 		p.repeat()
 		if beats {
@@ -254,6 +284,7 @@ func (t *trial) crash(slot int) {
 	p := t.peers[slot]
 	t.say("%s crashes", p.session)
 	p.alive = false
+	t.endsAll(p)
 	if p.flight != nil && t.plan.late {
 		t.strays = append(t.strays, stray{x: &p.flight.x})
 	}
@@ -277,6 +308,7 @@ func (t *trial) leaves(slot int, f fate) {
 	for _, id := range slices.Sorted(maps.Keys(p.held)) {
 		drop = append(drop, Request(p.ttl, id))
 	}
+	t.endsAll(p)
 	p.alive, p.held = false, nil
 	if p.cut || f == requestLost {
 		t.say("Leave(%s), request lost", p.session)
@@ -417,7 +449,7 @@ func (t *trial) finish() {
 	for _, s := range t.strays {
 		t.strayArrives(s)
 	}
-	t.strays = nil
+	t.strays, t.ended = nil, true
 	for _, p := range t.peers {
 		if p != nil {
 			t.heal(p, true)
@@ -453,6 +485,12 @@ func (t *trial) finish() {
 	t.join(0, t.plan.capacity, 0, 1, 0, 0)
 	t.advance(2 * t.plan.ttl)
 	t.leaves(0, arrives)
+	if len(t.before.Quarantine) > 0 {
+		t.say("-- an hour passes")
+		t.now += oracleAsked + 1
+		t.join(0, t.plan.capacity, 0, 1, 0, 0)
+		t.leaves(0, arrives)
+	}
 	left := t.before.clone()
 	left.Meta = nil
 	if d := left.diff(&state{}); d != "" {

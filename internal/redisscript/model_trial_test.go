@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -16,7 +17,7 @@ type plan struct {
 	capacity int
 	ttl      int64
 	// Which parts of what can go wrong do. A history of few of them is easier to read, and gets deeper.
-	pools, minima, late, cuts, losses, clocks, operator, others bool
+	pools, minima, late, cuts, losses, clocks, operator, others, fence bool
 	// windows: something is in it for which ARCHITECTURE.md says that more than the capacity can be held for a while.
 	windows bool
 }
@@ -24,21 +25,23 @@ type plan struct {
 // A trial is one history at one place. After every script the state in Redis, the answer and the pushes must be what the oracle says, and
 // nothing promised may be broken.
 type trial struct {
-	plan    *plan
-	place   place
-	keys    Keys
-	now     int64 // ms; the time of all sessions' monotonic clocks
-	set     int64 // by which Redis's clock was set
-	before  *state
-	calls   int
-	peers   [4]*peer
-	born    int // sessions there ever were
-	strays  []stray
-	counted int             // other clients' permits that ever were
-	adrift  map[string]bool // sharers whose count waits for a heartbeat
-	damaged bool            // somebody deleted a key: what is counted may be wrong for a while
-	revoked bool            // somebody removed a permit: its holder does not know yet
-	trace   func(string)
+	plan     *plan
+	place    place
+	keys     Keys
+	now      int64 // ms; the time of all sessions' monotonic clocks
+	set      int64 // by which Redis's clock was set
+	before   *state
+	calls    int
+	peers    [4]*peer
+	born     int // sessions there ever were
+	strays   []stray
+	counted  int               // other clients' permits that ever were
+	postgres map[string]string // the backends that live, by the permit that covers them
+	ended    bool              // all backends can be ended
+	adrift   map[string]bool   // sharers whose count waits for a heartbeat
+	damaged  bool              // somebody deleted a key: what is counted may be wrong for a while
+	revoked  bool              // somebody removed a permit: its holder does not know yet
+	trace    func(string)
 }
 
 // broken ends a trial.
@@ -67,7 +70,7 @@ func (t *trial) run(steps []step, finish bool) (why string, failedAt int) {
 		}
 	}()
 	t.place.restart()
-	t.now, t.adrift = modelStart, make(map[string]bool)
+	t.now, t.adrift, t.postgres = modelStart, make(map[string]bool), make(map[string]string)
 	t.reload()
 	for i, s := range steps {
 		at = i
@@ -196,6 +199,21 @@ func (t *trial) renew(n Renew) (Renewed, error) {
 	return got, err
 }
 
+func (t *trial) mark(p *peer, epoch, id, backend string) error {
+	t.place.setTime(t.clock())
+	err := Mark(context.Background(), t.place, t.keys, p.expected(t.now), p.session, epoch, id, backend)
+	t.say("Mark(%s, %s) -> %v", id, backend, err)
+	answered := err
+	if !errors.Is(err, ErrNotHeld) {
+		answered = known(t, err)
+	}
+	t.judge(act{name: "Mark", session: p.session}, answer{nil, answered}, func(time int64) (*oracle, any) {
+		o := t.begin(time, p.expected(t.now))
+		return o, answer{nil, o.mark(p.session, epoch, id, backend)}
+	})
+	return err
+}
+
 func (t *trial) leave(expected int64, session, epoch string, drop []string) {
 	t.place.setTime(t.clock())
 	err := Leave(context.Background(), t.place, t.keys, expected, session, epoch, drop)
@@ -226,11 +244,17 @@ func (t *trial) setCapacity(expected int64, n int) {
 func (t *trial) snapshot() {
 	t.place.setTime(t.clock())
 	got, err := Load(context.Background(), t.place, t.keys)
+	slices.Sort(got.Quarantined)
 	t.say("Load() -> %d held, %d waiting", len(got.Permits), len(got.Queue))
 	t.judge(act{name: "Load"}, answer{got, known(t, err)}, func(time int64) (*oracle, any) {
 		o := t.begin(time, 0)
 		want := Snapshot{Now: o.now, Capacity: o.capacity, Limit: o.num("limit"), Gate: o.gate, Permits: map[string]int64{},
 			Sessions: map[string]int64{}, Info: o.Info, Declared: o.Capacities}
+		for _, id := range slices.Sorted(maps.Keys(o.Quarantine)) {
+			if expiry, counted := o.Permits[id]; counted && o.fence && expiry > o.now {
+				want.Quarantined = append(want.Quarantined, id)
+			}
+		}
 		for id, expiry := range o.Permits {
 			if expiry > o.now {
 				want.Permits[id] = expiry
@@ -253,12 +277,17 @@ func (t *trial) snapshot() {
 func (t *trial) twice(call func()) {
 	once := t.before
 	call()
+	line := (*state).line
+	if len(once.Debts) > 0 {
+		// The first call may have asked a pool for a permit, which waits itself and now has a better rank.
+		line = func(s *state) []string { return keysOf(s.Queue) }
+	}
 	for _, part := range []struct {
 		name        string
 		once, again any
 	}{
 		{"permits", keysOf(once.Permits), keysOf(t.before.Permits)},
-		{"queue", once.line(), t.before.line()},
+		{"queue", line(once), line(t.before)},
 		{"held", once.Held, t.before.Held},
 		{"sessions", keysOf(once.Sessions), keysOf(t.before.Sessions)},
 	} {

@@ -33,12 +33,15 @@ var (
 	capacityText string
 	//go:embed snapshot.lua
 	snapshotText string
+	//go:embed mark.lua
+	markText string
 
 	exchangeScript = redis.NewScript(plain + common + exchangeText)
 	renewScript    = redis.NewScript(common + renewText)
 	leaveScript    = redis.NewScript(common + leaveText)
 	capacityScript = redis.NewScript(common + capacityText)
 	snapshotScript = redis.NewScript(common + snapshotText)
+	markScript     = redis.NewScript(common + markText)
 )
 
 // ErrGone is returned by Exchange to a session that Redis does not know, or that knows another epoch:
@@ -58,7 +61,8 @@ type Keys struct {
 // set of permits is base itself, and the hash tag {base} puts all others into its Cluster slot.
 func NewKeys(base string) Keys {
 	k := Keys{all: []string{base}, push: "{" + base + "}:push:"}
-	for _, part := range []string{"queue", "meta", "sessions", "info", "capacities", "shares", "held", "debts", "promises", "reserves"} {
+	for _, part := range []string{"queue", "meta", "sessions", "info", "capacities", "shares", "held", "debts", "promises", "reserves",
+		"backends", "quarantine"} {
 		k.all = append(k.all, "{"+base+"}:"+part)
 	}
 	return k
@@ -169,6 +173,7 @@ type Renew struct {
 	Min            int    // permits to be kept for the session
 	Roster         int64  // sessions there were when it last asked
 	Permits        []string
+	Backends       []string // for each permit, the backend it covers, as for Mark, or ""
 	Sharers        []Sharer
 }
 
@@ -185,6 +190,9 @@ type Renewed struct {
 	Unknown  []int64 // for each sharer: how many more it was asked to give back than it said it owes
 	Min      int64   // permits kept for the session: less than it wants if the minima of all would be more than the capacity
 	Roster   int64   // live sessions
+
+	// Quarantine is for a session that recorded backends: "<UUID>", "<pid> <start> <until>", ...
+	Quarantine []string
 }
 
 // A RefusedMin refuses a session that joins with a minimum for which the others' leave no room.
@@ -196,14 +204,25 @@ func (e RefusedMin) Error() string {
 
 // Run executes the heartbeat.
 func (n Renew) Run(ctx context.Context, c redis.Scripter, k Keys) (Renewed, error) {
-	args := make([]any, 0, 12+len(n.Permits)+3*len(n.Sharers))
+	args := make([]any, 0, 13+len(n.Permits)+3*len(n.Sharers))
+	covered := 0
+	for _, b := range n.Backends {
+		if b != "" {
+			covered++
+		}
+	}
 	args = append(args, n.Expected, n.Session, n.Epoch, n.TTLMillis, n.Capacity, n.Info, n.NewEpoch, len(n.Permits), len(n.Sharers), n.Limit,
-		n.Min, n.Roster)
+		n.Min, n.Roster, covered)
 	for _, p := range n.Permits {
 		args = append(args, p)
 	}
 	for _, s := range n.Sharers {
 		args = append(args, s.Name, s.Held, s.Owed)
+	}
+	for i, b := range n.Backends {
+		if b != "" {
+			args = append(args, i+1, b)
+		}
 	}
 	r, err := run(ctx, renewScript, c, k, args)
 	if err != nil {
@@ -214,8 +233,26 @@ func (n Renew) Run(ctx context.Context, c redis.Scripter, k Keys) (Renewed, erro
 		return Renewed{}, cmp.Or[error](r.err, refused)
 	}
 	out := Renewed{Now: r.int(), Epoch: r.text(), Capacity: r.int(), Waiting: r.int(), Sharded: r.int() == 1, Gate: r.int(),
-		Missing: r.texts(), Limit: r.int(), Unknown: r.ints(), Min: r.int(), Roster: r.int()}
+		Missing: r.texts(), Limit: r.int(), Unknown: r.ints(), Min: r.int(), Roster: r.int(),
+		Quarantine: r.texts()}
 	return out, r.err
+}
+
+// ErrNotHeld is returned by Mark for a permit that is not held any more.
+var ErrNotHeld = errors.New("the permit is not held any more")
+
+// Mark records the backend, "<pid> <start> <n>", that a permit covers: the n-th. It returns ErrGone if the session must renew first.
+func Mark(ctx context.Context, c redis.Scripter, k Keys, expected int64, session, epoch, id, backend string) error {
+	marked, err := markScript.Run(ctx, c, k.all, expected, session, epoch, id, backend).Int64()
+	switch {
+	case err != nil:
+		return fmt.Errorf("script mark: %w", err)
+	case marked < 0:
+		return ErrGone
+	case marked == 0:
+		return ErrNotHeld
+	}
+	return nil
 }
 
 // Leave ends a session and drops the requests given. expected is Redis's clock as the session expects it, ms: without it, a clock that
@@ -246,6 +283,7 @@ type Snapshot struct {
 	Sessions                   map[string]int64  // session -> expiry
 	Info                       map[string]string // session -> JSON
 	Declared                   map[string]int64  // session -> capacity
+	Quarantined                []string          // of the permits, UUIDs
 }
 
 // Load reads a Snapshot.
@@ -267,6 +305,11 @@ func Load(ctx context.Context, c redis.Scripter, k Keys) (Snapshot, error) {
 		s.Info[info[i]] = info[i+1]
 	}
 	s.Declared = r.scores()
+	for _, id := range r.texts() {
+		if _, counted := s.Permits[id]; counted {
+			s.Quarantined = append(s.Quarantined, id)
+		}
+	}
 	return s, r.err
 }
 

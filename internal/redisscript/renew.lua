@@ -4,9 +4,13 @@
 --        6 JSON about it for operators   7 an epoch to use if there is none
 --        8 number of permits, 9 of sharers, 10 the operator's capacity it knows, 0 if none: restored if state was lost
 --        11 the minimum it wants to be guaranteed   12 how many sessions there were when it last asked
+--        13 number of permits that cover a backend it recorded
 --        then the permits' UUIDs
 --        then for each sharer: its name, the permits it holds, how many of those it knows it was asked to give back
--- Returns {'ok', now, epoch, capacity in force, waiting, sharded, gate, {UUIDs not held any more}, limit, {debts}, minimum, sessions}
+--        then for each permit that covers a backend: its place among the UUIDs, from 1, and "<pid> <start> <n>", see cover in common
+-- Returns {'ok', now, epoch, capacity in force, waiting, sharded, gate, {UUIDs not held any more}, limit, {debts}, minimum, sessions,
+--         {UUID, "<pid> <start> <until>", ...}}
+--          the last   the quarantine, for a session that has a connection to end those backends by; else empty
 --          limit     an operator's capacity, 0 if none
 --          debts     for each sharer, how many more it was asked to give back than it knows: the push was lost, or is on its way
 --          sharded   1 if pushes go by sharded pub/sub, else 0
@@ -22,8 +26,8 @@
 
 local own, known, ttl, declared = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local n_permits, n_sharers, limit = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
-local minimum, roster = tonumber(ARGV[11]), tonumber(ARGV[12])
-local FIRST = 13
+local minimum, roster, n_backends = tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[13])
+local FIRST = 14
 local joins = known == ''
 local EARLY = 0.45 -- of a lease: a heartbeat comes after a third of it, and once more a twelfth later if that failed
 
@@ -70,6 +74,7 @@ if not epoch then
   redis.call('HSET', meta, 'epoch', epoch, 'gate', 0, 'count', count, 'seq', whole(seq))
   redis.call('HDEL', meta, 'reserve')
   reserve = nil
+  if fence then redis.call('HSET', meta, 'fence', 1) end
   if lost or #others > 0 then close_gate(others) end
 elseif lost and gate == 0 then -- whoever came first could not know that others hold permits
   close_gate(listening())
@@ -126,16 +131,22 @@ redis.call('HSET', info, own, ARGV[6])
 redis.call('HSET', meta, 'last', whole(now))
 local capacity = effective_capacity()
 
-purge()
+purge(own)
 redis.call('ZREMRANGEBYSCORE', promises, '-inf', now) -- balance does it, too, but only while somebody waits
-local missing = {}
+local missing, parted = {}, {}
+if fence then
+  -- What is in quarantine was its holder's: he may have slept, and cannot have it back.
+  for _, id in ipairs(redis.call('HKEYS', quarantine)) do parted[id] = true end
+end
 local expiry = whole(now + ttl)
 local CHUNK = 1000
 for from = 1, n_permits, CHUNK do
   local batch, upto = {}, math.min(from + CHUNK - 1, n_permits)
   for i = from, upto do
     local id = ARGV[FIRST + i - 1]
-    if lost then
+    if parted[id] then
+      missing[#missing + 1] = id
+    elseif lost then
       -- Truth first: its connection exists, whether or not there is room.
       if now < gate or redis.call('ZCARD', permits) < capacity or redis.call('ZSCORE', permits, id) then
         change = change + redis.call('ZADD', permits, expiry, id)
@@ -153,7 +164,7 @@ for from = 1, n_permits, CHUNK do
     if changed < #batch / 2 then
       for i = from, upto do
         local id = ARGV[FIRST + i - 1]
-        if not redis.call('ZSCORE', permits, id) then missing[#missing + 1] = id end
+        if not parted[id] and not redis.call('ZSCORE', permits, id) then missing[#missing + 1] = id end
       end
     end
   end
@@ -182,11 +193,51 @@ if minimum > 0 or redis.call('HEXISTS', reserves, 'min ' .. own) == 1 then
   if redebted or counted ~= minimum - (n_permits - #missing) + owing or tonumber(redis.call('HGET', reserves, 'min ' .. own) or '') ~= minimum then
     counted = minimum + owing
     for _, id in ipairs(redis.call('ZRANGE', permits, 0, -1)) do
-      if session_of(id) == own then counted = counted - 1 end
+      if session_of(id) == own and not parted[id] then counted = counted - 1 end
     end
     redis.call('HSET', reserves, 'min ' .. own, minimum, 'free ' .. own, counted)
   end
   sum_reserves()
+end
+
+-- The backends, should Redis have forgotten.
+if n_backends > 0 then
+  fence = true
+  redis.call('HSET', meta, 'fence', 1)
+  local gone = {}
+  for _, id in ipairs(missing) do gone[id] = true end
+  for from = 1, n_backends, CHUNK do
+    local ids, said = {}, {}
+    for i = from, math.min(from + CHUNK - 1, n_backends) do
+      local id = ARGV[FIRST + tonumber(ARGV[at + 2 * i - 2]) - 1]
+      if not gone[id] then
+        ids[#ids + 1] = id
+        said[#said + 1] = ARGV[at + 2 * i - 1]
+      end
+    end
+    local recorded = #ids > 0 and redis.call('HMGET', backends, unpack(ids)) or {}
+    for i, id in ipairs(ids) do
+      if recorded[i] ~= said[i] then cover(id, said[i], recorded[i]) end
+    end
+  end
+end
+if fence and redis.call('HLEN', backends) > redis.call('ZCARD', permits) then
+  -- Somebody's hand, or a client that knows nothing of backends, has removed permits that expired.
+  for _, id in ipairs(redis.call('HKEYS', backends)) do
+    if not redis.call('ZSCORE', permits, id) then redis.call('HDEL', backends, id) end
+  end
+end
+local to_end = {}
+if fence then
+  for id, backend in quarantined() do
+    if tonumber(string.match(backend, '%d+$')) < now then
+      redis.call('HDEL', quarantine, id) -- BOUND has passed long ago
+    elseif n_backends > 0 then
+      to_end[#to_end + 1] = id
+      to_end[#to_end + 1] = backend
+    end
+  end
+  if not fences() then redis.call('HDEL', meta, 'fence') end
 end
 
 if lost and gate > now and roster > tonumber(redis.call('HGET', meta, 'known') or 0) then
@@ -198,4 +249,5 @@ if open_gate() then
 end
 tally()
 return { 'ok', now, epoch, capacity, redis.call('ZCARD', queue), sharded and 1 or 0, gate, missing,
-  tonumber(redis.call('HGET', meta, 'limit') or 0), unknown, minimum, redis.call('ZCARD', sessions) }
+  tonumber(redis.call('HGET', meta, 'limit') or 0), unknown, minimum, redis.call('ZCARD', sessions),
+  to_end }

@@ -2,7 +2,8 @@
 --
 -- ARGV   none
 -- Returns {now, capacity in force, operator's limit or 0, gate, {UUID, expiry, ...}, {request, ...} in the order of the queue,
---          {session, expiry, ...}, {session, JSON, ...}, {session, declared capacity, ...}}
+--          {session, expiry, ...}, {session, JSON, ...}, {session, declared capacity, ...},
+--          {UUIDs in quarantine, or whose backend is still asked for}}
 -- Clock: Redis's; what has expired is left out.
 -- Twice: reads only.
 
@@ -13,4 +14,5 @@ return {
   redis.call('ZRANGEBYSCORE', sessions, '(' .. whole(now), '+inf', 'WITHSCORES'),
   redis.call('HGETALL', info),
   redis.call('ZRANGE', capacities, 0, -1, 'WITHSCORES'),
+  fence and redis.call('HKEYS', quarantine) or {},
 }

@@ -1,0 +1,194 @@
+package passbuddy_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/lib/pq"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/passbuddy/passbuddy"
+	"github.com/passbuddy/passbuddy/semaphore"
+)
+
+var fenced = passbuddy.Config{Fence: true}
+
+// freeze ends, in Redis alone, the leases of the permits that cover the backends of those sessions: as if their process had been stopped for so long.
+func freeze(t *testing.T, by *semaphore.Semaphore, pids ...string) {
+	t.Helper()
+	ctx := context.Background()
+	backends, err := by.Client().HGetAll(ctx, "{passbuddy-"+t.Name()+"}:backends").Result()
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	for id, text := range backends {
+		for _, pid := range pids {
+			if strings.HasPrefix(text, pid+" ") {
+				found++
+				by.Client().ZAdd(ctx, "passbuddy-"+t.Name(), redis.Z{Score: 1, Member: id})
+			}
+		}
+	}
+	if found != len(pids) {
+		t.Fatalf("%d of backends %q are recorded: %v", found, pids, backends)
+	}
+	if err := by.SetCapacity(ctx, by.Capacity()); err != nil { // has Redis look
+		t.Fatal(err)
+	}
+}
+
+func pidOf(t *testing.T, c *sql.Conn) (pid string) {
+	t.Helper()
+	if err := c.QueryRowContext(context.Background(), "select pg_backend_pid()::text").Scan(&pid); err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
+
+func checkout(t *testing.T, db *sql.DB) *sql.Conn {
+	t.Helper()
+	c, err := db.Conn(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// Each way to open a DB over pgx; with a prepared statement on the connection by which backends are ended, and without.
+func TestFenceOfAFrozenProcess(t *testing.T) {
+	s := start(t)
+	for _, name := range []string{"pgx registered", "pgx connector"} {
+		open := openers[name]
+		for _, prepared := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/prepared %v", name, prepared), func(t *testing.T) {
+				const capacity = 3
+				peak := s.watch(t)
+				// Who sleeps is long between two heartbeats, which would have it end its connections itself.
+				sleeping, waking := s.sessionFor(t, capacity, time.Minute), s.session(t, capacity)
+				sleeper, awake := open(t, s, sleeping, fenced), open(t, s, waking, fenced)
+				a, b := checkout(t, sleeper), checkout(t, sleeper)
+				if prepared {
+					st, err := awake.Prepare("select 1")
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer st.Close()
+				}
+				if err := awake.Ping(); err != nil {
+					t.Fatal(err)
+				}
+				freeze(t, waking, pidOf(t, a), pidOf(t, b))
+				deadline := time.Now().Add(10 * time.Second)
+				for a.PingContext(context.Background()) == nil || b.PingContext(context.Background()) == nil {
+					if time.Now().After(deadline) {
+						t.Fatal("its connections live on")
+					}
+				}
+				a.Close()
+				b.Close()
+				for sleeper.Ping() != nil { // it believes in its leases until it hears otherwise
+					if time.Now().After(deadline) {
+						t.Fatal("it does not work again")
+					}
+				}
+				if err := awake.Ping(); err != nil {
+					t.Error(err)
+				}
+				for _, db := range []*sql.DB{sleeper, awake} {
+					if err := db.Close(); err != nil {
+						t.Error(err)
+					}
+				}
+				for _, sem := range []*semaphore.Semaphore{sleeping, waking} {
+					if snap, err := sem.Snapshot(context.Background()); err != nil || snap.Fencing > 0 {
+						t.Errorf("%d permits are left in quarantine, %v", snap.Fencing, err)
+					}
+					if err := sem.Close(); err != nil {
+						t.Error(err)
+					}
+				}
+				if most := peak(); most > capacity {
+					t.Errorf("%d backends, capacity %d", most, capacity)
+				}
+			})
+		}
+	}
+}
+
+func TestFenceIsRefused(t *testing.T) {
+	s := start(t)
+	sem := s.session(t, 1)
+	defer sem.Close()
+	for want, cfg := range map[string]passbuddy.Config{
+		"Scope":         {Fence: true, Scope: passbuddy.PerCheckout},
+		"KeepOnLoss":    {Fence: true, KeepOnLoss: true},
+		"FallbackConns": {Fence: true, FallbackConns: 1},
+	} {
+		if _, err := cfg.WithDefaults(); err == nil || !strings.Contains(err.Error(), "Fence") || !strings.Contains(err.Error(), want) {
+			t.Errorf("%+v: %v", cfg, err)
+		}
+	}
+	// Other drivers, and where that is told.
+	func() {
+		defer func() {
+			if r := fmt.Sprint(recover()); !strings.Contains(r, "Config.Fence needs pgx") || !strings.Contains(r, "*pq.Driver") {
+				t.Errorf("Register of lib/pq: %v", r)
+			}
+		}()
+		passbuddy.Register("never", &pq.Driver{}, sem, fenced)
+	}()
+	c, err := pq.NewConnector(s.postgres.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, db := range map[string]*sql.DB{
+		"Config.Fence needs pgx":                passbuddy.OpenDB(c, sem, fenced),
+		"Config.Fence cannot follow the socket": openers["pgx configuration by name"](t, s, sem, fenced),
+	} {
+		if err := db.Ping(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if snap, err := sem.Snapshot(context.Background()); err != nil || snap.Held > 0 {
+		t.Errorf("%d permits are held by what was refused, %v", snap.Held, err)
+	}
+}
+
+// The lease is over when the connection is there: its process slept while it opened it. The connection is not handed out.
+func TestFenceRefusesAConnectionWhoseLeaseIsOver(t *testing.T) {
+	s := start(t)
+	sem := s.session(t, 2)
+	defer sem.Close()
+	cfg, err := pgx.ParseConfig(s.postgres.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	slept := false
+	db := passbuddy.OpenDB(stdlib.GetConnector(*cfg, stdlib.OptionAfterConnect(func(ctx context.Context, _ *pgx.Conn) error {
+		if !slept {
+			slept = true
+			sem.Client().ZRemRangeByRank(ctx, "passbuddy-"+t.Name(), 0, -1)
+		}
+		return nil
+	})), sem, fenced)
+	if err := db.Ping(); !errors.Is(err, semaphore.ErrLost) {
+		t.Errorf("%v, want ErrLost", err)
+	}
+	if err := db.Ping(); err != nil {
+		t.Error(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Error(err)
+	}
+}

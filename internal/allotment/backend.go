@@ -1,0 +1,68 @@
+package allotment
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/passbuddy/passbuddy/semaphore"
+)
+
+// This file is for pools that say which Postgres backend each connection is, so that others can end it should this process be
+// stopped past its leases; and that end the backends of others in turn.
+
+// marker is a [Fleet] that keeps backends. [*semaphore.Share] is one.
+type marker interface {
+	Cover(p *semaphore.Permit, b semaphore.Backend) (record func(context.Context) error)
+}
+
+// BackendEnder is a [Pool] that can end backends it did not open.
+type BackendEnder interface {
+	Pool
+	// EndBackends is semaphore.BackendEnder's, with an urgent ctx (see Enter).
+	EndBackends(ctx context.Context, backends []semaphore.Backend) (gone []bool)
+}
+
+var _ semaphore.BackendEnder = (*Allotment)(nil)
+
+// Mark records the backend of c, which must not be handed out before, and must be closed if this fails. Unlike the other methods it asks Redis.
+//
+// Meanwhile the lease can be lost and c closed by Fence; c can even be gone, and its permit given back, or under another connection:
+// semaphore.Share.Cover says why that is well. What it asks for is that connections say what they are in the order in which they have the permit. So
+// the first half is done under the lock, while the permit is certainly c's.
+func (c *Conn) Mark(ctx context.Context, b semaphore.Backend) error {
+	record, err := c.cover(b)
+	if err != nil {
+		return err
+	}
+	if err := record(ctx); err != nil {
+		return fmt.Errorf("passbuddy: recording the backend of a new connection: %w", err)
+	}
+	return nil
+}
+
+func (c *Conn) cover(b semaphore.Backend) (record func(context.Context) error, err error) {
+	a := c.a
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	m, ok := a.fleet.(marker)
+	switch {
+	case !ok:
+		return nil, errors.New("passbuddy: bug: this fleet keeps no backends")
+	case c.permit == nil:
+		return nil, fmt.Errorf("passbuddy: while connecting: %w", semaphore.ErrLost)
+	}
+	return m.Cover(c.permit, b), nil
+}
+
+// EndBackends passes on what the fleet asks for, if the pool can do it.
+func (a *Allotment) EndBackends(ctx context.Context, backends []semaphore.Backend) []bool {
+	if e, ok := a.pool.(BackendEnder); ok {
+		return e.EndBackends(context.WithValue(ctx, urgentKey{}, true), backends)
+	}
+	return nil
+}
+
+// urgentKey marks the context of one who ends backends: he goes to the head of the local queue. A turn of his takes
+// milliseconds, and frees permits for everybody.
+type urgentKey struct{}

@@ -1,0 +1,171 @@
+package backend_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/passbuddy/passbuddy/internal/backend"
+	"github.com/passbuddy/passbuddy/internal/throwaway"
+	"github.com/passbuddy/passbuddy/semaphore"
+)
+
+func server(t *testing.T) *throwaway.Postgres {
+	t.Helper()
+	pg, err := throwaway.StartPostgres(t.Context(), throwaway.PostgresOptions{})
+	if errors.Is(err, throwaway.ErrNotFound) {
+		t.Skipf("this test needs a real server: %v (make test installs it)", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = pg.Stop() })
+	return pg
+}
+
+func connect(t *testing.T, dsn string) *pgx.Conn {
+	t.Helper()
+	c, err := pgx.Connect(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close(context.Background()) })
+	return c
+}
+
+func of(t *testing.T, c *pgx.Conn) semaphore.Backend {
+	t.Helper()
+	b, err := backend.Of(t.Context(), c.PgConn())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func alive(c *pgx.Conn) bool { return c.Ping(context.Background()) == nil }
+
+func TestEnd(t *testing.T) {
+	pg := server(t)
+	admin := connect(t, pg.AdminURL())
+	if _, err := admin.Exec(t.Context(), "create role other login password 'other'; create role lesser; grant lesser to "+throwaway.Role); err != nil {
+		t.Fatal(err)
+	}
+	self := connect(t, pg.URL())
+
+	t.Run("its own", func(t *testing.T) {
+		idle, busy := connect(t, pg.URL()), connect(t, pg.URL())
+		of1, of2 := of(t, idle), of(t, busy)
+		if of1.PID != idle.PgConn().PID() || time.Since(time.UnixMicro(of1.Start)).Abs() > time.Minute {
+			t.Errorf("backend %v", of1)
+		}
+		ended := make(chan error, 1)
+		go func() { _, err := busy.Exec(context.Background(), "select pg_sleep(60)"); ended <- err }()
+		never := semaphore.Backend{PID: 4000000, Start: of1.Start}
+		began := time.Now()
+		if gone := backend.End(t.Context(), self.PgConn(), []semaphore.Backend{of1, of2, never}); !slices.Equal(gone, []bool{true, true, true}) {
+			t.Errorf("gone: %v", gone)
+		}
+		t.Logf("two ended in %v", time.Since(began))
+		var e *pgconn.PgError
+		if err := <-ended; !errors.As(err, &e) || e.Code != "57P01" {
+			t.Errorf("the busy one: %v", err)
+		}
+		if alive(idle) {
+			t.Error("the idle one lives")
+		}
+	})
+	t.Run("a pid used again", func(t *testing.T) {
+		c := connect(t, pg.URL())
+		b := of(t, c)
+		before := semaphore.Backend{PID: b.PID, Start: b.Start - 1}
+		if gone := backend.End(t.Context(), self.PgConn(), []semaphore.Backend{before}); !gone[0] {
+			t.Error("what had the pid before is not gone")
+		}
+		if !alive(c) {
+			t.Error("the one that has it now was ended")
+		}
+	})
+	t.Run("itself", func(t *testing.T) {
+		began := time.Now()
+		if gone := backend.End(t.Context(), self.PgConn(), []semaphore.Backend{of(t, self)}); gone[0] || !alive(self) {
+			t.Errorf("gone %v, alive %v", gone, alive(self))
+		}
+		if took := time.Since(began); took > 10*time.Second {
+			t.Errorf("took %v: the wait is bounded", took)
+		}
+	})
+	t.Run("another role's", func(t *testing.T) {
+		u, err := url.Parse(pg.URL())
+		if err != nil {
+			t.Fatal(err)
+		}
+		u.User = url.UserPassword("other", "other")
+		for name, c := range map[string]*pgx.Conn{"other": connect(t, u.String()), "superuser": connect(t, pg.AdminURL())} {
+			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+			gone := backend.End(ctx, self.PgConn(), []semaphore.Backend{of(t, c)})
+			cancel()
+			if gone[0] || !alive(c) {
+				t.Errorf("%s: gone %v, alive %v", name, gone, alive(c))
+			}
+		}
+		// ... although it could.
+		c := connect(t, pg.URL())
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		defer cancel()
+		if gone := backend.End(ctx, admin.PgConn(), []semaphore.Backend{of(t, c)}); gone[0] || !alive(c) {
+			t.Error("a superuser ended another role's")
+		}
+	})
+	t.Run("in another role", func(t *testing.T) {
+		set := connect(t, pg.URL())
+		if _, err := set.Exec(t.Context(), "set role lesser"); err != nil {
+			t.Fatal(err)
+		}
+		c := connect(t, pg.URL())
+		if gone := backend.End(t.Context(), set.PgConn(), []semaphore.Backend{of(t, c)}); !gone[0] || alive(c) {
+			t.Errorf("gone %v, alive %v", gone, alive(c))
+		}
+		var role string
+		if err := set.QueryRow(t.Context(), "select current_user").Scan(&role); err != nil || role != "lesser" {
+			t.Errorf("the user's role is now %q, %v", role, err)
+		}
+	})
+	t.Run("broken connection", func(t *testing.T) {
+		dead := connect(t, pg.URL())
+		c := connect(t, pg.URL())
+		b := of(t, c)
+		_ = dead.Close(t.Context())
+		if gone := backend.End(t.Context(), dead.PgConn(), []semaphore.Backend{b}); gone[0] {
+			t.Error("gone, says a connection that is closed")
+		}
+	})
+}
+
+// A pooler tells clients numbers of its own.
+func TestOfBehindAPooler(t *testing.T) {
+	pg := server(t)
+	c, err := pgconn.Connect(t.Context(), pg.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := c.Hijack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.PID++
+	if c, err = pgconn.Construct(h); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close(context.Background()) }()
+	if _, err := backend.Of(t.Context(), c); err == nil || !strings.Contains(err.Error(), "pooler") || !strings.Contains(err.Error(), fmt.Sprint(h.PID)) {
+		t.Errorf("%v", err)
+	}
+}

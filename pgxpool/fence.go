@@ -1,0 +1,53 @@
+package pgxpool
+
+import (
+	"context"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/passbuddy/passbuddy/internal/allotment"
+	"github.com/passbuddy/passbuddy/internal/backend"
+	"github.com/passbuddy/passbuddy/semaphore"
+)
+
+// This file is passbuddy.Config.Fence.
+
+// mark records the backend of a new connection. It asks the server and Redis.
+func (p *pool) mark(ctx context.Context, c *allotment.Conn, conn *pgx.Conn) error {
+	if c == nil {
+		return errUntracked
+	}
+	// pgx's ctx has no deadline: it outlives the caller.
+	ctx, cancel := context.WithTimeout(ctx, p.acquireTimeout)
+	defer cancel()
+	b, err := backend.Of(ctx, conn.PgConn())
+	if err != nil {
+		return err
+	}
+	return c.Mark(ctx, b)
+}
+
+// fencing is the context of a checkout that is to end backends of others. The user's hooks are spared it, as far as pgx tells it
+// from others: those of its release see it, and Stat counts it.
+type fencing struct{ context.Context }
+
+func isFencing(ctx context.Context) bool {
+	_, yes := ctx.(*fencing)
+	return yes
+}
+
+var _ allotment.BackendEnder = (*pool)(nil)
+
+// EndBackends implements [allotment.BackendEnder].
+func (p *pool) EndBackends(ctx context.Context, backends []semaphore.Backend) []bool {
+	known := p.known.Load()
+	if known == nil {
+		return nil // nobody has checked anything out of it yet
+	}
+	conn, err := known.Acquire(&fencing{ctx})
+	if err != nil {
+		return nil
+	}
+	defer conn.Release()
+	return backend.End(ctx, conn.Conn().PgConn(), backends)
+}

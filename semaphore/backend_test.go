@@ -1,0 +1,734 @@
+package semaphore
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// A fencer is a pool whose permits cover backends, and that ends those of others. A Postgres of the test's own knows which live.
+type fencer struct {
+	*pool
+	t  *testing.T
+	pg *postgres
+	s  *session
+
+	deaf  atomic.Bool // it does not get through to Postgres
+	stuck atomic.Bool // nor does it hear of that before it gives up; and its own connections do not end
+	asked atomic.Int32
+}
+
+// postgres is its backends: true for those that live.
+type postgres map[Backend]bool
+
+func (s *session) fencer(t *testing.T, pg *postgres) *fencer {
+	t.Helper()
+	f := &fencer{pool: &pool{}, t: t, pg: pg, s: s}
+	share, err := s.NewShare(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.share = share
+	return f
+}
+
+// open acquires n permits and opens as many connections.
+func (f *fencer) open(n int) {
+	f.t.Helper()
+	had := len(f.granted())
+	for patience := 0; len(f.granted()) < had+n; patience++ {
+		f.share.Ask(had + n - len(f.granted()))
+		if len(f.granted()) < had+n {
+			time.Sleep(10 * time.Millisecond)
+		}
+		if patience == 300 {
+			f.t.Fatalf("granted %d of %d", len(f.granted())-had, n)
+		}
+	}
+	f.share.Ask(0)
+	time.Sleep(2 * withdrawAfter)
+	for _, p := range f.granted()[had:] {
+		if err := f.connect(p); err != nil {
+			f.t.Fatalf("Cover: %v", err)
+		}
+	}
+}
+
+func (f *fencer) granted() []*Permit {
+	synctest.Wait()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.permits)
+}
+
+// end gives back what it has.
+func (f *fencer) end() {
+	for range f.granted() {
+		f.give()
+	}
+}
+
+func (f *fencer) connect(p *Permit) error {
+	b := Backend{PID: uint32(len(*f.pg) + 1), Start: int64(1e15) + int64(len(*f.pg))}
+	(*f.pg)[b] = true
+	return f.share.Cover(p, b)(f.t.Context())
+}
+
+func (f *fencer) EndBackends(ctx context.Context, backends []Backend) []bool {
+	f.asked.Add(1)
+	if f.stuck.Load() {
+		<-ctx.Done()
+		return nil
+	}
+	time.Sleep(3 * time.Millisecond)
+	gone := make([]bool, len(backends))
+	for i, b := range backends {
+		if !f.deaf.Load() {
+			delete(*f.pg, b)
+		}
+		gone[i] = !(*f.pg)[b]
+	}
+	return gone
+}
+
+func (f *fencer) Closed() {
+	if !f.stuck.Load() {
+		f.pool.Closed()
+	}
+}
+
+// reckoned fails unless everything that Redis counts is what there is.
+func (w *world) reckoned(t *testing.T) {
+	t.Helper()
+	synctest.Wait()
+	const base = "{passbuddy-semaphore}:"
+	ids, _ := w.redis.ZMembers("passbuddy-semaphore")
+	quarantined, _ := w.redis.HKeys(base + "quarantine")
+	if got := w.redis.HGet(base+"meta", "count"); got != "" && got != strconv.Itoa(len(ids)) {
+		t.Errorf("count is %s, there are %d permits", got, len(ids))
+	}
+	held := make(map[string]int)
+	for _, id := range ids {
+		if id[19:23] != "8000" && !slices.Contains(quarantined, id) {
+			held[id[:23]]++
+		}
+	}
+	sharers, _ := w.redis.HKeys(base + "held")
+	for _, sharer := range sharers {
+		if got := w.redis.HGet(base+"held", sharer); got != strconv.Itoa(held[sharer]) {
+			t.Errorf("%s holds %d, counted %s", sharer, held[sharer], got)
+		}
+	}
+	if len(held) > len(sharers) {
+		t.Errorf("%d sharers hold permits, %d are counted", len(held), len(sharers))
+	}
+	backends, _ := w.redis.HKeys(base + "backends")
+	for _, id := range backends {
+		if !slices.Contains(ids, id) {
+			t.Errorf("a backend is recorded for %s, which is not held", id)
+		}
+	}
+}
+
+// frozen is a fleet at capacity 4 in which one session that holds two permits stops, and another waits.
+func frozen(t *testing.T, w *world, cfg Config) (sleeper, awake *fencer, waiting *pending) {
+	cfg.Capacity, cfg.MaxAttempts = 4, -1
+	pg := &postgres{}
+	sleeper, awake = w.join(cfg).fencer(t, pg), w.join(cfg).fencer(t, pg)
+	sleeper.open(2)
+	awake.open(2)
+	w.reckoned(t)
+	waiting = w.join(Config{Capacity: 4, MaxAttempts: -1}).later(t.Context())
+	if waiting.isDone() {
+		t.Fatal("bug in the test: not at capacity")
+	}
+	sleeper.s.link.setCut(true)
+	return sleeper, awake, waiting
+}
+
+func TestAFrozenHoldersBackendIsEndedBeforeItsPermitIsGranted(t *testing.T) {
+	for _, ttl := range []time.Duration{time.Second, 5 * time.Second} {
+		t.Run(ttl.String(), func(t *testing.T) {
+			inWorld(t, func(t *testing.T, w *world) {
+				sleeper, awake, waiting := frozen(t, w, Config{TTL: ttl})
+				began := time.Now()
+				for !waiting.isDone() {
+					if time.Since(began) > ttl+time.Second {
+						t.Fatalf("not granted %v after the freeze", time.Since(began))
+					}
+					time.Sleep(time.Millisecond)
+					if waiting.isDone() && len(*awake.pg) > 3 {
+						t.Fatal("granted while its backend lives")
+					}
+				}
+				if waiting.err != nil {
+					t.Fatal(waiting.err)
+				}
+				t.Logf("granted %v after the freeze", time.Since(began))
+				synctest.Wait()
+				if len(*awake.pg) != 2 {
+					t.Errorf("%d backends live, want those of who is awake", len(*awake.pg))
+				}
+				w.reckoned(t)
+				if snap := awake.s.snapshot(t); snap.Held != 3 || snap.Fencing != 0 {
+					t.Errorf("%+v", snap)
+				}
+
+				// It wakes: lost is lost, and it queues like anyone else.
+				sleeper.s.link.setCut(false)
+				time.Sleep(2 * ttl)
+				for _, p := range sleeper.granted() {
+					if p.Held() {
+						t.Error("held again")
+					}
+				}
+				sleeper.end()
+				sleeper.open(1)
+				time.Sleep(ttl)
+				w.reckoned(t)
+				if got := awake.s.snapshot(t).Held; got != 4 {
+					t.Errorf("%d held, want 4", got)
+				}
+			})
+		})
+	}
+}
+
+// The engine asks nothing of a semaphore that nobody fences.
+func TestNothingIsKeptWithoutBackends(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, b := w.join(Config{Capacity: 1, MaxAttempts: -1}), w.join(Config{Capacity: 1, MaxAttempts: -1})
+		pool := a.pool(t)
+		pool.share.Ask(1)
+		if pool.heard("granted") != 1 {
+			t.Fatal("bug in the test: nothing granted")
+		}
+		waiting := b.later(t.Context())
+		a.link.setCut(true)
+		time.Sleep(5100 * time.Millisecond)
+		if !waiting.isDone() || waiting.err != nil {
+			t.Errorf("a lease without a backend did not end with itself: %v", waiting.err)
+		}
+		for _, key := range w.redis.Keys() {
+			if strings.HasSuffix(key, ":backends") || strings.HasSuffix(key, ":quarantine") {
+				t.Errorf("there is a key %s", key)
+			}
+		}
+		if got := w.redis.HGet("{passbuddy-semaphore}:meta", "fence"); got != "" {
+			t.Errorf("fence is %q", got)
+		}
+	})
+}
+
+// Nobody gets through to Postgres: the cap is kept for the bound, and no longer.
+func TestQuarantineIsBounded(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		_, awake, waiting := frozen(t, w, Config{})
+		awake.deaf.Store(true)
+		second := awake.s.later(t.Context())
+		began := time.Now()
+		time.Sleep(14 * time.Second) // at the least, a lease less a heartbeat and the bound
+		if snap := awake.s.snapshot(t); waiting.isDone() || snap.Held != 4 || snap.Fencing != 2 {
+			t.Fatalf("granted too early: %+v", snap)
+		}
+		if n := awake.asked.Load(); n < 3 {
+			t.Errorf("asked %d times only", n)
+		}
+		for !waiting.isDone() {
+			time.Sleep(time.Millisecond)
+		}
+		if took := time.Since(began); took > 15100*time.Millisecond {
+			t.Errorf("granted after %v", took)
+		}
+		if second.isDone() {
+			t.Error("the second, too: nobody had time to end its backend")
+		}
+		time.Sleep(behind)
+		if !second.isDone() {
+			t.Error("the second was not granted")
+		}
+		w.reckoned(t)
+
+		// It is not forgotten: who gets through ends it.
+		awake.deaf.Store(false)
+		time.Sleep(endAgainMost)
+		if len(*awake.pg) != 2 {
+			t.Errorf("%d backends live", len(*awake.pg))
+		}
+		if n := len(must(w.redis.HKeys("{passbuddy-semaphore}:quarantine"))); n != 0 {
+			t.Errorf("%d still asked for", n)
+		}
+		w.reckoned(t)
+	})
+}
+
+// behind is how much later than the first the others in quarantine are free, and some.
+const behind = 1100 * time.Millisecond
+
+func must[T any](v T, _ error) T { return v }
+
+// All permits are in quarantine, and nobody has a connection: the first who gets one ends all other backends.
+func TestTheFirstToGetAConnectionEndsTheBackends(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		pg := &postgres{}
+		cfg := Config{Capacity: 3, MaxAttempts: -1}
+		sleeper, newcomer := w.join(cfg).fencer(t, pg), w.join(cfg).fencer(t, pg)
+		sleeper.open(3)
+		newcomer.share.Ask(3)
+		sleeper.s.link.setCut(true)
+		began := time.Now()
+		for newcomer.heard("granted") == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		t.Logf("granted after %v", time.Since(began))
+		got := newcomer.granted()
+		if len(got) != 1 {
+			t.Fatalf("%d granted, while all backends live", len(got))
+		}
+		if err := newcomer.connect(got[0]); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Millisecond)
+		synctest.Wait()
+		if len(*pg) != 1 {
+			t.Errorf("%d backends live, want its own", len(*pg))
+		}
+		newcomer.share.Ask(2)
+		newcomer.share.Ask(2)
+		time.Sleep(time.Second)
+		w.reckoned(t)
+		if snap := newcomer.s.snapshot(t); snap.Fencing != 0 {
+			t.Errorf("%+v", snap)
+		}
+	})
+}
+
+// A push lost costs no more than until the next heartbeat.
+func TestHeartbeatsAskAgain(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		_, awake, waiting := frozen(t, w, Config{})
+		began := time.Now()
+		awake.deaf.Store(true)
+		for awake.asked.Load() == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(10 * time.Millisecond)
+		awake.deaf.Store(false) // but that one was in vain
+		for !waiting.isDone() {
+			time.Sleep(time.Millisecond)
+		}
+		if took := time.Since(began); took > 9*time.Second {
+			t.Errorf("granted after %v", took)
+		}
+		w.reckoned(t)
+	})
+}
+
+// The last who can be asked is the one who looks.
+func TestThreeOfFourFreeze(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		pg := &postgres{}
+		cfg := Config{Capacity: 8, MaxAttempts: -1}
+		var fleet []*fencer
+		for range 4 {
+			f := w.join(cfg).fencer(t, pg)
+			f.open(2)
+			fleet = append(fleet, f)
+		}
+		var waiting []*pending
+		for range 6 {
+			waiting = append(waiting, fleet[3].s.later(t.Context()))
+		}
+		for _, f := range fleet[:3] {
+			f.s.link.setCut(true)
+		}
+		time.Sleep(6 * time.Second)
+		for i, p := range waiting {
+			if !p.isDone() || p.err != nil {
+				t.Errorf("%d not granted: %v", i, p.err)
+			}
+		}
+		if len(*pg) != 2 {
+			t.Errorf("%d backends live", len(*pg))
+		}
+		w.reckoned(t)
+	})
+}
+
+func TestCoverOfWhatIsNotHeldAnyMore(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
+		f.open(1)
+		p := f.granted()[0]
+		if _, err := w.redis.ZRem("passbuddy-semaphore", p.ID()); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.connect(p); !errors.Is(err, ErrLost) {
+			t.Errorf("what Redis does not know: %v, want ErrLost", err)
+		}
+		if p.Held() || f.heard("lost") != 1 {
+			t.Error("still held")
+		}
+		if err := f.connect(p); !errors.Is(err, ErrLost) {
+			t.Errorf("what was lost: %v, want ErrLost", err)
+		}
+		f.s.link.setCut(true)
+	})
+}
+
+func TestCoverWithoutRedis(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
+		f.open(1)
+		f.s.link.setCut(true)
+		if err := f.connect(f.granted()[0]); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("%v, want ErrUnavailable", err)
+		}
+	})
+}
+
+// State lost while all are awake: the next heartbeats say again what is covered. Then one freezes.
+func TestBackendsSurviveStateLoss(t *testing.T) {
+	const hash = "{passbuddy-semaphore}:"
+	for name, lose := range map[string]func(w *world){
+		"all":        func(w *world) { w.redis.FlushAll() },
+		"backends":   func(w *world) { w.redis.Del(hash + "backends") },
+		"meta":       func(w *world) { w.redis.Del(hash + "meta") },
+		"permits":    func(w *world) { w.redis.Del("passbuddy-semaphore") },
+		"meta after": nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, func(t *testing.T, w *world) {
+				cfg := Config{Capacity: 4, MaxAttempts: -1}
+				pg := &postgres{}
+				sleeper, awake := w.join(cfg).fencer(t, pg), w.join(cfg).fencer(t, pg)
+				sleeper.open(2)
+				awake.open(2)
+				if lose != nil {
+					lose(w)
+					time.Sleep(7 * time.Second)
+					w.reckoned(t)
+					if n := len(must(w.redis.HKeys(hash + "backends"))); n != 4 {
+						t.Errorf("%d backends recorded, want 4", n)
+					}
+				}
+				if err := awake.connect(awake.granted()[0]); err != nil { // reconnects
+					t.Fatal(err)
+				}
+				waiting := awake.s.later(t.Context())
+				sleeper.s.link.setCut(true)
+				if lose == nil {
+					w.redis.Del(hash + "meta")
+				}
+				for !waiting.isDone() {
+					time.Sleep(time.Millisecond)
+					if waiting.isDone() && len(*pg) > 4 {
+						t.Fatalf("granted while %d backends live", len(*pg))
+					}
+				}
+				time.Sleep(5 * time.Second)
+				w.reckoned(t)
+			})
+		})
+	}
+}
+
+// What is said of a connection that is gone comes after what is said of the next one under its permit.
+func TestCoverIsOvertaken(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
+		f.open(1)
+		p := f.granted()[0]
+		first := f.share.Cover(p, Backend{PID: 101, Start: 2})
+		second := f.share.Cover(p, Backend{PID: 102, Start: 1}) // the server's clock was set back
+		id := p.ID()
+		recorded := func(want string) {
+			t.Helper()
+			if got := w.redis.HGet("{passbuddy-semaphore}:backends", id); !strings.HasPrefix(got, want+" ") {
+				t.Errorf("%q is recorded, want %q", got, want)
+			}
+		}
+		for _, record := range []func(context.Context) error{second, first} {
+			if err := record(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			recorded("102 1")
+		}
+		w.redis.Del("{passbuddy-semaphore}:backends")
+		if err := first(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		recorded("101 2")
+		time.Sleep(2 * time.Second) // a heartbeat
+		recorded("102 1")
+
+		// The permit is given back meanwhile.
+		third := f.share.Cover(p, Backend{PID: 103, Start: 3})
+		f.end()
+		synctest.Wait()
+		if err := third(t.Context()); !errors.Is(err, ErrLost) {
+			t.Errorf("of a permit that is given back: %v, want ErrLost", err)
+		}
+		w.reckoned(t)
+	})
+}
+
+// A caller who gives up a slow request cuts its connection. That is no concern of those who connect.
+func TestCoverIsNotCut(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		s := w.join(Config{Capacity: 1})
+		f := s.fencer(t, &postgres{})
+		f.open(1)
+		p := f.granted()[0]
+		s.link.setDeaf(true)
+		outcome := make(chan error, 1)
+		go func() { outcome <- f.connect(p) }()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		defer cancel()
+		if _, err := s.TryAcquire(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("bug in the test: %v", err)
+		}
+		time.Sleep(200 * time.Millisecond)
+		s.link.setDeaf(false)
+		if err := <-outcome; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// The session ends while it ends backends, and while it has a connection that does not end in time: nobody waits for the one, and the permit of
+// the other stays counted.
+func TestCloseWhileEnding(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		cfg := Config{Capacity: 4, MaxAttempts: -1}
+		pg := &postgres{}
+		a, b := w.join(cfg).fencer(t, pg), w.join(cfg).fencer(t, pg)
+		a.open(2)
+		b.open(1)
+		b.stuck.Store(true)
+		a.deaf.Store(true)
+		w.expire(t, b.s, a.granted()[0])
+		time.Sleep(2 * time.Second)
+		if b.asked.Load() == 0 {
+			t.Fatal("bug in the test: not asked")
+		}
+		began := time.Now()
+		if err := b.s.Close(); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(began); took > closeTimeout+time.Second {
+			t.Errorf("Close took %v", took)
+		}
+		synctest.Wait()
+		if snap := a.s.snapshot(t); snap.Held != 3 || len(*pg) != 3 {
+			t.Errorf("%d backends live, %d permits are counted, want 3", len(*pg), snap.Held)
+		}
+		a.deaf.Store(false)
+		time.Sleep(12 * time.Second)
+		synctest.Wait()
+		if snap := a.s.snapshot(t); snap.Held != 1 || len(*pg) != 1 {
+			t.Errorf("a has one left: %d held, %d backends", snap.Held, len(*pg))
+		}
+		w.reckoned(t)
+	})
+}
+
+// Who finds the state lost while it records re-asserts it first.
+func TestCoverFindsTheStateLost(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
+		f.open(1)
+		w.redis.FlushAll()
+		if err := f.connect(f.granted()[0]); err != nil {
+			t.Fatal(err)
+		}
+		if !f.granted()[0].Held() || f.s.snapshot(t).Held != 1 {
+			t.Error("not held any more")
+		}
+		w.reckoned(t)
+	})
+}
+
+// All lose Redis for longer than a lease, end their connections and say so. Nobody then has to end anything.
+func TestPermitsGivenBackDuringAnOutageDoNotWaitForTheBound(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		pg := &postgres{}
+		cfg := Config{Capacity: 2, MaxAttempts: -1}
+		a, b := w.join(cfg).fencer(t, pg), w.join(cfg).fencer(t, pg)
+		a.open(1)
+		b.open(1)
+		for _, f := range []*fencer{a, b} {
+			f.s.link.setCut(true)
+		}
+		time.Sleep(6 * time.Second)
+		for _, f := range []*fencer{a, b} {
+			if f.heard("lost") != 1 {
+				t.Fatal("bug in the test: nothing lost")
+			}
+			f.end()
+		}
+		time.Sleep(20 * time.Second)
+		for _, f := range []*fencer{a, b} {
+			f.s.link.setCut(false)
+		}
+		began := time.Now()
+		a.open(1)
+		b.open(1)
+		if took := time.Since(began); took > 3*time.Second {
+			t.Errorf("took %v", took)
+		}
+		time.Sleep(5 * time.Second)
+		w.reckoned(t)
+	})
+}
+
+// The minimum of a frozen session is not counted beside its permits in quarantine, and is whole again when it wakes.
+func TestMinimumOfAFrozenSession(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		pg := &postgres{}
+		a := w.join(Config{Capacity: 4, Min: 2, MaxAttempts: -1}).fencer(t, pg)
+		b := w.join(Config{Capacity: 4, Min: 1, MaxAttempts: -1}).fencer(t, pg)
+		a.open(2)
+		b.open(2)
+		b.s.later(t.Context())
+		b.s.later(t.Context())
+		a.s.link.setCut(true)
+		b.deaf.Store(true)
+		time.Sleep(5500 * time.Millisecond)
+		reserve := func() string { return w.redis.HGet("{passbuddy-semaphore}:meta", "reserve") }
+		if snap := b.s.snapshot(t); snap.Fencing != 2 {
+			t.Fatalf("bug in the test: %+v", snap)
+		}
+		time.Sleep(2 * time.Second)
+		if got := reserve(); got != "0" && got != "" {
+			t.Errorf("reserved %s: the frozen one's minimum is kept beside its permits", got)
+		}
+		w.reckoned(t)
+		a.s.link.setCut(false)
+		time.Sleep(2 * time.Second)
+		a.end()
+		time.Sleep(4 * time.Second)
+		w.reckoned(t)
+		if free := w.redis.HGet("{passbuddy-semaphore}:reserves", "free "+a.s.identity.session); free != "2" {
+			t.Errorf("a lacks %s of its minimum, want 2", free)
+		}
+	})
+}
+
+// Plain permits cover nothing: their leases end as ever, in a fenced semaphore too.
+func TestPlainPermitsAreNotQuarantined(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		cfg := Config{Capacity: 2, MaxAttempts: -1}
+		f := w.join(cfg).fencer(t, &postgres{})
+		f.open(1)
+		a := w.join(cfg)
+		a.acquire(t)
+		waiting := f.s.later(t.Context())
+		a.link.setCut(true)
+		time.Sleep(5100 * time.Millisecond)
+		if !waiting.isDone() || waiting.err != nil {
+			t.Error("not granted when the lease of a plain permit expired")
+		}
+		if n := f.asked.Load(); n != 0 {
+			t.Errorf("asked %d times", n)
+		}
+		w.reckoned(t)
+	})
+}
+
+// Once nothing is fenced any more, nothing is looked up any more.
+func TestTheFlagGoesWithTheLastBackend(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
+		f.open(2)
+		flag := func() string { return w.redis.HGet("{passbuddy-semaphore}:meta", "fence") }
+		time.Sleep(3 * time.Second)
+		if flag() == "" {
+			t.Fatal("bug in the test: no flag")
+		}
+		f.end()
+		time.Sleep(3 * time.Second)
+		if flag() != "" {
+			t.Error("the flag is still there")
+		}
+		w.reckoned(t)
+	})
+}
+
+// expire ends the lease of p in Redis alone, and has Redis look.
+func (w *world) expire(t *testing.T, s *session, p *Permit) {
+	t.Helper()
+	if _, err := w.redis.ZAdd("passbuddy-semaphore", 1, p.ID()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.SetCapacity(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	synctest.Wait()
+}
+
+// A holder can live and not know it: its host slept, and its clock with it.
+func TestWhatIsInQuarantineIsNotRenewed(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		f := w.join(Config{Capacity: 4, Min: 2}).fencer(t, &postgres{})
+		f.open(2)
+		f.deaf.Store(true)
+		p, kept := f.granted()[0], f.granted()[1]
+		w.expire(t, f.s, p)
+		w.reckoned(t)
+		time.Sleep(4 * time.Second)
+		if p.Held() || f.heard("lost") != 1 {
+			t.Error("it has its permit back")
+		}
+		if snap := f.s.snapshot(t); snap.Fencing != 1 || snap.Held != 2 || !kept.Held() {
+			t.Errorf("%+v", snap)
+		}
+		w.reckoned(t)
+		for range 2 {
+			if free := w.redis.HGet("{passbuddy-semaphore}:reserves", "free "+f.s.identity.session); free != "1" {
+				t.Errorf("its minimum lacks %s, want 1", free)
+			}
+			w.redis.Del("{passbuddy-semaphore}:reserves") // and counted anew
+			time.Sleep(2 * time.Second)
+		}
+		f.share.Give(p) // it has ended the connection itself
+		w.reckoned(t)
+		if snap := f.s.snapshot(t); snap.Fencing != 0 || snap.Held != 1 {
+			t.Errorf("%+v", snap)
+		}
+	})
+}
+
+// What leaves the quarantine is not counted out once more.
+func TestQuarantineCountsForNobody(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		f := w.join(Config{Capacity: 4}).fencer(t, &postgres{})
+		f.open(3)
+		w.expire(t, f.s, f.granted()[0])
+		time.Sleep(10 * time.Millisecond) // no heartbeat, which would count anew
+		if snap := f.s.snapshot(t); snap.Fencing != 0 || snap.Held != 2 {
+			t.Errorf("%+v", snap)
+		}
+		w.reckoned(t)
+	})
+}
+
+// Redis has lost what says that there are backends, but not the backends.
+func TestQuarantineWithoutMeta(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
+		f.open(1)
+		f.deaf.Store(true)
+		w.redis.Del("{passbuddy-semaphore}:meta")
+		w.expire(t, f.s, f.granted()[0])
+		if snap := f.s.snapshot(t); snap.Fencing != 1 {
+			t.Errorf("%+v", snap)
+		}
+	})
+}
