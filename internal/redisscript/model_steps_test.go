@@ -466,7 +466,7 @@ func (t *trial) finish() {
 	// By now every count has been put right, whatever happened.
 	t.damaged = false
 	clear(t.adrift)
-	for sharer := range t.before.Held {
+	for sharer := range t.before.sharers() {
 		if !t.before.isLive(sessionOf(sharer), t.clock()-t.before.num("skew")) {
 			t.adrift[sharer] = true // until the next heartbeat of anybody
 		}
