@@ -2,6 +2,7 @@ package redisscript
 
 import (
 	"context"
+	_ "embed"
 	"fmt"
 	"strings"
 
@@ -11,10 +12,10 @@ import (
 // What kind each key is, in the order of Keys.
 var kinds = strings.Fields("zset zset hash zset hash zset zset hash hash zset hash hash hash")
 
-var typesScript = redis.NewScript(`
-local types = {}
-for i, key in ipairs(KEYS) do types[i] = redis.call('TYPE', key).ok end
-return types`)
+//go:embed types.lua
+var typesText string
+
+var typesScript = redis.NewScript(typesText)
 
 // explain adds to an error of a script which of the keys somebody has put something else in the place of. Redis says only that there is one.
 func explain(ctx context.Context, c redis.Scripter, k Keys, err error) error {
