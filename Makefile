@@ -10,6 +10,7 @@ BENCH       ?= .
 COUNT       ?= 10
 DURATION    ?= 1m
 ROUNDS      ?= 20
+STEPS       ?= 1000000
 ARGS        ?=
 
 .DEFAULT_GOAL := help
@@ -47,9 +48,11 @@ bench-go: ## Run the Go benchmarks, each with its rival beside it (BENCH=regexp,
 	@scripts/setup.sh --need redis
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) -timeout 0 $(PKG)
 
-stress: ## Run the randomised tests and the fleets for a long time (DURATION=1m for each test, ROUNDS=20)
+stress: ## Run the randomised tests and the fleets for a long time (DURATION=1m for each test, ROUNDS=20, STEPS=1000000 of the model)
 	@scripts/setup.sh --need redis --need cc
-	$(GO) test -race -timeout 0 -count $(ROUNDS) -run 'Random|Model' . ./semaphore ./internal/...
+	$(GO) test -race -timeout 0 -count $(ROUNDS) -run 'Random' . ./semaphore ./internal/...
+	$(GO) test -timeout 0 -count 1 -run Model ./internal/redisscript -steps $(STEPS) -v
+	$(GO) test -timeout 0 -count 1 -run Hostile ./semaphore -hostile
 	$(GO) test -race -timeout 0 -count 1 ./pgxpool -stress $(DURATION)
 	$(GO) test -race -timeout 0 -count 1 ./integration -load $(DURATION)
 

@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -36,7 +37,7 @@ func (s *servers) run(t testing.TB, fleet named, n int, j job) (last time.Time) 
 		q := dsn.Query()
 		q.Set("application_name", name)
 		dsn.RawQuery = q.Encode()
-		j.Redis, j.Postgres = s.redis.URL(), dsn.String()
+		j.Redis, j.Postgres = cmp.Or(j.Redis, s.redis.URL()), dsn.String()
 		fleet[name] = start(t, j)
 		added = append(added, fleet[name])
 	}

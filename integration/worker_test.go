@@ -41,7 +41,9 @@ type job struct {
 	Share           int    // of a bare pool: its size
 	Scope           passbuddy.Scope
 	Fence           bool
-	Fault           string // "", cancel, hijack, afterconnect, freeze
+	Fault           string // "", cancel, hijack, afterconnect, terminate, kill, freeze, away
+	KeepOnLoss      bool
+	FallbackConns   int
 	Goroutines      int
 	Load            time.Duration // at most: see worker.tell
 	MinQuery        time.Duration // queries last from this
@@ -228,11 +230,12 @@ func expected(j job, err error) bool {
 		return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, driver.ErrBadConn) || strings.Contains(err.Error(), "canceling statement")
 	case "afterconnect":
 		return errors.Is(err, errAfterConnect)
-	case "freeze":
-		if errors.Is(err, semaphore.ErrLost) || errors.Is(err, net.ErrClosed) {
+	case "freeze", "away":
+		if errors.Is(err, semaphore.ErrUnavailable) || errors.Is(err, semaphore.ErrLost) || errors.Is(err, net.ErrClosed) ||
+			strings.Contains(err.Error(), "use of closed network connection") {
 			return true
 		}
-		fallthrough
+		fallthrough // a connection that is fenced can also end in the ways of one that is terminated
 	case "terminate":
 		var e *pgconn.PgError
 		var pe *pq.Error
@@ -250,7 +253,7 @@ type pool interface {
 }
 
 func newPool(j job, sem *semaphore.Semaphore) (pool, error) {
-	opts := passbuddy.Config{Scope: j.Scope, AcquireTimeout: time.Minute, Fence: j.Fence}
+	opts := passbuddy.Config{Scope: j.Scope, AcquireTimeout: time.Minute, Fence: j.Fence, KeepOnLoss: j.KeepOnLoss, FallbackConns: j.FallbackConns}
 	switch j.Integration {
 	case "semaphore":
 		return permits{sem}, nil

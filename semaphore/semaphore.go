@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"net/url"
 	"reflect"
+	"strings"
 	"sync"
 	"time"
 
@@ -114,14 +115,9 @@ func Open(ctx context.Context, rawURL string, cfg Config) (*Semaphore, error) {
 	if _, err := cfg.withDefaults(); err != nil {
 		return nil, err
 	}
-	opt, err := redis.ParseURL(rawURL)
+	opt, err := parseURL(rawURL)
 	if err != nil {
-		var parse *url.Error
-		if errors.As(err, &parse) {
-			// Even its reason can quote a piece of the password, as the port behind a slash that is not encoded.
-			return nil, errors.New("semaphore: the Redis URL cannot be parsed: is the port a number, and are user and password percent-encoded?")
-		}
-		return nil, fmt.Errorf("semaphore: Redis URL: %w", err)
+		return nil, err
 	}
 	client := redis.NewClient(opt)
 	s, err := newSemaphore(ctx, client, true, cfg)
@@ -130,6 +126,20 @@ func Open(ctx context.Context, rawURL string, cfg Config) (*Semaphore, error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+// parseURL is redis.ParseURL, without a piece of the password in its errors. They quote what they refuse, and in a password that is not
+// encoded a slash or a question mark ends the authority: what follows it, up to the @ of the authority that was meant, is then path or query.
+func parseURL(rawURL string) (*redis.Options, error) {
+	opt, err := redis.ParseURL(rawURL)
+	if err == nil {
+		return opt, nil
+	}
+	u, parse := url.Parse(rawURL)
+	if parse != nil || strings.Contains(u.Path+u.RawQuery+u.Fragment+u.Opaque, "@") {
+		return nil, errors.New("semaphore: the Redis URL cannot be parsed: is the port a number, and are user and password percent-encoded?")
+	}
+	return nil, fmt.Errorf("semaphore: Redis URL: %w", err)
 }
 
 func newSemaphore(ctx context.Context, client redis.UniversalClient, ownClient bool, cfg Config) (*Semaphore, error) {

@@ -87,7 +87,10 @@ func inspectServer(ctx context.Context, c redis.UniversalClient) (serverInfo, er
 		}
 		return serverInfo{}, err
 	}
-	var s serverInfo
+	return parseServerInfo(text), nil
+}
+
+func parseServerInfo(text string) (s serverInfo) {
 	for line := range strings.Lines(text) {
 		key, value, _ := strings.Cut(strings.TrimSpace(line), ":")
 		switch key {
@@ -99,7 +102,7 @@ func inspectServer(ctx context.Context, c redis.UniversalClient) (serverInfo, er
 			s.maxMemory = value
 		}
 	}
-	return s, nil
+	return s
 }
 
 func (s serverInfo) check() error {

@@ -52,13 +52,33 @@ local BOUND = 10000 -- ms that a permit in quarantine is counted at most ...
 local BEHIND = 1000 -- ... and that the others are counted on after the first
 local ASKED = 3600000 -- ms that somebody is asked to end its backend
 local ENDS = 256 -- backends that a session is asked to end at once
+local DAY = 86400000 -- ms; no lease is longer
 
 local time = redis.call('TIME')
 time = time[1] * 1000 + math.floor(time[2] / 1000)
 local state = redis.call('HMGET', meta, 'epoch', 'cap', 'gate', 'reserve', 'count', 'skew', 'last', 'fence')
 local epoch, gate, reserve = state[1], tonumber(state[3] or 0), tonumber(state[4] or '')
-local now, last = time - tonumber(state[6] or 0), tonumber(state[7] or 0)
-local expected = tonumber(ARGV[1])
+
+-- What no script would have written there was put there by somebody's hand. It goes, and what it stood for is lost: so is the state, then, like in
+-- any other way. Here that costs a sum; a heartbeat looks closely.
+local function sound(value, field)
+  local n = tonumber(value or 0)
+  if n and n * n < 2 ^ 106 and n % 1 == 0 and (n >= 0 or field == 'skew') then return value end
+  redis.call('HDEL', meta, field, 'epoch')
+  epoch = false
+  return false
+end
+local count, skew, last = tonumber(state[5] or 0), tonumber(state[6] or 0), tonumber(state[7] or 0)
+local cap, kept = tonumber(state[2] or 0), reserve or state[4] == false and 0
+if not (gate and count and skew and last and cap and kept
+    and gate * gate + count * count + skew * skew + last * last + cap * cap + kept * kept < 2 ^ 106) then
+  for i, field in ipairs({ 'cap', 'gate', 'reserve', 'count', 'skew', 'last' }) do state[i + 1] = sound(state[i + 1], field) end
+  gate, reserve, count = tonumber(state[3] or 0), tonumber(state[4] or ''), tonumber(state[5] or 0)
+  skew, last = tonumber(state[6] or 0), tonumber(state[7] or 0)
+end
+
+local now, expected = time - skew, tonumber(ARGV[1])
+if last - math.max(now, expected) > DAY then last = tonumber(sound('no such time', 'last') or 0) end
 if now < last - STEP or last > 0 and expected > 0 and now - math.max(last, expected) > STEP then
   now = math.max(last, expected - STEP)
   redis.call('HSET', meta, 'skew', string.format('%.0f', time - now))
@@ -69,7 +89,7 @@ local fence = state[8] or not epoch and fences()
 
 -- The set is gone, but permits are held: that is state lost like any other. Single ones that are missing were revoked by somebody's hand.
 if epoch then
-  local count, there = tonumber(state[5] or 0), redis.call('ZCARD', permits)
+  local there = redis.call('ZCARD', permits)
   if there == 0 and count > 1 then
     redis.call('HDEL', meta, 'epoch')
     epoch = false
@@ -127,8 +147,8 @@ local function reckon(session, n)
   if change ~= 0 then reserve = redis.call('HINCRBY', meta, 'reserve', change) end
 end
 
-local function debt_of(sharer) return tonumber(redis.call('HGET', debts, sharer) or 0) end
-local function held_by(sharer) return tonumber(redis.call('HGET', helds, sharer) or 0) end
+local function debt_of(sharer) return tonumber(redis.call('HGET', debts, sharer) or 0) or 0 end
+local function held_by(sharer) return tonumber(redis.call('HGET', helds, sharer) or 0) or 0 end
 local function share_of(sharer) return math.max(0, held_by(sharer) - debt_of(sharer)) end
 
 -- Puts a sharer where it belongs among those that can give a permit. Its level is what it would hold, for each unit of its weight,
@@ -351,6 +371,10 @@ local function balance()
     local id = string.match(request, '^%d+ (%S+)')
     if id then
       local holder = richest()
+      while holder and share_of(holder) == 0 do -- put there by somebody's hand
+        redis.call('ZREM', shares, holder)
+        holder = richest()
+      end
       local sharer = is_shared(id) and sharer_of(id)
       if not holder or holder == sharer then return end
       local gives, has = share_of(holder), sharer and share_of(sharer) or 0
@@ -372,6 +396,7 @@ local function effective_capacity()
   local cap = limit
   if not cap then cap = redis.call('ZRANGE', capacities, 0, 0, 'WITHSCORES')[2] end
   cap = tonumber(cap or 0)
+  if not (cap >= 0 and cap < 2 ^ 53) then cap = tonumber(state[2] or 0) end -- no session declares that
   if not limit and redis.call('ZCARD', capacities) < redis.call('ZCARD', sessions) then
     cap = math.min(cap, tonumber(state[2] or cap)) -- some of what was declared is lost, until its sessions say it again
   end
@@ -384,7 +409,8 @@ local function sum_reserves()
   reserve = nil
   local all = redis.call('HGETALL', reserves)
   for i = 1, #all, 2 do
-    if string.sub(all[i], 1, 5) == 'free ' then reserve = (reserve or 0) + math.max(0, tonumber(all[i + 1]) or 0) end
+    local free = string.sub(all[i], 1, 5) == 'free ' and tonumber(all[i + 1])
+    if free and free * free < 2 ^ 106 then reserve = (reserve or 0) + math.max(0, math.floor(free)) end
   end
   if reserve then redis.call('HSET', meta, 'reserve', reserve) else redis.call('HDEL', meta, 'reserve') end
 end

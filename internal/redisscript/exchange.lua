@@ -78,7 +78,7 @@ local function enqueue(request, id)
     crowded[#crowded + 1] = id
     return
   end
-  local seq = old and tonumber(old) % RANK or redis.call('HINCRBY', meta, 'seq', 1)
+  local seq = old and tonumber(old) ^ 2 < 2 ^ 106 and tonumber(old) % RANK or redis.call('HINCRBY', meta, 'seq', 1)
   local score = rank_of(id) * RANK + seq
   redis.call('ZADD', queue, whole(score), request)
   asked = asked or score ~= tonumber(old or -1)

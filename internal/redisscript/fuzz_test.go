@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -26,6 +27,8 @@ func (s says) EvalSha(ctx context.Context, _ string, _ []string, _ ...any) *redi
 	return cmd
 }
 
+var claimsMuch = regexp.MustCompile(`[$*]\+?\d{6}`)
+
 // Whatever Redis answers, its reader gets a value of the right shape or an error, and not both nothing and no error.
 func FuzzReply(f *testing.F) {
 	for _, seed := range []string{
@@ -43,8 +46,8 @@ func FuzzReply(f *testing.F) {
 	}
 	k := NewKeys("p-n")
 	f.Fuzz(func(t *testing.T, resp string) {
-		if strings.Count(resp, "*") > 50 {
-			t.Skip("miniredis reads nested lists by recursion")
+		if strings.Count(resp, "*") > 50 || claimsMuch.MatchString(resp) {
+			t.Skip("miniredis, which is only to read it, nests as deep and reserves as much as it is told")
 		}
 		v, err := server.ParseReply(bufio.NewReader(strings.NewReader(resp)))
 		if err != nil {

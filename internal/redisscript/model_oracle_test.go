@@ -46,6 +46,7 @@ type oracle struct {
 	epoch     string
 	gate      int64
 	capacity  int64 // as stored when the script began
+	last      int64
 	change    int64
 	fence     bool
 	sharded   bool
@@ -58,6 +59,7 @@ func begin(before *state, time, expected int64, sharded bool, listeners []string
 	o := &oracle{state: before.clone(), time: time, sharded: sharded, listeners: listeners}
 	o.epoch, o.gate, o.capacity = o.Meta["epoch"], o.num("gate"), o.num("cap")
 	last := o.num("last")
+	o.last = last
 	o.now = time - o.num("skew")
 	if o.now < last-oracleStep || last > 0 && expected > 0 && o.now-max(last, expected) > oracleStep {
 		o.now = max(last, expected-oracleStep)
@@ -359,10 +361,14 @@ func (o *oracle) balance() {
 		_, ids := parsed(request)
 		holder := ""
 		for _, sharer := range o.largest() {
-			if lacking, ok := o.lacking(sessionOf(sharer)); !ok || lacking < 0 {
+			if lacking, ok := o.lacking(sessionOf(sharer)); ok && lacking >= 0 {
+				continue
+			}
+			if o.share(sharer) > 0 {
 				holder = sharer
 				break
 			}
+			delete(o.Shares, sharer) // its counts were deleted
 		}
 		waiter, has := "", int64(0)
 		if isShared(ids[0]) {
@@ -459,7 +465,7 @@ func (o *oracle) closeGate(ttl int64, others []string) {
 }
 
 func (o *oracle) renew(n Renew) (Renewed, error) {
-	own, joins := n.Session, n.Epoch == ""
+	own, joins, sweeps := n.Session, n.Epoch == "", o.now/n.TTLMillis > o.last/n.TTLMillis
 	if joins && o.epoch != "" && 2*(o.now-o.num("last")) > n.TTLMillis && len(o.others(own)) > 0 {
 		o.now = o.num("last")
 		o.setSkew(o.time - o.now)
@@ -514,6 +520,18 @@ func (o *oracle) renew(n Renew) (Renewed, error) {
 			if session := sessionOf(ids[0]); slices.Contains(gone, session) || session == own && !o.isLive(own, o.now) {
 				delete(o.Queue, request)
 			}
+		}
+	}
+
+	if sweeps {
+		maps.DeleteFunc(o.Promises, func(_ string, expiry int64) bool { return expiry > o.now+oraclePromise+oracleTenure })
+		maps.DeleteFunc(o.Reserves, func(field string, _ int64) bool {
+			_, session, _ := strings.Cut(field, " ")
+			_, known := o.Sessions[session]
+			return session != own && !known
+		})
+		if o.reserving() {
+			o.sumReserves()
 		}
 	}
 

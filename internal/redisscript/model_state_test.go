@@ -109,6 +109,18 @@ func (s *state) live(now int64) int64 {
 	return n
 }
 
+// sharers are all that hold permits, or are said to.
+func (s *state) sharers() map[string]bool {
+	out := make(map[string]bool)
+	for sharer := range s.Held {
+		out[sharer] = true
+	}
+	for id := range s.Permits {
+		out[sharerOf(id)] = true
+	}
+	return out
+}
+
 func (s *state) isLive(session string, now int64) bool { return s.Sessions[session] > now }
 
 // Who a UUID belongs to.

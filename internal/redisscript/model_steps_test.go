@@ -45,7 +45,7 @@ func newPlan(seed uint64, length int) *plan {
 		choices = append(choices, choice{"stray", 4})
 	}
 	if p.cuts {
-		choices = append(choices, choice{"cut", 1}, choice{"heal", 2})
+		choices = append(choices, choice{"cut", 2}, choice{"heal", 2})
 	}
 	if p.losses {
 		choices = append(choices, choice{"flush", 2}, choice{"delete", 1}, choice{"revoke", 1})
@@ -78,8 +78,11 @@ func newPlan(seed uint64, length int) *plan {
 		}
 		if some(25) {
 			s.fate = fate(1 + r.IntN(5))
-			if s.fate == strayed && !p.late {
+			switch {
+			case s.fate == strayed && !p.late:
 				s.fate = replyLost
+			case s.do == "beat" && p.late && p.losses && some(50): // what it asserts may be of a state that is lost by then
+				s.fate = strayed
 			}
 		}
 		p.steps = append(p.steps, s)
@@ -463,7 +466,7 @@ func (t *trial) finish() {
 	// By now every count has been put right, whatever happened.
 	t.damaged = false
 	clear(t.adrift)
-	for sharer := range t.before.Held {
+	for sharer := range t.before.sharers() {
 		if !t.before.isLive(sessionOf(sharer), t.clock()-t.before.num("skew")) {
 			t.adrift[sharer] = true // until the next heartbeat of anybody
 		}

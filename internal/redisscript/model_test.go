@@ -13,7 +13,7 @@ import (
 )
 
 var (
-	steps     = flag.Int("steps", 20_000, "steps of the model's histories in this process; on a real Redis a quarter of that")
+	steps     = flag.Int("steps", 8000, "steps of the model's histories in this process; on a real Redis half of that")
 	modelSeed = flag.Uint64("seed", 0, "the one history to run, 0: those of as many steps as -steps says")
 )
 
@@ -26,7 +26,7 @@ func TestModel(t *testing.T) {
 
 // The same histories on a real server.
 func TestModelOnRedis(t *testing.T) {
-	model(t, newRealServer, *steps/4)
+	model(t, newRealServer, *steps/2)
 }
 
 // model runs histories at several places at once, as many as there are processors.

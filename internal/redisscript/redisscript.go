@@ -142,7 +142,7 @@ func (x Exchange) Run(ctx context.Context, c redis.Scripter, k Keys) (Exchanged,
 	}
 	v, err := exchangeScript.Run(ctx, c, k.all, args...).Result()
 	if err != nil {
-		return Exchanged{}, err
+		return Exchanged{}, explain(ctx, c, k, err)
 	}
 	if now, plain := v.(int64); plain {
 		return Exchanged{All: true, Now: now}, nil
@@ -270,7 +270,7 @@ func Leave(ctx context.Context, c redis.Scripter, k Keys, expected int64, sessio
 func SetCapacity(ctx context.Context, c redis.Scripter, k Keys, expected int64, n int) (int64, error) {
 	capacity, err := capacityScript.Run(ctx, c, k.all, expected, n).Int64()
 	if err != nil {
-		return 0, fmt.Errorf("script capacity: %w", err)
+		return 0, fmt.Errorf("script capacity: %w", explain(ctx, c, k, err))
 	}
 	return capacity, nil
 }
@@ -316,7 +316,7 @@ func Load(ctx context.Context, c redis.Scripter, k Keys) (Snapshot, error) {
 func run(ctx context.Context, s *redis.Script, c redis.Scripter, k Keys, args []any) (*reply, error) {
 	v, err := s.Run(ctx, c, k.all, args...).Result()
 	if err != nil {
-		return nil, err
+		return nil, explain(ctx, c, k, err)
 	}
 	return newReply(v), nil
 }

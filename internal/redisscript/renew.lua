@@ -31,6 +31,14 @@ local FIRST = 14
 local joins = known == ''
 local EARLY = 0.45 -- of a lease: a heartbeat comes after a third of it, and once more a twelfth later if that failed
 
+-- What only a heartbeat looks at all of; others do without it, or with an error, until the next one.
+for i, field in ipairs({ 'cap', 'gate', 'reserve', 'count', 'skew', 'last' }) do sound(state[i + 1], field) end
+local rest = { 'seq', 'limit', 'early', 'known', 'news' }
+for i, value in ipairs(redis.call('HMGET', meta, unpack(rest))) do sound(value, rest[i]) end
+if gate > now + DAY then sound('no such time', 'gate') end
+-- The fleet's first heartbeat in a lease's time looks for what is there for good, and no script put there.
+local sweeps = math.floor(now / ttl) > math.floor(last / ttl)
+
 -- The sessions that are subscribed now, this one excepted.
 local function listening()
   local literal = string.gsub(permits, '[%*%?%[%]\\]', '\\%0')
@@ -70,7 +78,9 @@ if not epoch then
   end
   -- The queue stays, too: who comes now must not pass those in it.
   local seq, line = tonumber(redis.call('HGET', meta, 'seq') or 0), redis.call('ZRANGE', queue, 0, -1, 'WITHSCORES')
-  for i = 2, #line, 2 do seq = math.max(seq, tonumber(line[i]) % RANK) end
+  for i = 2, #line, 2 do
+    if tonumber(line[i]) ^ 2 < 2 ^ 106 then seq = math.max(seq, tonumber(line[i]) % RANK) end
+  end
   redis.call('HSET', meta, 'epoch', epoch, 'gate', 0, 'count', count, 'seq', whole(seq))
   redis.call('HDEL', meta, 'reserve')
   reserve = nil
@@ -84,6 +94,13 @@ if lost and limit > 0 and redis.call('HEXISTS', meta, 'limit') == 0 then
 end
 
 local gone = redis.call('ZRANGEBYSCORE', sessions, '-inf', now, 'LIMIT', 0, 100)
+if sweeps then
+  local late = '(' .. whole(now + 2 * DAY)
+  for _, session in ipairs(redis.call('ZRANGEBYSCORE', sessions, late, '+inf', 'LIMIT', 0, 100)) do gone[#gone + 1] = session end
+  -- Whoever holds these, and lives, says so again within a day.
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', permits, late, '+inf', 'LIMIT', 0, 100)) do redis.call('ZADD', permits, whole(now + DAY), id) end
+  redis.call('ZREMRANGEBYSCORE', promises, '(' .. whole(now + PROMISE + TENURE), '+inf')
+end
 local ended = {}
 for _, session in ipairs(gone) do
   ended[session] = session ~= own
@@ -101,6 +118,14 @@ end
 if #gone > 0 then
   forget(ended)
   forget_requests()
+end
+
+if sweeps then -- what is kept for nobody
+  for _, field in ipairs(redis.call('HKEYS', reserves)) do
+    local session = string.match(field, '^%l+ (.*)')
+    if session ~= own and not redis.call('ZSCORE', sessions, session or '') then redis.call('HDEL', reserves, field) end
+  end
+  if reserve then sum_reserves() end
 end
 
 -- Minima. The sum of those of live sessions never exceeds the capacity.
@@ -175,7 +200,7 @@ local unknown, owing, redebted = {}, 0, false
 for i = 1, n_sharers do
   local sharer, held, owed = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   at = at + 3
-  local debt = math.min(held, math.max(owed, debt_of(sharer)))
+  local debt = math.floor(math.min(held, math.max(owed, debt_of(sharer))))
   unknown[i] = math.max(0, debt - owed)
   owing = owing + debt
   if held_by(sharer) ~= held or debt_of(sharer) ~= debt then

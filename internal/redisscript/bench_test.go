@@ -1,0 +1,105 @@
+package redisscript
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// What scripts cost the server, by its own account (INFO commandstats), without the way there.
+func BenchmarkScriptTime(b *testing.B) {
+	k := NewKeys("p-n")
+	const capacity = 20
+	s := "000000a0-0001-8010"
+	id := func(pool string, n int) string { return fmt.Sprintf("%s-%s-%012x", s, pool, n) }
+	var held []string
+	for i := range capacity / 2 {
+		held = append(held, id("8001", i))
+	}
+	x := Exchange{Session: s, Epoch: "e", TTLMillis: 60_000}
+	plainly, shared := x, x
+	plainly.Waits = []string{id(Plain, 99)}
+	giveBack := x
+	giveBack.Release = plainly.Waits
+	shared.Ask = []Ask{{Share, Request(60_000, id("8001", 99))}}
+	dropped := x
+	dropped.Drop = []string{Request(60_000, id("8001", 99))}
+	beat := Renew{Session: s, TTLMillis: 60_000, Capacity: capacity, Info: "{}", NewEpoch: "e"}
+
+	for _, c := range []struct {
+		name   string
+		script func(p *realServer, expected int64) error
+	}{
+		{"plain acquire and release", func(p *realServer, expected int64) error {
+			return p.both(b, k, plainly, giveBack, expected)
+		}},
+		{"pool's acquire and release", func(p *realServer, expected int64) error {
+			return p.both(b, k, shared, dropped, expected)
+		}},
+		{"heartbeat of 10", func(p *realServer, expected int64) error {
+			n := beat
+			n.Epoch, n.Expected, n.Permits, n.Sharers = "e", expected, held, []Sharer{{s + "-8001", len(held), 0}}
+			_, err := n.Run(b.Context(), p.client, k)
+			return err
+		}},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			p := newRealServer(b, k).(*realServer)
+			got, err := beat.Run(b.Context(), p.client, k)
+			if err != nil {
+				b.Fatal(err)
+			}
+			_, err = Exchange{Session: s, Epoch: "e", TTLMillis: 60_000, Ask: []Ask{{Share, Request(60_000, held...)}}}.Run(b.Context(), p.client, k)
+			if err != nil {
+				b.Fatal(err)
+			}
+			expected := got.Now
+			if err := p.client.ConfigResetStat(b.Context()).Err(); err != nil {
+				b.Fatal(err)
+			}
+			b.ResetTimer()
+			for range b.N {
+				if err := c.script(p, expected); err != nil {
+					b.Fatal(err)
+				}
+				expected = p.clock(b)
+			}
+			b.StopTimer()
+			b.ReportMetric(0, "ns/op")
+			b.ReportMetric(p.scriptTime(b), "µs/script")
+		})
+	}
+}
+
+func (p *realServer) both(b *testing.B, k Keys, first, second Exchange, expected int64) error {
+	first.Expected, second.Expected = expected, expected
+	got, err := first.Run(b.Context(), p.client, k)
+	if err != nil {
+		return err
+	}
+	if !got.All && len(got.Granted) == 0 {
+		return fmt.Errorf("bug in the benchmark: not granted: %+v", got)
+	}
+	_, err = second.Run(b.Context(), p.client, k)
+	return err
+}
+
+func (p *realServer) clock(b *testing.B) int64 {
+	t, err := p.client.Time(b.Context()).Result()
+	if err != nil {
+		b.Fatal(err)
+	}
+	return t.UnixMilli()
+}
+
+// scriptTime is the mean time of a script since the statistics were reset, µs.
+func (p *realServer) scriptTime(b *testing.B) (mean float64) {
+	for line := range strings.Lines(p.client.Info(b.Context(), "commandstats").Val()) {
+		var calls, total int64
+		if _, err := fmt.Sscanf(line, "cmdstat_evalsha:calls=%d,usec=%d,usec_per_call=%f,", &calls, &total, &mean); err == nil {
+			return mean
+		}
+	}
+	b.Fatal("INFO commandstats shows no scripts")
+	return 0
+}

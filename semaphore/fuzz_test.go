@@ -1,0 +1,237 @@
+package semaphore
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"math"
+	"net/url"
+	"reflect"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/redis/go-redis/v9"
+)
+
+// inFuzz is a session on a miniredis of its own.
+func inFuzz(f *testing.F) (*miniredis.Miniredis, *Semaphore) {
+	f.Helper()
+	mini := miniredis.RunT(f)
+	c := redis.NewClient(&redis.Options{Addr: mini.Addr(), Protocol: 2, DisableIdentity: true})
+	f.Cleanup(func() { _ = c.Close() })
+	s, err := New(c, Config{Capacity: 3, TTL: time.Hour, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { _ = s.Close() })
+	return mini, s
+}
+
+// fuzzSharer is told what a push says.
+type fuzzSharer struct {
+	Sharer
+	t *testing.T
+}
+
+func (s fuzzSharer) Granted([]*Permit) { s.t.Error("granted by a push what was not asked for") }
+func (s fuzzSharer) Recall(n int, tenure time.Duration) {
+	if n != 1 || tenure < 0 || tenure > time.Minute {
+		s.t.Errorf("recalled: %d, after %v", n, tenure)
+	}
+}
+func (fuzzSharer) Wanted(bool) {}
+func (fuzzSharer) Changed()    {}
+func (fuzzSharer) Closed()     {}
+func (fuzzSharer) Lost(*Permit) {
+}
+func (fuzzSharer) Owed() int { return 0 }
+
+// Whatever is pushed, it makes nobody hold a permit that he did not ask for, nor trust one for longer than a lease.
+func FuzzPush(f *testing.F) {
+	_, s := inFuzz(f)
+	sh, err := s.NewShare(fuzzSharer{})
+	if err != nil {
+		f.Fatal(err)
+	}
+	held, err := s.Acquire(context.Background())
+	if err != nil {
+		f.Fatal(err)
+	}
+	id, epoch, name := held.ID(), s.epoch, sh.name
+	for _, seed := range []string{
+		"g " + epoch + " 1790000000000 " + id, "g " + epoch + " 9223372036854775807 " + id, "g " + epoch + " -9223372036854775808 x", "g " + epoch + " x " + id,
+		"g e 5 a", "g", "g " + epoch, "w " + name, "w", "w x y", "b " + name + " t", "b " + name + " f", "b " + name, "b x t", "r", "l", "", " ", "\x00", "q x",
+		"g " + epoch + " 1 " + id + " " + id + " " + name,
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, payload string) {
+		s.mu.Lock()
+		sh.sharer = fuzzSharer{t: t}
+		s.mu.Unlock()
+		s.pushed(strings.NewReplacer("EPOCH", epoch, "ID", id, "SHARE", name).Replace(payload))
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if len(s.permits) != 1 || s.permits[id] != held {
+			t.Errorf("holds %v", s.permits)
+		}
+		if until := time.Duration(held.trusted.Load()); until > s.sinceStart()+s.cfg.TTL {
+			t.Errorf("trusted for %v, a lease is %v", until-s.sinceStart(), s.cfg.TTL)
+		}
+	})
+}
+
+// What Redis holds about sessions comes from anybody. A snapshot of it can be read, and printed to a terminal.
+func FuzzSnapshot(f *testing.F) {
+	mini, s := inFuzz(f)
+	for _, seed := range []struct {
+		session, info, permit, request string
+		expiry                         float64
+	}{
+		{"000000a0-0001-8010", `{"owner":"web/7","min":2,"max":3,"weight":4}`, "000000a0-0001-8010-8000-000000000001", "5000 000000a0-0001-8010-8000-000000000002", 4e12},
+		{"", "", "", "", 0},
+		{"x", `{"owner":"\u001b[31mred\n","min":-5,"weight":1e99}`, "short", "5000", math.Inf(1)},
+		{"x", `{"owner":{},"min":"x"}`, "\x00", "x y z", math.Inf(-1)},
+		{"x", `[[[[[[`, "\xff", " ", 1e300},
+		{"x", "null", "a b", "1 2 3 4", -1},
+	} {
+		f.Add(seed.session, seed.info, seed.permit, seed.request, seed.expiry)
+	}
+	f.Fuzz(func(t *testing.T, session, text, permit, request string, expiry float64) {
+		if math.IsNaN(expiry) {
+			t.Skip("Redis has no such score")
+		}
+		keys := s.keys.All()
+		for _, i := range []int{0, 1, 3, 4, 5} {
+			mini.Del(keys[i])
+		}
+		_, _ = mini.ZAdd(keys[0], expiry, permit)
+		_, _ = mini.ZAdd(keys[1], expiry, request)
+		_, _ = mini.ZAdd(keys[3], expiry, session)
+		_, _ = mini.ZAdd(keys[5], expiry, session)
+		mini.HSet(keys[4], session, text)
+		got, err := s.Snapshot(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		owners := []string{}
+		for _, h := range got.Holders {
+			owners = append(owners, h.Owner)
+			if len(h.Permits) == 0 {
+				t.Error("a holder of nothing")
+			}
+		}
+		for _, w := range got.Waiters {
+			owners = append(owners, w.Owner)
+			if w.N < 1 {
+				t.Errorf("a waiter for %d", w.N)
+			}
+		}
+		for _, known := range got.Sessions {
+			owners = append(owners, known.Owner)
+			if known.Lease < 0 || known.Weight < 1 {
+				t.Errorf("%+v", known)
+			}
+		}
+		for _, owner := range owners {
+			if clean(owner) != owner {
+				t.Errorf("owner %q is not fit for a terminal", owner)
+			}
+		}
+	})
+}
+
+// What INFO says.
+func FuzzServerInfo(f *testing.F) {
+	for _, seed := range []string{"redis_version:7.0.15\r\nmaxmemory:0\r\nmaxmemory_policy:noeviction\r\n", "", ":", "redis_version", "redis_version:5\n", "redis_version:-1.x", "\x00\n\n:::"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		s := parseServerInfo(text)
+		if err := s.check(); err != nil && !strings.Contains(err.Error(), s.version) {
+			t.Errorf("%v, of version %q", err, s.version)
+		}
+		if s.mayEvict() && s.policy == "" {
+			t.Error("it may evict, by no policy")
+		}
+	})
+}
+
+// A Config is refused by the name of a field, or all that is in it is within bounds, and stays as it is.
+func FuzzConfig(f *testing.F) {
+	f.Add("", "", "", 0, 0, 0, 0, 0, int64(0), int64(0), 0, 0)
+	f.Add("p", "n", "web", 80, 2, 5, 3, 100, int64(5*time.Second), int64(time.Second), -1, 1)
+	f.Add("{p}", "\x00", "\x1b[2J", -1, -1, -1, 101, -1, int64(-1), int64(-1), math.MinInt, -1)
+	f.Add(strings.Repeat("x", 500), "\xff", strings.Repeat("ä", 300), math.MaxInt, math.MaxInt, 1, 1, math.MaxInt, int64(math.MaxInt64), int64(1), math.MaxInt, math.MaxInt)
+	f.Fuzz(func(t *testing.T, prefix, name, owner string, capacity, least, most, weight, waiters int, ttl, retry int64, attempts, replicas int) {
+		cfg := Config{Prefix: prefix, Name: name, Owner: owner, Capacity: capacity, Min: least, Max: most, Weight: weight, MaxWaiters: waiters,
+			TTL: time.Duration(ttl), RetryInterval: time.Duration(retry), MaxAttempts: attempts, WaitReplicas: replicas}
+		got, err := cfg.withDefaults()
+		if err != nil {
+			_, rest, ok := strings.Cut(err.Error(), "Config.")
+			field, _, _ := strings.Cut(rest, " ")
+			if _, known := reflect.TypeOf(cfg).FieldByName(field); !ok || !known {
+				t.Errorf("%v names no field", err)
+			}
+			return
+		}
+		switch {
+		case got.Capacity < 1, got.Min > got.Capacity, got.Max > 0 && got.Max < got.Min, got.Weight < 1 || got.Weight > maxWeight,
+			got.TTL < minTTL || got.TTL > maxTTL, got.RetryInterval < minRetryInterval, got.Owner == "" && cfg.Owner == "", len(got.Owner) > maxOwnerBytes,
+			!utf8.ValidString(got.Prefix + got.Name), strings.ContainsAny(got.Prefix+got.Name, "{}\n\x00"):
+			t.Errorf("%+v", got)
+		}
+		if text := encodeInfo(got); len(text) > 6*maxOwnerBytes+200 {
+			t.Errorf("%d bytes for operators", len(text))
+		}
+		if again, err := got.withDefaults(); err != nil || again != got && got.Owner != "" {
+			t.Errorf("with its own defaults: %+v, %v", again, err)
+		}
+	})
+}
+
+// No error shows a piece of a password, however its URL is written.
+func FuzzURL(f *testing.F) {
+	const secret = "hunter2secret"
+	for _, seed := range []string{
+		"redis://user:SECRET@127.0.0.1:6379/0", "redis://user:1/SECRET@127.0.0.1", "redis://user:1?SECRET@127.0.0.1", "redis://user:1#SECRET@127.0.0.1", "redis://:SECRET@[::1", "rediss://u:p@x/SECRET@h",
+		"unix://u:SECRET@/tmp/x?db=y", "redis://u:/SECRET@h:1/x", "u:SECRET@h", "redis:u:SECRET@h", "redis://u:%zzSECRET@h", "redis://u:SECRET@h/x", "redis://u:SECRET@h?pool_size=x", "redis://u:SECRET@h:x",
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		raw := strings.ReplaceAll(text, "SECRET", secret)
+		opt, err := parseURL(raw)
+		switch {
+		case err == nil && opt == nil:
+			t.Error("neither options nor an error")
+		case err == nil:
+			return
+		case strings.Contains(raw, secret+"@") && strings.Contains(err.Error(), secret) && !openly(raw, secret):
+			t.Errorf("%q: %v", raw, err)
+		}
+	})
+}
+
+// openly: the secret also stands where no password does, and where it is refused for what it is.
+func openly(raw, secret string) bool {
+	u, err := url.Parse(raw)
+	return err == nil && (strings.Contains(u.Scheme, secret) || !strings.Contains(u.Path+u.RawQuery+u.Fragment+u.Opaque, "@") && strings.Contains(u.Path+u.RawQuery, secret))
+}
+
+// The session's clock is tied to Redis's by what Redis says: whatever that is, trust never counts from later than now.
+func FuzzAnchor(f *testing.F) {
+	f.Add(int64(0), int64(1790000000000), int64(1790000000100), int64(time.Second))
+	f.Add(int64(math.MaxInt64), int64(math.MinInt64), int64(math.MaxInt64), int64(math.MinInt64))
+	f.Fuzz(func(t *testing.T, local, told, at, now int64) {
+		a := anchor{local: time.Duration(local), redis: told}
+		if got := a.bound(at, time.Duration(now)); got > time.Duration(now) {
+			t.Errorf("%v, which is after %v", got, time.Duration(now))
+		}
+		_ = strconv.FormatInt(a.expected(time.Duration(now)), 10)
+	})
+}

@@ -1,0 +1,323 @@
+package semaphore
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/passbuddy/passbuddy/internal/redisscript"
+	"github.com/passbuddy/passbuddy/internal/throwaway"
+)
+
+var allHostile = flag.Bool("hostile", false, "try every hostile value, not one of each kind")
+
+// What somebody put where our state should be.
+type hostile struct {
+	key     string
+	command string // what puts it there
+	args    []any
+	fresh   bool // what was there is deleted first
+	every   bool // args is a score, for every member that is there
+}
+
+func (h hostile) String() string {
+	s := fmt.Sprintf("%s %s %.60q", h.command, h.key, fmt.Sprint(h.args...))
+	if h.every {
+		s += " every"
+	}
+	return strings.NewReplacer("/", "|", " ", "_").Replace(s)
+}
+
+func (h hostile) put(t *testing.T, c redis.UniversalClient) {
+	t.Helper()
+	if h.fresh {
+		if err := c.Del(t.Context(), h.key).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if h.every {
+		score := h.args[0]
+		h.args = nil
+		for _, member := range c.ZRange(t.Context(), h.key, 0, -1).Val() {
+			h.args = append(h.args, score, member)
+		}
+		if h.args == nil {
+			t.Skip("nothing there")
+		}
+	}
+	if err := c.Do(t.Context(), append([]any{h.command, h.key}, h.args...)...).Err(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// misplaced is a key of another type.
+func misplaced(key, command string, args ...any) hostile {
+	return hostile{key: key, command: command, args: args, fresh: true}
+}
+
+// hostiles lists them for the semaphore of that name.
+func hostiles(base string, every bool) (all []hostile) {
+	keys := redisscript.NewKeys(base).All()
+	sets := []int{0, 1, 3, 5, 6, 9}
+	scores := []string{"+inf", "-inf", "1e300", "-1e300", "0", "0.5", "-7", "9007199254740993"}
+	counts := []string{"1e300", "text", "", "inf", "-inf", "nan", "-5", "99999999999999999999", "1.5", "1 2", "1 2 99999999999999999999"}
+	metas := append(counts, "-1e300", "9000000000000")
+	if !every {
+		scores, counts, metas = scores[:1], counts[:1], counts[:2]
+	}
+	for i, key := range keys {
+		all = append(all, misplaced(key, "SET", "text"))
+		if every {
+			all = append(all, misplaced(key, "RPUSH", "a", "list"), misplaced(key, "SADD", "a set"))
+		}
+		if slices.Contains(sets, i) {
+			all = append(all, misplaced(key, "HSET", "a", "hash"))
+			// Legal, if odd: another client's UUID, no dashes, spaces, nothing, what our own requests look like, bytes.
+			members := []any{"7b1c0f0e-2d3a-4c5b-8a69-0123456789ab", "nodashes", "with some spaces", "", "5000 x", "99999999999999999999 a", "\x00\xff", "min x"}
+			for _, score := range scores {
+				var args []any
+				for _, m := range members {
+					args = append(args, score, m)
+				}
+				all = append(all, hostile{key: key, command: "ZADD", args: args}, hostile{key: key, command: "ZADD", args: []any{score}, every: true})
+			}
+			continue
+		}
+		all = append(all, misplaced(key, "ZADD", 5, "a sorted set"))
+		for _, value := range counts {
+			all = append(all, hostile{key: key, command: "HSET", args: []any{"", value, "field", value, "min x", value, "free x", value, "x-8001", value}})
+		}
+	}
+	for _, field := range []string{"epoch", "seq", "cap", "limit", "gate", "early", "known", "news", "count", "reserve", "skew", "last"} {
+		for _, value := range metas {
+			all = append(all, hostile{key: keys[2], command: "HSET", args: []any{field, value}})
+		}
+	}
+	return all
+}
+
+// A siege is a fleet that goes on while somebody puts something hostile into its state. Nothing may panic, hang, or grant more than there
+// is, and every error must say what is wrong. When the keys are deleted that cannot be repaired all is well again.
+type siege struct {
+	t      *testing.T
+	a, b   *Semaphore
+	redis  redis.UniversalClient
+	join   func(Config) (*Semaphore, error)
+	cfg    Config
+	target []*Permit // all that are held, or may be
+
+	misplaced string // the key that is of another type, if any
+	named     bool   // an error named it
+	unnamed   error  // one that did not
+}
+
+const siegeCapacity = 4
+
+func (g *siege) run(h hostile) {
+	t := g.t
+	var err error
+	if g.a, err = g.join(g.cfg); err != nil {
+		t.Fatal(err)
+	}
+	g.cfg.Min = 0
+	if g.b, err = g.join(g.cfg); err != nil {
+		t.Fatal(err)
+	}
+	sharer := &pool{obey: true}
+	if sharer.share, err = g.b.NewShare(sharer); err != nil {
+		t.Fatal(err)
+	}
+	sharer.share.Ask(1)
+	p, err := g.a.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	q, err := g.b.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.target = append(g.target, p, q)
+
+	was := g.redis.Type(t.Context(), h.key).Val()
+	h.put(t, g.redis)
+	if is := g.redis.Type(t.Context(), h.key).Val(); h.fresh && is != was {
+		g.misplaced = h.key
+	}
+	g.everything(sharer)
+	time.Sleep(g.cfg.TTL + g.cfg.TTL/2) // heartbeats find it, and a lease may end
+	g.count(sharer)
+	g.everything(sharer)
+
+	// An operator does what the error says: what is no state of ours is deleted.
+	if g.unnamed != nil && !g.named {
+		t.Errorf("no error names the key: %v", g.unnamed)
+	}
+	if g.misplaced != "" {
+		g.redis.Del(t.Context(), g.misplaced)
+		g.misplaced = ""
+	}
+	time.Sleep(3 * g.cfg.TTL)
+	g.count(sharer)
+	for _, p := range g.target {
+		_ = p.Release(t.Context())
+	}
+	sharer.give()
+	time.Sleep(g.cfg.TTL)
+	// Foreign members may be there for good, but nothing else must be in the way.
+	snap, err := g.a.Snapshot(t.Context())
+	if err != nil {
+		t.Fatalf("after all was repaired: %v", err)
+	}
+	others := 0
+	for _, holder := range snap.Holders {
+		if holder.Session == "" {
+			others += len(holder.Permits)
+		}
+	}
+	last, err := g.b.Acquire(t.Context())
+	if err != nil && others < snap.Capacity {
+		t.Fatalf("after all was repaired: %v\n%+v", err, snap)
+	}
+	if err == nil && !last.Held() {
+		t.Error("not held")
+	}
+	g.bounded("close", func(context.Context) error { return g.b.Close() })
+	g.bounded("close", func(context.Context) error { return g.a.Close() })
+}
+
+// everything does all that can be done, each within its time, and none with an error that does not say why.
+func (g *siege) everything(sharer *pool) {
+	keep := func(p *Permit, err error) error {
+		if err == nil {
+			g.target = append(g.target, p)
+		}
+		return err
+	}
+	for _, s := range []*Semaphore{g.a, g.b} {
+		g.bounded("TryAcquire", func(ctx context.Context) error { return keep(s.TryAcquire(ctx)) })
+		g.bounded("Acquire", func(ctx context.Context) error { return keep(s.Acquire(ctx)) })
+		g.bounded("AcquireN", func(ctx context.Context) error {
+			permits, err := s.AcquireN(ctx, 2)
+			g.target = append(g.target, permits...)
+			return err
+		})
+		g.bounded("Snapshot", func(ctx context.Context) error { _, err := s.Snapshot(ctx); return err })
+	}
+	sharer.share.Ask(2)
+	sharer.share.Offer(1)
+	g.bounded("extend", g.target[0].Acquire)
+	g.count(sharer)
+	g.bounded("release", g.target[len(g.target)-1].Release)
+	g.bounded("SetCapacity", func(ctx context.Context) error { return g.a.SetCapacity(ctx, siegeCapacity) })
+	g.bounded("join and leave", func(context.Context) error {
+		c, err := g.join(g.cfg)
+		if err != nil {
+			return err
+		}
+		return errors.Join(keep(c.TryAcquire(context.Background())), c.Close())
+	})
+	g.count(sharer)
+}
+
+// bounded runs one operation.
+func (g *siege) bounded(name string, do func(context.Context) error) {
+	g.t.Helper()
+	began := time.Now()
+	err := do(g.t.Context())
+	if took := time.Since(began); took > 2*time.Duration(g.cfg.MaxAttempts)*g.cfg.RetryInterval+g.cfg.TTL+4*time.Second {
+		g.t.Errorf("%s took %v", name, took)
+	}
+	if err == nil {
+		return
+	}
+	if g.misplaced != "" && strings.Contains(err.Error(), "WRONGTYPE") {
+		if strings.Contains(err.Error(), g.misplaced) {
+			g.named = true
+		} else {
+			g.unnamed = err // which key it is takes a question more, that a slow machine may fail to answer
+		}
+	}
+	for _, known := range []error{ErrCapacity, ErrUnavailable, ErrLost} {
+		if errors.Is(err, known) {
+			return
+		}
+	}
+	g.t.Errorf("%s: %v, which matches nothing", name, err)
+}
+
+// count: those who hold a permit, and believe it, are no more than the capacity.
+func (g *siege) count(sharer *pool) {
+	g.t.Helper()
+	held := 0
+	sharer.mu.Lock()
+	all := slices.Concat(g.target, sharer.permits)
+	sharer.mu.Unlock()
+	for _, p := range all {
+		if p.Held() {
+			held++
+		}
+	}
+	if held > siegeCapacity {
+		g.t.Errorf("%d are held, the capacity is %d", held, siegeCapacity)
+	}
+}
+
+func TestHostileValues(t *testing.T) {
+	for _, h := range hostiles("passbuddy-semaphore", *allHostile) {
+		t.Run(h.String(), func(t *testing.T) {
+			inWorld(t, func(t *testing.T, w *world) {
+				c, _ := w.client()
+				defer c.Close()
+				g := &siege{t: t, redis: c, cfg: Config{Capacity: siegeCapacity, Min: 1, TTL: time.Second, RetryInterval: 100 * time.Millisecond}}
+				g.join = func(cfg Config) (*Semaphore, error) {
+					cfg.Logger = slog.New(slog.DiscardHandler)
+					c, l := w.client()
+					s, err := New(c, cfg)
+					if err == nil {
+						t.Cleanup(func() { (&session{s, l, c}).crash() })
+					}
+					return s, err
+				}
+				g.run(h)
+			})
+		})
+	}
+}
+
+// The same on a real server, whose errors are its own.
+func TestHostileValuesOnRedis(t *testing.T) {
+	r, err := throwaway.StartRedis(t.Context(), throwaway.RedisOptions{})
+	if errors.Is(err, throwaway.ErrNotFound) {
+		t.Skip("Redis is not installed (scripts/setup.sh --need redis): ", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = r.Stop() })
+	c := redis.NewClient(r.Options())
+	t.Cleanup(func() { _ = c.Close() })
+	for i, h := range hostiles("passbuddy-siege", *allHostile) {
+		if !h.fresh && !*allHostile {
+			continue
+		}
+		name := fmt.Sprintf("siege%d", i)
+		h.key = strings.Replace(h.key, "siege", name, 1)
+		t.Run(h.String(), func(t *testing.T) {
+			t.Parallel()
+			g := &siege{t: t, redis: c, cfg: Config{Name: name, Capacity: siegeCapacity, Min: 1, TTL: 400 * time.Millisecond, RetryInterval: 20 * time.Millisecond}}
+			g.join = func(cfg Config) (*Semaphore, error) {
+				cfg.Logger = slog.New(slog.DiscardHandler)
+				return New(c, cfg)
+			}
+			g.run(h)
+		})
+	}
+}
