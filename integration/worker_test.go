@@ -48,9 +48,17 @@ type job struct {
 	MaxQuery        time.Duration // ... to this
 	FirstQuery      time.Duration // the first queries of five goroutines last so long; 0: like all others
 	Pause           time.Duration // of a goroutine between two queries
+	Endure          *endurance    // of a process in a chaos run
 }
 
-// greeting is the first thing that it reports, on its standard output: its session and its pool are there.
+// message is what it reports, on its standard output: one thing at a time.
+type message struct {
+	Joined   *greeting
+	Progress *progress // of a process in a chaos run
+	Outcome  *outcome  // the last one
+}
+
+// greeting is the first thing that it reports: its session and its pool are there.
 type greeting struct{ Joined time.Time }
 
 const workerEnv = "PASSBUDDY_INTEGRATION_WORKER"
@@ -84,9 +92,15 @@ const (
 // start runs a worker. It ends when its job does, or with its parent: its standard input closes then.
 func start(t testing.TB, j job) *worker {
 	t.Helper()
+	return startHeard(t, j, os.Stderr, func(progress) {})
+}
+
+// startHeard is start for one whose progress is followed, by calls from a goroutine of its own.
+func startHeard(t testing.TB, j job, stderr io.Writer, heard func(progress)) *worker {
+	t.Helper()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), workerEnv+"=1")
-	cmd.Stderr = os.Stderr
+	cmd.Stderr = stderr
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -103,16 +117,22 @@ func start(t testing.TB, j job) *worker {
 		t.Fatal(err)
 	}
 	go func() {
-		var g greeting
-		var o outcome
 		reports := json.NewDecoder(stdout)
-		if reports.Decode(&g) == nil {
-			w.greet <- g
+		for {
+			var m message
+			if reports.Decode(&m) != nil {
+				break
+			}
+			switch {
+			case m.Joined != nil:
+				w.greet <- *m.Joined
+			case m.Progress != nil:
+				heard(*m.Progress)
+			case m.Outcome != nil:
+				w.out <- *m.Outcome
+			}
 		}
 		close(w.greet)
-		if reports.Decode(&o) == nil {
-			w.out <- o
-		}
 		close(w.out)
 		w.err <- cmd.Wait()
 	}()
@@ -165,6 +185,9 @@ func work() error {
 	if err := json.Unmarshal(line, &j); err != nil {
 		return err
 	}
+	if j.Endure != nil {
+		return endure(j, in)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), j.Load)
 	defer cancel()
 	var tally tally
@@ -192,7 +215,7 @@ func work() error {
 		return err
 	}
 	reports := json.NewEncoder(os.Stdout)
-	if err := reports.Encode(greeting{time.Now()}); err != nil {
+	if err := reports.Encode(message{Joined: &greeting{time.Now()}}); err != nil {
 		return err
 	}
 	var wg sync.WaitGroup
@@ -216,7 +239,8 @@ func work() error {
 	if err := sem.Close(); err != nil {
 		return err
 	}
-	return reports.Encode(tally.report())
+	o := tally.report()
+	return reports.Encode(message{Outcome: &o})
 }
 
 var errAfterConnect = errors.New("AfterConnect fails on purpose")
