@@ -420,8 +420,11 @@ func (r *chaos) postgresRestarted(s step) time.Time {
 }
 
 func (r *chaos) postgresCrashed(s step) time.Time {
+	began := time.Now()
 	r.postgres.Kill()
-	return r.postgresRestarted(s)
+	back := r.postgresRestarted(s)
+	r.fleet.allow(-1, began, back)
+	return back
 }
 
 func (r *chaos) terminated(s step) time.Time {

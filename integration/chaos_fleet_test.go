@@ -43,8 +43,8 @@ type fleet struct {
 	grants, checkouts, inTurn int
 	failures                  []failure
 	allowed                   []allowance
-	expected                  int // failures that were allowed
-	passed                    []string
+	expected                  int                     // failures that were allowed
+	calms                     map[string]servedInTurn // by process: what it said of the last one
 	probe                     probe
 }
 
@@ -68,7 +68,7 @@ type probe struct {
 
 func startFleet(t *testing.T, redisAddr, postgresAddr string, processes int, j job) *fleet {
 	t.Helper()
-	f := &fleet{t: t, job: j}
+	f := &fleet{t: t, job: j, calms: make(map[string]servedInTurn)}
 	for range processes {
 		r, err := throwaway.StartProxy(redisAddr)
 		if err != nil {
@@ -122,12 +122,11 @@ func (f *fleet) heard(p *process, pr progress) {
 	defer f.mu.Unlock()
 	f.grants += len(pr.Grants)
 	f.checkouts += len(pr.Checkouts)
-	f.inTurn += pr.InTurn
 	for _, m := range pr.Failures {
 		f.failures = append(f.failures, failure{p.name, p.place, m})
 	}
-	for _, text := range pr.Passed {
-		f.passed = append(f.passed, p.name+": "+text)
+	if pr.Calm != nil {
+		f.calms[p.name] = *pr.Calm
 	}
 	if f.probe.since.IsZero() {
 		return
@@ -183,11 +182,35 @@ func (f *fleet) unexpected() (bad []string) {
 	return bad
 }
 
-// outOfTurn is who was not served in turn.
-func (f *fleet) outOfTurn() []string {
+// forgetCalms is for before the end of a calm.
+func (f *fleet) forgetCalms() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.passed
+	clear(f.calms)
+}
+
+// calmsTold: all have said how the calm was.
+func (f *fleet) calmsTold() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.calms) == len(f.places)
+}
+
+// outOfTurn is who was not served in turn in the last calm. Processes that opened a connection in it are not judged: who opens has had his turn, and is
+// overtaken while he connects.
+func (f *fleet) outOfTurn(opened map[string]bool) (passed []string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for name, said := range f.calms {
+		if opened[name] {
+			continue
+		}
+		f.inTurn += said.Callers
+		for _, text := range said.Passed {
+			passed = append(passed, name+": "+text)
+		}
+	}
+	return passed
 }
 
 func (f *fleet) tell(command string) {

@@ -261,6 +261,18 @@ func (c *chronicle) held(process string) (n int) {
 	return n
 }
 
+// openedSince are the processes that have a backend which began after a time.
+func (c *chronicle) openedSince(since time.Time) map[string]bool {
+	l, _ := c.last()
+	opened := make(map[string]bool)
+	for _, b := range l.backends {
+		if b.started.After(since) {
+			opened[b.process] = true
+		}
+	}
+	return opened
+}
+
 func (c *chronicle) violated() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -39,8 +39,13 @@ type progress struct {
 	Grants    []stamp `json:",omitempty"` // plain permits that were granted
 	Checkouts []stamp `json:",omitempty"` // from the pool
 	Failures  []mishap
-	Passed    []string // callers that were not served in turn while it was calm
-	InTurn    int      // callers whose turn was looked at
+	Calm      *servedInTurn // when one is over
+}
+
+// servedInTurn is whether callers were served in turn in a calm.
+type servedInTurn struct {
+	Callers int      // whose turn was looked at
+	Passed  []string // those that were not
 }
 
 // A stamp is when something was asked for, and when it was had. All processes run on one host, so that their clocks are one.
@@ -114,6 +119,7 @@ func (e *enduring) isCalm() bool {
 func (e *enduring) stirred() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	said := &servedInTurn{Callers: len(e.turns)}
 	for _, waited := range e.turns {
 		passedBy := make(map[int]int)
 		for _, other := range e.turns {
@@ -123,12 +129,12 @@ func (e *enduring) stirred() {
 		}
 		for caller, times := range passedBy {
 			if times > passedMost {
-				e.unsaid.Passed = append(e.unsaid.Passed, fmt.Sprintf("caller %d, who waited for %v, was passed %d times by caller %d, and by %d callers in all",
+				said.Passed = append(said.Passed, fmt.Sprintf("caller %d, who waited for %v, was passed %d times by caller %d, and by %d callers in all",
 					waited.caller, time.Duration(waited.Had-waited.Asked), times, caller, len(passedBy)))
 			}
 		}
 	}
-	e.unsaid.InTurn += len(e.turns)
+	e.unsaid.Calm = said
 	e.calm, e.turns = time.Time{}, nil
 }
 
