@@ -73,6 +73,12 @@ var chaosKinds = []*kind{
 	{name: "capacity raised", from: 2 * time.Second, to: 3 * time.Second, do: (*chaos).capacityRaised},
 }
 
+// from says since when things can get better: that is what is measured.
+func (r *chaos) from(at time.Time) {
+	r.began = at
+	r.fleet.since(at)
+}
+
 // hold lets a fault last. Half way through, its rider happens.
 func (r *chaos) hold(s step) {
 	if s.rider == "" {
@@ -106,36 +112,35 @@ func (r *chaos) killAt(at int) {
 	r.dead = true
 }
 
-func (r *chaos) kill(s step) time.Time {
+func (r *chaos) kill(s step) {
 	r.killAt(s.process)
-	killed := time.Now()
+	r.from(time.Now())
 	r.hold(s)
 	r.vacant = append(r.vacant, s.process)
-	return killed
 }
 
-func (r *chaos) deploy(s step) time.Time {
+func (r *chaos) deploy(s step) {
 	r.fleet.leaves(s.process)
-	left := time.Now()
+	r.from(time.Now())
 	r.hold(s)
 	r.fleet.launch(s.process).w.joined(r.t)
-	return left
 }
 
-func (r *chaos) stopShort(s step) time.Time {
+func (r *chaos) stopShort(s step) {
 	p := r.fleet.places[s.process].process
 	p.signal(r.t, syscall.SIGSTOP)
 	r.hold(s)
 	p.signal(r.t, syscall.SIGCONT)
-	return time.Now()
+	r.from(time.Now())
 }
 
 // Stopped for longer than its leases, a process cannot close its connections: without Fence they live beside those of who is
 // granted its permits, until it wakes and its watchdog runs.
-func (r *chaos) stopLong(s step) time.Time {
+func (r *chaos) stopLong(s step) {
 	p := r.fleet.places[s.process].process
 	stopped := time.Now()
 	p.signal(r.t, syscall.SIGSTOP)
+	r.from(stopped)
 	end := func(time.Time) {}
 	if !r.fence {
 		end = r.excused("what "+p.name+" held when it was stopped", r.ledger.held(p.name)+1, func(b backend) bool {
@@ -147,7 +152,6 @@ func (r *chaos) stopLong(s step) time.Time {
 	woke := time.Now()
 	end(woke.Add(grace))
 	r.fleet.allow(s.process, stopped, woke.Add(grace))
-	return stopped
 }
 
 // Redis, and the way to it. What is short nobody may notice but those who wait.
@@ -156,7 +160,11 @@ func (r *chaos) betweenRedis(s step, at int, begin, end func(*throwaway.Proxy)) 
 	r.fleet.redisProxies(at, begin)
 	r.hold(s)
 	r.fleet.redisProxies(at, end)
-	return time.Now()
+	back := time.Now()
+	if at < 0 {
+		r.from(back)
+	}
+	return back
 }
 
 func refuse(p *throwaway.Proxy) { _ = p.Refuse(); p.Reset() }
@@ -164,30 +172,30 @@ func accept(p *throwaway.Proxy) { _ = p.Accept() }
 func mute(p *throwaway.Proxy)   { p.DropReplies(true) }
 func unmute(p *throwaway.Proxy) { p.DropReplies(false) }
 
-func (r *chaos) redisStalled(s step) time.Time {
-	return r.betweenRedis(s, -1, (*throwaway.Proxy).Stall, (*throwaway.Proxy).Resume)
+func (r *chaos) redisStalled(s step) {
+	r.betweenRedis(s, -1, (*throwaway.Proxy).Stall, (*throwaway.Proxy).Resume)
 }
 
-func (r *chaos) redisCut(s step) time.Time {
-	return r.betweenRedis(s, -1, (*throwaway.Proxy).Cut, (*throwaway.Proxy).Heal)
+func (r *chaos) redisCut(s step) {
+	r.betweenRedis(s, -1, (*throwaway.Proxy).Cut, (*throwaway.Proxy).Heal)
 }
 
-func (r *chaos) redisRefuses(s step) time.Time { return r.betweenRedis(s, -1, refuse, accept) }
-func (r *chaos) redisMute(s step) time.Time    { return r.betweenRedis(s, -1, mute, unmute) }
+func (r *chaos) redisRefuses(s step) { r.betweenRedis(s, -1, refuse, accept) }
+func (r *chaos) redisMute(s step)    { r.betweenRedis(s, -1, mute, unmute) }
 
-func (r *chaos) redisLate(s step) time.Time {
-	return r.betweenRedis(s, -1, (*throwaway.Proxy).StallReplies, (*throwaway.Proxy).Resume)
+func (r *chaos) redisLate(s step) {
+	r.betweenRedis(s, -1, (*throwaway.Proxy).StallReplies, (*throwaway.Proxy).Resume)
 }
 
-func (r *chaos) repliesLost(s step) time.Time {
-	return r.betweenRedis(s, -1, func(p *throwaway.Proxy) { p.LoseReplies(s.amount, nil) }, func(p *throwaway.Proxy) { p.LoseReplies(0, nil) })
+func (r *chaos) repliesLost(s step) {
+	r.betweenRedis(s, -1, func(p *throwaway.Proxy) { p.LoseReplies(s.amount, nil) }, func(p *throwaway.Proxy) { p.LoseReplies(0, nil) })
 }
 
-func (r *chaos) redisFrozen(s step) time.Time {
+func (r *chaos) redisFrozen(s step) {
 	r.must(r.primary.Pause(r.t.Context()))
 	r.hold(s)
 	r.must(r.primary.Continue())
-	return time.Now()
+	r.from(time.Now())
 }
 
 // awayBy is one of the ways in which Redis can be away.
@@ -204,49 +212,48 @@ func awayBy(way int) (begin, end func(*throwaway.Proxy)) {
 	}
 }
 
-func (r *chaos) redisAway(s step) time.Time {
+func (r *chaos) redisAway(s step) {
 	gone := time.Now()
 	begin, end := awayBy(s.way)
 	back := r.betweenRedis(s, -1, begin, end)
 	r.fleet.allow(-1, gone, back.Add(grace))
-	return back
 }
 
 // The others get its permits, and it has ended its connections by then.
-func (r *chaos) partition(s step) time.Time {
+func (r *chaos) partition(s step) {
 	gone := time.Now()
+	r.from(gone)
 	begin, end := awayBy(s.way)
 	back := r.betweenRedis(s, s.process, begin, end)
 	r.fleet.allow(s.process, gone, back.Add(grace))
-	return gone
 }
 
 // The server refuses to publish, and to be subscribed to. Scripts go on without.
-func (r *chaos) pushesLost(s step) time.Time {
+func (r *chaos) pushesLost(s step) {
 	r.must(r.redis().Do(r.t.Context(), "ACL", "SETUSER", "default", "resetchannels").Err())
 	r.hold(s)
 	r.must(r.redis().Do(r.t.Context(), "ACL", "SETUSER", "default", "allchannels").Err())
-	return time.Now()
+	r.from(time.Now())
 }
 
-func (r *chaos) subscribersCut(s step) time.Time {
+func (r *chaos) subscribersCut(s step) {
 	r.hold(r.now(s))
 	began := time.Now()
 	for time.Since(began) < s.length {
 		r.must(r.redis().Do(r.t.Context(), "CLIENT", "KILL", "TYPE", "pubsub").Err())
 		time.Sleep(20 * time.Millisecond)
 	}
-	return time.Now()
+	r.from(time.Now())
 }
 
-func (r *chaos) scriptsFlushed(s step) time.Time {
+func (r *chaos) scriptsFlushed(s step) {
 	r.hold(r.now(s))
 	began := time.Now()
 	for time.Since(began) < s.length {
 		r.must(r.redis().ScriptFlush(r.t.Context()).Err())
 		time.Sleep(20 * time.Millisecond)
 	}
-	return time.Now()
+	r.from(time.Now())
 }
 
 // now is s with no length of its own: only its rider happens.
@@ -257,28 +264,27 @@ func (r *chaos) now(s step) step {
 
 // State lost. Nobody who holds something loses it.
 
-func (r *chaos) flushed(s step) time.Time {
+func (r *chaos) flushed(s step) {
 	r.must(r.redis().FlushAll(r.t.Context()).Err())
-	return time.Now()
+	r.from(time.Now())
 }
 
-func (r *chaos) redisRestarted(s step) time.Time {
+func (r *chaos) redisRestarted(s step) {
 	r.primary.Kill()
 	r.hold(s)
 	r.must(r.primary.Restart(r.t.Context()))
-	return time.Now()
+	r.from(time.Now())
 }
 
-func (r *chaos) redisDown(s step) time.Time {
+func (r *chaos) redisDown(s step) {
 	gone := time.Now()
-	back := r.redisRestarted(s)
-	r.fleet.allow(-1, gone, back.Add(grace))
-	return back
+	r.redisRestarted(s)
+	r.fleet.allow(-1, gone, time.Now().Add(grace))
 }
 
 // A process that has never held a permit is the first that the restarted Redis hears of: to it, this is a new semaphore. It may be granted what others hold
 // until their next heartbeat.
-func (r *chaos) newcomer(s step) time.Time {
+func (r *chaos) newcomer(s step) {
 	r.fleet.leaves(s.process)
 	r.primary.Kill()
 	gone := time.Now()
@@ -286,27 +292,27 @@ func (r *chaos) newcomer(s step) time.Time {
 	r.hold(s)
 	r.must(r.primary.Restart(r.t.Context()))
 	back := time.Now()
+	r.from(back)
 	end := r.excused("what "+p.name+", who came first, is granted", r.job.Goroutines, func(b backend) bool { return b.process == p.name })
 	end(back.Add(chaosTTL + grace)) // a heartbeat, and what is too much is given back
 	p.w.joined(r.t)
 	r.fleet.allow(-1, gone, back.Add(grace))
-	return back
 }
 
 // Another server takes over: in good order, so that it has all that the first one had.
-func (r *chaos) failover(s step) time.Time {
+func (r *chaos) failover(s step) {
 	r.fleet.redisProxies(-1, (*throwaway.Proxy).Stall)
 	ctx, cancel := context.WithTimeout(r.t.Context(), time.Minute)
 	defer cancel()
 	r.must(r.replica.AwaitSync(ctx, r.primary))
-	at := r.promote(ctx)
+	r.promote(ctx)
 	r.fleet.redisProxies(-1, (*throwaway.Proxy).Resume)
+	r.from(time.Now())
 	r.replicate(ctx)
-	return at
 }
 
 // The first one dies, and what it had granted for the last moment is not known to the other.
-func (r *chaos) laggingFailover(s step) time.Time {
+func (r *chaos) laggingFailover(s step) {
 	ctx, cancel := context.WithTimeout(r.t.Context(), time.Minute)
 	defer cancel()
 	r.must(r.replica.CutReplication(ctx))
@@ -318,17 +324,17 @@ func (r *chaos) laggingFailover(s step) time.Time {
 	r.primary.Kill()
 	r.must(r.replica.HealReplication(ctx))
 	at := r.promote(ctx)
+	r.from(at)
 	end := r.excused("what was granted while the replica lagged", r.job.Capacity, func(b backend) bool {
 		return b.started.After(cut.Add(-chaosTTL/10)) && b.started.Before(at.Add(chaosTTL/10))
 	})
 	end(at.Add(chaosTTL + grace)) // a lease
 	r.fleet.allow(-1, cut, at.Add(chaosTTL+grace))
 	r.replicate(ctx)
-	return at
 }
 
 // promote makes the replica the primary, and leads everybody there.
-func (r *chaos) promote(ctx context.Context) time.Time {
+func (r *chaos) promote(ctx context.Context) (at time.Time) {
 	r.must(r.replica.Follow(ctx, ""))
 	r.primary, r.replica = r.replica, r.primary
 	r.queues.at(r.primary.Addr())
@@ -364,9 +370,9 @@ func (r *chaos) betweenPostgres(s step, begin, end func(*throwaway.Proxy)) (bega
 	return began, time.Now()
 }
 
-func (r *chaos) postgresStalled(s step) time.Time {
+func (r *chaos) postgresStalled(s step) {
 	_, ended := r.betweenPostgres(s, (*throwaway.Proxy).Stall, (*throwaway.Proxy).Resume)
-	return ended
+	r.from(ended)
 }
 
 // A backend that is in a query does not notice that its connection is reset: it lives until the query ends.
@@ -389,52 +395,51 @@ func (r *chaos) hadReset(s step, at time.Time) {
 	end(at.Add(longestRun + grace))
 }
 
-func (r *chaos) postgresReset(s step) time.Time {
+func (r *chaos) postgresReset(s step) {
 	at := time.Now()
 	r.hadReset(s, at)
 	r.fleet.postgresProxies(s.whose(), (*throwaway.Proxy).Reset)
 	r.fleet.allow(s.whose(), at, at.Add(grace))
-	return at
+	r.from(at)
 }
 
-func (r *chaos) postgresCut(s step) time.Time {
+func (r *chaos) postgresCut(s step) {
 	r.hadReset(s, time.Now())
 	began, ended := r.betweenPostgres(s, (*throwaway.Proxy).Cut, (*throwaway.Proxy).Heal)
 	r.fleet.allow(s.whose(), began, ended.Add(grace))
-	return ended
+	r.from(ended)
 }
 
-func (r *chaos) postgresMute(s step) time.Time {
+func (r *chaos) postgresMute(s step) {
 	began, ended := r.betweenPostgres(s, mute, func(p *throwaway.Proxy) {})
 	r.hadReset(s, ended)
 	r.fleet.postgresProxies(s.whose(), unmute)
 	r.fleet.allow(s.whose(), began, ended.Add(grace))
-	return ended
+	r.from(ended)
 }
 
-func (r *chaos) postgresRestarted(s step) time.Time {
+func (r *chaos) postgresRestarted(s step) {
 	began := time.Now()
 	r.must(r.postgres.Restart(r.t.Context()))
 	r.fleet.allow(-1, began, time.Now().Add(grace))
-	return time.Now()
+	r.from(time.Now())
 }
 
-func (r *chaos) postgresCrashed(s step) time.Time {
+func (r *chaos) postgresCrashed(s step) {
 	began := time.Now()
 	r.postgres.Kill()
-	back := r.postgresRestarted(s)
-	r.fleet.allow(-1, began, back)
-	return back
+	r.postgresRestarted(s)
+	r.fleet.allow(-1, began, time.Now())
 }
 
-func (r *chaos) terminated(s step) time.Time {
+func (r *chaos) terminated(s step) {
 	began := time.Now()
+	r.from(began)
 	for range s.amount {
 		r.terminate(1)
 		time.Sleep(s.length / time.Duration(s.amount))
 	}
 	r.fleet.allow(-1, began, time.Now().Add(grace))
-	return began
 }
 
 // terminate has Postgres end some backends.
@@ -462,15 +467,14 @@ func (r *chaos) setCapacity(n int) {
 	teller.w.tell(r.t, fmt.Sprintf("%s %d", setCapacity, n))
 }
 
-func (r *chaos) capacityLowered(s step) time.Time { return r.capacityFor(s, r.job.Capacity-2-s.amount) }
-func (r *chaos) capacityRaised(s step) time.Time  { return r.capacityFor(s, r.job.Capacity+s.amount) }
+func (r *chaos) capacityLowered(s step) { r.capacityFor(s, r.job.Capacity-2-s.amount) }
+func (r *chaos) capacityRaised(s step)  { r.capacityFor(s, r.job.Capacity+s.amount) }
 
 // capacityFor has another capacity in force for a while.
-func (r *chaos) capacityFor(s step, n int) time.Time {
+func (r *chaos) capacityFor(s step, n int) {
+	r.from(time.Now())
 	r.setCapacity(n)
-	at := time.Now()
 	r.settle("capacity " + fmt.Sprint(n))
 	r.hold(s)
 	r.setCapacity(r.job.Capacity)
-	return at
 }

@@ -39,10 +39,10 @@ func (s step) String() string {
 // A kind is one kind of fault.
 type kind struct {
 	name     string
-	from, to time.Duration                    // how long it lasts
-	rides    bool                             // something else may happen meanwhile
-	forgets  bool                             // Redis's state: what is promised for the time after that is asserted
-	do       func(r *chaos, s step) time.Time // returns since when things can get better
+	from, to time.Duration // how long it lasts
+	rides    bool          // something else may happen meanwhile
+	forgets  bool          // Redis's state: what is promised for the time after that is asserted
+	do       func(r *chaos, s step)
 }
 
 // riders are short, and leave no trace that would have to be excused.

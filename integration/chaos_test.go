@@ -80,8 +80,9 @@ type chaos struct {
 
 	primary, replica *throwaway.Redis
 
-	vacant []int // places whose process was killed and not replaced yet
-	dead   bool  // in this step somebody was killed: his leases must expire
+	began  time.Time // see from
+	vacant []int     // places whose process was killed and not replaced yet
+	dead   bool      // in this step somebody was killed: his leases must expire
 	excuse []bounded
 	done   []string // the schedule up to here
 }
@@ -197,12 +198,9 @@ func (r *chaos) step(s step) {
 	began := time.Now()
 	e := &episode{waiting: r.queues.someoneWaits}
 	r.ledger.begin(e, s.String())
-	r.fleet.since(time.Now().Add(time.Hour)) // nothing yet
-
-	since := s.kind.do(r, s)
-	r.fleet.since(since)
+	s.kind.do(r, s)
 	r.settle(s.kind.name)
-	recovered := time.Since(since)
+	recovered := time.Since(r.began)
 	r.await("a grant and a checkout after the fault", func() bool { p := r.fleet.probed(); return p.grant > 0 && p.checkout > 0 })
 	p := r.fleet.probed()
 	_, late := r.ledger.last()

@@ -319,11 +319,16 @@ local function pump(capacity, own, granted)
   return free
 end
 
--- Counts on one permit of a sharer: it is asked to give it back, and its share is less from now on.
-local function promise(sharer, rotate)
-  redis.call('ZADD', promises, now + PROMISE + (rotate and TENURE or 0), redis.call('HINCRBY', meta, 'seq', 1))
+-- Counts on one permit of a sharer: its share is less from now on.
+local function indebt(sharer)
   place(sharer, held_by(sharer) - redis.call('HINCRBY', debts, sharer, 1))
   if reserve then reckon(session_of(sharer), -1) end
+end
+
+-- The same for somebody who waits.
+local function promise(sharer, rotate)
+  redis.call('ZADD', promises, now + PROMISE + (rotate and TENURE or 0), redis.call('HINCRBY', meta, 'seq', 1))
+  indebt(sharer)
 end
 
 -- The sharer of the highest level that can give a permit: the sessions whose minimum it would break cannot.
@@ -336,6 +341,21 @@ local function richest()
   end
 end
 
+-- More are held than the capacity: it was lowered, or a state that was lost had been granted anew in part. Nothing is revoked; but in a busy fleet nobody gives
+-- back by himself, so the sharers of the highest levels are asked for what is too much. Nobody is promised it. True if there is too much.
+local function drain(capacity)
+  local excess = redis.call('ZCARD', permits) - capacity
+  if excess <= 0 then return false end
+  for _, debt in ipairs(redis.call('HVALS', debts)) do excess = excess - (tonumber(debt) or 0) end
+  for _ = 1, excess do
+    local holder = richest()
+    if not holder then break end
+    indebt(holder)
+    push(session_of(holder), 'b ' .. holder .. ' f')
+  end
+  return true
+end
+
 -- Max-min fairness. For each waiting request that no permit is promised to yet, in the order of the queue: asks the sharer
 -- of the highest level for one permit,
 --   if after that it is not below the waiter's level (without weights: if it holds at least two more), or
@@ -344,7 +364,8 @@ end
 --   in rotation, if the waiter holds none and everybody at most one: what is given in rotation, its holder keeps for a minimum tenure.
 -- A request of no sharer counts as one that holds none: a busy pool gives nothing back by itself. The queue is ordered by
 -- level, so the first that has no claim ends it. Once shares are even this finds nothing.
-local function balance()
+local function balance(capacity)
+  if drain(capacity) then return end
   redis.call('ZREMRANGEBYSCORE', promises, '-inf', now)
   local from = redis.call('ZCARD', promises)
   for _, request in ipairs(redis.call('ZRANGE', queue, from, from + 7)) do
