@@ -13,7 +13,8 @@ import (
 // This file adds up what a chaos run has seen.
 
 type figures struct {
-	byKind map[string]*kindFigures
+	byKind   map[string]*kindFigures
+	unjudged int // calms in which the machine was too busy for a judgement of what was in use
 }
 
 // kindFigures are the worst of all faults of a kind.
@@ -86,7 +87,7 @@ func (f *figures) table(r *chaos) string {
 	r.fleet.mu.Lock()
 	defer r.fleet.mu.Unlock()
 	fmt.Fprintf(&b, "%d faults; %d looks at Postgres (%d unanswered), %d at Redis; largest overshoot without an excuse %d\n", faults, looks, unheard, inRedis, max(0, peak))
-	fmt.Fprintf(&b, "%d checkouts, %d plain grants, %d operations failed as they may; in calms somebody waited in %d of %d looks, %d callers and %d grants in turn\n",
-		r.fleet.checkouts, r.fleet.grants, r.fleet.expected, waits, calmLooks, r.fleet.inTurn, inTurn)
+	fmt.Fprintf(&b, "%d checkouts, %d plain grants, %d operations failed as they may; in calms somebody waited in %d of %d looks, %d callers and %d grants in turn, %d too busy to judge\n",
+		r.fleet.checkouts, r.fleet.grants, r.fleet.expected, waits, calmLooks, r.fleet.inTurn, inTurn, f.unjudged)
 	return b.String()
 }

@@ -100,7 +100,7 @@ func (f *fleet) launch(at int) *process {
 	j := f.job
 	j.Integration = []string{"pgxpool", "stdlib"}[at%2]
 	if at == len(f.places)-1 { // one that pauses, and so gives back and takes; not in a calm, for what moves is not in use
-		j.Goroutines, j.Pause = 3, 300*time.Millisecond
+		j.Pause = 300 * time.Millisecond
 	}
 	j.Redis = "redis://" + pl.redis.Addr() + "/0"
 	dsn, err := url.Parse(j.Postgres)

@@ -29,7 +29,7 @@ type endurance struct {
 
 // Commands to a process of a chaos run, besides end.
 const (
-	calm        = "calm"     // nothing is wrong from now on: callers must be served in turn, and who pauses does not
+	calm        = "calm"     // nothing is wrong from now on: callers must be served in turn, and nobody pauses
 	storm       = "storm"    // calm is over
 	setCapacity = "capacity" // and a number: as an operator, for the whole fleet
 )
@@ -59,6 +59,7 @@ type mishap struct {
 
 const (
 	reportEvery = 20 * time.Millisecond
+	pausing     = 3                     // goroutines of a process that pauses; the others work in calms
 	afterFailed = 20 * time.Millisecond // what fails at once is not tried at full speed
 	// passedMost is how often one and the same caller may be served while another one, who came first, waits. In a queue it is never; but on a busy
 	// machine a caller whose turn has come can be late to notice, and somebody else can be through twice.
@@ -216,14 +217,17 @@ func endure(j job, in *bufio.Reader) error {
 	for caller := range j.Goroutines {
 		wg.Go(func() {
 			for ctx.Err() == nil {
+				if j.Pause > 0 && !e.isCalm() {
+					time.Sleep(j.Pause)
+					if caller >= pausing {
+						continue
+					}
+				}
 				asked := time.Now()
 				waited, err := p.once(j)
 				e.checkout(caller, asked, waited, time.Now(), err)
 				if err != nil {
 					time.Sleep(afterFailed)
-				}
-				if !e.isCalm() {
-					time.Sleep(j.Pause)
 				}
 			}
 		})
