@@ -55,6 +55,7 @@ var chaosKinds = []*kind{
 	{name: "FLUSHALL", from: time.Second, to: time.Second, forgets: true, do: (*chaos).flushed},
 	{name: "Redis killed and restarted", from: 0, to: 1500 * time.Millisecond, forgets: true, do: (*chaos).redisRestarted},
 	{name: "Redis down past the lease", from: pastLease, to: pastLease + 2*time.Second, do: (*chaos).redisDown},
+	{name: "Redis back to a snapshot", from: time.Second, to: pastLease + 2*time.Second, do: (*chaos).snapshot},
 	{name: "newcomer at the restart", from: 0, to: time.Second, do: (*chaos).newcomer},
 	{name: "failover", from: 0, to: time.Second, do: (*chaos).failover},
 	{name: "failover to one that lags", from: 0, to: time.Second, do: (*chaos).laggingFailover},
@@ -272,7 +273,7 @@ func (r *chaos) flushed(s step) {
 func (r *chaos) redisRestarted(s step) {
 	r.primary.Kill()
 	r.hold(s)
-	r.must(r.primary.Restart(r.t.Context()))
+	r.must(r.primary.RestartEmpty(r.t.Context())) // as a replica it may have kept a snapshot
 	r.from(time.Now())
 }
 
@@ -280,6 +281,21 @@ func (r *chaos) redisDown(s step) {
 	gone := time.Now()
 	r.redisRestarted(s)
 	r.fleet.allow(-1, gone, time.Now().Add(grace))
+}
+
+// What Redis knows when it is back is a snapshot, whose leases have ended: to it everything is free. Who holds a permit that it does not know is told by
+// his next heartbeat.
+func (r *chaos) snapshot(s step) {
+	r.must(r.redis().Save(r.t.Context()).Err())
+	r.hold(s)
+	gone := time.Now()
+	r.primary.Kill()
+	r.must(r.primary.Restart(r.t.Context()))
+	back := time.Now()
+	r.from(back)
+	end := r.excused("what was held before Redis went back to a snapshot", r.job.Capacity, func(b backend) bool { return b.started.Before(back) })
+	end(back.Add(chaosTTL/3 + grace))
+	r.fleet.allow(-1, gone, back.Add(chaosTTL/3+grace))
 }
 
 // A process that has never held a permit is the first that the restarted Redis hears of: to it, this is a new semaphore. It may be granted what others hold
@@ -290,7 +306,7 @@ func (r *chaos) newcomer(s step) {
 	gone := time.Now()
 	p := r.fleet.launch(s.process)
 	r.hold(s)
-	r.must(r.primary.Restart(r.t.Context()))
+	r.must(r.primary.RestartEmpty(r.t.Context())) // as a replica it may have kept a snapshot
 	back := time.Now()
 	r.from(back)
 	end := r.excused("what "+p.name+", who came first, is granted", r.job.Goroutines, func(b backend) bool { return b.process == p.name })

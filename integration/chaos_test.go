@@ -34,6 +34,7 @@ import (
 //     the network resets a connection to a backend in a query, that one, until the query ends;
 //     a newcomer is the first that a Redis restarted without persistence hears of, what it is granted, for a lease;
 //     Redis fails over to a replica that lags, what was granted meanwhile, for a lease;
+//     Redis goes back to a snapshot, what was held before, for a third of a lease;
 //     the capacity is lowered, the difference, until it was given back.
 //
 // In each step:

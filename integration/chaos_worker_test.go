@@ -64,6 +64,7 @@ const (
 	// passedMost is how often one and the same caller may be served while another one, who came first, waits. In a queue it is never; but on a busy
 	// machine a caller whose turn has come can be late to notice, and somebody else can be through twice.
 	passedMost = 2
+	inQuery    = 250 * time.Millisecond // several queries, on a busy machine
 )
 
 // enduring is the state of such a process.
@@ -74,6 +75,7 @@ type enduring struct {
 	unsaid progress
 	calm   time.Time // since when; zero: it is not
 	turns  []turn
+	begun  map[int]time.Time // by caller: what is not over
 	ops    int
 }
 
@@ -86,6 +88,7 @@ type turn struct {
 func (e *enduring) checkout(caller int, asked time.Time, waited time.Duration, ended time.Time, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	delete(e.begun, caller)
 	if err != nil {
 		e.unsaid.Failures = append(e.unsaid.Failures, mishap{asked, ended, err.Error()})
 		return
@@ -96,6 +99,14 @@ func (e *enduring) checkout(caller int, asked time.Time, waited time.Duration, e
 	if !e.calm.IsZero() && asked.After(e.calm) {
 		e.turns = append(e.turns, turn{s, caller})
 	}
+}
+
+func (e *enduring) comes(caller int) (asked time.Time) {
+	asked = time.Now()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.begun[caller] = asked
+	return asked
 }
 
 func (e *enduring) granted(asked, had time.Time) {
@@ -121,6 +132,12 @@ func (e *enduring) stirred() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	said := &servedInTurn{Callers: len(e.turns)}
+	// Who waits still may have been passed, too; but he may as well be served, and in his query.
+	for caller, asked := range e.begun {
+		if had := time.Now().Add(-inQuery); !e.calm.IsZero() && had.After(asked) {
+			e.turns = append(e.turns, turn{stamp{asked.UnixNano(), had.UnixNano()}, caller})
+		}
+	}
 	for _, waited := range e.turns {
 		passedBy := make(map[int]int)
 		for _, other := range e.turns {
@@ -149,7 +166,7 @@ func (e *enduring) report() progress {
 
 // endure is the main of such a process.
 func endure(j job, in *bufio.Reader) error {
-	e := &enduring{}
+	e := &enduring{begun: make(map[int]time.Time)}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	var out sync.Mutex
@@ -223,7 +240,7 @@ func endure(j job, in *bufio.Reader) error {
 						continue
 					}
 				}
-				asked := time.Now()
+				asked := e.comes(caller)
 				waited, err := p.once(j)
 				e.checkout(caller, asked, waited, time.Now(), err)
 				if err != nil {
