@@ -132,13 +132,14 @@ func (e *enduring) stirred() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	said := &servedInTurn{Callers: len(e.turns)}
+	all := e.turns[:len(e.turns):len(e.turns)]
 	// Who waits still may have been passed, too; but he may as well be served, and in his query.
 	for caller, asked := range e.begun {
-		if had := time.Now().Add(-inQuery); !e.calm.IsZero() && had.After(asked) {
-			e.turns = append(e.turns, turn{stamp{asked.UnixNano(), had.UnixNano()}, caller})
+		if had := time.Now().Add(-inQuery); had.After(asked) {
+			all = append(all, turn{stamp{asked.UnixNano(), had.UnixNano()}, caller})
 		}
 	}
-	for _, waited := range e.turns {
+	for _, waited := range all {
 		passedBy := make(map[int]int)
 		for _, other := range e.turns {
 			if other.Asked > waited.Asked && other.Had < waited.Had {
