@@ -75,7 +75,8 @@ func (f *figures) table(r *chaos) string {
 			continue
 		}
 		ms := func(d time.Duration) string { return d.Round(time.Millisecond).String() }
-		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%s\t%s\t%s\t%s\t%.1f%%\t\n", name, k.faults, k.samples, k.most, ms(k.overFor), ms(k.grant), ms(k.checkout), ms(k.recovered), 100*k.used)
+		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%s\t%s\t%s\t%s\t%.1f%%\t\n",
+			name, k.faults, k.samples, k.most, ms(k.overFor), ms(k.grant), ms(k.checkout), ms(k.recovered), 100*k.used)
 	}
 	_ = w.Flush()
 	r.ledger.mu.Lock()
@@ -86,8 +87,10 @@ func (f *figures) table(r *chaos) string {
 	r.queues.mu.Unlock()
 	r.fleet.mu.Lock()
 	defer r.fleet.mu.Unlock()
-	fmt.Fprintf(&b, "%d faults; %d looks at Postgres (%d unanswered), %d at Redis; largest overshoot without an excuse %d\n", faults, looks, unheard, inRedis, max(0, peak))
-	fmt.Fprintf(&b, "%d checkouts, %d plain grants, %d operations failed as they may; in calms somebody waited in %d of %d looks, %d callers and %d grants in turn, %d too busy to judge\n",
-		r.fleet.checkouts, r.fleet.grants, r.fleet.expected, waits, calmLooks, r.fleet.inTurn, inTurn, f.unjudged)
+	fmt.Fprintf(&b, "%d faults; %d looks at Postgres (%d unanswered), %d at Redis; largest overshoot without an excuse %d\n",
+		faults, looks, unheard, inRedis, max(0, peak))
+	fmt.Fprintf(&b, "%d checkouts, %d plain grants, %d operations failed as they may\n", r.fleet.checkouts, r.fleet.grants, r.fleet.expected)
+	fmt.Fprintf(&b, "in calms: somebody waited in %d of %d looks; %d callers and %d plain grants in turn; %d calms too busy to judge what was in use\n",
+		waits, calmLooks, r.fleet.inTurn, inTurn, f.unjudged)
 	return b.String()
 }

@@ -175,8 +175,8 @@ func (c *chronicle) add(l look, late time.Duration) {
 	over := l.over() - l.excused
 	c.peak = max(c.peak, over)
 	if over > 0 && c.violation == "" {
-		c.violation = fmt.Sprintf("%d backends, %d excused, capacity %d\nduring: %s\nexcuses: %s\nlooks before it:\n%s", len(l.backends), l.excused, c.capacity, c.during,
-			c.excusesText(l.at), c.recentText())
+		c.violation = fmt.Sprintf("%d backends, %d excused, capacity %d\nduring: %s\nexcuses: %s\nlooks before it:\n%s",
+			len(l.backends), l.excused, c.capacity, c.during, c.excusesText(l.at), c.recentText())
 	}
 }
 
@@ -281,17 +281,16 @@ func (c *chronicle) violated() string {
 
 // An episode is one step of the schedule, from its fault to the end of the calm after it. Guarded by the chronicle's mu.
 type episode struct {
-	calm            bool
-	waiting         func() bool // does somebody wait now?
-	samples         int
-	most            int           // backends too many at the most, excused
-	overFor         time.Duration // for how long at a stretch
-	overFrom        time.Time
-	used, could     int // backends, and capacity, summed over the looks of the calm while somebody waited
-	calmLooks       int
-	fewest          int // backends in one of those
-	waitingInCalm   int
-	violationInCalm string
+	calm          bool
+	waiting       func() bool // does somebody wait now?
+	samples       int
+	most          int           // backends too many at the most, excused
+	overFor       time.Duration // for how long at a stretch
+	overFrom      time.Time
+	used, could   int // backends, and capacity, summed over the looks of the calm while somebody waited
+	calmLooks     int
+	fewest        int // backends in one of those
+	waitingInCalm int
 }
 
 func (e *episode) look(l look) {

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// This file makes the schedule of a chaos run, from its seed alone. What the run finds does not change it, so that the same seed does the same again; how long it
-// goes on does depend on how soon the fleet recovers.
+// This file makes the schedule of a chaos run, from its seed alone. What the run finds does not change it, so that the same seed does the same again;
+// how many steps fit into a run does depend on how soon the fleet recovers.
 
 // A step is a fault and a calm after it.
 type step struct {

@@ -341,8 +341,8 @@ local function richest()
   end
 end
 
--- More are held than the capacity: it was lowered, or a state that was lost had been granted anew in part. Nothing is revoked; but in a busy fleet nobody gives
--- back by himself, so the sharers of the highest levels are asked for what is too much. Nobody is promised it. True if there is too much.
+-- More are held than the capacity: it was lowered, or a state that was lost had been granted anew in part. Nothing is revoked; but in a busy
+-- fleet nobody gives back by himself, so the sharers of the highest levels are asked for what is too much. Nobody is promised it. True if there is too much.
 local function drain(capacity)
   local excess = redis.call('ZCARD', permits) - capacity
   if excess <= 0 then return false end
