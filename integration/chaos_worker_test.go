@@ -132,6 +132,7 @@ func (e *enduring) stirred() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	said := &servedInTurn{Callers: len(e.turns)}
+	dumped := false
 	all := e.turns[:len(e.turns):len(e.turns)]
 	// Who waits still may have been passed, too; but he may as well be served, and in his query.
 	for caller, asked := range e.begun {
@@ -139,7 +140,7 @@ func (e *enduring) stirred() {
 			all = append(all, turn{stamp{asked.UnixNano(), had.UnixNano()}, caller})
 		}
 	}
-	for _, waited := range all {
+	for i, waited := range all {
 		passedBy := make(map[int]int)
 		for _, other := range e.turns {
 			if other.Asked > waited.Asked && other.Had < waited.Had {
@@ -148,8 +149,17 @@ func (e *enduring) stirred() {
 		}
 		for caller, times := range passedBy {
 			if times > passedMost {
-				said.Passed = append(said.Passed, fmt.Sprintf("caller %d, who waited for %v, was passed %d times by caller %d, and by %d callers in all",
-					waited.caller, time.Duration(waited.Had-waited.Asked), times, caller, len(passedBy)))
+				text := fmt.Sprintf("caller %d, who waited for %v, was passed %d times by caller %d, and by %d callers in all",
+					waited.caller, time.Duration(waited.Had-waited.Asked), times, caller, len(passedBy))
+				if i >= len(e.turns) {
+					text += "; he waits still"
+					if !dumped {
+						dumped = true
+						buf := make([]byte, 1<<20)
+						text += ":\n" + string(buf[:runtime.Stack(buf, true)])
+					}
+				}
+				said.Passed = append(said.Passed, text)
 			}
 		}
 	}
