@@ -64,7 +64,6 @@ const (
 	// passedMost is how often one and the same caller may be served while another one, who came first, waits. In a queue it is never; but on a busy
 	// machine a caller whose turn has come can be late to notice, and somebody else can be through twice.
 	passedMost = 2
-	inQuery    = 250 * time.Millisecond // several queries, on a busy machine
 )
 
 // enduring is the state of such a process.
@@ -75,7 +74,7 @@ type enduring struct {
 	unsaid progress
 	calm   time.Time // since when; zero: it is not
 	turns  []turn
-	begun  map[int]time.Time // by caller: what is not over
+	begun  map[int]time.Time // by caller: since when he waits
 	ops    int
 }
 
@@ -88,7 +87,7 @@ type turn struct {
 func (e *enduring) checkout(caller int, asked time.Time, waited time.Duration, ended time.Time, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	delete(e.begun, caller)
+	delete(e.begun, caller) // if he was not served at all
 	if err != nil {
 		e.unsaid.Failures = append(e.unsaid.Failures, mishap{asked, ended, err.Error()})
 		return
@@ -107,6 +106,12 @@ func (e *enduring) comes(caller int) (asked time.Time) {
 	defer e.mu.Unlock()
 	e.begun[caller] = asked
 	return asked
+}
+
+func (e *enduring) served(caller int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.begun, caller)
 }
 
 func (e *enduring) granted(asked, had time.Time) {
@@ -134,11 +139,8 @@ func (e *enduring) stirred() {
 	said := &servedInTurn{Callers: len(e.turns)}
 	dumped := false
 	all := e.turns[:len(e.turns):len(e.turns)]
-	// Who waits still may have been passed, too; but he may as well be served, and in his query.
-	for caller, asked := range e.begun {
-		if had := time.Now().Add(-inQuery); had.After(asked) {
-			all = append(all, turn{stamp{asked.UnixNano(), had.UnixNano()}, caller})
-		}
+	for caller, asked := range e.begun { // those who wait still
+		all = append(all, turn{stamp{asked.UnixNano(), time.Now().UnixNano()}, caller})
 	}
 	for i, waited := range all {
 		passedBy := make(map[int]int)
@@ -244,6 +246,8 @@ func endure(j job, in *bufio.Reader) error {
 	var wg sync.WaitGroup
 	for caller := range j.Goroutines {
 		wg.Go(func() {
+			j := j
+			j.served = func() { e.served(caller) }
 			for ctx.Err() == nil {
 				if j.Pause > 0 && !e.isCalm() {
 					time.Sleep(j.Pause)

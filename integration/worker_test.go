@@ -49,6 +49,7 @@ type job struct {
 	FirstQuery      time.Duration // the first queries of five goroutines last so long; 0: like all others
 	Pause           time.Duration // of a goroutine between two queries
 	Endure          *endurance    // of a process in a chaos run
+	served          func()        // if not nil, called at each checkout
 }
 
 // message is what it reports, on its standard output: one thing at a time.
@@ -357,6 +358,9 @@ func (p pgxPool) once(j job) (time.Duration, error) {
 		return 0, err
 	}
 	waited := time.Since(began)
+	if j.served != nil {
+		j.served()
+	}
 	if j.Fault == "hijack" && rand.IntN(10) == 0 {
 		conn := c.Hijack()
 		_, err := conn.Exec(ctx, text)
@@ -401,13 +405,30 @@ func (p sqlPool) once(j job) (time.Duration, error) {
 		_, err = c.ExecContext(ctx, text)
 		return waited, err
 	}
+	if j.served != nil { // the checkout alone is of interest, not what Postgres takes to begin a transaction
+		c, err := p.Conn(ctx)
+		if err != nil {
+			return 0, err
+		}
+		defer c.Close()
+		waited := time.Since(began)
+		j.served()
+		tx, err := c.BeginTx(ctx, nil)
+		if err != nil {
+			return waited, err
+		}
+		return waited, runTx(ctx, tx, text)
+	}
 	tx, err := p.BeginTx(ctx, nil)
 	if err != nil {
 		return 0, err
 	}
-	waited := time.Since(began)
+	return time.Since(began), runTx(ctx, tx, text)
+}
+
+func runTx(ctx context.Context, tx *sql.Tx, text string) error {
 	if _, err := tx.ExecContext(ctx, text); err != nil {
-		return waited, errors.Join(err, tx.Rollback())
+		return errors.Join(err, tx.Rollback())
 	}
-	return waited, tx.Commit()
+	return tx.Commit()
 }
