@@ -80,13 +80,15 @@ func (r *chaos) from(at time.Time) {
 	r.fleet.since(at)
 }
 
-// hold lets a fault last. Half way through, its rider happens.
+// hold lets a fault last, and no longer than that. Half way through, its rider happens.
 func (r *chaos) hold(s step) {
+	end := time.Now().Add(s.length)
+	defer func() { time.Sleep(time.Until(end)) }()
 	if s.rider == "" {
-		time.Sleep(s.length)
 		return
 	}
 	time.Sleep(s.length / 2)
+	const patience = 100 * time.Millisecond // there is no answer from one that is frozen
 	switch s.rider {
 	case "kill":
 		r.killAt(s.riding)
@@ -95,15 +97,14 @@ func (r *chaos) hold(s step) {
 		r.fleet.allow(-1, time.Now(), time.Now().Add(grace))
 		r.terminate(1)
 	case "SCRIPT FLUSH":
-		ctx, cancel := context.WithTimeout(r.t.Context(), time.Second)
-		_ = r.redis().ScriptFlush(ctx).Err() // there is no answer if it is frozen
+		ctx, cancel := context.WithTimeout(r.t.Context(), patience)
+		_ = r.redis().ScriptFlush(ctx).Err()
 		cancel()
 	case "cut subscribers":
-		ctx, cancel := context.WithTimeout(r.t.Context(), time.Second)
+		ctx, cancel := context.WithTimeout(r.t.Context(), patience)
 		_ = r.redis().Do(ctx, "CLIENT", "KILL", "TYPE", "pubsub").Err()
 		cancel()
 	}
-	time.Sleep(s.length - s.length/2)
 }
 
 // Processes.

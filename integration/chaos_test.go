@@ -173,7 +173,7 @@ func startChaos(t *testing.T, seed uint64) *chaos {
 func (r *chaos) redis() *redis.Client {
 	addr := r.primary.Addr()
 	if r.clients[addr] == nil {
-		r.clients[addr] = redis.NewClient(&redis.Options{Addr: addr})
+		r.clients[addr] = redis.NewClient(&redis.Options{Addr: addr, ContextTimeoutEnabled: true})
 	}
 	return r.clients[addr]
 }
