@@ -72,7 +72,8 @@ type enduring struct {
 
 	// Guarded by mu.
 	unsaid progress
-	calm   time.Time // since when; zero: it is not
+	calm   time.Time     // since when; zero: it is not
+	calms  chan struct{} // closed when it becomes so
 	turns  []turn
 	begun  map[int]time.Time // by caller: since when he waits
 	ops    int
@@ -123,13 +124,25 @@ func (e *enduring) granted(asked, had time.Time) {
 func (e *enduring) calmed() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if e.calm.IsZero() {
+		close(e.calms)
+	}
 	e.calm, e.turns = time.Now(), nil
 }
 
-func (e *enduring) isCalm() bool {
+// pause lasts until it is calm, at most; it reports whether it was for the whole time.
+func (e *enduring) pause(d time.Duration) bool {
 	e.mu.Lock()
-	defer e.mu.Unlock()
-	return !e.calm.IsZero()
+	calms := e.calms
+	e.mu.Unlock()
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-calms:
+		return false
+	}
 }
 
 // stirred ends a calm, and says who was not served in turn in it.
@@ -166,6 +179,9 @@ func (e *enduring) stirred() {
 		}
 	}
 	e.unsaid.Calm = said
+	if !e.calm.IsZero() {
+		e.calms = make(chan struct{})
+	}
 	e.calm, e.turns = time.Time{}, nil
 }
 
@@ -179,7 +195,7 @@ func (e *enduring) report() progress {
 
 // endure is the main of such a process.
 func endure(j job, in *bufio.Reader) error {
-	e := &enduring{begun: make(map[int]time.Time)}
+	e := &enduring{begun: make(map[int]time.Time), calms: make(chan struct{})}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	var out sync.Mutex
@@ -249,11 +265,8 @@ func endure(j job, in *bufio.Reader) error {
 			j := j
 			j.served = func() { e.served(caller) }
 			for ctx.Err() == nil {
-				if j.Pause > 0 && !e.isCalm() {
-					time.Sleep(j.Pause)
-					if caller >= pausing {
-						continue
-					}
+				if j.Pause > 0 && e.pause(j.Pause) && caller >= pausing {
+					continue
 				}
 				asked := e.comes(caller)
 				waited, err := p.once(j)
