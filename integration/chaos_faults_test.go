@@ -144,7 +144,7 @@ func (r *chaos) stopLong(s step) {
 	p.signal(r.t, syscall.SIGSTOP)
 	r.from(stopped)
 	end := func(time.Time) {}
-	if !r.fence {
+	if !r.job.Fence {
 		end = r.excused("what "+p.name+" held when it was stopped", r.ledger.held(p.name)+1, func(b backend) bool {
 			return b.process == p.name && b.started.Before(stopped.Add(100*time.Millisecond))
 		})

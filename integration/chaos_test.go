@@ -30,7 +30,7 @@ import (
 //
 //   - backends <= capacity, but for those that an excuse covers: a window that ARCHITECTURE.md declares, for named backends, and for a time. The
 //     windows that this run opens:
-//     a process that is stopped past its leases (none with Config.Fence), what it held, until it wakes;
+//     a process that is stopped past its leases, what it held, until it wakes (not with Config.Fence, which even seeds have);
 //     the network resets a connection to a backend in a query, that one, until the query ends;
 //     a newcomer is the first that a Redis restarted without persistence hears of, what it is granted, for a lease;
 //     Redis fails over to a replica that lags, what was granted meanwhile, for a lease;
@@ -70,7 +70,6 @@ const (
 type chaos struct {
 	t        *testing.T
 	seed     uint64
-	fence    bool
 	job      job
 	postgres *throwaway.Postgres
 	ledger   *chronicle
@@ -103,8 +102,9 @@ func TestChaos(t *testing.T) {
 	for seed == 0 {
 		seed = rand.Uint64() % 100_000
 	}
-	r := startChaos(t, seed)
-	t.Logf("seed %d, for %v; again: go test ./integration -run TestChaos -chaos %v -seed %d", seed, *chaosFor, *chaosFor, seed)
+	fence := seed%2 == 0
+	r := startChaos(t, seed, fence)
+	t.Logf("seed %d, Fence %v, for %v; again: go test ./integration -run TestChaos -chaos %v -seed %d", seed, fence, *chaosFor, *chaosFor, seed)
 	only := regexp.MustCompile(*chaosOnly)
 	plan := newSchedule(seed, chaosProcesses, slices.DeleteFunc(slices.Clone(chaosKinds), func(k *kind) bool { return !only.MatchString(k.name) }))
 	for began := time.Now(); time.Since(began) < *chaosFor && !t.Failed(); {
@@ -120,7 +120,7 @@ type silent struct{}
 
 func (silent) Printf(context.Context, string, ...any) {}
 
-func startChaos(t *testing.T, seed uint64) *chaos {
+func startChaos(t *testing.T, seed uint64, fence bool) *chaos {
 	t.Helper()
 	r := &chaos{t: t, seed: seed, ledger: newChronicle(chaosCapacity), figures: newFigures(), clients: make(map[string]*redis.Client)}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -143,6 +143,7 @@ func startChaos(t *testing.T, seed uint64) *chaos {
 	r.job = job{
 		Postgres: r.postgres.URL(), Semaphore: "chaos", Capacity: chaosCapacity, TTL: chaosTTL, Goroutines: 10,
 		MinQuery: longestRun / 4, MaxQuery: longestRun,
+		Fence:  fence,
 		Endure: &endurance{Plain: "chaos-plain", PlainCapacity: chaosPlain, Takers: 2, Keep: 30 * time.Millisecond},
 	}
 	r.queues = newQueues(r.job.Semaphore, r.job.Endure.Plain, func() int {
