@@ -50,6 +50,10 @@ import (
 //   - callers of one process are served in turn (chaos_worker_test.go).
 //
 // After the end there are no backends, permits, waiters or sessions, in Redis no key but meta, and no goroutine in any process beyond those it began with.
+//
+// What was broken on purpose, once, and caught: a grant beyond the capacity (backends); connections not fenced (backends, when one process is without
+// Redis); the gate not shut (backends, after a restart); the local queue last come first served (callers in turn); the queue in Redis likewise (the
+// fleet never settles); leases trusted for less than Redis's absence (operations fail); a session not closed (goroutines).
 
 var (
 	chaosFor  = flag.Duration("chaos", 20*time.Second, "how long the chaos run takes")
