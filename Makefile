@@ -11,10 +11,12 @@ COUNT       ?= 10
 DURATION    ?= 1m
 ROUNDS      ?= 20
 STEPS       ?= 1000000
+SEED        ?= 0
+FAULT       ?=
 ARGS        ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo lint vuln bench bench-go stress fmt clean
+.PHONY: help setup test demo lint vuln bench bench-go stress chaos fmt clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +57,10 @@ stress: ## Run the randomised tests and the fleets for a long time (DURATION=1m 
 	$(GO) test -timeout 0 -count 1 -run Hostile ./semaphore -hostile
 	$(GO) test -race -timeout 0 -count 1 ./pgxpool -stress $(DURATION)
 	$(GO) test -race -timeout 0 -count 1 ./integration -load $(DURATION)
+
+chaos: ## Run a fleet of processes while everything goes wrong, and print what it cost (DURATION=1m, SEED=0 for another each time, FAULT=regexp)
+	@scripts/setup.sh --need redis --need cc
+	$(GO) test -race -timeout 0 -count 1 -v -run 'TestChaos$$' ./integration -chaos $(DURATION) -seed $(SEED) -fault '$(FAULT)'
 
 fmt: ## Format the code
 	gofmt -w .

@@ -4,4 +4,5 @@
 // The servers are throwaway instances on free ports. How long each run takes is a flag:
 //
 //	go test ./integration -run TestCap -load 20s -v
+//	go test ./integration -run TestChaos -chaos 10m -seed 3 -v -timeout 0
 package integration

@@ -19,6 +19,10 @@ type outcome struct {
 	P50, P99 time.Duration // of the waits for a checkout
 	Gap      time.Duration // the longest time without an operation that ended well
 	Windows  []int         // operations in each quarter of a second
+
+	// Of a process in a chaos run: goroutines that outlived all it had opened, and where they are.
+	Goroutines int
+	Stacks     string
 }
 
 const quarter = 250 * time.Millisecond

@@ -50,9 +50,18 @@ type job struct {
 	MaxQuery        time.Duration // ... to this
 	FirstQuery      time.Duration // the first queries of five goroutines last so long; 0: like all others
 	Pause           time.Duration // of a goroutine between two queries
+	Endure          *endurance    // of a process in a chaos run
+	served          func()        // if not nil, called at each checkout
 }
 
-// greeting is the first thing that it reports, on its standard output: its session and its pool are there.
+// message is what it reports, on its standard output: one thing at a time.
+type message struct {
+	Joined   *greeting
+	Progress *progress // of a process in a chaos run
+	Outcome  *outcome  // the last one
+}
+
+// greeting is the first thing that it reports: its session and its pool are there.
 type greeting struct{ Joined time.Time }
 
 const workerEnv = "PASSBUDDY_INTEGRATION_WORKER"
@@ -86,9 +95,15 @@ const (
 // start runs a worker. It ends when its job does, or with its parent: its standard input closes then.
 func start(t testing.TB, j job) *worker {
 	t.Helper()
+	return startHeard(t, j, os.Stderr, func(progress) {})
+}
+
+// startHeard is start for one whose progress is followed, by calls from a goroutine of its own.
+func startHeard(t testing.TB, j job, stderr io.Writer, heard func(progress)) *worker {
+	t.Helper()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), workerEnv+"=1")
-	cmd.Stderr = os.Stderr
+	cmd.Stderr = stderr
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -105,16 +120,22 @@ func start(t testing.TB, j job) *worker {
 		t.Fatal(err)
 	}
 	go func() {
-		var g greeting
-		var o outcome
 		reports := json.NewDecoder(stdout)
-		if reports.Decode(&g) == nil {
-			w.greet <- g
+		for {
+			var m message
+			if reports.Decode(&m) != nil {
+				break
+			}
+			switch {
+			case m.Joined != nil:
+				w.greet <- *m.Joined
+			case m.Progress != nil:
+				heard(*m.Progress)
+			case m.Outcome != nil:
+				w.out <- *m.Outcome
+			}
 		}
 		close(w.greet)
-		if reports.Decode(&o) == nil {
-			w.out <- o
-		}
 		close(w.out)
 		w.err <- cmd.Wait()
 	}()
@@ -167,6 +188,9 @@ func work() error {
 	if err := json.Unmarshal(line, &j); err != nil {
 		return err
 	}
+	if j.Endure != nil {
+		return endure(j, in)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), j.Load)
 	defer cancel()
 	var tally tally
@@ -194,7 +218,7 @@ func work() error {
 		return err
 	}
 	reports := json.NewEncoder(os.Stdout)
-	if err := reports.Encode(greeting{time.Now()}); err != nil {
+	if err := reports.Encode(message{Joined: &greeting{time.Now()}}); err != nil {
 		return err
 	}
 	var wg sync.WaitGroup
@@ -218,7 +242,8 @@ func work() error {
 	if err := sem.Close(); err != nil {
 		return err
 	}
-	return reports.Encode(tally.report())
+	o := tally.report()
+	return reports.Encode(message{Outcome: &o})
 }
 
 var errAfterConnect = errors.New("AfterConnect fails on purpose")
@@ -336,6 +361,9 @@ func (p pgxPool) once(j job) (time.Duration, error) {
 		return 0, err
 	}
 	waited := time.Since(began)
+	if j.served != nil {
+		j.served()
+	}
 	if j.Fault == "hijack" && rand.IntN(10) == 0 {
 		conn := c.Hijack()
 		_, err := conn.Exec(ctx, text)
@@ -380,13 +408,30 @@ func (p sqlPool) once(j job) (time.Duration, error) {
 		_, err = c.ExecContext(ctx, text)
 		return waited, err
 	}
+	if j.served != nil { // the checkout alone is of interest, not what Postgres takes to begin a transaction
+		c, err := p.Conn(ctx)
+		if err != nil {
+			return 0, err
+		}
+		defer c.Close()
+		waited := time.Since(began)
+		j.served()
+		tx, err := c.BeginTx(ctx, nil)
+		if err != nil {
+			return waited, err
+		}
+		return waited, runTx(ctx, tx, text)
+	}
 	tx, err := p.BeginTx(ctx, nil)
 	if err != nil {
 		return 0, err
 	}
-	waited := time.Since(began)
+	return time.Since(began), runTx(ctx, tx, text)
+}
+
+func runTx(ctx context.Context, tx *sql.Tx, text string) error {
 	if _, err := tx.ExecContext(ctx, text); err != nil {
-		return waited, errors.Join(err, tx.Rollback())
+		return errors.Join(err, tx.Rollback())
 	}
-	return waited, tx.Commit()
+	return tx.Commit()
 }

@@ -339,21 +339,50 @@ local function pump(capacity, own, granted)
   return free
 end
 
--- Counts on one permit of a sharer: it is asked to give it back, and its share is less from now on.
-local function promise(sharer, rotate)
-  redis.call('ZADD', promises, now + PROMISE + (rotate and TENURE or 0), redis.call('HINCRBY', meta, 'seq', 1))
+-- Counts on one permit of a sharer: its share is less from now on.
+local function indebt(sharer)
   place(sharer, held_by(sharer) - redis.call('HINCRBY', debts, sharer, 1))
   if reserve then reckon(session_of(sharer), -1) end
 end
 
--- The sharer of the highest level that can give a permit: the sessions whose minimum it would break cannot.
-local function richest()
+-- The same for somebody who waits.
+local function promise(sharer, rotate)
+  redis.call('ZADD', promises, now + PROMISE + (rotate and TENURE or 0), redis.call('HINCRBY', meta, 'seq', 1))
+  indebt(sharer)
+end
+
+-- The first by level of those that can give a permit: the sessions whose minimum it would break cannot.
+local function first_by_level()
   if not reserve then return redis.call('ZREVRANGE', shares, 0, 0)[1] end
   for from = 0, redis.call('ZCARD', shares), 64 do
     for _, sharer in ipairs(redis.call('ZREVRANGE', shares, from, from + 63)) do
       if (lacking(session_of(sharer)) or -1) < 0 then return sharer end
     end
   end
+end
+
+-- The sharer of the highest level that can give a permit, or nil.
+local function richest()
+  while true do
+    local holder = first_by_level()
+    if not holder or share_of(holder) > 0 then return holder end
+    redis.call('ZREM', shares, holder) -- put there by somebody's hand
+  end
+end
+
+-- More are held than the capacity: it was lowered, or a state that was lost had been granted anew in part. Nothing is revoked; but in a busy
+-- fleet nobody gives back by himself, so the sharers of the highest levels are asked for what is too much. Nobody is promised it. True if there is too much.
+local function drain(capacity)
+  local excess = redis.call('ZCARD', permits) - capacity
+  if excess <= 0 then return false end
+  for _, debt in ipairs(redis.call('HVALS', debts)) do excess = excess - (tonumber(debt) or 0) end
+  for _ = 1, excess do
+    local holder = richest()
+    if not holder then break end
+    indebt(holder)
+    push(session_of(holder), 'b ' .. holder .. ' f')
+  end
+  return true
 end
 
 -- Max-min fairness. For each waiting request that no permit is promised to yet, in the order of the queue: asks the sharer
@@ -364,17 +393,14 @@ end
 --   in rotation, if the waiter holds none and everybody at most one: what is given in rotation, its holder keeps for a minimum tenure.
 -- A request of no sharer counts as one that holds none: a busy pool gives nothing back by itself. The queue is ordered by
 -- level, so the first that has no claim ends it. Once shares are even this finds nothing.
-local function balance()
+local function balance(capacity)
+  if drain(capacity) then return end
   redis.call('ZREMRANGEBYSCORE', promises, '-inf', now)
   local from = redis.call('ZCARD', promises)
   for _, request in ipairs(redis.call('ZRANGE', queue, from, from + 7)) do
     local id = string.match(request, '^%d+ (%S+)')
     if id then
       local holder = richest()
-      while holder and share_of(holder) == 0 do -- put there by somebody's hand
-        redis.call('ZREM', shares, holder)
-        holder = richest()
-      end
       local sharer = is_shared(id) and sharer_of(id)
       if not holder or holder == sharer then return end
       local gives, has = share_of(holder), sharer and share_of(sharer) or 0

@@ -164,7 +164,7 @@ if offered > 0 and waiting > 0 and not shut then
   if spare then promised = math.min(promised, math.max(0, -spare)) end
   for _ = 1, promised do promise(offerer) end
 end
-if waiting > 0 and not shut then balance() end
+if waiting > 0 and not shut then balance(capacity) end
 
 local wake = 0
 if waiting > 0 then

@@ -157,7 +157,7 @@ func (o *oracle) exchange(x Exchange) (Exchanged, error) {
 		}
 	}
 	if waiting > 0 && !shut {
-		o.balance()
+		o.balance(capacity)
 	}
 	if out.Waiting = waiting; waiting > 0 {
 		switch first := byScore(o.Permits); {

@@ -336,6 +336,10 @@ func (o *oracle) promise(sharer string, rotate bool) {
 		until += oracleTenure
 	}
 	o.Promises[strconv.FormatInt(o.seq(), 10)] = until
+	o.indebt(sharer)
+}
+
+func (o *oracle) indebt(sharer string) {
 	o.Debts[sharer]++
 	o.place(sharer, o.Held[sharer]-o.Debts[sharer])
 	o.reckon(sessionOf(sharer), -1)
@@ -352,24 +356,49 @@ func (o *oracle) largest() []string {
 	return all
 }
 
-// balance asks the largest for a permit, for each waiter to whom none is promised, as long as he has a claim to it.
-func (o *oracle) balance() {
+// richest is the first of them whose session's minimum it would not break.
+func (o *oracle) richest() string {
+	for _, sharer := range o.largest() {
+		if lacking, ok := o.lacking(sessionOf(sharer)); ok && lacking >= 0 {
+			continue
+		}
+		if o.share(sharer) > 0 {
+			return sharer
+		}
+		delete(o.Shares, sharer) // its counts were deleted
+	}
+	return ""
+}
+
+// drain asks the largest for what is held beyond the capacity, and was not asked back yet.
+func (o *oracle) drain(capacity int64) (over bool) {
+	excess := -o.free(capacity)
+	over = excess > 0
+	for _, debt := range o.Debts {
+		excess -= debt
+	}
+	for ; over && excess > 0; excess-- {
+		holder := o.richest()
+		if holder == "" {
+			break
+		}
+		o.indebt(holder)
+		o.push(sessionOf(holder), "b "+holder+" f")
+	}
+	return over
+}
+
+// balance asks the largest for a permit, for each waiter to whom none is promised, as long as he has a claim to it. What is too much goes first.
+func (o *oracle) balance(capacity int64) {
+	if o.drain(capacity) {
+		return
+	}
 	o.forgetPromises()
 	line := o.line()
 	from := min(len(o.Promises), len(line))
 	for _, request := range line[from:min(from+8, len(line))] {
 		_, ids := parsed(request)
-		holder := ""
-		for _, sharer := range o.largest() {
-			if lacking, ok := o.lacking(sessionOf(sharer)); ok && lacking >= 0 {
-				continue
-			}
-			if o.share(sharer) > 0 {
-				holder = sharer
-				break
-			}
-			delete(o.Shares, sharer) // its counts were deleted
-		}
+		holder := o.richest()
 		waiter, has := "", int64(0)
 		if isShared(ids[0]) {
 			waiter = sharerOf(ids[0])
@@ -658,9 +687,10 @@ func (o *oracle) renew(n Renew) (Renewed, error) {
 	if o.openGate() {
 		o.pump(capacity, "")
 		if len(o.Queue) > 0 {
-			o.balance()
+			o.balance(capacity)
 		}
 	}
+	o.drain(capacity)
 	o.end()
 	return Renewed{Now: o.now, Epoch: o.epoch, Capacity: capacity, Waiting: int64(len(o.Queue)), Sharded: o.sharded, Gate: o.gate,
 		Missing: missing, Limit: o.num("limit"), Unknown: unknown, Min: minimum, Roster: int64(len(o.Sessions)),
@@ -693,6 +723,9 @@ func (o *oracle) setCapacity(n int64) int64 {
 	o.purge("")
 	if o.epoch != "" && o.openGate() {
 		o.pump(capacity, "")
+	}
+	if o.epoch != "" {
+		o.drain(capacity)
 	}
 	o.end()
 	return capacity

@@ -207,7 +207,7 @@ func (t *trial) checkCounts(s *state, a act) {
 	}
 }
 
-// checkRecalls: nobody is asked for what nobody waits for, nor for what he may keep.
+// checkRecalls: nobody is asked for what nobody waits for and is not too much, nor for what he may keep.
 func (t *trial) checkRecalls(s *state, a act) {
 	asked := a.promised
 	for _, p := range a.pushes {

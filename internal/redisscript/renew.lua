@@ -270,8 +270,9 @@ if lost and gate > now and roster > tonumber(redis.call('HGET', meta, 'known') o
 end
 if open_gate() then
   pump(capacity, '', {})
-  if redis.call('ZCARD', queue) > 0 then balance() end
+  if redis.call('ZCARD', queue) > 0 then balance(capacity) end
 end
+drain(capacity) -- also while nobody waits, or the gate is shut
 tally()
 return { 'ok', now, epoch, capacity, redis.call('ZCARD', queue), sharded and 1 or 0, gate, missing,
   tonumber(redis.call('HGET', meta, 'limit') or 0), unknown, minimum, redis.call('ZCARD', sessions),

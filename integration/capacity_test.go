@@ -1,0 +1,59 @@
+package integration
+
+import (
+	"testing"
+	"time"
+
+	"github.com/passbuddy/passbuddy/semaphore"
+)
+
+// An operator lowers the capacity of a fleet that is saturated and whose shares are even: nobody has anything idle to give, and nobody a claim on what
+// others hold. It drains all the same, evenly, without an operation that fails; and what is raised again is used again.
+func TestCapacityIsLoweredUnderLoad(t *testing.T) {
+	const processes, capacity, lowered = 4, 20, 8
+	s := startServers(t, 100)
+	for _, integration := range []string{"pgxpool", "stdlib"} {
+		t.Run(integration, func(t *testing.T) {
+			seen := s.ledger(t)
+			fleet := make(named)
+			j := saturating(integration, t.Name(), capacity)
+			j.TTL = 5 * time.Second
+			began := time.Now()
+			s.run(t, fleet, processes, j)
+			even := func(n int) func(shares) bool {
+				return func(held shares) bool { return held.even(n, processes) }
+			}
+			seen.await(t, began, even(capacity))
+
+			operator, err := semaphore.Open(t.Context(), s.redis.URL(), semaphore.Config{Name: t.Name(), Capacity: capacity, TTL: j.TTL})
+			if err != nil {
+				t.Fatal(err)
+			}
+			set := func(n int) time.Time {
+				if err := operator.SetCapacity(t.Context(), n); err != nil {
+					t.Fatal(err)
+				}
+				return time.Now()
+			}
+			at := set(lowered)
+			drained := seen.await(t, at, even(lowered))
+			t.Logf("drained from %d to %d in %v", capacity, lowered, drained.Sub(at))
+			for _, n := range []int{lowered / 2 * 3, capacity} {
+				at = set(n)
+				t.Logf("raised to %d in %v", n, seen.await(t, at, even(n)).Sub(at))
+			}
+			// Fewer than processes: they rotate.
+			at = set(2)
+			few := seen.await(t, at, func(held shares) bool { return held.total() <= 2 })
+			t.Logf("drained to 2 in %v", few.Sub(at))
+			if err := operator.Close(); err != nil {
+				t.Error(err)
+			}
+			fleet.stop(t)
+			if peak := seen.mostAtOnce(); peak > capacity {
+				t.Errorf("%d backends, capacity %d", peak, capacity)
+			}
+			s.nothingLeft(t, t.Name())
+		})
+	}
+}

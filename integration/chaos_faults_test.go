@@ -1,0 +1,497 @@
+//go:build unix
+
+package integration
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/passbuddy/passbuddy/internal/throwaway"
+)
+
+// This file is what can happen to the fleet of a chaos run. Each fault says for itself which operations may fail, and which of the
+// windows of ARCHITECTURE.md it opens: an operation that fails without leave, or a backend too many without an excuse, is a violation.
+
+const (
+	// chaosTTL is the lease. A session has been heard a third of that ago, at the most, and trusts its leases for nine tenths: so whatever Redis does, for
+	// the next 2.8 s nothing is lost. Faults of Redis that nobody may notice are shorter, others longer than the whole lease.
+	chaosTTL   = 5 * time.Second
+	unnoticed  = 2 * time.Second
+	pastLease  = chaosTTL + time.Second
+	longestRun = 60 * time.Millisecond // of a query
+
+	// grace is for what follows from a fault once it is over: a query that ends, a watchdog that runs, a connection that is found dead. It takes some
+	// milliseconds; this is what a machine in trouble can keep.
+	grace = 3 * time.Second
+)
+
+var chaosKinds = []*kind{
+	// Processes.
+	{name: "kill", from: 0, to: time.Second, do: (*chaos).kill},
+	{name: "leave, and come", from: 0, to: time.Second, do: (*chaos).deploy},
+	{name: "stop and continue", from: 500 * time.Millisecond, to: unnoticed, do: (*chaos).stopShort},
+	{name: "stop past the lease", from: pastLease, to: pastLease + 2*time.Second, do: (*chaos).stopLong},
+
+	// Between the fleet and Redis, and Redis itself.
+	{name: "Redis stalled", from: time.Second, to: unnoticed, rides: true, do: (*chaos).redisStalled},
+	{name: "Redis cut off", from: 500 * time.Millisecond, to: unnoticed, rides: true, do: (*chaos).redisCut},
+	{name: "Redis refuses", from: 500 * time.Millisecond, to: unnoticed, rides: true, do: (*chaos).redisRefuses},
+	{name: "Redis's replies dropped", from: 500 * time.Millisecond, to: unnoticed, rides: true, do: (*chaos).redisMute},
+	{name: "Redis's replies late", from: 500 * time.Millisecond, to: unnoticed, rides: true, do: (*chaos).redisLate},
+	{name: "some replies lost", from: 500 * time.Millisecond, to: unnoticed, rides: true, do: (*chaos).repliesLost},
+	{name: "Redis frozen", from: 500 * time.Millisecond, to: unnoticed, rides: true, do: (*chaos).redisFrozen},
+	{name: "Redis away past the lease", from: pastLease, to: pastLease + 2*time.Second, do: (*chaos).redisAway},
+	{name: "one process without Redis", from: pastLease, to: pastLease + 2*time.Second, do: (*chaos).partition},
+	{name: "pushes lost", from: time.Second, to: 3 * time.Second, rides: true, do: (*chaos).pushesLost},
+	{name: "subscribers cut", from: time.Second, to: 3 * time.Second, rides: true, do: (*chaos).subscribersCut},
+	{name: "SCRIPT FLUSH", from: time.Second, to: 2 * time.Second, rides: true, do: (*chaos).scriptsFlushed},
+
+	// State lost.
+	{name: "FLUSHALL", from: time.Second, to: time.Second, forgets: true, do: (*chaos).flushed},
+	{name: "Redis killed and restarted", from: 0, to: 1500 * time.Millisecond, forgets: true, do: (*chaos).redisRestarted},
+	{name: "Redis down past the lease", from: pastLease, to: pastLease + 2*time.Second, do: (*chaos).redisDown},
+	{name: "Redis back to a snapshot", from: time.Second, to: pastLease + 2*time.Second, do: (*chaos).snapshot},
+	{name: "newcomer at the restart", from: 0, to: time.Second, do: (*chaos).newcomer},
+	{name: "failover", from: 0, to: time.Second, do: (*chaos).failover},
+	{name: "failover to one that lags", from: 0, to: time.Second, do: (*chaos).laggingFailover},
+
+	// Between the fleet and Postgres, and Postgres itself.
+	{name: "Postgres stalled", from: time.Second, to: 3 * time.Second, rides: true, do: (*chaos).postgresStalled},
+	{name: "Postgres connections reset", from: time.Second, to: time.Second, do: (*chaos).postgresReset},
+	{name: "Postgres cut off", from: 500 * time.Millisecond, to: 3 * time.Second, do: (*chaos).postgresCut},
+	{name: "Postgres's replies dropped", from: 500 * time.Millisecond, to: 3 * time.Second, do: (*chaos).postgresMute},
+	{name: "Postgres restarted", from: time.Second, to: time.Second, do: (*chaos).postgresRestarted},
+	{name: "Postgres crashed", from: time.Second, to: time.Second, do: (*chaos).postgresCrashed},
+	{name: "backends terminated", from: 500 * time.Millisecond, to: 2 * time.Second, do: (*chaos).terminated},
+
+	// The operator.
+	{name: "capacity lowered", from: 2 * time.Second, to: 3 * time.Second, do: (*chaos).capacityLowered},
+	{name: "capacity raised", from: 2 * time.Second, to: 3 * time.Second, do: (*chaos).capacityRaised},
+}
+
+// from says since when things can get better: that is what is measured.
+func (r *chaos) from(at time.Time) {
+	r.began = at
+	r.fleet.since(at)
+}
+
+// hold lets a fault last, and no longer than that. Half way through, its rider happens.
+func (r *chaos) hold(s step) {
+	end := time.Now().Add(s.length)
+	defer func() { time.Sleep(time.Until(end)) }()
+	if s.rider == "" {
+		return
+	}
+	time.Sleep(s.length / 2)
+	const patience = 100 * time.Millisecond // there is no answer from one that is frozen
+	switch s.rider {
+	case "kill":
+		r.killAt(s.riding)
+		r.vacant = append(r.vacant, s.riding)
+	case "terminate":
+		r.fleet.allow(-1, time.Now(), time.Now().Add(grace))
+		r.terminate(1)
+	case "SCRIPT FLUSH":
+		ctx, cancel := context.WithTimeout(r.t.Context(), patience)
+		_ = r.redis().ScriptFlush(ctx).Err()
+		cancel()
+	case "cut subscribers":
+		ctx, cancel := context.WithTimeout(r.t.Context(), patience)
+		_ = r.redis().Do(ctx, "CLIENT", "KILL", "TYPE", "pubsub").Err()
+		cancel()
+	}
+}
+
+// Processes.
+
+func (r *chaos) killAt(at int) {
+	r.fleet.places[at].process.signal(r.t, syscall.SIGKILL)
+	r.dead = true
+}
+
+func (r *chaos) kill(s step) {
+	r.killAt(s.process)
+	r.from(time.Now())
+	r.hold(s)
+	r.vacant = append(r.vacant, s.process)
+}
+
+func (r *chaos) deploy(s step) {
+	r.fleet.leaves(s.process)
+	r.from(time.Now())
+	r.hold(s)
+	r.fleet.launch(s.process).w.joined(r.t)
+}
+
+func (r *chaos) stopShort(s step) {
+	p := r.fleet.places[s.process].process
+	p.signal(r.t, syscall.SIGSTOP)
+	r.hold(s)
+	p.signal(r.t, syscall.SIGCONT)
+	r.from(time.Now())
+}
+
+// Stopped for longer than its leases, a process cannot close its connections: without Fence they live beside those of who is
+// granted its permits, until it wakes and its watchdog runs.
+func (r *chaos) stopLong(s step) {
+	p := r.fleet.places[s.process].process
+	stopped := time.Now()
+	p.signal(r.t, syscall.SIGSTOP)
+	r.from(stopped)
+	end := func(time.Time) {}
+	if !r.job.Fence {
+		end = r.excused("what "+p.name+" held when it was stopped", r.ledger.held(p.name)+1, func(b backend) bool {
+			return b.process == p.name && b.started.Before(stopped.Add(100*time.Millisecond))
+		})
+	}
+	r.hold(s)
+	p.signal(r.t, syscall.SIGCONT)
+	woke := time.Now()
+	end(woke.Add(grace))
+	r.fleet.allow(s.process, stopped, woke.Add(grace))
+}
+
+// Redis, and the way to it. What is short nobody may notice but those who wait.
+
+func (r *chaos) betweenRedis(s step, at int, begin, end func(*throwaway.Proxy)) time.Time {
+	r.fleet.redisProxies(at, begin)
+	r.hold(s)
+	r.fleet.redisProxies(at, end)
+	back := time.Now()
+	if at < 0 {
+		r.from(back)
+	}
+	return back
+}
+
+func refuse(p *throwaway.Proxy) { _ = p.Refuse(); p.Reset() }
+func accept(p *throwaway.Proxy) { _ = p.Accept() }
+func mute(p *throwaway.Proxy)   { p.DropReplies(true) }
+func unmute(p *throwaway.Proxy) { p.DropReplies(false) }
+
+func (r *chaos) redisStalled(s step) {
+	r.betweenRedis(s, -1, (*throwaway.Proxy).Stall, (*throwaway.Proxy).Resume)
+}
+
+func (r *chaos) redisCut(s step) {
+	r.betweenRedis(s, -1, (*throwaway.Proxy).Cut, (*throwaway.Proxy).Heal)
+}
+
+func (r *chaos) redisRefuses(s step) { r.betweenRedis(s, -1, refuse, accept) }
+func (r *chaos) redisMute(s step)    { r.betweenRedis(s, -1, mute, unmute) }
+
+func (r *chaos) redisLate(s step) {
+	r.betweenRedis(s, -1, (*throwaway.Proxy).StallReplies, (*throwaway.Proxy).Resume)
+}
+
+func (r *chaos) repliesLost(s step) {
+	r.betweenRedis(s, -1, func(p *throwaway.Proxy) { p.LoseReplies(s.amount, nil) }, func(p *throwaway.Proxy) { p.LoseReplies(0, nil) })
+}
+
+func (r *chaos) redisFrozen(s step) {
+	r.must(r.primary.Pause(r.t.Context()))
+	r.hold(s)
+	r.must(r.primary.Continue())
+	r.from(time.Now())
+}
+
+// awayBy is one of the ways in which Redis can be away.
+func awayBy(way int) (begin, end func(*throwaway.Proxy)) {
+	switch way % 4 {
+	case 0:
+		return (*throwaway.Proxy).Stall, (*throwaway.Proxy).Resume
+	case 1:
+		return (*throwaway.Proxy).Cut, (*throwaway.Proxy).Heal
+	case 2:
+		return refuse, accept
+	default:
+		return mute, unmute
+	}
+}
+
+func (r *chaos) redisAway(s step) {
+	gone := time.Now()
+	begin, end := awayBy(s.way)
+	back := r.betweenRedis(s, -1, begin, end)
+	r.fleet.allow(-1, gone, back.Add(grace))
+}
+
+// The others get its permits, and it has ended its connections by then.
+func (r *chaos) partition(s step) {
+	gone := time.Now()
+	r.from(gone)
+	begin, end := awayBy(s.way)
+	back := r.betweenRedis(s, s.process, begin, end)
+	r.fleet.allow(s.process, gone, back.Add(grace))
+}
+
+// The server refuses to publish, and to be subscribed to. Scripts go on without.
+func (r *chaos) pushesLost(s step) {
+	r.must(r.redis().Do(r.t.Context(), "ACL", "SETUSER", "default", "resetchannels").Err())
+	r.hold(s)
+	r.must(r.redis().Do(r.t.Context(), "ACL", "SETUSER", "default", "allchannels").Err())
+	r.from(time.Now())
+}
+
+func (r *chaos) subscribersCut(s step) {
+	r.hold(r.now(s))
+	began := time.Now()
+	for time.Since(began) < s.length {
+		r.must(r.redis().Do(r.t.Context(), "CLIENT", "KILL", "TYPE", "pubsub").Err())
+		time.Sleep(20 * time.Millisecond)
+	}
+	r.from(time.Now())
+}
+
+func (r *chaos) scriptsFlushed(s step) {
+	r.hold(r.now(s))
+	began := time.Now()
+	for time.Since(began) < s.length {
+		r.must(r.redis().ScriptFlush(r.t.Context()).Err())
+		time.Sleep(20 * time.Millisecond)
+	}
+	r.from(time.Now())
+}
+
+// now is s with no length of its own: only its rider happens.
+func (r *chaos) now(s step) step {
+	s.length = 0
+	return s
+}
+
+// State lost. Nobody who holds something loses it.
+
+func (r *chaos) flushed(s step) {
+	r.must(r.redis().FlushAll(r.t.Context()).Err())
+	r.from(time.Now())
+}
+
+func (r *chaos) redisRestarted(s step) {
+	r.primary.Kill()
+	r.hold(s)
+	r.must(r.primary.RestartEmpty(r.t.Context())) // as a replica it may have kept a snapshot
+	r.from(time.Now())
+}
+
+func (r *chaos) redisDown(s step) {
+	gone := time.Now()
+	r.redisRestarted(s)
+	r.fleet.allow(-1, gone, time.Now().Add(grace))
+}
+
+// What Redis knows when it is back is a snapshot, whose leases have ended: to it everything is free. Who holds a permit that it does not know is told by
+// his next heartbeat.
+func (r *chaos) snapshot(s step) {
+	r.must(r.redis().Save(r.t.Context()).Err())
+	r.hold(s)
+	gone := time.Now()
+	r.primary.Kill()
+	r.must(r.primary.Restart(r.t.Context()))
+	back := time.Now()
+	r.from(back)
+	end := r.excused("what was held before Redis went back to a snapshot", r.job.Capacity, func(b backend) bool { return b.started.Before(back) })
+	end(back.Add(chaosTTL/3 + grace))
+	r.fleet.allow(-1, gone, back.Add(chaosTTL/3+grace))
+}
+
+// A process that has never held a permit is the first that the restarted Redis hears of: to it, this is a new semaphore. It may be granted what others hold
+// until their next heartbeat.
+func (r *chaos) newcomer(s step) {
+	r.fleet.leaves(s.process)
+	r.primary.Kill()
+	gone := time.Now()
+	p := r.fleet.launch(s.process)
+	r.hold(s)
+	r.must(r.primary.RestartEmpty(r.t.Context())) // as a replica it may have kept a snapshot
+	back := time.Now()
+	r.from(back)
+	end := r.excused("what "+p.name+", who came first, is granted", r.job.Goroutines, func(b backend) bool { return b.process == p.name })
+	end(back.Add(chaosTTL + grace)) // a heartbeat, and what is too much is given back
+	p.w.joined(r.t)
+	r.fleet.allow(-1, gone, back.Add(grace))
+}
+
+// Another server takes over: in good order, so that it has all that the first one had.
+func (r *chaos) failover(s step) {
+	r.fleet.redisProxies(-1, (*throwaway.Proxy).Stall)
+	ctx, cancel := context.WithTimeout(r.t.Context(), time.Minute)
+	defer cancel()
+	r.must(r.replica.AwaitSync(ctx, r.primary))
+	r.promote(ctx)
+	r.fleet.redisProxies(-1, (*throwaway.Proxy).Resume)
+	r.from(time.Now())
+	r.replicate(ctx)
+}
+
+// The first one dies, and what it had granted for the last moment is not known to the other.
+func (r *chaos) laggingFailover(s step) {
+	ctx, cancel := context.WithTimeout(r.t.Context(), time.Minute)
+	defer cancel()
+	r.must(r.replica.CutReplication(ctx))
+	cut := time.Now()
+	// Permits change hands meanwhile.
+	r.fleet.leaves(s.process)
+	r.fleet.launch(s.process).w.joined(r.t)
+	r.hold(s)
+	r.primary.Kill()
+	r.must(r.replica.HealReplication(ctx))
+	at := r.promote(ctx)
+	r.from(at)
+	end := r.excused("what was granted while the replica lagged", r.job.Capacity, func(b backend) bool {
+		return b.started.After(cut.Add(-chaosTTL/10)) && b.started.Before(at.Add(chaosTTL/10))
+	})
+	end(at.Add(chaosTTL + grace)) // a lease
+	r.fleet.allow(-1, cut, at.Add(chaosTTL+grace))
+	r.replicate(ctx)
+}
+
+// promote makes the replica the primary, and leads everybody there.
+func (r *chaos) promote(ctx context.Context) (at time.Time) {
+	r.must(r.replica.Follow(ctx, ""))
+	r.primary, r.replica = r.replica, r.primary
+	r.queues.at(r.primary.Addr())
+	r.fleet.redisProxies(-1, func(p *throwaway.Proxy) {
+		p.Retarget(r.primary.Addr())
+		p.Reset()
+	})
+	return time.Now()
+}
+
+// replicate makes the one that was the primary the replica.
+func (r *chaos) replicate(ctx context.Context) {
+	r.must(r.replica.RestartEmpty(ctx))
+	r.must(r.replica.Follow(ctx, r.primary.Addr()))
+	r.must(r.replica.AwaitSync(ctx, r.primary))
+}
+
+// Postgres, and the way to it.
+
+// whose is which place's connections a fault of the network hits: one's, or in every other case all.
+func (s step) whose() int {
+	if s.way%2 == 0 {
+		return -1
+	}
+	return s.process
+}
+
+func (r *chaos) betweenPostgres(s step, begin, end func(*throwaway.Proxy)) (began, ended time.Time) {
+	began = time.Now()
+	r.fleet.postgresProxies(s.whose(), begin)
+	r.hold(s)
+	r.fleet.postgresProxies(s.whose(), end)
+	return began, time.Now()
+}
+
+func (r *chaos) postgresStalled(s step) {
+	_, ended := r.betweenPostgres(s, (*throwaway.Proxy).Stall, (*throwaway.Proxy).Resume)
+	r.from(ended)
+}
+
+// A backend that is in a query does not notice that its connection is reset: it lives until the query ends.
+func (r *chaos) hadReset(s step, at time.Time) {
+	whose, all := s.whose(), s.whose() < 0
+	var names []string
+	for i, p := range r.fleet.places {
+		if all || i == whose {
+			names = append(names, p.process.name)
+		}
+	}
+	end := r.excused(fmt.Sprintf("queries of %v whose connections were reset", names), r.job.Capacity, func(b backend) bool {
+		for _, name := range names {
+			if b.process == name {
+				return b.started.Before(at.Add(100 * time.Millisecond))
+			}
+		}
+		return false
+	})
+	end(at.Add(longestRun + grace))
+}
+
+func (r *chaos) postgresReset(s step) {
+	at := time.Now()
+	r.hadReset(s, at)
+	r.fleet.postgresProxies(s.whose(), (*throwaway.Proxy).Reset)
+	r.fleet.allow(s.whose(), at, at.Add(grace))
+	r.from(at)
+}
+
+func (r *chaos) postgresCut(s step) {
+	r.hadReset(s, time.Now())
+	began, ended := r.betweenPostgres(s, (*throwaway.Proxy).Cut, (*throwaway.Proxy).Heal)
+	r.fleet.allow(s.whose(), began, ended.Add(grace))
+	r.from(ended)
+}
+
+func (r *chaos) postgresMute(s step) {
+	began, ended := r.betweenPostgres(s, mute, func(p *throwaway.Proxy) {})
+	r.hadReset(s, ended)
+	r.fleet.postgresProxies(s.whose(), unmute)
+	r.fleet.allow(s.whose(), began, ended.Add(grace))
+	r.from(ended)
+}
+
+func (r *chaos) postgresRestarted(s step) {
+	began := time.Now()
+	r.must(r.postgres.Restart(r.t.Context()))
+	r.fleet.allow(-1, began, time.Now().Add(grace))
+	r.from(time.Now())
+}
+
+func (r *chaos) postgresCrashed(s step) {
+	began := time.Now()
+	r.postgres.Kill()
+	r.postgresRestarted(s)
+	r.fleet.allow(-1, began, time.Now())
+}
+
+func (r *chaos) terminated(s step) {
+	began := time.Now()
+	r.from(began)
+	for range s.amount {
+		r.terminate(1)
+		time.Sleep(s.length / time.Duration(s.amount))
+	}
+	r.fleet.allow(-1, began, time.Now().Add(grace))
+}
+
+// terminate has Postgres end some backends.
+func (r *chaos) terminate(n int) {
+	ctx, cancel := context.WithTimeout(r.t.Context(), 10*time.Second)
+	defer cancel()
+	admin, err := pgx.Connect(ctx, r.postgres.AdminURL())
+	r.must(err)
+	defer admin.Close(ctx)
+	_, err = admin.Exec(ctx, `select pg_terminate_backend(pid) from (select pid from pg_stat_activity
+		where usename = '`+throwaway.Role+`' and backend_type = 'client backend' order by random() limit $1) as victims`, n)
+	r.must(err)
+}
+
+// The operator. What is held revokes nobody: it is given back as it is returned.
+
+func (r *chaos) setCapacity(n int) {
+	before := r.queues.capacityOf()
+	r.ledger.setCapacity(n)
+	if n < before {
+		end := r.excused("what was granted before the capacity was lowered", before-n, nil)
+		end(time.Now().Add(chaosTTL + grace))
+	}
+	teller := r.fleet.places[rand.IntN(len(r.fleet.places))].process // whose client it goes through makes no difference
+	teller.w.tell(r.t, fmt.Sprintf("%s %d", setCapacity, n))
+}
+
+func (r *chaos) capacityLowered(s step) { r.capacityFor(s, r.job.Capacity-2-s.amount) }
+func (r *chaos) capacityRaised(s step)  { r.capacityFor(s, r.job.Capacity+s.amount) }
+
+// capacityFor has another capacity in force for a while.
+func (r *chaos) capacityFor(s step, n int) {
+	r.from(time.Now())
+	r.setCapacity(n)
+	r.settle("capacity " + fmt.Sprint(n))
+	r.hold(s)
+	r.setCapacity(r.job.Capacity)
+}

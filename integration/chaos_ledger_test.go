@@ -1,0 +1,336 @@
+//go:build unix
+
+package integration
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/passbuddy/passbuddy/internal/throwaway"
+)
+
+// This file is the witness of a chaos run: what Postgres itself says of its backends, some hundred times a second, over a connection that no fault
+// reaches. Each look is judged at once.
+
+const lookEvery = 10 * time.Millisecond
+
+// A backend as pg_stat_activity shows it. No other ever has both the pid and the start.
+type backend struct {
+	pid     int32
+	process string // its application_name
+	started time.Time
+}
+
+// An excuse is a window, declared in ARCHITECTURE.md, in which there may be more backends than the capacity. It says which ones do not count
+// against it: the others never exceed it, not even then. When it is over they count again, so that it bounds the time, too.
+type excuse struct {
+	why         string
+	from, until time.Time // until is zero while its end is not known
+	covers      func(backend) bool
+	extra       int // or so many of whatever backends
+	covered     int // at the most, at once, while there were too many
+}
+
+// A look is one sample.
+type look struct {
+	at       time.Time
+	took     time.Duration
+	backends []backend
+	excused  int
+	capacity int
+	down     bool // Postgres did not answer
+}
+
+// over is how many backends are too many, excused or not.
+func (l look) over() int { return len(l.backends) - l.capacity }
+
+func (l look) String() string {
+	if l.down {
+		return l.at.Format(clock) + " no answer"
+	}
+	by := make(map[string]int)
+	for _, b := range l.backends {
+		by[b.process]++
+	}
+	var of []string
+	for _, process := range slices.Sorted(maps.Keys(by)) {
+		of = append(of, fmt.Sprintf("%s:%d", process, by[process]))
+	}
+	return fmt.Sprintf("%s %d backends of %d (%d excused): %s", l.at.Format(clock), len(l.backends), l.capacity, l.excused, strings.Join(of, " "))
+}
+
+const clock = "15:04:05.000"
+
+// chronicle is the witness's record.
+type chronicle struct {
+	mu sync.Mutex
+
+	// Guarded by mu.
+	capacity  int
+	excuses   []*excuse
+	recent    []look // the last ones
+	looks     int
+	unheard   int           // looks that Postgres did not answer
+	late      time.Duration // the latest look since lateness was asked
+	peak      int           // most backends too many, of those that were not excused
+	violation string        // the first one
+	episode   *episode      // that goes on
+	during    string        // what goes on, for who reads a violation
+}
+
+const kept = 60 // looks, about a second's
+
+func newChronicle(capacity int) *chronicle { return &chronicle{capacity: capacity} }
+
+// watch looks until ctx ends. A connection that breaks is made again: Postgres is restarted, too.
+func (c *chronicle) watch(ctx context.Context, url string) {
+	var conn *pgx.Conn
+	defer func() {
+		if conn != nil {
+			_ = conn.Close(context.Background())
+		}
+	}()
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	last := time.Now()
+	for ctx.Err() == nil {
+		var err error
+		asked := time.Now()
+		if conn == nil {
+			conn, err = pgx.Connect(ctx, url)
+		}
+		var found []backend
+		if err == nil {
+			asked = time.Now()
+			found, err = backendsOf(ctx, conn)
+		}
+		if err != nil && conn != nil {
+			_ = conn.Close(ctx)
+			conn = nil
+		}
+		if ctx.Err() == nil {
+			c.add(look{at: asked, took: time.Since(asked), backends: found, down: err != nil}, asked.Sub(last)-lookEvery)
+		}
+		last = asked
+		<-tick.C
+	}
+}
+
+func backendsOf(ctx context.Context, conn *pgx.Conn) (found []backend, err error) {
+	rows, err := conn.Query(ctx, `select pid, application_name, backend_start from pg_stat_activity
+		where usename = '`+throwaway.Role+`' and backend_type = 'client backend'`)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (b backend, err error) {
+		return b, row.Scan(&b.pid, &b.process, &b.started)
+	})
+}
+
+func (c *chronicle) add(l look, late time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	l.capacity = c.capacity
+	c.late = max(c.late, late)
+	if len(c.recent) == kept {
+		c.recent = c.recent[:copy(c.recent, c.recent[1:])]
+	}
+	if l.down {
+		c.unheard++
+		c.recent = append(c.recent, l)
+		return
+	}
+	c.looks++
+	extra := 0
+	covered := make(map[int32]bool)
+	tooMany := l.over() > 0
+	for _, e := range c.excuses {
+		if l.at.Add(l.took).Before(e.from) || !e.until.IsZero() && l.at.After(e.until) {
+			continue
+		}
+		extra += e.extra
+		n := 0
+		for _, b := range l.backends {
+			if e.covers != nil && e.covers(b) {
+				covered[b.pid] = true
+				n++
+			}
+		}
+		if tooMany {
+			e.covered = max(e.covered, n)
+		}
+	}
+	l.excused = len(covered) + extra
+	c.recent = append(c.recent, l)
+	if e := c.episode; e != nil {
+		e.look(l)
+	}
+	over := l.over() - l.excused
+	c.peak = max(c.peak, over)
+	if over > 0 && c.violation == "" {
+		c.violation = fmt.Sprintf("%d backends, %d excused, capacity %d\nduring: %s\nexcuses: %s\nlooks before it:\n%s",
+			len(l.backends), l.excused, c.capacity, c.during, c.excusesText(l.at), c.recentText())
+	}
+}
+
+func (c *chronicle) excusesText(at time.Time) string {
+	var text []string
+	for _, e := range c.excuses {
+		ends := "open"
+		if !e.until.IsZero() {
+			ends = e.until.Sub(at).Round(time.Millisecond).String() + " left"
+		}
+		text = append(text, fmt.Sprintf("%s (since %v, %s)", e.why, at.Sub(e.from).Round(time.Millisecond), ends))
+	}
+	if text == nil {
+		return "none"
+	}
+	return strings.Join(text, "; ")
+}
+
+// recentText are the last looks, those that say the same in one line.
+func (c *chronicle) recentText() string {
+	var lines []string
+	before := ""
+	for _, l := range c.recent {
+		_, said, _ := strings.Cut(l.String(), " ")
+		if said != before {
+			lines = append(lines, "  "+l.String())
+		}
+		before = said
+	}
+	return strings.Join(lines, "\n")
+}
+
+// excuse declares a window. It is open until closed.
+func (c *chronicle) excuse(e *excuse) *excuse {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e.from.IsZero() {
+		e.from = time.Now()
+	}
+	c.excuses = append(c.excuses, e)
+	return e
+}
+
+func (c *chronicle) until(e *excuse, end time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e.until = end
+}
+
+// setCapacity changes what is allowed.
+func (c *chronicle) setCapacity(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.capacity = n
+}
+
+// begin opens an episode, whose looks are counted in e.
+func (c *chronicle) begin(e *episode, during string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.episode, c.during, c.late = e, during, 0
+}
+
+// last is the most recent look, and how late one was since the episode began.
+func (c *chronicle) last() (look, time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.recent) == 0 {
+		return look{down: true, capacity: c.capacity}, c.late
+	}
+	return c.recent[len(c.recent)-1], c.late
+}
+
+// held are the backends of a process now.
+func (c *chronicle) held(process string) (n int) {
+	l, _ := c.last()
+	for _, b := range l.backends {
+		if b.process == process {
+			n++
+		}
+	}
+	return n
+}
+
+// openedSince are the processes that have a backend which began after a time.
+func (c *chronicle) openedSince(since time.Time) map[string]bool {
+	l, _ := c.last()
+	opened := make(map[string]bool)
+	for _, b := range l.backends {
+		if b.started.After(since) {
+			opened[b.process] = true
+		}
+	}
+	return opened
+}
+
+func (c *chronicle) violated() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.violation
+}
+
+// An episode is one step of the schedule, from its fault to the end of the calm after it. Guarded by the chronicle's mu.
+type episode struct {
+	calm          bool
+	waiting       func() bool // does somebody wait now?
+	samples       int
+	most          int           // backends too many at the most, excused
+	overFor       time.Duration // for how long at a stretch
+	overFrom      time.Time
+	used, could   int // backends, and capacity, summed over the looks of the calm while somebody waited
+	calmLooks     int
+	fewest        int // backends in one of those
+	waitingInCalm int
+}
+
+func (e *episode) look(l look) {
+	e.samples++
+	if over := l.over(); over > 0 {
+		e.most = max(e.most, over)
+		if e.overFrom.IsZero() {
+			e.overFrom = l.at
+		}
+		e.overFor = max(e.overFor, l.at.Add(l.took).Sub(e.overFrom))
+	} else {
+		e.overFrom = time.Time{}
+	}
+	if !e.calm {
+		return
+	}
+	e.calmLooks++
+	if !e.waiting() {
+		return
+	}
+	if e.waitingInCalm == 0 || len(l.backends) < e.fewest {
+		e.fewest = len(l.backends)
+	}
+	e.waitingInCalm++
+	e.used += len(l.backends)
+	e.could += l.capacity
+}
+
+// setCalm says that the fault is over, and its traces are gone; or that the next one comes.
+func (c *chronicle) setCalm(yes bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.episode != nil {
+		c.episode.calm = yes
+	}
+}
+
+// figures is a copy of the episode's.
+func (c *chronicle) figures() episode {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return *c.episode
+}

@@ -1,0 +1,383 @@
+//go:build unix
+
+package integration
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/passbuddy/passbuddy/internal/throwaway"
+)
+
+// A chaos run: a fleet of six processes, three with pgxpool and three with database/sql, saturates a capacity of 20 on one Postgres and one Redis with a
+// replica, while things go wrong, one after the other, for as long as a flag says:
+//
+//	go test -race ./integration -run TestChaos -chaos 10m -seed 3 -v -timeout 0
+//
+// A step is a fault (chaos_faults_test.go), the recovery, and a calm. Which faults, in which order, to whom and for how long, is made from
+// the seed alone (chaos_schedule_test.go). While one goes on, another may happen half way through it.
+//
+// Asserted in each look at Postgres, some hundred times a second (chaos_ledger_test.go):
+//
+//   - backends <= capacity, but for those that an excuse covers: a window that ARCHITECTURE.md declares, for named backends, and for a time. The
+//     windows that this run opens:
+//     a process that is stopped past its leases, what it held, until it wakes (not with Config.Fence, which even seeds have);
+//     the network resets a connection to a backend in a query, that one, until the query ends;
+//     a newcomer is the first that a Redis restarted without persistence hears of, what it is granted, for a lease;
+//     Redis fails over to a replica that lags, what was granted meanwhile, for a lease;
+//     Redis goes back to a snapshot, what was held before, for a third of a lease;
+//     the capacity is lowered, the difference, until it was given back.
+//
+// In each step:
+//
+//   - no operation fails, unless the fault may hit it: those of Postgres, a stop past the lease, and an absence of Redis that is longer than the
+//     lease. State that is lost, scripts that are flushed, pushes that do not arrive and a Redis that is away for less than the lease fail nothing;
+//   - the whole capacity is in use again, and all sessions are known, before a bound; new grants flow within 3 s after state was lost.
+//
+// In each calm:
+//
+//   - at least 95% of the capacity is in use while a pool waits;
+//   - permits <= capacity in Redis, and its queue is first come, first served (chaos_queue_test.go);
+//   - callers of one process are served in turn (chaos_worker_test.go).
+//
+// After the end there are no backends, permits, waiters or sessions, in Redis no key but meta, and no goroutine in any process beyond those it began with.
+//
+// What was broken on purpose, once, and caught: a grant beyond the capacity (backends); connections not fenced (backends, when one process is without
+// Redis); the gate not shut (backends, after a restart); the local queue last come first served (callers in turn); the queue in Redis likewise (the
+// fleet never settles); leases trusted for less than Redis's absence (operations fail); a session not closed (goroutines).
+
+var (
+	chaosFor  = flag.Duration("chaos", 20*time.Second, "how long the chaos run takes")
+	chaosOnly = flag.String("fault", "", "a regular expression: only the kinds of faults whose name it matches")
+	chaosSeed = flag.Uint64("seed", 0, "the schedule of the chaos run; 0: one that is not the last one's")
+)
+
+const (
+	chaosProcesses, chaosCapacity, chaosPlain = 6, 20, 4
+
+	settleMost = 45 * time.Second // a bound for a machine in trouble, not a figure
+	flowAgain  = 3 * time.Second  // new grants, after state was lost: the gate is shut for 0.45 leases
+	usedLeast  = 0.95
+	stoodStill = time.Second            // a look as late as that: leases end by what the machine does, not the fault
+	calmMargin = 500 * time.Millisecond // from when who is judged in a calm has not opened a connection
+)
+
+// chaos is one run.
+type chaos struct {
+	t        *testing.T
+	seed     uint64
+	job      job
+	postgres *throwaway.Postgres
+	ledger   *chronicle
+	queues   *queues
+	fleet    *fleet
+	figures  *figures
+	clients  map[string]*redis.Client
+
+	primary, replica *throwaway.Redis
+
+	began  time.Time // see from
+	vacant []int     // places whose process was killed and not replaced yet
+	dead   bool      // in this step somebody was killed: his leases must expire
+	excuse []bounded
+	done   []string // the schedule up to here
+}
+
+// bounded is an excuse that says how many backends it may cover.
+type bounded struct {
+	*excuse
+	most int
+}
+
+func TestChaos(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: the chaos run takes its time")
+	}
+	redis.SetLogger(silent{}) // our own looks at a Redis that is down; what processes log is kept
+	seed := *chaosSeed
+	for seed == 0 {
+		seed = rand.Uint64() % 100_000
+	}
+	fence := seed%2 == 0
+	r := startChaos(t, seed, fence)
+	t.Logf("seed %d, Fence %v, for %v; again: go test ./integration -run TestChaos -chaos %v -seed %d", seed, fence, *chaosFor, *chaosFor, seed)
+	only := regexp.MustCompile(*chaosOnly)
+	plan := newSchedule(seed, chaosProcesses, slices.DeleteFunc(slices.Clone(chaosKinds), func(k *kind) bool { return !only.MatchString(k.name) }))
+	for began := time.Now(); time.Since(began) < *chaosFor && !t.Failed(); {
+		r.step(plan.next())
+	}
+	if !t.Failed() {
+		r.end()
+	}
+	t.Logf("seed %d:\n%s", seed, r.figures.table(r))
+}
+
+type silent struct{}
+
+func (silent) Printf(context.Context, string, ...any) {}
+
+func startChaos(t *testing.T, seed uint64, fence bool) *chaos {
+	t.Helper()
+	r := &chaos{t: t, seed: seed, ledger: newChronicle(chaosCapacity), figures: newFigures(), clients: make(map[string]*redis.Client)}
+	ctx, cancel := context.WithCancel(context.Background())
+	var err error
+	if r.postgres, err = throwaway.StartPostgres(t.Context(), throwaway.PostgresOptions{MaxConnections: 100}); err != nil {
+		skipIfMissing(t, err)
+	}
+	t.Cleanup(func() { _ = r.postgres.Stop() })
+	if r.primary, err = throwaway.StartRedis(t.Context(), throwaway.RedisOptions{}); err != nil {
+		skipIfMissing(t, err)
+	}
+	first := r.primary // they change places
+	t.Cleanup(func() { _ = first.Stop() })
+	second, err := r.primary.StartReplica(t.Context(), throwaway.RedisOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = second.Stop() })
+	r.replica = second
+	r.job = job{
+		Postgres: r.postgres.URL(), Semaphore: "chaos", Capacity: chaosCapacity, TTL: chaosTTL, Goroutines: 10,
+		MinQuery: longestRun / 4, MaxQuery: longestRun,
+		Fence:  fence,
+		Endure: &endurance{Plain: "chaos-plain", PlainCapacity: chaosPlain, Takers: 2, Keep: 30 * time.Millisecond},
+	}
+	r.queues = newQueues(r.job.Semaphore, r.job.Endure.Plain, func() int {
+		r.ledger.mu.Lock()
+		defer r.ledger.mu.Unlock()
+		return r.ledger.capacity
+	}, chaosPlain)
+	r.queues.at(r.primary.Addr())
+	r.ledger.begin(&episode{waiting: r.queues.someoneWaits}, "the start")
+	watched := make(chan struct{}, 2)
+	go func() { r.ledger.watch(ctx, r.postgres.AdminURL()); watched <- struct{}{} }()
+	go func() { r.queues.watch(ctx); watched <- struct{}{} }()
+	t.Cleanup(func() {
+		cancel()
+		<-watched
+		<-watched
+		for _, c := range r.clients {
+			_ = c.Close()
+		}
+	})
+	r.fleet = startFleet(t, r.primary.Addr(), r.postgres.Addr(), chaosProcesses, r.job)
+	r.settle("the start")
+	r.check()
+	return r
+}
+
+// redis is a client of the primary that no fault of the network reaches.
+func (r *chaos) redis() *redis.Client {
+	addr := r.primary.Addr()
+	if r.clients[addr] == nil {
+		r.clients[addr] = redis.NewClient(&redis.Options{Addr: addr, ContextTimeoutEnabled: true})
+	}
+	return r.clients[addr]
+}
+
+func (r *chaos) must(err error) {
+	r.t.Helper()
+	if err != nil {
+		r.fail("the fault itself: %v", err)
+	}
+}
+
+// excused declares a window for at most so many backends; what it returns sets its end.
+func (r *chaos) excused(why string, most int, covers func(backend) bool) (end func(time.Time)) {
+	e := &excuse{why: why, covers: covers}
+	if covers == nil {
+		e.extra = most
+	}
+	r.ledger.excuse(e)
+	r.excuse = append(r.excuse, bounded{e, most})
+	return func(at time.Time) { r.ledger.until(e, at) }
+}
+
+// step does one step of the schedule.
+func (r *chaos) step(s step) {
+	r.t.Log(s)
+	r.done = append(r.done, s.String())
+	r.dead, r.excuse = false, nil
+	began := time.Now()
+	e := &episode{waiting: r.queues.someoneWaits}
+	r.ledger.begin(e, s.String())
+	s.kind.do(r, s)
+	r.settle(s.kind.name)
+	recovered := time.Since(r.began)
+	r.await("a grant and a checkout after the fault", func() bool { p := r.fleet.probed(); return p.grant > 0 && p.checkout > 0 })
+	p := r.fleet.probed()
+	_, late := r.ledger.last()
+	if limit := flowAgain + 10*late; s.kind.forgets && !r.dead && p.grant > limit {
+		r.fail("state was lost: the next new grant came after %v, want %v", p.grant, limit)
+	}
+	r.bounds()
+
+	// What of the fault may still cover anything is over: from here on nothing is excused.
+	r.ledger.begin(e, s.String()+": the calm after it")
+	r.fleet.tell(calm)
+	r.settle(s.kind.name + ", at the begin of the calm") // the process that pauses does not now
+	r.rest()
+	r.ledger.setCalm(true)
+	r.queues.setCalm(true)
+	r.fleet.tell(calm) // and from here on counts
+	calmed := time.Now()
+	time.Sleep(s.calm)
+	r.fleet.forgetCalms()
+	r.fleet.tell(storm)
+	r.queues.setCalm(false)
+	r.ledger.setCalm(false)
+	f := r.ledger.figures()
+	r.await("word of the calm", r.fleet.calmsTold)
+	if passed := r.fleet.outOfTurn(r.ledger.openedSince(calmed.Add(-calmMargin))); len(passed) > 0 {
+		r.fail("%d callers were not served in turn, in a calm:\n%s", len(passed), strings.Join(passed[:min(10, len(passed))], "\n"))
+	}
+	r.figures.add(s, f, p, recovered, time.Since(began))
+	if expected := int(s.calm / lookEvery); f.calmLooks < expected*7/10 {
+		r.figures.unjudged++ // a machine that is too busy to look is too busy to hand permits over
+	} else if f.could > 0 {
+		if used := float64(f.used) / float64(f.could); used < usedLeast {
+			r.fail("%.1f%% of the capacity was in use while somebody waited, in a calm (%d looks, %d backends at the least)", 100*used, f.waitingInCalm, f.fewest)
+		}
+	}
+	r.check()
+}
+
+// settle waits until the whole capacity is in use, and every process known, for some looks in a row.
+func (r *chaos) settle(what string) {
+	r.t.Helper()
+	const inARow = 20
+	since := time.Now()
+	for _, at := range r.vacant {
+		// Not before the others are back: a newcomer must not be the first.
+		r.await("the sessions of the others", func() bool { l, recent := r.queues.now(); return recent && l.sessions >= chaosProcesses-len(r.vacant) })
+		r.fleet.launch(at).w.joined(r.t)
+	}
+	r.vacant = nil
+	row, state := 0, ""
+	for deadline := since.Add(settleMost); row < inARow; time.Sleep(lookEvery) {
+		l, _ := r.ledger.last()
+		q, recent := r.queues.now()
+		capacity := r.queues.capacityOf()
+		used := !l.down && l.at.After(since) && float64(len(l.backends)) >= usedLeast*float64(capacity) && len(l.backends) <= capacity
+		if used && recent && q.at.After(since) && q.sessions == chaosProcesses && len(q.permits) <= capacity && len(q.waiters) > 0 {
+			row++
+			continue
+		}
+		row = 0
+		state = fmt.Sprintf("%v\n%d sessions, %d permits, %d waiters, %d plain permits, %d plain waiters, recent: %v",
+			l, q.sessions, len(q.permits), len(q.waiters), len(q.plainPermits), len(q.plainQueue), recent)
+		if time.Now().After(deadline) {
+			r.fail("%v after %s the fleet has not recovered: %s", settleMost, what, state)
+		}
+		if r.ledger.violated() != "" {
+			r.check()
+		}
+	}
+}
+
+// rest waits until no permit has moved for a while, now that everybody could use more than his share. On a machine in trouble something always moves.
+func (r *chaos) rest() {
+	const still, patience = 300 * time.Millisecond, 5 * time.Second
+	for deadline := time.Now().Add(patience); len(r.ledger.openedSince(time.Now().Add(-still))) > 0 && time.Now().Before(deadline); {
+		time.Sleep(lookEvery)
+	}
+}
+
+// await polls: what it waits for happens in other processes.
+func (r *chaos) await(what string, ok func() bool) {
+	r.t.Helper()
+	for deadline := time.Now().Add(settleMost); !ok(); time.Sleep(lookEvery) {
+		if time.Now().After(deadline) {
+			r.fail("after %v still no %s", settleMost, what)
+		}
+	}
+}
+
+// bounds waits for the end of the step's windows, and asserts that none covered more than it may.
+func (r *chaos) bounds() {
+	for _, e := range r.excuse {
+		r.ledger.mu.Lock()
+		until, covered := e.until, e.covered
+		r.ledger.mu.Unlock()
+		time.Sleep(time.Until(until))
+		if covered > e.most {
+			r.fail("%s: %d backends at once, want at most %d", e.why, covered, e.most)
+		}
+	}
+}
+
+// check fails if anything was violated up to now.
+func (r *chaos) check() {
+	r.t.Helper()
+	if text := r.ledger.violated(); text != "" {
+		r.fail("backends: %s", text)
+	}
+	if text := r.queues.violated(); text != "" {
+		r.fail("Redis, in a calm: %s", text)
+	}
+	bad := r.fleet.unexpected()
+	if _, late := r.ledger.last(); late > stoodStill && len(bad) > 0 {
+		r.t.Logf("the machine stood still for %v: %d operations failed", late, len(bad))
+		return
+	}
+	if len(bad) > 0 {
+		r.fail("%d operations failed that nothing should fail:\n%s", len(bad), strings.Join(bad[:min(10, len(bad))], "\n"))
+	}
+}
+
+// fail ends the run, with all that is known.
+func (r *chaos) fail(format string, args ...any) {
+	r.t.Helper()
+	r.t.Logf("last words of the processes:\n%s", r.fleet.logs())
+	r.ledger.mu.Lock()
+	looks := r.ledger.recentText()
+	r.ledger.mu.Unlock()
+	_, late := r.ledger.last()
+	q, _ := r.queues.now()
+	r.t.Logf("last looks, one of them %v late, the last at Redis at %s:\n%s", late, q.at.Format(clock), looks)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	r.t.Logf("what took Redis long: %v\nits log:\n%s", r.redis().SlowLogGet(ctx, 5).Val(), r.primary.Log())
+	r.t.Fatalf("seed %d: %s\nschedule up to here:\n%s", r.seed, fmt.Sprintf(format, args...), strings.Join(r.done, "\n"))
+}
+
+// end ends the fleet in good order: nothing is left.
+func (r *chaos) end() {
+	r.ledger.begin(&episode{waiting: r.queues.someoneWaits}, "the end")
+	r.fleet.tell(end)
+	for _, p := range r.fleet.places {
+		r.fleet.ended(p.process)
+	}
+	r.check()
+	left := func() (text string) {
+		ctx, cancel := context.WithTimeout(r.t.Context(), 5*time.Second)
+		defer cancel()
+		for _, keys := range [][]string{r.queues.pools.All(), r.queues.plain.All()} {
+			for _, key := range keys {
+				if n := r.redis().Exists(ctx, key).Val(); n > 0 && !strings.HasSuffix(key, ":meta") {
+					text += fmt.Sprintf("%s is left in Redis; ", key)
+				}
+			}
+		}
+		if l, _ := r.ledger.last(); l.down || len(l.backends) > 0 {
+			text += l.String()
+		}
+		return text
+	}
+	text := left()
+	for deadline := time.Now().Add(chaosTTL + grace); text != "" && time.Now().Before(deadline); time.Sleep(lookEvery) {
+		text = left()
+	}
+	if text != "" {
+		r.fail("after the end: %s", text)
+	}
+}

@@ -1,0 +1,335 @@
+package integration
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/passbuddy/passbuddy/semaphore"
+)
+
+// This file is a process of a chaos run, on its own side: see chaos_test.go.
+//
+// Beside its pool it has a second semaphore, of plain permits that are never kept for longer than a moment. A pool that has what it needs asks Redis for
+// nothing, so it is these that tell when grants flow again after a fault; and they wait in Redis one by one, first come first served.
+
+// endurance is what such a process does besides its job. It goes on until it is told to end.
+type endurance struct {
+	Plain         string        // the name of the second semaphore
+	PlainCapacity int           //
+	Takers        int           // goroutines that take a plain permit, again and again
+	Keep          time.Duration // for so long
+}
+
+// Commands to a process of a chaos run, besides end.
+const (
+	calm        = "calm"     // nothing is wrong from now on: callers must be served in turn, and nobody pauses
+	storm       = "storm"    // calm is over
+	setCapacity = "capacity" // and a number: as an operator, for the whole fleet
+)
+
+// progress is what it reports every few milliseconds.
+type progress struct {
+	Grants    []stamp `json:",omitempty"` // plain permits that were granted
+	Checkouts []stamp `json:",omitempty"` // from the pool
+	Failures  []mishap
+	Calm      *servedInTurn // when one is over
+}
+
+// servedInTurn is whether callers were served in turn in a calm.
+type servedInTurn struct {
+	Callers int      // whose turn was looked at
+	Passed  []string // those that were not
+}
+
+// A stamp is when something was asked for, and when it was had. All processes run on one host, so that their clocks are one.
+type stamp struct{ Asked, Had int64 }
+
+// A mishap is an operation that failed.
+type mishap struct {
+	Began, Ended time.Time
+	Error        string
+}
+
+const (
+	reportEvery = 20 * time.Millisecond
+	pausing     = 3                     // goroutines of a process that pauses; the others work in calms
+	afterFailed = 20 * time.Millisecond // what fails at once is not tried at full speed
+	// passedMost is how often one and the same caller may be served while another one, who came first, waits. In a queue it is never; but on a busy
+	// machine a caller whose turn has come can be late to notice, and somebody else can be through twice.
+	passedMost = 2
+)
+
+// enduring is the state of such a process.
+type enduring struct {
+	mu sync.Mutex
+
+	// Guarded by mu.
+	unsaid progress
+	calm   time.Time     // since when; zero: it is not
+	calms  chan struct{} // closed when it becomes so
+	turns  []turn
+	begun  map[int]time.Time // by caller: since when he waits
+	ops    int
+}
+
+// A turn is a caller that came and was served.
+type turn struct {
+	stamp
+	caller int
+}
+
+func (e *enduring) checkout(caller int, asked time.Time, waited time.Duration, ended time.Time, err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.begun, caller) // if he was not served at all
+	if err != nil {
+		e.unsaid.Failures = append(e.unsaid.Failures, mishap{asked, ended, err.Error()})
+		return
+	}
+	e.ops++
+	s := stamp{asked.UnixNano(), asked.Add(waited).UnixNano()}
+	e.unsaid.Checkouts = append(e.unsaid.Checkouts, s)
+	if !e.calm.IsZero() && asked.After(e.calm) {
+		e.turns = append(e.turns, turn{s, caller})
+	}
+}
+
+func (e *enduring) comes(caller int) (asked time.Time) {
+	asked = time.Now()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.begun[caller] = asked
+	return asked
+}
+
+func (e *enduring) served(caller int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.begun, caller)
+}
+
+func (e *enduring) granted(asked, had time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.unsaid.Grants = append(e.unsaid.Grants, stamp{asked.UnixNano(), had.UnixNano()})
+}
+
+func (e *enduring) calmed() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.calm.IsZero() {
+		close(e.calms)
+	}
+	e.calm, e.turns = time.Now(), nil
+}
+
+// pause lasts until it is calm, at most; it reports whether it was for the whole time.
+func (e *enduring) pause(d time.Duration) bool {
+	e.mu.Lock()
+	calms := e.calms
+	e.mu.Unlock()
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-calms:
+		return false
+	}
+}
+
+// stirred ends a calm, and says who was not served in turn in it.
+func (e *enduring) stirred() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	said := &servedInTurn{Callers: len(e.turns)}
+	dumped := false
+	all := e.turns[:len(e.turns):len(e.turns)]
+	for caller, asked := range e.begun { // those who wait still
+		all = append(all, turn{stamp{asked.UnixNano(), time.Now().UnixNano()}, caller})
+	}
+	for i, waited := range all {
+		passedBy := make(map[int]int)
+		for _, other := range e.turns {
+			if other.Asked > waited.Asked && other.Had < waited.Had {
+				passedBy[other.caller]++
+			}
+		}
+		for caller, times := range passedBy {
+			if times > passedMost {
+				text := fmt.Sprintf("caller %d, who waited for %v, was passed %d times by caller %d, and by %d callers in all",
+					waited.caller, time.Duration(waited.Had-waited.Asked), times, caller, len(passedBy))
+				if i >= len(e.turns) {
+					text += "; he waits still"
+					if !dumped {
+						dumped = true
+						buf := make([]byte, 1<<20)
+						text += ":\n" + string(buf[:runtime.Stack(buf, true)])
+					}
+				}
+				said.Passed = append(said.Passed, text)
+			}
+		}
+	}
+	e.unsaid.Calm = said
+	if !e.calm.IsZero() {
+		e.calms = make(chan struct{})
+	}
+	e.calm, e.turns = time.Time{}, nil
+}
+
+func (e *enduring) report() progress {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	p := e.unsaid
+	e.unsaid = progress{}
+	return p
+}
+
+// endure is the main of such a process.
+func endure(j job, in *bufio.Reader) error {
+	e := &enduring{begun: make(map[int]time.Time), calms: make(chan struct{})}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	var out sync.Mutex
+	encoder := json.NewEncoder(os.Stdout)
+	say := func(m message) error {
+		out.Lock()
+		defer out.Unlock()
+		return encoder.Encode(m)
+	}
+
+	var pools *semaphore.Semaphore // set before anybody is told of it
+	go func() {
+		for commands := bufio.NewScanner(in); commands.Scan(); {
+			switch word, rest, _ := strings.Cut(commands.Text(), " "); word {
+			case calm:
+				e.calmed()
+			case storm:
+				e.stirred()
+			case end:
+				e.stirred()
+				cancel()
+			case setCapacity:
+				var n int
+				_, _ = fmt.Sscan(rest, &n)
+				if err := pools.SetCapacity(ctx, n); err != nil {
+					now := time.Now()
+					e.checkout(-1, now, 0, now, fmt.Errorf("told to set the capacity: %w", err))
+				}
+			}
+		}
+		os.Exit(2) // the parent is gone
+	}()
+	reported := make(chan struct{})
+	go func() {
+		defer close(reported)
+		tick := time.NewTicker(reportEvery)
+		defer tick.Stop()
+		for ctx.Err() == nil {
+			<-tick.C
+			p := e.report()
+			_ = say(message{Progress: &p})
+		}
+	}()
+
+	// Whatever comes into being from here on must be gone at the end.
+	before := runtime.NumGoroutine()
+	cfg := semaphore.Config{Name: j.Semaphore, Capacity: j.Capacity, TTL: j.TTL, MaxAttempts: -1}
+	pools, err := joinInTime(j.Redis, cfg)
+	if err != nil {
+		return err
+	}
+	cfg.Name, cfg.Capacity = j.Endure.Plain, j.Endure.PlainCapacity
+	plain, err := joinInTime(j.Redis, cfg)
+	if err != nil {
+		return err
+	}
+	p, err := newPool(j, pools)
+	if err != nil {
+		return err
+	}
+	if err := say(message{Joined: &greeting{time.Now()}}); err != nil {
+		return err
+	}
+	var wg sync.WaitGroup
+	for caller := range j.Goroutines {
+		wg.Go(func() {
+			j := j
+			j.served = func() { e.served(caller) }
+			for ctx.Err() == nil {
+				if j.Pause > 0 && e.pause(j.Pause) && caller >= pausing {
+					continue
+				}
+				asked := e.comes(caller)
+				waited, err := p.once(j)
+				e.checkout(caller, asked, waited, time.Now(), err)
+				if err != nil {
+					time.Sleep(afterFailed)
+				}
+			}
+		})
+	}
+	for range j.Endure.Takers {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				asked := time.Now()
+				permit, err := plain.Acquire(ctx)
+				if err != nil {
+					time.Sleep(afterFailed) // Redis is away: nothing has been granted, nothing is broken
+					continue
+				}
+				e.granted(asked, time.Now())
+				time.Sleep(j.Endure.Keep)
+				_ = permit.Release(context.Background()) // else its lease ends
+			}
+		})
+	}
+	wg.Wait()
+	p.close()
+	if err := pools.Close(); err != nil {
+		return fmt.Errorf("closing: %w", err)
+	}
+	if err := plain.Close(); err != nil {
+		return fmt.Errorf("closing: %w", err)
+	}
+	<-reported
+	left, stacks := remaining(before - 1) // who reports has ended
+	p2 := e.report()
+	if err := say(message{Progress: &p2}); err != nil {
+		return err
+	}
+	return say(message{Outcome: &outcome{Ops: e.ops, Left: time.Now(), Goroutines: left, Stacks: stacks}})
+}
+
+// joinInTime joins as soon as Redis answers: who starts a process while it does not would start it again.
+func joinInTime(url string, cfg semaphore.Config) (*semaphore.Semaphore, error) {
+	const patience = 30 * time.Second
+	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+		s, err := semaphore.Open(context.Background(), url, cfg)
+		if err == nil || time.Now().After(deadline) {
+			return s, err
+		}
+	}
+}
+
+// remaining is how many goroutines there are beyond those that there were, and where they are. A socket may take drainMost to end.
+func remaining(before int) (n int, stacks string) {
+	const patience = 20 * time.Second
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		if n = runtime.NumGoroutine() - before; n <= 0 {
+			return 0, ""
+		}
+		if time.Now().After(deadline) {
+			buf := make([]byte, 1<<20)
+			return n, string(buf[:runtime.Stack(buf, true)])
+		}
+	}
+}
