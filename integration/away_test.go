@@ -143,7 +143,7 @@ func TestRedisAwayForLessThanALease(t *testing.T) {
 			for _, way := range f.ways {
 				how.andAgain(way)
 			}
-			time.Sleep(ttl / 2) // heartbeats
+			time.Sleep(ttl * 3 / 8) // heartbeats
 			if n := f.seen.connects(began); n > 0 {
 				t.Errorf("%s: %d connections were opened, so others were closed", how.name, n)
 			}

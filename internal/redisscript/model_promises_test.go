@@ -189,7 +189,8 @@ func (t *trial) checkCounts(s *state, a act) {
 			}
 		}
 	}
-	if n := int64(len(s.Permits) - t.foreign(s)); s.num("count") != n {
+	// Other clients remove what has expired, too. A count that is put right then takes theirs for ours, until those are gone.
+	if n := int64(len(s.Permits) - t.foreign(s)); s.num("count") < n || s.num("count") > n+int64(t.counted) {
 		t.failf("%s: count is %d, there are %d", a.name, s.num("count"), n)
 	}
 	sum, any := int64(0), false
