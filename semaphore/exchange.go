@@ -336,7 +336,7 @@ func (s *Semaphore) arrived(b *batch, sent time.Duration, got redisscript.Exchan
 	}
 	if s.pending() {
 		pause := s.cfg.RetryInterval - s.cfg.RetryInterval/8 // lookAgain adds up to as much
-		if wake := time.Duration(got.Wake-got.Now+1) * time.Millisecond; got.Wake > 0 && wake < pause {
+		if wake := until(got.Wake+1, got.Now); got.Wake > 0 && wake < pause {
 			pause = max(wake, time.Millisecond)
 		}
 		s.lookAgain(pause)

@@ -2,6 +2,7 @@ package semaphore
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"math"
@@ -9,6 +10,7 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -34,26 +36,31 @@ func inFuzz(f *testing.F) (*miniredis.Miniredis, *Semaphore) {
 // fuzzSharer is told what a push says.
 type fuzzSharer struct {
 	Sharer
-	t *testing.T
+	wrong atomic.Pointer[string] // a heartbeat that a push asked for may still be on its way when its test has ended
 }
 
-func (s fuzzSharer) Granted([]*Permit) { s.t.Error("granted by a push what was not asked for") }
-func (s fuzzSharer) Recall(n int, tenure time.Duration) {
+func (s *fuzzSharer) complain(format string, args ...any) {
+	wrong := fmt.Sprintf(format, args...)
+	s.wrong.Store(&wrong)
+}
+
+func (s *fuzzSharer) Granted([]*Permit) { s.complain("granted by a push what was not asked for") }
+func (s *fuzzSharer) Recall(n int, tenure time.Duration) {
 	if n != 1 || tenure < 0 || tenure > time.Minute {
-		s.t.Errorf("recalled: %d, after %v", n, tenure)
+		s.complain("recalled: %d, after %v", n, tenure)
 	}
 }
-func (fuzzSharer) Wanted(bool) {}
-func (fuzzSharer) Changed()    {}
-func (fuzzSharer) Closed()     {}
-func (fuzzSharer) Lost(*Permit) {
-}
-func (fuzzSharer) Owed() int { return 0 }
+func (*fuzzSharer) Wanted(bool)  {}
+func (*fuzzSharer) Changed()     {}
+func (*fuzzSharer) Closed()      {}
+func (*fuzzSharer) Lost(*Permit) {}
+func (*fuzzSharer) Owed() int    { return 0 }
 
 // Whatever is pushed, it makes nobody hold a permit that he did not ask for, nor trust one for longer than a lease.
 func FuzzPush(f *testing.F) {
 	_, s := inFuzz(f)
-	sh, err := s.NewShare(fuzzSharer{})
+	told := &fuzzSharer{}
+	sh, err := s.NewShare(told)
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -70,10 +77,10 @@ func FuzzPush(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, payload string) {
-		s.mu.Lock()
-		sh.sharer = fuzzSharer{t: t}
-		s.mu.Unlock()
 		s.pushed(strings.NewReplacer("EPOCH", epoch, "ID", id, "SHARE", name).Replace(payload))
+		if wrong := told.wrong.Swap(nil); wrong != nil {
+			t.Error(*wrong)
+		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if len(s.permits) != 1 || s.permits[id] != held {
@@ -98,6 +105,7 @@ func FuzzSnapshot(f *testing.F) {
 		{"x", `{"owner":{},"min":"x"}`, "\x00", "x y z", math.Inf(-1)},
 		{"x", `[[[[[[`, "\xff", " ", 1e300},
 		{"x", "null", "a b", "1 2 3 4", -1},
+		{"0", "", "0", "0", 12e12}, // further off than a Duration reaches
 	} {
 		f.Add(seed.session, seed.info, seed.permit, seed.request, seed.expiry)
 	}
@@ -234,4 +242,16 @@ func FuzzAnchor(f *testing.F) {
 		}
 		_ = strconv.FormatInt(a.expected(time.Duration(now)), 10)
 	})
+}
+
+// A time that is further off than a Duration reaches is far off, not past: a waiter that took it for past looked again every millisecond.
+func TestUntil(t *testing.T) {
+	for _, c := range []struct {
+		then, now int64
+		want      time.Duration
+	}{{7, 5, 2 * time.Millisecond}, {5, 7, -2 * time.Millisecond}, {1 << 53, 0, math.MaxInt64 / 1_000_000 * 1_000_000}, {0, 1 << 53, -math.MaxInt64 / 1_000_000 * 1_000_000}} {
+		if got := until(c.then, c.now); got != c.want {
+			t.Errorf("from %d to %d: %v, want %v", c.now, c.then, got, c.want)
+		}
+	}
 }

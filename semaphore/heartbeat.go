@@ -154,7 +154,7 @@ func (s *Semaphore) renew(ctx context.Context) (again bool, err error) {
 		s.log.Warn("Redis lost its state: permits re-asserted", "semaphore", s.base, "held", len(said))
 		s.repeat()
 	} else if got.Gate > got.Now {
-		s.lookAgain(time.Duration(got.Gate-got.Now+1) * time.Millisecond)
+		s.lookAgain(until(got.Gate+1, got.Now))
 	}
 	s.mu.Unlock()
 	s.tellShares(func(sh Sharer) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -63,7 +64,7 @@ func (s *Semaphore) Snapshot(ctx context.Context) (Snapshot, error) {
 	}
 	out := Snapshot{
 		Capacity: int(raw.Capacity), Limit: int(raw.Limit), Held: len(raw.Permits), Fencing: len(raw.Quarantined),
-		Gate: max(0, time.Duration(raw.Gate-raw.Now)*time.Millisecond),
+		Gate: max(0, until(raw.Gate, raw.Now)),
 	}
 	holders := make(map[string][]string)
 	for id := range raw.Permits {
@@ -86,7 +87,7 @@ func (s *Semaphore) Snapshot(ctx context.Context) (Snapshot, error) {
 	}
 	for id, expiry := range raw.Sessions {
 		out.Sessions = append(out.Sessions, Session{
-			ID: id, Owner: owners[id], Capacity: int(raw.Declared[id]), Lease: time.Duration(expiry-raw.Now) * time.Millisecond,
+			ID: id, Owner: owners[id], Capacity: int(raw.Declared[id]), Lease: until(expiry, raw.Now),
 			Min: infos[id].Min, Max: infos[id].Max, Weight: max(1, infos[id].Weight),
 		})
 	}
@@ -94,6 +95,12 @@ func (s *Semaphore) Snapshot(ctx context.Context) (Snapshot, error) {
 		return cmp.Or(cmp.Compare(a.Owner, b.Owner), cmp.Compare(a.ID, b.ID))
 	})
 	return out, nil
+}
+
+// until is the time from now to then, which anybody may have put further off than a Duration reaches. Both are in ms.
+func until(then, now int64) time.Duration {
+	const most = math.MaxInt64 / int64(time.Millisecond)
+	return time.Duration(max(-most, min(then-now, most))) * time.Millisecond
 }
 
 // sessionOf is the session that made a permit's UUID. Other clients' UUIDs name none that lives.
