@@ -278,8 +278,9 @@ func (t *trial) twice(call func()) {
 	once := t.before
 	call()
 	line := (*state).line
-	if len(once.Debts) > 0 {
-		// The first call may have asked a pool for a permit, which waits itself and now has a better rank.
+	if len(once.Debts) > 0 || t.plan.minima {
+		// What is said again is ranked anew. The first call may have asked a pool for a permit, which waits itself and now has a better rank;
+		// or have granted behind a request what its session's minimum lacked.
 		line = func(s *state) []string { return keysOf(s.Queue) }
 	}
 	for _, part := range []struct {
