@@ -53,7 +53,8 @@ func (p *Permit) covered() string {
 // So one that fails may be known all the same. That is no more than a backend that is looked for in vain, should p expire: the
 // pool closes the connection, and opens another under p or gives it back.
 //
-// Errors of record: ErrLost if p is not held any more; ErrUnavailable if Redis did not answer; the context's.
+// Errors of record: ErrLost if p is not held any more; ErrUnavailable if Redis did not answer for as long as p's lease was trusted, a TTL at
+// most; the context's.
 func (sh *Share) Cover(p *Permit, b Backend) (record func(context.Context) error) {
 	s := sh.s
 	s.mu.Lock()
@@ -77,27 +78,37 @@ func (s *Semaphore) record(ctx context.Context, p *Permit, id, covered string) e
 	case <-ctx.Done():
 		return giveUp(ctx, fmt.Errorf("%w: no answer", ErrUnavailable))
 	}
-	err := s.mark(ctx, id, covered)
-	if errors.Is(err, redisscript.ErrGone) {
-		if err = s.beat(ctx); err == nil {
-			err = s.mark(ctx, id, covered)
+	for {
+		err := s.mark(ctx, id, covered)
+		if errors.Is(err, redisscript.ErrGone) {
+			if err = s.beat(ctx); err == nil {
+				err = s.mark(ctx, id, covered)
+			}
+		}
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, redisscript.ErrNotHeld):
+			s.mu.Lock()
+			if s.permits[id] == p {
+				s.lose(p)
+			}
+			if !s.left {
+				s.beatSoon() // we have slept: what else is lost?
+			}
+			s.mu.Unlock()
+			return fmt.Errorf("%w: %q does not hold it any more", ErrLost, s.base)
+		}
+		// A mark can be said twice, and a connection that is made should not end because one reply was lost. Once the lease is, the pool ends it.
+		select {
+		case <-time.After(min(s.cfg.RetryInterval, retryMost)):
+		case <-ctx.Done():
+			return giveUp(ctx, unavailable(err))
+		}
+		if !p.Held() {
+			return unavailable(err)
 		}
 	}
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, redisscript.ErrNotHeld):
-		s.mu.Lock()
-		if s.permits[id] == p {
-			s.lose(p)
-		}
-		if !s.left {
-			s.beatSoon() // we have slept: what else is lost?
-		}
-		s.mu.Unlock()
-		return fmt.Errorf("%w: %q does not hold it any more", ErrLost, s.base)
-	}
-	return giveUp(ctx, unavailable(err))
 }
 
 func (s *Semaphore) mark(ctx context.Context, id, covered string) error {

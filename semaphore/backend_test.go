@@ -393,6 +393,27 @@ func TestCoverWithoutRedis(t *testing.T) {
 	})
 }
 
+// A reply that is lost, or a Redis that is away for less than the lease, ends no connection that was just made.
+func TestCoverOutlastsAnOutage(t *testing.T) {
+	for name, away := range map[string]func(*link, bool){"cut off": (*link).setCut, "unheard": (*link).setDeaf} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, func(t *testing.T, w *world) {
+				f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
+				f.open(1)
+				away(f.s.link, true)
+				time.AfterFunc(2*time.Second, func() { away(f.s.link, false) })
+				if err := f.connect(f.granted()[0]); err != nil {
+					t.Error(err)
+				}
+				if got := w.redis.HGet("{passbuddy-semaphore}:backends", f.granted()[0].ID()); got == "" {
+					t.Error("not recorded")
+				}
+				w.reckoned(t)
+			})
+		})
+	}
+}
+
 // State lost while all are awake: the next heartbeats say again what is covered. Then one freezes.
 func TestBackendsSurviveStateLoss(t *testing.T) {
 	const hash = "{passbuddy-semaphore}:"
