@@ -85,7 +85,7 @@ type chronicle struct {
 	during    string        // what goes on, for who reads a violation
 }
 
-const kept = 60 // looks, about a second's
+const kept = 250 // looks: a calm's, and somewhat more
 
 func newChronicle(capacity int) *chronicle { return &chronicle{capacity: capacity} }
 

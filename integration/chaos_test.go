@@ -16,6 +16,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/passbuddy/passbuddy/internal/throwaway"
+	"github.com/passbuddy/passbuddy/semaphore"
 )
 
 // A chaos run: a fleet of six processes, three with pgxpool and three with database/sql, saturates a capacity of 20 on one Postgres and one Redis with a
@@ -289,9 +290,10 @@ func (r *chaos) settle(what string) {
 	}
 }
 
-// rest waits until no permit has moved for a while, now that everybody could use more than his share. On a machine in trouble something always moves.
+// rest waits until no permit has moved for a while, now that everybody could use more than his share: longer than a waiter takes to look again, for until
+// then what an outage left uneven can stay so. On a machine in trouble something always moves.
 func (r *chaos) rest() {
-	const still, patience = 300 * time.Millisecond, 5 * time.Second
+	const still, patience = semaphore.DefaultRetryInterval + 200*time.Millisecond, 5 * time.Second
 	for deadline := time.Now().Add(patience); len(r.ledger.openedSince(time.Now().Add(-still))) > 0 && time.Now().Before(deadline); {
 		time.Sleep(lookEvery)
 	}

@@ -30,12 +30,7 @@ func (a *Allotment) Granted(permits []*semaphore.Permit) {
 		}
 		a.spare = append(a.spare, p)
 	}
-	if e := a.ahead; e.n > 0 {
-		a.ahead = ahead{}
-		if time.Since(e.at) < aheadFor {
-			a.recall(e.n, e.tenure)
-		}
-	}
+	a.catchUp()
 	a.settle()
 }
 
@@ -62,27 +57,41 @@ func (a *Allotment) countIn(p *semaphore.Permit) bool {
 // the next returns, before any local caller is served.
 //
 // A recall is pushed, and a grant comes with a reply, on another connection: the recall of a permit can overtake
-// its grant. It is kept for a moment, then, and counts when the grant is here. Otherwise it is for
-// a permit that we have just given back, and void.
+// its grant. It is kept for a moment, then, and counts when the grant is here. So are all of them: a pool that is granted all there is while
+// others wait is asked for most of it before it hears of that. Otherwise it is for a permit that we have just given back, and void.
 func (a *Allotment) Recall(n int, tenure time.Duration) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.owned-a.due-a.evicting-a.debt-a.deferred < n {
-		a.ahead = ahead{n: n, tenure: tenure, at: time.Now()}
-		return
-	}
-	a.recall(n, tenure)
+	a.forgetVoid()
+	a.ahead = ahead{n: a.ahead.n + n, tenure: tenure, at: time.Now()}
+	a.catchUp()
 }
 
-// ahead is a recall that found nothing to recall.
+// ahead are recalls that have found nothing to recall yet.
 type ahead struct {
 	n      int
 	tenure time.Duration
-	at     time.Time
+	at     time.Time // of the last of them
 }
 
-// aheadFor is how long a recall is kept that came ahead of its grant.
+// aheadFor is how long recalls are kept that came ahead of their grant.
 const aheadFor = 100 * time.Millisecond
+
+// forgetVoid forgets the recalls that no grant has followed. The lock is held.
+func (a *Allotment) forgetVoid() {
+	if time.Since(a.ahead.at) >= aheadFor {
+		a.ahead.n = 0
+	}
+}
+
+// catchUp carries out as many of the recalls as there is anything for. The lock is held.
+func (a *Allotment) catchUp() {
+	a.forgetVoid()
+	if n := min(a.ahead.n, a.owned-a.due-a.evicting-a.debt-a.deferred); n > 0 {
+		a.ahead.n -= n
+		a.recall(n, a.ahead.tenure)
+	}
+}
 
 // recall makes n permits due, now or after their tenure. The lock is held.
 func (a *Allotment) recall(n int, tenure time.Duration) {

@@ -1,0 +1,53 @@
+package allotment_test
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/passbuddy/passbuddy/internal/allotment"
+	"github.com/passbuddy/passbuddy/semaphore"
+)
+
+// Who is the first to come back after an outage is granted all there is, and asked for most of it before he hears of the grant: none
+// of those recalls may be lost, or the shares stay uneven until the next heartbeat.
+func TestRecallsThatOvertakeTheirGrant(t *testing.T) {
+	const capacity, processes = 20, 5
+	inFleet(t, capacity, func(t *testing.T, fl *fleet) {
+		var fleet []*process
+		for range processes {
+			p := &process{fl: fl, sem: fl.start(allotment.Options{}).sem}
+			p.Allotment = allotment.New(p, allotment.Options{AcquireTimeout: time.Minute})
+			share, err := p.sem.NewShare(hearsLate{p.Allotment})
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.Attach(share)
+			fleet = append(fleet, p)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		var wg sync.WaitGroup
+		fl.redis.SetError("away")
+		for _, p := range fleet {
+			p.load(ctx, &wg, capacity, 5*time.Millisecond)
+		}
+		time.Sleep(time.Second)
+		fl.redis.SetError("")
+		time.Sleep(500 * time.Millisecond)
+		for i, p := range fleet {
+			if f := p.Figures(); f.Owned != capacity/processes {
+				t.Errorf("process %d owns %d of %d: %+v", i, f.Owned, capacity, f)
+			}
+		}
+		wg.Wait()
+	})
+}
+
+// hearsLate hears of grants later than of recalls.
+type hearsLate struct{ *allotment.Allotment }
+
+func (h hearsLate) Granted(permits []*semaphore.Permit) {
+	time.AfterFunc(30*time.Millisecond, func() { h.Allotment.Granted(permits) })
+}
