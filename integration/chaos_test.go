@@ -257,7 +257,8 @@ func (r *chaos) step(s step) {
 	r.check()
 }
 
-// settle waits until the whole capacity is in use, and every process known, for some looks in a row.
+// settle waits until the whole capacity is in use, and every process known, for some looks in a row. All but one is enough at any capacity: outside of
+// calms there is a process that pauses, and with it permits that are on their way.
 func (r *chaos) settle(what string) {
 	r.t.Helper()
 	const inARow = 20
@@ -273,7 +274,7 @@ func (r *chaos) settle(what string) {
 		l, _ := r.ledger.last()
 		q, recent := r.queues.now()
 		capacity := r.queues.capacityOf()
-		used := !l.down && l.at.After(since) && float64(len(l.backends)) >= usedLeast*float64(capacity) && len(l.backends) <= capacity
+		used := !l.down && l.at.After(since) && len(l.backends) >= int(usedLeast*float64(capacity)) && len(l.backends) <= capacity
 		if used && recent && q.at.After(since) && q.sessions == chaosProcesses && len(q.permits) <= capacity && len(q.waiters) > 0 {
 			row++
 			continue
