@@ -291,9 +291,15 @@ func (r *chaos) settle(what string) {
 	}
 }
 
-// rest waits until no permit has moved for a while, now that everybody could use more than his share: longer than a waiter takes to look again, for until
-// then what an outage left uneven can stay so. On a machine in trouble something always moves.
+// rest waits until the whole capacity was in use, to the last permit, and none has moved for a while, now that everybody could use more than his
+// share. A request that an outage delayed can have been granted to nobody, for a lease; more would be a leak. And until waiters look again, what an
+// outage left uneven can stay so. On a machine in trouble something always moves.
 func (r *chaos) rest() {
+	r.t.Helper()
+	r.await("moment with the whole capacity in use", func() bool {
+		l, _ := r.ledger.last()
+		return !l.down && len(l.backends) == r.queues.capacityOf()
+	})
 	const still, patience = semaphore.DefaultRetryInterval + 200*time.Millisecond, 5 * time.Second
 	for deadline := time.Now().Add(patience); len(r.ledger.openedSince(time.Now().Add(-still))) > 0 && time.Now().Before(deadline); {
 		time.Sleep(lookEvery)
@@ -354,6 +360,18 @@ func (r *chaos) fail(format string, args ...any) {
 	r.t.Logf("last looks, one of them %v late, the last at Redis at %s:\n%s", late, q.at.Format(clock), looks)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
+	keys := r.queues.pools.All()
+	r.t.Logf("in Redis: meta %v", r.redis().HGetAll(ctx, keys[2]).Val())
+	for i, key := range keys {
+		switch i {
+		case 0, 1, 3, 6, 9:
+			for _, z := range r.redis().ZRangeWithScores(ctx, key, 0, -1).Val() {
+				r.t.Logf("%s: %v %.3f", key, z.Member, z.Score)
+			}
+		case 7, 8, 11, 12:
+			r.t.Logf("%s: %v", key, r.redis().HGetAll(ctx, key).Val())
+		}
+	}
 	r.t.Logf("what took Redis long: %v\nits log:\n%s", r.redis().SlowLogGet(ctx, 5).Val(), r.primary.Log())
 	r.t.Fatalf("seed %d: %s\nschedule up to here:\n%s", r.seed, fmt.Sprintf(format, args...), strings.Join(r.done, "\n"))
 }
