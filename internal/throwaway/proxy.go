@@ -13,7 +13,7 @@ type Proxy struct {
 	pumps sync.WaitGroup
 
 	mu          sync.Mutex
-	flowing     *sync.Cond // on mu; signalled when stalled, late or closed changes, or a link is cut
+	flowing     *sync.Cond // on mu; signalled when stalled, late or closed changes, or a link is cut or gets on with its doom
 	target      string
 	listener    net.Listener // nil while connections are refused
 	links       map[*link]struct{}
@@ -191,7 +191,8 @@ func (p *Proxy) pump(l *link, src, dst net.Conn, replies bool) {
 func (p *Proxy) gate(l *link, replies bool, bytes []byte) (pass, alive bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for (p.stalled || replies && p.late) && !l.cut {
+	// A fast server answers before the other pump has noted that it passed the request on.
+	for (p.stalled || replies && (p.late || l.doomed == marked)) && !l.cut {
 		p.flowing.Wait()
 	}
 	if len(bytes) == 0 || l.cut {
@@ -203,7 +204,7 @@ func (p *Proxy) gate(l *link, replies bool, bytes []byte) (pass, alive bool) {
 	}
 	if l.doomed != spared {
 		p.lose(l)
-		return false, !l.cut
+		return false, false
 	}
 	if p.dropReplies {
 		l.lossy = true

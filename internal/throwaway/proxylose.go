@@ -15,7 +15,7 @@ type doom int
 
 const (
 	spared doom = iota
-	marked      // a request matched and is being passed on: what the server says now is no answer to it yet
+	marked      // a request matched and is being passed on: what the server says now may be the answer to it, and waits
 	passed      // the server has the request: the next thing that it says is taken for the answer
 )
 
@@ -57,14 +57,12 @@ func (p *Proxy) passed(l *link) {
 	defer p.mu.Unlock()
 	if l.doomed == marked {
 		l.doomed = passed
+		p.flowing.Broadcast()
 	}
 }
 
-// lose drops something that the server said on a doomed link, and cuts it if that may be the answer. The caller holds mu.
+// lose cuts a link whose server has said something after it was passed a request. The caller holds mu.
 func (p *Proxy) lose(l *link) {
-	if l.doomed != passed {
-		return
-	}
 	l.sever()
 	p.flowing.Broadcast()
 	p.ended(l)
