@@ -166,22 +166,11 @@ func (s *Semaphore) renew(ctx context.Context) (again bool, err error) {
 	s.forgetEnded(got.Quarantine)
 	s.endBackends(got.Quarantine)
 	for i, unknown := range got.Unknown {
-		if i < len(shares) {
-			s.recall(shares[i].sharer, int(unknown), n.Sharers[i].Held-n.Sharers[i].Owed)
+		if unknown > 0 && i < len(shares) {
+			shares[i].sharer.Recall(int(unknown), s.tenure())
 		}
 	}
 	return again, nil
-}
-
-// recall passes n recalls on whose pushes were lost, to a sharer that holds `share` permits which it does not know to owe. Only the last one of those can be
-// recalled in rotation, and be kept for its tenure: the others were, to make shares even.
-func (s *Semaphore) recall(sharer Sharer, n, share int) {
-	if even := min(n, share-1); even > 0 {
-		sharer.Recall(even, 0)
-	}
-	if n > 0 && n >= share {
-		sharer.Recall(1, s.tenure())
-	}
 }
 
 // holdsOtherThan reports whether a permit is held that is not in ids. s.mu is held.

@@ -18,8 +18,7 @@ import (
 // pool is a Sharer that notes what it is told. With obey it gives back what it is asked for.
 type pool struct {
 	share *Share
-	obey  bool // gives back what is recalled, at once
-	keeps bool // ... or after its tenure
+	obey  bool
 
 	mu      sync.Mutex
 	told    []string
@@ -61,14 +60,10 @@ func (p *pool) Granted(permits []*Permit) {
 	p.mu.Unlock()
 }
 
-func (p *pool) Recall(n int, after time.Duration) {
+func (p *pool) Recall(int, time.Duration) {
 	p.note("recall")
-	for range n {
-		if p.keeps {
-			time.AfterFunc(after, p.give)
-		} else if p.obey {
-			p.give()
-		}
+	if p.obey {
+		p.give()
 	}
 }
 func (p *pool) Promised(int) { p.note("promised") }
