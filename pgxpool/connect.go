@@ -31,6 +31,9 @@ func (p *pool) beforeConnect(ctx context.Context, cfg *pgx.ConnConfig) error {
 	if ctx.Value(reclaimKey{}) != nil {
 		return errReclaimed // there is nothing idle, and a search must not open anything
 	}
+	if a, ok := ctx.Value(arrivalKey{}).(*arrival); ok {
+		a.end()
+	}
 	cfg.Tracer = p.user.tracer
 	if p.user.beforeConnect != nil {
 		if err := p.user.beforeConnect(ctx, cfg); err != nil {

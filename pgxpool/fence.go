@@ -32,6 +32,9 @@ func (p *pool) mark(ctx context.Context, c *allotment.Conn, conn *pgx.Conn) erro
 type fencing struct{ context.Context }
 
 func isFencing(ctx context.Context) bool {
+	if a, ok := ctx.(*arrival); ok {
+		ctx = a.Context
+	}
 	_, yes := ctx.(*fencing)
 	return yes
 }

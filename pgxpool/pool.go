@@ -47,6 +47,7 @@ type pool struct {
 	known    atomic.Pointer[pgxpool.Pool]
 	misses   int // of Evict in a row; it has one caller at a time
 	watching atomic.Bool
+	arrivals arrivals
 
 	background attempts
 }

@@ -2,7 +2,6 @@ package pgxpool
 
 import (
 	"context"
-	"runtime"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -45,7 +44,7 @@ func (t *tracer) TraceAcquireStart(ctx context.Context, pool *pgxpool.Pool, data
 			return &refused{ctx, err}
 		}
 		if warm {
-			letReturn(pool)
+			ctx = t.arrivals.arrive(ctx, pool)
 		}
 	}
 	if t.perCheckout {
@@ -54,30 +53,12 @@ func (t *tracer) TraceAcquireStart(ctx context.Context, pool *pgxpool.Pool, data
 	return ctx
 }
 
-// letReturn waits a moment until a connection is idle in the pool. A turn that comes with a return comes just before
-// that (TraceRelease runs first), and who finds nothing idle opens a connection for which the idle one must then be closed. Mostly
-// some yields will do; where the returning thread has lost its processor it takes a time slice, which is still less
-// than a reconnect.
-func letReturn(pool *pgxpool.Pool) {
-	const (
-		yields = 50
-		pauses = 40
-		pause  = 100 * time.Microsecond
-	)
-	for i := range yields + pauses {
-		if pool.Stat().IdleConns() > 0 {
-			return
-		}
-		if i < yields {
-			runtime.Gosched()
-		} else {
-			time.Sleep(pause)
-		}
-	}
-}
-
 // TraceAcquireEnd gives the turn back if the checkout failed. If not, prepareConn has tied it to the connection.
 func (t *tracer) TraceAcquireEnd(ctx context.Context, pool *pgxpool.Pool, data pgxpool.TraceAcquireEndData) {
+	if a, ok := ctx.(*arrival); ok {
+		a.end()
+		ctx = a.Context
+	}
 	if t.plain && data.Err == nil {
 		return
 	}
