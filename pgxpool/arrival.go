@@ -40,8 +40,13 @@ func (a *arrival) Value(key any) any {
 // arrive waits for the connection that a turn came with.
 func (a *arrivals) arrive(ctx context.Context, pool *pgxpool.Pool) context.Context {
 	place := a.come.Add(1)
-	letReturn(func() bool { return int64(pool.Stat().IdleConns()) >= place-a.through.Load() })
+	letReturn(func() bool { return a.served(place, pool.Stat().IdleConns()) })
 	return &arrival{Context: ctx, of: a}
+}
+
+// served reports whether, of so many idle connections, one is for him who came in that place.
+func (a *arrivals) served(place int64, idle int32) bool {
+	return int64(idle) >= place-a.through.Load()
 }
 
 // end ends what arrive began. Twice is once: who had to open one is through when that begins, lest others wait for the time of a connect.

@@ -43,7 +43,7 @@ func (t *tracer) TraceAcquireStart(ctx context.Context, pool *pgxpool.Pool, data
 		if err != nil {
 			return &refused{ctx, err}
 		}
-		if warm {
+		if warm && !t.perCheckout { // a checkout's turn comes with a permit, not with a connection
 			ctx = t.arrivals.arrive(ctx, pool)
 		}
 	}
