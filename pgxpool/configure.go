@@ -115,6 +115,7 @@ func configureWith(cfg *pgxpool.Config, opts passbuddy.Config, join func(*allotm
 		p.user.prepareConn = func(ctx context.Context, conn *pgx.Conn) (bool, error) { return before(ctx, conn), nil }
 	}
 	p.allot = allotment.New(p, allotment.Options{
+		Detached:       p.perCheckout,
 		AcquireTimeout: opts.AcquireTimeout,
 		KeepOnLoss:     opts.KeepOnLoss,
 		FallbackConns:  opts.FallbackConns,

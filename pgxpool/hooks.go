@@ -58,6 +58,7 @@ func newHooks(opts passbuddy.Config, join func(*allotment.Allotment) (share, err
 	}
 	h := &Hooks{most: opts.AcquireTimeout}
 	h.allot = allotment.New(h, allotment.Options{
+		Detached:       true,
 		AcquireTimeout: opts.AcquireTimeout,
 		KeepOnLoss:     opts.KeepOnLoss,
 		FallbackConns:  opts.FallbackConns,

@@ -16,29 +16,9 @@ import (
 const (
 	// batchMost bounds one exchange, so that no script keeps Redis from others for long.
 	batchMost = 256
-	// shareMost bounds how many permits a pool asks for at once.
+	// shareMost bounds how many permits a pool asks for at once. It is WANTS in common.lua.
 	shareMost = 16
-	// A permit recalled in rotation stays with its holder for a tenure at least. A reconnect costs Postgres some 8 ms of CPU and the
-	// permit a few more of its time, and the fleet has one for each permit and tenure. So the tenure grows with the capacity: the fleet rotates some 22 times
-	// a second at most, whatever it holds. Measured with 40 processes at capacity 20 on 2 cores, beside 20 processes: 0.14 of
-	// their throughput at 5 ms for each permit, 0.74 at 15, 0.84 to 0.88 at 25.
-	tenureOfOne = 45 * time.Millisecond // for each permit of the capacity ...
-	tenureLeast = 100 * time.Millisecond
-	tenureMost  = time.Second
 )
-
-// tenure is how long a permit recalled in rotation stays here at least. So rotation, too, shares by weight.
-func (s *Semaphore) tenure() time.Duration {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.shareTenure()
-}
-
-// shareTenure is tenure where s.mu is held.
-func (s *Semaphore) shareTenure() time.Duration {
-	base := min(tenureOfOne*time.Duration(min(s.capacity, 100)), tenureMost)
-	return min(max(base, tenureLeast)*time.Duration(s.cfg.Weight), 3*tenureMost)
-}
 
 type offer struct {
 	share *Share
@@ -209,6 +189,7 @@ func (s *Semaphore) nextBatch() *batch {
 		return nil
 	}
 	b.x.Session, b.x.TTLMillis, b.x.MostWaiting = s.identity.session, s.ttlMillis(), s.cfg.MaxWaiters
+	b.x.MoveMicros = s.takeMoveCost()
 	// Permits of a session with a minimum are counted one by one.
 	lean := s.cfg.Min == 0
 	for _, d := range b.drops {
@@ -226,7 +207,11 @@ func (s *Semaphore) nextBatch() *batch {
 		case alone && a.kind == redisscript.Try && a.share == nil:
 			b.x.Tries = append(b.x.Tries, a.ids[0])
 		default:
-			b.x.Ask = append(b.x.Ask, redisscript.Ask{Kind: a.kind, Request: redisscript.Request(s.ttlMillis(), a.ids...)})
+			kind := a.kind
+			if a.share != nil && kind == redisscript.Share && !a.share.everHeld {
+				kind = redisscript.Join
+			}
+			b.x.Ask = append(b.x.Ask, redisscript.Ask{Kind: kind, Request: redisscript.Request(s.ttlMillis(), a.ids...)})
 		}
 	}
 	return b
@@ -350,8 +335,10 @@ func (s *Semaphore) arrived(b *batch, sent time.Duration, got redisscript.Exchan
 		}
 		s.tellWanted(sh, got.Waiting > 0, sent)
 	})
-	if b.offer != nil && got.Promised > 0 {
-		b.offer.sharer.Promised(int(got.Promised))
+	if b.offer != nil && got.Promised.Recalled > 0 {
+		if n := b.offer.hear(got.Promised); n > 0 {
+			b.offer.sharer.Promised(n)
+		}
 	}
 }
 
@@ -409,6 +396,7 @@ func (s *Semaphore) hold(p *Permit, trusted time.Duration) {
 	s.permits[p.id] = p
 	if p.share != nil {
 		p.share.held++
+		p.share.everHeld = true
 	}
 	s.watch(trusted)
 }

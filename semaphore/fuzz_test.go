@@ -55,6 +55,7 @@ func (*fuzzSharer) Changed()     {}
 func (*fuzzSharer) Closed()      {}
 func (*fuzzSharer) Lost(*Permit) {}
 func (*fuzzSharer) Owed() int    { return 0 }
+func (*fuzzSharer) Keep(int)     {}
 
 // Whatever is pushed, it makes nobody hold a permit that he did not ask for, nor trust one for longer than a lease.
 func FuzzPush(f *testing.F) {
@@ -71,7 +72,7 @@ func FuzzPush(f *testing.F) {
 	id, epoch, name := held.ID(), s.epoch, sh.name
 	for _, seed := range []string{
 		"g " + epoch + " 1790000000000 " + id, "g " + epoch + " 9223372036854775807 " + id, "g " + epoch + " -9223372036854775808 x", "g " + epoch + " x " + id,
-		"g e 5 a", "g", "g " + epoch, "w " + name, "w", "w x y", "b " + name + " t", "b " + name + " f", "b " + name, "b x t", "r", "l", "", " ", "\x00", "q x",
+		"g e 5 a", "g", "g " + epoch, "w " + name, "w", "w x y", "b " + epoch + " " + name + " 1 0 0", "b " + epoch + " " + name + " 9 3 50", "b e " + name + " 1 0 0", "b " + epoch + " " + name, "b " + name + " t", "b x t", "r", "l", "", " ", "\x00", "q x",
 		"g " + epoch + " 1 " + id + " " + id + " " + name,
 	} {
 		f.Add(seed)

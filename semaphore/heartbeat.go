@@ -82,11 +82,12 @@ func (s *Semaphore) renew(ctx context.Context) (again bool, err error) {
 	shares := append([]*Share(nil), s.shares...)
 	var ended []*Share
 	for _, sh := range shares {
-		n.Sharers = append(n.Sharers, redisscript.Sharer{Name: sh.name, Held: sh.held})
+		n.Sharers = append(n.Sharers, redisscript.Sharer{Name: sh.name, Held: sh.held, Heard: sh.heard})
 		if sh.closed && sh.held == 0 {
 			ended = append(ended, sh)
 		}
 	}
+	n.MoveMicros = s.takeMoveCost()
 	s.mu.Unlock()
 	for i, sh := range shares {
 		n.Sharers[i].Owed = min(sh.sharer.Owed(), n.Sharers[i].Held)
@@ -165,9 +166,19 @@ func (s *Semaphore) renew(ctx context.Context) (again bool, err error) {
 	})
 	s.forgetEnded(got.Quarantine)
 	s.endBackends(got.Quarantine)
-	for i, unknown := range got.Unknown {
-		if unknown > 0 && i < len(shares) {
-			shares[i].sharer.Recall(int(unknown), s.tenure())
+	for i, tally := range got.Recalls[:min(len(got.Recalls), len(shares))] {
+		sh := shares[i]
+		s.mu.Lock()
+		// With a state that is lost, what was owed to it is forgotten. Counts that have become less were deleted by somebody's hand.
+		forgotten := lostState || tally.Recalled < n.Sharers[i].Heard.Recalled || tally.Withdrawn < n.Sharers[i].Heard.Withdrawn
+		if forgotten {
+			sh.heard = tally
+		}
+		s.mu.Unlock()
+		if forgotten {
+			sh.sharer.Keep(sh.sharer.Owed())
+		} else {
+			sh.told(tally, 0)
 		}
 	}
 	return again, nil

@@ -77,6 +77,7 @@ func (p *pool) Wanted(yes bool) {
 func (p *pool) Lost(*Permit) { p.note("lost") }
 func (p *pool) Changed()     { p.note("changed") }
 func (p *pool) Owed() int    { return 0 }
+func (p *pool) Keep(int)     { p.note("keep") }
 func (p *pool) Closed() {
 	p.note("closed")
 	for range 100 {

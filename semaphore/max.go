@@ -14,6 +14,9 @@ import (
 // Should one pool of the session hold all that another waits for, no other session would ever ask for it back. So the session
 // does: one permit at a time, by the rule of the fleet.
 
+// turnBelowMax is how long a pool keeps the one permit that another pool of the session waits for.
+const turnBelowMax = 500 * time.Millisecond
+
 // roomBelowMax is how many permits more may be asked for. s.mu is held.
 func (s *Semaphore) roomBelowMax() int {
 	if s.cfg.Max == 0 {
@@ -126,13 +129,13 @@ func (s *Semaphore) makeRoom() {
 			most = sh
 		}
 	}
-	tenure := time.Duration(0)
+	after := time.Duration(0)
 	switch has := next.holds(); {
 	case most == nil || most.held == 0 || has > 0 && most.held < has+2:
 		return
 	case most.held == 1:
-		tenure = s.shareTenure()
+		after = turnBelowMax
 	}
 	s.making = true
-	go most.sharer.Recall(1, tenure)
+	go most.sharer.Recall(1, after)
 }

@@ -9,13 +9,15 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/passbuddy/passbuddy/internal/redisscript"
 )
 
 // Pushes are hints that save time. What they say is in Redis too, and is found by looking again.
 //
 //	g <epoch> <Redis's time, ms> <UUID>...   granted
 //	w <sharer>                       somebody waits: offer what lies idle
-//	b <sharer> f|t                   give one back: at the next return, or not before its tenure is over
+//	b <epoch> <sharer> <n> <m> <ms>  it was ever asked to give n permits back, and m of that was withdrawn; what is new is due in ms
 //	r                                look again
 //	l                                state was lost: re-assert what is held
 //	f [<UUID> <pid> <start>]...      end these backends, whose permits are in quarantine
@@ -185,13 +187,15 @@ func (s *Semaphore) pushed(payload string) {
 			s.mu.Unlock()
 			sh.sharer.Wanted(true)
 		}
-	case kind == "b" && len(rest) == 2:
-		if sh := s.shareNamed(rest[0]); sh != nil {
-			after := time.Duration(0)
-			if rest[1] == "t" {
-				after = s.tenure()
-			}
-			sh.sharer.Recall(1, after)
+	case kind == "b" && len(rest) == 5:
+		recalled, err1 := strconv.ParseInt(rest[2], 10, 64)
+		withdrawn, err2 := strconv.ParseInt(rest[3], 10, 64)
+		after, err3 := strconv.ParseInt(rest[4], 10, 32)
+		s.mu.Lock()
+		known := rest[0] == s.epoch // else the heartbeat tells what is owed to the state it belongs to
+		s.mu.Unlock()
+		if sh := s.shareNamed(rest[1]); known && sh != nil && err1 == nil && err2 == nil && err3 == nil {
+			sh.told(redisscript.Tally{Recalled: recalled, Withdrawn: withdrawn}, time.Duration(after)*time.Millisecond)
 		}
 	case kind == "f":
 		var quarantine []string

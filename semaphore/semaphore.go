@@ -94,9 +94,10 @@ type Semaphore struct {
 	min       int64 // kept for this session, as last heard
 	roster    int64 // live sessions, as last heard
 	anchor    anchor
-	down      error // why Redis did not answer the last call, or nil
-	closed    bool  // nothing is acquired any more
-	left      bool  // nothing is sent any more
+	moveCost  time.Duration // see Share.Moved
+	down      error         // why Redis did not answer the last call, or nil
+	closed    bool          // nothing is acquired any more
+	left      bool          // nothing is sent any more
 	returned  *sync.Cond
 }
 

@@ -12,14 +12,15 @@ import (
 // A Sharer is a connection pool as the engine sees it: it holds permits through a Share, and is told
 // what the fleet wants of it. No method may block. They are called from several goroutines.
 type Sharer interface {
-	Granted(permits []*Permit)          // permits asked for have arrived
-	Recall(n int, tenure time.Duration) // give n back soon, each not before it was held for tenure
-	Promised(n int)                     // of the units offered, n are needed: give them back
-	Wanted(yes bool)                    // whether anyone in the fleet waits
-	Lost(p *Permit)                     // its lease can no longer be proven
-	Changed()                           // Redis went away, or came back: see Share.Err
-	Closed()                            // the semaphore is being closed: give everything back
-	Owed() int                          // how many permits were recalled or promised, and are not given back yet
+	Granted(permits []*Permit)         // permits asked for have arrived
+	Recall(n int, after time.Duration) // give n back, at the first occasion after that time
+	Keep(n int)                        // n recalls are withdrawn, as far as they are not carried out yet
+	Promised(n int)                    // of the units offered, n are needed: give them back
+	Wanted(yes bool)                   // whether anyone in the fleet waits
+	Lost(p *Permit)                    // its lease can no longer be proven
+	Changed()                          // Redis went away, or came back: see Share.Err
+	Closed()                           // the semaphore is being closed: give everything back
+	Owed() int                         // how many permits were recalled or promised, and are not given back yet
 }
 
 // A Share is one connection pool's part of the semaphore. The fleet's capacity is divided between shares by max-min fairness: one that
@@ -35,7 +36,9 @@ type Share struct {
 	want     int
 	ask      *ask // the one request under way, or nil
 	held     int
-	quitting bool // a withdrawal is being considered
+	everHeld bool              // it was granted something, once
+	heard    redisscript.Tally // of recalls
+	quitting bool              // a withdrawal is being considered
 	closed   bool
 }
 
@@ -121,6 +124,44 @@ func (sh *Share) Offer(n int) {
 	if !s.closed {
 		s.offers = append(s.offers, offer{sh, n})
 		s.fly()
+	}
+}
+
+// Moved tells what it has just cost to move a permit here: to close a connection up to its server's end, to be granted the permit, and to
+// connect. The fleet paces the moves of permits by it.
+func (sh *Share) Moved(cost time.Duration) {
+	s := sh.s
+	s.mu.Lock()
+	s.moveCost = cost
+	s.mu.Unlock()
+}
+
+// takeMoveCost is what a move was measured to cost since it was last taken, in microseconds, or 0. What is lost on its way is measured
+// again. s.mu is held.
+func (s *Semaphore) takeMoveCost() int64 {
+	cost := s.moveCost.Microseconds()
+	s.moveCost = 0
+	return cost
+}
+
+// hear takes a tally of recalls, and returns how many are new; below zero, how many were withdrawn. Tallies come by pushes, by the answers to
+// offers and by heartbeats, in any order and more than once.
+func (sh *Share) hear(told redisscript.Tally) int {
+	s := sh.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	before := sh.heard
+	sh.heard = redisscript.Tally{Recalled: max(before.Recalled, told.Recalled), Withdrawn: max(before.Withdrawn, told.Withdrawn)}
+	return int(sh.heard.Recalled - before.Recalled - (sh.heard.Withdrawn - before.Withdrawn))
+}
+
+// told carries out a tally of recalls; what is new is due after that time. s.mu is not held.
+func (sh *Share) told(t redisscript.Tally, after time.Duration) {
+	switch n := sh.hear(t); {
+	case n > 0:
+		sh.sharer.Recall(n, after)
+	case n < 0:
+		sh.sharer.Keep(-n)
 	}
 }
 

@@ -77,16 +77,20 @@ type Options struct {
 	FallbackConns  int           // connections this process may hold while Redis cannot be asked
 	Fence          bool          // backends are recorded, see Conn.Mark; not with the two above
 	MaxConns       int           // connections the pool can hold: more permits are never asked for; 0: any number
+	Detached       bool          // permits cover checkouts, not connections: a Conn is one checkout, and there is never an idle one
 }
 
 const (
-	// idleGrace is how long a unit must lie unused before it is offered to the fleet: a loop that
-	// thinks for a moment between two queries keeps its connection. It doubles, up to graceMost, when what was given is missed
-	// within four times as long, and halves with every graceCalm in which nothing was: callers who think for longer do not
+	// A unit must lie unused for as long as a move costs before it is offered to the fleet, within these bounds: a loop that
+	// thinks for a moment between two queries keeps its connection. That doubles, up to 16 times, when what was given is missed
+	// within four times as long, and halves with every patienceCalm in which nothing was: callers who think for longer do not
 	// lose their connection at each thought.
-	idleGrace = 4 * time.Millisecond
-	graceMost = 64 * time.Millisecond
-	graceCalm = 5 * time.Second
+	patienceLeast = 4 * time.Millisecond
+	patienceMost  = time.Second
+	patienceCalm  = 5 * time.Second
+	doublingsMost = 4
+	// keepDetached is how long a permit that covers no connection is kept for the next caller, without one.
+	keepDetached = 50 * time.Millisecond
 	// offerAgain paces further offers while someone waits and nothing was needed of us.
 	offerAgain = 25 * time.Millisecond
 	// countInGrace is how long a connection that lives without a permit may wait for one once Redis is back.
@@ -123,20 +127,28 @@ type Allotment struct {
 	waiters   queue         // callers that wait for a turn
 	openers   queue         // callers with a turn that wait for a spare permit
 	wanted    bool          // someone in the fleet waits
-	grace     time.Duration // see patience
-	missed    time.Time     // when it was set
+	doublings int           // of patience
+	missed    time.Time     // when that last grew
 	gave      time.Time     // when something idle was promised away that nobody here has missed yet
 	offering  bool          // the offer timer is set
 	low       int           // fewest free units since it was set
-	outside   int           // connections taken out of the pool for good, beyond its MaxConns: see SetOutside
-	granted   time.Time     // when the last grant arrived
-	back      time.Time     // when Redis came back after it could not be asked
+	lowSince  time.Time     // when it was set
+	unused    time.Duration // for how long no unit at all has been in use, as far as offers were considered
+	costs     costs
+	ready     time.Time // when a connection was last opened
+	dialling  time.Time // since when connections are being opened without a break
+	backlog   backlog
+	again     bool      // a timer settles: see settleIn
+	kept      time.Time // Detached: when a permit was last in use
+	outside   int       // connections taken out of the pool for good, beyond its MaxConns: see SetOutside
+	granted   time.Time // when the last grant arrived
+	back      time.Time // when Redis came back after it could not be asked
 	closed    bool
 }
 
 // New returns an allotment without permits. Attach must follow before it is used.
 func New(pool Pool, opts Options) *Allotment {
-	a := &Allotment{pool: pool, opts: opts, all: make(map[*Conn]struct{}), grace: idleGrace}
+	a := &Allotment{pool: pool, opts: opts, all: make(map[*Conn]struct{})}
 	a.idle.prev, a.idle.next = &a.idle, &a.idle
 	return a
 }
@@ -178,7 +190,7 @@ func (a *Allotment) available() int {
 // A turn that is not tied to a connection by [Conn.CheckOut] is given back with [Allotment.Exit].
 func (a *Allotment) Enter(ctx context.Context, claim bool) (*Conn, error) {
 	a.mu.Lock()
-	if !a.closed && a.waiters.len() == 0 && a.debt == 0 && a.available() > a.fixed {
+	if !a.closed && a.waiters.len() == 0 && a.debt == 0 && a.mayTake() {
 		c := a.take(claim)
 		a.mu.Unlock()
 		return c, nil
@@ -199,6 +211,9 @@ func (a *Allotment) EnterPool(ctx context.Context) (warm bool, err error) {
 
 // take gives a turn that is known to be available. The lock is held.
 func (a *Allotment) take(claim bool) *Conn {
+	if a.turns-a.conns[out] >= a.conns[idle] && a.dials() == 0 {
+		a.dialling = time.Now()
+	}
 	a.turns++
 	var c *Conn
 	if claim {
@@ -225,6 +240,7 @@ func (a *Allotment) enterSlow(ctx context.Context, w *waiter) error {
 	} else {
 		a.waiters.push(w)
 	}
+	a.backlog.begin()
 	a.miss()
 	a.settle()
 	a.mu.Unlock()
@@ -306,15 +322,24 @@ func (a *Allotment) settle() {
 		w.conn = a.bind()
 		close(w.ready)
 	}
-	for a.waiters.len() > 0 && (a.available() > a.fixed || a.fallBack()) {
+	served := 0
+	for a.waiters.len() > 0 && (a.mayTake() || a.available() <= a.fixed && a.fallBack()) {
 		w := a.waiters.pop()
-		w.warm = len(a.spare) == 0
+		w.warm = a.turns-a.conns[out] < a.conns[idle]
 		w.conn = a.take(w.claim)
 		close(w.ready)
+		served++
+	}
+	if served > 0 || !a.backlog.since.IsZero() {
+		a.backlog.serve(served, a.waiters.len())
+	}
+	if a.waiters.len() > 0 && a.available() > a.fixed {
+		a.settleIn(dialEvery)
 	}
 	// A permit without a connection is of use only to a caller that is about to open one:
 	// what is free beyond the idle connections goes back.
-	for len(a.spare) > 0 && a.openers.len() == 0 && a.available() > a.conns[idle] {
+	for len(a.spare) > 0 && a.openers.len() == 0 && a.available() > a.conns[idle]+a.waiters.len() && !a.keeps() {
+		a.payFreely()
 		a.giveSpare()
 	}
 	if !a.searching && a.mustEvict() {
@@ -325,11 +350,14 @@ func (a *Allotment) settle() {
 	a.considerOffer()
 }
 
-// ask tells the engine how many permits are missing: one for each caller in the queue that its pool has room for,
+// ask tells the engine how many permits are missing: one for each caller in the queue that it pays for (see cost.go) and its pool has room for,
 // one for each connection that lives without and one for each turn that has lost its unit (those two only
 // while there is a Redis to ask). The lock is held.
 func (a *Allotment) ask() {
-	n := a.waiters.len()
+	n, again := a.paying()
+	if again > 0 {
+		a.settleIn(again)
+	}
 	if n > 0 && a.opts.MaxConns > 0 {
 		n = min(n, max(0, a.opts.MaxConns+a.outside-(a.owned-a.due-a.evicting)))
 	}
@@ -337,6 +365,34 @@ func (a *Allotment) ask() {
 		n += missing
 	}
 	a.fleet.Ask(n)
+}
+
+// settleIn settles again after d, or earlier. The lock is held.
+func (a *Allotment) settleIn(d time.Duration) {
+	if a.again {
+		return
+	}
+	a.again = true
+	time.AfterFunc(max(d, time.Millisecond), func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.again = false
+		if !a.closed {
+			a.settle()
+		}
+	})
+}
+
+// keeps reports whether a permit that covers no connection stays for the next caller, who would else ask Redis for it. The lock is held.
+func (a *Allotment) keeps() bool {
+	if !a.opts.Detached || a.closed {
+		return false
+	}
+	rest := keepDetached - time.Since(a.kept)
+	if rest > 0 {
+		a.settleIn(rest)
+	}
+	return rest > 0
 }
 
 // lacking is how many turns have nothing to stand on, because a spare permit or an idle connection that was free

@@ -1,5 +1,7 @@
 package allotment
 
+import "time"
+
 // This file is for a pool whose idle connections can change hands: a caller with a turn takes one over
 // from whichever object of the pool lies idle with it (see Enter's claim). That object is not told; it finds out by its
 // epoch, under the lock, before it touches the connection again. So of a claim and a checkout, a
@@ -150,6 +152,7 @@ func (c *Conn) Discard() bool {
 	if c.state != out {
 		return false
 	}
+	c.since = time.Now()
 	c.become(leaving)
 	a.settle()
 	return true

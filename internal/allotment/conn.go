@@ -30,6 +30,7 @@ type Conn struct {
 	// Guarded by the allotment's lock.
 	state      state
 	lost       bool              // its lease is lost; it ends at the next occasion
+	since      time.Time         // when it began to be opened, or to leave
 	lapsed     *semaphore.Permit // with Options.Fence, if lost: the permit, which can be counted until we say that the backend is gone
 	swept      bool              // a sweep has seen it idle, at idleSeen
 	idleSeen   time.Time
@@ -123,6 +124,9 @@ func (a *Allotment) dropStale() {
 func (a *Allotment) bind() *Conn {
 	n := len(a.spare) - 1
 	c := &Conn{a: a, permit: a.spare[n], state: opening}
+	if !a.opts.Detached {
+		c.since = time.Now()
+	}
 	a.spare = a.spare[:n]
 	a.conns[opening]++
 	a.all[c] = struct{}{}
@@ -193,6 +197,7 @@ func (c *Conn) Ready() {
 	a := c.a
 	a.mu.Lock()
 	if c.state == opening {
+		c.connected()
 		c.become(idle)
 		a.settle()
 	}
@@ -216,7 +221,11 @@ func (c *Conn) CheckOut() bool {
 		if c.state == idle {
 			c.lift(out)
 		} else {
+			c.connected()
 			c.become(out)
+			if a.waiters.n > 0 {
+				a.settle() // another may be dialled
+			}
 		}
 	}
 	a.mu.Unlock()
@@ -269,6 +278,7 @@ func (c *Conn) returnSlow(healthy bool) bool {
 	case a.debt > 0:
 		a.debt--
 		a.due++
+		c.since = time.Now()
 		c.become(leaving)
 		return false
 	case c.state == out:
@@ -299,6 +309,7 @@ func (c *Conn) leave() {
 		a.evicting--
 		a.due++
 	}
+	c.since = time.Now()
 	c.become(leaving)
 }
 
@@ -347,6 +358,9 @@ func (c *Conn) Gone() {
 // end takes c out of the allotment. The lock is held.
 func (c *Conn) end() {
 	a := c.a
+	if c.state == leaving && !a.opts.Detached {
+		smooth(&a.costs.end, time.Since(c.since))
+	}
 	if c.state == out {
 		a.turns-- // closed while checked out, or hijacked: no return will follow, or it finds c gone
 	}
@@ -368,6 +382,9 @@ func (c *Conn) end() {
 		a.disown(c.permit)
 	default:
 		a.spare = append(a.spare, c.permit)
+		if a.opts.Detached {
+			a.kept = time.Now()
+		}
 	}
 	a.due = min(a.due, a.conns[leaving]) // each is paid by one that is leaving, but not by one whose lease was lost
 	c.permit = nil

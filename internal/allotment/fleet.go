@@ -53,25 +53,43 @@ func (a *Allotment) countIn(p *semaphore.Permit) bool {
 	return false
 }
 
-// Recall asks for n permits back, each not before it was held for tenure. They are given at
-// the next returns, before any local caller is served.
+// Recall asks for n permits back, once that time has passed. They are given at the next returns, before any local caller is
+// served; what lies idle, and permits that nothing is opened under yet, at once.
 //
 // A recall is pushed, and a grant comes with a reply, on another connection: the recall of a permit can overtake
 // its grant. It is kept for a moment, then, and counts when the grant is here. So are all of them: a pool that is granted all there is while
 // others wait is asked for most of it before it hears of that. Otherwise it is for a permit that we have just given back, and void.
-func (a *Allotment) Recall(n int, tenure time.Duration) {
+func (a *Allotment) Recall(n int, after time.Duration) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.forgetVoid()
-	a.ahead = ahead{n: a.ahead.n + n, tenure: tenure, at: time.Now()}
+	a.ahead = ahead{n: a.ahead.n + n, after: after, at: time.Now()}
 	a.catchUp()
+}
+
+// Keep takes n recalls back: nobody needs them any more. Connections that are ending already go on with it.
+func (a *Allotment) Keep(n int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	take := func(from *int) {
+		k := min(n, *from)
+		*from -= k
+		n -= k
+	}
+	take(&a.ahead.n)
+	deferred := a.deferred
+	take(&a.deferred)
+	a.early += deferred - a.deferred
+	take(&a.debt)
+	take(&a.evicting)
+	a.settle()
 }
 
 // ahead are recalls that have found nothing to recall yet.
 type ahead struct {
-	n      int
-	tenure time.Duration
-	at     time.Time // of the last of them
+	n     int
+	after time.Duration
+	at    time.Time // of the last of them
 }
 
 // aheadFor is how long recalls are kept that came ahead of their grant.
@@ -89,27 +107,55 @@ func (a *Allotment) catchUp() {
 	a.forgetVoid()
 	if n := min(a.ahead.n, a.owned-a.due-a.evicting-a.debt-a.deferred); n > 0 {
 		a.ahead.n -= n
-		a.recall(n, a.ahead.tenure)
+		a.recall(n, a.ahead.after)
 	}
 }
 
-// recall makes n permits due, now or after their tenure. The lock is held.
-func (a *Allotment) recall(n int, tenure time.Duration) {
-	wait := time.Until(a.granted.Add(tenure))
-	if tenure == 0 || wait <= 0 {
+// recall makes n permits due after that time. The lock is held.
+func (a *Allotment) recall(n int, after time.Duration) {
+	if after = max(after, a.untilRepaid()); after <= 0 {
 		a.owe(n)
 		return
 	}
 	a.deferred += n
-	time.AfterFunc(wait, func() {
+	time.AfterFunc(after, func() {
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		// What lay idle meanwhile has paid early: see offer.
+		// What lay idle meanwhile has paid early, and some may have been withdrawn: see offer and Keep.
 		paid := min(n, a.early)
 		a.early -= paid
-		a.deferred -= n - paid
-		a.owe(n - paid)
+		if n -= paid; n > 0 {
+			a.deferred -= n
+			a.recall(n, 0)
+		}
 	})
+}
+
+// repayCosts is how many times as long as its connect took a pool keeps its only connection. A fleet that starts does not know yet what a
+// connect costs; this keeps it from spending its time on connects.
+const repayCosts = 3
+
+// untilRepaid is how long a pool's only connection is to be used before it may be recalled. What is still being opened is looked at
+// again later. The lock is held.
+func (a *Allotment) untilRepaid() time.Duration {
+	if a.opts.Detached || a.owned-a.due-a.evicting-a.debt != 1 || a.closed {
+		return 0
+	}
+	if a.conns[opening] > 0 {
+		return max(a.costs.connect/2, patienceLeast)
+	}
+	return min(time.Until(a.ready.Add(repayCosts*a.costs.connect)), costMost)
+}
+
+// payFreely counts a permit that is given without being asked for as one of those that are owed: Redis does, too. The lock is held.
+func (a *Allotment) payFreely() {
+	switch {
+	case a.debt > 0:
+		a.debt--
+	case a.deferred > 0:
+		a.deferred--
+		a.early++
+	}
 }
 
 // Promised answers an Offer: n of the units offered are needed and promised to somebody.
@@ -126,16 +172,20 @@ func (a *Allotment) miss() {
 	if a.gave.IsZero() {
 		return
 	}
-	if patience := a.patience(); time.Since(a.gave) < 4*patience {
-		a.grace, a.missed = min(2*patience, graceMost), time.Now()
+	if time.Since(a.gave) < 4*a.patience() {
+		a.doublings, a.missed = min(a.reluctance()+1, doublingsMost), time.Now()
 	}
 	a.gave = time.Time{}
 }
 
 // patience is how long a unit must lie unused now before it is offered. The lock is held.
 func (a *Allotment) patience() time.Duration {
-	calm := min(time.Since(a.missed)/graceCalm, 16)
-	return max(a.grace>>calm, idleGrace)
+	return min(max(a.moveCost(), patienceLeast), patienceMost) << a.reluctance()
+}
+
+// reluctance is how often patience has doubled, and not halved since. The lock is held.
+func (a *Allotment) reluctance() int {
+	return max(0, a.doublings-int(min(time.Since(a.missed)/patienceCalm, doublingsMost)))
 }
 
 // owe adds to the debt, but never more than there is: what has left in the meantime has paid. The lock is held.
@@ -253,13 +303,13 @@ func (a *Allotment) Closed() {
 // wait ourselves, for their permits: an offer could be promised to us, and cost a connection. The lock is held.
 func (a *Allotment) considerOffer() {
 	if a.wanted && !a.offering && !a.closed && a.waiters.len() == 0 && a.debt == 0 && a.uncounted == 0 && a.available() > 0 {
-		a.setOffer(a.patience())
+		a.setOffer(max(a.patience(), time.Until(a.granted.Add(settleCosts*a.moveCost()))))
 	}
 }
 
 func (a *Allotment) setOffer(after time.Duration) {
 	a.offering = true
-	a.low = a.available()
+	a.low, a.lowSince = a.available(), time.Now()
 	time.AfterFunc(after, a.offer)
 }
 
@@ -270,17 +320,25 @@ func (a *Allotment) offer() {
 	defer a.mu.Unlock()
 	a.offering = false
 	n := min(a.low, a.available())
+	if n < a.owned {
+		a.unused = 0
+	} else {
+		a.unused += time.Since(a.lowSince)
+	}
 	if !a.wanted || a.closed || a.waiters.len() > 0 || a.uncounted > 0 {
 		return
 	}
-	// The tenure protects what is in use. What lies idle pays for a recall at once.
+	if n == a.owned && a.unused < lastCosts*a.patience() {
+		n-- // the last one stays for longer
+	}
+	// What is due later in rotation, and lies idle for so long, pays at once.
 	if early := min(n, a.deferred); early > 0 {
 		a.deferred -= early
 		a.early += early
 		a.owe(early)
 		n -= early
 	}
-	if n > 0 {
+	if n > 0 && time.Since(a.granted) >= settleCosts*a.moveCost() {
 		a.fleet.Offer(n)
 	}
 	if a.available() > 0 && !a.offering {

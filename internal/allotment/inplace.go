@@ -51,12 +51,9 @@ func (a *Allotment) SweepIdle(maxIdle time.Duration, keep int) []*Conn {
 // TryEnter is Enter without a claim where no wait is needed, and false otherwise.
 func (a *Allotment) TryEnter() bool {
 	a.mu.Lock()
-	ok := !a.closed && a.waiters.len() == 0 && a.debt == 0 && a.available() > 0
+	ok := !a.closed && a.waiters.n == 0 && a.debt == 0 && a.mayTake()
 	if ok {
-		a.turns++
-		if a.offering {
-			a.low = min(a.low, a.available())
-		}
+		a.take(false)
 	}
 	a.mu.Unlock()
 	return ok

@@ -38,7 +38,7 @@ func BenchmarkScriptTime(b *testing.B) {
 		}},
 		{"heartbeat of 10", func(p *realServer, expected int64) error {
 			n := beat
-			n.Epoch, n.Expected, n.Permits, n.Sharers = "e", expected, held, []Sharer{{s + "-8001", len(held), 0}}
+			n.Epoch, n.Expected, n.Permits, n.Sharers = "e", expected, held, []Sharer{{Name: s + "-8001", Held: len(held)}}
 			_, err := n.Run(b.Context(), p.client, k)
 			return err
 		}},

@@ -6,13 +6,14 @@
 --        4 sessions    zset   session -> expiry, ms
 --        5 info        hash   session -> JSON for operators
 --        6 capacities  zset   session -> the capacity it declares
---        7 shares      zset   sharer that can give a permit back -> its level, see level
+--        7 shares      zset   sharer that can give a permit back -> its level, see place
 --        8 held        hash   sharer -> permits it holds
 --        9 debts       hash   sharer -> how many of those it was asked to give back
---       10 promises    zset   number -> expiry, ms; one for each permit somebody was asked to give
+--       10 promises    zset   "<number> <sharer>[ t]" -> expiry, ms; one for each permit a waiter can count on, see promise
 --       11 reserves    hash   "min <session>" -> its guaranteed minimum; "free <session>" -> minimum less what it holds and does not owe
 --       12 backends    hash   permit UUID -> "<pid> <start, us> <n>", the Postgres backend that it covers, if its holder says so: see cover
 --       13 quarantine  hash   permit UUID -> "<pid> <start, us> <until, ms>", see isolate
+--       14 recalls     hash   "+<sharer>" -> permits ever recalled from it; "-<sharer>" -> recalls withdrawn; see tell_owed
 --
 -- A permit's UUID names its owner: characters 1-18 are the session, 1-23 the sharer (one connection pool of
 -- that session, or PLAIN for a permit that no pool holds), and 16-17 the session's weight. So ownership needs no record of its own that could
@@ -27,6 +28,9 @@
 --        reserve   the sum of the positive values of "free": permits kept for their sessions, that nobody else is granted. It is there only
 --                  while some session has a minimum, so that without any nothing is looked up
 --        skew, last   see the clock
+--        move      what it costs to move a permit, us: close to EOF, grant and connect, as sessions measure it, smoothed
+--        turn      ms until which rotation is scheduled, see next_turn
+--        calm      ms until which nobody is granted more than its even part, because somebody joins, see at_once
 --        fence     there while a permit may have a backend recorded: without it, the last two keys are not looked at
 --
 -- ARGV   1 Redis's time as its caller expects it, ms, 0 if it has never heard of it; the rest is the script's
@@ -39,14 +43,23 @@
 
 local permits, queue, meta, sessions, info = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local capacities, shares, helds, debts, promises, reserves = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
-local backends, quarantine = KEYS[12], KEYS[13]
+local backends, quarantine, recalls = KEYS[12], KEYS[13], KEYS[14]
 
 local PLAIN = '8000'
 local STEP = 400 -- ms by which a clock must be off to have been set: less than the margin of a lease of 5 s
 local RANK = 1099511627776 -- 2^40: a request's rank counts before the order of arrival
 local LEVELS = 16 -- ranks to one permit of a sharer of weight 1
-local PROMISE = 1000 -- ms that a permit asked back is counted on ...
-local TENURE = 3000 -- and so many more if its holder keeps it for a tenure first: the longest there is
+local WANTS = 16 -- most permits of one request that are counted; the low part of its place in the queue
+local LINE = 32 -- requests at the head of the queue that recalls are made for
+local PROMISE = 1000 -- ms after it is due that a recalled permit is counted on
+local FARTHEST = 600000 -- ms ahead that a recall can be due
+local MOVE = 20000 -- us that a move costs, while nobody has measured one
+local SLOWEST = 60000000 -- us; what is said to cost more is taken for this
+local PACE = 20 -- ms between two moves in rotation, at least
+local REPAY = 20 -- times its cost that a move lasts ...
+local PATIENCE = 3000 -- ... but a pool should wait no longer than this, ms, ...
+local HASTE = 6 -- ... as long as a move lasts this many times its cost
+local CALM = 30 -- ms after somebody joined in which nobody is granted more than its even part
 local TOLD = 64 -- holders told at most that somebody waits
 local BOUND = 10000 -- ms that a permit in quarantine is counted at most ...
 local BEHIND = 1000 -- ... and that the others are counted on after the first
@@ -162,6 +175,16 @@ local function place(sharer, share)
   end
 end
 
+-- Ends the first promise that rests on a sharer: it has given what it was asked for.
+local function keep_promise(sharer)
+  for _, promise in ipairs(redis.call('ZRANGE', promises, 0, -1)) do
+    if string.match(promise, '^%d+ (%S+)') == sharer then
+      redis.call('ZREM', promises, promise)
+      return
+    end
+  end
+end
+
 -- One permit less for a sharer; true if it was asked back, and so was not counted any more.
 local function unshare(sharer)
   local held, debt = redis.call('HINCRBY', helds, sharer, -1), debt_of(sharer)
@@ -171,8 +194,7 @@ local function unshare(sharer)
     return false
   end
   if debt > 1 then redis.call('HINCRBY', debts, sharer, -1) else redis.call('HDEL', debts, sharer) end
-  local oldest = redis.call('ZRANGE', promises, 0, 0)[1]
-  if oldest then redis.call('ZREM', promises, oldest) end
+  keep_promise(sharer)
   return true
 end
 
@@ -309,8 +331,44 @@ local function parse(request)
   return tonumber(ttl), ids
 end
 
--- Grants free capacity to the head of the queue, and stops at the first request that does not fit: small ones
--- behind it do not pass. Requests of dead sessions, and those that can never fit, leave.
+-- A number that scripts keep in meta for the pace of moves. What somebody's hand has put there instead counts as nothing.
+local function pace_of(field, default, most)
+  local n = tonumber(redis.call('HGET', meta, field) or default)
+  if n and n >= 0 and n <= most then return n end
+  return default
+end
+
+-- Takes what a session has measured a move to cost, us; 0 if it has measured none since it last said so.
+local function learn_move(cost)
+  if cost <= 0 then return end
+  local known = pace_of('move', cost, SLOWEST)
+  redis.call('HSET', meta, 'move', whole(math.floor(known + (math.min(cost, SLOWEST) - known) / 8)))
+end
+
+-- Joining. When a fleet starts, the first to ask could be granted all there is, and have to give most of it back to those that ask a moment
+-- later, each time for a connect. So a sharer's first grant is at most its even part (by the weights of the live sessions), and what a
+-- sharer asks for beyond that is granted only CALM after the last one has asked for its first.
+local function calm_until() return pace_of('calm', 0, now + CALM) end
+
+local function even_part(sharer, capacity)
+  local sum = 0
+  for _, session in ipairs(redis.call('ZRANGE', sessions, 0, -1)) do sum = sum + weight_of(session) end
+  return math.max(1, math.floor(capacity * weight_of(sharer) / math.max(1, sum)))
+end
+
+-- How many of n free permits a sharer is granted now. Its session's minimum is nobody else's, so it has that in any case.
+local function at_once(sharer, n, capacity, joins)
+  if joins then
+    redis.call('HSET', meta, 'calm', whole(now + CALM))
+  elseif calm_until() <= now then
+    return n
+  end
+  if n == 1 and held_by(sharer) == 0 then return n end
+  return math.min(n, math.max(0, even_part(sharer, capacity) - held_by(sharer), lacking(session_of(sharer)) or 0))
+end
+
+-- Grants free capacity to the head of the queue, and stops at the first request that does not fit, or is to wait for the end of the
+-- calm: those behind it do not pass. Requests of dead sessions, and those that can never fit, leave.
 -- Grants to `own` are appended to `granted`; all others are pushed to their session.
 local function pump(capacity, own, granted)
   local free = capacity - redis.call('ZCARD', permits)
@@ -326,6 +384,8 @@ local function pump(capacity, own, granted)
       push(session, 'r')
     elseif grantable(#ids, free, session) < #ids then
       return free
+    elseif is_shared(ids[1]) and calm_until() > now and at_once(sharer_of(ids[1]), 1, capacity) < 1 then
+      return free
     else
       redis.call('ZREM', queue, head)
       for _, id in ipairs(ids) do
@@ -339,16 +399,54 @@ local function pump(capacity, own, granted)
   return free
 end
 
--- Counts on one permit of a sharer: its share is less from now on.
-local function indebt(sharer)
-  place(sharer, held_by(sharer) - redis.call('HINCRBY', debts, sharer, 1))
-  if reserve then reckon(session_of(sharer), -1) end
+-- Recalls. A sharer is told how many permits it was ever asked to give back, and how many of those recalls were withdrawn since: two
+-- numbers that only grow. So it can be told twice, late, by a push, by the answer to an offer and by a heartbeat, and knows each time what is new.
+-- Whatever permit it releases pays one, here as there.
+local function tally_of(sharer)
+  local both = redis.call('HMGET', recalls, '+' .. sharer, '-' .. sharer)
+  return math.floor(tonumber(both[1] or 0) or 0), math.floor(tonumber(both[2] or 0) or 0)
 end
 
--- The same for somebody who waits.
-local function promise(sharer, rotate)
-  redis.call('ZADD', promises, now + PROMISE + (rotate and TENURE or 0), redis.call('HINCRBY', meta, 'seq', 1))
-  indebt(sharer)
+local function tell_owed(sharer, delay)
+  local recalled, withdrawn = tally_of(sharer)
+  push(session_of(sharer), 'b ' .. epoch .. ' ' .. sharer .. ' ' .. whole(recalled) .. ' ' .. whole(withdrawn) .. ' ' .. whole(delay))
+end
+
+-- Recalls one permit of a sharer (n is 1), or withdraws a recall (-1): its share is less, or more, from now on.
+local function indebt(sharer, n)
+  local recalled, withdrawn = tally_of(sharer)
+  if n > 0 then
+    redis.call('HSET', recalls, '+' .. sharer, whole(recalled + 1))
+  else
+    redis.call('HSET', recalls, '-' .. sharer, whole(withdrawn + 1))
+  end
+  local debt = redis.call('HINCRBY', debts, sharer, n)
+  if debt <= 0 then redis.call('HDEL', debts, sharer) end
+  place(sharer, held_by(sharer) - debt)
+  if reserve then reckon(session_of(sharer), -n) end
+end
+
+-- Recalls one permit for somebody who waits. Invariant: there are never more promises than permits that the requests of the queue want
+-- whose pools owe nothing; see balance.
+local function promise(sharer, due, rotates)
+  local number = whole(redis.call('HINCRBY', meta, 'seq', 1))
+  redis.call('ZADD', promises, whole(due + PROMISE), number .. ' ' .. sharer .. (rotates and ' t' or ''))
+  indebt(sharer, 1)
+end
+
+-- Takes the latest promise back, because nobody needs it any more: its holder keeps the connection. If the permit is on its way already,
+-- it comes as one that is given freely.
+local function withdraw_promise()
+  local latest = redis.call('ZREVRANGE', promises, 0, 0, 'WITHSCORES')
+  local sharer, rotates = string.match(latest[1], '^%d+ (%S+)( ?t?)$')
+  redis.call('ZREM', promises, latest[1])
+  if not sharer or debt_of(sharer) == 0 then return end
+  indebt(sharer, -1)
+  if rotates ~= '' then
+    local due = latest[2] - PROMISE
+    if due < pace_of('turn', 0, now + FARTHEST) then redis.call('HSET', meta, 'turn', whole(due)) end
+  end
+  tell_owed(sharer, 0)
 end
 
 -- The first by level of those that can give a permit: the sessions whose minimum it would break cannot.
@@ -379,41 +477,100 @@ local function drain(capacity)
   for _ = 1, excess do
     local holder = richest()
     if not holder then break end
-    indebt(holder)
-    push(session_of(holder), 'b ' .. holder .. ' f')
+    indebt(holder, 1)
+    tell_owed(holder, 0)
   end
   return true
 end
 
--- Max-min fairness. For each waiting request that no permit is promised to yet, in the order of the queue: asks the sharer
--- of the highest level for one permit,
---   if after that it is not below the waiter's level (without weights: if it holds at least two more), or
---   if the waiter holds none and it holds two or more, or
---   if the waiter's minimum lacks it, or
---   in rotation, if the waiter holds none and everybody at most one: what is given in rotation, its holder keeps for a minimum tenure.
--- A request of no sharer counts as one that holds none: a busy pool gives nothing back by itself. The queue is ordered by
--- level, so the first that has no claim ends it. Once shares are even this finds nothing.
+-- Rotation: more pools than permits, so those that hold one take turns. When the holder is to give its permit.
+--
+-- A move takes the permit out of use for what it costs, and a herd of them costs each a multiple. So turns are spaced: each permit moves once
+-- in a cycle, and with C permits there is a turn every cycle / C. A cycle is REPAY times the cost of a move, so that moves take some 5 %
+-- of the permits' time, whatever a connect costs; at least PACE for each permit, so that Postgres makes at most 50 connections a second for it.
+-- With Q pools that hold none the last of them waits Q turns; where that is more than PATIENCE, cycles are shorter, down to HASTE times
+-- the cost of a move. A holder that has just been granted its permit is connecting: its turn comes no earlier than four moves later.
+local function next_turn(holder, capacity)
+  local cost = pace_of('move', MOVE, SLOWEST) / 1000
+  local needy = redis.call('ZCOUNT', queue, whole(LEVELS * RANK), '(' .. whole((LEVELS + 1) * RANK))
+  local cycle = math.max(REPAY * cost, PACE * capacity)
+  cycle = math.max(math.min(cycle, PATIENCE * capacity / math.max(1, needy)), HASTE * cost)
+  local since = -tonumber(redis.call('ZSCORE', shares, holder)) * 8796093022208 -- its level is 0: see place
+  local due = math.floor(math.max(now, pace_of('turn', 0, now + FARTHEST), math.min(since, now) + 4 * cost))
+  due = math.min(due, now + FARTHEST)
+  redis.call('HSET', meta, 'turn', whole(due + math.max(1, math.floor(cycle / capacity))))
+  return due
+end
+
+-- Recalls a permit for a waiter that would hold `has` without it; true if the waiter has a claim to it, its n-th. It has one to a permit of
+-- the sharer of the highest level,
+--   if after that the sharer is not below the waiter's level (without weights: if it holds at least two more), or
+--   if the waiter holds none and the sharer two or more, or
+--   if the waiter's minimum lacks n or more, or
+--   in rotation, if the waiter holds none and everybody at most one.
+local function claim(waiter, has, n, capacity)
+  local holder = richest()
+  if not holder or holder == waiter.sharer or waiter.sharer and debt_of(waiter.sharer) > 0 then return false end
+  local gives, due = share_of(holder), now
+  local rotates = has == 0 and gives == 1
+  if has > 0 and (gives - 1) * weight_of(waiter.sharer) < (has + 1) * weight_of(holder) and (lacking(waiter.session) or 0) < n then return false end
+  if rotates then due = next_turn(holder, capacity) end
+  promise(holder, due, rotates)
+  tell_owed(holder, due - now)
+  return true
+end
+
+-- The requests at the head of the queue whose pools owe nothing, and how many permits each wants. A pool that owes is not in need: it still
+-- holds what it owes, and waits only when it has given it. (To count it as one that holds none made one lacking pool recall the permits
+-- of the whole fleet.) A request of no sharer counts as one that holds none: a busy pool gives nothing back by itself.
+local function in_need()
+  local line, ids, sharers = redis.call('ZRANGE', queue, 0, LINE - 1, 'WITHSCORES'), {}, {}
+  for i = 1, #line, 2 do
+    ids[#ids + 1] = string.match(line[i], '^%d+ (%S+)') or ''
+    sharers[#sharers + 1] = sharer_of(ids[#ids])
+  end
+  if #ids == 0 then return {} end
+  local owe, hold, waiters = redis.call('HMGET', debts, unpack(sharers)), redis.call('HMGET', helds, unpack(sharers)), {}
+  for i, id in ipairs(ids) do
+    local shared = is_shared(id)
+    if id ~= '' and not (shared and (tonumber(owe[i] or 0) or 0) > 0) then
+      waiters[#waiters + 1] = {
+        session = session_of(id), sharer = shared and sharers[i], has = shared and math.max(0, tonumber(hold[i] or 0) or 0) or 0,
+        wants = math.floor(line[2 * i]) % WANTS + 1,
+      }
+    end
+  end
+  return waiters
+end
+
+-- Max-min fairness. For each permit wanted in the queue that is not promised yet, in the order of the levels that the waiters would have,
+-- asks the sharer of the highest level for one, where there is a claim to it; and takes back the promises that nobody needs any more.
+-- Once shares are even this finds nothing: the first that has no claim by its level speaks for all that are not below it.
 local function balance(capacity)
   if drain(capacity) then return end
   redis.call('ZREMRANGEBYSCORE', promises, '-inf', now)
-  local from = redis.call('ZCARD', promises)
-  for _, request in ipairs(redis.call('ZRANGE', queue, from, from + 7)) do
-    local id = string.match(request, '^%d+ (%S+)')
-    if id then
-      local holder = richest()
-      local sharer = is_shared(id) and sharer_of(id)
-      if not holder or holder == sharer then return end
-      local gives, has = share_of(holder), sharer and share_of(sharer) or 0
-      local rotate = false
-      if has == 0 then
-        rotate = gives == 1
-      elseif (gives - 1) * weight_of(sharer) < (has + 1) * weight_of(holder) then
-        if (lacking(session_of(id)) or 0) <= 0 then return end
+  local promised, needed, waiters, hopeless = redis.call('ZCARD', promises), 0, in_need(), nil
+  for n = 1, WANTS do
+    local found = false
+    for _, waiter in ipairs(waiters) do
+      local has = waiter.sharer and waiter.has + n - 1 or 0
+      local level = has > 0 and (has + 1) / weight_of(waiter.sharer) or 0
+      if waiter.wants < n then
+        -- It has what it wants.
+      elseif needed < promised then
+        needed, found = needed + 1, true
+      elseif hopeless and level >= hopeless and (lacking(waiter.session) or 0) < n then
+        waiter.wants = 0
+      elseif claim(waiter, has, n, capacity) then
+        needed, promised, found = needed + 1, promised + 1, true
+      else
+        waiter.wants = 0
+        if level > 0 and not hopeless and richest() ~= waiter.sharer then hopeless = level end
       end
-      promise(holder, rotate)
-      push(session_of(holder), 'b ' .. holder .. (rotate and ' t' or ' f'))
     end
+    if not found then break end
   end
+  for _ = needed + 1, promised do withdraw_promise() end
 end
 
 -- The capacity in force: an operator's limit, else the smallest that a live session declares.
@@ -441,8 +598,14 @@ local function sum_reserves()
   if reserve then redis.call('HSET', meta, 'reserve', reserve) else redis.call('HDEL', meta, 'reserve') end
 end
 
--- Forgets what is counted about sessions that ended: it can have drifted from their permits.
+-- Forgets what is counted about sessions that ended: it can have drifted from their permits. What they were asked for, others are asked for.
 local function forget(ended)
+  for _, promise in ipairs(redis.call('ZRANGE', promises, 0, -1)) do
+    if ended[string.match(promise, '^%d+ (' .. string.rep('.', 18) .. ')') or ''] then redis.call('ZREM', promises, promise) end
+  end
+  for _, field in ipairs(redis.call('HKEYS', recalls)) do
+    if ended[string.sub(field, 2, 19)] then redis.call('HDEL', recalls, field) end
+  end
   for _, key in ipairs({ helds, debts }) do
     for _, sharer in ipairs(redis.call('HKEYS', key)) do
       if ended[session_of(sharer)] then

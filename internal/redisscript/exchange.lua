@@ -4,18 +4,20 @@
 --        5 number of plain permits to release, 6 to wait for, 7 to try for, each alone
 --        8 the most requests that may wait, 0 for any number
 --        then the UUIDs of the plain permits
---        then, if there is anything else, number of requests to drop, to ask, units offered, the sharer that offers
+--        then, if there is anything else, number of requests to drop, to ask, units offered, the sharer that offers, and
+--        what the session has measured a move to cost, us, 0 if nothing new
 --        then the requests to drop, "<ttl> <UUID>...": released if held, out of the queue if waiting
 --        then the requests to ask, each a kind and the request:
 --          't' all or none, now        'w' all or none, waiting in the queue
 --          'e' one that is held: extends its lease
---          's' one sharer's wish for as many of the UUIDs as are free; if none is, it waits for the first one
+--          's' one sharer's wish for as many of the UUIDs as are free and it may have at once; if none is, it waits for the first one
+--          'j' the same, of a sharer that was granted nothing yet: see Joining in common
 -- Returns now, ms, or 0 if it was not looked up: all was released, all was granted, and nobody waits
---      or {'ok', now, wake, waiting, promised, {granted UUIDs},
+--      or {'ok', now, wake, waiting, {recalled, withdrawn}, {granted UUIDs},
 --         {first UUIDs of requests refused}, {of those the queue has no place for}}
 --          wake      when to look again if something of this session is left in the queue, ms, 0 if unknown
 --          waiting   requests left in the queue, of anyone
---          promised  how many of the offered units are needed: the sharer is to release that many
+--          recalled, withdrawn   of the sharer that offers, if it is to give some of what it offered; else nothing. See tell_owed in common
 --          refused   't' that found no room, 'e' that is not held, more than the whole capacity, or what is all or none and held in part
 --      or {'gone'} if the session is unknown here, or the state is of another epoch: it must renew first.
 -- Clock: Redis's.
@@ -24,11 +26,12 @@
 
 local own, ttl, most_waiting = ARGV[2], tonumber(ARGV[4]), tonumber(ARGV[8])
 local n_drops, n_asks, offered, offerer = tonumber(ARGV[REST] or 0), tonumber(ARGV[REST + 1] or 0), tonumber(ARGV[REST + 2] or 0), ARGV[REST + 3]
-local at = REST + 4
+local at = REST + 5
 
 if epoch ~= ARGV[3] or n_waits + n_tries + n_asks > 0 and not is_live(own) then return { 'gone' } end
 local capacity, shut = tonumber(state[2] or 0), not open_gate()
 local granted, refused, crowded = {}, {}, {}
+learn_move(tonumber(ARGV[REST + 4] or 0))
 
 for i = 1, n_released do drop(ARGV[FIRST + i - 1]) end
 for _ = 1, n_drops do
@@ -64,22 +67,24 @@ end
 -- Requests of sharers are served by level, and all that hold nothing by arrival, like those of plain permits. What a minimum lacks goes first.
 local function rank_of(id)
   if (lacking(session_of(id)) or 0) > 0 then return 0 end
-  local share = is_shared(id) and share_of(sharer_of(id)) or 0
-  if share == 0 then return LEVELS end
-  return math.min(8191, LEVELS + math.max(1, math.floor(LEVELS * share / weight_of(id))))
+  local held = is_shared(id) and held_by(sharer_of(id)) or 0
+  if held <= 0 then return LEVELS end
+  return math.min(8191, LEVELS + math.max(1, math.floor(LEVELS * held / weight_of(id))))
 end
 
--- Puts a request into the queue, behind all others of its rank; one that waits already keeps its turn within its (new) rank, which
--- can make it the head.
+-- Puts a request for n permits into the queue, behind all others of its rank; one that waits already keeps its turn within its (new) rank,
+-- which can make it the head. But a pool that has just given its last permit has waited for none until now.
 local asked = false
-local function enqueue(request, id)
+local function enqueue(request, id, n)
   local old = redis.call('ZSCORE', queue, request)
   if not old and most_waiting > 0 and waiting >= most_waiting and not is_shared(id) then
     crowded[#crowded + 1] = id
     return
   end
-  local seq = old and tonumber(old) ^ 2 < 2 ^ 106 and tonumber(old) % RANK or redis.call('HINCRBY', meta, 'seq', 1)
-  local score = rank_of(id) * RANK + seq
+  local rank = rank_of(id)
+  local seq = old and tonumber(old) ^ 2 < 2 ^ 106 and math.floor(tonumber(old) % RANK / WANTS)
+  if not seq or rank == LEVELS and tonumber(old) >= (LEVELS + 1) * RANK then seq = redis.call('HINCRBY', meta, 'seq', 1) end
+  local score = rank * RANK + seq * WANTS + math.min(n, WANTS) - 1
   redis.call('ZADD', queue, whole(score), request)
   asked = asked or score ~= tonumber(old or -1)
   if not old then waiting = waiting + 1 end
@@ -94,7 +99,8 @@ end
 
 local before = waiting
 local function ask(kind, length, ids, request)
-  local held = 0
+  local held, joins = 0, kind == 'j'
+  if joins then kind = 's' end
   for _, id in ipairs(ids) do
     if is_quarantined(id) then -- a duplicate that strayed for a lease: it must not shorten the quarantine
       refused[#refused + 1] = ids[1]
@@ -120,6 +126,7 @@ local function ask(kind, length, ids, request)
   -- What is kept for its minimum, a session need not queue for.
   local first = waiting == 0 or (lacking(own) or 0) >= #ids
   local some = first and not shut and kind ~= 'e' and room(#ids) or 0
+  if kind == 's' and some > 0 then some = at_once(sharer_of(ids[1]), some, capacity, joins) end
   if some == #ids or kind == 's' and some > 0 then
     if waiting > 0 then waiting = waiting - redis.call('ZREM', queue, kind == 's' and length .. ' ' .. ids[1] or request) end
     for i = 1, some do
@@ -128,9 +135,9 @@ local function ask(kind, length, ids, request)
     end
     free = free - some
   elseif kind == 's' then
-    enqueue(length .. ' ' .. ids[1], ids[1])
+    enqueue(length .. ' ' .. ids[1], ids[1], #ids)
   elseif kind == 'w' and #ids <= capacity then
-    enqueue(request, ids[1])
+    enqueue(request, ids[1], #ids)
   else
     refused[#refused + 1] = ids[1]
   end
@@ -156,15 +163,25 @@ if asked and not shut then
   if before == 0 and waiting > 0 then tell_holders() end
 end
 
-local promised = 0
+-- Permits that are wanted in the queue, by others than who offers, and not promised yet.
+local function unpromised()
+  local wanted = -redis.call('ZCARD', promises)
+  for _, waiter in ipairs(in_need()) do
+    if waiter.sharer ~= offerer then wanted = wanted + waiter.wants end
+  end
+  return math.max(0, wanted)
+end
+
+local owed = {}
 if offered > 0 and waiting > 0 and not shut then
   redis.call('ZREMRANGEBYSCORE', promises, '-inf', now)
-  promised = math.min(offered, math.max(0, waiting - redis.call('ZCARD', promises)), share_of(offerer))
+  local promised = math.min(offered, unpromised(), share_of(offerer))
   local spare = lacking(own)
   if spare then promised = math.min(promised, math.max(0, -spare)) end
-  for _ = 1, promised do promise(offerer) end
+  for _ = 1, promised do promise(offerer, now) end
+  if promised > 0 then owed = { tally_of(offerer) } end
 end
-if waiting > 0 and not shut then balance(capacity) end
+if not shut and (waiting > 0 or redis.call('ZCARD', promises) > 0) then balance(capacity) end
 
 local wake = 0
 if waiting > 0 then
@@ -173,7 +190,8 @@ if waiting > 0 then
     wake = early > now and early or gate
   else
     wake = tonumber(redis.call('ZRANGE', permits, 0, 0, 'WITHSCORES')[2] or 0)
+    if calm_until() > now and redis.call('ZCARD', permits) < capacity then wake = calm_until() end
   end
 end
 tally()
-return { 'ok', now, wake, waiting, promised, granted, refused, crowded }
+return { 'ok', now, wake, waiting, owed, granted, refused, crowded }

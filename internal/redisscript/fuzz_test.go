@@ -129,7 +129,7 @@ func FuzzArguments(f *testing.F) {
 			x.Drop = nil
 		}
 		beat := join
-		beat.Epoch, beat.Permits, beat.Sharers = "e", list, []Sharer{{sharer, n, owed}}
+		beat.Epoch, beat.Permits, beat.Sharers = "e", list, []Sharer{{Name: sharer, Held: n, Owed: owed}}
 		_, _ = beat.Run(ctx, redis, k)
 		_ = Leave(ctx, redis, k, modelStart, sharer, "e", x.Release)
 		got, err := Load(ctx, redis, k)
@@ -201,7 +201,7 @@ func FuzzState(f *testing.F) {
 		if _, err := join.Run(ctx, redis, k); err != nil {
 			t.Fatal(err)
 		}
-		join.Epoch, join.Sharers = "e", []Sharer{{s + "-8001", 1, 0}}
+		join.Epoch, join.Sharers = "e", []Sharer{{Name: s + "-8001", Held: 1}}
 		x := Exchange{Expected: modelStart, Session: s, Epoch: "e", TTLMillis: 2000, Waits: []string{s + "-8000-000000000001"},
 			Ask: []Ask{{Share, Request(2000, s+"-8001-000000000002")}}}
 		if _, err := x.Run(ctx, redis, k); err != nil {

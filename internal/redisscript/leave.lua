@@ -18,7 +18,9 @@ redis.call('HDEL', info, own)
 forget({ [own] = true })
 purge() -- now that nobody asks us for anything any more
 if epoch and epoch == ARGV[3] and redis.call('ZCARD', sessions) > 0 and open_gate() then
-  pump(effective_capacity(), own, {})
+  local capacity = effective_capacity()
+  pump(capacity, own, {})
+  if redis.call('ZCARD', promises) > 0 then balance(capacity) end
 end
 tally()
 return { 'ok' }

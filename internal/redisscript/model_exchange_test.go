@@ -49,6 +49,9 @@ func (o *oracle) exchange(x Exchange) (Exchanged, error) {
 	}
 	out := Exchanged{Now: o.now, Granted: []string{}, Refused: []string{}, Crowded: []string{}}
 	shut := !o.openGate()
+	if len(x.Drop)+len(x.Ask)+x.Offered > 0 {
+		o.learn(x.MoveMicros)
+	}
 	for _, id := range x.Release {
 		o.drop(id)
 	}
@@ -79,6 +82,10 @@ func (o *oracle) exchange(x Exchange) (Exchanged, error) {
 
 	before, asked := len(o.Queue), false
 	ask := func(kind Kind, request string) {
+		joins := kind == Join
+		if joins {
+			kind = Share
+		}
 		ttl, ids := parsed(request)
 		n := int64(len(ids))
 		var held []string
@@ -106,6 +113,9 @@ func (o *oracle) exchange(x Exchange) (Exchanged, error) {
 		some := int64(0)
 		if (len(o.Queue) == 0 || lacking >= n) && !shut && kind != Hold {
 			some = room(n)
+			if kind == Share && some > 0 {
+				some = o.atOnce(sharerOf(ids[0]), some, capacity, joins)
+			}
 		}
 		switch {
 		case some == n || kind == Share && some > 0:
@@ -118,9 +128,9 @@ func (o *oracle) exchange(x Exchange) (Exchanged, error) {
 			delete(o.Queue, request) // who has a minimum can be served out of turn
 			out.Granted = append(out.Granted, ids[:some]...)
 		case kind == Share:
-			asked = o.enqueue(&out, Request(ttl, ids[0]), ids[0], x.MostWaiting) || asked
+			asked = o.enqueue(&out, Request(ttl, ids[0]), ids[0], n, x.MostWaiting) || asked
 		case kind == Wait && n <= capacity:
-			asked = o.enqueue(&out, request, ids[0], x.MostWaiting) || asked
+			asked = o.enqueue(&out, request, ids[0], n, x.MostWaiting) || asked
 		default:
 			out.Refused = append(out.Refused, ids[0])
 		}
@@ -148,15 +158,24 @@ func (o *oracle) exchange(x Exchange) (Exchanged, error) {
 	waiting := int64(len(o.Queue))
 	if x.Offered > 0 && waiting > 0 && !shut {
 		o.forgetPromises()
-		out.Promised = min(int64(x.Offered), max(0, waiting-int64(len(o.Promises))), o.share(x.Offerer))
-		if lacking, ok := o.lacking(own); ok {
-			out.Promised = min(out.Promised, max(0, -lacking))
+		unpromised := -int64(len(o.Promises))
+		for _, w := range o.inNeed() {
+			if w.sharer != x.Offerer {
+				unpromised += w.wants
+			}
 		}
-		for range out.Promised {
-			o.promise(x.Offerer, false)
+		n := min(int64(x.Offered), max(0, unpromised), o.share(x.Offerer))
+		if lacking, ok := o.lacking(own); ok {
+			n = min(n, max(0, -lacking))
+		}
+		for range n {
+			o.promise(x.Offerer, o.now, false)
+		}
+		if n > 0 {
+			out.Promised = o.tally(x.Offerer)
 		}
 	}
-	if waiting > 0 && !shut {
+	if waiting+int64(len(o.Promises)) > 0 && !shut {
 		o.balance(capacity)
 	}
 	if out.Waiting = waiting; waiting > 0 {
@@ -168,23 +187,26 @@ func (o *oracle) exchange(x Exchange) (Exchanged, error) {
 		case len(first) > 0:
 			out.Wake = o.Permits[first[0]]
 		}
+		if !shut && o.free(capacity) > 0 && o.calm() > o.now {
+			out.Wake = o.calm()
+		}
 	}
 	o.end()
 	return out, nil
 }
 
 // enqueue puts a request behind all others of its rank, and reports whether the queue is another now. What it waits for already, it keeps its turn for.
-func (o *oracle) enqueue(out *Exchanged, request, id string, most int) bool {
+func (o *oracle) enqueue(out *Exchanged, request, id string, n int64, most int) bool {
 	old, waits := o.Queue[request]
 	if !waits && most > 0 && len(o.Queue) >= most && !isShared(id) {
 		out.Crowded = append(out.Crowded, id)
 		return false
 	}
-	turn := old % oracleRank
-	if !waits {
+	turn, rank := old%oracleRank/oracleWants, o.rank(id)
+	if !waits || rank == oracleLevels && old/oracleRank > oracleLevels {
 		turn = o.seq()
 	}
-	o.Queue[request] = o.rank(id)*oracleRank + turn
+	o.Queue[request] = rank*oracleRank + turn*oracleWants + min(n, oracleWants) - 1
 	return o.Queue[request] != old
 }
 
@@ -193,8 +215,8 @@ func (o *oracle) rank(id string) int64 {
 	if lacking, _ := o.lacking(sessionOf(id)); lacking > 0 {
 		return 0
 	}
-	if share := o.share(sharerOf(id)); isShared(id) && share > 0 {
-		return min(8191, oracleLevels+max(1, oracleLevels*share/weightOf(id)))
+	if held := o.Held[sharerOf(id)]; isShared(id) && held > 0 {
+		return min(8191, oracleLevels+max(1, oracleLevels*held/weightOf(id)))
 	}
 	return oracleLevels
 }

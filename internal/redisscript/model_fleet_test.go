@@ -77,6 +77,7 @@ type peer struct {
 	drops                    []dropping
 	pools                    []string
 	owed                     map[string]int
+	heard                    map[string]Tally // of recalls, by pool
 	offerer                  string
 	offered                  int
 	inbox                    []string
@@ -89,7 +90,7 @@ type peer struct {
 // join starts a session in a free slot.
 func (t *trial) join(slot, capacity, minimum, weight, pools, most int) {
 	t.born++
-	p := &peer{alive: true, capacity: capacity, ttl: t.plan.ttl, min: minimum, most: most, held: make(map[string]int64), backends: make(map[string]string), owed: make(map[string]int)}
+	p := &peer{alive: true, capacity: capacity, ttl: t.plan.ttl, min: minimum, most: most, held: make(map[string]int64), backends: make(map[string]string), owed: make(map[string]int), heard: make(map[string]Tally)}
 	p.session = fmt.Sprintf("%08x-%04x-8%02x0", 0xa0+slot, t.born, weight)
 	for i := range pools {
 		p.pools = append(p.pools, fmt.Sprintf("%s-8%03x", p.session, i+1))
@@ -157,7 +158,7 @@ func (p *peer) beatNow(now int64) Renew {
 	}
 	for _, pool := range p.pools {
 		held := len(p.heldOf(pool))
-		n.Sharers = append(n.Sharers, Sharer{pool, held, min(p.owed[pool], held)})
+		n.Sharers = append(n.Sharers, Sharer{pool, held, min(p.owed[pool], held), p.heard[pool]})
 	}
 	return n
 }
@@ -236,8 +237,12 @@ func (t *trial) beatAnswered(p *peer, n Renew, sent int64) (joined bool) {
 			p.held[id] = max(p.held[id], p.trustedSince(sent))
 		}
 	}
-	for i, unknown := range got.Unknown {
-		p.recall(p.pools[i], int(unknown))
+	for i, told := range got.Recalls {
+		if lost { // and with the state what was owed to it
+			p.owed[p.pools[i]], p.heard[p.pools[i]] = 0, told
+		} else {
+			p.recall(p.pools[i], told)
+		}
 	}
 	t.endBackends(p, got.Quarantine)
 	if again {
@@ -310,7 +315,13 @@ func (t *trial) endBackends(p *peer, quarantine []string) {
 	}
 }
 
-func (p *peer) recall(pool string, n int) { p.owed[pool] = min(p.owed[pool]+n, len(p.heldOf(pool))) }
+// recall hears what a pool was ever asked to give back.
+func (p *peer) recall(pool string, told Tally) {
+	heard := p.heard[pool]
+	p.heard[pool] = Tally{max(heard.Recalled, told.Recalled), max(heard.Withdrawn, told.Withdrawn)}
+	n := p.heard[pool].Recalled - heard.Recalled - (p.heard[pool].Withdrawn - heard.Withdrawn)
+	p.owed[pool] = max(0, min(p.owed[pool]+int(n), len(p.heldOf(pool))))
+}
 
 func (p *peer) drop(ids ...string) {
 	if len(ids) > 0 {
@@ -419,10 +430,15 @@ func (p *peer) board(now int64) *flight {
 		case alone && w.kind == Try && w.pool == "":
 			x.Tries = append(x.Tries, w.ids[0])
 		default:
-			x.Ask = append(x.Ask, Ask{w.kind, Request(p.ttl, w.ids...)})
+			kind := w.kind
+			if kind == Share && len(w.ids)%2 == 0 && len(p.heldOf(w.pool)) == 0 {
+				kind = Join
+			}
+			x.Ask = append(x.Ask, Ask{kind, Request(p.ttl, w.ids...)})
 		}
 	}
 	x.Offered, x.Offerer = p.offered, p.offerer
+	x.MoveMicros = int64(p.made%3) * 7000
 	p.offered, p.offerer = 0, ""
 	fl.x = x
 	if len(fl.drops)+len(fl.wants)+x.Offered == 0 {
@@ -480,8 +496,8 @@ func (t *trial) arrive(p *peer, fl *flight) {
 			}
 		}
 	}
-	if got.Promised > 0 {
-		p.recall(fl.x.Offerer, int(got.Promised))
+	if got.Promised.Recalled > 0 {
+		p.recall(fl.x.Offerer, got.Promised)
 	}
 	if len(p.drops) > 0 { // grants that crossed a withdrawal
 		t.fly(p, arrives)
@@ -563,7 +579,12 @@ func (t *trial) hear(p *peer) {
 			at, _ := strconv.ParseInt(f[2], 10, 64)
 			t.granted(p, f[3:], min(t.now, p.anchorLocal+at-p.anchorRedis-1))
 		case "b":
-			p.recall(f[1], 1)
+			var told Tally
+			_, _ = fmt.Sscan(f[3], &told.Recalled)
+			_, _ = fmt.Sscan(f[4], &told.Withdrawn)
+			if f[1] == p.epoch {
+				p.recall(f[2], told)
+			}
 		case "r":
 			p.repeat()
 		case "f":

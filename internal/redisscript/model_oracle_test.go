@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"math"
 	"regexp"
 	"slices"
 	"strconv"
@@ -18,7 +19,16 @@ var (
 	oracleStep    = luaConstant("STEP")
 	oracleLevels  = luaConstant("LEVELS")
 	oraclePromise = luaConstant("PROMISE")
-	oracleTenure  = luaConstant("TENURE")
+	oracleFar     = luaConstant("FARTHEST")
+	oracleWants   = luaConstant("WANTS")
+	oracleLine    = luaConstant("LINE")
+	oracleMove    = luaConstant("MOVE")
+	oracleSlowest = luaConstant("SLOWEST")
+	oraclePace    = luaConstant("PACE")
+	oracleRepay   = luaConstant("REPAY")
+	oraclePatient = luaConstant("PATIENCE")
+	oracleHaste   = luaConstant("HASTE")
+	oracleCalm    = luaConstant("CALM")
 	oracleTold    = luaConstant("TOLD")
 	oracleBound   = luaConstant("BOUND")
 	oracleBehind  = luaConstant("BEHIND")
@@ -176,9 +186,7 @@ func (o *oracle) disown(id string) {
 		o.add(o.Held, sharer, -1)
 		if owed = o.Debts[sharer] > 0; owed {
 			o.add(o.Debts, sharer, -1)
-			if oldest := byScore(o.Promises); len(oldest) > 0 {
-				delete(o.Promises, oldest[0])
-			}
+			o.keepPromise(sharer)
 		} else {
 			o.place(sharer, held)
 		}
@@ -308,7 +316,7 @@ func (o *oracle) pump(capacity int64, own string) (granted []string) {
 		case n > capacity:
 			delete(o.Queue, head)
 			o.push(session, "r")
-		case o.grantable(n, free, session) < n:
+		case o.grantable(n, free, session) < n, o.heldBack(ids[0], capacity):
 			return granted
 		default:
 			delete(o.Queue, head)
@@ -330,19 +338,95 @@ func (o *oracle) seq() int64 {
 	return o.num("seq")
 }
 
-func (o *oracle) promise(sharer string, rotate bool) {
-	until := o.now + oraclePromise
-	if rotate {
-		until += oracleTenure
+// learn takes what a move was measured to cost.
+func (o *oracle) learn(cost int64) {
+	if cost > 0 {
+		known := o.pace("move", cost, oracleSlowest)
+		o.setNum("move", int64(math.Floor(float64(known)+float64(min(cost, oracleSlowest)-known)/8)))
 	}
-	o.Promises[strconv.FormatInt(o.seq(), 10)] = until
-	o.indebt(sharer)
 }
 
-func (o *oracle) indebt(sharer string) {
-	o.Debts[sharer]++
+func (o *oracle) pace(field string, otherwise, most int64) int64 {
+	if _, ok := o.Meta[field]; !ok || o.num(field) > most {
+		return otherwise
+	}
+	return o.num(field)
+}
+
+func (o *oracle) calm() int64 { return o.pace("calm", 0, o.now+oracleCalm) }
+
+// atOnce is how many of n permits a pool may have before the calm is over: up to its even part.
+func (o *oracle) atOnce(sharer string, n, capacity int64, joins bool) int64 {
+	if joins {
+		o.setNum("calm", o.now+oracleCalm)
+	} else if o.calm() <= o.now {
+		return n
+	}
+	if n == 1 && o.Held[sharer] == 0 {
+		return n
+	}
+	sum := int64(0)
+	for session := range o.Sessions {
+		sum += weightOf(session)
+	}
+	lacking, _ := o.lacking(sessionOf(sharer))
+	return min(n, max(0, max(1, capacity*weightOf(sharer)/max(1, sum))-o.Held[sharer], lacking))
+}
+
+// heldBack reports whether a pool's request waits for the end of the calm.
+func (o *oracle) heldBack(id string, capacity int64) bool {
+	return isShared(id) && o.calm() > o.now && o.atOnce(sharerOf(id), 1, capacity, false) == 0
+}
+
+func (o *oracle) promise(sharer string, due int64, rotates bool) {
+	name := fmt.Sprintf("%d %s", o.seq(), sharer)
+	if rotates {
+		name += " t"
+	}
+	o.Promises[name] = due + oraclePromise
+	o.indebt(sharer, 1)
+}
+
+// keepPromise ends the first promise that rests on a sharer.
+func (o *oracle) keepPromise(sharer string) {
+	for _, name := range byScore(o.Promises) {
+		if strings.Fields(name)[1] == sharer {
+			delete(o.Promises, name)
+			return
+		}
+	}
+}
+
+// withdrawPromise takes the latest promise back.
+func (o *oracle) withdrawPromise() {
+	all := byScore(o.Promises)
+	name := all[len(all)-1]
+	fields, due := strings.Fields(name), o.Promises[name]-oraclePromise
+	delete(o.Promises, name)
+	if o.Debts[fields[1]] == 0 {
+		return
+	}
+	o.indebt(fields[1], -1)
+	if len(fields) == 3 && due < o.pace("turn", 0, o.now+oracleFar) {
+		o.setNum("turn", due)
+	}
+	o.tell(fields[1], 0)
+}
+
+func (o *oracle) tell(sharer string, delay int64) {
+	t := o.tally(sharer)
+	o.push(sessionOf(sharer), fmt.Sprintf("b %s %s %d %d %d", o.epoch, sharer, t.Recalled, t.Withdrawn, delay))
+}
+
+func (o *oracle) indebt(sharer string, n int64) {
+	if n > 0 {
+		o.Recalls["+"+sharer]++
+	} else {
+		o.Recalls["-"+sharer]++
+	}
+	o.add(o.Debts, sharer, n)
 	o.place(sharer, o.Held[sharer]-o.Debts[sharer])
-	o.reckon(sessionOf(sharer), -1)
+	o.reckon(sessionOf(sharer), -n)
 }
 
 func (o *oracle) forgetPromises() {
@@ -382,43 +466,99 @@ func (o *oracle) drain(capacity int64) (over bool) {
 		if holder == "" {
 			break
 		}
-		o.indebt(holder)
-		o.push(sessionOf(holder), "b "+holder+" f")
+		o.indebt(holder, 1)
+		o.tell(holder, 0)
 	}
 	return over
 }
 
-// balance asks the largest for a permit, for each waiter to whom none is promised, as long as he has a claim to it. What is too much goes first.
+// A waiter is a request in the queue whose pool owes nothing.
+type waiter struct {
+	id, sharer string
+	has, wants int64
+}
+
+func (o *oracle) inNeed() (out []*waiter) {
+	line := o.line()
+	for _, request := range line[:min(int(oracleLine), len(line))] {
+		_, ids := parsed(request)
+		w := &waiter{id: ids[0], wants: wants(o.Queue[request])}
+		if isShared(ids[0]) {
+			w.sharer = sharerOf(ids[0])
+			w.has = o.Held[w.sharer]
+		}
+		if w.sharer == "" || o.Debts[w.sharer] == 0 {
+			out = append(out, w)
+		}
+	}
+	return out
+}
+
+// claim recalls a permit for a waiter, if it may have one of the largest.
+func (o *oracle) claim(w *waiter, n, capacity int64) bool {
+	holder := o.richest()
+	if holder == "" || holder == w.sharer || w.sharer != "" && o.Debts[w.sharer] > 0 {
+		return false
+	}
+	gives, has, due := o.share(holder), int64(0), o.now
+	if w.sharer != "" {
+		has = w.has + n - 1
+	}
+	lacking, _ := o.lacking(sessionOf(w.id))
+	if has > 0 && (gives-1)*weightOf(w.id) < (has+1)*weightOf(holder) && lacking < n {
+		return false
+	}
+	rotates := has == 0 && gives == 1
+	if rotates {
+		due = o.nextTurn(holder, capacity)
+	}
+	o.promise(holder, due, rotates)
+	o.tell(holder, due-o.now)
+	return true
+}
+
+// nextTurn is when a permit moves in rotation.
+func (o *oracle) nextTurn(holder string, capacity int64) int64 {
+	cost := float64(o.pace("move", oracleMove, oracleSlowest)) / 1000
+	needy := 0
+	for _, score := range o.Queue {
+		if score/oracleRank == oracleLevels {
+			needy++
+		}
+	}
+	cycle := max(float64(oracleRepay)*cost, float64(oraclePace*capacity))
+	cycle = max(min(cycle, float64(oraclePatient*capacity)/float64(max(1, needy))), float64(oracleHaste)*cost)
+	since := -o.Shares[holder] * 8796093022208
+	due := int64(math.Floor(max(float64(o.now), float64(o.pace("turn", 0, o.now+oracleFar)), min(since, float64(o.now))+4*cost)))
+	due = min(due, o.now+oracleFar)
+	o.setNum("turn", due+max(1, int64(math.Floor(cycle/float64(capacity)))))
+	return due
+}
+
+// balance asks the largest for a permit, for each that is wanted and not promised, as long as there is a claim to it, level by level. What is
+// too much goes first; what is promised beyond what is wanted is taken back.
 func (o *oracle) balance(capacity int64) {
 	if o.drain(capacity) {
 		return
 	}
 	o.forgetPromises()
-	line := o.line()
-	from := min(len(o.Promises), len(line))
-	for _, request := range line[from:min(from+8, len(line))] {
-		_, ids := parsed(request)
-		holder := o.richest()
-		waiter, has := "", int64(0)
-		if isShared(ids[0]) {
-			waiter = sharerOf(ids[0])
-			has = o.share(waiter)
+	promised, needed, waiters := len(o.Promises), 0, o.inNeed()
+	for n := range oracleWants {
+		for _, w := range waiters {
+			switch {
+			case w.wants < n+1:
+			case needed < promised:
+				needed++
+			case o.claim(w, n+1, capacity):
+				needed++
+				promised++
+			default:
+				w.wants = 0
+			}
 		}
-		if holder == "" || holder == waiter {
-			return
-		}
-		gives := o.share(holder)
-		lacking, _ := o.lacking(sessionOf(ids[0]))
-		even := has > 0 && (gives-1)*weightOf(waiter) < (has+1)*weightOf(holder)
-		if even && lacking <= 0 {
-			return
-		}
-		rotate, when := has == 0 && gives == 1, " f"
-		if rotate {
-			when = " t"
-		}
-		o.promise(holder, rotate)
-		o.push(sessionOf(holder), "b "+holder+when)
+	}
+	for ; needed < promised; promised-- {
+		o.withdrawPromise()
 	}
 }
 
@@ -453,6 +593,8 @@ func (o *oracle) sumReserves() {
 }
 
 func (o *oracle) forget(ended ...string) {
+	maps.DeleteFunc(o.Promises, func(name string, _ int64) bool { return slices.Contains(ended, sessionOf(strings.Fields(name)[1])) })
+	maps.DeleteFunc(o.Recalls, func(field string, _ int64) bool { return slices.Contains(ended, sessionOf(field[1:])) })
 	for _, counts := range []map[string]int64{o.Held, o.Debts} {
 		for sharer := range counts {
 			if slices.Contains(ended, sessionOf(sharer)) {
@@ -502,7 +644,7 @@ func (o *oracle) renew(n Renew) (Renewed, error) {
 	lost := !joins && n.Epoch != o.epoch
 	if o.epoch == "" {
 		o.epoch, o.gate = n.NewEpoch, 0
-		for _, m := range []map[string]int64{o.Sessions, o.Capacities, o.Held, o.Debts, o.Promises, o.Reserves} {
+		for _, m := range []map[string]int64{o.Sessions, o.Capacities, o.Held, o.Debts, o.Promises, o.Reserves, o.Recalls} {
 			clear(m)
 		}
 		clear(o.Info)
@@ -518,7 +660,7 @@ func (o *oracle) renew(n Renew) (Renewed, error) {
 		o.setNum("count", count)
 		seq := o.num("seq")
 		for _, score := range o.Queue {
-			seq = max(seq, score%oracleRank)
+			seq = max(seq, score%oracleRank/oracleWants)
 		}
 		o.setNum("seq", seq)
 		delete(o.Meta, "reserve")
@@ -553,7 +695,7 @@ func (o *oracle) renew(n Renew) (Renewed, error) {
 	}
 
 	if sweeps {
-		maps.DeleteFunc(o.Promises, func(_ string, expiry int64) bool { return expiry > o.now+oraclePromise+oracleTenure })
+		maps.DeleteFunc(o.Promises, func(_ string, expiry int64) bool { return expiry > o.now+oraclePromise+oracleFar })
 		maps.DeleteFunc(o.Reserves, func(field string, _ int64) bool {
 			_, session, _ := strings.Cut(field, " ")
 			_, known := o.Sessions[session]
@@ -597,6 +739,7 @@ func (o *oracle) renew(n Renew) (Renewed, error) {
 		}
 	}
 	o.setNum("last", o.now)
+	o.learn(n.MoveMicros)
 	capacity := o.effectiveCapacity()
 
 	o.purge(own)
@@ -618,19 +761,28 @@ func (o *oracle) renew(n Renew) (Renewed, error) {
 		}
 	}
 
-	unknown, owing, redebted := []int64{}, int64(0), false
+	told, owing, redebted := make([]Tally, 0), int64(0), false
 	for _, s := range n.Sharers {
-		held, owed := int64(s.Held), int64(s.Owed)
-		debt := min(held, max(owed, o.Debts[s.Name]))
-		unknown = append(unknown, max(0, debt-owed))
+		held, debt, counted := int64(s.Held), int64(s.Owed), o.Debts[s.Name]
+		told = append(told, o.tally(s.Name))
+		switch {
+		case lost:
+			debt = counted
+		case s.Heard != o.tally(s.Name):
+			debt = max(debt, counted)
+		}
+		debt = min(held, debt)
 		owing += debt
-		if o.Held[s.Name] != held || o.Debts[s.Name] != debt {
-			redebted = redebted || o.Debts[s.Name] != debt
+		if o.Held[s.Name] != held || counted != debt {
+			redebted = redebted || counted != debt
 			delete(o.Held, s.Name)
 			delete(o.Debts, s.Name)
 			o.add(o.Held, s.Name, held)
 			o.add(o.Debts, s.Name, debt)
 			o.place(s.Name, held-debt)
+			for range max(0, min(counted, held)-debt) {
+				o.keepPromise(s.Name)
+			}
 		}
 	}
 
@@ -686,14 +838,14 @@ func (o *oracle) renew(n Renew) (Renewed, error) {
 	}
 	if o.openGate() {
 		o.pump(capacity, "")
-		if len(o.Queue) > 0 {
+		if len(o.Queue)+len(o.Promises) > 0 {
 			o.balance(capacity)
 		}
 	}
 	o.drain(capacity)
 	o.end()
 	return Renewed{Now: o.now, Epoch: o.epoch, Capacity: capacity, Waiting: int64(len(o.Queue)), Sharded: o.sharded, Gate: o.gate,
-		Missing: missing, Limit: o.num("limit"), Unknown: unknown, Min: minimum, Roster: int64(len(o.Sessions)),
+		Missing: missing, Limit: o.num("limit"), Recalls: told, Min: minimum, Roster: int64(len(o.Sessions)),
 		Quarantine: quarantine}, nil
 }
 
@@ -709,7 +861,11 @@ func (o *oracle) leave(session, epoch string, drop []string) {
 	o.forget(session)
 	o.purge("")
 	if o.epoch != "" && o.epoch == epoch && len(o.Sessions) > 0 && o.openGate() {
-		o.pump(o.effectiveCapacity(), session)
+		capacity := o.effectiveCapacity()
+		o.pump(capacity, session)
+		if len(o.Promises) > 0 {
+			o.balance(capacity)
+		}
 	}
 	o.end()
 }

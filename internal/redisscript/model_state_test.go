@@ -26,13 +26,14 @@ type state struct {
 	Reserves   map[string]int64
 	Backends   map[string]string
 	Quarantine map[string]string
+	Recalls    map[string]int64
 }
 
 func (s *state) clone() *state {
 	return &state{
 		maps.Clone(s.Permits), maps.Clone(s.Queue), maps.Clone(s.Meta), maps.Clone(s.Sessions), maps.Clone(s.Info),
 		maps.Clone(s.Capacities), maps.Clone(s.Shares), maps.Clone(s.Held), maps.Clone(s.Debts), maps.Clone(s.Promises),
-		maps.Clone(s.Reserves), maps.Clone(s.Backends), maps.Clone(s.Quarantine),
+		maps.Clone(s.Reserves), maps.Clone(s.Backends), maps.Clone(s.Quarantine), maps.Clone(s.Recalls),
 	}
 }
 
@@ -77,6 +78,14 @@ func (s *state) setSkew(n int64) {
 		s.setNum("skew", n)
 	}
 }
+
+// tally is what a sharer was ever asked for.
+func (s *state) tally(sharer string) Tally {
+	return Tally{s.Recalls["+"+sharer], s.Recalls["-"+sharer]}
+}
+
+// wants is how many permits a request of that place in the queue is for.
+func wants(score int64) int64 { return score%oracleWants + 1 }
 
 // line is the queue in its order.
 func (s *state) line() []string { return byScore(s.Queue) }

@@ -145,7 +145,7 @@ func (t *trial) begin(time, expected int64) *oracle {
 func (t *trial) exchange(x Exchange) (Exchanged, error) {
 	t.place.setTime(t.clock())
 	got, err := x.Run(context.Background(), t.place, t.keys)
-	a := act{name: "Exchange", session: x.Session, served: err == nil && !got.All, promised: got.Promised}
+	a := act{name: "Exchange", session: x.Session, served: err == nil && !got.All, promised: got.Promised.Recalled}
 	a.released = slices.Clone(x.Release)
 	for _, d := range x.Drop {
 		_, ids := parsed(d)

@@ -62,7 +62,7 @@ type Keys struct {
 func NewKeys(base string) Keys {
 	k := Keys{all: []string{base}, push: "{" + base + "}:push:"}
 	for _, part := range []string{"queue", "meta", "sessions", "info", "capacities", "shares", "held", "debts", "promises", "reserves",
-		"backends", "quarantine"} {
+		"backends", "quarantine", "recalls"} {
 		k.all = append(k.all, "{"+base+"}:"+part)
 	}
 	return k
@@ -88,6 +88,7 @@ const (
 	Hold  Kind = "e" // refused: it extends what is held
 	Wait  Kind = "w" // queued, first come first served
 	Share Kind = "s" // queued for one permit, in the order of the shares
+	Join  Kind = "j" // Share, for a pool that was granted nothing yet
 )
 
 // Ask is a request and its kind.
@@ -108,6 +109,7 @@ type Exchange struct {
 	Ask            []Ask
 	Offered        int    // units that lie idle ...
 	Offerer        string // ... with this sharer
+	MoveMicros     int64  // what a move was measured to cost, 0: nothing new. It is said where anything but plain permits is
 	MostWaiting    int    // requests the queue has a place for, 0: any number
 }
 
@@ -116,7 +118,7 @@ type Exchanged struct {
 	All       bool  // everything was done: all that was wanted is granted, and nobody waits
 	Now, Wake int64 // Now: 0 if Redis did not look; Wake: when to look again if a request of this session is left waiting; 0 unknown
 	Waiting   int64 // requests of anyone left in the queue
-	Promised  int64 // of the units offered, how many are needed
+	Promised  Tally // of the sharer that offers, if some of what it offered is needed; else zero
 	Granted   []string
 	Refused   []string // first UUIDs
 	Crowded   []string // first UUIDs of requests for which the queue has no place
@@ -132,7 +134,7 @@ func (x Exchange) Run(ctx context.Context, c redis.Scripter, k Keys) (Exchanged,
 		}
 	}
 	if len(x.Drop)+len(x.Ask)+x.Offered > 0 {
-		args = append(args, len(x.Drop), len(x.Ask), x.Offered, x.Offerer)
+		args = append(args, len(x.Drop), len(x.Ask), x.Offered, x.Offerer, x.MoveMicros)
 		for _, d := range x.Drop {
 			args = append(args, d)
 		}
@@ -151,14 +153,31 @@ func (x Exchange) Run(ctx context.Context, c redis.Scripter, k Keys) (Exchanged,
 	if status := r.text(); status == "gone" {
 		return Exchanged{}, ErrGone
 	}
-	out := Exchanged{Now: r.int(), Wake: r.int(), Waiting: r.int(), Promised: r.int(), Granted: r.texts(), Refused: r.texts(), Crowded: r.texts()}
+	out := Exchanged{Now: r.int(), Wake: r.int(), Waiting: r.int()}
+	if owed := tallies(r.ints()); len(owed) == 1 {
+		out.Promised = owed[0]
+	}
+	out.Granted, out.Refused, out.Crowded = r.texts(), r.texts(), r.texts()
 	return out, r.err
+}
+
+// A Tally counts what a sharer was ever asked to give back, and how many of those recalls were withdrawn since. Both only grow while a
+// state lasts, so whoever has heard an earlier one knows what is new, however often and in what order it is told.
+type Tally struct{ Recalled, Withdrawn int64 }
+
+func tallies(list []int64) []Tally {
+	out := make([]Tally, len(list)/2)
+	for i := range out {
+		out[i] = Tally{list[2*i], list[2*i+1]}
+	}
+	return out
 }
 
 // Sharer is what a session reports about one of its connection pools.
 type Sharer struct {
 	Name       string
-	Held, Owed int
+	Held, Owed int   // permits it holds; of those, how many it is still to give back
+	Heard      Tally // the last it has heard
 }
 
 // Renew is a heartbeat, and how a session joins.
@@ -172,6 +191,7 @@ type Renew struct {
 	Limit          int64  // the operator's capacity it knows, 0 if none: restored if state was lost
 	Min            int    // permits to be kept for the session
 	Roster         int64  // sessions there were when it last asked
+	MoveMicros     int64  // what a move was measured to cost, 0: nothing new
 	Permits        []string
 	Backends       []string // for each permit, the backend it covers, as for Mark, or ""
 	Sharers        []Sharer
@@ -187,7 +207,7 @@ type Renewed struct {
 	Gate     int64 // nothing new is granted before, because state was lost
 	Missing  []string
 	Limit    int64   // an operator's capacity, 0 if none
-	Unknown  []int64 // for each sharer: how many more it was asked to give back than it said it owes
+	Recalls  []Tally // for each sharer
 	Min      int64   // permits kept for the session: less than it wants if the minima of all would be more than the capacity
 	Roster   int64   // live sessions
 
@@ -204,7 +224,7 @@ func (e RefusedMin) Error() string {
 
 // Run executes the heartbeat.
 func (n Renew) Run(ctx context.Context, c redis.Scripter, k Keys) (Renewed, error) {
-	args := make([]any, 0, 13+len(n.Permits)+3*len(n.Sharers))
+	args := make([]any, 0, 14+len(n.Permits)+5*len(n.Sharers))
 	covered := 0
 	for _, b := range n.Backends {
 		if b != "" {
@@ -212,12 +232,12 @@ func (n Renew) Run(ctx context.Context, c redis.Scripter, k Keys) (Renewed, erro
 		}
 	}
 	args = append(args, n.Expected, n.Session, n.Epoch, n.TTLMillis, n.Capacity, n.Info, n.NewEpoch, len(n.Permits), len(n.Sharers), n.Limit,
-		n.Min, n.Roster, covered)
+		n.Min, n.Roster, covered, n.MoveMicros)
 	for _, p := range n.Permits {
 		args = append(args, p)
 	}
 	for _, s := range n.Sharers {
-		args = append(args, s.Name, s.Held, s.Owed)
+		args = append(args, s.Name, s.Held, s.Owed, s.Heard.Recalled, s.Heard.Withdrawn)
 	}
 	for i, b := range n.Backends {
 		if b != "" {
@@ -233,7 +253,7 @@ func (n Renew) Run(ctx context.Context, c redis.Scripter, k Keys) (Renewed, erro
 		return Renewed{}, cmp.Or[error](r.err, refused)
 	}
 	out := Renewed{Now: r.int(), Epoch: r.text(), Capacity: r.int(), Waiting: r.int(), Sharded: r.int() == 1, Gate: r.int(),
-		Missing: r.texts(), Limit: r.int(), Unknown: r.ints(), Min: r.int(), Roster: r.int(),
+		Missing: r.texts(), Limit: r.int(), Recalls: tallies(r.ints()), Min: r.int(), Roster: r.int(),
 		Quarantine: r.texts()}
 	return out, r.err
 }

@@ -4,15 +4,16 @@
 --        6 JSON about it for operators   7 an epoch to use if there is none
 --        8 number of permits, 9 of sharers, 10 the operator's capacity it knows, 0 if none: restored if state was lost
 --        11 the minimum it wants to be guaranteed   12 how many sessions there were when it last asked
---        13 number of permits that cover a backend it recorded
+--        13 number of permits that cover a backend it recorded   14 what it has measured a move to cost, us, 0 if nothing new
 --        then the permits' UUIDs
---        then for each sharer: its name, the permits it holds, how many of those it knows it was asked to give back
+--        then for each sharer: its name, the permits it holds, how many of those it is still to give back, and as how many
+--        recalls it has heard of and how many of them withdrawn; see tell_owed in common
 --        then for each permit that covers a backend: its place among the UUIDs, from 1, and "<pid> <start> <n>", see cover in common
--- Returns {'ok', now, epoch, capacity in force, waiting, sharded, gate, {UUIDs not held any more}, limit, {debts}, minimum, sessions,
+-- Returns {'ok', now, epoch, capacity in force, waiting, sharded, gate, {UUIDs not held any more}, limit, {recalls}, minimum, sessions,
 --         {UUID, "<pid> <start> <until>", ...}}
 --          the last   the quarantine, for a session that has a connection to end those backends by; else empty
 --          limit     an operator's capacity, 0 if none
---          debts     for each sharer, how many more it was asked to give back than it knows: the push was lost, or is on its way
+--          recalls   for each sharer two numbers: the permits ever recalled from it, and the recalls withdrawn
 --          sharded   1 if pushes go by sharded pub/sub, else 0
 --          gate      ms until which nothing new is granted, because state was lost
 --          minimum   what is guaranteed: less than was wanted if the minima of all would be more than the capacity
@@ -27,7 +28,7 @@
 local own, known, ttl, declared = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local n_permits, n_sharers, limit = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
 local minimum, roster, n_backends = tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[13])
-local FIRST = 14
+local FIRST = 15
 local joins = known == ''
 local EARLY = 0.45 -- of a lease: a heartbeat comes after a third of it, and once more a twelfth later if that failed
 
@@ -71,7 +72,7 @@ if not epoch then
   local others = listening()
   gate = 0
   -- Who is still here says so again. Permits stay: at worst they are counted until they expire.
-  redis.call('DEL', sessions, info, capacities, shares, helds, debts, promises, reserves)
+  redis.call('DEL', sessions, info, capacities, shares, helds, debts, promises, reserves, recalls)
   local count = 0
   for _, id in ipairs(redis.call('ZRANGE', permits, 0, -1)) do
     if is_ours(id) then count = count + 1 end
@@ -79,7 +80,7 @@ if not epoch then
   -- The queue stays, too: who comes now must not pass those in it.
   local seq, line = tonumber(redis.call('HGET', meta, 'seq') or 0), redis.call('ZRANGE', queue, 0, -1, 'WITHSCORES')
   for i = 2, #line, 2 do
-    if tonumber(line[i]) ^ 2 < 2 ^ 106 then seq = math.max(seq, tonumber(line[i]) % RANK) end
+    if tonumber(line[i]) ^ 2 < 2 ^ 106 then seq = math.max(seq, math.floor(tonumber(line[i]) % RANK / WANTS)) end
   end
   redis.call('HSET', meta, 'epoch', epoch, 'gate', 0, 'count', count, 'seq', whole(seq))
   redis.call('HDEL', meta, 'reserve')
@@ -99,7 +100,7 @@ if sweeps then
   for _, session in ipairs(redis.call('ZRANGEBYSCORE', sessions, late, '+inf', 'LIMIT', 0, 100)) do gone[#gone + 1] = session end
   -- Whoever holds these, and lives, says so again within a day.
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', permits, late, '+inf', 'LIMIT', 0, 100)) do redis.call('ZADD', permits, whole(now + DAY), id) end
-  redis.call('ZREMRANGEBYSCORE', promises, '(' .. whole(now + PROMISE + TENURE), '+inf')
+  redis.call('ZREMRANGEBYSCORE', promises, '(' .. whole(now + PROMISE + FARTHEST), '+inf')
 end
 local ended = {}
 for _, session in ipairs(gone) do
@@ -154,6 +155,7 @@ if redis.call('ZCARD', capacities) > redis.call('ZCARD', sessions) then
 end
 redis.call('HSET', info, own, ARGV[6])
 redis.call('HSET', meta, 'last', whole(now))
+learn_move(tonumber(ARGV[14]))
 local capacity = effective_capacity()
 
 purge(own)
@@ -196,18 +198,28 @@ for from = 1, n_permits, CHUNK do
 end
 
 local at = FIRST + n_permits
-local unknown, owing, redebted = {}, 0, false
+local told, owing, redebted = {}, 0, false
 for i = 1, n_sharers do
   local sharer, held, owed = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
-  at = at + 3
-  local debt = math.floor(math.min(held, math.max(owed, debt_of(sharer))))
-  unknown[i] = math.max(0, debt - owed)
+  local recalled, withdrawn = tally_of(sharer)
+  told[2 * i - 1], told[2 * i] = recalled, withdrawn
+  -- Who has heard all knows best what is still to be given; who has not is also to give what it has not heard of. What was owed to
+  -- a state that is lost is forgotten on both sides.
+  local counted = debt_of(sharer)
+  local debt = counted
+  if not lost then
+    debt = owed
+    if tonumber(ARGV[at + 3]) ~= recalled or tonumber(ARGV[at + 4]) ~= withdrawn then debt = math.max(owed, counted) end
+  end
+  debt = math.floor(math.min(held, debt))
+  at = at + 5
   owing = owing + debt
-  if held_by(sharer) ~= held or debt_of(sharer) ~= debt then
-    redebted = redebted or debt_of(sharer) ~= debt
+  if held_by(sharer) ~= held or counted ~= debt then
+    redebted = redebted or counted ~= debt
     if held > 0 then redis.call('HSET', helds, sharer, held) else redis.call('HDEL', helds, sharer) end
     if debt > 0 then redis.call('HSET', debts, sharer, debt) else redis.call('HDEL', debts, sharer) end
     place(sharer, held - debt)
+    for _ = debt + 1, math.min(counted, held) do keep_promise(sharer) end
   end
 end
 
@@ -270,10 +282,10 @@ if lost and gate > now and roster > tonumber(redis.call('HGET', meta, 'known') o
 end
 if open_gate() then
   pump(capacity, '', {})
-  if redis.call('ZCARD', queue) > 0 then balance(capacity) end
+  if redis.call('ZCARD', queue) + redis.call('ZCARD', promises) > 0 then balance(capacity) end
 end
 drain(capacity) -- also while nobody waits, or the gate is shut
 tally()
 return { 'ok', now, epoch, capacity, redis.call('ZCARD', queue), sharded and 1 or 0, gate, missing,
-  tonumber(redis.call('HGET', meta, 'limit') or 0), unknown, minimum, redis.call('ZCARD', sessions),
+  tonumber(redis.call('HGET', meta, 'limit') or 0), told, minimum, redis.call('ZCARD', sessions),
   to_end }
