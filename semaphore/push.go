@@ -195,7 +195,7 @@ func (s *Semaphore) pushed(payload string) {
 		known := rest[0] == s.epoch // else the heartbeat tells what is owed to the state it belongs to
 		s.mu.Unlock()
 		if sh := s.shareNamed(rest[1]); known && sh != nil && err1 == nil && err2 == nil && err3 == nil {
-			sh.told(redisscript.Tally{Recalled: recalled, Withdrawn: withdrawn}, time.Duration(after)*time.Millisecond)
+			sh.told(redisscript.Tally{Recalled: recalled, Withdrawn: withdrawn}, time.Duration(max(after, 0))*time.Millisecond)
 		}
 	case kind == "f":
 		var quarantine []string

@@ -53,7 +53,7 @@ local WANTS = 16 -- most permits of one request that are counted; the low part o
 local LINE = 32 -- requests at the head of the queue that recalls are made for
 local PROMISE = 1000 -- ms after it is due that a recalled permit is counted on
 local FARTHEST = 600000 -- ms ahead that a recall can be due
-local MOVE = 20000 -- us that a move costs, while nobody has measured one
+local MOVE = 10000 -- us that a move costs, while nobody has measured one
 local SLOWEST = 60000000 -- us; what is said to cost more is taken for this
 local PACE = 20 -- ms between two moves in rotation, at least
 local REPAY = 20 -- times its cost that a move lasts ...
@@ -164,12 +164,29 @@ local function debt_of(sharer) return tonumber(redis.call('HGET', debts, sharer)
 local function held_by(sharer) return tonumber(redis.call('HGET', helds, sharer) or 0) or 0 end
 local function share_of(sharer) return math.max(0, held_by(sharer) - debt_of(sharer)) end
 
+-- A number that scripts keep in meta for the pace of moves. What somebody's hand has put there instead counts as nothing.
+local function pace_of(field, default, most)
+  local n = tonumber(redis.call('HGET', meta, field) or default)
+  if n and n >= 0 and n <= most then return n end
+  return default
+end
+
+-- The pace of rotation: see next_turn. How long a permit stays with a pool of weight 1, ms.
+local function cycle(capacity)
+  local cost = pace_of('move', MOVE, SLOWEST) / 1000
+  local needy = redis.call('ZCOUNT', queue, whole(LEVELS * RANK), '(' .. whole((LEVELS + 1) * RANK))
+  local wish = math.max(REPAY * cost, PACE * capacity)
+  return math.max(math.min(wish, PATIENCE * capacity / math.max(1, needy)), HASTE * cost), cost
+end
+
 -- Puts a sharer where it belongs among those that can give a permit. Its level is what it would hold, for each unit of its weight,
 -- after it gave one; less a fraction that grows with time, so that among equals the one that changed longest ago
--- comes first. 2^43 ms is some 278 years.
+-- comes first. One of more weight counts as changed later, by as many cycles more as it may keep its last permit. 2^43 ms is some 278 years.
 local function place(sharer, share)
   if share > 0 then
-    redis.call('ZADD', shares, (share - 1) / weight_of(sharer) - now / 8796093022208, sharer)
+    local since = now
+    if share == 1 and weight_of(sharer) > 1 then since = now + (weight_of(sharer) - 1) * cycle(tonumber(state[2] or 0)) end
+    redis.call('ZADD', shares, (share - 1) / weight_of(sharer) - since / 8796093022208, sharer)
   else
     redis.call('ZREM', shares, sharer)
   end
@@ -331,13 +348,6 @@ local function parse(request)
   return tonumber(ttl), ids
 end
 
--- A number that scripts keep in meta for the pace of moves. What somebody's hand has put there instead counts as nothing.
-local function pace_of(field, default, most)
-  local n = tonumber(redis.call('HGET', meta, field) or default)
-  if n and n >= 0 and n <= most then return n end
-  return default
-end
-
 -- Takes what a session has measured a move to cost, us; 0 if it has measured none since it last said so.
 local function learn_move(cost)
   if cost <= 0 then return end
@@ -489,17 +499,15 @@ end
 -- in a cycle, and with C permits there is a turn every cycle / C. A cycle is REPAY times the cost of a move, so that moves take some 5 %
 -- of the permits' time, whatever a connect costs; at least PACE for each permit, so that Postgres makes at most 50 connections a second for it.
 -- With Q pools that hold none the last of them waits Q turns; where that is more than PATIENCE, cycles are shorter, down to HASTE times
--- the cost of a move. A holder that has just been granted its permit is connecting: its turn comes no earlier than four moves later.
+-- the cost of a move. A holder that has just been granted its permit is connecting: its turn comes no earlier than four moves later. One of
+-- weight w keeps its permit for w cycles.
 local function next_turn(holder, capacity)
-  local cost = pace_of('move', MOVE, SLOWEST) / 1000
-  local needy = redis.call('ZCOUNT', queue, whole(LEVELS * RANK), '(' .. whole((LEVELS + 1) * RANK))
-  local cycle = math.max(REPAY * cost, PACE * capacity)
-  cycle = math.max(math.min(cycle, PATIENCE * capacity / math.max(1, needy)), HASTE * cost)
+  local length, cost = cycle(capacity)
+  local turn = math.max(now, pace_of('turn', 0, now + FARTHEST))
+  redis.call('HSET', meta, 'turn', whole(math.min(turn + math.max(1, math.floor(length / capacity)), now + FARTHEST)))
   local since = -tonumber(redis.call('ZSCORE', shares, holder)) * 8796093022208 -- its level is 0: see place
-  local due = math.floor(math.max(now, pace_of('turn', 0, now + FARTHEST), math.min(since, now) + 4 * cost))
-  due = math.min(due, now + FARTHEST)
-  redis.call('HSET', meta, 'turn', whole(due + math.max(1, math.floor(cycle / capacity))))
-  return due
+  since = math.min(since, now + weight_of(holder) * length)
+  return math.floor(math.min(math.max(turn, since + 4 * cost), now + FARTHEST))
 end
 
 -- Recalls a permit for a waiter that would hold `has` without it; true if the waiter has a claim to it, its n-th. It has one to a permit of

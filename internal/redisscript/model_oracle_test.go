@@ -146,7 +146,12 @@ func (o *oracle) share(sharer string) int64 { return max(0, o.Held[sharer]-o.Deb
 
 func (o *oracle) place(sharer string, share int64) {
 	if share > 0 {
-		o.Shares[sharer] = float64(share-1)/float64(weightOf(sharer)) - float64(o.now)/8796093022208
+		since := float64(o.now)
+		if w := weightOf(sharer); share == 1 && w > 1 {
+			length, _ := o.cycle(o.capacity)
+			since += float64(w-1) * length
+		}
+		o.Shares[sharer] = float64(share-1)/float64(weightOf(sharer)) - since/8796093022208
 	} else {
 		delete(o.Shares, sharer)
 	}
@@ -517,22 +522,26 @@ func (o *oracle) claim(w *waiter, n, capacity int64) bool {
 	return true
 }
 
-// nextTurn is when a permit moves in rotation.
-func (o *oracle) nextTurn(holder string, capacity int64) int64 {
-	cost := float64(o.pace("move", oracleMove, oracleSlowest)) / 1000
+// cycle is how long a permit stays with a pool of weight 1 in rotation, and what a move costs.
+func (o *oracle) cycle(capacity int64) (length, cost float64) {
+	cost = float64(o.pace("move", oracleMove, oracleSlowest)) / 1000
 	needy := 0
 	for _, score := range o.Queue {
 		if score/oracleRank == oracleLevels {
 			needy++
 		}
 	}
-	cycle := max(float64(oracleRepay)*cost, float64(oraclePace*capacity))
-	cycle = max(min(cycle, float64(oraclePatient*capacity)/float64(max(1, needy))), float64(oracleHaste)*cost)
-	since := -o.Shares[holder] * 8796093022208
-	due := int64(math.Floor(max(float64(o.now), float64(o.pace("turn", 0, o.now+oracleFar)), min(since, float64(o.now))+4*cost)))
-	due = min(due, o.now+oracleFar)
-	o.setNum("turn", due+max(1, int64(math.Floor(cycle/float64(capacity)))))
-	return due
+	length = max(float64(oracleRepay)*cost, float64(oraclePace*capacity))
+	return max(min(length, float64(oraclePatient*capacity)/float64(max(1, needy))), float64(oracleHaste)*cost), cost
+}
+
+// nextTurn is when a permit moves in rotation.
+func (o *oracle) nextTurn(holder string, capacity int64) int64 {
+	length, cost := o.cycle(capacity)
+	turn := max(o.now, o.pace("turn", 0, o.now+oracleFar))
+	o.setNum("turn", min(turn+max(1, int64(math.Floor(length/float64(capacity)))), o.now+oracleFar))
+	since := min(-o.Shares[holder]*8796093022208, float64(o.now)+float64(weightOf(holder))*length)
+	return int64(math.Floor(min(max(float64(turn), since+4*cost), float64(o.now+oracleFar))))
 }
 
 // balance asks the largest for a permit, for each that is wanted and not promised, as long as there is a claim to it, level by level. What is
