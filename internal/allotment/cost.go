@@ -8,7 +8,7 @@ import "time"
 // and the caller that waits for it waits. A caller whose own pool holds permits has another way: the next return. With n callers in the
 // queue and one served every g, the last of them waits n x g. So a pool asks for a permit
 //
-//   - at once, if it holds none: no return can come;
+//   - at once, if it has no connection open: no return can come;
 //   - for as many callers as would wait longer than m, that is n - m/g of them: the others are served before a permit could be here;
 //   - for all of them, once the queue has not been empty for 4 m. That is no burst but a pool that is too small, and a permit more repays its move many times over.
 //
@@ -115,7 +115,7 @@ func (a *Allotment) paying() (n int, again time.Duration) {
 	cost := a.moveCost()
 	lasts := time.Since(a.backlog.since)
 	switch {
-	case a.owned-a.debt-a.due-a.evicting <= 0, lasts >= backlogCosts*cost:
+	case a.owned-a.debt-a.due-a.evicting <= 0, a.conns[idle]+a.conns[out] == 0, lasts >= backlogCosts*cost:
 		return waiting, 0
 	case a.backlog.gap > 0:
 		n = max(0, waiting-int(cost/a.backlog.gap))
@@ -123,11 +123,11 @@ func (a *Allotment) paying() (n int, again time.Duration) {
 	return n, backlogCosts*cost - lasts
 }
 
-// Dials are paced: two at once, and one more every dialEvery as long as they take. A fleet that starts would otherwise open all
+// Dials are paced: one, and one more every dialEvery as long as they take. A fleet that starts would otherwise open all
 // it is granted in the same instant, each connect would take many times as long, and permits that others ask for a moment later would be under
 // connections already.
 const (
-	dialsAtOnce = 2
+	dialsAtOnce = 1
 	dialEvery   = 5 * time.Millisecond
 )
 

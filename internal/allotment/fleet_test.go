@@ -24,6 +24,7 @@ type fleet struct {
 	t        *testing.T
 	redis    *miniredis.Miniredis
 	capacity int
+	connect  time.Duration // how long a connect takes
 
 	mu       sync.Mutex
 	backends int
@@ -39,7 +40,7 @@ const (
 func inFleet(t *testing.T, capacity int, f func(t *testing.T, fl *fleet)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		fl := &fleet{t: t, redis: miniredis.NewMiniRedis(), capacity: capacity}
+		fl := &fleet{t: t, redis: miniredis.NewMiniRedis(), capacity: capacity, connect: connectTime}
 		t.Cleanup(func() {
 			time.Sleep(2 * time.Second) // go-redis's dialling goroutines look once a second whether their pool is closed
 			fl.redis.Close()
@@ -151,7 +152,7 @@ func (p *process) use(ctx context.Context, d time.Duration) error {
 			return fmt.Errorf("open: %w", err)
 		}
 		p.fl.count(1)
-		time.Sleep(connectTime)
+		time.Sleep(p.fl.connect)
 		if !c.CheckOut() {
 			return fmt.Errorf("a new connection was refused")
 		}

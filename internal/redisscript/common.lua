@@ -51,7 +51,7 @@ local RANK = 1099511627776 -- 2^40: a request's rank counts before the order of 
 local LEVELS = 16 -- ranks to one permit of a sharer of weight 1
 local WANTS = 16 -- most permits of one request that are counted; the low part of its place in the queue
 local LINE = 32 -- requests at the head of the queue that recalls are made for
-local PROMISE = 1000 -- ms after it is due that a recalled permit is counted on
+local PROMISE = 1000 -- ms after it is due, and three moves, that a recalled permit is counted on
 local FARTHEST = 600000 -- ms ahead that a recall can be due
 local MOVE = 10000 -- us that a move costs, while nobody has measured one
 local SLOWEST = 60000000 -- us; what is said to cost more is taken for this
@@ -440,21 +440,22 @@ end
 -- whose pools owe nothing; see balance.
 local function promise(sharer, due, rotates)
   local number = whole(redis.call('HINCRBY', meta, 'seq', 1))
-  redis.call('ZADD', promises, whole(due + PROMISE), number .. ' ' .. sharer .. (rotates and ' t' or ''))
+  local expiry = due + PROMISE + 3 * pace_of('move', MOVE, SLOWEST) / 1000
+  redis.call('ZADD', promises, whole(math.floor(expiry)), number .. ' ' .. sharer .. (rotates and ' t' or ''))
   indebt(sharer, 1)
 end
 
--- Takes the latest promise back, because nobody needs it any more: its holder keeps the connection. If the permit is on its way already,
--- it comes as one that is given freely.
-local function withdraw_promise()
-  local latest = redis.call('ZREVRANGE', promises, 0, 0, 'WITHSCORES')
-  local sharer, rotates = string.match(latest[1], '^%d+ (%S+)( ?t?)$')
-  redis.call('ZREM', promises, latest[1])
+-- Takes a promise back, because nobody needs it any more: its holder keeps the connection. If the permit is on its way already,
+-- it comes as one that is given freely. A turn that was taken for it is free again.
+local function withdraw_promise(promise)
+  local sharer, rotates = string.match(promise, '^%d+ (%S+)( ?t?)$')
+  redis.call('ZREM', promises, promise)
   if not sharer or debt_of(sharer) == 0 then return end
   indebt(sharer, -1)
   if rotates ~= '' then
-    local due = latest[2] - PROMISE
-    if due < pace_of('turn', 0, now + FARTHEST) then redis.call('HSET', meta, 'turn', whole(due)) end
+    local turn = pace_of('turn', 0, now + FARTHEST)
+    local length = cycle(tonumber(state[2] or 0))
+    redis.call('HSET', meta, 'turn', whole(math.max(0, turn - math.max(1, math.floor(length / math.max(1, tonumber(state[2] or 0)))))))
   end
   tell_owed(sharer, 0)
 end
@@ -504,7 +505,7 @@ end
 local function next_turn(holder, capacity)
   local length, cost = cycle(capacity)
   local turn = math.max(now, pace_of('turn', 0, now + FARTHEST))
-  redis.call('HSET', meta, 'turn', whole(math.min(turn + math.max(1, math.floor(length / capacity)), now + FARTHEST)))
+  redis.call('HSET', meta, 'turn', whole(math.min(turn + math.max(1, math.floor(length / math.max(1, capacity))), now + FARTHEST)))
   local since = -tonumber(redis.call('ZSCORE', shares, holder)) * 8796093022208 -- its level is 0: see place
   since = math.min(since, now + weight_of(holder) * length)
   return math.floor(math.min(math.max(turn, since + 4 * cost), now + FARTHEST))
@@ -552,22 +553,39 @@ local function in_need()
 end
 
 -- Max-min fairness. For each permit wanted in the queue that is not promised yet, in the order of the levels that the waiters would have,
--- asks the sharer of the highest level for one, where there is a claim to it; and takes back the promises that nobody needs any more.
+-- asks the sharer of the highest level for one, where there is a claim to it; and takes back the promises that nobody needs any more: those of
+-- rotation beyond the pools that hold none, and all beyond what is wanted at levels for which anybody could give.
 -- Once shares are even this finds nothing: the first that has no claim by its level speaks for all that are not below it.
 local function balance(capacity)
   if drain(capacity) then return end
   redis.call('ZREMRANGEBYSCORE', promises, '-inf', now)
-  local promised, needed, waiters, hopeless = redis.call('ZCARD', promises), 0, in_need(), nil
+  local made, waiters, turns, rest, top = redis.call('ZRANGE', promises, 0, -1), in_need(), {}, {}, -1
+  local best = richest()
+  if best then top = (share_of(best) - 1) / weight_of(best) end
+  for _, promise in ipairs(made) do
+    local sharer, rotates = string.match(promise, '^%d+ (%S+)( ?t?)$')
+    if sharer then top = math.max(top, (held_by(sharer) - 1) / weight_of(sharer)) end
+    local list = rotates == ' t' and turns or rest
+    list[#list + 1] = promise
+  end
+  local without = 0 -- permits wanted by those that hold none
+  for _, waiter in ipairs(waiters) do
+    if waiter.has == 0 then without = without + (waiter.sharer and 1 or waiter.wants) end
+  end
+  while #turns > without do withdraw_promise(table.remove(turns)) end
+
+  local promised, needed, hopeless = #turns + #rest, 0, nil
   for n = 1, WANTS do
     local found = false
     for _, waiter in ipairs(waiters) do
       local has = waiter.sharer and waiter.has + n - 1 or 0
-      local level = has > 0 and (has + 1) / weight_of(waiter.sharer) or 0
+      local level = has > 0 and (has + 1) / weight_of(waiter.sharer) or -1
+      local lacks = (lacking(waiter.session) or 0) >= n
       if waiter.wants < n then
         -- It has what it wants.
-      elseif needed < promised then
+      elseif needed < promised and (level <= top or lacks) then
         needed, found = needed + 1, true
-      elseif hopeless and level >= hopeless and (lacking(waiter.session) or 0) < n then
+      elseif hopeless and level >= hopeless and not lacks then
         waiter.wants = 0
       elseif claim(waiter, has, n, capacity) then
         needed, promised, found = needed + 1, promised + 1, true
@@ -578,7 +596,7 @@ local function balance(capacity)
     end
     if not found then break end
   end
-  for _ = needed + 1, promised do withdraw_promise() end
+  for _ = needed + 1, promised do withdraw_promise(table.remove(#rest > 0 and rest or turns)) end
 end
 
 -- The capacity in force: an operator's limit, else the smallest that a live session declares.

@@ -388,7 +388,7 @@ func (o *oracle) promise(sharer string, due int64, rotates bool) {
 	if rotates {
 		name += " t"
 	}
-	o.Promises[name] = due + oraclePromise
+	o.Promises[name] = int64(math.Floor(float64(due+oraclePromise) + 3*float64(o.pace("move", oracleMove, oracleSlowest))/1000))
 	o.indebt(sharer, 1)
 }
 
@@ -402,18 +402,18 @@ func (o *oracle) keepPromise(sharer string) {
 	}
 }
 
-// withdrawPromise takes the latest promise back.
-func (o *oracle) withdrawPromise() {
-	all := byScore(o.Promises)
-	name := all[len(all)-1]
-	fields, due := strings.Fields(name), o.Promises[name]-oraclePromise
+// withdrawPromise takes a promise back.
+func (o *oracle) withdrawPromise(name string) {
+	fields := strings.Fields(name)
 	delete(o.Promises, name)
 	if o.Debts[fields[1]] == 0 {
 		return
 	}
 	o.indebt(fields[1], -1)
-	if len(fields) == 3 && due < o.pace("turn", 0, o.now+oracleFar) {
-		o.setNum("turn", due)
+	if len(fields) == 3 {
+		length, _ := o.cycle(o.capacity)
+		turn := o.pace("turn", 0, o.now+oracleFar)
+		o.setNum("turn", max(0, turn-max(1, int64(math.Floor(length/float64(max(1, o.capacity)))))))
 	}
 	o.tell(fields[1], 0)
 }
@@ -539,7 +539,7 @@ func (o *oracle) cycle(capacity int64) (length, cost float64) {
 func (o *oracle) nextTurn(holder string, capacity int64) int64 {
 	length, cost := o.cycle(capacity)
 	turn := max(o.now, o.pace("turn", 0, o.now+oracleFar))
-	o.setNum("turn", min(turn+max(1, int64(math.Floor(length/float64(capacity)))), o.now+oracleFar))
+	o.setNum("turn", min(turn+max(1, int64(math.Floor(length/float64(max(1, capacity))))), o.now+oracleFar))
 	since := min(-o.Shares[holder]*8796093022208, float64(o.now)+float64(weightOf(holder))*length)
 	return int64(math.Floor(min(max(float64(turn), since+4*cost), float64(o.now+oracleFar))))
 }
@@ -551,12 +551,49 @@ func (o *oracle) balance(capacity int64) {
 		return
 	}
 	o.forgetPromises()
-	promised, needed, waiters := len(o.Promises), 0, o.inNeed()
+	waiters := o.inNeed()
+	top := -1.0
+	if best := o.richest(); best != "" {
+		top = float64(o.share(best)-1) / float64(weightOf(best))
+	}
+	var turns, rest []string
+	for _, name := range byScore(o.Promises) {
+		sharer := strings.Fields(name)[1]
+		top = max(top, float64(o.Held[sharer]-1)/float64(weightOf(sharer)))
+		if strings.HasSuffix(name, " t") {
+			turns = append(turns, name)
+		} else {
+			rest = append(rest, name)
+		}
+	}
+	without := int64(0)
+	for _, w := range waiters {
+		switch {
+		case w.sharer == "":
+			without += w.wants
+		case w.has == 0:
+			without++
+		}
+	}
+	last := func(list *[]string) (name string) {
+		name = (*list)[len(*list)-1]
+		*list = (*list)[:len(*list)-1]
+		return name
+	}
+	for int64(len(turns)) > without {
+		o.withdrawPromise(last(&turns))
+	}
+	promised, needed := len(turns)+len(rest), 0
 	for n := range oracleWants {
 		for _, w := range waiters {
+			level := -1.0
+			if w.sharer != "" && w.has+n > 0 {
+				level = float64(w.has+n+1) / float64(weightOf(w.id))
+			}
+			lacking, _ := o.lacking(sessionOf(w.id))
 			switch {
 			case w.wants < n+1:
-			case needed < promised:
+			case needed < promised && (level <= top || lacking >= n+1):
 				needed++
 			case o.claim(w, n+1, capacity):
 				needed++
@@ -567,7 +604,11 @@ func (o *oracle) balance(capacity int64) {
 		}
 	}
 	for ; needed < promised; promised-- {
-		o.withdrawPromise()
+		if len(rest) > 0 {
+			o.withdrawPromise(last(&rest))
+		} else {
+			o.withdrawPromise(last(&turns))
+		}
 	}
 }
 
