@@ -64,7 +64,7 @@ func runCell(ctx context.Context, o Options, s *servers, sp spec) (m measurement
 	from := start.Add(o.warmup)
 	until := from.Add(o.duration)
 	var before, after counters
-	err = f.BeginWindow(from, until)
+	err = f.BeginSpan(fleet.Span{From: from, Until: until})
 	if err == nil {
 		before, err = s.countersAt(ctx, from, admin, parts)
 	}
