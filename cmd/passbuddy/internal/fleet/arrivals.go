@@ -12,13 +12,19 @@ import (
 type schedule struct {
 	random  *rand.Rand
 	rate    float64 // arrivals per second
+	ramp    float64 // seconds in which the rate grows from 0
 	seconds float64 // of the last arrival, since the begin
 }
 
-// next is when the next arrival is, since the begin.
+// next is when the next arrival is, since the begin. During the ramp arrivals are left out at random, the more the
+// earlier, which makes a Poisson process of a lower rate.
 func (s *schedule) next() time.Duration {
-	s.seconds += s.random.ExpFloat64() / s.rate
-	return time.Duration(s.seconds * float64(time.Second))
+	for {
+		s.seconds += s.random.ExpFloat64() / s.rate
+		if s.seconds >= s.ramp || s.random.Float64() < s.seconds/s.ramp {
+			return time.Duration(s.seconds * float64(time.Second))
+		}
+	}
 }
 
 // arrive starts an operation for each arrival until the window ends or stop is done, and waits until all have ended. An
@@ -27,7 +33,7 @@ func (w *worker) arrive(stop, queries context.Context) {
 	var outstanding sync.WaitGroup
 	defer outstanding.Wait()
 	slots := make(chan struct{}, w.cfg.Load.MaxOutstanding)
-	s := &schedule{random: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())), rate: w.cfg.Load.Rate}
+	s := &schedule{random: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())), rate: w.cfg.Load.Rate, ramp: w.cfg.Load.Ramp.Seconds()}
 	for {
 		intended := w.window.begin.Add(s.next())
 		if w.window.ends() && !intended.Before(w.window.until) {

@@ -77,13 +77,15 @@ type Operation struct {
 // TransactionKeys is from how many rows a transaction picks its own.
 const TransactionKeys = 10_000
 
-// Load says how operations arrive at a worker. At most one field is set, but for MaxOutstanding.
+// Load says how operations arrive at a worker: in an open loop with a Rate, else in a closed one.
 type Load struct {
 	// Pause is the mean of an exponential pause of each goroutine before each operation: a closed loop with pauses.
 	Pause time.Duration `json:",omitempty"`
 	// Rate is how many operations arrive per second, as a Poisson process: an open loop. No arrival waits for an earlier
 	// one, and latencies count from when the operation was to start. Config.Goroutines is of no interest then.
 	Rate float64 `json:",omitempty"`
+	// Ramp is how long the rate of an open loop takes to grow from 0 to Rate.
+	Ramp time.Duration `json:",omitempty"`
 	// MaxOutstanding bounds the operations of an open loop that have arrived and not ended. An arrival beyond it is shed: it
 	// does nothing and is in Counts.Shed.
 	MaxOutstanding int `json:",omitempty"`
