@@ -74,6 +74,14 @@ func (sc scenario) row() string {
 	return ""
 }
 
+// lead is what stands before the row in a picture's title.
+func (sc scenario) lead() string {
+	if sc.change != nil {
+		return "Under load:"
+	}
+	return "Cold start:"
+}
+
 // heading says what the scenario is about.
 func (sc scenario) heading() string {
 	if row := sc.row(); row != "" {

@@ -86,7 +86,8 @@ func drawTimeline(r *report, curves []curve) picture {
 	}
 	height := panelTop + float64(len(parts))*(panelTall+panelSpace) + 14
 	d := svg.New(chartWidth, int(height), "Timeline: "+title)
-	d.Heading(lineLeft, 38, fmt.Sprintf("%s, cap %d", title, r.Settings.Capacity))
+	d.Heading(lineLeft, 38, fmt.Sprintf("%s %s, cap %d", sc.lead(), sc.row(), r.Settings.Capacity))
+	d.Text(lineLeft, 98, "start", svg.Muted, sc.section())
 	legend(d, curves)
 	p := panel{Document: d, top: panelTop}
 	for _, c := range curves {
