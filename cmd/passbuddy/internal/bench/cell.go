@@ -249,6 +249,9 @@ func (m *measurement) addLatency(prefix string, reports []fleet.Report) error {
 		name string
 		of   float64
 	}{{"p50", 50}, {"p99", 99}, {"p999", 99.9}, {"max", 100}} {
+		if p.of > 99 && p.of < 100 && total.Count() < 1000 {
+			continue // it would be the longest of them
+		}
 		m.Values[prefix+"latency_"+p.name+"_ms"] = milliseconds(total.Percentile(p.of))
 		m.Values[prefix+"wait_"+p.name+"_ms"] = milliseconds(wait.Percentile(p.of))
 	}

@@ -105,6 +105,7 @@ func (t *table) about() string {
 			"No arrival waits for an earlier one, and latencies count from when the operation was to start. " +
 			fmt.Sprintf("An arrival is shed where its process has %d outstanding; shed ones are in no percentile, ", maxOutstanding) +
 			"and those outstanding at the end are in with the time that they have lasted. " +
+			"There is no p99.9 of fewer than 1,000 operations. " +
 			"Connects are the workers' own, those to PgBouncer included."
 	case trafficTable:
 		return fmt.Sprintf("Each goroutine pauses before each query, for an exponential time of %v at the mean. ", pauseMean) +

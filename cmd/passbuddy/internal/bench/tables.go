@@ -18,7 +18,7 @@ type table struct {
 
 // The tables, in the order of the report.
 var (
-	openTable      = &table{"open", settled, 6 * time.Second, 3 * time.Second, 1, time.Second}
+	openTable      = &table{"open", settled, 5 * time.Second, 3 * time.Second, 1, time.Second}
 	trafficTable   = &table{"traffic", settled, 4 * time.Second, 3 * time.Second, 2, drainTime}
 	coldTable      = &table{"cold", 0, 6 * time.Second, 6 * time.Second, 2, drainTime}
 	changesTable   = &table{"changes", 2 * time.Second, 10 * time.Second, 8 * time.Second, 1, 2 * time.Second}
