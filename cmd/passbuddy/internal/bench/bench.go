@@ -65,7 +65,7 @@ func introduce(out io.Writer, r *report, o Options) {
 	fmt.Fprintf(out, "%d comparisons, %d cells, %d runs of them, cap %d: about %v. Ctrl-C ends it and shows what there is.\n",
 		len(r.groups()), len(r.Cells), runs, r.Settings.Capacity, takes.Round(time.Second))
 	fmt.Fprintln(out, r.Machine)
-	if caution := r.Machine.caution(); caution != "" {
+	for _, caution := range r.Machine.cautions() {
 		fmt.Fprintln(out, caution)
 	}
 	fmt.Fprintf(out, "Queries are sent in %s.\n", r.Settings.execModeText())

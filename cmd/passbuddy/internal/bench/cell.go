@@ -89,7 +89,9 @@ func runCell(ctx context.Context, o Options, s *servers, sp spec) (m measurement
 	if err != nil {
 		return m, err
 	}
-	if sp.scenario.change == nil { // else the CPU time of workers that joined or left would be missing
+	// Where the course is drawn, counting the permits adds to Redis's commands, and the CPU time of
+	// workers that joined or left would be missing.
+	if !sp.scenario.drawn() {
 		m.addCounters(o.duration, before, after)
 	}
 	m.addConnects(reports, span)
@@ -101,7 +103,8 @@ func runCell(ctx context.Context, o Options, s *servers, sp spec) (m measurement
 // coldBins is the resolution of a cold start's operations.
 const coldBins = 10 * time.Millisecond
 
-// leadTime is how long the workers of a cold start, and of an open loop, have to hear of the start before it.
+// leadTime is how long the workers of a cold start, and of an open loop, have to hear of the start
+// before it.
 const leadTime = 100 * time.Millisecond
 
 // spanFor is when a cell's load begins and which part of it counts.

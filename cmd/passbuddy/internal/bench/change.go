@@ -7,7 +7,8 @@ import (
 	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/fleet"
 )
 
-// change is how a fleet changes under load. Each worker has a slot, and with a static split a slot has a part of the cap.
+// change is how a fleet changes under load. Each worker has a slot, and with a static split a slot
+// has a part of the cap.
 type change struct {
 	name, title string
 	before      int // workers at the begin
@@ -20,12 +21,22 @@ type change struct {
 type step struct{ join, leave int }
 
 var (
-	rollingDeploy = &change{"rolling deploy", "8 processes replaced one by one", 8, 9, deploySteps(8), 10}
-	scaleOut      = &change{"scale-out", "from 4 to 16 processes", 4, 16, scaleSteps(4, 16), 10}
-	scaleIn       = &change{"scale-in", "from 16 to 4 processes", 16, 16, scaleSteps(16, 4), 10}
+	rollingDeploy = &change{
+		name: "rolling deploy", title: "8 processes replaced one by one",
+		before: 8, slots: 9, steps: deploySteps(8), goroutines: 10,
+	}
+	scaleOut = &change{
+		name: "scale-out", title: "from 4 to 16 processes",
+		before: 4, slots: 16, steps: scaleSteps(4, 16), goroutines: 10,
+	}
+	scaleIn = &change{
+		name: "scale-in", title: "from 16 to 4 processes",
+		before: 16, slots: 16, steps: scaleSteps(16, 4), goroutines: 10,
+	}
 )
 
-// deploySteps replaces n workers: for each, a new one joins in the slot that is free, and then the old one leaves its own.
+// deploySteps replaces n workers: for each, a new one joins in the slot that is free, and then the
+// old one leaves its own.
 func deploySteps(n int) (steps []step) {
 	free := n
 	for old := range n {
@@ -46,8 +57,8 @@ func scaleSteps(from, n int) (steps []step) {
 	return steps
 }
 
-// times are when the steps are, in a measured time of d: evenly in its second and third quarter. The first quarter shows
-// the steady state.
+// times are when the steps are, in a measured time of d: evenly in its second and third quarter.
+// The first quarter shows the steady state.
 func (c *change) times(d time.Duration) (times []time.Duration) {
 	for i := range c.steps {
 		times = append(times, d/4+d/2*time.Duration(i)/time.Duration(len(c.steps)))
@@ -55,8 +66,11 @@ func (c *change) times(d time.Duration) (times []time.Duration) {
 	return times
 }
 
-// apply changes the fleet f, whose workers are in the first slots, while it works in span. configs has one for each slot.
-func (c *change) apply(ctx context.Context, f *fleet.Fleet, configs []fleet.Config, span fleet.Span) error {
+// apply changes the fleet f, whose workers are in the first slots, while it works in span. configs
+// has one for each slot.
+func (c *change) apply(
+	ctx context.Context, f *fleet.Fleet, configs []fleet.Config, span fleet.Span,
+) error {
 	inSlot := make(map[int]int) // a slot's worker, by its number in the fleet
 	for slot := range c.before {
 		inSlot[slot] = slot

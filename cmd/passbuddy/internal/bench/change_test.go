@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// Whatever the change, no slot is taken twice, and the fleet never has more workers than it has slots.
+// Whatever the change, no slot is taken twice, and the fleet never has more workers than it has
+// slots.
 func TestChangesKeepToTheirSlots(t *testing.T) {
 	for _, c := range []struct {
 		*change

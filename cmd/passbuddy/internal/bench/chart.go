@@ -39,8 +39,8 @@ type picture struct {
 
 func pictureName(c *cell) string { return fmt.Sprintf("%s-%s.svg", c.Integration, c.Workload) }
 
-// drawPictures draws one for each integration and workload of the saturated table, and one for each scenario that is
-// about its course.
+// drawPictures draws one for each integration and workload of the saturated table, and one for each
+// scenario that is about its course.
 func drawPictures(r *report) []picture {
 	return append(drawTimelines(r), drawBars(r)...)
 }

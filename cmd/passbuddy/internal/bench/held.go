@@ -16,10 +16,12 @@ type heldSample struct {
 	held int
 }
 
-// sampleHeld counts the permits of the semaphore until the function that it returns is called. That function returns the
-// counts, or the error that ended them before. A semaphore's permits are the members of the sorted set of its own name,
-// as they were in the original.
-func sampleHeld(ctx context.Context, client *redis.Client, name string, begin time.Time) (stop func() ([]heldSample, error)) {
+// sampleHeld counts the permits of the semaphore until the function that it returns is called. That
+// function returns the counts, or the error that ended them before. A semaphore's permits are the
+// members of the sorted set of its own name, as they were in the original.
+func sampleHeld(
+	ctx context.Context, client *redis.Client, name string, begin time.Time,
+) (stop func() ([]heldSample, error)) {
 	ctx, cancel := context.WithCancel(ctx)
 	type result struct {
 		samples []heldSample

@@ -10,15 +10,18 @@ import (
 const (
 	// settled is when a fleet has started: connects after it are of the traffic, not of the start.
 	settled = 3 * time.Second
-	// maxOutstanding bounds the operations of one process of an open loop that have arrived and not ended.
+	// maxOutstanding bounds the operations of one process of an open loop that have arrived and not
+	// ended.
 	maxOutstanding = 2000
-	// openPool is how many connections a pool of the open loop may have where it has no cap of its own.
+	// openPool is how many connections a pool of the open loop may have where it has no cap of its
+	// own.
 	openPool = 50
 	// pauseMean is the mean pause of ordinary traffic.
 	pauseMean = 50 * time.Millisecond
 )
 
-// load is how the operations of a scenario arrive. The zero value is a closed loop: goroutines that never pause.
+// load is how the operations of a scenario arrive. The zero value is a closed loop: goroutines that
+// never pause.
 type load struct {
 	percent int  // of the capacity's service rate, which arrives as an open loop
 	skewed  bool // the open loop's demand is divided by Zipf's law with s = 1, not evenly
@@ -37,8 +40,8 @@ func (l load) String() string {
 	return ""
 }
 
-// offered is the rate of arrivals per second: a part of what the capacity could serve, were nothing but the queries to
-// take time.
+// offered is the rate of arrivals per second: a part of what the capacity could serve, were nothing
+// but the queries to take time.
 func (sp spec) offered() float64 {
 	seconds := sp.scenario.workload.takes.Seconds()
 	if seconds == 0 {
@@ -47,8 +50,8 @@ func (sp spec) offered() float64 {
 	return float64(sp.scenario.load.percent) / 100 * float64(sp.capacity) / seconds
 }
 
-// loads is the load of each process. An open loop grows to its rate in ramp, for all strategies alike: a fleet without a
-// connection is the affair of the cold start.
+// loads is the load of each process. An open loop grows to its rate in ramp, for all strategies
+// alike: a fleet without a connection is the affair of the cold start.
 func (sp spec) loads(ramp time.Duration) []fleet.Load {
 	l := sp.scenario.load
 	loads := make([]fleet.Load, sp.scenario.processes())

@@ -47,8 +47,8 @@ func markdown(path, pictureFolder string, pictures []picture, r *report) string 
 			fmt.Fprintf(&text, "- %s\n", r.Settings.Tables[t.name].text(t))
 		}
 	}
-	if caution := r.Machine.caution(); caution != "" {
-		fmt.Fprintf(&text, "- %s\n", caution)
+	for _, caution := range r.Machine.cautions() {
+		fmt.Fprintf(&text, "- %s\n", strings.ReplaceAll(wrap(caution), "\n", "\n  "))
 	}
 	if !r.Complete {
 		text.WriteString("- The run is not complete: some cells have fewer rounds, or none.\n")
@@ -107,8 +107,8 @@ func writeTargets(text *strings.Builder, targets []target) {
 	writeMarkdownTable(text, rows)
 }
 
-// columnLimit is how long the document's lines of text are at most.
-const columnLimit = 100
+// columnLimit is how long the document's lines of text are at most, less the indent of a list.
+const columnLimit = 98
 
 // wrap breaks a paragraph into lines.
 func wrap(paragraph string) string {

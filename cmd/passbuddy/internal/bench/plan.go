@@ -222,7 +222,8 @@ func (sc scenario) processes() int {
 	return sc.shape.processes()
 }
 
-// clients is how many connections the pools may have together at most, where they have no cap of their own.
+// clients is how many connections the pools may have together at most, where they have no cap of
+// their own.
 func (sc scenario) clients() int {
 	if sc.change != nil {
 		return sc.change.slots * sc.change.goroutines

@@ -27,8 +27,8 @@ type report struct {
 	Cells    []*cell   `json:"cells"`
 }
 
-// settings are what all cells have in common, and the times of each table. Rounds, WarmupSeconds and DurationSeconds are
-// those of the saturated table.
+// settings are what all cells have in common, and the times of each table. Rounds, WarmupSeconds
+// and DurationSeconds are those of the saturated table.
 type settings struct {
 	Capacity        int              `json:"cap"`
 	Rounds          int              `json:"rounds"`

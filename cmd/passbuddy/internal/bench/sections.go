@@ -6,8 +6,8 @@ import (
 	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/fleet"
 )
 
-// section is a part of the report that is shown together: one comparison of the saturated table, or all comparisons of
-// another table that differ in one thing only.
+// section is a part of the report that is shown together: one comparison of the saturated table, or
+// all comparisons of another table that differ in one thing only.
 type section struct {
 	title  string
 	table  *table
@@ -44,19 +44,23 @@ func (sc scenario) section() string {
 		if sc.load.skewed {
 			demand = "skewed demand (Zipf, s = 1)"
 		}
-		return fmt.Sprintf("open loop, %s, %d processes, %s", sc.workload.title, sc.shape.processes(), demand)
+		return fmt.Sprintf("open loop, %s, %d processes, %s",
+			sc.workload.title, sc.shape.processes(), demand)
 	case trafficTable:
-		return fmt.Sprintf("ordinary traffic, %s and pauses of %v, %s", sc.workload.title, sc.load.pause, throughText(sc.integration))
+		return fmt.Sprintf("ordinary traffic, %s and pauses of %v, %s",
+			sc.workload.title, sc.load.pause, throughText(sc.integration))
 	case coldTable:
 		return fmt.Sprintf("cold start, %s, %s", sc.workload.title, throughText(sc.integration))
 	case changesTable:
 		return fmt.Sprintf("changes of the fleet under load, %s, %d goroutines a process, %s",
 			sc.workload.title, sc.change.goroutines, throughText(sc.integration))
 	}
-	form := fmt.Sprintf("%d processes x %d goroutines", sc.shape.groups[0].Processes, sc.shape.groups[0].Goroutines)
+	first := sc.shape.groups[0]
+	form := fmt.Sprintf("%d processes x %d goroutines", first.Processes, first.Goroutines)
 	if sc.shape.uneven() {
-		g, m := sc.shape.groups[0], sc.shape.groups[1]
-		form = fmt.Sprintf("uneven demand: %d process x %d goroutines (greedy) and %d x %d (modest)", g.Processes, g.Goroutines, m.Processes, m.Goroutines)
+		m := sc.shape.groups[1]
+		form = fmt.Sprintf("uneven demand: %d process x %d goroutines (greedy) and %d x %d (modest)",
+			first.Processes, first.Goroutines, m.Processes, m.Goroutines)
 	}
 	return fmt.Sprintf("%s, %s, %s", throughText(sc.integration), sc.workload.title, form)
 }
@@ -101,22 +105,24 @@ func throughText(i integration) string {
 func (t *table) about() string {
 	switch t {
 	case openTable:
-		return "Operations arrive as a Poisson process, at a part of the rate that the capacity could serve (capacity / query time). " +
-			"No arrival waits for an earlier one, and latencies count from when the operation was to start. " +
-			fmt.Sprintf("An arrival is shed where its process has %d outstanding; shed ones are in no percentile, ", maxOutstanding) +
-			"and those outstanding at the end are in with the time that they have lasted. " +
-			"There is no p99.9 of fewer than 1,000 operations. " +
-			"Connects are the workers' own, those to PgBouncer included."
+		return fmt.Sprintf("Operations arrive as a Poisson process, at a part of the rate that the "+
+			"capacity could serve (capacity / query time). No arrival waits for an earlier one, and "+
+			"latencies count from when the operation was to start. A process sheds an arrival while "+
+			"it has %d outstanding; shed ones are in no percentile. Operations outstanding at the end "+
+			"are in, with the time that they have lasted. There is no p99.9 of fewer than 1,000 "+
+			"operations. Connects are the workers' own, those to PgBouncer included.", maxOutstanding)
 	case trafficTable:
-		return fmt.Sprintf("Each goroutine pauses before each query, for an exponential time of %v at the mean. ", pauseMean) +
-			"Connects are the workers' own, those to PgBouncer included."
+		return fmt.Sprintf("Each goroutine pauses before each query, for an exponential time with a "+
+			"mean of %v. Connects are the workers' own, those to PgBouncer included.", pauseMean)
 	case coldTable:
-		return "All processes have joined and have no connection when the load begins, in one instant. Steady is the last third of the time. " +
-			fmt.Sprintf("The time to steady is the end of the first %v that has %g of the steady throughput.", timelineWidth, steadyPart)
+		return fmt.Sprintf("All processes have joined and have no connection when the load begins, in "+
+			"one instant. Steady is the last third of the time. The time to steady is the end of the "+
+			"first %v that has %g of the steady throughput.", timelineWidth, steadyPart)
 	case changesTable:
-		return "Steady is the throughput before the first change. Lowest is the worst " + timelineWidth.String() + " after it; low is the longest time " +
-			fmt.Sprintf("below %g of steady. A process that leaves finishes what is under way. ", lowPart) +
-			"The static split is cut beforehand for the most processes that there are at once."
+		return fmt.Sprintf("Steady is the throughput before the first change. Lowest is the worst %v "+
+			"after it; low is the longest time below %g of steady. A process that leaves finishes "+
+			"its operations first. The static split is cut beforehand for the most processes that "+
+			"there are at once.", timelineWidth, lowPart)
 	}
 	return ""
 }
@@ -125,37 +131,50 @@ func (t *table) about() string {
 func (s section) columns(capacity int) [][]column {
 	name := column{"", func(c *cell) string { return c.spec.scenario.row() + ": " + c.title() }}
 	ops := column{"ops/s", func(c *cell) string { return c.show(opsPerSecond, withRange) }}
+	latencies := []column{{"p50 ms", median(latencyP50)}, {"p99", median(latencyP99)}}
+	longest := column{"max", highest(latencyMax)}
 	errs := column{"errors", median(operationsFailed)}
 	late := column{fmt.Sprintf("connects/s after %v", settled), median(connectsSettled)}
 	connects := column{"connects", median(connectsTotal)}
-	peak := column{fmt.Sprintf("peak backends (cap %d)", capacity), func(c *cell) string { return c.peak() }}
-	p50, p99, longest := column{"p50 ms", median(latencyP50)}, column{"p99", median(latencyP99)}, column{"max", highest(latencyMax)}
-	p99PgB := column{"p99 x PgB tx", func(c *cell) string { return ratioText(c.LatencyRatios, bouncerTx) }}
+	peak := column{fmt.Sprintf("peak backends (cap %d)", capacity), (*cell).peak}
+	overPgBouncer := column{"p99 x PgB tx", latencyRatioText(bouncerTx)}
+
+	var all []column
+	add := func(columns ...column) { all = append(all, columns...) }
+	add(name)
 	switch s.table {
 	case openTable:
-		return [][]column{{
-			name, {"offered/s", median(offeredPerSecond)}, ops, p50, p99, {"p99.9", median(latencyP999)}, longest,
-			{"p99 x uncapped", func(c *cell) string { return ratioText(c.LatencyRatios, uncapped) }}, p99PgB,
-			errs, {"shed", median(operationsShed)}, {"unfinished", median(operationsUnfinished)}, late, connects, peak,
-		}}
+		add(column{"offered/s", median(offeredPerSecond)}, ops)
+		add(latencies...)
+		add(column{"p99.9", median(latencyP999)}, longest)
+		add(column{"p99 x uncapped", latencyRatioText(uncapped)}, overPgBouncer, errs)
+		add(column{"shed", median(operationsShed)}, column{"unfinished", median(operationsUnfinished)})
+		add(late, connects, peak)
 	case trafficTable:
-		return [][]column{{
-			name, ops, {"x PgB tx", func(c *cell) string { return c.ratio(bouncerTx) }}, p50, p99, longest, p99PgB, errs, late, connects, peak,
-		}}
+		add(ops, column{"x PgB tx", func(c *cell) string { return c.ratio(bouncerTx) }})
+		add(latencies...)
+		add(longest, overPgBouncer, errs, late, connects, peak)
 	case coldTable:
-		return [][]column{{
-			name, {"ops in 1st s", func(c *cell) string { return c.show(firstSecondOps, withRange) }}, {"ms to steady", median(timeToSteadyMs)},
-			{"ops/s steady", median(steadyOps)}, p50, p99, longest, errs, connects, late,
-			{fmt.Sprintf("backends: mean after %v", settled), median(openSettled)}, peak,
-		}}
+		first := func(c *cell) string { return c.show(firstSecondOps, withRange) }
+		add(column{"ops in 1st s", first}, column{"ms to steady", median(timeToSteadyMs)})
+		add(column{"ops/s steady", median(steadyOps)})
+		add(latencies...)
+		add(longest, errs, connects, late)
+		add(column{fmt.Sprintf("backends: mean after %v", settled), median(openSettled)}, peak)
 	case changesTable:
-		return [][]column{{
-			name, {"ops/s steady", median(steadyOps)}, {"lowest", median(lowestOps)}, {"of steady", median(lowestToSteady)},
-			{"low for ms", highest(longestLow)}, p50, p99, longest, errs, connects, peak,
-		}}
+		add(column{"ops/s steady", median(steadyOps)}, column{"lowest", median(lowestOps)})
+		add(column{"of steady", median(lowestToSteady)}, column{"low for ms", highest(longestLow)})
+		add(latencies...)
+		add(longest, errs, connects, peak)
+	default:
+		both := columnsFor(s.groups[0], capacity)
+		return both[:]
 	}
-	both := columnsFor(s.groups[0], capacity)
-	return both[:]
+	return [][]column{all}
+}
+
+func latencyRatioText(to strategy) func(*cell) string {
+	return func(c *cell) string { return ratioText(c.LatencyRatios, to) }
 }
 
 func withRange(s spread) string {

@@ -28,8 +28,9 @@ const (
 
 // servers are what the cells run against.
 type servers struct {
-	// tight has little more room than the cap, and is for strategies that cap open connections, or nothing. A strategy that
-	// caps only the busy ones needs room for the idle, on roomy, and so does the ideal.
+	// tight has little more room than the cap, and is for strategies that cap open connections, or
+	// nothing. A strategy that caps only the busy ones needs room for the idle, on roomy, and so
+	// does the ideal.
 	tight, roomy *throwaway.Postgres
 	redis        *throwaway.Redis
 	redisClient  *redis.Client

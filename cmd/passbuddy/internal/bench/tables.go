@@ -10,7 +10,8 @@ import (
 // table is a part of the report: scenarios that are measured alike.
 type table struct {
 	name string
-	// warmup, duration and rounds are the defaults of its cells, and quick is the duration with -quick.
+	// warmup, duration and rounds are the defaults of its cells, and quick is the duration with
+	// -quick.
 	warmup, duration, quick time.Duration
 	rounds                  int
 	drain                   time.Duration // see fleet.Config.Drain
@@ -18,11 +19,26 @@ type table struct {
 
 // The tables, in the order of the report.
 var (
-	openTable      = &table{"open", settled, 5 * time.Second, 3 * time.Second, 1, time.Second}
-	trafficTable   = &table{"traffic", settled, 4 * time.Second, 3 * time.Second, 2, drainTime}
-	coldTable      = &table{"cold", 0, 6 * time.Second, 6 * time.Second, 2, drainTime}
-	changesTable   = &table{"changes", 2 * time.Second, 10 * time.Second, 8 * time.Second, 1, 2 * time.Second}
-	saturatedTable = &table{"saturated", 2 * time.Second, 2300 * time.Millisecond, 1500 * time.Millisecond, 2, drainTime}
+	openTable = &table{
+		name: "open", warmup: settled, duration: 5 * time.Second, quick: 3 * time.Second,
+		rounds: 1, drain: time.Second,
+	}
+	trafficTable = &table{
+		name: "traffic", warmup: settled, duration: 4 * time.Second, quick: 3 * time.Second,
+		rounds: 2, drain: drainTime,
+	}
+	coldTable = &table{
+		name: "cold", duration: 6 * time.Second, quick: 6 * time.Second,
+		rounds: 2, drain: drainTime,
+	}
+	changesTable = &table{
+		name: "changes", warmup: 2 * time.Second, duration: 10 * time.Second, quick: 8 * time.Second,
+		rounds: 1, drain: 2 * time.Second,
+	}
+	saturatedTable = &table{
+		name: "saturated", warmup: 2 * time.Second, duration: 2300 * time.Millisecond,
+		quick: 1500 * time.Millisecond, rounds: 2, drain: drainTime,
+	}
 
 	allTables = []*table{openTable, trafficTable, coldTable, changesTable, saturatedTable}
 )
@@ -58,7 +74,8 @@ func (sc scenario) inTable() *table {
 // among are the strategies of list that were chosen, or all of them if none was.
 func among(list, chosen []strategy) (both []strategy) {
 	for _, s := range list {
-		if chosen == nil || slices.ContainsFunc(chosen, func(c strategy) bool { return c.name == s.name }) {
+		named := func(c strategy) bool { return c.name == s.name }
+		if chosen == nil || slices.ContainsFunc(chosen, named) {
 			both = append(both, s)
 		}
 	}
@@ -93,7 +110,8 @@ func openPlan(chosen []strategy, quick bool) (plan []scenario) {
 		for _, skewed := range []bool{false, true} {
 			for _, percent := range percents {
 				plan = append(plan, scenario{
-					table: openTable, integration: fleet.Pgxpool, workload: w, shape: shape{"8", []group{{8, openPool}}},
+					table: openTable, integration: fleet.Pgxpool, workload: w,
+					shape:      shape{"8", []group{{8, openPool}}},
 					strategies: strategies, load: load{percent: percent, skewed: skewed},
 				})
 			}
@@ -112,14 +130,16 @@ func trafficPlan(chosen []strategy, quick bool) (plan []scenario) {
 		for _, text := range shapes {
 			plan = append(plan, scenario{
 				table: trafficTable, integration: i, workload: sleep2, shape: mustShape(text),
-				strategies: among([]strategy{perConn, bouncerTx}, chosen), load: load{pause: pauseMean},
+				strategies: among([]strategy{perConn, bouncerTx}, chosen),
+				load:       load{pause: pauseMean},
 			})
 		}
 	}
 	return plan
 }
 
-// coldPlan is processes that have all joined and have no connection yet when the load begins, in one instant.
+// coldPlan is processes that have all joined and have no connection yet when the load begins, in
+// one instant.
 func coldPlan(chosen []strategy, quick bool) (plan []scenario) {
 	shapes := []string{"8x40", "20x10", "40x5", "100x2"}
 	if quick {

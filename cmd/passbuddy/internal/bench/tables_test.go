@@ -254,7 +254,8 @@ func TestTimelinePictures(t *testing.T) {
 	}
 }
 
-// Each of the tables works, small: with figures, without failures, and with timelines where they belong.
+// Each of the tables works, small: with figures, without failures, and with timelines where they
+// belong.
 func TestBenchOfEveryTable(t *testing.T) {
 	needServers(t)
 	o := parse(t, "-cap", "4", "-duration", "800ms", "-warmup", "200ms", "-rounds", "1",

@@ -8,7 +8,8 @@ import (
 )
 
 const (
-	// timelineWidth is the resolution of timelines, and the length of the windows whose lowest is shown.
+	// timelineWidth is the resolution of timelines, and the length of the windows whose lowest is
+	// shown.
 	timelineWidth = 100 * time.Millisecond
 	// lowPart is the part of the steady throughput below which a fleet's users notice.
 	lowPart = 0.8
@@ -19,13 +20,13 @@ const (
 // timeline is what a run showed over its measured time, in bins of timelineWidth, as in the JSON.
 type timeline struct {
 	Operations []int64   `json:"operations"`
-	Backends   []float64 `json:"backends"`             // the mean of each bin; -1 without a sample
-	OnTheirWay []float64 `json:"on_their_way"`         // permits held, less backends; -1 without a sample; empty without permits
+	Backends   []float64 `json:"backends"`             // the mean of each bin; -1: no sample
+	OnTheirWay []float64 `json:"on_their_way"`         // permits held, less backends; as above
 	Changes    []float64 `json:"changes_ms,omitempty"` // when the fleet was to change
 }
 
-// sumBins adds the bins of all processes and joins as many neighbours as make one of the given width. A rest that is
-// shorter is left out.
+// sumBins adds the bins of all processes and joins as many neighbours as make one of the given
+// width. A rest that is shorter is left out.
 func sumBins(processes [][]int64, from, width time.Duration) []int64 {
 	per := max(1, int(width/from))
 	longest := 0
@@ -81,8 +82,8 @@ func longestBelow(bins []int64, bound float64, width time.Duration) time.Duratio
 	return time.Duration(longest) * width
 }
 
-// timeToSteady is the end of the first window of the given length, in bins of width, that had the given part of what is
-// steady, in operations per bin; all the time if there was none.
+// timeToSteady is the end of the first window of the given length, in bins of width, that had the
+// given part of what is steady, in operations per bin; all the time if there was none.
 func timeToSteady(bins []int64, steady, part float64, width, window time.Duration) time.Duration {
 	n := max(1, int(window/width))
 	var sum int64
@@ -98,7 +99,8 @@ func timeToSteady(bins []int64, steady, part float64, width, window time.Duratio
 	return time.Duration(len(bins)) * width
 }
 
-// meanSamples is the mean of the values between from and from + n bins, by bin; -1 where there is none.
+// meanSamples is the mean of the values between from and from + n bins, by bin; -1 where there is
+// none.
 func meanSamples(n int, from time.Duration, samples []heldSample) []float64 {
 	sums, counts := make([]float64, n), make([]int, n)
 	for _, s := range samples {
@@ -117,8 +119,12 @@ func meanSamples(n int, from time.Duration, samples []heldSample) []float64 {
 	return sums
 }
 
-// newTimeline puts together what was counted. Samples are since the begin, bins since the end of the warm-up.
-func newTimeline(ops []int64, warmup time.Duration, open []backends.Sample, held []heldSample, changes []time.Duration) *timeline {
+// newTimeline puts together what was counted. Samples are since the begin, bins since the end of
+// the warm-up.
+// Without held ones nothing is on its way.
+func newTimeline(
+	ops []int64, warmup time.Duration, open []backends.Sample, held []heldSample, changes []time.Duration,
+) *timeline {
 	var counts []heldSample
 	for _, s := range open {
 		counts = append(counts, heldSample{s.At, s.Open})
@@ -133,7 +139,8 @@ func newTimeline(ops []int64, warmup time.Duration, open []backends.Sample, held
 	t.OnTheirWay = meanSamples(len(ops), warmup, held)
 	for i := range t.OnTheirWay {
 		if t.OnTheirWay[i] >= 0 && t.Backends[i] >= 0 {
-			// The two counts are not of one instant, so a difference below 0 is theirs and not a permit's.
+			// The two counts are not of one instant, so a difference below 0 is theirs and not a
+			// permit's.
 			t.OnTheirWay[i] = math.Max(0, t.OnTheirWay[i]-t.Backends[i])
 		} else {
 			t.OnTheirWay[i] = -1
@@ -142,7 +149,8 @@ func newTimeline(ops []int64, warmup time.Duration, open []backends.Sample, held
 	return t
 }
 
-// addChange works out how the fleet's throughput stood its changes, the first of which was at first.
+// addChange works out how the fleet's throughput stood its changes, the first of which was at
+// first.
 func (m *measurement) addChange(ops []int64, first time.Duration) {
 	at := min(int(first/timelineWidth), len(ops))
 	perSecond := float64(time.Second / timelineWidth)
@@ -155,11 +163,13 @@ func (m *measurement) addChange(ops []int64, first time.Duration) {
 	m.Values[longestLow] = milliseconds(longestBelow(rest, lowPart*steady, timelineWidth))
 }
 
-// addColdStart works out how fast a fleet got going: fine are its operations in bins of width, from the load's begin on.
+// addColdStart works out how fast a fleet got going: fine are its operations in bins of width, from
+// the load's begin on.
 func (m *measurement) addColdStart(fine []int64, width time.Duration) {
 	second := min(int(time.Second/width), len(fine))
 	steady := meanOf(fine[len(fine)-len(fine)/3:])
 	m.Values[firstSecondOps] = meanOf(fine[:second]) * float64(second)
 	m.Values[steadyOps] = steady * float64(time.Second/width)
-	m.Values[timeToSteadyMs] = milliseconds(timeToSteady(fine, steady, steadyPart, width, timelineWidth))
+	took := timeToSteady(fine, steady, steadyPart, width, timelineWidth)
+	m.Values[timeToSteadyMs] = milliseconds(took)
 }

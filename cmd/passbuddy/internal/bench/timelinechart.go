@@ -9,7 +9,8 @@ import (
 	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/svg"
 )
 
-// A timeline's picture, in SVG user units: panels over one time axis, with a line for each strategy.
+// A timeline's picture, in SVG user units: panels over one time axis, with a line for each
+// strategy.
 const (
 	lineLeft   = 84.0
 	lineRight  = 1080.0
@@ -80,9 +81,12 @@ func drawTimeline(r *report, curves []curve) picture {
 		cap    bool
 	}
 	parts := []part{
-		{"backends (mean of 100 ms)", func(c curve) []float64 { return c.Backends }, capacity, true},
-		{"permits on their way: held, less backends", func(c curve) []float64 { return c.OnTheirWay }, 2, false},
-		{"operations per second", func(c curve) []float64 { return c.rates() }, 1, false},
+		{"backends (mean of 100 ms)",
+			func(c curve) []float64 { return c.Backends }, capacity, true},
+		{"permits on their way: held, less backends (mean of 100 ms)",
+			func(c curve) []float64 { return c.OnTheirWay }, 2, false},
+		{"operations per second",
+			func(c curve) []float64 { return c.rates() }, 1, false},
 	}
 	height := panelTop + float64(len(parts))*(panelTall+panelSpace) + 14
 	d := svg.New(chartWidth, int(height), "Timeline: "+title)
@@ -103,11 +107,12 @@ func drawTimeline(r *report, curves []curve) picture {
 		p.yMax *= 1.1
 		p.axes(part.label)
 		for _, at := range curves[0].Changes {
-			p.Printf(`<line x1="%.1f" y1="%.1f" x2="%.1[1]f" y2="%.1[3]f" stroke="%[4]s" stroke-dasharray="2 4" class="change"/>`,
-				p.x(at/1000), p.top, p.bottom, svg.Muted)
+			p.Printf(`<line x1="%.1f" y1="%.1f" x2="%.1[1]f" y2="%.1[3]f" stroke="%[4]s" `+
+				`stroke-dasharray="2 4" class="change"/>`, p.x(at/1000), p.top, p.bottom, svg.Muted)
 		}
 		if part.cap {
-			p.Printf(`<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1[2]f" stroke="%[4]s" stroke-width="2" stroke-dasharray="9 6" class="cap"/>`,
+			p.Printf(`<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1[2]f" stroke="%[4]s" `+
+				`stroke-width="2" stroke-dasharray="9 6" class="cap"/>`,
 				lineLeft, p.y(capacity), lineRight, svg.Ink)
 		}
 		for _, c := range curves {
@@ -115,7 +120,8 @@ func drawTimeline(r *report, curves []curve) picture {
 		}
 		p.top = p.bottom + panelSpace
 	}
-	d.Text((lineLeft+lineRight)/2, height-8, "middle", svg.Muted, "seconds of the measured time; dotted: a process joins, leaves or is replaced")
+	d.Text((lineLeft+lineRight)/2, height-8, "middle", svg.Muted,
+		"seconds of the measured time; dotted: a process joins, leaves or is replaced")
 	var document bytes.Buffer
 	_, _ = d.WriteTo(&document) // a bytes.Buffer does not fail
 	return picture{timelineName(curves[0].c), title, document.Bytes()}
@@ -132,7 +138,8 @@ func (t *timeline) rates() (rates []float64) {
 func legend(d *svg.Document, curves []curve) {
 	x := lineLeft
 	for _, c := range curves {
-		d.Printf(`<line x1="%.1f" y1="69" x2="%.1f" y2="69" stroke="%s" stroke-width="4"/>`, x, x+34, c.color)
+		d.Printf(`<line x1="%.1f" y1="69" x2="%.1f" y2="69" stroke="%s" stroke-width="4"/>`,
+			x, x+34, c.color)
 		d.Text(x+42, 74, "start", svg.Ink, c.c.title())
 		x += 320
 	}
@@ -167,7 +174,8 @@ func (p panel) line(values []float64, color string) {
 			continue
 		}
 		if !open {
-			p.Printf(`<polyline fill="none" stroke="%s" stroke-width="2" stroke-linejoin="round" points="`, color)
+			p.Printf(`<polyline fill="none" stroke="%s" stroke-width="2" `+
+				`stroke-linejoin="round" points="`, color)
 			open = true
 		}
 		p.Printf("%.1f,%.1f ", p.x((float64(i)+0.5)*timelineWidth.Seconds()), p.y(v))

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// schedule is a Poisson process: the gaps between arrivals are independent and exponential. Nobody who is late moves it,
-// because each arrival follows from the one before and not from the clock.
+// schedule is a Poisson process: the gaps between arrivals are independent and exponential. Nobody
+// who is late moves it, because each arrival follows from the one before and not from the clock.
 type schedule struct {
 	random  *rand.Rand
 	rate    float64 // arrivals per second
@@ -16,8 +16,8 @@ type schedule struct {
 	seconds float64 // of the last arrival, since the begin
 }
 
-// next is when the next arrival is, since the begin. During the ramp arrivals are left out at random, the more the
-// earlier, which makes a Poisson process of a lower rate.
+// next is when the next arrival is, since the begin. During the ramp arrivals are left out at
+// random, the more the earlier, which makes a Poisson process of a lower rate.
 func (s *schedule) next() time.Duration {
 	for {
 		s.seconds += s.random.ExpFloat64() / s.rate
@@ -27,13 +27,16 @@ func (s *schedule) next() time.Duration {
 	}
 }
 
-// arrive starts an operation for each arrival until the window ends or stop is done, and waits until all have ended. An
-// arrival that comes late, because the machine was busy, still counts from when it was to come.
+// arrive starts an operation for each arrival until the window ends or stop is done, and waits
+// until all have ended. An arrival that comes late, because the machine was busy, still counts from
+// when it was to come.
 func (w *worker) arrive(stop, queries context.Context) {
 	var outstanding sync.WaitGroup
 	defer outstanding.Wait()
 	slots := make(chan struct{}, w.cfg.Load.MaxOutstanding)
-	s := &schedule{random: rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64())), rate: w.cfg.Load.Rate, ramp: w.cfg.Load.Ramp.Seconds()}
+	load := w.cfg.Load
+	seed := rand.NewPCG(rand.Uint64(), rand.Uint64())
+	s := &schedule{random: rand.New(seed), rate: load.Rate, ramp: load.Ramp.Seconds()}
 	for {
 		intended := w.window.begin.Add(s.next())
 		if w.window.ends() && !intended.Before(w.window.until) {

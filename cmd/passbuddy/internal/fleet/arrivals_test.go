@@ -15,7 +15,8 @@ func testSchedule(rate, ramp float64) *schedule {
 	return &schedule{random: rand.New(rand.NewPCG(1, 2)), rate: rate, ramp: ramp}
 }
 
-// The gaps of a Poisson process are exponential: their deviation is their mean, and 1/e of them exceed it.
+// The gaps of a Poisson process are exponential: their deviation is their mean, and 1/e of them
+// exceed it.
 func TestScheduleIsPoisson(t *testing.T) {
 	const n, rate = 100_000, 200.0
 	s := testSchedule(rate, 0)
@@ -45,7 +46,8 @@ func TestScheduleIsPoisson(t *testing.T) {
 	}
 }
 
-// In a ramp the rate grows evenly: half as many arrive as without, three quarters of them in its second half.
+// In a ramp the rate grows evenly: half as many arrive as without, three quarters of them in its
+// second half.
 func TestScheduleRamps(t *testing.T) {
 	s := testSchedule(10_000, 4)
 	var first, second, after int
@@ -121,8 +123,9 @@ func runWorker(w *worker, stopAfter time.Duration) {
 	w.run(stop, discardReports())
 }
 
-// A pool that stands still for a second delays all that arrive meanwhile, and each delay counts from when the operation was
-// to start. A loop that waited for the first one would have found one slow operation.
+// A pool that stands still for a second delays all that arrive meanwhile, and each delay counts
+// from when the operation was to start. A loop that waited for the first one would have found one
+// slow operation.
 func TestOpenLoopCountsFromTheIntendedStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		now := time.Now()
@@ -150,7 +153,8 @@ func TestOpenLoopCountsFromTheIntendedStart(t *testing.T) {
 	})
 }
 
-// A generator that is late by half a second starts all overdue operations at once. Each counts from when it was to start.
+// A generator that is late by half a second starts all overdue operations at once. Each counts from
+// when it was to start.
 func TestLateArrivalsCountFromTheIntendedStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		begin := time.Now().Add(-500 * time.Millisecond)
@@ -185,7 +189,8 @@ func TestOpenLoopShedsBeyondItsBound(t *testing.T) {
 	})
 }
 
-// An operation that is late by the end of the window is in the percentiles with all of its time, but not in the throughput.
+// An operation that is late by the end of the window is in the percentiles with all of its time,
+// but not in the throughput.
 func TestOpenLoopWaitsForTheLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		now := time.Now()

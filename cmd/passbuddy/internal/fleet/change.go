@@ -7,8 +7,9 @@ import (
 	"syscall"
 )
 
-// Join starts one more worker while the others work, waits until it is ready, and lets it work for what is left of s.
-// The workers are numbered in the order in which they started, those of Start first.
+// Join starts one more worker while the others work, waits until it is ready, and lets it work for
+// what is left of s. The workers are numbered in the order in which they started, those of Start
+// first.
 //
 // Join, Leave and Finish are for one goroutine.
 func (f *Fleet) Join(ctx context.Context, cfg Config, s Span) error {
@@ -28,7 +29,8 @@ func (f *Fleet) Join(ctx context.Context, cfg Config, s Span) error {
 	return m.begin(s)
 }
 
-// Leave tells the worker of that number to end, and does not wait for it. Its final report is among Finish's.
+// Leave tells the worker of that number to end, and does not wait for it. Its final report is among
+// Finish's.
 func (f *Fleet) Leave(number int) error {
 	if err := f.members[number].cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		return fmt.Errorf("end worker %d: %w", number, err)

@@ -9,7 +9,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// Connects is how many connects a worker began, in bins of BinWidth from Since on. A connect that failed is among them.
+// Connects is how many connects a worker began, in bins of BinWidth from Since on. A connect that
+// failed is among them.
 type Connects struct {
 	Since time.Time
 	Bins  []int64 `json:",omitempty"`
@@ -33,8 +34,8 @@ func (c Connects) Total() (n int64) {
 	return n
 }
 
-// connectCounter counts a worker's connects in its pool's dial function, which both integrations have. The workers'
-// servers speak no TLS, so a connect dials once.
+// connectCounter counts a worker's connects in its pool's dial function, which both integrations
+// have. The workers' servers speak no TLS, so a connect dials once.
 type connectCounter struct {
 	since time.Time
 

@@ -154,7 +154,8 @@ type sqlPool struct {
 	sem io.Closer // nil without PassBuddy
 }
 
-// sqlConnector is stdlib's connector for the worker's connections, with the counter in its dial function.
+// sqlConnector is stdlib's connector for the worker's connections, with the counter in its dial
+// function.
 func sqlConnector(cfg Config, c *connectCounter) (driver.Connector, error) {
 	connCfg, err := pgx.ParseConfig(cfg.PostgresURL)
 	if err != nil {

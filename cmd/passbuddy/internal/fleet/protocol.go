@@ -50,10 +50,12 @@ type Config struct {
 	Capacity  int
 	Scope     string // of PassBuddy
 
-	// Load is how operations arrive. The zero value is a closed loop without pauses: each goroutine repeats the operation.
+	// Load is how operations arrive. The zero value is a closed loop without pauses: each goroutine
+	// repeats the operation.
 	Load Load
-	// Graceful makes a worker that is told to end before its span is over finish what is under way, callers that wait for
-	// a connection included, for as long as Drain allows. What is still under way then counts as failed.
+	// Graceful makes a worker that is told to end before its span is over finish what is under way,
+	// callers that wait for a connection included, for as long as Drain allows. What is still under
+	// way then counts as failed.
 	Graceful bool
 
 	// Drain is how long operations under way at the end may take to end by themselves.
@@ -79,22 +81,25 @@ const TransactionKeys = 10_000
 
 // Load says how operations arrive at a worker: in an open loop with a Rate, else in a closed one.
 type Load struct {
-	// Pause is the mean of an exponential pause of each goroutine before each operation: a closed loop with pauses.
+	// Pause is the mean of an exponential pause of each goroutine before each operation: a closed
+	// loop with pauses.
 	Pause time.Duration `json:",omitempty"`
-	// Rate is how many operations arrive per second, as a Poisson process: an open loop. No arrival waits for an earlier
-	// one, and latencies count from when the operation was to start. Config.Goroutines is of no interest then.
+	// Rate is how many operations arrive per second, as a Poisson process: an open loop. No arrival
+	// waits for an earlier one, and latencies count from when the operation was to start.
+	// Config.Goroutines is of no interest then.
 	Rate float64 `json:",omitempty"`
 	// Ramp is how long the rate of an open loop takes to grow from 0 to Rate.
 	Ramp time.Duration `json:",omitempty"`
-	// MaxOutstanding bounds the operations of an open loop that have arrived and not ended. An arrival beyond it is shed: it
-	// does nothing and is in Counts.Shed.
+	// MaxOutstanding bounds the operations of an open loop that have arrived and not ended. An
+	// arrival beyond it is shed: it does nothing and is in Counts.Shed.
 	MaxOutstanding int `json:",omitempty"`
 }
 
 func (l Load) open() bool { return l.Rate > 0 }
 
-// Span is when a run begins and which part of it counts. With Until, only the operations that end between From and
-// Until count, and the run is over at Until: so the workers' counts are of the same time, by the clock that they share.
+// Span is when a run begins and which part of it counts. With Until, only the operations that end
+// between From and Until count, and the run is over at Until: so the workers' counts are of the
+// same time, by the clock that they share.
 type Span struct {
 	Begin    time.Time // when the load begins; zero: at once
 	From     time.Time

@@ -155,8 +155,8 @@ func (w *worker) close() {
 	}
 }
 
-// repeat does one operation after the other until stop is done, with the load's pause before each and one after each
-// failure.
+// repeat does one operation after the other until stop is done, with the load's pause before each
+// and one after each failure.
 func (w *worker) repeat(stop, queries context.Context) {
 	served := false
 	for sleep(stop, time.Duration(rand.ExpFloat64()*float64(w.cfg.Load.Pause))) {
@@ -173,10 +173,11 @@ func (w *worker) repeat(stop, queries context.Context) {
 	}
 }
 
-// operate borrows a connection, does the operation, gives the connection back, and says whether it counted that. The
-// operation's time counts from began. At the end of the run a wait for a connection is given up and not counted, nor is
-// an operation that succeeds after it: the counts are divided by the length of the run. An open loop, and a worker that
-// ends gracefully, let waits go on for as long as queries.
+// operate borrows a connection, does the operation, gives the connection back, and says whether it
+// counted that. The operation's time counts from began. At the end of the run a wait for a
+// connection is given up and not counted, nor is an operation that succeeds after it: the counts
+// are divided by the length of the run. An open loop, and a worker that ends gracefully, let waits
+// go on for as long as queries.
 func (w *worker) operate(began time.Time, stop, queries context.Context) (counted bool, err error) {
 	open := w.cfg.Load.open()
 	waits := stop
@@ -200,8 +201,8 @@ func (w *worker) operate(began time.Time, stop, queries context.Context) (counte
 	if err != nil {
 		return false, err
 	}
-	// The latencies of an open loop are of what was to start in the window, however late that ended; those of a closed
-	// loop are of what ended in it.
+	// The latencies of an open loop are of what was to start in the window, however late that
+	// ended; those of a closed loop are of what ended in it.
 	timed, inTime := w.window.contains(began), w.window.contains(ended)
 	if !open {
 		if stop.Err() != nil && !(w.cfg.Graceful && inTime) {
@@ -223,7 +224,8 @@ func (w *worker) operate(began time.Time, stop, queries context.Context) (counte
 	return true, nil
 }
 
-// errAbandoned is the failure of an operation whose process ended gracefully, and could not wait for it any longer.
+// errAbandoned is the failure of an operation whose process ended gracefully, and could not wait
+// for it any longer.
 var errAbandoned = errors.New("the process ended before the operation did")
 
 // gaveUp takes in an operation that was under way when the run ended, or when its process had to.
@@ -240,7 +242,8 @@ func (w *worker) gaveUp(began, checkedOut time.Time) error {
 	return nil
 }
 
-// outstanding records an operation of an open loop that was given up at now, with the time that it had lasted by then.
+// outstanding records an operation of an open loop that was given up at now, with the time that it
+// had lasted by then.
 func (w *worker) outstanding(began, checkedOut, now time.Time) {
 	if !w.window.contains(began) {
 		return
