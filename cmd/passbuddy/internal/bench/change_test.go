@@ -8,8 +8,7 @@ import (
 	"time"
 )
 
-// Whatever the change, no slot is taken twice, and the fleet never has more workers than it has
-// slots.
+// In no change is a slot taken twice, and the fleet never has more workers than slots.
 func TestChangesKeepToTheirSlots(t *testing.T) {
 	for _, c := range []struct {
 		*change

@@ -10,7 +10,7 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// heldSample is how many there were of something at a time since the begin of the run.
+// heldSample is a count, of permits or of backends, at a time since the begin of the run.
 type heldSample struct {
 	at   time.Duration
 	held int

@@ -78,7 +78,7 @@ func (sc scenario) row() string {
 	return ""
 }
 
-// lead is what stands before the row in a picture's title.
+// lead begins a picture's title, before the row.
 func (sc scenario) lead() string {
 	if sc.change != nil {
 		return "Under load:"

@@ -17,7 +17,7 @@ const (
 	steadyPart = 0.9
 )
 
-// timeline is what a run showed over its measured time, in bins of timelineWidth, as in the JSON.
+// timeline is the course of a run over its measured time, in bins of timelineWidth, as in the JSON.
 type timeline struct {
 	Operations []int64   `json:"operations"`
 	Backends   []float64 `json:"backends"`             // the mean of each bin; -1: no sample
@@ -82,8 +82,9 @@ func longestBelow(bins []int64, bound float64, width time.Duration) time.Duratio
 	return time.Duration(longest) * width
 }
 
-// timeToSteady is the end of the first window of the given length, in bins of width, that had the
-// given part of what is steady, in operations per bin; all the time if there was none.
+// timeToSteady is when throughput first reached a part of steady, which is in operations per bin. It is
+// the end of the first window of the given length, in bins of width, that had as many. Without such a
+// window it is all the time.
 func timeToSteady(bins []int64, steady, part float64, width, window time.Duration) time.Duration {
 	n := max(1, int(window/width))
 	var sum int64
