@@ -2,8 +2,8 @@
 // the same machine.
 //
 // A cell is one strategy at one workload in one shape of fleet. Every cell is run once in each round. What is compared
-// with one another runs one right after the other, and in another order in each round: so whatever else the machine does
-// meets them all.
+// with one another runs one right after the other, in an order that differs from round to round and from comparison to
+// comparison: so whatever else the machine does meets them all.
 package bench
 
 import (
@@ -82,12 +82,12 @@ func (r *report) run(ctx context.Context, o Options, s *servers, status io.Write
 		rounds = max(rounds, o.timedAs(c.spec.scenario).rounds)
 	}
 	for round := 1; round <= rounds; round++ {
-		for _, group := range r.groups() {
+		for g, group := range r.groups() {
 			if round > o.timedAs(group[0].spec.scenario).rounds {
 				continue
 			}
 			for i := range group {
-				c := group[(i+round-1)%len(group)]
+				c := group[(i+round-1+g)%len(group)]
 				if c.Note != "" {
 					continue
 				}

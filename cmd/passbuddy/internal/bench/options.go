@@ -74,8 +74,8 @@ Without -integration, -workloads and -shapes every comparison of docs/BENCHMARKS
   changes    a rolling deploy, scale-out and scale-in under load
   saturated  goroutines that never pause
 
-With one of them, the saturated table has all combinations of what they name, where those left out mean pgxpool, all
-workloads, and 4x50,16x12,40x5,uneven; other tables are run only where -tables names them.
+With -integration, -workloads or -shapes the saturated table has all combinations of the values given. The default
+values are then pgxpool, all workloads, and 4x50,16x12,40x5,uneven. Other tables are run only where -tables names them.
 
 Flags:`)
 		flags.SetOutput(help)
