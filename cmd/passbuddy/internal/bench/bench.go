@@ -2,8 +2,8 @@
 // the same machine.
 //
 // A cell is one strategy at one workload in one shape of fleet. Every cell is run once in each round. What is compared
-// with one another runs one right after the other, and in another order in each round: so whatever else the machine does
-// meets them all.
+// with one another runs one right after the other, in an order that differs from round to round and from comparison to
+// comparison: so whatever else the machine does meets them all.
 package bench
 
 import (
@@ -37,7 +37,7 @@ func Run(ctx context.Context, o Options, out, status io.Writer) (err error) {
 		Schema: schema, Started: started.UTC().Truncate(time.Second), Machine: describeMachine(ctx, s),
 		Settings: settingsOf(o, s), Cells: newCells(o, s),
 	}
-	introduce(out, r)
+	introduce(out, r, o)
 	err = r.run(ctx, o, s, status)
 	r.Seconds = time.Since(started).Seconds()
 	if r.empty() {
@@ -48,23 +48,24 @@ func Run(ctx context.Context, o Options, out, status io.Writer) (err error) {
 	return errors.Join(err, writeFiles(out, o, r), r.broken())
 }
 
-// runs are the cells that are run, in each round.
-func (r *report) runs() (n int) {
+// runs is how many times cells are run, and about how long that takes.
+func (r *report) runs(o Options) (n int, takes time.Duration) {
 	for _, c := range r.Cells {
 		if c.Note == "" {
-			n++
+			as := o.timedAs(c.spec.scenario)
+			n += as.rounds
+			takes += time.Duration(as.rounds) * (as.warmup + as.duration + overhead)
 		}
 	}
-	return n
+	return n, takes
 }
 
-func introduce(out io.Writer, r *report) {
-	each := time.Duration((r.Settings.WarmupSeconds+r.Settings.DurationSeconds)*float64(time.Second)) + overhead
-	runs := r.runs() * r.Settings.Rounds
-	fmt.Fprintf(out, "%d comparisons, %d cells in each of %d rounds, cap %d: about %v. Ctrl-C ends it and shows what there is.\n",
-		len(r.groups()), r.runs(), r.Settings.Rounds, r.Settings.Capacity, (time.Duration(runs) * each).Round(time.Second))
+func introduce(out io.Writer, r *report, o Options) {
+	runs, takes := r.runs(o)
+	fmt.Fprintf(out, "%d comparisons, %d cells, %d runs of them, cap %d: about %v. Ctrl-C ends it and shows what there is.\n",
+		len(r.groups()), len(r.Cells), runs, r.Settings.Capacity, takes.Round(time.Second))
 	fmt.Fprintln(out, r.Machine)
-	if caution := r.Machine.caution(); caution != "" {
+	for _, caution := range r.Machine.cautions() {
 		fmt.Fprintln(out, caution)
 	}
 	fmt.Fprintf(out, "Queries are sent in %s.\n", r.Settings.execModeText())
@@ -75,11 +76,18 @@ func (r *report) run(ctx context.Context, o Options, s *servers, status io.Write
 	line := show.NewStatusLine(status)
 	defer line.End()
 	started := time.Now()
-	done, total, failures := 0, r.runs()*o.rounds, 0
-	for round := 1; round <= o.rounds; round++ {
-		for _, group := range r.groups() {
+	done, failures, rounds := 0, 0, 0
+	total, _ := r.runs(o)
+	for _, c := range r.Cells {
+		rounds = max(rounds, o.timedAs(c.spec.scenario).rounds)
+	}
+	for round := 1; round <= rounds; round++ {
+		for g, group := range r.groups() {
+			if round > o.timedAs(group[0].spec.scenario).rounds {
+				continue
+			}
 			for i := range group {
-				c := group[(i+round-1)%len(group)]
+				c := group[(i+round-1+g)%len(group)]
 				if c.Note != "" {
 					continue
 				}

@@ -53,8 +53,8 @@ func TestBench(t *testing.T) {
 	o := parse(t, "-cap", "3", "-duration", "300ms", "-warmup", "200ms", "-rounds", "1",
 		"-json", filepath.Join(t.TempDir(), "bench.json"), "-svg", filepath.Join(t.TempDir(), "pictures"))
 	o.plan = []scenario{
-		{fleet.Pgxpool, select1, mustShape("2x2"), allStrategies},
-		{fleet.SQL, threeSteps, mustShape("1x4+1x1"), []strategy{perConn}},
+		{integration: fleet.Pgxpool, workload: select1, shape: mustShape("2x2"), strategies: allStrategies},
+		{integration: fleet.SQL, workload: threeSteps, shape: mustShape("1x4+1x1"), strategies: []strategy{perConn}},
 	}
 	var out, status bytes.Buffer
 	if err := Run(testContext(t), o, &out, &status); err != nil {

@@ -24,6 +24,7 @@ const (
 
 // runCell does the work of one cell once. When it returns, its processes and backends are gone.
 func runCell(ctx context.Context, o Options, s *servers, sp spec) (m measurement, err error) {
+	o = o.timedAs(sp.scenario)
 	postgres := s.postgresFor(sp.strategy)
 	sampler, err := connectSampler(ctx, postgres)
 	if err != nil {
@@ -48,30 +49,36 @@ func runCell(ctx context.Context, o Options, s *servers, sp spec) (m measurement
 		defer func() { err = errors.Join(err, bouncer.Stop()) }()
 		target, parts.pgBouncer = bouncer.URL(), bouncer.PID()
 	}
-	configs, err := s.workers(target, sp)
+	configs, err := s.workers(target, sp, o.warmup)
 	if err != nil {
 		return m, err
 	}
-	f, err := fleet.Start(ctx, configs)
+	f, err := fleet.Start(ctx, sp.scenario.startingWith(configs))
 	if err != nil {
 		return m, err
 	}
 	defer f.Kill()
 	parts.fleet = f.PIDs()
 
-	start := time.Now()
-	stopSampling := sampler.Start(ctx, start)
-	from := start.Add(o.warmup)
-	until := from.Add(o.duration)
+	span := o.spanFor(sp)
+	stopSampling := sampler.Start(ctx, span.Begin)
+	stopHeld := func() ([]heldSample, error) { return nil, nil }
+	if sp.scenario.drawn() && sp.strategy.guard == fleet.PassBuddy {
+		stopHeld = sampleHeld(ctx, s.redisClient, configs[0].Semaphore, span.Begin)
+	}
 	var before, after counters
-	err = f.BeginWindow(from, until)
+	err = f.BeginSpan(span)
 	if err == nil {
-		before, err = s.countersAt(ctx, from, admin, parts)
+		before, err = s.countersAt(ctx, span.From, admin, parts)
+	}
+	if err == nil && sp.scenario.change != nil {
+		err = sp.scenario.change.apply(ctx, f, configs, span)
 	}
 	if err == nil {
-		after, err = s.countersAt(ctx, until, admin, parts)
+		after, err = s.countersAt(ctx, span.Until, admin, parts)
 	}
-	if err != nil {
+	held, heldErr := stopHeld()
+	if err := errors.Join(err, heldErr); err != nil {
 		return m, errors.Join(err, stopSampling())
 	}
 	reports, err := f.Finish()
@@ -82,25 +89,48 @@ func runCell(ctx context.Context, o Options, s *servers, sp spec) (m measurement
 	if err != nil {
 		return m, err
 	}
-	m.addCounters(o.duration, before, after)
+	// Where the course is drawn, counting the permits adds to Redis's commands, and the CPU time of
+	// workers that joined or left would be missing.
+	if !sp.scenario.drawn() {
+		m.addCounters(o.duration, before, after)
+	}
+	m.addConnects(reports, span)
 	m.addSamples(sampler.Taken(), o) // up to the last worker's end, so joining and shutdown are watched too
+	m.addTimeline(sp, o, span, reports, sampler.Taken(), held)
 	return m, s.cleanUp(ctx, sp, postgres, sampler)
+}
+
+// coldBins is the resolution of a cold start's operations.
+const coldBins = 10 * time.Millisecond
+
+// leadTime is how long the workers of a cold start, and of an open loop, have to hear of the start
+// before it.
+const leadTime = 100 * time.Millisecond
+
+// spanFor is when a cell's load begins and which part of it counts.
+func (o Options) spanFor(sp spec) fleet.Span {
+	span := fleet.Span{Begin: time.Now()}
+	if sp.scenario.table == coldTable || sp.scenario.table == openTable {
+		span.Begin = span.Begin.Add(leadTime)
+	}
+	if sp.scenario.table == coldTable {
+		span.BinWidth = coldBins
+	}
+	span.From = span.Begin.Add(o.warmup)
+	span.Until = span.From.Add(o.duration)
+	return span
 }
 
 // countersAt reads the counters at t, or a little later on a machine that is busy.
 func (s *servers) countersAt(ctx context.Context, t time.Time, admin *pgx.Conn, parts cpuParts) (counters, error) {
-	timer := time.NewTimer(time.Until(t))
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return s.readCounters(ctx, admin, parts)
-	case <-ctx.Done():
-		return counters{}, ctx.Err()
+	if err := waitUntil(ctx, t); err != nil {
+		return counters{}, err
 	}
+	return s.readCounters(ctx, admin, parts)
 }
 
 // workers configures the fleet's processes.
-func (s *servers) workers(target string, sp spec) ([]fleet.Config, error) {
+func (s *servers) workers(target string, sp spec, warmup time.Duration) ([]fleet.Config, error) {
 	url, err := s.workerURL(target, sp.strategy)
 	if err != nil {
 		return nil, err
@@ -108,31 +138,40 @@ func (s *servers) workers(target string, sp spec) ([]fleet.Config, error) {
 	base := fleet.Config{
 		PostgresURL: url,
 		Operation:   sp.scenario.workload.operation,
-		Integration: string(sp.scenario.integration),
+		Integration: string(sp.integration()),
 		Guard:       sp.strategy.guard,
 		RedisURL:    s.redis.URL(),
 		Semaphore:   semaphoreName(),
 		Capacity:    sp.capacity,
 		Scope:       sp.strategy.scope,
-		Drain:       drainTime,
+		Drain:       sp.scenario.inTable().drain,
 		Closing:     closingTime,
+		Graceful:    sp.scenario.change != nil,
 	}
 	var configs []fleet.Config
-	maxConns := sp.pools()
+	maxConns, loads := sp.pools(), sp.loads(warmup/2)
 	for _, g := range sp.groups() {
 		for range g.Processes {
 			cfg := base
-			cfg.Goroutines, cfg.MaxConns = g.Goroutines, maxConns[len(configs)]
+			cfg.Goroutines, cfg.MaxConns, cfg.Load = g.Goroutines, maxConns[len(configs)], loads[len(configs)]
 			configs = append(configs, cfg)
 		}
 	}
 	return configs, nil
 }
 
+// startingWith are the configs of the workers that are there from the start.
+func (sc scenario) startingWith(configs []fleet.Config) []fleet.Config {
+	if sc.change != nil {
+		return configs[:sc.change.before]
+	}
+	return configs
+}
+
 // cleanUp leaves nothing of the cell in Postgres. Connections that clients gave up while they were being opened take
 // up slots for a while, and are in no statistics: after the strategy that makes such, the server is restarted.
 func (s *servers) cleanUp(ctx context.Context, sp spec, p *throwaway.Postgres, sampler *backends.Sampler) error {
-	if sp.strategy.caps == capsNone {
+	if sp.strategy.caps == capsNone && !sp.strategy.ideal {
 		return p.Restart(ctx)
 	}
 	return sampler.AwaitQuiet(ctx)
@@ -145,6 +184,7 @@ type measurement struct {
 	Values     map[string]float64 `json:"values,omitempty"`
 	PerProcess []int64            `json:"operations_by_process,omitempty"`
 	Failures   map[string]int64   `json:"failures,omitempty"` // of operations, by their text; refusals for lack of room are only counted
+	Timeline   *timeline          `json:"timeline,omitempty"` // of cold starts and changes
 }
 
 // measure works out what the workers' reports say.
@@ -170,6 +210,10 @@ func measure(sp spec, o Options, reports []fleet.Report) (measurement, error) {
 	v[operationsFailed] = float64(sum.Errors())
 	v[operationsRefused] = float64(sum.Refused)
 	v[goroutinesServed] = float64(served)
+	if sp.scenario.load.percent > 0 {
+		v[offeredPerSecond] = sp.offered()
+		v[operationsShed], v[operationsUnfinished] = float64(sum.Shed), float64(sum.Unfinished)
+	}
 	v[worstWindowOps] = float64(worstWindow(bins, fleet.BinWidth, progressWindow))
 	v[longestGap] = milliseconds(gap)
 	if err := m.addLatency("", reports); err != nil {
@@ -207,7 +251,10 @@ func (m *measurement) addLatency(prefix string, reports []fleet.Report) error {
 	for _, p := range []struct {
 		name string
 		of   float64
-	}{{"p50", 50}, {"p99", 99}, {"max", 100}} {
+	}{{"p50", 50}, {"p99", 99}, {"p999", 99.9}, {"max", 100}} {
+		if p.of > 99 && p.of < 100 && total.Count() < 1000 {
+			continue // it would be the longest of them
+		}
 		m.Values[prefix+"latency_"+p.name+"_ms"] = milliseconds(total.Percentile(p.of))
 		m.Values[prefix+"wait_"+p.name+"_ms"] = milliseconds(wait.Percentile(p.of))
 	}
@@ -244,11 +291,55 @@ func (m *measurement) addCounters(d time.Duration, before, after counters) {
 	}
 }
 
+// addConnects takes in the workers' own counts, which know of connects to PgBouncer too.
+func (m *measurement) addConnects(reports []fleet.Report, span fleet.Span) {
+	var total, late int64
+	from := span.Begin.Add(settled)
+	for _, r := range reports {
+		total += r.Connects.Between(time.Time{}, span.Until) // later ones only cancel queries
+		late += r.Connects.Between(from, span.Until)
+	}
+	m.Values[connectsTotal] = float64(total)
+	if seconds := span.Until.Sub(from).Seconds(); seconds > 0 {
+		m.Values[connectsSettled] = float64(late) / seconds
+	}
+}
+
+// addTimeline takes in how a scenario went that is about its course.
+func (m *measurement) addTimeline(sp spec, o Options, span fleet.Span, reports []fleet.Report, open []backends.Sample, held []heldSample) {
+	if !sp.scenario.drawn() {
+		return
+	}
+	width := span.BinWidth
+	if width == 0 {
+		width = fleet.BinWidth
+	}
+	var bins [][]int64
+	for _, r := range reports {
+		bins = append(bins, r.Progress.Bins)
+	}
+	ops := sumBins(bins, width, timelineWidth)
+	var changes []time.Duration
+	if c := sp.scenario.change; c != nil {
+		changes = c.times(o.duration)
+		m.addChange(ops, changes[0])
+	} else {
+		m.addColdStart(sumBins(bins, width, width), width)
+	}
+	m.Timeline = newTimeline(ops, o.warmup, open, held, changes)
+}
+
+// drawn says whether the scenario is about its course, which a picture shows.
+func (sc scenario) drawn() bool { return sc.table == coldTable || sc.table == changesTable }
+
 // addSamples takes peaks over all samples, and means over those of the time that is measured.
 func (m *measurement) addSamples(samples []backends.Sample, o Options) {
-	var open, busy, n int
+	var open, busy, n, late, lateOpen int
 	v := m.Values
 	for _, s := range samples {
+		if s.At >= settled && s.At < o.warmup+o.duration {
+			late, lateOpen = late+1, lateOpen+s.Open
+		}
 		v[openPeak] = max(v[openPeak], float64(s.Open))
 		v[busyPeak] = max(v[busyPeak], float64(s.Busy))
 		if s.At >= o.warmup && s.At < o.warmup+o.duration {
@@ -256,6 +347,9 @@ func (m *measurement) addSamples(samples []backends.Sample, o Options) {
 		}
 	}
 	v[samplesTaken] = float64(len(samples))
+	if late > 0 {
+		v[openSettled] = float64(lateOpen) / float64(late)
+	}
 	if n > 0 {
 		v[openMean], v[busyMean] = float64(open)/float64(n), float64(busy)/float64(n)
 	}
@@ -266,5 +360,9 @@ func (sp spec) String() string {
 	if sp.control {
 		control = " (modest alone)"
 	}
-	return fmt.Sprintf("%s %s %s%s %s", sp.scenario.integration, sp.scenario.workload.name, sp.scenario.shape.name, control, sp.strategy.name)
+	load := ""
+	if text := sp.scenario.load.String(); text != "" {
+		load = " (" + text + ")"
+	}
+	return fmt.Sprintf("%s %s %s%s%s %s", sp.scenario.integration, sp.scenario.workload.name, sp.scenario.shape.name, load, control, sp.strategy.name)
 }

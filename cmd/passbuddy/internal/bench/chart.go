@@ -39,8 +39,13 @@ type picture struct {
 
 func pictureName(c *cell) string { return fmt.Sprintf("%s-%s.svg", c.Integration, c.Workload) }
 
-// drawPictures draws one for each integration and workload.
-func drawPictures(r *report) (pictures []picture) {
+// drawPictures draws one for each integration and workload of the saturated table, and one for each
+// scenario that is about its course.
+func drawPictures(r *report) []picture {
+	return append(drawTimelines(r), drawBars(r)...)
+}
+
+func drawBars(r *report) (pictures []picture) {
 	var groups [][]*cell
 	flush := func() {
 		if len(groups) > 0 {
@@ -49,6 +54,9 @@ func drawPictures(r *report) (pictures []picture) {
 		}
 	}
 	for _, group := range r.groups() {
+		if group[0].Table != "" {
+			continue
+		}
 		if len(groups) > 0 && pictureName(groups[0][0]) != pictureName(group[0]) {
 			flush()
 		}
@@ -96,7 +104,7 @@ func drawPicture(r *report, groups [][]*cell) picture {
 	b.Document = svg.New(chartWidth, height, "Benchmark: "+title)
 	b.Heading(nameLeft, 38, fmt.Sprintf("%s, cap %d", title, r.Settings.Capacity))
 	b.Text(nameLeft, 62, "start", svg.Muted, fmt.Sprintf("%s, the thin line from the lowest to the highest; served: goroutines with a success; %s, %d cores",
-		mediansOf(r.Settings.Rounds), r.Machine.CPU, r.Machine.Cores))
+		mediansOf(r.rounds()), r.Machine.CPU, r.Machine.Cores))
 	b.axes(float64(height - chartFoot))
 	for _, group := range groups {
 		b.y += headHeight

@@ -47,14 +47,14 @@ func inspect(t *testing.T, document []byte) (text string, bars int) {
 
 func TestPictures(t *testing.T) {
 	r := testReport(t, parse(t))
-	pictures := drawPictures(r)
+	pictures := drawBars(r)
 	var files []string
 	for _, p := range pictures {
 		files = append(files, p.name)
 		text, bars := inspect(t, p.document)
 		want := 0
 		for _, c := range r.Cells {
-			if pictureName(c) == p.name && c.measured() {
+			if c.Table == "" && pictureName(c) == p.name && c.measured() {
 				want++
 			}
 		}

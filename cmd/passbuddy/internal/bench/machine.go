@@ -20,6 +20,7 @@ type machine struct {
 	OS        string `json:"os"`
 	Kernel    string `json:"kernel"`
 	Load      string `json:"load_average_at_start,omitempty"` // more than a few tenths: others were at work too
+	Autogroup bool   `json:"sched_autogroup,omitempty"`       // Linux shares the CPU out by session
 	Go        string `json:"go"`
 	Postgres  string `json:"postgres"`
 	Redis     string `json:"redis"`
@@ -29,6 +30,17 @@ type machine struct {
 // busyLoad is the load average from which on others were at work, per core.
 const busyLoad = 0.5
 
+// cautions are what a reader should know of the figures.
+func (m machine) cautions() (texts []string) {
+	if text := m.caution(); text != "" {
+		texts = append(texts, text)
+	}
+	if m.Autogroup {
+		texts = append(texts, autogroupText)
+	}
+	return texts
+}
+
 // caution says that the figures are rough, if they are.
 func (m machine) caution() string {
 	if load, err := strconv.ParseFloat(m.Load, 64); err == nil && load > busyLoad*float64(m.Cores) {
@@ -36,6 +48,12 @@ func (m machine) caution() string {
 	}
 	return ""
 }
+
+// autogroupText says what a CPU that is shared out by session means here. PostgreSQL makes a
+// session of each backend; all else that the benchmarks start is in theirs.
+const autogroupText = "The kernel shares the CPU out by session (kernel.sched_autogroup_enabled is 1). Each " +
+	"backend of Postgres is a session of its own; the workers, PgBouncer and Redis are in one together, so " +
+	"where the CPU is short each backend may get as much of it as all of those."
 
 func describeMachine(ctx context.Context, s *servers) machine {
 	m := machine{
@@ -51,6 +69,8 @@ func describeMachine(ctx context.Context, s *servers) machine {
 		if load, err := os.ReadFile("/proc/loadavg"); err == nil {
 			m.Load, _, _ = strings.Cut(string(load), " ")
 		}
+		autogroup, _ := os.ReadFile("/proc/sys/kernel/sched_autogroup_enabled")
+		m.Autogroup = strings.TrimSpace(string(autogroup)) == "1"
 	case "darwin":
 		m.CPU = or(command(ctx, "sysctl", "-n", "machdep.cpu.brand_string"), m.CPU)
 		m.OS = "macOS " + command(ctx, "sw_vers", "-productVersion")

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"unicode/utf8"
 )
 
 // What stands between the marks of a document is replaced; the rest is its author's.
@@ -39,42 +41,92 @@ func markdown(path, pictureFolder string, pictures []picture, r *report) string 
 	var text strings.Builder
 	fmt.Fprintf(&text, "\nRun of %s, %.0f minutes.\n\n", r.Started.Format("2006-01-02 15:04 MST"), r.Seconds/60)
 	fmt.Fprintf(&text, "- Machine: %s.\n", r.Machine)
-	fmt.Fprintf(&text, "- Cap %d; rounds: %d; %gs measured in each cell after %gs of warm-up; queries in %s.\n",
-		r.Settings.Capacity, r.Settings.Rounds, r.Settings.DurationSeconds, r.Settings.WarmupSeconds, r.Settings.execModeText())
-	if caution := r.Machine.caution(); caution != "" {
-		fmt.Fprintf(&text, "- %s\n", caution)
+	fmt.Fprintf(&text, "- Cap %d; queries in %s.\n", r.Settings.Capacity, r.Settings.execModeText())
+	for _, t := range allTables {
+		if r.shows(t) {
+			fmt.Fprintf(&text, "- %s\n", r.Settings.Tables[t.name].text(t))
+		}
+	}
+	for _, caution := range r.Machine.cautions() {
+		fmt.Fprintf(&text, "- %s\n", strings.ReplaceAll(wrap(caution), "\n", "\n  "))
 	}
 	if !r.Complete {
 		text.WriteString("- The run is not complete: some cells have fewer rounds, or none.\n")
 	}
-	if len(r.Targets) > 0 {
-		text.WriteString("\n### Targets\n\n")
-		rows := [][]string{{"what", "want", "median", "lowest..highest", "", ""}}
-		for _, t := range r.Targets {
-			rows = append(rows, t.row())
-		}
-		writeMarkdownTable(&text, rows)
-	}
+	link := func(p picture) string { return linkTo(path, filepath.Join(pictureFolder, p.name)) }
+	targets := sync.OnceFunc(func() { writeTargets(&text, r.Targets) })
+	var last *table
 	about := "" // the picture's section
-	for _, group := range r.groups() {
-		if key := pictureName(group[0]); key != about {
+	for _, s := range r.sections() {
+		if s.table != openTable { // which comes first
+			targets()
+		}
+		if s.table != last {
+			last = s.table
+			if explained := s.table.about(); explained != "" {
+				fmt.Fprintf(&text, "\n### Table %s\n\n%s\n", s.table.name, wrap(explained))
+			}
+		}
+		if key := pictureName(s.groups[0][0]); s.table == saturatedTable && key != about {
 			about = key
 			for _, p := range pictures {
 				if p.name == key {
-					fmt.Fprintf(&text, "\n### %s\n\n![%[1]s](%s)\n", p.title, linkTo(path, filepath.Join(pictureFolder, p.name)))
+					fmt.Fprintf(&text, "\n### %s\n\n![%[1]s](%s)\n", p.title, link(p))
 				}
 			}
 		}
-		fmt.Fprintf(&text, "\n#### %s\n\n", heading(group))
-		for _, columns := range columnsFor(group, r.Settings.Capacity) {
-			writeMarkdownTable(&text, tableOf(group, columns))
+		fmt.Fprintf(&text, "\n#### %s\n\n", s.title)
+		for _, columns := range s.columns(r.Settings.Capacity) {
+			writeMarkdownTable(&text, tableOf(s.cells(), columns))
 			text.WriteString("\n")
 		}
-		for _, c := range group {
-			if !c.measured() {
-				text.WriteString(noteOf(c) + "\n\n")
+		for _, note := range s.notes() {
+			text.WriteString(note + "\n\n")
+		}
+		for _, group := range s.groups {
+			for _, p := range pictures {
+				if group[0].spec.scenario.drawn() && p.name == timelineName(group[0]) {
+					fmt.Fprintf(&text, "![%s](%s)\n\n", p.title, link(p))
+				}
 			}
 		}
+	}
+	targets()
+	return text.String()
+}
+
+func writeTargets(text *strings.Builder, targets []target) {
+	if len(targets) == 0 {
+		return
+	}
+	text.WriteString("\n### Targets\n\n")
+	rows := [][]string{{"what", "want", "median", "lowest..highest", "", ""}}
+	for _, t := range targets {
+		rows = append(rows, t.row())
+	}
+	writeMarkdownTable(text, rows)
+}
+
+// columnLimit is how long the document's lines of text are at most, less the indent of a list.
+const columnLimit = 98
+
+// wrap breaks a paragraph into lines.
+func wrap(paragraph string) string {
+	var text strings.Builder
+	column := 0
+	for word := range strings.FieldsSeq(paragraph) {
+		n := utf8.RuneCountInString(word)
+		switch {
+		case column == 0:
+		case column+1+n > columnLimit:
+			text.WriteByte('\n')
+			column = 0
+		default:
+			text.WriteByte(' ')
+			column++
+		}
+		text.WriteString(word)
+		column += n
 	}
 	return text.String()
 }

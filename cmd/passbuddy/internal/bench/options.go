@@ -4,7 +4,9 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -32,34 +34,48 @@ type Options struct {
 	json     string
 	svg      string
 	markdown string
+
+	quick bool
+	given map[string]bool // flags that were on the command line
 }
 
 // ParseOptions reads the flags, and refuses values that cannot work by the name of their flag.
 func ParseOptions(args []string, help io.Writer) (Options, error) {
 	var o Options
-	var integrations, strategies, workloads, shapes string
-	var quick bool
+	var tables, match, integrations, strategies, workloads, shapes string
 	flags := flag.NewFlagSet("passbuddy bench", flag.ContinueOnError)
+	flags.StringVar(&tables, "tables", "", "`list` of: "+names(allTables)+" (default all; with -quick saturated)")
+	flags.StringVar(&match, "match", "", "`regexp`: only comparisons whose heading matches it")
 	flags.StringVar(&integrations, "integration", "", "pgxpool, sql (database/sql) or pgxpool,sql")
-	flags.StringVar(&strategies, "strategies", "", "`list` of: "+names(allStrategies))
+	flags.StringVar(&strategies, "strategies", "", "`list` of: "+names(everyStrategy))
 	flags.StringVar(&workloads, "workloads", "", "`list` of: "+names(allWorkloads))
 	flags.StringVar(&shapes, "shapes", "", "`list` of processes x goroutines such as 4x50, or uneven, which is "+unevenText)
-	flags.DurationVar(&o.duration, "duration", 0, "time measured in each cell (default 2.3s, -quick 1.5s)")
-	flags.DurationVar(&o.warmup, "warmup", 2*time.Second, "time before that, for connects and joining")
-	flags.IntVar(&o.rounds, "rounds", 0, "`number` of times that each cell is run (default 3, -quick 2)")
+	flags.DurationVar(&o.duration, "duration", 0, "time measured in each cell (default by table: "+defaultsText(func(t *table) string { return t.duration.String() })+"; -quick is less)")
+	flags.DurationVar(&o.warmup, "warmup", 0, "time before that, for connects and joining (default by table: "+
+		defaultsText(func(t *table) string { return t.warmup.String() })+"; a cold start has none)")
+	flags.IntVar(&o.rounds, "rounds", 0, "`number` of times that each cell is run (default by table: "+
+		defaultsText(func(t *table) string { return strconv.Itoa(t.rounds) })+")")
 	flags.IntVar(&o.capacity, "cap", 20, "`number` of Postgres backends that the fleet may hold together")
 	flags.StringVar(&o.execMode, "exec-mode", execModeBest, "pgx's default_query_exec_mode: "+strings.Join(execModes, ", ")+
 		".\nbest is for each what serves it best: prepared statements (cache_statement), but exec through a PgBouncer in transaction\nmode that is older than 1.21 and cannot follow them; auto is exec for all alike if there is such a one")
 	flags.StringVar(&o.json, "json", "passbuddy-bench.json", "`path` of the figures to write; empty for none")
 	flags.StringVar(&o.svg, "svg", "passbuddy-bench", "`folder` for the pictures to write; empty for none")
 	flags.StringVar(&o.markdown, "markdown", "", "`path` of a document to write tables and pictures' links into, between its marks if it has them")
-	flags.BoolVar(&quick, "quick", false, "two minutes instead of 30: select1 at 4x50 only, through both integrations")
+	flags.BoolVar(&o.quick, "quick", false, "two minutes instead of 40: select1 at 4x50 only, through both integrations; with -tables, the first\nscenarios of each, for a shorter time")
 	flags.SetOutput(io.Discard) // errors are the caller's to print; help is printed here
 	flags.Usage = func() {
 		fmt.Fprintln(help, `Usage: passbuddy bench [flags]
 
-Without -integration, -workloads and -shapes every comparison of docs/BENCHMARKS.md is run. With one of them, all
-combinations of what they name are, where those left out mean pgxpool, all workloads, and 4x50,16x12,40x5,uneven.
+Without -integration, -workloads and -shapes every comparison of docs/BENCHMARKS.md is run:
+
+  open       arrivals that wait for nobody, 10 to 90 % of what the capacity could serve, beside an uncapped pool
+  traffic    goroutines that pause between their queries
+  cold       processes without a connection, and load in one instant
+  changes    a rolling deploy, scale-out and scale-in under load
+  saturated  goroutines that never pause
+
+With -integration, -workloads or -shapes the saturated table has all combinations of the values given. The default
+values are then pgxpool, all workloads, and 4x50,16x12,40x5,uneven. Other tables are run only where -tables names them.
 
 Flags:`)
 		flags.SetOutput(help)
@@ -72,27 +88,38 @@ Flags:`)
 	if flags.NArg() > 0 {
 		return o, fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
-	if o.duration == 0 && !given(flags, "duration") {
-		o.duration = 2300 * time.Millisecond
-		if quick {
-			o.duration = 1500 * time.Millisecond
-		}
-	}
-	if o.rounds == 0 && !given(flags, "rounds") {
-		o.rounds = 3
-		if quick {
-			o.rounds = 2
-		}
-	}
+	o.given = make(map[string]bool)
+	flags.Visit(func(f *flag.Flag) { o.given[f.Name] = true })
+	o = o.timedAs(scenario{}) // the saturated table's, for what all have in common
 	if err := o.validate(); err != nil {
 		return o, err
 	}
-	return o, o.choose(integrations, strategies, workloads, shapes, quick)
+	if err := o.choose(tables, integrations, strategies, workloads, shapes); err != nil {
+		return o, err
+	}
+	return o, o.keep(match)
 }
 
-func given(flags *flag.FlagSet, name string) (found bool) {
-	flags.Visit(func(f *flag.Flag) { found = found || f.Name == name })
-	return found
+// defaultsText lists a default by table.
+func defaultsText(of func(*table) string) string {
+	var parts []string
+	for _, t := range allTables {
+		parts = append(parts, t.name+" "+of(t))
+	}
+	return strings.Join(parts, ", ")
+}
+
+// keep leaves out the scenarios that do not match.
+func (o *Options) keep(match string) error {
+	pattern, err := regexp.Compile(match)
+	if err != nil {
+		return fmt.Errorf("-match: %w", err)
+	}
+	o.plan = slices.DeleteFunc(o.plan, func(sc scenario) bool { return !pattern.MatchString(sc.heading()) })
+	if len(o.plan) == 0 {
+		return fmt.Errorf("-match is %q: no comparison has such a heading", match)
+	}
+	return nil
 }
 
 func (o Options) validate() error {
@@ -112,24 +139,52 @@ func (o Options) validate() error {
 }
 
 // choose makes the plan from the lists; an empty one was not given.
-func (o *Options) choose(integrations, strategies, workloads, shapes string, quick bool) error {
-	chosen := allStrategies
+func (o *Options) choose(tables, integrations, strategies, workloads, shapes string) error {
+	var chosen []strategy
 	if strategies != "" {
 		var err error
-		if chosen, err = pick("-strategies", strategies, allStrategies); err != nil {
+		if chosen, err = pick("-strategies", strategies, everyStrategy); err != nil {
 			return err
 		}
 	}
+	combined := integrations != "" || workloads != "" || shapes != ""
+	of := allTables
 	switch {
-	case integrations != "" || workloads != "" || shapes != "":
-	case quick:
-		o.plan = quickPlan(chosen)
-		return nil
-	default:
-		o.plan = fullPlan(chosen)
-		return nil
+	case tables != "":
+		var err error
+		if of, err = pick("-tables", tables, allTables); err != nil {
+			return err
+		}
+		if combined && !slices.Contains(of, saturatedTable) {
+			return fmt.Errorf("-integration, -workloads and -shapes are of the saturated table, but -tables is %q", tables)
+		}
+	case o.quick || combined:
+		of = []*table{saturatedTable}
 	}
+	for _, t := range allTables { // in the order of the report
+		switch {
+		case !slices.Contains(of, t):
+		case t == saturatedTable && combined:
+			if err := o.combine(integrations, chosen, workloads, shapes); err != nil {
+				return err
+			}
+		default:
+			o.plan = append(o.plan, t.planOf(chosen, o.quick)...)
+		}
+	}
+	// A strategy that is in none of a table's comparisons leaves nothing of it.
+	o.plan = slices.DeleteFunc(o.plan, func(sc scenario) bool { return len(sc.strategies) == 0 })
+	if len(o.plan) == 0 {
+		return fmt.Errorf("-strategies is %q: none of them is in the tables that are to be run", strategies)
+	}
+	return nil
+}
 
+// combine adds all combinations of what the lists name.
+func (o *Options) combine(integrations string, chosen []strategy, workloads, shapes string) error {
+	if chosen == nil {
+		chosen = allStrategies
+	}
 	through, err := pick("-integration", or(integrations, fleet.Pgxpool), allIntegrations)
 	if err != nil {
 		return err
@@ -149,7 +204,7 @@ func (o *Options) choose(integrations, strategies, workloads, shapes string, qui
 	for _, i := range through {
 		for _, w := range works {
 			for _, f := range forms {
-				o.plan = append(o.plan, scenario{i, w, f, chosen})
+				o.plan = append(o.plan, scenario{integration: i, workload: w, shape: f, strategies: chosen})
 			}
 		}
 	}

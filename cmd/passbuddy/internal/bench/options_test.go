@@ -30,9 +30,9 @@ func planText(plan []scenario) string {
 
 func TestOptionDefaults(t *testing.T) {
 	o := parse(t)
-	if o.capacity != 20 || o.rounds != 3 || o.duration != 2300*time.Millisecond || o.warmup != 2*time.Second ||
+	if o.capacity != 20 || o.rounds != 2 || o.duration != 2300*time.Millisecond || o.warmup != 2*time.Second ||
 		o.execMode != "best" || o.json != "passbuddy-bench.json" || o.svg != "passbuddy-bench" || o.markdown != "" {
-		t.Errorf("%+v", o)
+		t.Errorf("cap %d, %d rounds of %v after %v, mode %s", o.capacity, o.rounds, o.duration, o.warmup, o.execMode)
 	}
 	plan := planText(o.plan)
 	everything := names(allStrategies)
@@ -74,7 +74,7 @@ func TestOptionsRefused(t *testing.T) {
 	for _, args := range []string{
 		"-cap 0", "-cap -1", "-cap 5000", "-cap many", "-rounds 0", "-rounds -3", "-duration 0s", "-duration 99ms", "-duration 2h", "-duration 5",
 		"-warmup -1s", "-warmup 2m", "-exec-mode fast", "-integration gorm", "-integration pgxpool,", "-strategies pgbouncer", "-strategies static,,bare",
-		"-workloads select2", "-shapes 4", "-shapes 4x", "-shapes 0x5", "-shapes 4x-1", "-shapes 1000x2", "-shapes 4x5000", "-shapes 1x2+3x4+5x6", "-shapes 4x50,odd",
+		"-workloads select2", "-tables fast", "-tables open -shapes 4x50", "-strategies bare -tables cold", "-match [", "-match nothing-like-it", "-shapes 4", "-shapes 4x", "-shapes 0x5", "-shapes 4x-1", "-shapes 1000x2", "-shapes 4x5000", "-shapes 1x2+3x4+5x6", "-shapes 4x50,odd",
 		"-quick=perhaps",
 	} {
 		name, _, _ := strings.Cut(args, " ")
@@ -93,7 +93,7 @@ func TestOptionHelp(t *testing.T) {
 	if _, err := ParseOptions([]string{"-h"}, &help); !errors.Is(err, flag.ErrHelp) {
 		t.Errorf("-h: %v", err)
 	}
-	for _, name := range []string{"-integration", "-strategies", "-workloads", "-shapes", "-duration", "-rounds", "-warmup", "-cap", "-exec-mode",
+	for _, name := range []string{"-tables", "-match", "-integration", "-strategies", "-workloads", "-shapes", "-duration", "-rounds", "-warmup", "-cap", "-exec-mode",
 		"-json", "-svg", "-markdown", "-quick"} {
 		if !strings.Contains(help.String(), "  "+name) {
 			t.Errorf("help does not tell of %s", name)

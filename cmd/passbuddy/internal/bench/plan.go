@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/fleet"
 )
@@ -13,10 +14,12 @@ import (
 type strategy struct {
 	name, title string
 	guard       fleet.Guard
-	scope       string // of PassBuddy
-	poolMode    string // of the PgBouncer in between, if any
-	split       bool   // the cap is cut into equal parts beforehand
-	caps        string // which backends the cap is for: capsOpen, capsBusy, or capsNone
+	scope       string      // of PassBuddy
+	poolMode    string      // of the PgBouncer in between, if any
+	through     integration // in place of the scenario's, if any
+	split       bool        // the cap is cut into equal parts beforehand
+	ideal       bool        // no cap, and a server that has room for all
+	caps        string      // which backends the cap is for: capsOpen, capsBusy, or capsNone
 }
 
 const (
@@ -34,7 +37,14 @@ var (
 	perConn   = strategy{name: "passbuddy", title: "PassBuddy", guard: fleet.PassBuddy, scope: fleet.ScopeConnection, caps: capsOpen}
 	perOut    = strategy{name: "passbuddy-checkout", title: "PassBuddy, per checkout", guard: fleet.PassBuddy, scope: fleet.ScopeCheckout, caps: capsBusy}
 
+	// perConnSQL is PassBuddy through database/sql beside strategies that use pgxpool.
+	perConnSQL = strategy{name: "passbuddy-sql", title: "PassBuddy, database/sql", through: fleet.SQL, guard: fleet.PassBuddy, scope: fleet.ScopeConnection, caps: capsOpen}
+	uncapped   = strategy{name: "uncapped", title: "uncapped pool", ideal: true}
+
+	// allStrategies are those of the saturated table.
 	allStrategies = []strategy{bare, static, bouncerTx, bouncerS, original, perConn, perOut}
+	// everyStrategy is what a flag can name.
+	everyStrategy = append(slices.Clone(allStrategies), perConnSQL, uncapped)
 )
 
 func (s strategy) flagName() string { return s.name }
@@ -43,19 +53,31 @@ func (s strategy) flagName() string { return s.name }
 type workload struct {
 	name, title string
 	operation   fleet.Operation
+	takes       time.Duration // about; 0: not known beforehand
 }
 
 var (
-	select1    = workload{"select1", "select 1", fleet.Operation{Row: "select 1"}}
-	sleep5     = workload{"5ms", "a query of 5 ms", fleet.Operation{Row: "select 1 from pg_sleep(0.005)"}}
-	threeSteps = workload{"tx", "a transaction of three statements", fleet.Operation{Transaction: []string{
+	select1    = workload{name: "select1", title: "select 1", operation: fleet.Operation{Row: "select 1"}}
+	sleep2     = sleeping(2)
+	sleep5     = sleeping(5)
+	sleep20    = sleeping(20)
+	threeSteps = workload{name: "tx", title: "a transaction of three statements", operation: fleet.Operation{Transaction: []string{
 		"select balance from account where id = $1",
 		"update account set balance = balance + 1 where id = $1 returning balance",
 		"select balance from account where id = $1",
 	}}}
 
+	// allWorkloads are those of the saturated table.
 	allWorkloads = []workload{select1, sleep5, threeSteps}
 )
+
+// sleeping is a query that takes some time and no CPU.
+func sleeping(ms int) workload {
+	return workload{
+		name: fmt.Sprintf("%dms", ms), title: fmt.Sprintf("a query of %d ms", ms),
+		operation: fleet.Operation{Row: fmt.Sprintf("select 1 from pg_sleep(0.%03d)", ms)}, takes: time.Duration(ms) * time.Millisecond,
+	}
+}
 
 func (w workload) flagName() string { return w.name }
 
@@ -132,19 +154,17 @@ type scenario struct {
 	workload    workload
 	shape       shape
 	strategies  []strategy
+
+	table  *table // nil: saturated
+	load   load
+	change *change // of the changes table
 }
 
-// fullPlan is the comparisons of docs/BENCHMARKS.md.
+// fullPlan is the saturated table of docs/BENCHMARKS.md.
 func fullPlan(chosen []strategy) (plan []scenario) {
-	add := func(i integration, w workload, among []strategy, shapes ...string) {
-		var both []strategy
-		for _, s := range among {
-			if slices.ContainsFunc(chosen, func(c strategy) bool { return c.name == s.name }) {
-				both = append(both, s)
-			}
-		}
+	add := func(i integration, w workload, list []strategy, shapes ...string) {
 		for _, text := range shapes {
-			plan = append(plan, scenario{i, w, mustShape(text), both})
+			plan = append(plan, scenario{integration: i, workload: w, shape: mustShape(text), strategies: among(list, chosen)})
 		}
 	}
 	add(fleet.Pgxpool, select1, allStrategies, "4x50", "16x12", "20x10", "40x5", "uneven")
@@ -158,7 +178,7 @@ func fullPlan(chosen []strategy) (plan []scenario) {
 
 func quickPlan(chosen []strategy) (plan []scenario) {
 	for _, i := range allIntegrations {
-		plan = append(plan, scenario{i, select1, mustShape("4x50"), chosen})
+		plan = append(plan, scenario{integration: i, workload: select1, shape: mustShape("4x50"), strategies: among(allStrategies, chosen)})
 	}
 	return plan
 }
@@ -185,16 +205,44 @@ func (s spec) greedy() int {
 
 // groups are those of the processes that run.
 func (s spec) groups() []group {
-	if s.control {
+	switch {
+	case s.control:
 		return s.scenario.shape.groups[1:]
+	case s.scenario.change != nil: // one process for each slot
+		return []group{{s.scenario.change.slots, s.scenario.change.goroutines}}
 	}
 	return s.scenario.shape.groups
+}
+
+// processes is how many there are at most at once.
+func (sc scenario) processes() int {
+	if sc.change != nil {
+		return sc.change.slots
+	}
+	return sc.shape.processes()
+}
+
+// clients is how many connections the pools may have together at most, where they have no cap of
+// their own.
+func (sc scenario) clients() int {
+	if sc.change != nil {
+		return sc.change.slots * sc.change.goroutines
+	}
+	return sc.shape.goroutines()
+}
+
+// integration is what the cell's workers use.
+func (s spec) integration() integration {
+	if s.strategy.through != "" {
+		return s.strategy.through
+	}
+	return s.scenario.integration
 }
 
 // pools says how large the pool of each process is. A pool under a guard or in front of PgBouncer is as large as its
 // process could use; a static split gives each process of the whole fleet its part, the first ones what is left over.
 func (s spec) pools() (maxConns []int) {
-	processes := s.scenario.shape.processes()
+	processes := s.scenario.processes()
 	skipped := 0
 	if s.control {
 		skipped = s.scenario.shape.groups[0].Processes // their parts stay theirs
@@ -217,8 +265,8 @@ func (s spec) pools() (maxConns []int) {
 // impossible says why the cell cannot be run, if so.
 func (s spec) impossible(bouncerMissing bool) string {
 	switch {
-	case s.strategy.split && s.scenario.shape.processes() > s.capacity:
-		return fmt.Sprintf("impossible: %d processes cannot share %d connections beforehand", s.scenario.shape.processes(), s.capacity)
+	case s.strategy.split && s.scenario.processes() > s.capacity:
+		return fmt.Sprintf("impossible: %d processes cannot share %d connections beforehand", s.scenario.processes(), s.capacity)
 	case s.strategy.poolMode != "" && bouncerMissing:
 		return "skipped: PgBouncer is not installed (scripts/setup.sh --want pgbouncer)"
 	}

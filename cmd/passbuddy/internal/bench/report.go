@@ -27,17 +27,31 @@ type report struct {
 	Cells    []*cell   `json:"cells"`
 }
 
-// settings are what all cells have in common.
+// settings are what all cells have in common, and the times of each table. Rounds, WarmupSeconds
+// and DurationSeconds are those of the saturated table.
 type settings struct {
-	Capacity        int     `json:"cap"`
+	Capacity        int              `json:"cap"`
+	Rounds          int              `json:"rounds"`
+	WarmupSeconds   float64          `json:"warmup_s"`
+	DurationSeconds float64          `json:"duration_s"`
+	Tables          map[string]times `json:"tables"`
+
+	ProgressWindow float64 `json:"progress_window_s"` // length of the windows of worst_window_ops
+	SampleInterval float64 `json:"sample_interval_ms"`
+	ExecMode       string  `json:"exec_mode"`           // pgx's default_query_exec_mode, or best
+	ThroughBouncer string  `json:"exec_mode_pgbouncer"` // the same, through PgBouncer in transaction mode
+	TightServer    int     `json:"tight_server_connections"`
+}
+
+// times are how long the cells of a table are run, and how often.
+type times struct {
 	Rounds          int     `json:"rounds"`
 	WarmupSeconds   float64 `json:"warmup_s"`
 	DurationSeconds float64 `json:"duration_s"`
-	ProgressWindow  float64 `json:"progress_window_s"` // length of the windows of worst_window_ops
-	SampleInterval  float64 `json:"sample_interval_ms"`
-	ExecMode        string  `json:"exec_mode"`           // pgx's default_query_exec_mode, or best
-	ThroughBouncer  string  `json:"exec_mode_pgbouncer"` // the same, through PgBouncer in transaction mode
-	TightServer     int     `json:"tight_server_connections"`
+}
+
+func (t times) text(of *table) string {
+	return fmt.Sprintf("Table %s: rounds: %d; %gs measured in each cell after %gs of warm-up.", of.name, t.Rounds, t.DurationSeconds, t.WarmupSeconds)
 }
 
 func (s settings) execModeText() string {
@@ -48,7 +62,13 @@ func (s settings) execModeText() string {
 }
 
 func settingsOf(o Options, s *servers) settings {
+	all := make(map[string]times)
+	for _, t := range allTables {
+		as := o.timedAs(scenario{table: t})
+		all[t.name] = times{as.rounds, as.warmup.Seconds(), as.duration.Seconds()}
+	}
 	return settings{
+		Tables:   all,
 		Capacity: o.capacity, Rounds: o.rounds, WarmupSeconds: o.warmup.Seconds(), DurationSeconds: o.duration.Seconds(),
 		ProgressWindow: min(progressWindow, o.duration).Seconds(), SampleInterval: milliseconds(sampleInterval),
 		ExecMode: s.execMode, ThroughBouncer: s.execModeOf(strategy{poolMode: "transaction"}), TightServer: o.capacity + spareConnections,
@@ -62,8 +82,8 @@ func (r *report) finish() {
 	}
 	for _, c := range r.Cells {
 		for _, rival := range []strategy{bouncerTx, static} {
-			other := r.find(c.Integration, c.Workload, c.Shape, rival.name, c.ModestAlone)
-			if other == nil || other == c {
+			other := r.rival(c, rival.name)
+			if other == nil {
 				continue
 			}
 			if ratio, ok := c.ratioTo(other, opsPerSecond); ok {
@@ -71,6 +91,18 @@ func (r *report) finish() {
 					c.Ratios = make(map[string]spread)
 				}
 				c.Ratios[rival.name] = ratio
+			}
+		}
+		for _, rival := range []strategy{bouncerTx, uncapped} {
+			other := r.rival(c, rival.name)
+			if c.Table == "" || other == nil {
+				continue
+			}
+			if ratio, ok := c.ratioTo(other, latencyP99); ok {
+				if c.LatencyRatios == nil {
+					c.LatencyRatios = make(map[string]spread)
+				}
+				c.LatencyRatios[rival.name] = ratio
 			}
 		}
 	}

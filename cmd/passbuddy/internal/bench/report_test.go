@@ -22,13 +22,22 @@ func testReport(t *testing.T, o Options) *report {
 		if c.Note != "" {
 			continue
 		}
-		for round := 1; round <= o.rounds; round++ {
+		for round := 1; round <= o.timedAs(c.spec.scenario).rounds; round++ {
 			place := slices.IndexFunc(allStrategies, func(s strategy) bool { return s.name == c.Strategy })
 			ops := float64(1000*round) * (1 + 0.1*float64(place))
 			v := map[string]float64{
 				opsPerSecond: ops, latencyP50: 1, latencyP99: 20, latencyMax: 300, operationsFailed: 0, goroutinesServed: float64(c.Goroutines), jainIndex: 0.99,
 				openPeak: 20, openMean: 19.5, busyPeak: 20, busyMean: 3, worstWindowOps: 3, longestGap: 100, redisCommandsPerOp: 0.001,
 				connectsPerSecond: 1, cpuFleet: 1, cpuPostgres: 2, cpuRedis: 0.1, cpuPgBouncer: 0, cpuPerOp: 100,
+			}
+			if c.Table != "" {
+				v[latencyP999], v[connectsTotal], v[connectsSettled], v[openSettled] = 25, 20, 0.1, 20
+			}
+			if c.Table == openTable.name {
+				v[offeredPerSecond], v[operationsShed], v[operationsUnfinished] = c.spec.offered(), 0, 0
+			}
+			if c.spec.scenario.drawn() {
+				v[steadyOps], v[firstSecondOps], v[timeToSteadyMs], v[lowestOps], v[lowestToSteady], v[longestLow] = ops, ops, 150, ops/2, 0.5, 200
 			}
 			if c.spec.scenario.shape.uneven() {
 				for name, ms := range map[string]float64{"latency_p50_ms": 1, "latency_p99_ms": 10, "latency_max_ms": 30, "wait_p99_ms": 0.5} {
@@ -186,7 +195,7 @@ func TestTables(t *testing.T) {
 
 // What readers of the JSON rely on.
 func TestJSON(t *testing.T) {
-	o := parse(t)
+	o := parse(t, "-rounds", "3")
 	o.json, o.svg = filepath.Join(t.TempDir(), "bench.json"), ""
 	if err := writeFiles(&bytes.Buffer{}, o, testReport(t, o)); err != nil {
 		t.Fatal(err)
@@ -202,6 +211,7 @@ func TestJSON(t *testing.T) {
 		Settings map[string]any
 		Targets  []map[string]any
 		Cells    []struct {
+			Table, Load                                  string
 			Integration, Workload, Shape, Strategy, Note string
 			ModestAlone                                  bool `json:"modest_alone"`
 			Processes, Goroutines                        int
@@ -218,12 +228,12 @@ func TestJSON(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got.Schema != "passbuddy-bench/1" || !got.Complete || got.Machine["cores"] != 2.0 || got.Settings["cap"] != 20.0 ||
-		got.Settings["exec_mode"] != "exec" || len(got.Targets) == 0 || got.Targets[0]["want"] != ">= 2" {
+		got.Settings["exec_mode"] != "exec" || len(got.Targets) == 0 || got.Targets[0]["want"] != "<= 1.5" {
 		t.Errorf("%s", text[:min(len(text), 2000)])
 	}
 	seen := make(map[string]bool)
 	for _, c := range got.Cells {
-		seen[fmt.Sprintf("%s %s %s %v %s", c.Integration, c.Workload, c.Shape, c.ModestAlone, c.Strategy)] = true
+		seen[fmt.Sprint(c.Table, c.Load)+fmt.Sprintf("%s %s %s %v %s", c.Integration, c.Workload, c.Shape, c.ModestAlone, c.Strategy)] = true
 		if c.Note != "" {
 			continue
 		}
@@ -235,7 +245,7 @@ func TestJSON(t *testing.T) {
 			t.Errorf("no ratio: %+v", c)
 		}
 	}
-	if len(seen) != len(got.Cells) || !seen["pgxpool select1 uneven true passbuddy"] || !seen["sql tx 4x50 false static"] {
+	if len(seen) != len(got.Cells) || !seen["pgxpool select1 uneven true passbuddy"] || !seen["open60% skewedpgxpool 2ms 8 false uncapped"] || !seen["sql tx 4x50 false static"] {
 		t.Errorf("%d cells, %d different", len(got.Cells), len(seen))
 	}
 }

@@ -1,15 +1,13 @@
 package bench
 
-import (
-	"cmp"
-	"slices"
-)
+import "slices"
 
 // The names of the values of a measurement, as in the JSON.
 const (
 	opsPerSecond      = "ops_per_s"
 	latencyP50        = "latency_p50_ms" // of the whole operation: checkout, query, return
 	latencyP99        = "latency_p99_ms"
+	latencyP999       = "latency_p999_ms"
 	latencyMax        = "latency_max_ms"
 	operationsFailed  = "errors"
 	operationsRefused = "refused" // of the errors: Postgres had too many clients
@@ -24,7 +22,11 @@ const (
 	busyMean     = "busy_mean"
 	samplesTaken = "samples"
 
-	connectsPerSecond  = "connects_per_s"
+	openSettled = "backends_mean_settled" // after the first 3 s
+
+	connectsPerSecond  = "connects_per_s" // Postgres's count, of the measured time
+	connectsTotal      = "connects"       // the workers' own count, from their start to the end of the measured time
+	connectsSettled    = "connects_per_s_settled"
 	redisCommandsPerOp = "redis_commands_per_op"
 	redisScriptsPerOp  = "redis_scripts_per_op"
 	redisReadsPerOp    = "redis_reads_per_op"
@@ -34,6 +36,19 @@ const (
 	cpuRedis     = "cpu_redis_s"
 	cpuPgBouncer = "cpu_pgbouncer_s"
 	cpuPerOp     = "cpu_us_per_op"
+
+	// Of open loops.
+	offeredPerSecond     = "offered_per_s"
+	operationsShed       = "shed"
+	operationsUnfinished = "unfinished"
+
+	// Of cold starts and changes.
+	steadyOps      = "steady_ops_per_s"
+	firstSecondOps = "first_second_ops"
+	timeToSteadyMs = "time_to_steady_ms"
+	lowestOps      = "lowest_ops_per_s"
+	lowestToSteady = "lowest_over_steady"
+	longestLow     = "longest_low_ms"
 
 	// Of uneven shapes.
 	greedyOps    = "greedy_ops_per_s"
@@ -56,19 +71,23 @@ func spreadOf(values []float64) spread {
 
 // cell is one strategy in one scenario, as in the JSON.
 type cell struct {
+	Table       string            `json:"table,omitempty"` // none: saturated
+	Load        string            `json:"load,omitempty"`  // none: goroutines that never pause
 	Integration string            `json:"integration"`
 	Workload    string            `json:"workload"`
 	Shape       string            `json:"shape"`
 	ModestAlone bool              `json:"modest_alone,omitempty"` // the control of an uneven shape: without the greedy process
 	Strategy    string            `json:"strategy"`
 	Processes   int               `json:"processes"`
-	Goroutines  int               `json:"goroutines"`
+	Goroutines  int               `json:"goroutines,omitempty"` // none: an open loop
 	CapIsFor    string            `json:"cap_is_for,omitempty"` // "open" or "busy" backends
 	Note        string            `json:"note,omitempty"`       // why there are no figures
 	Rounds      []measurement     `json:"rounds,omitempty"`
 	Summary     map[string]spread `json:"summary,omitempty"`
 	// Ratios of operations/s, each to the same round's.
 	Ratios map[string]spread `json:"ratios_ops_per_s,omitempty"`
+	// Ratios of the 99th percentile, likewise; of all tables but the saturated.
+	LatencyRatios map[string]spread `json:"ratios_p99,omitempty"`
 
 	spec spec
 }
@@ -89,13 +108,19 @@ func newCells(o Options, s *servers) (cells []*cell) {
 
 func newCell(sp spec, s *servers) *cell {
 	c := &cell{
-		Integration: string(sp.scenario.integration), Workload: sp.scenario.workload.name, Shape: sp.scenario.shape.name,
+		Load: sp.scenario.load.String(), Integration: string(sp.integration()), Workload: sp.scenario.workload.name, Shape: sp.scenario.shape.name,
 		ModestAlone: sp.control, Strategy: sp.strategy.name, CapIsFor: sp.strategy.caps,
 		Note: sp.impossible(s.pgBouncerVersion == ""), spec: sp,
+	}
+	if sp.scenario.table != nil {
+		c.Table = sp.scenario.table.name
 	}
 	for _, g := range sp.groups() {
 		c.Processes += g.Processes
 		c.Goroutines += g.Processes * g.Goroutines
+	}
+	if sp.scenario.load.percent > 0 {
+		c.Goroutines = 0
 	}
 	return c
 }
@@ -158,12 +183,22 @@ func (c *cell) capped() (peak, mean spread) {
 	return c.Summary[openPeak], c.Summary[openMean]
 }
 
-// find returns the cell with figures, or nil.
+// find returns the cell of the saturated table with figures, or nil.
 func (r *report) find(integration, workload, shape, strategy string, control bool) *cell {
 	for _, c := range r.Cells {
-		if c.Integration == integration && c.Workload == workload && c.Shape == shape && c.Strategy == strategy &&
+		if c.Table == "" && c.Integration == integration && c.Workload == workload && c.Shape == shape && c.Strategy == strategy &&
 			c.ModestAlone == control && c.measured() {
 			return c
+		}
+	}
+	return nil
+}
+
+// rival returns the cell with figures that has c's scenario and another strategy, or nil.
+func (r *report) rival(c *cell, strategy string) *cell {
+	for _, other := range r.Cells {
+		if other.Strategy == strategy && other != c && other.ModestAlone == c.ModestAlone && other.sameScenario(c) && other.measured() {
+			return other
 		}
 	}
 	return nil
@@ -183,5 +218,6 @@ func (r *report) groups() [][]*cell {
 }
 
 func (c *cell) sameScenario(other *cell) bool {
-	return cmp.Or(cmp.Compare(c.Integration, other.Integration), cmp.Compare(c.Workload, other.Workload), cmp.Compare(c.Shape, other.Shape)) == 0
+	a, b := c.spec.scenario, other.spec.scenario
+	return c.Table == other.Table && a.integration == b.integration && c.Workload == other.Workload && c.Shape == other.Shape && c.Load == other.Load
 }

@@ -28,8 +28,9 @@ const (
 
 // servers are what the cells run against.
 type servers struct {
-	// tight has little more room than the cap, and is for whoever caps open connections, or nothing. Who caps only the busy ones
-	// needs room for the idle, on roomy.
+	// tight has little more room than the cap, and is for strategies that cap open connections, or
+	// nothing. A strategy that caps only the busy ones needs room for the idle, on roomy, and so
+	// does the ideal.
 	tight, roomy *throwaway.Postgres
 	redis        *throwaway.Redis
 	redisClient  *redis.Client
@@ -50,7 +51,7 @@ func startServers(ctx context.Context, o Options) (_ *servers, err error) {
 	}()
 	most := 0
 	for _, sc := range o.plan {
-		most = max(most, sc.shape.goroutines())
+		most = max(most, sc.clients())
 	}
 	if s.tight, err = startPostgres(ctx, o.capacity+spareConnections+ownConnections); err != nil {
 		return nil, err
@@ -148,7 +149,7 @@ func (s *servers) close() (err error) {
 }
 
 func (s *servers) postgresFor(st strategy) *throwaway.Postgres {
-	if st.caps == capsBusy {
+	if st.caps == capsBusy || st.ideal {
 		return s.roomy
 	}
 	return s.tight
@@ -178,7 +179,7 @@ func (s *servers) startPgBouncer(ctx context.Context, p *throwaway.Postgres, sp 
 		Postgres:   p,
 		PoolMode:   sp.strategy.poolMode,
 		PoolSize:   sp.capacity,
-		MaxClients: sp.scenario.shape.goroutines() + 10,
+		MaxClients: sp.scenario.clients() + 10,
 		Settings:   settings,
 	})
 }

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/fleet"
 	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/show"
 )
 
@@ -44,11 +43,7 @@ func columnsFor(group []*cell, capacity int) [2][]column {
 	name := column{"", func(c *cell) string { return c.title() }}
 	results := []column{
 		name,
-		{"ops/s", func(c *cell) string {
-			return c.show(opsPerSecond, func(s spread) string {
-				return fmt.Sprintf("%s (%s..%s)", figure(s.Median), figure(s.Min), figure(s.Max))
-			})
-		}},
+		{"ops/s", func(c *cell) string { return c.show(opsPerSecond, withRange) }},
 		{"x PgB tx", func(c *cell) string { return c.ratio(bouncerTx) }},
 		{"x static", func(c *cell) string { return c.ratio(static) }},
 	}
@@ -87,6 +82,7 @@ func columnsFor(group []*cell, capacity int) [2][]column {
 		{"Redis cmds/op", median(redisCommandsPerOp)},
 		{"scripts/op", median(redisScriptsPerOp)},
 		{"connects/s", median(connectsPerSecond)},
+		{"connects", median(connectsTotal)},
 		{"CPU s: fleet", cpu(cpuFleet)},
 		{"Postgres", cpu(cpuPostgres)},
 		{"Redis", cpu(cpuRedis)},
@@ -109,12 +105,7 @@ func (c *cell) show(name string, text func(spread) string) string {
 	return "-"
 }
 
-func (c *cell) ratio(to strategy) string {
-	if s, ok := c.Ratios[to.name]; ok {
-		return fmt.Sprintf("%.2f", s.Median)
-	}
-	return "-"
-}
+func (c *cell) ratio(to strategy) string { return ratioText(c.Ratios, to) }
 
 // peak marks the number that the strategy does not cap.
 func (c *cell) peak() string {
@@ -126,35 +117,23 @@ func (c *cell) peak() string {
 	})
 }
 
-// heading says what a group of cells is about.
-func heading(group []*cell) string {
-	sc := group[0].spec.scenario
-	through := "pgxpool"
-	if sc.integration == fleet.SQL {
-		through = "database/sql (pgx)"
-	}
-	form := fmt.Sprintf("%d processes x %d goroutines", sc.shape.groups[0].Processes, sc.shape.groups[0].Goroutines)
-	if sc.shape.uneven() {
-		g, m := sc.shape.groups[0], sc.shape.groups[1]
-		form = fmt.Sprintf("uneven demand: %d process x %d goroutines (greedy) and %d x %d (modest)", g.Processes, g.Goroutines, m.Processes, m.Goroutines)
-	}
-	return fmt.Sprintf("%s, %s, %s", through, sc.workload.title, form)
-}
-
 // writeTables writes everything for a terminal. Its columns are wide; the JSON has more still.
 func writeTables(out io.Writer, r *report) {
-	for _, group := range r.groups() {
-		fmt.Fprintf(out, "\n%s\n", heading(group))
-		for _, columns := range columnsFor(group, r.Settings.Capacity) {
-			writeAligned(out, tableOf(group, columns))
+	for _, s := range r.sections() {
+		fmt.Fprintf(out, "\n%s\n", s.title)
+		for _, columns := range s.columns(r.Settings.Capacity) {
+			writeAligned(out, tableOf(s.cells(), columns))
 		}
-		for _, c := range group {
-			if !c.measured() {
-				fmt.Fprintln(out, "  "+noteOf(c))
-			}
+		for _, note := range s.notes() {
+			fmt.Fprintln(out, "  "+note)
 		}
-		for _, c := range group {
+		for _, c := range s.cells() {
 			writeFailures(out, c)
+		}
+	}
+	for _, t := range allTables {
+		if text := t.about(); text != "" && r.shows(t) {
+			fmt.Fprintf(out, "\n%s: %s\n", t.name, text)
 		}
 	}
 	fmt.Fprintf(out, `
@@ -162,7 +141,7 @@ func writeTables(out io.Writer, r *report) {
 had in any %gs, gap the longest that one was without, Jain the index of fairness of operations by process. Times are of whole
 operations, those that never ended included as far as they got. Ratios are of operations/s within a round. Backends are pg_stat_activity's;
 the mean of the busy ones leaves out queries shorter than the counting.
-`, mediansOf(r.Settings.Rounds), r.Settings.ProgressWindow)
+`, mediansOf(r.rounds()), r.Settings.ProgressWindow)
 	if !r.Complete {
 		fmt.Fprintln(out, "The run is not complete: some cells have fewer rounds, or none.")
 	}
@@ -176,11 +155,19 @@ the mean of the busy ones leaves out queries shorter than the counting.
 	}
 }
 
+// rounds is how many there are at most.
+func (r *report) rounds() (n int) {
+	for _, c := range r.Cells {
+		n = max(n, len(c.Rounds))
+	}
+	return n
+}
+
 func mediansOf(rounds int) string {
 	if rounds == 1 {
 		return "One round"
 	}
-	return fmt.Sprintf("Medians of %d rounds", rounds)
+	return fmt.Sprintf("Medians of up to %d rounds", rounds)
 }
 
 func (t target) row() []string {
@@ -201,6 +188,25 @@ func ratioFigure(v float64) string {
 		return strings.TrimSuffix(fmt.Sprintf("%.3f", v), ".000")
 	}
 	return figure(v)
+}
+
+// notes say why cells have no figures.
+func (s section) notes() (notes []string) {
+	for _, c := range s.cells() {
+		if !c.measured() {
+			note := noteOf(c)
+			if row := c.spec.scenario.row(); row != "" {
+				note = row + ": " + note
+			}
+			notes = append(notes, note)
+		}
+	}
+	return notes
+}
+
+// shows says whether a table is in the report.
+func (r *report) shows(t *table) bool {
+	return slices.ContainsFunc(r.Cells, func(c *cell) bool { return c.spec.scenario.inTable() == t })
 }
 
 func noteOf(c *cell) string {

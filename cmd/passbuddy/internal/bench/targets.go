@@ -68,7 +68,7 @@ func judge(r *report) (targets []target) {
 		ratio, ok := many.ratioTo(few, opsPerSecond)
 		add(atLeast("select 1: operations/s of 40 processes over those of 20", ratio, 0.8), ok)
 	}
-	return targets
+	return append(judgeTables(r), targets...)
 }
 
 func atLeast(what string, figure spread, bound float64) target {
@@ -94,7 +94,7 @@ func (r *report) ratio(integration, workload, shape string, rival strategy, name
 // processes as many.
 func (r *report) saturated(st strategy) (cells []*cell) {
 	for _, c := range r.Cells {
-		if c.Strategy == st.name && c.measured() && !c.spec.scenario.shape.uneven() && c.Goroutines > r.Settings.Capacity {
+		if c.Table == "" && c.Strategy == st.name && c.measured() && !c.spec.scenario.shape.uneven() && c.Goroutines > r.Settings.Capacity {
 			cells = append(cells, c)
 		}
 	}
@@ -159,5 +159,9 @@ func (r *report) everyoneProgresses() (t target, ok bool) {
 }
 
 func (c *cell) where() string {
-	return fmt.Sprintf("%s %s %s", c.Integration, c.Workload, c.Shape)
+	where := fmt.Sprintf("%s %s %s", c.Integration, c.Workload, c.Shape)
+	if c.Load != "" {
+		where += " " + c.Load
+	}
+	return where
 }

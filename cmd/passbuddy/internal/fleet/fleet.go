@@ -50,30 +50,42 @@ func Start(ctx context.Context, cfgs []Config) (*Fleet, error) {
 	}
 	f := &Fleet{}
 	for _, cfg := range cfgs {
-		f.drain = max(f.drain, cfg.Drain+cfg.Closing)
-		m, err := startMember(self, cfg)
-		if err != nil {
+		if err := f.add(self, cfg); err != nil {
 			f.Kill()
 			return nil, err
 		}
-		f.members = append(f.members, m)
 	}
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
 	for _, m := range f.members {
-		select {
-		case <-m.ready:
-		case <-m.ended:
-			err = m.failure()
-		case <-ctx.Done():
-			err = fmt.Errorf("the fleet was not ready in time: %w", ctx.Err())
-		}
-		if err != nil {
+		if err := m.awaitReady(ctx); err != nil {
 			f.Kill()
 			return nil, err
 		}
 	}
 	return f, nil
+}
+
+// add starts one more worker.
+func (f *Fleet) add(program string, cfg Config) error {
+	m, err := startMember(program, cfg)
+	if err != nil {
+		return err
+	}
+	f.drain = max(f.drain, cfg.Drain+cfg.Closing)
+	f.members = append(f.members, m)
+	return nil
+}
+
+func (m *member) awaitReady(ctx context.Context) error {
+	select {
+	case <-m.ready:
+		return nil
+	case <-m.ended:
+		return m.failure()
+	case <-ctx.Done():
+		return fmt.Errorf("the fleet was not ready in time: %w", ctx.Err())
+	}
 }
 
 func startMember(program string, cfg Config) (*member, error) {
@@ -145,18 +157,21 @@ func (m *member) kill() {
 }
 
 // Begin lets all workers start at once, and run until Finish.
-func (f *Fleet) Begin() error { return f.signal(startSignal{}) }
+func (f *Fleet) Begin() error { return f.BeginSpan(Span{}) }
 
-// BeginWindow lets all workers start at once. What ends from from to until is counted, and then they stop working.
-func (f *Fleet) BeginWindow(from, until time.Time) error {
-	return f.signal(startSignal{From: from, Until: until})
+// BeginSpan lets all workers start when s says so. They stop working when it is over.
+func (f *Fleet) BeginSpan(s Span) error {
+	for _, m := range f.members {
+		if err := m.begin(s); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-func (f *Fleet) signal(s startSignal) error {
-	for _, m := range f.members {
-		if err := json.NewEncoder(m.stdin).Encode(s); err != nil {
-			return fmt.Errorf("start the run: %w", err)
-		}
+func (m *member) begin(s Span) error {
+	if err := json.NewEncoder(m.stdin).Encode(s); err != nil {
+		return fmt.Errorf("start the run: %w", err)
 	}
 	return nil
 }

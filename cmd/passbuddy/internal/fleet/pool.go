@@ -3,7 +3,7 @@ package fleet
 import (
 	"context"
 	"database/sql"
-	"fmt"
+	"database/sql/driver"
 	"io"
 	"log/slog"
 	"math/rand/v2"
@@ -29,30 +29,34 @@ type connection interface {
 }
 
 // openPool opens the pool that cfg asks for. The difference that PassBuddy makes to the code is here.
-func openPool(ctx context.Context, cfg Config) (pool, error) {
+func openPool(ctx context.Context, cfg Config, c *connectCounter) (pool, error) {
 	switch cfg.Guard {
 	case Original:
 		permits, err := newOriginal(ctx, cfg)
 		if err != nil {
 			return nil, err
 		}
-		p, err := openBare(ctx, cfg)
+		p, err := openBare(ctx, cfg, c)
 		if err != nil {
 			_ = permits.Close()
 			return nil, err
 		}
 		return guardedPool{p, permits}, nil
 	case PassBuddy:
-		return openPassBuddy(ctx, cfg)
+		return openPassBuddy(ctx, cfg, c)
 	}
-	return openBare(ctx, cfg)
+	return openBare(ctx, cfg, c)
 }
 
-func openBare(ctx context.Context, cfg Config) (pool, error) {
+func openBare(ctx context.Context, cfg Config, c *connectCounter) (pool, error) {
 	if cfg.Integration == SQL {
-		return openSQL("pgx", cfg, nil)
+		connector, err := sqlConnector(cfg, c)
+		if err != nil {
+			return nil, err
+		}
+		return openSQL(connector, cfg, nil), nil
 	}
-	pgxCfg, err := pgxConfig(cfg)
+	pgxCfg, err := pgxConfig(cfg, c)
 	if err != nil {
 		return nil, err
 	}
@@ -60,7 +64,7 @@ func openBare(ctx context.Context, cfg Config) (pool, error) {
 	return pgxPool{p, nil}, err
 }
 
-func openPassBuddy(ctx context.Context, cfg Config) (pool, error) {
+func openPassBuddy(ctx context.Context, cfg Config, c *connectCounter) (_ pool, err error) {
 	sem, err := semaphore.Open(ctx, cfg.RedisURL, semaphore.Config{
 		Name:     cfg.Semaphore,
 		Capacity: cfg.Capacity,
@@ -69,31 +73,40 @@ func openPassBuddy(ctx context.Context, cfg Config) (pool, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			closeSemaphore(sem)
+		}
+	}()
 	opts := passbuddy.Config{Scope: passbuddy.PerConnection}
 	if cfg.Scope == ScopeCheckout {
 		opts.Scope = passbuddy.PerCheckout
 	}
 	if cfg.Integration == SQL {
-		passbuddy.Register("passbuddy", stdlib.GetDefaultDriver(), sem, opts)
-		return openSQL("passbuddy", cfg, sem)
+		connector, err := sqlConnector(cfg, c)
+		if err != nil {
+			return nil, err
+		}
+		return openSQL(passbuddy.WrapConnector(connector, sem, opts), cfg, sem), nil
 	}
-	pgxCfg, err := pgxConfig(cfg)
+	pgxCfg, err := pgxConfig(cfg, c)
 	if err != nil {
-		return nil, fmt.Errorf("%w (and closing: %v)", err, sem.Close())
+		return nil, err
 	}
 	p, err := passpool.NewWithConfig(ctx, pgxCfg, sem, opts)
 	if err != nil {
-		return nil, fmt.Errorf("%w (and closing: %v)", err, sem.Close())
+		return nil, err
 	}
 	return pgxPool{p, sem}, nil
 }
 
-func pgxConfig(cfg Config) (*pgxpool.Config, error) {
+func pgxConfig(cfg Config, c *connectCounter) (*pgxpool.Config, error) {
 	pgxCfg, err := pgxpool.ParseConfig(cfg.PostgresURL)
 	if err != nil {
 		return nil, err
 	}
 	pgxCfg.MaxConns = int32(cfg.MaxConns)
+	pgxCfg.ConnConfig.DialFunc = c.dial(pgxCfg.ConnConfig.DialFunc)
 	return pgxCfg, nil
 }
 
@@ -141,14 +154,22 @@ type sqlPool struct {
 	sem io.Closer // nil without PassBuddy
 }
 
-func openSQL(driverName string, cfg Config, sem io.Closer) (pool, error) {
-	db, err := sql.Open(driverName, cfg.PostgresURL)
+// sqlConnector is stdlib's connector for the worker's connections, with the counter in its dial
+// function.
+func sqlConnector(cfg Config, c *connectCounter) (driver.Connector, error) {
+	connCfg, err := pgx.ParseConfig(cfg.PostgresURL)
 	if err != nil {
 		return nil, err
 	}
+	connCfg.DialFunc = c.dial(connCfg.DialFunc)
+	return stdlib.GetConnector(*connCfg), nil
+}
+
+func openSQL(connector driver.Connector, cfg Config, sem io.Closer) pool {
+	db := sql.OpenDB(connector)
 	db.SetMaxOpenConns(cfg.MaxConns)
 	db.SetMaxIdleConns(cfg.MaxConns)
-	return sqlPool{db, sem}, nil
+	return sqlPool{db, sem}
 }
 
 func (p sqlPool) checkout(ctx context.Context) (connection, error) {

@@ -2,7 +2,7 @@ package fleet
 
 import "time"
 
-// BinWidth is the resolution of a Progress.
+// BinWidth is the resolution of a Progress, unless its Span says otherwise, and of Connects.
 const BinWidth = 50 * time.Millisecond
 
 // Progress is how evenly a worker's operations succeeded over what counts.
@@ -13,22 +13,30 @@ type Progress struct {
 
 // window is the part of a run that counts. Its times are on the monotonic clock.
 type window struct {
+	begin       time.Time // when the load begins
 	from, until time.Time // until is zero for a run without an end
+	width       time.Duration
 
 	bins []int64
 	last time.Time // when the last operation ended, or the window began
 	gap  time.Duration
 }
 
-func newWindow(s startSignal) *window {
+func newWindow(s Span) *window {
 	now := time.Now()
 	if s.Until.IsZero() {
-		return &window{from: now, last: now}
+		return &window{begin: now, from: now, last: now}
 	}
-	// What came over the pipe is of the wall clock, which may be set while we run.
-	w := &window{from: now.Add(s.From.Sub(now)), until: now.Add(s.Until.Sub(now))}
+	// The times came over the pipe, so they are of the wall clock, which may be set while we run.
+	w := &window{begin: now, from: now.Add(s.From.Sub(now)), until: now.Add(s.Until.Sub(now)), width: s.BinWidth}
+	if !s.Begin.IsZero() {
+		w.begin = now.Add(s.Begin.Sub(now))
+	}
+	if w.width <= 0 {
+		w.width = BinWidth
+	}
 	w.last = w.from
-	w.bins = make([]int64, (w.until.Sub(w.from)+BinWidth-1)/BinWidth)
+	w.bins = make([]int64, (w.until.Sub(w.from)+w.width-1)/w.width)
 	return w
 }
 
@@ -44,7 +52,7 @@ func (w *window) note(t time.Time) {
 	if !w.ends() {
 		return
 	}
-	w.bins[t.Sub(w.from)/BinWidth]++
+	w.bins[t.Sub(w.from)/w.width]++
 	w.gap = max(w.gap, t.Sub(w.last))
 	w.last = t
 }

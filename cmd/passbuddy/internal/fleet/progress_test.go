@@ -8,7 +8,7 @@ import (
 
 func testWindow(length time.Duration) *window {
 	from := time.Now()
-	return newWindow(startSignal{From: from.Round(0), Until: from.Add(length).Round(0)}) // as JSON carries them
+	return newWindow(Span{From: from.Round(0), Until: from.Add(length).Round(0)}) // as JSON carries them
 }
 
 func TestWindowCountsWhatEndsInIt(t *testing.T) {
@@ -53,7 +53,7 @@ func TestGapReachesToTheEdges(t *testing.T) {
 }
 
 func TestRunWithoutEndHasNoProgress(t *testing.T) {
-	w := newWindow(startSignal{})
+	w := newWindow(Span{})
 	w.note(time.Now())
 	if !w.contains(time.Now().Add(time.Hour)) || w.progress().Bins != nil {
 		t.Error("a run without an end has no window")

@@ -3,7 +3,7 @@
 // A worker is the program itself, started anew with [WorkerCommand]: its main must call [RunWorker] then. The parent and a
 // worker speak JSON, one value a line:
 //
-//	parent -> worker (stdin)    Config; then a startSignal when the whole fleet is ready
+//	parent -> worker (stdin)    Config; then a Span when the whole fleet is ready
 //	worker -> parent (stdout)   a Report when ready, then about four a second, then one that is Final
 //
 // SIGTERM ends a worker's run, if it has not ended by itself, and makes it report. The end of its stdin means that the parent is gone, and ends the
@@ -50,6 +50,14 @@ type Config struct {
 	Capacity  int
 	Scope     string // of PassBuddy
 
+	// Load is how operations arrive. The zero value is a closed loop without pauses: each goroutine
+	// repeats the operation.
+	Load Load
+	// Graceful makes a worker that is told to end before its span is over finish what is under way,
+	// callers that wait for a connection included, for as long as Drain allows. What is still under
+	// way then counts as failed.
+	Graceful bool
+
 	// Drain is how long operations under way at the end may take to end by themselves.
 	Drain time.Duration
 	// Closing is how long closing the pool may take after that; what is still open then ends with the process. 0 is for
@@ -71,9 +79,33 @@ type Operation struct {
 // TransactionKeys is from how many rows a transaction picks its own.
 const TransactionKeys = 10_000
 
-// startSignal begins the run. With Until, only what ends in between counts, and the run is over then: so the
-// workers' counts are of the same time, by the clock that they share.
-type startSignal struct{ From, Until time.Time }
+// Load says how operations arrive at a worker: in an open loop with a Rate, else in a closed one.
+type Load struct {
+	// Pause is the mean of an exponential pause of each goroutine before each operation: a closed
+	// loop with pauses.
+	Pause time.Duration `json:",omitempty"`
+	// Rate is how many operations arrive per second, as a Poisson process: an open loop. No arrival
+	// waits for an earlier one, and latencies count from when the operation was to start.
+	// Config.Goroutines is of no interest then.
+	Rate float64 `json:",omitempty"`
+	// Ramp is how long the rate of an open loop takes to grow from 0 to Rate.
+	Ramp time.Duration `json:",omitempty"`
+	// MaxOutstanding bounds the operations of an open loop that have arrived and not ended. An
+	// arrival beyond it is shed: it does nothing and is in Counts.Shed.
+	MaxOutstanding int `json:",omitempty"`
+}
+
+func (l Load) open() bool { return l.Rate > 0 }
+
+// Span is when a run begins and which part of it counts. With Until, only the operations that end
+// between From and Until count, and the run is over at Until: so the workers' counts are of the
+// same time, by the clock that they share.
+type Span struct {
+	Begin    time.Time // when the load begins; zero: at once
+	From     time.Time
+	Until    time.Time
+	BinWidth time.Duration // of Progress; zero: the constant BinWidth
+}
 
 // Report tells how far a worker is. Counts are since the start of what counts.
 type Report struct {
@@ -87,6 +119,7 @@ type Report struct {
 	Wait     []byte           `json:",omitempty"` // time to get a connection: an encoded Latency
 	Total    []byte           `json:",omitempty"` // time of the whole operation
 	Progress Progress         // of a run with an end
+	Connects Connects         // since the pool was opened
 }
 
 // Counts are operations by how they went.
@@ -94,6 +127,8 @@ type Counts struct {
 	Operations int64 // that succeeded
 	Refused    int64 // that failed because Postgres had too many clients
 	Failed     int64 // that failed for another reason
+	Shed       int64 // of an open loop: arrivals beyond Load.MaxOutstanding
+	Unfinished int64 // of an open loop: outstanding when Config.Drain was over
 }
 
 // Add adds other's.
@@ -101,6 +136,8 @@ func (c *Counts) Add(other Counts) {
 	c.Operations += other.Operations
 	c.Refused += other.Refused
 	c.Failed += other.Failed
+	c.Shed += other.Shed
+	c.Unfinished += other.Unfinished
 }
 
 // Errors is the number of operations that failed.

@@ -43,18 +43,19 @@ func work(stop context.Context, in io.Reader, out io.Writer, exit func(int)) err
 	if err := requests.Decode(&cfg); err != nil {
 		return fmt.Errorf("worker: no configuration: %w", err)
 	}
-	p, err := openPool(stop, cfg)
+	connects := newConnectCounter()
+	p, err := openPool(stop, cfg, connects)
 	if err != nil {
 		return err
 	}
-	w := &worker{cfg: cfg, pool: p, wait: NewLatency(), total: NewLatency(), failures: make(map[string]int64)}
+	w := &worker{cfg: cfg, pool: p, connects: connects, wait: NewLatency(), total: NewLatency(), failures: make(map[string]int64)}
 	if err := reports.Encode(w.report()); err != nil {
 		return err
 	}
-	started := make(chan startSignal, 1)
+	started := make(chan Span, 1)
 	go func() {
 		for first := true; ; first = false {
-			var s startSignal
+			var s Span
 			if err := requests.Decode(&s); err != nil {
 				exit(1) // the parent is gone
 				return
@@ -67,7 +68,9 @@ func work(stop context.Context, in io.Reader, out io.Writer, exit func(int)) err
 	select {
 	case s := <-started:
 		w.window = newWindow(s)
-		w.run(stop, reports)
+		if sleep(stop, time.Until(w.window.begin)) {
+			w.run(stop, reports)
+		}
 		<-stop.Done() // until then its CPU time can be read
 	case <-stop.Done():
 	}
@@ -83,6 +86,7 @@ func work(stop context.Context, in io.Reader, out io.Writer, exit func(int)) err
 type worker struct {
 	cfg         Config
 	pool        pool
+	connects    *connectCounter
 	wait, total *Latency
 	window      *window // nil before the start; note under mu
 
@@ -104,8 +108,12 @@ func (w *worker) run(stop context.Context, reports *json.Encoder) {
 	queries, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	var goroutines sync.WaitGroup
-	for range w.cfg.Goroutines {
-		goroutines.Go(func() { w.repeat(stop, queries) })
+	if w.cfg.Load.open() {
+		goroutines.Go(func() { w.arrive(stop, queries) })
+	} else {
+		for range w.cfg.Goroutines {
+			goroutines.Go(func() { w.repeat(stop, queries) })
+		}
 	}
 	ended := make(chan struct{})
 	go func() {
@@ -147,17 +155,15 @@ func (w *worker) close() {
 	}
 }
 
-// repeat does one operation after the other until stop is done, with a pause after each failure.
+// repeat does one operation after the other until stop is done, with the load's pause before each
+// and one after each failure.
 func (w *worker) repeat(stop, queries context.Context) {
 	served := false
-	for stop.Err() == nil {
-		switch counted, err := w.operate(stop, queries); {
+	for sleep(stop, time.Duration(rand.ExpFloat64()*float64(w.cfg.Load.Pause))) {
+		switch counted, err := w.operate(time.Now(), stop, queries); {
 		case err != nil:
 			w.fail(err)
-			select {
-			case <-time.After(time.Duration((0.5 + rand.Float64()) * float64(failurePause))):
-			case <-stop.Done():
-			}
+			sleep(stop, time.Duration((0.5+rand.Float64())*float64(failurePause)))
 		case counted && !served:
 			served = true
 			w.mu.Lock()
@@ -167,16 +173,21 @@ func (w *worker) repeat(stop, queries context.Context) {
 	}
 }
 
-// operate borrows a connection, does the operation, gives the connection back, and says whether it counted that. At the
-// end of the run a wait for a connection is given up and not counted, nor is an operation that succeeds after it: the
-// counts are divided by the length of the run.
-func (w *worker) operate(stop, queries context.Context) (counted bool, err error) {
-	began := time.Now()
-	conn, err := w.pool.checkout(stop)
+// operate borrows a connection, does the operation, gives the connection back, and says whether it
+// counted that. The operation's time counts from began. At the end of the run a wait for a
+// connection is given up and not counted, nor is an operation that succeeds after it: the counts
+// are divided by the length of the run. An open loop, and a worker that ends gracefully, let waits
+// go on for as long as queries.
+func (w *worker) operate(began time.Time, stop, queries context.Context) (counted bool, err error) {
+	open := w.cfg.Load.open()
+	waits := stop
+	if open || w.cfg.Graceful {
+		waits = queries
+	}
+	conn, err := w.pool.checkout(waits)
 	if err != nil {
-		if stop.Err() != nil {
-			w.unfinished(began, time.Time{})
-			return false, nil
+		if waits.Err() != nil {
+			return false, w.gaveUp(began, time.Time{})
 		}
 		return false, err
 	}
@@ -184,26 +195,67 @@ func (w *worker) operate(stop, queries context.Context) (counted bool, err error
 	err = conn.operate(queries, w.cfg.Operation)
 	conn.giveBack()
 	if queries.Err() != nil {
-		w.unfinished(began, checkedOut)
-		return false, nil
+		return false, w.gaveUp(began, checkedOut)
 	}
 	ended := time.Now()
-	if err != nil || stop.Err() != nil {
-		if err == nil {
-			w.unfinished(began, checkedOut)
-		}
+	if err != nil {
 		return false, err
 	}
-	if !w.window.contains(ended) {
+	// The latencies of an open loop are of what was to start in the window, however late that
+	// ended; those of a closed loop are of what ended in it.
+	timed, inTime := w.window.contains(began), w.window.contains(ended)
+	if !open {
+		if stop.Err() != nil && !(w.cfg.Graceful && inTime) {
+			return false, w.gaveUp(began, checkedOut)
+		}
+		timed = inTime
+	}
+	if timed {
+		w.wait.Record(checkedOut.Sub(began))
+		w.total.Record(ended.Sub(began))
+	}
+	if !inTime {
 		return false, nil
 	}
-	w.wait.Record(checkedOut.Sub(began))
-	w.total.Record(ended.Sub(began))
 	w.mu.Lock()
 	w.counts.Operations++
 	w.window.note(ended)
 	w.mu.Unlock()
 	return true, nil
+}
+
+// errAbandoned is the failure of an operation whose process ended gracefully, and could not wait
+// for it any longer.
+var errAbandoned = errors.New("the process ended before the operation did")
+
+// gaveUp takes in an operation that was under way when the run ended, or when its process had to.
+func (w *worker) gaveUp(began, checkedOut time.Time) error {
+	now := time.Now()
+	switch {
+	case w.cfg.Graceful && w.window.ends() && w.window.contains(now):
+		return errAbandoned
+	case w.cfg.Load.open():
+		w.outstanding(began, checkedOut, now)
+	default:
+		w.unfinished(began, checkedOut)
+	}
+	return nil
+}
+
+// outstanding records an operation of an open loop that was given up at now, with the time that it
+// had lasted by then.
+func (w *worker) outstanding(began, checkedOut, now time.Time) {
+	if !w.window.contains(began) {
+		return
+	}
+	w.total.Record(now.Sub(began))
+	if checkedOut.IsZero() {
+		checkedOut = now
+	}
+	w.wait.Record(checkedOut.Sub(began))
+	w.mu.Lock()
+	w.counts.Unfinished++
+	w.mu.Unlock()
 }
 
 // unfinished records an operation that was under way when the window ended, with the time that it had lasted by then.
@@ -252,6 +304,7 @@ func (w *worker) finalReport() (Report, error) {
 	if w.window != nil {
 		r.Progress = w.window.progress()
 	}
+	r.Connects = w.connects.connects()
 	var err1, err2 error
 	r.Wait, err1 = w.wait.Encode()
 	r.Total, err2 = w.total.Encode()
