@@ -8,7 +8,7 @@ import (
 // More processes than permits: they take turns, and nobody is left out.
 func TestMoreProcessesThanPermits(t *testing.T) {
 	s := startServers(t, 100)
-	f := s.crowd(t, "pgxpool", 40, *loadFor+2*time.Second)
+	f := s.crowd(t, "pgxpool", 40, *loadFor+4*time.Second)
 	t.Logf("40 processes, 20 permits: %.0f operations/s, fewest of any process in any %v: %d, longest without one: %v, connects %.0f/s",
 		f.rate, window, f.fewest, f.gap, f.connects)
 	if f.least == 0 {

@@ -119,7 +119,7 @@ func TestIdleConnectionsAreGivenBack(t *testing.T) {
 					var wg sync.WaitGroup
 					for range capacity {
 						wg.Go(func() {
-							if err := a.exec(t.Context(), "select pg_sleep(0.05)"); err != nil {
+							if err := a.exec(t.Context(), "select pg_sleep(0.3)"); err != nil {
 								t.Error(err)
 							}
 						})

@@ -325,7 +325,8 @@ func (a *Allotment) settle() {
 	served := 0
 	for a.waiters.len() > 0 && (a.mayTake() || a.available() <= a.fixed && a.fallBack()) {
 		w := a.waiters.pop()
-		w.warm = a.turns-a.conns[out] < a.conns[idle]
+		// Callers that are on their way take as many spare permits as there are, and open. So this one is to have an idle connection.
+		w.warm = a.turns-a.conns[out] >= len(a.spare)+a.conns[opening]
 		w.conn = a.take(w.claim)
 		close(w.ready)
 		served++
