@@ -76,6 +76,8 @@ func (cn *connector) takeOrDial(ctx context.Context, unit *allotment.Conn) (*phy
 
 // enterCheckout waits for a permit that covers one checkout. Gone gives it back.
 func (cn *connector) enterCheckout(ctx context.Context) (*allotment.Conn, error) {
+	cn.idle.waiting.Add(1)
+	defer cn.idle.waiting.Add(-1)
 	if _, err := cn.a.Enter(ctx, false); err != nil {
 		return nil, err
 	}

@@ -39,8 +39,8 @@ type conn struct {
 	unit  *allotment.Conn
 	epoch uint32
 
-	held    bool  // checked out: operations may run
-	parking bool  // IsValid said no because somebody waits; Close hands the connection on
+	held    bool // checked out: operations may run
+	parking bool // IsValid said no because somebody waits; Close hands the connection on
 
 	// PerCheckout, see checkout.go.
 	refused error     // why this checkout has no permit

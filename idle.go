@@ -2,6 +2,7 @@ package passbuddy
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/passbuddy/passbuddy/internal/allotment"
@@ -27,6 +28,8 @@ import (
 // (returnCheckout), and take after a permit is held. So a caller that finds the list empty knows that
 // each connection outside it is pinned, ending, or under another permit, and may dial.
 type idleList struct {
+	waiting atomic.Int32 // callers that have asked for a permit and do not have it
+
 	mu sync.Mutex
 
 	// Guarded by mu. So is the field unit of a physical connection, see cover.
@@ -199,11 +202,14 @@ func (l *idleList) oldest(n int) []*physical {
 }
 
 // watch looks after the surplus: idle connections without a resting wrapper. SetMaxIdleConns and
-// SetConnMaxIdleTime say how many wrappers rest, so they say how many connections may lie idle. Where
-// callers wait for permits no wrapper rests, and a surplus is what the permits do not suffice for.
-// What of it nobody took for parkedMost is ended, longest idle first.
+// SetConnMaxIdleTime say how many wrappers rest, so they say how many connections may lie idle. But while
+// callers wait for permits every idle connection is one that the permits do not suffice for.
+// What of the surplus nobody took for parkedMost is ended, longest idle first.
 func (l *idleList) watch() {
-	surplus := len(l.free) - l.resting
+	surplus := len(l.free)
+	if l.waiting.Load() == 0 {
+		surplus -= l.resting
+	}
 	l.low = min(l.low, surplus)
 	if surplus > 0 && !l.watching {
 		l.watching, l.low = true, surplus
