@@ -54,15 +54,7 @@ var checkoutUses = map[string]func(db *sql.DB, st *sql.Stmt) error{
 			return err
 		})
 	},
-	"statement of the DB": func(_ *sql.DB, st *sql.Stmt) error { _, err := st.Exec(); return err },
-	"statement of its own": func(db *sql.DB, _ *sql.Stmt) error {
-		st, err := db.Prepare("x")
-		if err != nil {
-			return err
-		}
-		_, err = st.Exec()
-		return errors.Join(err, st.Close())
-	},
+	"statement": func(_ *sql.DB, st *sql.Stmt) error { _, err := st.Exec(); return err },
 }
 
 func busy(ctx context.Context, _ string) error {
