@@ -20,15 +20,15 @@ import (
 //	  +---------------------------------------------------------------+
 //	           IsValid: the connection to the list, then the permit back
 //
-// A prepared statement is database/sql's, which uses it past the wrapper and takes the wrapper for its
-// connection. So a connection with statements stays in its wrapper while that is idle (pinned), and
-// the wrapper ends with it: it never becomes empty. If callers wait, IsValid has database/sql
-// close the wrapper, and so the statements. Then the connection is free for the list (see Close).
+// database/sql uses a prepared statement past the wrapper, and takes the wrapper for the connection. So a
+// connection with statements stays in its wrapper while that is idle (pinned). Such a wrapper never
+// becomes empty, but ends with its connection. If callers wait, IsValid has database/sql close the
+// statements and the wrapper. Then closeCheckout puts the connection into the list.
 
 // acquireCheckout waits for a permit and returns it with a connection.
 //
-// It waits with empty hands. So a waiting caller keeps no connection from others, and a local return
-// always serves it: by the queue of the allotment and by the list.
+// A waiting caller holds no connection, so it keeps none from others. A local return always reaches it, by
+// the queue of the allotment and by the list. So it does not matter that it waits inside Connect.
 func (cn *connector) acquireCheckout(ctx context.Context) (checkout, error) {
 	unit, err := cn.enterCheckout(ctx)
 	if err != nil {
@@ -62,9 +62,9 @@ func (cn *connector) takeOrDial(ctx context.Context, unit *allotment.Conn) (*phy
 		}
 		cn.idle.cover(ph, nil) // the permit stays here
 		_ = ph.end(inBackground)
-		if err := ctx.Err(); err != nil {
+		if ctx.Err() != nil {
 			// The driver may have failed because of that, and would fail with all the others too.
-			return nil, err
+			return nil, fmt.Errorf("passbuddy: while resetting an idle connection: %w", contextError(ctx))
 		}
 	}
 	ph, err := cn.dial(ctx, nil)
@@ -72,6 +72,15 @@ func (cn *connector) takeOrDial(ctx context.Context, unit *allotment.Conn) (*phy
 		cn.idle.cover(ph, unit)
 	}
 	return ph, err
+}
+
+// contextError is why ctx ended. It matches the context's own error too, where the cause is another.
+func contextError(ctx context.Context) error {
+	err, cause := ctx.Err(), context.Cause(ctx)
+	if errors.Is(cause, err) {
+		return cause
+	}
+	return fmt.Errorf("%w: %w", err, cause)
 }
 
 // enterCheckout waits for a permit that covers one checkout. Gone gives it back.
@@ -128,14 +137,18 @@ func (c *conn) checkOut(ctx context.Context) error {
 	return nil
 }
 
-// resetCheckout is the checkout of a wrapper that was used before. Where the permit or the connection is
-// refused, the operation that follows reports it. But DB.Conn has none to report it, and a prepared
-// statement would run without a permit, as it does not pass through the wrapper: for those it is
-// ErrBadConn. database/sql then tries twice more with the same context, the last time by Connect,
-// which can return the error; so the refusal is kept for it.
+// resetCheckout is the checkout of a wrapper that was used before. database/sql ignores what
+// ResetSession returns, except ErrBadConn. So if the checkout is refused, the operation that follows
+// reports why.
 //
-// With SetMaxOpenConns the last try can be a returned wrapper instead, and ErrBadConn would reach the
-// user. If that wrapper is empty its operations all come through it: DB.Conn succeeds, and they fail.
+// Two callers have no such operation. DB.Conn has none, and a prepared statement does not pass through a
+// wrapper that holds its connection: it would run without a permit. They get ErrBadConn. database/sql then
+// tries twice more on the same goroutine with the same context, the last time by Connect, which returns
+// the error that refusals keeps for it.
+//
+// With SetMaxOpenConns the last try can get a returned wrapper instead, and ErrBadConn would reach the
+// user. If that wrapper is empty, each operation on it passes through it: DB.Conn succeeds, and they
+// report the error.
 func (c *conn) resetCheckout(ctx context.Context) error {
 	c.cn.idle.checkedOut(c)
 	empty := c.ph == nil
@@ -169,8 +182,8 @@ func (c *conn) returnCheckout() bool {
 	case !c.held: // pinned, and its checkout was refused
 		return true
 	case ph.pinned == allotment.Held && c.cn.a.Figures().Waiting > 0:
-		// Whoever waits has a wrapper without these statements, and would dial. database/sql closes them now,
-		// over this connection: the permit covers that too.
+		// The caller that gets this permit has a wrapper without these statements, and would dial. So
+		// database/sql closes them now. It does so over this connection: the permit covers that too.
 		c.parking = true
 		return false
 	case ph.pinned != allotment.Free:
@@ -199,7 +212,7 @@ func (c *conn) closeCheckout() error {
 	c.closed = true
 	ph, unit := c.ph, c.unit
 	c.ph, c.unit, c.held = nil, nil, false
-	// Last, for the shell of a connection that is put back must not be missed meanwhile.
+	// After put, so that a connection which is put back here counts when the surplus is looked for.
 	defer c.cn.idle.shellClosed(c, ph == nil && c.resting && closedForAge())
 	if ph == nil {
 		return nil

@@ -138,7 +138,8 @@ func (b *bench) atOnce(t *testing.T, n int) {
 	synctest.Wait()
 }
 
-// TestSurplusEnds: the process has fewer permits than it had, and callers wait. What they cannot use is closed.
+// TestSurplusEnds: the process has fewer permits than it had, and callers wait. The connections that the
+// permits do not suffice for are closed.
 func TestSurplusEnds(t *testing.T) {
 	bubble(t, 4, full, Config{Scope: PerCheckout}, func(t *testing.T, b *bench) {
 		b.server.onExec = busy
@@ -168,7 +169,8 @@ func TestSurplusEnds(t *testing.T) {
 	})
 }
 
-// TestMaxIdleConns: what database/sql closes at rest ends at once. What it closes while others wait goes to them.
+// TestMaxIdleConns: a wrapper that database/sql closes at rest takes a connection with it. If callers
+// wait, the connection goes to them.
 func TestMaxIdleConns(t *testing.T) {
 	for _, maxIdle := range []int{0, 2} {
 		t.Run(fmt.Sprint(maxIdle), func(t *testing.T) {
@@ -235,7 +237,8 @@ func TestConnMaxIdleTime(t *testing.T) {
 // TestConnMaxLifetime: it is the connection that must not grow older, not only its wrapper.
 func TestConnMaxLifetime(t *testing.T) {
 	const limit, tolerance = 10 * time.Second, time.Second
-	// Fewer idle wrappers than callers come and go, and none of them reaches the limit: not promised.
+	// With fewer idle wrappers than callers, wrappers are closed before they reach the limit, and nothing
+	// shows it.
 	for callers, maxIdles := range map[int][]int{1: {1, 20}, 12: {12, 20}} {
 		for _, maxIdle := range maxIdles {
 			t.Run(fmt.Sprintf("%d callers, %d idle", callers, maxIdle), func(t *testing.T) {
@@ -280,7 +283,7 @@ func TestConnMaxLifetime(t *testing.T) {
 	}
 }
 
-// TestConnMaxLifetimeRaised: what we know of the limit is forgotten when a wrapper is used that is older.
+// TestConnMaxLifetimeRaised: the limit is forgotten when a wrapper is used that is older.
 func TestConnMaxLifetimeRaised(t *testing.T) {
 	bubble(t, 1, full, Config{Scope: PerCheckout}, func(t *testing.T, b *bench) {
 		use := func(d time.Duration) (dialled int32) {
@@ -349,7 +352,8 @@ func (b *bench) pingSlowly() {
 	}
 }
 
-// TestDeadIdleConnections: those that the driver gives up at the checkout are closed, and the next is tried.
+// TestDeadIdleConnections: a connection that the driver gives up at the checkout is closed, and the next
+// is tried.
 func TestDeadIdleConnections(t *testing.T) {
 	bubble(t, 3, full, Config{Scope: PerCheckout}, func(t *testing.T, b *bench) {
 		b.atOnce(t, 3)
@@ -370,7 +374,8 @@ func TestDeadIdleConnections(t *testing.T) {
 	})
 }
 
-// TestCancelledResetCostsOneConnection: a driver that fails because the caller has gone is not asked again.
+// TestCancelledResetCostsOneConnection: a driver that fails because the caller has gone would fail with
+// all the others too.
 func TestCancelledResetCostsOneConnection(t *testing.T) {
 	bubble(t, 3, full, Config{Scope: PerCheckout}, func(t *testing.T, b *bench) {
 		b.atOnce(t, 3)
@@ -442,8 +447,8 @@ func TestDialErrorsReachTheCaller(t *testing.T) {
 	}
 }
 
-// TestRefusedConnUnderMaxOpenConns: database/sql's last try gets a returned wrapper, where no error of Connect can reach
-// the caller.
+// TestRefusedConnUnderMaxOpenConns: database/sql's last try gets a returned wrapper, where no error of
+// Connect can reach the caller.
 func TestRefusedConnUnderMaxOpenConns(t *testing.T) {
 	bubble(t, 2, full, Config{Scope: PerCheckout, AcquireTimeout: time.Second}, func(t *testing.T, b *bench) {
 		b.db.SetMaxOpenConns(2)
@@ -479,7 +484,7 @@ func TestRefusalIsToldOnce(t *testing.T) {
 	}
 }
 
-// TestLateFence: the lease of a checkout is lost, and the news comes when the connection is another's already.
+// TestLateFence: the lease of a checkout is lost, and the connection is out again when the news comes.
 func TestLateFence(t *testing.T) {
 	bubble(t, 2, full, Config{Scope: PerCheckout}, func(t *testing.T, b *bench) {
 		first := b.conn(t)
@@ -502,7 +507,7 @@ func TestLateFence(t *testing.T) {
 	})
 }
 
-// TestFenceBeforeReturn: a connection whose lease was lost while it was out does not come to the list.
+// TestFenceBeforeReturn: a connection whose lease was lost while it was out does not reach the list.
 func TestFenceBeforeReturn(t *testing.T) {
 	bubble(t, 2, full, Config{Scope: PerCheckout}, func(t *testing.T, b *bench) {
 		c := b.conn(t)
@@ -519,7 +524,8 @@ func TestFenceBeforeReturn(t *testing.T) {
 	})
 }
 
-// TestPinnedStaysWithItsWrapper: nobody waits, so the statement keeps its connection, and is not prepared again.
+// TestPinnedStaysWithItsWrapper: nobody waits, so the statement keeps its connection, and is not
+// prepared again.
 func TestPinnedStaysWithItsWrapper(t *testing.T) {
 	bubble(t, 2, full, Config{Scope: PerCheckout}, func(t *testing.T, b *bench) {
 		st, err := b.db.Prepare("x")
@@ -567,8 +573,8 @@ func TestCloseEndsIdleConnections(t *testing.T) {
 	})
 }
 
-// TestRandomCheckouts is TestRandomUse for what PerCheckout keeps itself: everything is used in every way while limits of the DB change,
-// connections die, dials fail and leases are lost. In the end all is given back, see bubble.
+// TestRandomCheckouts uses a DB in every way, while its limits change, connections die, dials fail, and
+// leases are lost. No connection is used by two at once, and in the end all is given back (see bubble).
 func TestRandomCheckouts(t *testing.T) {
 	for kindName, kind := range kinds {
 		for _, maxOpen := range []int{0, 6} {
@@ -722,8 +728,8 @@ func randomCheckouts(t *testing.T, db *sql.DB, st *sql.Stmt, r *rand.Rand, faile
 			if err == nil {
 				_, err = own.ExecContext(ctx)
 				check(err)
-				// Closing it waits for the lock of each connection that it was prepared on. ResetSession holds that while it
-				// waits for a permit, and fake time does not pass while a lock is waited for.
+				// Closing it waits for the lock of each connection that it was prepared on. ResetSession
+				// holds that while it waits for a permit, and fake time stops while a lock is waited for.
 				statements = append(statements, own)
 			}
 		case 7:

@@ -32,6 +32,8 @@ import (
 //   - a fence and anything: it only sets a flag and closes the socket, both of which can be done at any time, and ends as an
 //     eviction does what it finds idle.
 //
+// That is PerConnection. In PerCheckout the wrapper is empty while it is idle: see checkout.go.
+//
 // Its fields need no lock: database/sql calls one method at a time.
 type conn struct {
 	cn    *connector
@@ -44,7 +46,7 @@ type conn struct {
 
 	// PerCheckout, see checkout.go.
 	refused error     // why this checkout has no permit
-	born    time.Time // not after database/sql's own count of its age began
+	born    time.Time // before database/sql's count of its age begins, so it is never taken for younger
 	resting bool      // guarded by idleList.mu
 	closed  bool
 
@@ -116,7 +118,7 @@ func (c *conn) hold(l checkout) {
 // must not keep a permit.
 func (c *conn) release() {
 	if c.cn.cfg.Scope == PerCheckout {
-		c.returnCheckout()
+		c.returnCheckout() // it has no statements, so it stays open
 		return
 	}
 	if !c.cn.park(c.unit) {

@@ -102,21 +102,21 @@ func (cn *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	if err := cn.refusals.of(ctx, true); err != nil {
 		return nil, err
 	}
+	perCheckout := cn.cfg.Scope == PerCheckout
+	if perCheckout {
+		cn.idle.opening()
+	}
 	opener := calledByOpener()
 	if seen := cn.shapeSeen.Load(); opener && seen > 0 {
 		outer := newConn(cn, shape(seen-1))
-		if cn.cfg.Scope == PerCheckout {
-			cn.idle.opening()
+		if perCheckout {
 			cn.idle.atRest(outer.base())
 		}
 		return outer, nil
 	}
-	if cn.cfg.Scope == PerCheckout {
-		cn.idle.opening()
-	}
 	held, err := cn.acquire(ctx)
 	if err != nil {
-		if cn.cfg.Scope == PerCheckout {
+		if perCheckout {
 			cn.idle.shellClosed(nil, false)
 		}
 		return nil, neverBadConn(err)

@@ -8,8 +8,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/allotment"
 )
 
-// idleList is the pool of PerCheckout. What database/sql keeps idle there are empty wrappers; the
-// connections lie here, where a caller finds them once it has its permit.
+// idleList is the pool of PerCheckout. database/sql keeps empty wrappers; the connections lie here, and a
+// caller takes one once it has its permit.
 //
 // A physical connection is in exactly one of four places, so it never has two owners:
 //
@@ -20,9 +20,9 @@ import (
 //	                     v   |
 //	              wrapper at rest, pinned by a statement
 //
-// The fourth is its end: every removal from the list ends in take or in physical.end. put and take
-// decide under mu. put is called by the wrapper that holds the connection, which forgets it in the
-// same call of database/sql; take by a caller that nobody else has given a connection to.
+// The fourth is its end: each removal from the list is by take or for physical.end. Both put and take
+// decide under mu. The wrapper that holds the connection calls put, and has forgotten it before: no
+// operation of database/sql can come between, since it calls one method of a wrapper at a time.
 //
 // Open connections follow the permits, not the callers. put comes before the permit is given back
 // (returnCheckout), and take after a permit is held. So a caller that finds the list empty knows that
@@ -35,16 +35,16 @@ type idleList struct {
 	// Guarded by mu. So is the field unit of a physical connection, see cover.
 	free     []*physical // the one returned last is the last
 	shells   int         // wrappers that database/sql has and callers inside Connect
-	resting  int         // of those: returned and empty, so database/sql keeps them for somebody
+	resting  int         // of those: returned and empty, in database/sql's free list
 	low      int         // the smallest surplus since watching began
 	watching bool        // a trim is due
-	maxAge   time.Duration
 	closed   bool
-}
 
-// maxAge is what we know of SetConnMaxLifetime, which database/sql applies to wrappers and does not
-// tell. 0 stands for none. A wrapper that is closed for its age shows that the limit is at most that;
-// one that is checked out at a greater age shows that the limit has changed since.
+	// maxAge is what we know of SetConnMaxLifetime, or 0. database/sql applies the limit to wrappers and
+	// does not tell it. A wrapper that is closed for its age shows that the limit is at most that age;
+	// a wrapper that is checked out at a greater age shows that the limit has changed since.
+	maxAge time.Duration
+}
 
 // opening counts a wrapper.
 func (l *idleList) opening() {
@@ -203,8 +203,8 @@ func (l *idleList) oldest(n int) []*physical {
 
 // watch looks after the surplus: idle connections without a resting wrapper. SetMaxIdleConns and
 // SetConnMaxIdleTime say how many wrappers rest, so they say how many connections may lie idle. But while
-// callers wait for permits every idle connection is one that the permits do not suffice for.
-// What of the surplus nobody took for parkedMost is ended, longest idle first.
+// callers wait for permits, every idle connection is surplus: the permits do not suffice for it.
+// The part of the surplus that nobody took for parkedMost is ended, longest idle first.
 func (l *idleList) watch() {
 	surplus := len(l.free)
 	if l.waiting.Load() == 0 {
