@@ -1,23 +1,32 @@
 package passbuddy
 
 import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 )
 
 // This file holds all that PassBuddy reads off the call stack, in slow paths only. database/sql calls a driver in the same way for
-// different ends, and in four places the end matters. Each function names what it takes an unknown caller for, so that a
+// different ends, and in five places the end matters. Each function names what it takes an unknown caller for, so that a
 // future database/sql, or a wrapper between it and us, errs on the safe side. TestCallers holds them to the real one.
 
 // callers calls visit with the functions of database/sql on the stack, innermost first and without the package's name, until it
 // returns false.
 func callers(visit func(name string) bool) {
+	callersAt(func(name string, _ int) bool { return visit(name) })
+}
+
+// callersAt is callers with the line in database/sql that each function has come to.
+func callersAt(visit func(name string, line int) bool) {
 	var pcs [48]uintptr
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(3, pcs[:])])
 	for {
 		frame, more := frames.Next()
-		if name, ok := strings.CutPrefix(frame.Function, "database/sql."); ok && !visit(name) {
+		if name, ok := strings.CutPrefix(frame.Function, "database/sql."); ok && !visit(name, frame.Line) {
 			return
 		}
 		if !more {
@@ -77,9 +86,10 @@ func preparedFor() (kind statementKind) {
 	return kind
 }
 
-// operationFollows reports whether the checkout is for an operation that passes through the wrapper, which can then refuse it with the real
-// error. The others are DB.Conn and prepared statements. An unknown caller has none.
-func operationFollows() (yes bool) {
+// operationFollows reports whether the checkout is for an operation that passes through the wrapper, which
+// can then refuse it with the real error. The others are DB.Conn, and a prepared statement unless the
+// wrapper is empty: then it is prepared there first. An unknown caller has none.
+func operationFollows(empty bool) (yes bool) {
 	below := false // database/sql's conn, which does the checkout for all of them
 	callers(func(name string) bool {
 		if name == "(*DB).conn" {
@@ -92,6 +102,8 @@ func operationFollows() (yes bool) {
 		switch name {
 		case "(*DB).exec", "(*DB).query", "(*DB).begin", "(*DB).prepare", "(*DB).PingContext", "(*DB).PingContext.func1":
 			yes = true
+		case "(*Stmt).connStmt":
+			yes = empty
 		}
 		return false
 	})
@@ -106,4 +118,67 @@ func endedByUser() (yes bool) {
 		return !yes
 	})
 	return yes
+}
+
+// closedForAge reports whether database/sql closes a wrapper that lies at rest because of
+// SetConnMaxLifetime. conn does that in place of a checkout, and putConn after a return. An unknown caller
+// has another reason. So has its cleaner, which does not tell whether a wrapper was idle or alive for
+// too long: either way that leaves one wrapper less at rest, which says enough.
+//
+// putConn closes a wrapper in two places: one for those that are bad or too old, one for those that are
+// too many. They differ by their lines, see putConnLines.
+func closedForAge() (yes bool) {
+	callersAt(func(name string, line int) bool {
+		switch name {
+		case "(*DB).conn":
+			yes = true
+		case "(*DB).putConn":
+			discards, tooMany := putConnLines()
+			yes = line == discards && discards != tooMany
+		case "(*DB).connectionCleaner", "(*DB).SetMaxIdleConns", "(*DB).Close", "(*DB).openNewConnection":
+		default:
+			return true
+		}
+		return false
+	})
+	return yes
+}
+
+// putConnLines finds out where database/sql's putConn closes a connection that is not valid, and where one
+// that is one idle connection too many. It asks the real one, so no other Go version's lines matter.
+var putConnLines = sync.OnceValues(func() (discards, tooMany int) {
+	return putConnLine(false), putConnLine(true)
+})
+
+func putConnLine(valid bool) int {
+	p := &putConnProbe{valid: valid}
+	db := sql.OpenDB(p)
+	defer db.Close()
+	db.SetMaxIdleConns(-1)
+	if c, err := db.Conn(context.Background()); err == nil {
+		_ = c.Close()
+	}
+	return p.line
+}
+
+// putConnProbe is a driver whose connection notes who closes it.
+type putConnProbe struct {
+	driver.Conn
+	valid bool
+	line  int
+}
+
+func (p *putConnProbe) Connect(context.Context) (driver.Conn, error) { return p, nil }
+func (p *putConnProbe) Driver() driver.Driver                        { return nil }
+func (p *putConnProbe) IsValid() bool                                { return p.valid }
+
+// Close is also database/sql's Close of the connector.
+func (p *putConnProbe) Close() error {
+	callersAt(func(name string, line int) bool {
+		if name == "(*DB).putConn" {
+			p.line = line
+		}
+		return name != "(*DB).putConn"
+	})
+	return nil
 }

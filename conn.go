@@ -3,10 +3,9 @@ package passbuddy
 import (
 	"context"
 	"database/sql/driver"
-	"fmt"
+	"time"
 
 	"github.com/passbuddy/passbuddy/internal/allotment"
-	"github.com/passbuddy/passbuddy/semaphore"
 )
 
 // conn is what database/sql has instead of the driver's connection. It refers to a physical connection, which it can
@@ -33,6 +32,8 @@ import (
 //   - a fence and anything: it only sets a flag and closes the socket, both of which can be done at any time, and ends as an
 //     eviction does what it finds idle.
 //
+// That is PerConnection. In PerCheckout the wrapper is empty while it is idle: see checkout.go.
+//
 // Its fields need no lock: database/sql calls one method at a time.
 type conn struct {
 	cn    *connector
@@ -40,9 +41,14 @@ type conn struct {
 	unit  *allotment.Conn
 	epoch uint32
 
-	held    bool  // checked out: operations may run
-	parking bool  // IsValid said no because somebody waits; Close hands the connection on
-	refused error // PerCheckout: why this checkout has no permit
+	held    bool // checked out: operations may run
+	parking bool // IsValid said no because somebody waits; Close hands the connection on
+
+	// PerCheckout, see checkout.go.
+	refused error     // why this checkout has no permit
+	born    time.Time // before database/sql's count of its age begins, so it is never taken for younger
+	resting bool      // guarded by idleList.mu
+	closed  bool
 
 	txCtx context.Context // see BeginTx
 }
@@ -96,13 +102,14 @@ func newConn(cn *connector, s shape) wrapper {
 		w = new(conn)
 	}
 	w.base().cn = cn
+	w.base().born = time.Now()
 	return w
 }
 
 func (c *conn) base() *conn { return c }
 
 // hold makes l the wrapper's connection, checked out.
-func (c *conn) hold(l lease) {
+func (c *conn) hold(l checkout) {
 	c.ph, c.unit, c.epoch = l.ph, l.unit, l.epoch
 	c.held = true
 }
@@ -111,7 +118,7 @@ func (c *conn) hold(l lease) {
 // must not keep a permit.
 func (c *conn) release() {
 	if c.cn.cfg.Scope == PerCheckout {
-		c.returnCheckout()
+		c.returnCheckout() // it has no statements, so it stays open
 		return
 	}
 	if !c.cn.park(c.unit) {
@@ -134,6 +141,9 @@ func (c *conn) useSlow(ctx context.Context) error {
 		return c.refused
 	case c.ph != nil && c.ph.broken.Load():
 		return driver.ErrBadConn // its lease was lost
+	case c.cn.cfg.Scope == PerCheckout:
+		c.cn.idle.checkedOut(c)
+		return neverBadConn(c.checkOut(ctx))
 	case c.ph == nil:
 		// Opened by database/sql's opener, and this is its first use.
 		l, err := c.cn.acquire(ctx)
@@ -141,8 +151,6 @@ func (c *conn) useSlow(ctx context.Context) error {
 			return neverBadConn(err)
 		}
 		c.hold(l)
-	case c.cn.cfg.Scope == PerCheckout:
-		return neverBadConn(c.checkOut(ctx))
 	case !c.unit.Retake(c.epoch):
 		return driver.ErrBadConn
 	default:
@@ -151,46 +159,21 @@ func (c *conn) useSlow(ctx context.Context) error {
 	return nil
 }
 
-// checkOut acquires the permit of one checkout (PerCheckout).
-func (c *conn) checkOut(ctx context.Context) error {
-	c.cn.begin()
-	defer c.cn.done()
-	unit, err := c.cn.enterCheckout(ctx)
-	if err != nil {
-		return err
-	}
-	if !c.ph.cover(unit) {
-		unit.Gone()
-		c.ph.unit = nil
-		return fmt.Errorf("passbuddy: %w", semaphore.ErrLost)
-	}
-	c.unit, c.held = unit, true
-	return nil
-}
-
-// returnCheckout releases it. The engine sends the release in the background.
-func (c *conn) returnCheckout() {
-	if c.held {
-		c.unit.Gone()
-		c.unit, c.ph.unit = nil, nil
-		c.held = false
-	}
-	c.refused = nil
-}
-
 // ResetSession is the checkout of a connection that was used before. database/sql ignores every error but ErrBadConn.
 func (c *conn) ResetSession(ctx context.Context) error {
 	if c.cn.evictions.Load() > 0 && c.refuseEviction(ctx) {
 		return driver.ErrBadConn // Close makes it leave
 	}
-	if c.ph == nil {
+	perCheckout := c.cn.cfg.Scope == PerCheckout
+	empty := c.ph == nil
+	if empty && !perCheckout {
 		return nil // still empty: the operation that follows opens it
 	}
-	if c.ph.broken.Load() {
+	if !empty && c.ph.broken.Load() {
 		return driver.ErrBadConn
 	}
-	if c.cn.cfg.Scope == PerCheckout {
-		if err := c.resetCheckout(ctx); err != nil || c.refused != nil {
+	if perCheckout {
+		if err := c.resetCheckout(ctx); err != nil || c.refused != nil || empty {
 			return err
 		}
 	} else {
@@ -215,31 +198,12 @@ func (c *conn) refuseEviction(ctx context.Context) bool {
 	return ok
 }
 
-// resetCheckout acquires the permit of the checkout. Where that is refused, the operation that follows reports it, and the connection stays
-// warm. But DB.Conn has none to report it, and a prepared statement would run without a permit, as it does not pass through the
-// wrapper: for those it is ErrBadConn. database/sql then tries twice more with the same context, the last time by
-// Connect, which can return the error; so the refusal is kept for it.
-func (c *conn) resetCheckout(ctx context.Context) error {
-	if c.cn.refusals.of(ctx, false) != nil {
-		return driver.ErrBadConn
-	}
-	err := c.checkOut(ctx)
-	switch {
-	case err == nil:
-	case operationFollows():
-		c.refused = err
-	default:
-		c.cn.refusals.add(ctx, err)
-		return driver.ErrBadConn
-	}
-	return nil
-}
-
 // IsValid is the return of the connection. database/sql closes it if we say no, after the statements prepared on it: only then can it
 // be handed on to a caller that waits here.
 func (c *conn) IsValid() bool {
+	perCheckout := c.cn.cfg.Scope == PerCheckout
 	if c.ph == nil {
-		return true
+		return !perCheckout || c.returnCheckout()
 	}
 	tx := c.txCtx
 	c.txCtx = nil
@@ -249,9 +213,8 @@ func (c *conn) IsValid() bool {
 	if !c.ph.valid() {
 		return false
 	}
-	if c.cn.cfg.Scope == PerCheckout {
-		c.returnCheckout()
-		return true
+	if perCheckout {
+		return c.returnCheckout()
 	}
 	if !c.held {
 		// Handed to a caller who had given up, and returned without a checkout.
@@ -269,14 +232,12 @@ func (c *conn) IsValid() bool {
 // long, or with the DB. From database/sql's opener it is called with the lock on the whole DB held: but only on a connection that was never used,
 // which is empty.
 func (c *conn) Close() error {
+	if c.cn.cfg.Scope == PerCheckout {
+		return c.closeCheckout()
+	}
 	ph := c.ph
 	if ph == nil {
 		return nil
-	}
-	if c.cn.cfg.Scope == PerCheckout {
-		// The permit of a connection that is closed while checked out is given back when the backend is gone: it may still be at work.
-		c.ph, c.unit, c.held = nil, nil, false
-		return ph.end(ph.where())
 	}
 	unit := c.unit
 	c.ph, c.unit = nil, nil

@@ -34,6 +34,7 @@ type connector struct {
 
 	linger    linger
 	refusals  refusals
+	idle      idleList      // PerCheckout
 	shapeSeen atomic.Uint32 // 1 + shape of the driver's connections, or 0
 
 	evictions atomic.Int32 // calls of evictThroughDB under way
@@ -101,12 +102,23 @@ func (cn *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	if err := cn.refusals.of(ctx, true); err != nil {
 		return nil, err
 	}
+	perCheckout := cn.cfg.Scope == PerCheckout
+	if perCheckout {
+		cn.idle.opening()
+	}
 	opener := calledByOpener()
 	if seen := cn.shapeSeen.Load(); opener && seen > 0 {
-		return newConn(cn, shape(seen-1)), nil
+		outer := newConn(cn, shape(seen-1))
+		if perCheckout {
+			cn.idle.atRest(outer.base())
+		}
+		return outer, nil
 	}
 	held, err := cn.acquire(ctx)
 	if err != nil {
+		if perCheckout {
+			cn.idle.shellClosed(nil, false)
+		}
 		return nil, neverBadConn(err)
 	}
 	outer := newConn(cn, held.ph.shape)
@@ -117,15 +129,15 @@ func (cn *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	return outer, nil
 }
 
-// lease is what a checkout gets: a connection, and the permit that covers it or this use of it.
-type lease struct {
+// checkout is a connection, and the permit that covers it or this use of it.
+type checkout struct {
 	ph    *physical
 	unit  *allotment.Conn
 	epoch uint32
 }
 
 // acquire waits for a permit and returns it with a connection.
-func (cn *connector) acquire(ctx context.Context) (lease, error) {
+func (cn *connector) acquire(ctx context.Context) (checkout, error) {
 	cn.begin()
 	defer cn.done()
 	if cn.cfg.Scope == PerCheckout {
@@ -134,7 +146,7 @@ func (cn *connector) acquire(ctx context.Context) (lease, error) {
 	for {
 		unit, err := cn.a.Enter(ctx, true)
 		if err != nil {
-			return lease{}, err
+			return checkout{}, err
 		}
 		if unit == nil {
 			break
@@ -142,7 +154,7 @@ func (cn *connector) acquire(ctx context.Context) (lease, error) {
 		// The turn came with an idle connection: parked, or claimed from a wrapper that lies in database/sql's free list.
 		ph := unit.Attached().(*physical)
 		if ph.reset(ctx) {
-			return lease{ph, unit, unit.Epoch()}, nil
+			return checkout{ph, unit, unit.Epoch()}, nil
 		}
 		// If its socket was closed under us, the turn has ended with it, and we queue for another.
 		turn := unit.Discard()
@@ -154,12 +166,12 @@ func (cn *connector) acquire(ctx context.Context) (lease, error) {
 	unit, err := cn.permit(ctx)
 	if err != nil {
 		cn.a.Exit()
-		return lease{}, err
+		return checkout{}, err
 	}
 	ph, err := cn.dial(ctx, unit)
 	if err != nil {
 		cn.a.Exit()
-		return lease{}, err
+		return checkout{}, err
 	}
 	if cn.cfg.Fence {
 		err = ph.mark(ctx, unit)
@@ -171,45 +183,9 @@ func (cn *connector) acquire(ctx context.Context) (lease, error) {
 		unit.Leave()
 		cn.a.Exit()
 		ph.end(inBackground)
-		return lease{}, err
+		return checkout{}, err
 	}
-	return lease{ph, unit, unit.Epoch()}, nil
-}
-
-// acquireCheckout is acquire for PerCheckout: the permit is not the connection's.
-func (cn *connector) acquireCheckout(ctx context.Context) (lease, error) {
-	unit, err := cn.enterCheckout(ctx)
-	if err != nil {
-		return lease{}, err
-	}
-	ph, err := cn.dial(ctx, nil)
-	if err != nil {
-		unit.Gone()
-		return lease{}, err
-	}
-	if !ph.cover(unit) {
-		unit.Gone()
-		ph.end(inBackground)
-		return lease{}, fmt.Errorf("passbuddy: while connecting: %w", semaphore.ErrLost)
-	}
-	return lease{ph: ph, unit: unit}, nil
-}
-
-// enterCheckout waits for a permit that covers one checkout. Gone gives it back.
-func (cn *connector) enterCheckout(ctx context.Context) (*allotment.Conn, error) {
-	if _, err := cn.a.Enter(ctx, false); err != nil {
-		return nil, err
-	}
-	unit, err := cn.permit(ctx)
-	if err == nil && !unit.CheckOut() {
-		unit.Gone()
-		err = fmt.Errorf("passbuddy: %w", semaphore.ErrLost)
-	}
-	if err != nil {
-		cn.a.Exit()
-		return nil, err
-	}
-	return unit, nil
+	return checkout{ph, unit, unit.Epoch()}, nil
 }
 
 // permit is Allotment.Open for a caller with a turn, bounded like Enter.
@@ -269,6 +245,7 @@ func (cn *connector) Close() error {
 	cn.busy++ // no leaving before the end of Close
 	cn.mu.Unlock()
 	cn.sweep(0)
+	cn.idle.close()
 	cn.awaitEnding()
 	cn.done()
 	if c, ok := cn.inner.(io.Closer); ok {

@@ -103,11 +103,15 @@ func (f *fakeFleet) grant() {
 
 func (f *fakeFleet) Give(p *semaphore.Permit) {
 	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := len(f.out)
 	f.out = slices.DeleteFunc(f.out, func(q *semaphore.Permit) bool { return p == q })
+	if len(f.out) == n {
+		return // lost, see lose
+	}
 	f.stock = append(f.stock, p)
 	f.held--
 	f.grant()
-	f.mu.Unlock()
 }
 
 func (f *fakeFleet) Offer(int) {}
@@ -167,6 +171,7 @@ type server struct {
 	onCommit   func()
 	onReset    func(*fakeConn) error
 	onExec     func(ctx context.Context, query string) error
+	onStmtExec func()
 
 	mu  sync.Mutex
 	log []string
@@ -253,6 +258,9 @@ func (s *fakeStmt) NumInput() int { return -1 }
 func (s *fakeStmt) Exec(args []driver.Value) (driver.Result, error) {
 	defer s.c.enter()()
 	s.c.s.record("Stmt.Exec %v", args)
+	if s.c.s.onStmtExec != nil {
+		s.c.s.onStmtExec()
+	}
 	return driver.RowsAffected(1), nil
 }
 

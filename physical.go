@@ -27,7 +27,9 @@ type physical struct {
 	pgx  *pgx.Conn    // inner's own, if it has one
 	link *socket.Link // its socket, if we follow it
 
-	// Written by who has checked the connection out, or opens it.
+	opened time.Time
+
+	// Written by who has checked the connection out, or opens it; unit in PerCheckout under idleList.mu too.
 	unit       *allotment.Conn // PerConnection: its permit. PerCheckout: the one that covers the checkout, or nil
 	pinned     allotment.Pin
 	statements bool // somebody may still close a statement on it, even after it was closed
@@ -51,7 +53,7 @@ type optional struct {
 }
 
 func newPhysical(cn *connector, inner driver.Conn, link *socket.Link) *physical {
-	ph := &physical{cn: cn, inner: inner, link: link}
+	ph := &physical{cn: cn, inner: inner, link: link, opened: time.Now()}
 	o := &ph.optional
 	o.pinger, _ = inner.(driver.Pinger)
 	o.execer, _ = inner.(driver.ExecerContext)
@@ -75,12 +77,6 @@ func newPhysical(cn *connector, inner driver.Conn, link *socket.Link) *physical 
 		}
 	}
 	return ph
-}
-
-// cover puts a checkout under unit (PerCheckout). It reports false if the lease of unit is lost already.
-func (ph *physical) cover(unit *allotment.Conn) bool {
-	ph.unit = unit
-	return unit.Attach(ph)
 }
 
 // reset does what database/sql does before it hands out a used connection, for one that changes hands past it.
@@ -171,9 +167,15 @@ func (ph *physical) endIdle() {
 
 // fence ends the connection at once if it can be done from outside. c is the unit whose lease is lost.
 func (ph *physical) fence(c *allotment.Conn) {
-	ph.broken.Store(true)
-	if ph.cn.cfg.Scope == PerConnection && c.LeaveIdle() {
-		_ = ph.end(inBackground)
+	if ph.cn.cfg.Scope == PerCheckout {
+		if !ph.cn.idle.breaks(ph, c) {
+			return
+		}
+	} else {
+		ph.broken.Store(true)
+		if c.LeaveIdle() {
+			_ = ph.end(inBackground)
+		}
 	}
 	if ph.link != nil {
 		ph.link.Fence()

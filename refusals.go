@@ -24,6 +24,7 @@ type refusal struct {
 	ctx       context.Context
 	err       error
 	at        time.Time
+	tries     int // how often database/sql has tried again
 }
 
 const (
@@ -40,26 +41,57 @@ func (r *refusals) add(ctx context.Context, err error) {
 	if len(r.list) == refusalsMost {
 		r.list = append(r.list[:0], r.list[1:]...)
 	}
-	r.list = append(r.list, refusal{goroutine(), ctx, err, time.Now()})
+	r.list = append(r.list, refusal{goroutine: goroutine(), ctx: ctx, err: err, at: time.Now()})
 }
+
+// retries is how often database/sql tries a checkout again that was refused with ErrBadConn: once more
+// with an idle connection, then with a new one.
+const retries = 2
 
 // of returns why this checkout was refused just now, or nil. With last, it will not be tried again.
 func (r *refusals) of(ctx context.Context, last bool) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.list) == 0 {
+	i := r.find(ctx)
+	if i < 0 {
 		return nil
+	}
+	err := r.list[i].err
+	if last {
+		r.list = append(r.list[:i], r.list[i+1:]...)
+	}
+	return err
+}
+
+// again is of for a retry, and reports whether it is the last.
+func (r *refusals) again(ctx context.Context) (err error, last bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	i := r.find(ctx)
+	if i < 0 {
+		return nil, false
+	}
+	known := &r.list[i]
+	known.tries++
+	err, last = known.err, known.tries >= retries
+	if last {
+		r.list = append(r.list[:i], r.list[i+1:]...)
+	}
+	return err, last
+}
+
+// find needs mu. It returns -1 if this checkout was not refused.
+func (r *refusals) find(ctx context.Context) int {
+	if len(r.list) == 0 {
+		return -1
 	}
 	me := goroutine()
 	for i, known := range r.list {
 		if known.goroutine == me && sameContext(known.ctx, ctx) && time.Since(known.at) < refusalKept {
-			if last {
-				r.list = append(r.list[:i], r.list[i+1:]...)
-			}
-			return known.err
+			return i
 		}
 	}
-	return nil
+	return -1
 }
 
 // sameContext compares contexts, of which some cannot be compared.
