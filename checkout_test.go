@@ -117,6 +117,7 @@ func TestIdleStaysWarm(t *testing.T) {
 		if n := b.server.dials.Load(); n != 4 {
 			t.Errorf("dialled %d times", n)
 		}
+		time.Sleep(100 * time.Millisecond) // permits are kept for a moment
 		if n := b.fleet.holds(); n != 0 {
 			t.Errorf("%d permits are held", n)
 		}
