@@ -145,37 +145,41 @@ func TestColdStartOpensHardlyMoreThanTheCapacity(t *testing.T) {
 func TestRotationIsPaced(t *testing.T) {
 	for _, c := range []struct {
 		connect time.Duration
-		inUse   float64 // of 20 permits, at least
-		waits   time.Duration
+		inUse   float64 // of 6 permits, at least
+		cycle   time.Duration
+		settles time.Duration
 	}{
-		// cycle = 20 x 10ms, but 20ms for each permit: 400ms. Q / C is 1.
-		{8 * time.Millisecond, 18, 400 * time.Millisecond},
-		// cycle = 20 x 200ms, but no pool is to wait longer than 2s.
-		{200 * time.Millisecond, 17.5, 2 * time.Second},
-		// cycle = 6 x 1s, since 2s would spend more than a sixth of the permits' time on moves.
-		{time.Second, 15, 6 * time.Second},
+		{8 * time.Millisecond, 5.4, 250 * time.Millisecond, 2 * time.Second}, // 20 times what a move costs
+		{200 * time.Millisecond, 5.2, 2 * time.Second, 8 * time.Second},      // no pool is to wait longer than 2s
+		{time.Second, 4.8, 6200 * time.Millisecond, 15 * time.Second},        // 2s would spend more than a sixth of the permits' time on moves
 	} {
 		t.Run(c.connect.String(), func(t *testing.T) {
-			inFleet(t, 20, func(t *testing.T, fl *fleet) {
+			const capacity, processes = 6, 12 // Q / C is 1
+			inFleet(t, capacity, func(t *testing.T, fl *fleet) {
 				fl.connect = c.connect
-				ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
+				measured := max(2*c.cycle, 2*time.Second)
+				ctx, cancel := context.WithTimeout(t.Context(), c.settles+measured+time.Second)
 				defer cancel()
 				var wg sync.WaitGroup
-				all := fl.crowd(ctx, &wg, 40, 2, 50*time.Millisecond, 0)
-				time.Sleep(20 * time.Second)
-				ops, before := total(all), fl.connects
+				all := fl.crowd(ctx, &wg, processes, 2, 50*time.Millisecond, 0)
+				time.Sleep(c.settles)
+				ops := total(all)
+				_, _, before := fl.witness()
 				for _, p := range all {
 					fl.mu.Lock()
 					p.max = 0
 					fl.mu.Unlock()
 				}
+				time.Sleep(measured)
+				_, _, connects := fl.witness()
+				inUse := float64(total(all)-ops) * 0.05 / measured.Seconds()
 				wg.Wait()
-				// A permit in use makes 400 operations of 50ms in 20s.
-				if inUse := float64(total(all)-ops) / 400; inUse < c.inUse {
-					t.Errorf("%.1f of 20 permits in use, want %.1f; %d connects in 20s", inUse, c.inUse, fl.connects-before)
+				t.Logf("%.2f of %d permits in use, %d connects in %v", inUse, capacity, connects-before, measured)
+				if inUse < c.inUse {
+					t.Errorf("%.2f of %d permits in use, want %.2f", inUse, capacity, c.inUse)
 				}
-				// A move more, for the one in whose place it comes, and a quarter for what is given out of turn.
-				longest := c.waits + c.waits/4 + 2*c.connect + 100*time.Millisecond
+				// The pool that is served last waits for the turns before it, an operation and a move.
+				longest := c.cycle + c.cycle/4 + 2*c.connect + 100*time.Millisecond
 				for i, p := range all {
 					if p.max > longest {
 						t.Errorf("process %d waited %v, the formula says %v at most", i, p.max, longest)
