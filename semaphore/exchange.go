@@ -76,7 +76,9 @@ func (s *Semaphore) send(ctx context.Context, limit time.Duration) {
 	s.mu.Unlock()
 }
 
-func (s *Semaphore) nothingToSend() bool { return len(s.outbox)+len(s.drops)+len(s.offers) == 0 }
+func (s *Semaphore) nothingToSend() bool {
+	return len(s.outbox)+len(s.drops)+len(s.offers) == 0 && s.moveCost == 0
+}
 
 // land ends the flight under way. s.mu is held.
 func (s *Semaphore) land() {
@@ -185,7 +187,7 @@ func (s *Semaphore) nextBatch() *batch {
 		b.x.Offered, b.x.Offerer = s.offers[0].n, b.offer.name
 		s.offers = s.offers[1:]
 	}
-	if len(b.drops)+len(b.asks) == 0 && b.offer == nil {
+	if len(b.drops)+len(b.asks) == 0 && b.offer == nil && s.moveCost == 0 {
 		return nil
 	}
 	b.x.Session, b.x.TTLMillis, b.x.MostWaiting = s.identity.session, s.ttlMillis(), s.cfg.MaxWaiters

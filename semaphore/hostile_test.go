@@ -66,7 +66,7 @@ func misplaced(key, command string, args ...any) hostile {
 // hostiles lists them for the semaphore of that name.
 func hostiles(base string, every bool) (all []hostile) {
 	keys := redisscript.NewKeys(base).All()
-	sets := []int{0, 1, 3, 5, 6, 9}
+	sets := []int{0, 1, 3, 5, 6, 9, 14}
 	scores := []string{"+inf", "-inf", "1e300", "-1e300", "0", "0.5", "-7", "9007199254740993"}
 	counts := []string{"1e300", "text", "", "inf", "-inf", "nan", "-5", "99999999999999999999", "1.5", "1 2", "1 2 99999999999999999999"}
 	metas := append(counts, "-1e300", "9000000000000")
@@ -96,7 +96,7 @@ func hostiles(base string, every bool) (all []hostile) {
 			all = append(all, hostile{key: key, command: "HSET", args: []any{"", value, "field", value, "min x", value, "free x", value, "x-8001", value}})
 		}
 	}
-	for _, field := range []string{"epoch", "seq", "cap", "limit", "gate", "early", "known", "news", "count", "reserve", "skew", "last", "move", "turn", "calm"} {
+	for _, field := range []string{"epoch", "seq", "cap", "limit", "gate", "early", "known", "news", "count", "reserve", "skew", "last", "move", "turn", "calm", "young"} {
 		for _, value := range metas {
 			all = append(all, hostile{key: keys[2], command: "HSET", args: []any{field, value}})
 		}

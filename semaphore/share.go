@@ -132,8 +132,9 @@ func (sh *Share) Offer(n int) {
 func (sh *Share) Moved(cost time.Duration) {
 	s := sh.s
 	s.mu.Lock()
-	s.moveCost = cost
-	s.mu.Unlock()
+	defer s.mu.Unlock()
+	s.moveCost = max(cost, time.Microsecond)
+	s.fly()
 }
 
 // takeMoveCost is what a move was measured to cost since it was last taken, in microseconds, or 0. What is lost on its way is measured

@@ -69,8 +69,13 @@ func (c *Conn) connected() {
 	}
 	a.ready = time.Now()
 	smooth(&a.costs.connect, a.ready.Sub(c.since))
+	a.moved(a.costs.move())
+}
+
+// moved tells the fleet what a move costs, and that one has ended. The lock is held.
+func (a *Allotment) moved(cost time.Duration) {
 	if m, ok := a.fleet.(interface{ Moved(time.Duration) }); ok {
-		m.Moved(a.costs.move())
+		m.Moved(cost)
 	}
 }
 

@@ -15,6 +15,9 @@ func (a *Allotment) Granted(permits []*semaphore.Permit) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.granted = time.Now()
+	if a.opts.Detached && a.owned == 0 {
+		a.moved(costDetached)
+	}
 	for _, p := range permits {
 		if !p.Held() { // lost on its way here
 			a.fleet.Give(p)

@@ -14,6 +14,7 @@
 --       12 backends    hash   permit UUID -> "<pid> <start, us> <n>", the Postgres backend that it covers, if its holder says so: see cover
 --       13 quarantine  hash   permit UUID -> "<pid> <start, us> <until, ms>", see isolate
 --       14 recalls     hash   "+<sharer>" -> permits ever recalled from it; "-<sharer>" -> recalls withdrawn; see tell_owed
+--       15 moves       zset   sharer that held none and opens a connection for what it was granted from the queue -> ms until which that is believed
 --
 -- A permit's UUID names its owner: characters 1-18 are the session, 1-23 the sharer (one connection pool of
 -- that session, or PLAIN for a permit that no pool holds), and 16-17 the session's weight. So ownership needs no record of its own that could
@@ -31,6 +32,7 @@
 --        move      what it costs to move a permit, us: close to EOF, grant and connect, as sessions measure it, smoothed
 --        turn      ms until which rotation is scheduled, see next_turn
 --        calm      ms until which nobody is granted more than its even part, because somebody joins, see at_once
+--        young     ms until which nobody is granted more than one permit, because a session has just joined
 --        fence     there while a permit may have a backend recorded: without it, the last two keys are not looked at
 --
 -- ARGV   1 Redis's time as its caller expects it, ms, 0 if it has never heard of it; the rest is the script's
@@ -43,7 +45,7 @@
 
 local permits, queue, meta, sessions, info = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local capacities, shares, helds, debts, promises, reserves = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
-local backends, quarantine, recalls = KEYS[12], KEYS[13], KEYS[14]
+local backends, quarantine, recalls, moves = KEYS[12], KEYS[13], KEYS[14], KEYS[15]
 
 local PLAIN = '8000'
 local STEP = 400 -- ms by which a clock must be off to have been set: less than the margin of a lease of 5 s
@@ -58,8 +60,10 @@ local SLOWEST = 60000000 -- us; what is said to cost more is taken for this
 local PACE = 20 -- ms between two moves in rotation, at least
 local REPAY = 20 -- times its cost that a move lasts ...
 local PATIENCE = 2000 -- ... but a pool should wait no longer than this, ms, ...
-local HASTE = 6 -- ... as long as a move lasts this many times its cost
-local CALM = 30 -- ms after somebody joined in which nobody is granted more than its even part
+local HASTE = 6 -- ... as long as a move lasts this many times its cost, and no more than this part of the permits moves at once
+local MOVING = 10000 -- ms that a pool which was granted its first permit is believed to be connecting
+local CALM = 20 -- ms after somebody asked for its first permit in which nobody is granted more than its even part
+local YOUNG = 30 -- ms after a session joined in which nobody is granted more than one permit
 local TOLD = 64 -- holders told at most that somebody waits
 local BOUND = 10000 -- ms that a permit in quarantine is counted at most ...
 local BEHIND = 1000 -- ... and that the others are counted on after the first
@@ -205,7 +209,10 @@ end
 -- One permit less for a sharer; true if it was asked back, and so was not counted any more.
 local function unshare(sharer)
   local held, debt = redis.call('HINCRBY', helds, sharer, -1), debt_of(sharer)
-  if held <= 0 then redis.call('HDEL', helds, sharer) end
+  if held <= 0 then
+    redis.call('HDEL', helds, sharer)
+    redis.call('ZREM', moves, sharer)
+  end
   if debt == 0 then
     place(sharer, held)
     return false
@@ -348,17 +355,22 @@ local function parse(request)
   return tonumber(ttl), ids
 end
 
--- Takes what a session has measured a move to cost, us; 0 if it has measured none since it last said so.
-local function learn_move(cost)
+-- Takes what a session has measured a move to cost, us; 0 if it has measured none since it last said so. The move has ended, then.
+local function learn_move(session, cost)
   if cost <= 0 then return end
+  for _, sharer in ipairs(redis.call('ZRANGE', moves, 0, -1)) do
+    if session_of(sharer) == session then redis.call('ZREM', moves, sharer) end
+  end
   local known = pace_of('move', cost, SLOWEST)
   redis.call('HSET', meta, 'move', whole(math.floor(known + (math.min(cost, SLOWEST) - known) / 8)))
 end
 
 -- Joining. When a fleet starts, the first to ask could be granted all there is, and have to give most of it back to those that ask a moment
 -- later, each time for a connect. So a sharer's first grant is at most its even part (by the weights of the live sessions), and what a
--- sharer asks for beyond that is granted only CALM after the last one has asked for its first.
-local function calm_until() return pace_of('calm', 0, now + CALM) end
+-- sharer asks for beyond that is granted only CALM after the last one has asked for its first. While sessions are still joining nobody knows
+-- what is even, and each is granted one.
+local function young_until() return pace_of('young', 0, now + YOUNG) end
+local function calm_until() return math.max(pace_of('calm', 0, now + CALM), young_until()) end
 
 local function even_part(sharer, capacity)
   local sum = 0
@@ -373,8 +385,10 @@ local function at_once(sharer, n, capacity, joins)
   elseif calm_until() <= now then
     return n
   end
-  if n == 1 and held_by(sharer) == 0 then return n end
-  return math.min(n, math.max(0, even_part(sharer, capacity) - held_by(sharer), lacking(session_of(sharer)) or 0))
+  local held = held_by(sharer)
+  if n == 1 and held == 0 then return n end
+  local part = young_until() > now and 1 or even_part(sharer, capacity)
+  return math.min(n, math.max(0, part - held, lacking(session_of(sharer)) or 0))
 end
 
 -- Grants free capacity to the head of the queue, and stops at the first request that does not fit, or is to wait for the end of the
@@ -399,6 +413,7 @@ local function pump(capacity, own, granted)
     else
       redis.call('ZREM', queue, head)
       for _, id in ipairs(ids) do
+        if is_shared(id) and held_by(sharer_of(id)) == 0 then redis.call('ZADD', moves, whole(now + MOVING), sharer_of(id)) end
         grant(id, ttl)
         if session == own then granted[#granted + 1] = id end
       end
@@ -500,7 +515,8 @@ end
 -- in a cycle, and with C permits there is a turn every cycle / C. A cycle is REPAY times the cost of a move, so that moves take some 5 %
 -- of the permits' time, whatever a connect costs; at least PACE for each permit, so that Postgres makes at most 50 connections a second for it.
 -- With Q pools that hold none the last of them waits Q turns; where that is more than PATIENCE, cycles are shorter, down to HASTE times
--- the cost of a move. A holder that has just been granted its permit is connecting: its turn comes no earlier than four moves later. One of
+-- the cost of a move. And never is more than a part of HASTE of the permits on its way, asked for or granted and being connected, whatever a
+-- connect takes just now: the next turn is given when a move has ended. A holder that has just been granted its permit is connecting: its turn comes no earlier than four moves later. One of
 -- weight w keeps its permit for w cycles.
 local function next_turn(holder, capacity)
   local length, cost = cycle(capacity)
@@ -516,14 +532,18 @@ end
 --   if after that the sharer is not below the waiter's level (without weights: if it holds at least two more), or
 --   if the waiter holds none and the sharer two or more, or
 --   if the waiter's minimum lacks n or more, or
---   in rotation, if the waiter holds none and everybody at most one.
-local function claim(waiter, has, n, capacity)
+--   in rotation, if the waiter holds none and everybody at most one, and there is a turn for it.
+local function claim(waiter, has, n, capacity, turns)
   local holder = richest()
   if not holder or holder == waiter.sharer or waiter.sharer and debt_of(waiter.sharer) > 0 then return false end
   local gives, due = share_of(holder), now
   local rotates = has == 0 and gives == 1
   if has > 0 and (gives - 1) * weight_of(waiter.sharer) < (has + 1) * weight_of(holder) and (lacking(waiter.session) or 0) < n then return false end
-  if rotates then due = next_turn(holder, capacity) end
+  if rotates then
+    if turns.left <= 0 then return false end
+    turns.left = turns.left - 1
+    due = next_turn(holder, capacity)
+  end
   promise(holder, due, rotates)
   tell_owed(holder, due - now)
   return true
@@ -573,6 +593,8 @@ local function balance(capacity)
     if waiter.has == 0 then without = without + (waiter.sharer and 1 or waiter.wants) end
   end
   while #turns > without do withdraw_promise(table.remove(turns)) end
+  redis.call('ZREMRANGEBYSCORE', moves, '-inf', now)
+  local left = { left = math.max(1, math.floor(capacity / HASTE)) - #turns - redis.call('ZCARD', moves) }
 
   local promised, needed, hopeless = #turns + #rest, 0, nil
   for n = 1, WANTS do
@@ -587,7 +609,7 @@ local function balance(capacity)
         needed, found = needed + 1, true
       elseif hopeless and level >= hopeless and not lacks then
         waiter.wants = 0
-      elseif claim(waiter, has, n, capacity) then
+      elseif claim(waiter, has, n, capacity, left) then
         needed, promised, found = needed + 1, promised + 1, true
       else
         waiter.wants = 0
@@ -628,6 +650,9 @@ end
 local function forget(ended)
   for _, promise in ipairs(redis.call('ZRANGE', promises, 0, -1)) do
     if ended[string.match(promise, '^%d+ (' .. string.rep('.', 18) .. ')') or ''] then redis.call('ZREM', promises, promise) end
+  end
+  for _, sharer in ipairs(redis.call('ZRANGE', moves, 0, -1)) do
+    if ended[session_of(sharer)] then redis.call('ZREM', moves, sharer) end
   end
   for _, field in ipairs(redis.call('HKEYS', recalls)) do
     if ended[string.sub(field, 2, 19)] then redis.call('HDEL', recalls, field) end

@@ -31,7 +31,7 @@ local at = REST + 5
 if epoch ~= ARGV[3] or n_waits + n_tries + n_asks > 0 and not is_live(own) then return { 'gone' } end
 local capacity, shut = tonumber(state[2] or 0), not open_gate()
 local granted, refused, crowded = {}, {}, {}
-learn_move(tonumber(ARGV[REST + 4] or 0))
+learn_move(own, tonumber(ARGV[REST + 4] or 0))
 
 for i = 1, n_released do drop(ARGV[FIRST + i - 1]) end
 for _ = 1, n_drops do

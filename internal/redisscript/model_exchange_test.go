@@ -7,7 +7,7 @@ import (
 // lane is what an exchange of plain permits alone answers while nobody waits and nothing is out of the ordinary.
 func lane(before *state, time int64, x Exchange) (*state, Exchanged, bool) {
 	wanted := append(slices.Clone(x.Waits), x.Tries...)
-	if len(x.Drop)+len(x.Ask)+x.Offered > 0 || len(before.Queue) > 0 {
+	if len(x.Drop)+len(x.Ask)+x.Offered > 0 || x.MoveMicros > 0 || len(before.Queue) > 0 {
 		return nil, Exchanged{}, false
 	}
 	s := before.clone()
@@ -49,9 +49,7 @@ func (o *oracle) exchange(x Exchange) (Exchanged, error) {
 	}
 	out := Exchanged{Now: o.now, Granted: []string{}, Refused: []string{}, Crowded: []string{}}
 	shut := !o.openGate()
-	if len(x.Drop)+len(x.Ask)+x.Offered > 0 {
-		o.learn(x.MoveMicros)
-	}
+	o.learn(own, x.MoveMicros)
 	for _, id := range x.Release {
 		o.drop(id)
 	}

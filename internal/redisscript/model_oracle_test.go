@@ -29,6 +29,8 @@ var (
 	oraclePatient = luaConstant("PATIENCE")
 	oracleHaste   = luaConstant("HASTE")
 	oracleCalm    = luaConstant("CALM")
+	oracleYoung   = luaConstant("YOUNG")
+	oracleMoving  = luaConstant("MOVING")
 	oracleTold    = luaConstant("TOLD")
 	oracleBound   = luaConstant("BOUND")
 	oracleBehind  = luaConstant("BEHIND")
@@ -189,6 +191,9 @@ func (o *oracle) disown(id string) {
 	if sharer := sharerOf(id); isShared(id) {
 		held := o.Held[sharer] - 1
 		o.add(o.Held, sharer, -1)
+		if held <= 0 {
+			delete(o.Moves, sharer)
+		}
 		if owed = o.Debts[sharer] > 0; owed {
 			o.add(o.Debts, sharer, -1)
 			o.keepPromise(sharer)
@@ -326,6 +331,9 @@ func (o *oracle) pump(capacity int64, own string) (granted []string) {
 		default:
 			delete(o.Queue, head)
 			for _, id := range ids {
+				if sharer := sharerOf(id); isShared(id) && o.Held[sharer] == 0 {
+					o.Moves[sharer] = o.now + oracleMoving
+				}
 				o.grant(id, ttl)
 			}
 			if session == own {
@@ -344,8 +352,9 @@ func (o *oracle) seq() int64 {
 }
 
 // learn takes what a move was measured to cost.
-func (o *oracle) learn(cost int64) {
+func (o *oracle) learn(session string, cost int64) {
 	if cost > 0 {
+		maps.DeleteFunc(o.Moves, func(sharer string, _ int64) bool { return sessionOf(sharer) == session })
 		known := o.pace("move", cost, oracleSlowest)
 		o.setNum("move", int64(math.Floor(float64(known)+float64(min(cost, oracleSlowest)-known)/8)))
 	}
@@ -358,7 +367,8 @@ func (o *oracle) pace(field string, otherwise, most int64) int64 {
 	return o.num(field)
 }
 
-func (o *oracle) calm() int64 { return o.pace("calm", 0, o.now+oracleCalm) }
+func (o *oracle) young() int64 { return o.pace("young", 0, o.now+oracleYoung) }
+func (o *oracle) calm() int64  { return max(o.pace("calm", 0, o.now+oracleCalm), o.young()) }
 
 // atOnce is how many of n permits a pool may have before the calm is over: up to its even part.
 func (o *oracle) atOnce(sharer string, n, capacity int64, joins bool) int64 {
@@ -375,7 +385,11 @@ func (o *oracle) atOnce(sharer string, n, capacity int64, joins bool) int64 {
 		sum += weightOf(session)
 	}
 	lacking, _ := o.lacking(sessionOf(sharer))
-	return min(n, max(0, max(1, capacity*weightOf(sharer)/max(1, sum))-o.Held[sharer], lacking))
+	part := max(1, capacity*weightOf(sharer)/max(1, sum))
+	if o.young() > o.now {
+		part = 1
+	}
+	return min(n, max(0, part-o.Held[sharer], lacking))
 }
 
 // heldBack reports whether a pool's request waits for the end of the calm.
@@ -500,7 +514,7 @@ func (o *oracle) inNeed() (out []*waiter) {
 }
 
 // claim recalls a permit for a waiter, if it may have one of the largest.
-func (o *oracle) claim(w *waiter, n, capacity int64) bool {
+func (o *oracle) claim(w *waiter, n, capacity int64, left *int64) bool {
 	holder := o.richest()
 	if holder == "" || holder == w.sharer || w.sharer != "" && o.Debts[w.sharer] > 0 {
 		return false
@@ -515,6 +529,10 @@ func (o *oracle) claim(w *waiter, n, capacity int64) bool {
 	}
 	rotates := has == 0 && gives == 1
 	if rotates {
+		if *left <= 0 {
+			return false
+		}
+		*left--
 		due = o.nextTurn(holder, capacity)
 	}
 	o.promise(holder, due, rotates)
@@ -583,6 +601,8 @@ func (o *oracle) balance(capacity int64) {
 	for int64(len(turns)) > without {
 		o.withdrawPromise(last(&turns))
 	}
+	maps.DeleteFunc(o.Moves, func(_ string, until int64) bool { return until <= o.now })
+	left := max(1, capacity/oracleHaste) - int64(len(turns)+len(o.Moves))
 	promised, needed := len(turns)+len(rest), 0
 	for n := range oracleWants {
 		for _, w := range waiters {
@@ -595,7 +615,7 @@ func (o *oracle) balance(capacity int64) {
 			case w.wants < n+1:
 			case needed < promised && (level <= top || lacking >= n+1):
 				needed++
-			case o.claim(w, n+1, capacity):
+			case o.claim(w, n+1, capacity, &left):
 				needed++
 				promised++
 			default:
@@ -644,6 +664,7 @@ func (o *oracle) sumReserves() {
 
 func (o *oracle) forget(ended ...string) {
 	maps.DeleteFunc(o.Promises, func(name string, _ int64) bool { return slices.Contains(ended, sessionOf(strings.Fields(name)[1])) })
+	maps.DeleteFunc(o.Moves, func(sharer string, _ int64) bool { return slices.Contains(ended, sessionOf(sharer)) })
 	maps.DeleteFunc(o.Recalls, func(field string, _ int64) bool { return slices.Contains(ended, sessionOf(field[1:])) })
 	for _, counts := range []map[string]int64{o.Held, o.Debts} {
 		for sharer := range counts {
@@ -694,7 +715,7 @@ func (o *oracle) renew(n Renew) (Renewed, error) {
 	lost := !joins && n.Epoch != o.epoch
 	if o.epoch == "" {
 		o.epoch, o.gate = n.NewEpoch, 0
-		for _, m := range []map[string]int64{o.Sessions, o.Capacities, o.Held, o.Debts, o.Promises, o.Reserves, o.Recalls} {
+		for _, m := range []map[string]int64{o.Sessions, o.Capacities, o.Held, o.Debts, o.Promises, o.Reserves, o.Recalls, o.Moves} {
 			clear(m)
 		}
 		clear(o.Info)
@@ -746,6 +767,7 @@ func (o *oracle) renew(n Renew) (Renewed, error) {
 
 	if sweeps {
 		maps.DeleteFunc(o.Promises, func(_ string, expiry int64) bool { return expiry > o.now+oraclePromise+oracleFar })
+		maps.DeleteFunc(o.Moves, func(_ string, until int64) bool { return until > o.now+oracleMoving })
 		maps.DeleteFunc(o.Reserves, func(field string, _ int64) bool {
 			_, session, _ := strings.Cut(field, " ")
 			_, known := o.Sessions[session]
@@ -789,7 +811,10 @@ func (o *oracle) renew(n Renew) (Renewed, error) {
 		}
 	}
 	o.setNum("last", o.now)
-	o.learn(n.MoveMicros)
+	if joins {
+		o.setNum("young", o.now+oracleYoung)
+	}
+	o.learn(own, n.MoveMicros)
 	capacity := o.effectiveCapacity()
 
 	o.purge(own)

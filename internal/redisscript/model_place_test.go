@@ -36,19 +36,19 @@ type place interface {
 
 // rawState is what both places read a state from.
 type rawState struct {
-	sets   [14]map[string]float64
-	hashes [14]map[string]string
+	sets   [15]map[string]float64
+	hashes [15]map[string]string
 }
 
 // The kinds of keys, in the order of Keys.
-const kindsOfKeys = "zzhzhzzhhzhhhh"
+const kindsOfKeys = "zzhzhzzhhzhhhhz"
 
 func (r *rawState) state() *state {
 	return &state{
 		Permits: whole(r.sets[0]), Queue: whole(r.sets[1]), Meta: r.hashes[2], Sessions: whole(r.sets[3]), Info: r.hashes[4],
 		Capacities: whole(r.sets[5]), Shares: r.sets[6], Held: counts(r.hashes[7]), Debts: counts(r.hashes[8]),
 		Promises: whole(r.sets[9]), Reserves: counts(r.hashes[10]), Backends: r.hashes[11], Quarantine: r.hashes[12],
-		Recalls: counts(r.hashes[13]),
+		Recalls: counts(r.hashes[13]), Moves: whole(r.sets[14]),
 	}
 }
 
@@ -355,8 +355,8 @@ func (p *realServer) pushed() (heard []push) {
 func (p *realServer) load() (*state, error) {
 	pipe := p.client.Pipeline()
 	ctx := p.t.Context()
-	var sets [14]*redis.ZSliceCmd
-	var hashes [14]*redis.MapStringStringCmd
+	var sets [15]*redis.ZSliceCmd
+	var hashes [15]*redis.MapStringStringCmd
 	for i, key := range p.keys.all {
 		if kindsOfKeys[i] == 'z' {
 			sets[i] = pipe.ZRangeWithScores(ctx, key, 0, -1)

@@ -27,13 +27,14 @@ type state struct {
 	Backends   map[string]string
 	Quarantine map[string]string
 	Recalls    map[string]int64
+	Moves      map[string]int64
 }
 
 func (s *state) clone() *state {
 	return &state{
 		maps.Clone(s.Permits), maps.Clone(s.Queue), maps.Clone(s.Meta), maps.Clone(s.Sessions), maps.Clone(s.Info),
 		maps.Clone(s.Capacities), maps.Clone(s.Shares), maps.Clone(s.Held), maps.Clone(s.Debts), maps.Clone(s.Promises),
-		maps.Clone(s.Reserves), maps.Clone(s.Backends), maps.Clone(s.Quarantine), maps.Clone(s.Recalls),
+		maps.Clone(s.Reserves), maps.Clone(s.Backends), maps.Clone(s.Quarantine), maps.Clone(s.Recalls), maps.Clone(s.Moves),
 	}
 }
 

@@ -62,7 +62,7 @@ type Keys struct {
 func NewKeys(base string) Keys {
 	k := Keys{all: []string{base}, push: "{" + base + "}:push:"}
 	for _, part := range []string{"queue", "meta", "sessions", "info", "capacities", "shares", "held", "debts", "promises", "reserves",
-		"backends", "quarantine", "recalls"} {
+		"backends", "quarantine", "recalls", "moves"} {
 		k.all = append(k.all, "{"+base+"}:"+part)
 	}
 	return k
@@ -109,7 +109,7 @@ type Exchange struct {
 	Ask            []Ask
 	Offered        int    // units that lie idle ...
 	Offerer        string // ... with this sharer
-	MoveMicros     int64  // what a move was measured to cost, 0: nothing new. It is said where anything but plain permits is
+	MoveMicros     int64  // what a move was measured to cost, 0: nothing new
 	MostWaiting    int    // requests the queue has a place for, 0: any number
 }
 
@@ -133,7 +133,7 @@ func (x Exchange) Run(ctx context.Context, c redis.Scripter, k Keys) (Exchanged,
 			args = append(args, id)
 		}
 	}
-	if len(x.Drop)+len(x.Ask)+x.Offered > 0 {
+	if len(x.Drop)+len(x.Ask)+x.Offered > 0 || x.MoveMicros > 0 {
 		args = append(args, len(x.Drop), len(x.Ask), x.Offered, x.Offerer, x.MoveMicros)
 		for _, d := range x.Drop {
 			args = append(args, d)

@@ -72,7 +72,7 @@ if not epoch then
   local others = listening()
   gate = 0
   -- Who is still here says so again. Permits stay: at worst they are counted until they expire.
-  redis.call('DEL', sessions, info, capacities, shares, helds, debts, promises, reserves, recalls)
+  redis.call('DEL', sessions, info, capacities, shares, helds, debts, promises, reserves, recalls, moves)
   local count = 0
   for _, id in ipairs(redis.call('ZRANGE', permits, 0, -1)) do
     if is_ours(id) then count = count + 1 end
@@ -101,6 +101,7 @@ if sweeps then
   -- Whoever holds these, and lives, says so again within a day.
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', permits, late, '+inf', 'LIMIT', 0, 100)) do redis.call('ZADD', permits, whole(now + DAY), id) end
   redis.call('ZREMRANGEBYSCORE', promises, '(' .. whole(now + PROMISE + FARTHEST), '+inf')
+  redis.call('ZREMRANGEBYSCORE', moves, '(' .. whole(now + MOVING), '+inf')
 end
 local ended = {}
 for _, session in ipairs(gone) do
@@ -155,7 +156,8 @@ if redis.call('ZCARD', capacities) > redis.call('ZCARD', sessions) then
 end
 redis.call('HSET', info, own, ARGV[6])
 redis.call('HSET', meta, 'last', whole(now))
-learn_move(tonumber(ARGV[14]))
+if joins then redis.call('HSET', meta, 'young', whole(now + YOUNG)) end
+learn_move(own, tonumber(ARGV[14]))
 local capacity = effective_capacity()
 
 purge(own)

@@ -10,7 +10,7 @@ import (
 )
 
 // What kind each key is, in the order of Keys.
-var kinds = strings.Fields("zset zset hash zset hash zset zset hash hash zset hash hash hash hash")
+var kinds = strings.Fields("zset zset hash zset hash zset zset hash hash zset hash hash hash hash zset")
 
 //go:embed types.lua
 var typesText string
