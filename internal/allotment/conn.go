@@ -250,7 +250,7 @@ func (c *Conn) Return(healthy bool) bool {
 		a.turns--
 		if healthy && !c.lost && c.permit != nil && a.debt == 0 && a.evicting == 0 && !a.closed {
 			c.lay()
-			if a.waiters.n > 0 || a.openers.n > 0 || (a.wanted && !a.offering) {
+			if a.waiters.n > 0 || a.openers.n > 0 || a.wanted && (!a.offering || a.available() > 1) {
 				a.settle()
 			}
 			a.mu.Unlock()

@@ -302,10 +302,18 @@ func (a *Allotment) Closed() {
 	a.fleet.Ask(0)
 }
 
-// considerOffer sets the offer timer if units lie unused while somebody in the fleet waits. While connections are uncounted we
+// considerOffer offers units that lie unused while somebody in the fleet waits: at once all but one, for the next caller here has that, and the
+// last one when the timer has run off. While connections are uncounted we
 // wait ourselves, for their permits: an offer could be promised to us, and cost a connection. The lock is held.
 func (a *Allotment) considerOffer() {
-	if a.wanted && !a.offering && !a.closed && a.waiters.len() == 0 && a.debt == 0 && a.uncounted == 0 && a.available() > 0 {
+	if !a.wanted || a.closed || a.waiters.len() > 0 || a.debt > 0 || a.uncounted > 0 || a.available() <= 0 {
+		return
+	}
+	if n := a.available() - 1; n > 0 && time.Since(a.offered) >= surplusEvery {
+		a.offered = time.Now()
+		a.fleet.Offer(n)
+	}
+	if !a.offering {
 		a.setOffer(max(a.patience(), time.Until(a.granted.Add(settleCosts*a.moveCost()))))
 	}
 }
