@@ -32,6 +32,7 @@ type ask struct {
 	queued   bool // in the outbox
 	sent     bool // Redis may know it
 	answered bool // Redis does
+	waited   bool // an answer left it in Redis's queue
 }
 
 func (s *Semaphore) newAsk(kind redisscript.Kind, share *Share, permits ...*Permit) *ask {

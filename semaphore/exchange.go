@@ -77,7 +77,7 @@ func (s *Semaphore) send(ctx context.Context, limit time.Duration) {
 }
 
 func (s *Semaphore) nothingToSend() bool {
-	return len(s.outbox)+len(s.drops)+len(s.offers) == 0 && s.moveCost == 0
+	return len(s.outbox)+len(s.drops)+len(s.offers) == 0 && !s.confirms
 }
 
 // land ends the flight under way. s.mu is held.
@@ -187,7 +187,7 @@ func (s *Semaphore) nextBatch() *batch {
 		b.x.Offered, b.x.Offerer = s.offers[0].n, b.offer.name
 		s.offers = s.offers[1:]
 	}
-	if len(b.drops)+len(b.asks) == 0 && b.offer == nil && s.moveCost == 0 {
+	if len(b.drops)+len(b.asks) == 0 && b.offer == nil && !s.confirms {
 		return nil
 	}
 	b.x.Session, b.x.TTLMillis, b.x.MostWaiting = s.identity.session, s.ttlMillis(), s.cfg.MaxWaiters
@@ -295,6 +295,7 @@ func (s *Semaphore) arrived(b *batch, sent time.Duration, got redisscript.Exchan
 		}
 	}
 	for _, a := range b.asks {
+		a.waited = a.waited || a.answered
 		a.answered = true
 		if got.All {
 			got.Granted = append(got.Granted, a.ids...)
@@ -385,6 +386,7 @@ func (s *Semaphore) granted(ids []string, since time.Duration) map[*Share][]*Per
 				shared = make(map[*Share][]*Permit)
 			}
 			shared[a.share] = append(shared[a.share], got...)
+			a.share.moving = a.share.moving || a.waited
 		}
 		s.settle(a, nil)
 	}

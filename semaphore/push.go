@@ -173,6 +173,11 @@ func (s *Semaphore) pushed(payload string) {
 		}
 		s.mu.Lock()
 		var shared map[*Share][]*Permit
+		for _, id := range rest[2:] {
+			if a := s.asks[id]; a != nil {
+				a.waited = true // though the answer that says so may still be on its way
+			}
+		}
 		if rest[0] == s.epoch && s.cfg.WaitReplicas == 0 {
 			shared = s.granted(rest[2:], s.anchor.bound(at, s.sinceStart()))
 		} else {

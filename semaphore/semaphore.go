@@ -95,6 +95,7 @@ type Semaphore struct {
 	roster    int64 // live sessions, as last heard
 	anchor    anchor
 	moveCost  time.Duration // see Share.Moved
+	confirms  bool          // it is to be said at once
 	down      error         // why Redis did not answer the last call, or nil
 	closed    bool          // nothing is acquired any more
 	left      bool          // nothing is sent any more
@@ -172,10 +173,28 @@ func newSemaphore(ctx context.Context, client redis.UniversalClient, ownClient b
 		s.closeOwn()
 		return nil, err
 	}
+	loaded := make(chan struct{})
+	go func() {
+		defer close(loaded)
+		s.loadExchange(ctx)
+	}()
 	s.subscribe(ctx)
+	<-loaded
 	s.wg.Add(1)
 	go s.heartbeats()
 	return s, nil
+}
+
+// loadExchange has Redis load the script of requests, over the connection that will carry them, so that the first caller pays for neither. It
+// releases a permit that nobody holds. That it fails costs nothing: the first request then does the same.
+func (s *Semaphore) loadExchange(ctx context.Context) {
+	x := redisscript.Exchange{Session: s.identity.session, TTLMillis: s.ttlMillis(), Release: []string{s.identity.next(s.identity.plain())}}
+	s.mu.Lock()
+	x.Epoch = s.epoch
+	s.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.TTL)
+	defer cancel()
+	_, _ = x.Run(ctx, s.flightClient, s.keys)
 }
 
 func (s *Semaphore) join(ctx context.Context) error {

@@ -38,6 +38,7 @@ type Share struct {
 	held     int
 	everHeld bool              // it was granted something, once
 	heard    redisscript.Tally // of recalls
+	moving   bool              // granted something from the queue, and has not said since that it is connected: see Moved
 	quitting bool              // a withdrawal is being considered
 	closed   bool
 }
@@ -128,20 +129,25 @@ func (sh *Share) Offer(n int) {
 }
 
 // Moved tells what it has just cost to move a permit here: to close a connection up to its server's end, to be granted the permit, and to
-// connect. The fleet paces the moves of permits by it.
+// connect. The fleet paces the moves of permits by it, and the next turn of rotation may wait for the end of this one: that is said at once, and
+// all else with the next exchange or heartbeat.
 func (sh *Share) Moved(cost time.Duration) {
 	s := sh.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.moveCost = max(cost, time.Microsecond)
-	s.fly()
+	if sh.moving {
+		sh.moving = false
+		s.confirms = true
+		s.fly()
+	}
 }
 
 // takeMoveCost is what a move was measured to cost since it was last taken, in microseconds, or 0. What is lost on its way is measured
 // again. s.mu is held.
 func (s *Semaphore) takeMoveCost() int64 {
 	cost := s.moveCost.Microseconds()
-	s.moveCost = 0
+	s.moveCost, s.confirms = 0, false
 	return cost
 }
 
