@@ -171,7 +171,7 @@ func TestAFrozenHoldersBackendIsEndedBeforeItsPermitIsGranted(t *testing.T) {
 					t.Fatal(waiting.err)
 				}
 				t.Logf("granted %v after the freeze", time.Since(began))
-				time.Sleep(100 * time.Millisecond) // the second lease began when the joining was over, a little later
+				time.Sleep(ttl / 2) // the second lease began when the joining was over, a little later: the next heartbeat finds it
 				synctest.Wait()
 				if len(*awake.pg) != 2 {
 					t.Errorf("%d backends live, want those of who is awake", len(*awake.pg))
