@@ -42,7 +42,7 @@ vuln: ## Look for known vulnerabilities in what is called here; says so where vu
 	@if curl -fsS --max-time 20 -o /dev/null $(VULNDB)/index/db.json; then $(GO) run $(GOVULNCHECK) -db $(VULNDB) ./...; \
 	else echo "vulnerabilities: NOT CHECKED, $(VULNDB) cannot be reached"; fi
 
-bench: ## Measure PassBuddy beside PgBouncer and others, in 30 minutes (ARGS=-quick for 2; docs/BENCHMARKS.md)
+bench: ## Measure PassBuddy beside PgBouncer and others, in 40 minutes (ARGS=-quick for 2; docs/BENCHMARKS.md)
 	@scripts/setup.sh --need redis --want pgbouncer
 	@$(GO) run ./cmd/passbuddy bench $(ARGS)
 

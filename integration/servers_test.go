@@ -27,9 +27,14 @@ type servers struct {
 
 func startServers(t testing.TB, maxConnections int) *servers {
 	t.Helper()
+	return startServersWith(t, throwaway.PostgresOptions{MaxConnections: maxConnections})
+}
+
+func startServersWith(t testing.TB, opts throwaway.PostgresOptions) *servers {
+	t.Helper()
 	s := &servers{}
 	var err error
-	if s.postgres, err = throwaway.StartPostgres(t.Context(), throwaway.PostgresOptions{MaxConnections: maxConnections}); err != nil {
+	if s.postgres, err = throwaway.StartPostgres(t.Context(), opts); err != nil {
 		skipIfMissing(t, err)
 	}
 	t.Cleanup(func() { _ = s.postgres.Stop() })

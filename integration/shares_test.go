@@ -196,6 +196,18 @@ func (l *ledger) connects(after time.Time) (n int) {
 	return n
 }
 
+// since are the samples after that time.
+func (l *ledger) since(after time.Time) (all []shares) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range l.samples {
+		if s.at.After(after) {
+			all = append(all, s.shares)
+		}
+	}
+	return all
+}
+
 // mostAtOnce is the peak of the backends, of all processes.
 func (l *ledger) mostAtOnce() int {
 	l.mu.Lock()

@@ -35,11 +35,12 @@
 //
 // # Debts
 //
-// What the fleet was promised passes through up to four counters. deferred: recalled in rotation, and
-// the permit has not been held for its tenure. debt: no unit set aside yet;
-// the next unit that is free pays it, before any local caller. evicting: an idle
-// connection is set aside and is being looked for in the pool. due: a connection is leaving, and the
-// next permit that becomes spare goes to the fleet.
+// A recalled permit passes through up to four counters.
+//
+//   - deferred: the recall is not due yet.
+//   - debt: no unit is set aside for it. The next free unit pays it, before any local caller.
+//   - evicting: an idle connection is set aside, and the pool is searched for it.
+//   - due: a connection is leaving, and the next permit that becomes spare goes to the fleet.
 package allotment
 
 import (
@@ -141,7 +142,8 @@ type Allotment struct {
 	ready     time.Time // when a connection was last opened
 	dialling  time.Time // since when connections are being opened without a break
 	backlog   backlog
-	again     bool      // a timer settles: see settleIn
+	again     *time.Timer // settles, at againAt: see settleIn
+	againAt   time.Time
 	kept      time.Time // Detached: when a permit was last in use
 	outside   int       // connections taken out of the pool for good, beyond its MaxConns: see SetOutside
 	granted   time.Time // when the last grant arrived
@@ -373,14 +375,21 @@ func (a *Allotment) ask() {
 
 // settleIn settles again after d, or earlier. The lock is held.
 func (a *Allotment) settleIn(d time.Duration) {
-	if a.again {
-		return
+	d = max(d, time.Millisecond)
+	at := time.Now().Add(d)
+	if a.again != nil {
+		if !at.Before(a.againAt) {
+			return
+		}
+		a.again.Stop() // should it run all the same, it settles once more
 	}
-	a.again = true
-	time.AfterFunc(max(d, time.Millisecond), func() {
+	a.againAt = at
+	a.again = time.AfterFunc(d, func() {
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		a.again = false
+		if a.againAt.Equal(at) {
+			a.again = nil
+		}
 		if !a.closed {
 			a.settle()
 		}

@@ -1,0 +1,123 @@
+package integration
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/passbuddy/passbuddy/internal/throwaway"
+)
+
+// These tests count connects: each is a permit that moved. How long anything takes is for `passbuddy bench`.
+
+// moving is the job of a process of n goroutines at capacity 20, with queries of 5 ms.
+func moving(integration, name string, n int) job {
+	j := saturating(integration, name, 20)
+	j.Goroutines, j.MinQuery, j.MaxQuery = n, 5*time.Millisecond, 5*time.Millisecond
+	return j
+}
+
+// allWork fails for a process that made no operation, or had one that failed.
+func allWork(t *testing.T, outcomes map[string]outcome) {
+	t.Helper()
+	for name, o := range outcomes {
+		if o.Failed > 0 {
+			t.Errorf("%s: %d operations failed: %q", name, o.Failed, o.Errors)
+		}
+		if o.Ops == 0 {
+			t.Errorf("%s made no operation", name)
+		}
+	}
+}
+
+// Where a connect takes a second, a fleet that has a permit for each process opens what it may hold, and hardly more.
+func TestSlowConnectsMakeNoStorm(t *testing.T) {
+	s := startServersWith(t, throwaway.PostgresOptions{MaxConnections: 100, Settings: map[string]string{"pre_auth_delay": "1"}})
+	for _, integration := range []string{"pgxpool", "stdlib"} {
+		for _, processes := range []int{15, 20} {
+			t.Run(fmt.Sprintf("%s/%d", integration, processes), func(t *testing.T) {
+				seen := s.ledger(t)
+				fleet := make(named)
+				began := time.Now()
+				s.run(t, fleet, processes, moving(integration, t.Name(), 4))
+				time.Sleep(5 * time.Second)
+				connects, at := seen.connects(began), time.Now()
+				full := 0
+				for _, sample := range seen.since(at.Add(-time.Second)) {
+					full = max(full, sample.total())
+				}
+				outcomes := fleet.stop(t)
+				t.Logf("%d connects in 5s, %d of 20 backends in the last of them", connects, full)
+				// Before: 90 to 120, and never one of 20 in use.
+				if connects > 45 {
+					t.Errorf("%d connects for 20 permits", connects)
+				}
+				if full < 18 {
+					t.Errorf("%d of 20 backends", full)
+				}
+				allWork(t, outcomes)
+				if peak := seen.mostAtOnce(); peak > 20 {
+					t.Errorf("%d backends", peak)
+				}
+			})
+		}
+	}
+}
+
+// Traffic that pauses between two queries comes to rest: a process that finds its connections busy for a moment waits for its own.
+func TestPausingTrafficComesToRest(t *testing.T) {
+	s := startServers(t, 100)
+	for _, integration := range []string{"pgxpool", "stdlib"} {
+		t.Run(integration, func(t *testing.T) {
+			seen := s.ledger(t)
+			fleet := make(named)
+			j := moving(integration, t.Name(), 4)
+			j.MinQuery, j.MaxQuery, j.Pause = 2*time.Millisecond, 2*time.Millisecond, 50*time.Millisecond
+			s.run(t, fleet, 12, j)
+			time.Sleep(3 * time.Second)
+			began := time.Now()
+			time.Sleep(3 * time.Second)
+			connects := seen.connects(began)
+			t.Logf("%d connects in 3s", connects)
+			// Before: 13 a second and more.
+			if connects > 15 {
+				t.Errorf("%d connects in 3s of the same traffic", connects)
+			}
+			allWork(t, fleet.stop(t))
+		})
+	}
+}
+
+// Processes are replaced one by one under load: no operation fails, and each change moves about what the process held.
+func TestRollingDeploy(t *testing.T) {
+	s := startServers(t, 100)
+	for _, integration := range []string{"pgxpool", "stdlib"} {
+		t.Run(integration, func(t *testing.T) {
+			const processes = 5
+			seen := s.ledger(t)
+			fleet := make(named)
+			began := time.Now()
+			s.run(t, fleet, processes, moving(integration, t.Name(), 10))
+			for i := range processes {
+				s.run(t, fleet, 1, moving(integration, t.Name(), 10))
+				name := fmt.Sprintf("p%02d", i)
+				old := named{name: fleet[name]}
+				allWork(t, old.stop(t))
+				fleet[name] = nil
+			}
+			connects := seen.connects(began)
+			for i := range processes {
+				delete(fleet, fmt.Sprintf("p%02d", i))
+			}
+			allWork(t, fleet.stop(t))
+			t.Logf("%d connects", connects)
+			// 20 at the start. For each newcomer the others give up some 3 or 4, and get the 4 of the one that leaves.
+			if most := 20 + processes*16; connects > most {
+				t.Errorf("%d connects, want at most %d", connects, most)
+			}
+			if peak := seen.mostAtOnce(); peak > 20 {
+				t.Errorf("%d backends", peak)
+			}
+		})
+	}
+}

@@ -1,0 +1,41 @@
+package allotment
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/passbuddy/passbuddy/semaphore"
+)
+
+// A late timer must not stand in the way of an earlier one: with connects of 1 s the look at the backlog is seconds away, and the next dial is due in
+// milliseconds.
+func TestSettleInKeepsTheEarlierTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := New(nil, Options{})
+		a.Attach(quiet{})
+		began := time.Now()
+		a.mu.Lock()
+		a.settleIn(4 * time.Second)
+		a.settleIn(dialEvery)
+		a.settleIn(time.Second)
+		if got := a.againAt.Sub(began); got != dialEvery {
+			t.Errorf("settles after %v, want %v", got, dialEvery)
+		}
+		a.mu.Unlock()
+		time.Sleep(2 * dialEvery)
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if a.again != nil {
+			t.Error("the timer is still set: nothing was settled")
+		}
+	})
+}
+
+// quiet is a fleet that never answers.
+type quiet struct{}
+
+func (quiet) Ask(int)                {}
+func (quiet) Give(*semaphore.Permit) {}
+func (quiet) Offer(int)              {}
+func (quiet) Err() error             { return nil }
