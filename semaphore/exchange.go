@@ -229,6 +229,7 @@ func remove[T any](list []T, n int) []T {
 
 // putBack returns a batch to the outbox, as if it had not been sent. s.mu is held.
 func (s *Semaphore) putBack(b *batch) {
+	s.returnMoveCost(b.x.MoveMicros)
 	s.drops = append(b.drops, s.drops...)
 	var asks []*ask
 	for _, a := range b.asks {
@@ -245,6 +246,7 @@ func (s *Semaphore) putBack(b *batch) {
 func (s *Semaphore) failed(b *batch, err error) {
 	s.mu.Lock()
 	changed := s.setDown(err)
+	s.returnMoveCost(b.x.MoveMicros)
 	now := s.sinceStart()
 	for _, d := range b.drops {
 		select {
@@ -444,6 +446,7 @@ func (s *Semaphore) lookAgain(pause time.Duration) {
 func (s *Semaphore) repeat() {
 	s.drops = append(s.drops, s.late...)
 	s.late = nil
+	s.confirms = s.moveCost > 0
 	for id, a := range s.asks {
 		if id == a.ids[0] && !a.behind {
 			s.putOut(a)

@@ -104,6 +104,7 @@ func (s *Semaphore) renew(ctx context.Context) (again bool, err error) {
 	s.mu.Lock()
 	changed := s.setDown(err)
 	if err != nil {
+		s.returnMoveCost(n.MoveMicros)
 		s.mu.Unlock()
 		if changed {
 			s.tellShares(func(sh Sharer) { sh.Changed() })

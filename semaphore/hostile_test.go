@@ -96,7 +96,7 @@ func hostiles(base string, every bool) (all []hostile) {
 			all = append(all, hostile{key: key, command: "HSET", args: []any{"", value, "field", value, "min x", value, "free x", value, "x-8001", value}})
 		}
 	}
-	for _, field := range []string{"epoch", "seq", "cap", "limit", "gate", "early", "known", "news", "count", "reserve", "skew", "last", "move", "turn", "calm", "young"} {
+	for _, field := range []string{"epoch", "seq", "cap", "limit", "gate", "early", "known", "news", "count", "reserve", "skew", "last", "move", "turn", "calm", "calm0", "young", "young0"} {
 		for _, value := range metas {
 			all = append(all, hostile{key: keys[2], command: "HSET", args: []any{field, value}})
 		}

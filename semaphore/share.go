@@ -143,12 +143,19 @@ func (sh *Share) Moved(cost time.Duration) {
 	}
 }
 
-// takeMoveCost is what a move was measured to cost since it was last taken, in microseconds, or 0. What is lost on its way is measured
-// again. s.mu is held.
+// takeMoveCost is what a move was measured to cost since it was last taken, in microseconds, or 0. s.mu is held.
 func (s *Semaphore) takeMoveCost() int64 {
 	cost := s.moveCost.Microseconds()
 	s.moveCost, s.confirms = 0, false
 	return cost
+}
+
+// returnMoveCost undoes takeMoveCost, as Redis did not answer: rotation would wait for a move that has ended. It is said again with what
+// else is said next, or by repeat; not at once, for Redis may be away. s.mu is held.
+func (s *Semaphore) returnMoveCost(micros int64) {
+	if s.moveCost == 0 {
+		s.moveCost = time.Duration(micros) * time.Microsecond
+	}
 }
 
 // hear takes a tally of recalls, and returns how many are new; below zero, how many were withdrawn. Tallies come by pushes, by the answers to

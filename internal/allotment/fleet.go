@@ -24,6 +24,7 @@ func (a *Allotment) Granted(permits []*semaphore.Permit) {
 			continue
 		}
 		if a.uncounted > 0 && a.countIn(p) {
+			a.moved(a.moveCost()) // it is connected already
 			continue
 		}
 		a.owned++

@@ -31,8 +31,8 @@
 --        skew, last   see the clock
 --        move      what it costs to move a permit, us: close to EOF, grant and connect, as sessions measure it, smoothed
 --        turn      ms until which rotation is scheduled, see next_turn
---        calm      ms until which nobody is granted more than its even part, because somebody joins, see at_once
---        young     ms until which nobody is granted more than one permit, because a session has just joined
+--        calm, calm0, young, young0   when somebody last asked for its first permit, and when a session last joined, and since when that has been going on:
+--                  ms, see Joining
 --        fence     there while a permit may have a backend recorded: without it, the last two keys are not looked at
 --
 -- ARGV   1 Redis's time as its caller expects it, ms, 0 if it has never heard of it; the rest is the script's
@@ -64,6 +64,7 @@ local HASTE = 6 -- ... as long as a move lasts this many times its cost, and no 
 local MOVING = 10000 -- ms that a pool which was granted its first permit is believed to be connecting
 local CALM = 20 -- ms after somebody asked for its first permit in which nobody is granted more than its even part
 local YOUNG = 30 -- ms after a session joined in which nobody is granted more than one permit
+local JOINING = 150 -- ms for which that goes on at most, however many come
 local TOLD = 64 -- holders told at most that somebody waits
 local BOUND = 10000 -- ms that a permit in quarantine is counted at most ...
 local BEHIND = 1000 -- ... and that the others are counted on after the first
@@ -164,8 +165,14 @@ local function reckon(session, n)
   if change ~= 0 then reserve = redis.call('HINCRBY', meta, 'reserve', change) end
 end
 
-local function debt_of(sharer) return tonumber(redis.call('HGET', debts, sharer) or 0) or 0 end
-local function held_by(sharer) return tonumber(redis.call('HGET', helds, sharer) or 0) or 0 end
+-- A count that scripts keep in a hash. What somebody's hand has put there instead counts as none.
+local function count_of(value)
+  local n = tonumber(value or 0)
+  return n and n >= 0 and n < 2 ^ 53 and n % 1 == 0 and n or 0
+end
+
+local function debt_of(sharer) return count_of(redis.call('HGET', debts, sharer)) end
+local function held_by(sharer) return count_of(redis.call('HGET', helds, sharer)) end
 local function share_of(sharer) return math.max(0, held_by(sharer) - debt_of(sharer)) end
 
 -- A number that scripts keep in meta for the pace of moves. What somebody's hand has put there instead counts as nothing.
@@ -208,8 +215,10 @@ end
 
 -- One permit less for a sharer; true if it was asked back, and so was not counted any more.
 local function unshare(sharer)
-  local held, debt = redis.call('HINCRBY', helds, sharer, -1), debt_of(sharer)
-  if held <= 0 then
+  local held, debt = held_by(sharer) - 1, debt_of(sharer)
+  if held > 0 then
+    redis.call('HSET', helds, sharer, held)
+  else
     redis.call('HDEL', helds, sharer)
     redis.call('ZREM', moves, sharer)
   end
@@ -217,7 +226,7 @@ local function unshare(sharer)
     place(sharer, held)
     return false
   end
-  if debt > 1 then redis.call('HINCRBY', debts, sharer, -1) else redis.call('HDEL', debts, sharer) end
+  if debt > 1 then redis.call('HSET', debts, sharer, debt - 1) else redis.call('HDEL', debts, sharer) end
   keep_promise(sharer)
   return true
 end
@@ -243,7 +252,9 @@ local function grant(id, ttl)
   change = change + 1
   if is_shared(id) then
     local sharer = sharer_of(id)
-    place(sharer, redis.call('HINCRBY', helds, sharer, 1) - debt_of(sharer))
+    local held = held_by(sharer) + 1
+    redis.call('HSET', helds, sharer, held)
+    place(sharer, held - debt_of(sharer))
   end
   if reserve then reckon(session_of(id), 1) end
   return true
@@ -369,8 +380,16 @@ end
 -- later, each time for a connect. So a sharer's first grant is at most its even part (by the weights of the live sessions), and what a
 -- sharer asks for beyond that is granted only CALM after the last one has asked for its first. While sessions are still joining nobody knows
 -- what is even, and each is granted one.
-local function young_until() return pace_of('young', 0, now + YOUNG) end
-local function calm_until() return math.max(pace_of('calm', 0, now + CALM), young_until()) end
+--
+-- A row of events less than a span apart goes on for JOINING at most, or pods that come one after the other would stop the fleet: two
+-- fields, of when the row began and of its last event.
+local function note(row, span)
+  if now - pace_of(row, 0, now) > span then redis.call('HSET', meta, row .. '0', whole(now)) end
+  redis.call('HSET', meta, row, whole(now))
+end
+local function goes_on_until(row, span) return math.min(pace_of(row, 0, now) + span, pace_of(row .. '0', 0, now) + JOINING) end
+local function young_until() return goes_on_until('young', YOUNG) end
+local function calm_until() return math.max(goes_on_until('calm', CALM), young_until()) end
 
 local function even_part(sharer, capacity)
   local sum = 0
@@ -381,7 +400,7 @@ end
 -- How many of n free permits a sharer is granted now. Its session's minimum is nobody else's, so it has that in any case.
 local function at_once(sharer, n, capacity, joins)
   if joins then
-    redis.call('HSET', meta, 'calm', whole(now + CALM))
+    note('calm', CALM)
   elseif calm_until() <= now then
     return n
   end
@@ -429,7 +448,7 @@ end
 -- Whatever permit it releases pays one, here as there.
 local function tally_of(sharer)
   local both = redis.call('HMGET', recalls, '+' .. sharer, '-' .. sharer)
-  return math.floor(tonumber(both[1] or 0) or 0), math.floor(tonumber(both[2] or 0) or 0)
+  return count_of(both[1]), count_of(both[2])
 end
 
 local function tell_owed(sharer, delay)
@@ -445,8 +464,8 @@ local function indebt(sharer, n)
   else
     redis.call('HSET', recalls, '-' .. sharer, whole(withdrawn + 1))
   end
-  local debt = redis.call('HINCRBY', debts, sharer, n)
-  if debt <= 0 then redis.call('HDEL', debts, sharer) end
+  local debt = debt_of(sharer) + n
+  if debt > 0 then redis.call('HSET', debts, sharer, debt) else redis.call('HDEL', debts, sharer) end
   place(sharer, held_by(sharer) - debt)
   if reserve then reckon(session_of(sharer), -n) end
 end
@@ -499,7 +518,7 @@ end
 local function drain(capacity)
   local excess = redis.call('ZCARD', permits) - capacity
   if excess <= 0 then return false end
-  for _, debt in ipairs(redis.call('HVALS', debts)) do excess = excess - (tonumber(debt) or 0) end
+  for _, debt in ipairs(redis.call('HVALS', debts)) do excess = excess - count_of(debt) end
   for _ = 1, excess do
     local holder = richest()
     if not holder then break end
@@ -562,9 +581,9 @@ local function in_need()
   local owe, hold, waiters = redis.call('HMGET', debts, unpack(sharers)), redis.call('HMGET', helds, unpack(sharers)), {}
   for i, id in ipairs(ids) do
     local shared = is_shared(id)
-    if id ~= '' and not (shared and (tonumber(owe[i] or 0) or 0) > 0) then
+    if id ~= '' and not (shared and count_of(owe[i]) > 0) then
       waiters[#waiters + 1] = {
-        session = session_of(id), sharer = shared and sharers[i], has = shared and math.max(0, tonumber(hold[i] or 0) or 0) or 0,
+        session = session_of(id), sharer = shared and sharers[i], has = shared and count_of(hold[i]) or 0,
         wants = math.floor(line[2 * i]) % WANTS + 1,
       }
     end
@@ -596,7 +615,9 @@ local function balance(capacity)
   redis.call('ZREMRANGEBYSCORE', moves, '-inf', now)
   local left = { left = math.max(1, math.floor(capacity / HASTE)) - #turns - redis.call('ZCARD', moves) }
 
-  local promised, needed, hopeless = #turns + #rest, 0, nil
+  -- What is free, and not kept for anybody's minimum, is as good as promised: it is granted as soon as the calm is over.
+  local free = math.max(0, capacity - redis.call('ZCARD', permits) - (reserve or 0))
+  local promised, needed, hopeless = free + #turns + #rest, 0, nil
   for n = 1, WANTS do
     local found = false
     for _, waiter in ipairs(waiters) do
@@ -605,7 +626,7 @@ local function balance(capacity)
       local lacks = (lacking(waiter.session) or 0) >= n
       if waiter.wants < n then
         -- It has what it wants.
-      elseif needed < promised and (level <= top or lacks) then
+      elseif needed < promised and (needed < free or level <= top or lacks) then
         needed, found = needed + 1, true
       elseif hopeless and level >= hopeless and not lacks then
         waiter.wants = 0
@@ -613,12 +634,13 @@ local function balance(capacity)
         needed, promised, found = needed + 1, promised + 1, true
       else
         waiter.wants = 0
-        if level > 0 and not hopeless and richest() ~= waiter.sharer then hopeless = level end
+        -- Where one that holds none is refused, nobody holds two, and there is no turn.
+        if has == 0 then hopeless = -1 elseif not hopeless and richest() ~= waiter.sharer then hopeless = level end
       end
     end
     if not found then break end
   end
-  for _ = needed + 1, promised do withdraw_promise(table.remove(#rest > 0 and rest or turns)) end
+  for _ = needed + 1, math.min(promised, needed + #rest + #turns) do withdraw_promise(table.remove(#rest > 0 and rest or turns)) end
 end
 
 -- The capacity in force: an operator's limit, else the smallest that a live session declares.

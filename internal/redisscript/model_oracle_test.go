@@ -31,6 +31,7 @@ var (
 	oracleCalm    = luaConstant("CALM")
 	oracleYoung   = luaConstant("YOUNG")
 	oracleMoving  = luaConstant("MOVING")
+	oracleJoining = luaConstant("JOINING")
 	oracleTold    = luaConstant("TOLD")
 	oracleBound   = luaConstant("BOUND")
 	oracleBehind  = luaConstant("BEHIND")
@@ -367,13 +368,25 @@ func (o *oracle) pace(field string, otherwise, most int64) int64 {
 	return o.num(field)
 }
 
-func (o *oracle) young() int64 { return o.pace("young", 0, o.now+oracleYoung) }
-func (o *oracle) calm() int64  { return max(o.pace("calm", 0, o.now+oracleCalm), o.young()) }
+// note notes an event of a row, which ends with a span without one.
+func (o *oracle) note(row string, span int64) {
+	if o.now-o.pace(row, 0, o.now) > span {
+		o.setNum(row+"0", o.now)
+	}
+	o.setNum(row, o.now)
+}
+
+func (o *oracle) goesOnUntil(row string, span int64) int64 {
+	return min(o.pace(row, 0, o.now)+span, o.pace(row+"0", 0, o.now)+oracleJoining)
+}
+
+func (o *oracle) young() int64 { return o.goesOnUntil("young", oracleYoung) }
+func (o *oracle) calm() int64  { return max(o.goesOnUntil("calm", oracleCalm), o.young()) }
 
 // atOnce is how many of n permits a pool may have before the calm is over: up to its even part.
 func (o *oracle) atOnce(sharer string, n, capacity int64, joins bool) int64 {
 	if joins {
-		o.setNum("calm", o.now+oracleCalm)
+		o.note("calm", oracleCalm)
 	} else if o.calm() <= o.now {
 		return n
 	}
@@ -603,7 +616,8 @@ func (o *oracle) balance(capacity int64) {
 	}
 	maps.DeleteFunc(o.Moves, func(_ string, until int64) bool { return until <= o.now })
 	left := max(1, capacity/oracleHaste) - int64(len(turns)+len(o.Moves))
-	promised, needed := len(turns)+len(rest), 0
+	free := int(max(0, o.free(capacity)-o.num("reserve")))
+	promised, needed := free+len(turns)+len(rest), 0
 	for n := range oracleWants {
 		for _, w := range waiters {
 			level := -1.0
@@ -613,7 +627,7 @@ func (o *oracle) balance(capacity int64) {
 			lacking, _ := o.lacking(sessionOf(w.id))
 			switch {
 			case w.wants < n+1:
-			case needed < promised && (level <= top || lacking >= n+1):
+			case needed < promised && (needed < free || level <= top || lacking >= n+1):
 				needed++
 			case o.claim(w, n+1, capacity, &left):
 				needed++
@@ -623,7 +637,7 @@ func (o *oracle) balance(capacity int64) {
 			}
 		}
 	}
-	for ; needed < promised; promised-- {
+	for ; needed < promised && len(rest)+len(turns) > 0; promised-- {
 		if len(rest) > 0 {
 			o.withdrawPromise(last(&rest))
 		} else {
@@ -812,7 +826,7 @@ func (o *oracle) renew(n Renew) (Renewed, error) {
 	}
 	o.setNum("last", o.now)
 	if joins {
-		o.setNum("young", o.now+oracleYoung)
+		o.note("young", oracleYoung)
 	}
 	o.learn(own, n.MoveMicros)
 	capacity := o.effectiveCapacity()
@@ -843,6 +857,8 @@ func (o *oracle) renew(n Renew) (Renewed, error) {
 		switch {
 		case lost:
 			debt = counted
+		case s.Heard.Recalled > o.tally(s.Name).Recalled || s.Heard.Withdrawn > o.tally(s.Name).Withdrawn:
+			debt = counted
 		case s.Heard != o.tally(s.Name):
 			debt = max(debt, counted)
 		}
@@ -855,7 +871,7 @@ func (o *oracle) renew(n Renew) (Renewed, error) {
 			o.add(o.Held, s.Name, held)
 			o.add(o.Debts, s.Name, debt)
 			o.place(s.Name, held-debt)
-			for range max(0, min(counted, held)-debt) {
+			for range max(0, counted-debt) {
 				o.keepPromise(s.Name)
 			}
 		}

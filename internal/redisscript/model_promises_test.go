@@ -139,7 +139,7 @@ func (t *trial) checkServed(s *state, a act) {
 		return
 	}
 	_, ids := parsed(line[0])
-	if isShared(ids[0]) && s.num("calm") > a.now {
+	if isShared(ids[0]) && min(s.num("calm")+oracleCalm, s.num("calm0")+oracleJoining) > a.now || isShared(ids[0]) && min(s.num("young")+oracleYoung, s.num("young0")+oracleJoining) > a.now {
 		return // a pool may wait for the end of the calm
 	}
 	n, session, room := int64(len(ids)), sessionOf(ids[0]), s.num("cap")-s.live(a.now)

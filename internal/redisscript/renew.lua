@@ -156,7 +156,7 @@ if redis.call('ZCARD', capacities) > redis.call('ZCARD', sessions) then
 end
 redis.call('HSET', info, own, ARGV[6])
 redis.call('HSET', meta, 'last', whole(now))
-if joins then redis.call('HSET', meta, 'young', whole(now + YOUNG)) end
+if joins then note('young', YOUNG) end
 learn_move(own, tonumber(ARGV[14]))
 local capacity = effective_capacity()
 
@@ -210,8 +210,12 @@ for i = 1, n_sharers do
   local counted = debt_of(sharer)
   local debt = counted
   if not lost then
-    debt = owed
-    if tonumber(ARGV[at + 3]) ~= recalled or tonumber(ARGV[at + 4]) ~= withdrawn then debt = math.max(owed, counted) end
+    local heard, unheard = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
+    if heard == recalled and unheard == withdrawn then
+      debt = owed
+    elseif heard <= recalled and unheard <= withdrawn then
+      debt = math.max(owed, counted)
+    end -- else it has heard more than there is: the counts were deleted, and it forgets what it owes
   end
   debt = math.floor(math.min(held, debt))
   at = at + 5
@@ -221,7 +225,7 @@ for i = 1, n_sharers do
     if held > 0 then redis.call('HSET', helds, sharer, held) else redis.call('HDEL', helds, sharer) end
     if debt > 0 then redis.call('HSET', debts, sharer, debt) else redis.call('HDEL', debts, sharer) end
     place(sharer, held - debt)
-    for _ = debt + 1, math.min(counted, held) do keep_promise(sharer) end
+    for _ = debt + 1, counted do keep_promise(sharer) end
   end
 end
 
