@@ -341,9 +341,7 @@ func (s *Semaphore) arrived(b *batch, sent time.Duration, got redisscript.Exchan
 		s.tellWanted(sh, got.Waiting > 0, sent)
 	})
 	if b.offer != nil && got.Promised.Recalled > 0 {
-		if n := b.offer.hear(got.Promised); n > 0 {
-			b.offer.sharer.Promised(n)
-		}
+		b.offer.told(b.x.Epoch, got.Promised, 0, true)
 	}
 }
 

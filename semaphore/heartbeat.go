@@ -82,7 +82,7 @@ func (s *Semaphore) renew(ctx context.Context) (again bool, err error) {
 	shares := append([]*Share(nil), s.shares...)
 	var ended []*Share
 	for _, sh := range shares {
-		n.Sharers = append(n.Sharers, redisscript.Sharer{Name: sh.name, Held: sh.held, Heard: sh.heard})
+		n.Sharers = append(n.Sharers, redisscript.Sharer{Name: sh.name, Held: sh.held})
 		if sh.closed && sh.held == 0 {
 			ended = append(ended, sh)
 		}
@@ -90,7 +90,8 @@ func (s *Semaphore) renew(ctx context.Context) (again bool, err error) {
 	n.MoveMicros = s.takeMoveCost()
 	s.mu.Unlock()
 	for i, sh := range shares {
-		n.Sharers[i].Owed = min(sh.sharer.Owed(), n.Sharers[i].Held)
+		heard, owed := sh.owes()
+		n.Sharers[i].Heard, n.Sharers[i].Owed = heard, min(owed, n.Sharers[i].Held)
 	}
 
 	ctx, cancel := context.WithTimeout(ctx, s.callTimeout())
@@ -168,18 +169,12 @@ func (s *Semaphore) renew(ctx context.Context) (again bool, err error) {
 	s.forgetEnded(got.Quarantine)
 	s.endBackends(got.Quarantine)
 	for i, tally := range got.Recalls[:min(len(got.Recalls), len(shares))] {
-		sh := shares[i]
-		s.mu.Lock()
+		said := n.Sharers[i].Heard
 		// With a state that is lost, what was owed to it is forgotten. Counts that have become less were deleted by somebody's hand.
-		forgotten := lostState || tally.Recalled < n.Sharers[i].Heard.Recalled || tally.Withdrawn < n.Sharers[i].Heard.Withdrawn
-		if forgotten {
-			sh.heard = tally
-		}
-		s.mu.Unlock()
-		if forgotten {
-			sh.sharer.Keep(sh.sharer.Owed())
+		if lostState || tally.Recalled < said.Recalled || tally.Withdrawn < said.Withdrawn {
+			shares[i].forgetOwed(tally)
 		} else {
-			sh.told(tally, 0)
+			shares[i].told(got.Epoch, tally, 0, false)
 		}
 	}
 	return again, nil

@@ -196,11 +196,8 @@ func (s *Semaphore) pushed(payload string) {
 		recalled, err1 := strconv.ParseInt(rest[2], 10, 64)
 		withdrawn, err2 := strconv.ParseInt(rest[3], 10, 64)
 		after, err3 := strconv.ParseInt(rest[4], 10, 32)
-		s.mu.Lock()
-		known := rest[0] == s.epoch // else the heartbeat tells what is owed to the state it belongs to
-		s.mu.Unlock()
-		if sh := s.shareNamed(rest[1]); known && sh != nil && err1 == nil && err2 == nil && err3 == nil {
-			sh.told(redisscript.Tally{Recalled: recalled, Withdrawn: withdrawn}, time.Duration(max(after, 0))*time.Millisecond)
+		if sh := s.shareNamed(rest[1]); sh != nil && err1 == nil && err2 == nil && err3 == nil {
+			sh.told(rest[0], redisscript.Tally{Recalled: recalled, Withdrawn: withdrawn}, time.Duration(max(after, 0))*time.Millisecond, false)
 		}
 	case kind == "f":
 		var quarantine []string

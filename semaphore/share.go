@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/passbuddy/passbuddy/internal/redisscript"
@@ -31,6 +32,8 @@ type Share struct {
 	s      *Semaphore
 	name   string
 	sharer Sharer
+
+	telling sync.Mutex // held while a tally is heard and carried out; taken before s.mu, and before the sharer's lock
 
 	// Guarded by s.mu.
 	want     int
@@ -159,24 +162,53 @@ func (s *Semaphore) returnMoveCost(micros int64) {
 }
 
 // hear takes a tally of recalls, and returns how many are new; below zero, how many were withdrawn. Tallies come by pushes, by the answers to
-// offers and by heartbeats, in any order and more than once.
-func (sh *Share) hear(told redisscript.Tally) int {
+// offers and by heartbeats, in any order and more than once. One of a state that is lost, or not known yet, says nothing: it is looked at under
+// the lock under which a heartbeat begins to count anew. telling is held.
+func (sh *Share) hear(epoch string, told redisscript.Tally) int {
 	s := sh.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if epoch != s.epoch {
+		return 0
+	}
 	before := sh.heard
 	sh.heard = redisscript.Tally{Recalled: max(before.Recalled, told.Recalled), Withdrawn: max(before.Withdrawn, told.Withdrawn)}
 	return int(sh.heard.Recalled - before.Recalled - (sh.heard.Withdrawn - before.Withdrawn))
 }
 
-// told carries out a tally of recalls; what is new is due after that time. s.mu is not held.
-func (sh *Share) told(t redisscript.Tally, after time.Duration) {
-	switch n := sh.hear(t); {
+// told carries out a tally of recalls; what is new is due after that time, or answers an offer. To hear it and to carry it out is one step:
+// if a later tally could come between, its withdrawals would find nothing to withdraw. s.mu is not held.
+func (sh *Share) told(epoch string, t redisscript.Tally, after time.Duration, offered bool) {
+	sh.telling.Lock()
+	defer sh.telling.Unlock()
+	switch n := sh.hear(epoch, t); {
+	case n > 0 && offered:
+		sh.sharer.Promised(n)
 	case n > 0:
 		sh.sharer.Recall(n, after)
 	case n < 0:
 		sh.sharer.Keep(-n)
 	}
+}
+
+// owes is what a heartbeat says of recalls: the tally heard last, and what of it is still to be given.
+func (sh *Share) owes() (heard redisscript.Tally, owed int) {
+	sh.telling.Lock()
+	defer sh.telling.Unlock()
+	owed = sh.sharer.Owed()
+	sh.s.mu.Lock()
+	defer sh.s.mu.Unlock()
+	return sh.heard, owed
+}
+
+// forgetOwed begins to count anew, from t: what was owed is forgotten, there as here.
+func (sh *Share) forgetOwed(t redisscript.Tally) {
+	sh.telling.Lock()
+	defer sh.telling.Unlock()
+	sh.s.mu.Lock()
+	sh.heard = t
+	sh.s.mu.Unlock()
+	sh.sharer.Keep(sh.sharer.Owed())
 }
 
 // Err is why Redis cannot be asked now, matching ErrUnavailable, or nil.

@@ -118,8 +118,7 @@ type Allotment struct {
 	turns     int
 	conns     [gone + 1]int // connections by state
 	fixed     int           // of the idle ones: those that only their pool can use or end; see Pin
-	deferred  int           // recalled in rotation, and not due before the tenure is over
-	early     int           // of those whose timers still run: already paid, by units that lay idle
+	deferred  []time.Time   // when the recalls fall due that are not due yet, the earliest first
 	ahead     ahead
 	debt      int
 	evicting  int
@@ -137,9 +136,11 @@ type Allotment struct {
 	low       int           // fewest free units since it was set
 	lowSince  time.Time     // when it was set
 	offered   time.Time     // when units beyond one were last offered
+	unneeded  int           // such offers in a row of which nothing was needed
 	unused    time.Duration // for how long no unit at all has been in use, as far as offers were considered
 	costs     costs
 	ready     time.Time // when a connection was last opened
+	failing   bool      // the last dial failed
 	dialling  time.Time // since when connections are being opened without a break
 	backlog   backlog
 	again     *time.Timer // settles, at againAt: see settleIn
@@ -313,6 +314,7 @@ func (a *Allotment) Exit() {
 // Everything that changes a counter ends with it. The lock is held.
 func (a *Allotment) settle() {
 	a.dropStale()
+	a.fallDue()
 	a.debt = min(a.debt, max(0, a.owned-a.due-a.evicting)) // what was lost cannot be given
 	for a.debt > 0 && a.available() > 0 {
 		a.debt--

@@ -358,8 +358,13 @@ func (c *Conn) Gone() {
 // end takes c out of the allotment. The lock is held.
 func (c *Conn) end() {
 	a := c.a
-	if c.state == leaving && !a.opts.Detached {
+	switch {
+	case a.opts.Detached:
+	case c.state == leaving:
 		smooth(&a.costs.end, time.Since(c.since))
+	case c.state == opening:
+		a.failing = true
+		a.moved(a.costs.move()) // the move has ended, too
 	}
 	if c.state == out {
 		a.turns-- // closed while checked out, or hijacked: no return will follow, or it finds c gone

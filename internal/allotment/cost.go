@@ -67,7 +67,7 @@ func (c *Conn) connected() {
 	if a.opts.Detached {
 		return
 	}
-	a.ready = time.Now()
+	a.ready, a.failing = time.Now(), false
 	smooth(&a.costs.connect, a.ready.Sub(c.since))
 	a.moved(a.costs.move())
 }
@@ -118,14 +118,17 @@ func (a *Allotment) paying() (n int, again time.Duration) {
 		return 0, 0
 	}
 	cost := a.moveCost()
-	lasts := time.Since(a.backlog.since)
-	switch {
-	case a.owned-a.debt-a.due-a.evicting <= 0, a.conns[idle]+a.conns[out] == 0, lasts >= backlogCosts*cost:
-		return waiting, 0
-	case a.backlog.gap > 0:
-		n = max(0, waiting-int(cost/a.backlog.gap))
+	lasts, since := time.Since(a.backlog.since), time.Since(a.backlog.served)
+	long := backlogCosts * cost
+	if a.opts.AcquireTimeout > 0 {
+		long = min(long, a.opts.AcquireTimeout/8) // no caller should give up first
 	}
-	return n, backlogCosts*cost - lasts
+	if a.owned-a.debt-a.due-a.evicting <= 0 || a.conns[idle]+a.conns[out] == 0 || lasts >= long {
+		return waiting, 0
+	}
+	// While nobody is served the gap grows: the last one says nothing of operations that take longer.
+	n = max(0, waiting-int(cost/max(a.backlog.gap, since, 1)))
+	return n, min(long-lasts, max(cost/time.Duration(waiting)-since, long/16))
 }
 
 // Dials are paced: one, and one more every dialEvery as long as they take. A fleet that starts would otherwise open all

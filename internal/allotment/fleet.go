@@ -2,6 +2,7 @@ package allotment
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/passbuddy/passbuddy/semaphore"
@@ -67,6 +68,9 @@ func (a *Allotment) Recall(n int, after time.Duration) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.forgetVoid()
+	if a.ahead.n > 0 {
+		after = min(after, a.ahead.after)
+	}
 	a.ahead = ahead{n: a.ahead.n + n, after: after, at: time.Now()}
 	a.catchUp()
 }
@@ -81,9 +85,9 @@ func (a *Allotment) Keep(n int) {
 		n -= k
 	}
 	take(&a.ahead.n)
-	deferred := a.deferred
-	take(&a.deferred)
-	a.early += deferred - a.deferred
+	rest := len(a.deferred)
+	take(&rest)
+	a.deferred = a.deferred[:rest] // those that are due last
 	take(&a.debt)
 	take(&a.evicting)
 	a.settle()
@@ -109,7 +113,7 @@ func (a *Allotment) forgetVoid() {
 // catchUp carries out as many of the recalls as there is anything for. The lock is held.
 func (a *Allotment) catchUp() {
 	a.forgetVoid()
-	if n := min(a.ahead.n, a.owned-a.due-a.evicting-a.debt-a.deferred); n > 0 {
+	if n := min(a.ahead.n, a.owned-a.due-a.evicting-a.debt-len(a.deferred)); n > 0 {
 		a.ahead.n -= n
 		a.recall(n, a.ahead.after)
 	}
@@ -121,18 +125,35 @@ func (a *Allotment) recall(n int, after time.Duration) {
 		a.owe(n)
 		return
 	}
-	a.deferred += n
-	time.AfterFunc(after, func() {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		// What lay idle meanwhile has paid early, and some may have been withdrawn: see offer and Keep.
-		paid := min(n, a.early)
-		a.early -= paid
-		if n -= paid; n > 0 {
-			a.deferred -= n
-			a.recall(n, 0)
+	a.deferUntil(time.Now().Add(after), n)
+	a.settleIn(after)
+}
+
+// deferUntil puts n recalls where they belong among those that are not due yet. The lock is held.
+func (a *Allotment) deferUntil(at time.Time, n int) {
+	i, _ := slices.BinarySearchFunc(a.deferred, at, time.Time.Compare)
+	for range n {
+		a.deferred = slices.Insert(a.deferred, i, at)
+	}
+}
+
+// fallDue makes a debt of the recalls whose time has come. The lock is held.
+func (a *Allotment) fallDue() {
+	if len(a.deferred) == 0 {
+		return
+	}
+	now := time.Now()
+	for len(a.deferred) > 0 && !a.deferred[0].After(now) {
+		a.deferred = a.deferred[1:]
+		if wait := a.untilRepaid(); wait > 0 {
+			a.deferUntil(now.Add(wait), 1)
+			continue
 		}
-	})
+		a.debt++
+	}
+	if len(a.deferred) > 0 {
+		a.settleIn(a.deferred[0].Sub(now))
+	}
 }
 
 // repayCosts is how many times as long as its connect took a pool keeps its only connection. A fleet that starts does not know yet what a
@@ -140,9 +161,9 @@ func (a *Allotment) recall(n int, after time.Duration) {
 const repayCosts = 3
 
 // untilRepaid is how long a pool's only connection is to be used before it may be recalled. What is still being opened is looked at
-// again later. The lock is held.
+// again later; but a pool whose dials fail repays nothing. The lock is held.
 func (a *Allotment) untilRepaid() time.Duration {
-	if a.opts.Detached || a.owned-a.due-a.evicting-a.debt != 1 || a.closed {
+	if a.opts.Detached || a.failing || a.owned-a.due-a.evicting-a.debt != 1 || a.closed {
 		return 0
 	}
 	if a.conns[opening] > 0 {
@@ -156,9 +177,8 @@ func (a *Allotment) payFreely() {
 	switch {
 	case a.debt > 0:
 		a.debt--
-	case a.deferred > 0:
-		a.deferred--
-		a.early++
+	case len(a.deferred) > 0:
+		a.deferred = a.deferred[1:]
 	}
 }
 
@@ -166,7 +186,7 @@ func (a *Allotment) payFreely() {
 func (a *Allotment) Promised(n int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.gave = time.Now()
+	a.gave, a.unneeded = time.Now(), 0
 	a.owe(n)
 }
 
@@ -202,7 +222,8 @@ func (a *Allotment) owe(n int) {
 func (a *Allotment) Owed() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.deferred + a.debt + a.evicting + a.due
+	a.forgetVoid()
+	return a.ahead.n + len(a.deferred) + a.debt + a.evicting + a.due
 }
 
 // Wanted tells whether anyone in the fleet waits.
@@ -310,8 +331,10 @@ func (a *Allotment) considerOffer() {
 	if !a.wanted || a.closed || a.waiters.len() > 0 || a.debt > 0 || a.uncounted > 0 || a.available() <= 0 {
 		return
 	}
-	if n := a.available() - 1; n > 0 && time.Since(a.offered) >= surplusEvery {
+	// Less often where nothing was needed, or was missed soon after.
+	if n := a.available() - 1; n > 0 && time.Since(a.offered) >= surplusEvery<<min(a.unneeded+a.reluctance(), doublingsMost) {
 		a.offered = time.Now()
+		a.unneeded++
 		a.fleet.Offer(n)
 	}
 	if !a.offering {
@@ -344,9 +367,8 @@ func (a *Allotment) offer() {
 		n-- // the last one stays for longer
 	}
 	// What is due later in rotation, and lies idle for so long, pays at once.
-	if early := min(n, a.deferred); early > 0 {
-		a.deferred -= early
-		a.early += early
+	if early := min(n, len(a.deferred)); early > 0 {
+		a.deferred = a.deferred[early:]
 		a.owe(early)
 		n -= early
 	}
