@@ -376,13 +376,13 @@ local function learn_move(session, cost)
   redis.call('HSET', meta, 'move', whole(math.floor(known + (math.min(cost, SLOWEST) - known) / 8)))
 end
 
--- Joining. When a fleet starts, the first to ask could be granted all there is, and have to give most of it back to those that ask a moment
--- later, each time for a connect. So a sharer's first grant is at most its even part (by the weights of the live sessions), and what a
--- sharer asks for beyond that is granted only CALM after the last one has asked for its first. While sessions are still joining nobody knows
--- what is even, and each is granted one.
---
--- A row of events less than a span apart goes on for JOINING at most, or pods that come one after the other would stop the fleet: two
--- fields, of when the row began and of its last event.
+-- Joining. When a fleet starts, the first sharer to ask could be granted all there is. It would have to give most of it back to those that ask a
+-- moment later, each time for a connect. So
+--   - a sharer's first grant is at most its even part, by the weights of the live sessions;
+--   - what a sharer asks for beyond that is granted CALM after the last one has asked for its first;
+--   - within YOUNG of a session's joining nobody knows what is even, and each is granted one.
+-- A row of such events goes on for JOINING at most: pods that come one after the other must not stop the fleet. Two fields of meta keep a row,
+-- one for its last event and one for when it began.
 local function note(row, span)
   if now - pace_of(row, 0, now) > span then redis.call('HSET', meta, row .. '0', whole(now)) end
   redis.call('HSET', meta, row, whole(now))
@@ -528,15 +528,17 @@ local function drain(capacity)
   return true
 end
 
--- Rotation: more pools than permits, so those that hold one take turns. When the holder is to give its permit.
+-- Rotation: more pools than permits, so those that hold one take turns. Returns when the holder is to give its permit.
 --
--- A move takes the permit out of use for what it costs, and a herd of them costs each a multiple. So turns are spaced: each permit moves once
--- in a cycle, and with C permits there is a turn every cycle / C. A cycle is REPAY times the cost of a move, so that moves take some 5 %
--- of the permits' time, whatever a connect costs; at least PACE for each permit, so that Postgres makes at most 50 connections a second for it.
--- With Q pools that hold none the last of them waits Q turns; where that is more than PATIENCE, cycles are shorter, down to HASTE times
--- the cost of a move. And never is more than a part of HASTE of the permits on its way, asked for or granted and being connected, whatever a
--- connect takes just now: the next turn is given when a move has ended. A holder that has just been granted its permit is connecting: its turn comes no earlier than four moves later. One of
--- weight w keeps its permit for w cycles.
+-- A move takes the permit out of use for what it costs, and a herd of moves costs each a multiple. So turns are spaced: each permit moves once
+-- in a cycle, and with C permits there is a turn every cycle / C.
+--   - A cycle is REPAY times the cost of a move: moves take some 5 % of the permits' time, whatever a connect costs.
+--   - It is at least PACE for each permit: Postgres makes at most 50 connections a second for rotation.
+--   - The last of Q pools that hold none waits Q turns. Where that exceeds PATIENCE, cycles are shorter, down to HASTE times the cost of a move.
+--   - At most one permit in HASTE is on its way at any time: recalled in rotation, or granted and not connected yet. The next turn is given when
+--     a move has ended. So a connect that suddenly takes long cannot put the permits out of use.
+--   - A holder that has just been granted its permit is connecting: its turn comes no earlier than four moves later.
+--   - A pool of weight w keeps its permit for w cycles.
 local function next_turn(holder, capacity)
   local length, cost = cycle(capacity)
   local turn = math.max(now, pace_of('turn', 0, now + FARTHEST))
@@ -591,10 +593,12 @@ local function in_need()
   return waiters
 end
 
--- Max-min fairness. For each permit wanted in the queue that is not promised yet, in the order of the levels that the waiters would have,
--- asks the sharer of the highest level for one, where there is a claim to it; and takes back the promises that nobody needs any more: those of
--- rotation beyond the pools that hold none, and all beyond what is wanted at levels for which anybody could give.
--- Once shares are even this finds nothing: the first that has no claim by its level speaks for all that are not below it.
+-- Max-min fairness, in three steps:
+--   1. Promises of rotation beyond the pools that hold none are withdrawn.
+--   2. The permits wanted in the queue are looked at in the order of the levels that the waiters would have. One that is free, or promised
+--      already, covers each. For any other the sharer of the highest level is asked, where there is a claim.
+--   3. Promises that cover nothing are withdrawn.
+-- Once shares are even this finds nothing: the first waiter without a claim speaks for all whose level is not below its own.
 local function balance(capacity)
   if drain(capacity) then return end
   redis.call('ZREMRANGEBYSCORE', promises, '-inf', now)
