@@ -16,7 +16,7 @@ func (a *Allotment) Granted(permits []*semaphore.Permit) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.granted = time.Now()
-	if a.opts.Detached && a.owned == 0 {
+	if a.opts.Detached && a.owned == a.uncounted {
 		a.moved(costDetached)
 	}
 	for _, p := range permits {
@@ -79,6 +79,7 @@ func (a *Allotment) Recall(n int, after time.Duration) {
 func (a *Allotment) Keep(n int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.forgetVoid()
 	take := func(from *int) {
 		k := min(n, *from)
 		*from -= k
@@ -230,7 +231,7 @@ func (a *Allotment) Owed() int {
 func (a *Allotment) Wanted(yes bool) {
 	a.mu.Lock()
 	if yes != a.wanted {
-		a.wanted = yes
+		a.wanted, a.unneeded = yes, 0
 		a.considerOffer()
 	}
 	a.mu.Unlock()

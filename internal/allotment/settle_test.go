@@ -39,3 +39,22 @@ func (quiet) Ask(int)                {}
 func (quiet) Give(*semaphore.Permit) {}
 func (quiet) Offer(int)              {}
 func (quiet) Err() error             { return nil }
+
+// A recall that came for a permit which had just been given back is void after a moment. A withdrawal is not for that one.
+func TestKeepIsNotForVoidRecalls(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := New(nil, Options{})
+		a.Attach(quiet{})
+		a.Recall(1, 0)
+		time.Sleep(2 * aheadFor)
+		a.mu.Lock()
+		a.owned, a.turns, a.debt = 2, 2, 1
+		a.mu.Unlock()
+		a.Keep(1)
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if a.debt != 0 {
+			t.Errorf("still owes %d", a.debt)
+		}
+	})
+}
