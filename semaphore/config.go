@@ -29,6 +29,11 @@ const (
 	maxNameBytes     = 128
 	maxOwnerBytes    = 200
 	maxWeight        = 100
+	maxCapacity      = 1_000_000
+	maxTogether      = 1000 // permits of one AcquireN: they travel in one request
+	maxReplicas      = 100
+	maxRetryInterval = time.Hour
+	maxAttempts      = 1_000_000
 )
 
 // Config describes a semaphore. The zero value of every field means its documented default.
@@ -40,7 +45,7 @@ type Config struct {
 	Name   string
 
 	// Capacity is how many permits may be held together, by everybody. The effective one is the smallest that a
-	// live session declares, unless an operator has set one with SetCapacity. Default 10.
+	// live session declares, unless an operator has set one with SetCapacity. From 1 to 1,000,000, default 10.
 	Capacity int
 
 	// Min is how many permits are kept for this session while it lives: nobody else is granted them, so that up to so many
@@ -73,7 +78,7 @@ type Config struct {
 	MaxAttempts int
 
 	// RetryInterval is also how often a waiter looks again by itself, should the push that
-	// grants it be lost. At least 1ms, default 500ms.
+	// grants it be lost. From 1ms to 1h, default 500ms.
 	RetryInterval time.Duration
 
 	// Owner is shown to operators. Control characters are removed, and it is cut at 200 bytes.
@@ -126,6 +131,8 @@ func (c Config) withDefaults() (Config, error) {
 	switch {
 	case c.Capacity < 0:
 		return c, refuse("Capacity", c.Capacity, "must not be negative")
+	case c.Capacity > maxCapacity:
+		return c, refuse("Capacity", c.Capacity, fmt.Sprintf("is too large, the most is %d", maxCapacity))
 	case c.Min < 0:
 		return c, refuse("Min", c.Min, "must not be negative")
 	case c.Min > c.Capacity:
@@ -134,22 +141,32 @@ func (c Config) withDefaults() (Config, error) {
 		return c, refuse("Max", c.Max, "must not be negative")
 	case c.Max > 0 && c.Max < c.Min:
 		return c, refuse("Max", c.Max, fmt.Sprintf("is less than Config.Min, %d", c.Min))
+	case c.Max > maxCapacity:
+		return c, refuse("Max", c.Max, fmt.Sprintf("is too large, the most is %d", maxCapacity))
 	case c.Weight < 0 || c.Weight > maxWeight:
 		return c, refuse("Weight", c.Weight, fmt.Sprintf("must be from 1 to %d", maxWeight))
 	case c.MaxWaiters < 0:
 		return c, refuse("MaxWaiters", c.MaxWaiters, "must not be negative")
+	case c.MaxWaiters > maxCapacity:
+		return c, refuse("MaxWaiters", c.MaxWaiters, fmt.Sprintf("is too large, the most is %d", maxCapacity))
 	case c.WaitReplicas < 0:
 		return c, refuse("WaitReplicas", c.WaitReplicas, "must not be negative")
+	case c.WaitReplicas > maxReplicas:
+		return c, refuse("WaitReplicas", c.WaitReplicas, fmt.Sprintf("is too large, the most is %d", maxReplicas))
 	case c.TTL < 0:
 		return c, refuse("TTL", c.TTL, "must not be negative")
 	case c.TTL < minTTL:
 		return c, refuse("TTL", c.TTL, "is too short to renew, the least is "+minTTL.String())
 	case c.TTL > maxTTL:
 		return c, refuse("TTL", c.TTL, "is too long, the most is "+maxTTL.String())
+	case c.MaxAttempts > maxAttempts:
+		return c, refuse("MaxAttempts", c.MaxAttempts, fmt.Sprintf("is too large, the most is %d; below zero it is any number", maxAttempts))
 	case c.RetryInterval < 0:
 		return c, refuse("RetryInterval", c.RetryInterval, "must not be negative")
 	case c.RetryInterval < minRetryInterval:
 		return c, refuse("RetryInterval", c.RetryInterval, "is too short, the least is "+minRetryInterval.String())
+	case c.RetryInterval > maxRetryInterval:
+		return c, refuse("RetryInterval", c.RetryInterval, "is too long, the most is "+maxRetryInterval.String())
 	}
 	return c, nil
 }

@@ -85,7 +85,8 @@ type Semaphore struct {
 	watchdog  *time.Timer // see watch
 	watchAt   time.Duration
 	shares    []*Share
-	sharers   int           // shares there ever were
+	sharers   int           // the highest number that a share ever had
+	vacant    []vacancy     // numbers of shares that are closed, to be used again
 	toldAt    time.Duration // when a push last said that somebody waits
 	epoch     string
 	sharded   bool
@@ -147,6 +148,10 @@ func parseURL(rawURL string) (*redis.Options, error) {
 func newSemaphore(ctx context.Context, client redis.UniversalClient, ownClient bool, cfg Config) (*Semaphore, error) {
 	if client == nil || reflect.ValueOf(client).Kind() == reflect.Pointer && reflect.ValueOf(client).IsNil() {
 		return nil, errors.New("semaphore: the Redis client is nil")
+	}
+	if _, ring := client.(*redis.Ring); ring {
+		return nil, errors.New("semaphore: a *redis.Ring moves to another shard when it cannot reach one, and a semaphore is on one alone: " +
+			"use a client of that shard, or a Cluster")
 	}
 	cfg, err := cfg.withDefaults()
 	if err != nil {
@@ -243,10 +248,11 @@ func (s *Semaphore) TryAcquire(ctx context.Context) (*Permit, error) {
 }
 
 // AcquireN waits for n permits together: it gets all of them or none. While it is at the head of
-// the queue, smaller requests do not pass it. More than the whole capacity is refused at once with ErrCapacity.
+// the queue, smaller requests do not pass it. More than the whole capacity is refused at once with ErrCapacity, and more than 1,000
+// with an error that says so.
 func (s *Semaphore) AcquireN(ctx context.Context, n int) ([]*Permit, error) {
-	if n < 1 {
-		return nil, fmt.Errorf("semaphore: AcquireN: n is %d: it must be at least 1", n)
+	if n < 1 || n > maxTogether {
+		return nil, fmt.Errorf("semaphore: AcquireN: n is %d: it must be from 1 to %d", n, maxTogether)
 	}
 	if most := s.knownCapacity(); n > most {
 		return nil, fmt.Errorf("%w: %q has %d permits in all, %d were asked for together", ErrCapacity, s.base, most, n)
@@ -281,8 +287,8 @@ func (s *Semaphore) Client() redis.UniversalClient { return s.client }
 // grants to those who wait. Lowering it revokes nothing: the fleet drains to it. 0 withdraws it, and the smallest
 // capacity that a live session declares is in force again.
 func (s *Semaphore) SetCapacity(ctx context.Context, n int) error {
-	if n < 0 {
-		return fmt.Errorf("semaphore: SetCapacity: %d: must not be negative", n)
+	if n < 0 || n > maxCapacity {
+		return fmt.Errorf("semaphore: SetCapacity: %d: it must be from 0 to %d", n, maxCapacity)
 	}
 	s.mu.Lock()
 	expected := s.anchor.expected(s.sinceStart())

@@ -41,6 +41,8 @@ func dedicated(c redis.UniversalClient, ttl time.Duration) lines {
 		for _, o := range []*redis.ClusterOptions{&heart, &flights} {
 			o.PoolSize, o.MinIdleConns, o.MaxIdleConns, o.MaxActiveConns = 2, 0, 0, 0
 			o.ContextTimeoutEnabled, o.PushNotificationProcessor = true, nil
+			// The caller's reads may go to replicas; ours are writes, and subscriptions belong to the owner of the slot.
+			o.ReadOnly, o.RouteByLatency, o.RouteRandomly = false, false, false
 			o.DialTimeout, o.ReadTimeout, o.WriteTimeout = hurried(o.DialTimeout, o.ReadTimeout, o.WriteTimeout, patience)
 			o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 		}
@@ -114,5 +116,6 @@ func (s serverInfo) check() error {
 }
 
 func (s serverInfo) mayEvict() bool {
-	return s.policy != "" && s.policy != "noeviction" && s.maxMemory != "" && s.maxMemory != "0"
+	// No key of ours has a TTL, so the volatile policies spare them.
+	return strings.HasPrefix(s.policy, "allkeys-") && s.maxMemory != "" && s.maxMemory != "0"
 }

@@ -30,6 +30,7 @@ type Sharer interface {
 // It is the base on which the integrations of this module are built. Programs that only want permits use [Semaphore.Acquire].
 type Share struct {
 	s      *Semaphore
+	number int
 	name   string
 	sharer Sharer
 
@@ -43,7 +44,15 @@ type Share struct {
 	heard    redisscript.Tally // of recalls
 	moving   bool              // granted something from the queue, and has not said since that it is connected: see Moved
 	quitting bool              // a withdrawal is being considered
+	known    bool              // Redis may know it
 	closed   bool
+}
+
+// A vacancy is the number of a share that is closed and holds nothing. The next one to have it begins with the tally that was heard last: Redis
+// goes on counting. No UUID of a permit comes again, for what follows the number in it does not.
+type vacancy struct {
+	number int
+	heard  redisscript.Tally
 }
 
 // withdrawAfter is how long a request outlives its last local waiter. Waiters come and go with every
@@ -57,11 +66,17 @@ func (s *Semaphore) NewShare(sharer Sharer) (*Share, error) {
 	if s.closed {
 		return nil, fmt.Errorf("%w", ErrClosed)
 	}
-	if s.sharers == maxSharers {
-		return nil, fmt.Errorf("semaphore: a session has had %d connection pools, the most there can be", maxSharers)
+	sh := &Share{s: s, sharer: sharer}
+	if n := len(s.vacant); n > 0 {
+		sh.number, sh.heard = s.vacant[n-1].number, s.vacant[n-1].heard
+		s.vacant = s.vacant[:n-1]
+	} else if s.sharers < maxSharers {
+		s.sharers++
+		sh.number = s.sharers
+	} else {
+		return nil, fmt.Errorf("semaphore: a session can have %d connection pools at a time, and those that closed since the last heartbeat count", maxSharers)
 	}
-	s.sharers++
-	sh := &Share{s: s, name: s.identity.sharer(s.sharers), sharer: sharer}
+	sh.name = s.identity.sharer(sh.number)
 	s.shares = append(s.shares, sh)
 	return sh, nil
 }
@@ -73,6 +88,7 @@ func (sh *Share) Ask(n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	sh.want = n
+	sh.known = sh.known || n > 0
 	switch {
 	case s.closed:
 	case n > 0 && sh.ask == nil:
@@ -223,6 +239,9 @@ func (sh *Share) Err() error {
 
 // Try acquires one permit for the pool without waiting, as TryAcquire does. It does not pass through Granted.
 func (sh *Share) Try(ctx context.Context) (*Permit, error) {
+	sh.s.mu.Lock()
+	sh.known = true
+	sh.s.mu.Unlock()
 	p := sh.s.newPermit(sh)
 	if err := sh.s.wait(ctx, sh.s.newAsk(redisscript.Try, nil, p)); err != nil {
 		return nil, err
@@ -238,13 +257,20 @@ func (sh *Share) Close() {
 	if sh.ask != nil {
 		s.withdraw(sh.ask, ErrCapacity)
 	}
-	// The next heartbeat that finds nothing held takes it out, here and from what Redis counts of it.
+	// The next heartbeat that finds nothing held takes it out, here and from what Redis counts of it. Of one that never asked Redis knows nothing.
+	if !sh.closed && !sh.known {
+		s.removeShare(sh)
+	}
 	sh.closed = true
 }
 
 // removeShare takes sh out of the session. s.mu is held.
 func (s *Semaphore) removeShare(sh *Share) {
+	before := len(s.shares)
 	s.shares = slices.DeleteFunc(slices.Clone(s.shares), func(other *Share) bool { return other == sh })
+	if len(s.shares) < before {
+		s.vacant = append(s.vacant, vacancy{sh.number, sh.heard})
+	}
 }
 
 // deliver hands grants to their pools. s.mu is not held.

@@ -19,9 +19,15 @@ func TestConfigNamesTheFieldItRefuses(t *testing.T) {
 	for field, cfgs := range map[string][]Config{
 		"Prefix":        {{Prefix: "a{b"}, {Prefix: strings.Repeat("x", 129)}, {Prefix: "a\nb"}},
 		"Name":          {{Name: "}"}, {Name: strings.Repeat("x", 129)}, {Name: "a\x00b"}, {Name: "\xff"}},
-		"Capacity":      {{Capacity: -1}},
+		"Capacity":      {{Capacity: -1}, {Capacity: maxCapacity + 1}, {Capacity: 1 << 60}},
+		"Min":           {{Min: -1}, {Min: 11}, {Min: 1 << 60}},
+		"Max":           {{Max: -1}, {Min: 2, Max: 1}, {Max: 1 << 60}},
+		"Weight":        {{Weight: -1}, {Weight: 101}},
+		"MaxWaiters":    {{MaxWaiters: -1}, {MaxWaiters: 1 << 60}},
+		"WaitReplicas":  {{WaitReplicas: -1}, {WaitReplicas: 1 << 60}},
+		"MaxAttempts":   {{MaxAttempts: 1 << 60}},
 		"TTL":           {{TTL: -time.Second}, {TTL: time.Millisecond}, {TTL: 1000 * time.Hour}},
-		"RetryInterval": {{RetryInterval: -1}, {RetryInterval: time.Microsecond}},
+		"RetryInterval": {{RetryInterval: -1}, {RetryInterval: time.Microsecond}, {RetryInterval: 1000 * time.Hour}},
 	} {
 		for _, cfg := range cfgs {
 			_, err := New(client, cfg)
@@ -36,6 +42,96 @@ func TestConfigNamesTheFieldItRefuses(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Numbers that are passed later are refused there, by name and with their bounds, and not by a script.
+func TestNumbersAreBounded(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		s := w.join(Config{Capacity: maxCapacity})
+		for _, n := range []int{-1, 0, maxTogether + 1, 1 << 60} {
+			if _, err := s.AcquireN(t.Context(), n); err == nil || !strings.Contains(err.Error(), "AcquireN") || errors.Is(err, ErrUnavailable) {
+				t.Errorf("AcquireN(%d): %v", n, err)
+			}
+		}
+		for _, n := range []int{-1, maxCapacity + 1, 1 << 60} {
+			if err := s.SetCapacity(t.Context(), n); err == nil || !strings.Contains(err.Error(), "SetCapacity") || errors.Is(err, ErrUnavailable) {
+				t.Errorf("SetCapacity(%d): %v", n, err)
+			}
+		}
+		permits, err := s.AcquireN(t.Context(), maxTogether)
+		if err != nil || len(permits) != maxTogether {
+			t.Errorf("AcquireN(%d): %d permits, %v", maxTogether, len(permits), err)
+		}
+		if err := s.SetCapacity(t.Context(), maxCapacity); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A Ring moves to another shard by itself, where there would be a second semaphore of that name.
+func TestRingIsRefused(t *testing.T) {
+	ring := redis.NewRing(&redis.RingOptions{Addrs: map[string]string{"a": "127.0.0.1:1", "b": "127.0.0.1:2"}})
+	defer ring.Close()
+	if _, err := New(ring, Config{}); err == nil || !strings.Contains(err.Error(), "Ring") || errors.Is(err, ErrUnavailable) {
+		t.Errorf("New: %v, want a refusal that names the Ring", err)
+	}
+}
+
+// Options of a Cluster client that send reads elsewhere are for the caller's own calls.
+func TestRoutingIsOurOwn(t *testing.T) {
+	c := redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{"127.0.0.1:1"}, ReadOnly: true, RouteByLatency: true, RouteRandomly: true})
+	defer c.Close()
+	l := dedicated(c, DefaultTTL)
+	defer l.own.Close()
+	defer l.flights.Close()
+	for name, own := range map[string]redis.UniversalClient{"own": l.own, "flights": l.flights} {
+		if o := own.(*redis.ClusterClient).Options(); o.ReadOnly || o.RouteByLatency || o.RouteRandomly {
+			t.Errorf("%s: ReadOnly %v, RouteByLatency %v, RouteRandomly %v", name, o.ReadOnly, o.RouteByLatency, o.RouteRandomly)
+		}
+	}
+}
+
+// Only a policy that evicts keys without a TTL can evict ours.
+func TestOnlyPoliciesForAllKeysAreWarnedOf(t *testing.T) {
+	for policy, warns := range map[string]bool{"noeviction": false, "volatile-lru": false, "volatile-ttl": false, "allkeys-lru": true, "allkeys-random": true, "": false} {
+		info := parseServerInfo("maxmemory:1000\r\nmaxmemory_policy:" + policy + "\r\n")
+		if got := info.mayEvict(); got != warns {
+			t.Errorf("%q: %v, want %v", policy, got, warns)
+		}
+	}
+}
+
+// Pools come and go for as long as a session lives. Their numbers are used again, and nothing stays of one that is closed.
+func TestPoolsForEver(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		s := w.join(Config{Capacity: 2, TTL: time.Second})
+		for range maxSharers + 10 { // without a heartbeat in between
+			s.pool(t).share.Close()
+		}
+		for range 50 {
+			p := s.pool(t)
+			p.share.Ask(1)
+			time.Sleep(100 * time.Millisecond)
+			if p.heard("granted") == 0 {
+				t.Fatal("a pool with a number that was used before is granted nothing")
+			}
+			if n := p.heard("recall"); n > 0 {
+				t.Fatalf("recalled %d times, for the pools that had its number before", n)
+			}
+			p.give()
+			p.share.Close()
+			time.Sleep(2 * time.Second) // heartbeats
+		}
+		s.mu.Lock()
+		shares, numbers := len(s.shares), s.sharers
+		s.mu.Unlock()
+		if shares != 0 || numbers > 2 {
+			t.Errorf("%d pools are left, %d numbers were used", shares, numbers)
+		}
+		if held, _ := w.redis.HKeys("{passbuddy-semaphore}:held"); len(held) != 0 {
+			t.Errorf("Redis counts what %q hold", held)
+		}
+	})
 }
 
 func TestOwnerIsCleaned(t *testing.T) {
