@@ -90,7 +90,7 @@ func (cn *connector) enterCheckout(ctx context.Context) (*allotment.Conn, error)
 	if _, err := cn.a.Enter(ctx, false); err != nil {
 		return nil, err
 	}
-	unit, err := cn.permit(ctx)
+	unit, err := cn.a.OpenWithin(ctx)
 	if err == nil && !unit.CheckOut() {
 		unit.Gone()
 		err = fmt.Errorf("passbuddy: %w", semaphore.ErrLost)

@@ -163,7 +163,7 @@ func (cn *connector) acquire(ctx context.Context) (checkout, error) {
 			break
 		}
 	}
-	unit, err := cn.permit(ctx)
+	unit, err := cn.a.OpenWithin(ctx)
 	if err != nil {
 		cn.a.Exit()
 		return checkout{}, err
@@ -186,17 +186,6 @@ func (cn *connector) acquire(ctx context.Context) (checkout, error) {
 		return checkout{}, err
 	}
 	return checkout{ph, unit, unit.Epoch()}, nil
-}
-
-// permit is Allotment.Open for a caller with a turn, bounded like Enter.
-func (cn *connector) permit(ctx context.Context) (*allotment.Conn, error) {
-	bounded, cancel := context.WithTimeout(ctx, cn.cfg.AcquireTimeout)
-	defer cancel()
-	unit, err := cn.a.Open(bounded)
-	if err != nil && ctx.Err() == nil && bounded.Err() != nil {
-		return nil, fmt.Errorf("passbuddy: no connection ended within %v to make room: %w", cn.cfg.AcquireTimeout, semaphore.ErrCapacity)
-	}
-	return unit, err
 }
 
 // dial opens a connection under unit, which may be nil. If that fails, unit is given back as soon as no

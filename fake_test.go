@@ -116,6 +116,12 @@ func (f *fakeFleet) Give(p *semaphore.Permit) {
 
 func (f *fakeFleet) Offer(int) {}
 
+func (f *fakeFleet) Full() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.held >= f.capacity
+}
+
 func (f *fakeFleet) Err() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

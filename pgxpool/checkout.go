@@ -3,7 +3,6 @@ package pgxpool
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -18,10 +17,8 @@ import (
 
 // openTurn puts the turn that its caller has under a permit, for the scope PerCheckout. If it cannot, the turn is given back. A permit
 // is at hand, unless it was lost since the turn was given.
-func openTurn(ctx context.Context, a *allotment.Allotment, most time.Duration) (*allotment.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, most)
-	defer cancel()
-	c, err := a.Open(ctx)
+func openTurn(ctx context.Context, a *allotment.Allotment) (*allotment.Conn, error) {
+	c, err := a.OpenWithin(ctx)
 	if err != nil {
 		a.Exit()
 		return nil, err
@@ -42,7 +39,7 @@ type turn struct {
 
 // bindTurn puts a turn that was just taken under a permit.
 func (p *pool) bindTurn(ctx context.Context) context.Context {
-	c, err := openTurn(ctx, p.allot, p.acquireTimeout)
+	c, err := openTurn(ctx, p.allot)
 	if err != nil {
 		return &refused{ctx, err}
 	}

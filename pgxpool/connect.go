@@ -165,9 +165,7 @@ func (b *attempts) wait(ctx context.Context) {
 
 // open takes a permit for a caller that has a turn. It waits at most for a connection to end.
 func (p *pool) open(ctx context.Context) (*allotment.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, p.acquireTimeout)
-	defer cancel()
-	return p.allot.Open(ctx)
+	return p.allot.OpenWithin(ctx)
 }
 
 // openBackground takes a permit that nobody waits for, or none.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
-	"time"
 	"weak"
 
 	"github.com/jackc/pgx/v5"
@@ -35,7 +34,6 @@ import (
 //   - AcquireAllIdle runs PrepareConn for each connection, and so waits for a permit for each.
 type Hooks struct {
 	allot *allotment.Allotment
-	most  time.Duration
 	err   error
 }
 
@@ -56,7 +54,7 @@ func newHooks(opts passbuddy.Config, join func(*allotment.Allotment) (share, err
 	if err != nil {
 		return &Hooks{err: err}
 	}
-	h := &Hooks{most: opts.AcquireTimeout}
+	h := &Hooks{}
 	h.allot = allotment.New(h, allotment.Options{
 		Detached:       true,
 		AcquireTimeout: opts.AcquireTimeout,
@@ -84,7 +82,7 @@ func (h *Hooks) PrepareConn(ctx context.Context, conn *pgx.Conn) (bool, error) {
 	if _, err := h.allot.Enter(ctx, false); err != nil {
 		return true, err
 	}
-	c, err := openTurn(ctx, h.allot, h.most)
+	c, err := openTurn(ctx, h.allot)
 	if err != nil {
 		return true, err
 	}

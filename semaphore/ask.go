@@ -41,8 +41,8 @@ func (s *Semaphore) newAsk(kind redisscript.Kind, share *Share, permits ...*Perm
 
 // wait sends a and waits until it is settled or its caller may wait no longer.
 func (s *Semaphore) wait(ctx context.Context, a *ask) error {
-	if ctx.Err() != nil {
-		return giveUp(ctx, ErrCapacity)
+	if err := ctx.Err(); err != nil {
+		return err // nothing was asked, so nothing is known of the capacity
 	}
 	s.mu.Lock()
 	if s.closed {

@@ -227,6 +227,13 @@ func (sh *Share) forgetOwed(t redisscript.Tally) {
 	sh.sharer.Keep(sh.sharer.Owed())
 }
 
+// Full reports whether the pool waits for a permit, and Redis has answered that none is free.
+func (sh *Share) Full() bool {
+	sh.s.mu.Lock()
+	defer sh.s.mu.Unlock()
+	return sh.ask != nil && sh.ask.answered
+}
+
 // Err is why Redis cannot be asked now, matching ErrUnavailable, or nil.
 func (sh *Share) Err() error {
 	sh.s.mu.Lock()

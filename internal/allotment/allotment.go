@@ -59,6 +59,7 @@ type Fleet interface {
 	Ask(n int)                // want n permits more; a level, not an increment
 	Give(p *semaphore.Permit) // release it, off the caller's path
 	Offer(n int)              // n units lie idle: does anyone need them?
+	Full() bool               // Redis has answered the last Ask, and had nothing free
 	Err() error               // why the engine cannot ask Redis now, or nil
 }
 
@@ -239,7 +240,7 @@ func (a *Allotment) enterSlow(ctx context.Context, w *waiter) error {
 	}
 	if err := ctx.Err(); err != nil {
 		a.mu.Unlock()
-		return a.refusal(ctx, context.Cause(ctx))
+		return err
 	}
 	if ctx.Value(urgentKey{}) != nil {
 		a.waiters.pushFront(w)
@@ -283,12 +284,18 @@ func (a *Allotment) enterSlow(ctx context.Context, w *waiter) error {
 	return a.refusal(ctx, cause)
 }
 
-// refusal is the error of a caller that waited as long as it may. It matches PassBuddy's
-// sentinel, the context's error and its cause.
+// refusal is the error of a caller that waited as long as it may; cause is nil for AcquireTimeout. It matches ErrUnavailable if Redis
+// cannot be asked, ErrCapacity if the fleet was full, and then the context's error and its cause. A caller that hung up while nothing was
+// known to be full gets the context's own error, as from a bare pool: who counts ErrCapacity to raise the capacity must not count those. The lock
+// is held.
 func (a *Allotment) refusal(ctx context.Context, cause error) error {
 	reason := semaphore.ErrCapacity
 	if err := a.fleet.Err(); err != nil {
 		reason = err
+	} else if errors.Is(cause, semaphore.ErrCapacity) {
+		return cause // see OpenWithin
+	} else if ctx.Err() != nil && cause != nil && !a.fleet.Full() {
+		return ctx.Err()
 	}
 	if cause == nil {
 		return fmt.Errorf("passbuddy: no connection permit within %v: %w", a.opts.AcquireTimeout, reason)

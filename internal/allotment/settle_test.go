@@ -38,6 +38,7 @@ type quiet struct{}
 func (quiet) Ask(int)                {}
 func (quiet) Give(*semaphore.Permit) {}
 func (quiet) Offer(int)              {}
+func (quiet) Full() bool             { return false }
 func (quiet) Err() error             { return nil }
 
 // A recall that came for a permit which had just been given back is void after a moment. A withdrawal is not for that one.

@@ -25,6 +25,7 @@ type fleet struct{}
 func (fleet) Ask(int)                 {}
 func (fleet) Give(*semaphore.Permit)  {}
 func (fleet) Offer(int)               {}
+func (fleet) Full() bool              { return true }
 func (fleet) Err() error              { return semaphore.ErrUnavailable }
 func (fleet) Evict() bool             { return false }
 func (fleet) Fence(c *allotment.Conn) { c.Attached().(*socket.Link).Fence() }
