@@ -123,7 +123,7 @@ func (c *conn) checkOut(ctx context.Context) error {
 	}
 	c.cn.begin()
 	defer c.cn.done()
-	unit, err := c.cn.enterCheckout(ctx)
+	unit, err := c.cn.enterCheckout(c.cn.a.Bounded(ctx))
 	if err != nil {
 		return err
 	}

@@ -140,6 +140,7 @@ type checkout struct {
 func (cn *connector) acquire(ctx context.Context) (checkout, error) {
 	cn.begin()
 	defer cn.done()
+	ctx = cn.a.Bounded(ctx)
 	if cn.cfg.Scope == PerCheckout {
 		return cn.acquireCheckout(ctx)
 	}

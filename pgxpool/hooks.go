@@ -79,6 +79,7 @@ func (h *Hooks) PrepareConn(ctx context.Context, conn *pgx.Conn) (bool, error) {
 	held := holderOf(conn)
 	// A checkout that failed after us (another hook that ours was called from) called no hook at its end.
 	held.giveBack()
+	ctx = h.allot.Bounded(ctx)
 	if _, err := h.allot.Enter(ctx, false); err != nil {
 		return true, err
 	}

@@ -39,6 +39,7 @@ func (t *tracer) TraceAcquireStart(ctx context.Context, pool *pgxpool.Pool, data
 	}
 	if !t.allot.TryEnter() {
 		t.watch()
+		ctx = t.allot.Bounded(ctx)
 		warm, err := t.allot.EnterPool(ctx)
 		if err != nil {
 			return &refused{ctx, err}

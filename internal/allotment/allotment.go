@@ -252,7 +252,7 @@ func (a *Allotment) enterSlow(ctx context.Context, w *waiter) error {
 	a.settle()
 	a.mu.Unlock()
 
-	timer := time.NewTimer(a.opts.AcquireTimeout)
+	timer := time.NewTimer(a.left(ctx))
 	defer timer.Stop()
 	var cause error
 	select {

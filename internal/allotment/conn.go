@@ -174,14 +174,6 @@ func (a *Allotment) Open(ctx context.Context) (*Conn, error) {
 	return nil, a.refusal(ctx, context.Cause(ctx))
 }
 
-// OpenWithin is Open bounded by AcquireTimeout, too. The error then matches ErrCapacity.
-func (a *Allotment) OpenWithin(ctx context.Context) (*Conn, error) {
-	most := a.opts.AcquireTimeout
-	ctx, cancel := context.WithTimeoutCause(ctx, most, fmt.Errorf("passbuddy: no connection ended within %v to make room: %w", most, semaphore.ErrCapacity))
-	defer cancel()
-	return a.Open(ctx)
-}
-
 // OpenBackground is Open for a connection that nobody waits for. It never waits itself, takes no
 // permit from a local caller, and returns ErrNoSpare when none is free. p, if not nil, is a permit
 // acquired for it.

@@ -1,0 +1,41 @@
+package passbuddy
+
+import (
+	"database/sql/driver"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/passbuddy/passbuddy/semaphore"
+)
+
+// AcquireTimeout is one for a whole checkout: a caller whose turn comes late, with a connection that proves dead, does not wait for as long
+// again for the end of that.
+func TestAcquireTimeoutIsOneForACheckout(t *testing.T) {
+	const most = 10 * time.Second
+	for _, scope := range scopes {
+		t.Run(scope.String(), func(t *testing.T) {
+			bubble(t, 1, full, Config{Scope: scope, AcquireTimeout: most}, func(t *testing.T, b *bench) {
+				held := b.conn(t)
+				b.server.onClose = func() { time.Sleep(time.Minute) }
+				waited := make(chan time.Duration, 1)
+				go func() {
+					began := time.Now()
+					_, err := b.db.Exec("x")
+					if scope == PerConnection && !errors.Is(err, semaphore.ErrCapacity) {
+						t.Errorf("%v, want at capacity: the dead connection's backend lives for a minute", err)
+					}
+					waited <- time.Since(began)
+				}()
+				time.Sleep(most - 100*time.Millisecond)
+				b.server.onReset = func(*fakeConn) error { return driver.ErrBadConn }
+				_ = held.Close()
+				if d := <-waited; d > most+time.Second {
+					t.Errorf("waited %v, AcquireTimeout is %v", d, most)
+				}
+				b.server.onClose, b.server.onReset = nil, nil
+				time.Sleep(5 * time.Minute)
+			})
+		})
+	}
+}
