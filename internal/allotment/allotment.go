@@ -93,10 +93,6 @@ const (
 	doublingsMost = 4
 	// keepDetached is how long a permit that covers no connection is kept for the next caller, without one.
 	keepDetached = 50 * time.Millisecond
-	// surplusEvery paces offers of units beyond the one that the next caller can have.
-	surplusEvery = 4 * time.Millisecond
-	// offerAgain paces further offers while someone waits and nothing was needed of us.
-	offerAgain = 25 * time.Millisecond
 	// countInGrace is how long a connection that lives without a permit may wait for one once Redis is back.
 	countInGrace = time.Second
 	// evictAgain paces a search for an idle connection that is about to be put into its pool.
@@ -136,8 +132,6 @@ type Allotment struct {
 	offering  bool          // the offer timer is set
 	low       int           // fewest free units since it was set
 	lowSince  time.Time     // when it was set
-	offered   time.Time     // when units beyond one were last offered
-	unneeded  int           // such offers in a row of which nothing was needed
 	unused    time.Duration // for how long no unit at all has been in use, as far as offers were considered
 	costs     costs
 	ready     time.Time // when a connection was last opened

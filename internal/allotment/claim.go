@@ -81,7 +81,7 @@ func (c *Conn) Keep() bool {
 		} else {
 			c.become(idle)
 		}
-		if a.wanted && (!a.offering || a.available() > 1) {
+		if a.wanted && !a.offering {
 			a.settle()
 		}
 	}

@@ -9,14 +9,15 @@ import "time"
 // queue and one served every g, the last of them waits n x g. So a pool asks for a permit
 //
 //   - at once, if it has no connection open: no return can come;
-//   - for as many callers as would wait longer than m, that is n - m/g of them: the others are served before a permit could be here;
+//   - for as many callers as would wait longer than 2 m, that is n - 2 m/g of them: the others are served before a permit could be here and
+//     back, for the permit of a burst is wanted back;
 //   - for all of them, once the queue has not been empty for 4 m. That is no burst but a pool that is too small, and a permit more repays its move many times over.
 //
 // With demand below capacity and a permit for each pool, bursts are over before the second and third rule strike, and nothing moves.
 //
-// The holder's side: what has not been used for m is given to one that waits, and then it stays where it is for 8 m. A pool's last
-// connection stays for 8 m without use, since its next caller would wait for a whole move. If what was given is missed soon, the pool waits twice as
-// long before it gives the next time; see patience.
+// The holder's side: while somebody waits, what has not been used for m is given, all but one, which is for the next caller. The last idle one
+// stays for 8 m after a grant, and for 8 m without use if it is the pool's only connection. If what was given is missed soon, these times
+// double; see patience. To give at once all that is idle but one was tried: with 2 ms queries and skewed demand permits moved to and fro.
 //
 // The fleet hears of m with each connect (Share.Moved) and spaces the moves of rotation by it; see next_turn in common.lua.
 type costs struct {
@@ -32,6 +33,7 @@ const (
 	costMost = 10 * time.Second
 
 	backlogCosts = 4 // see above
+	burstCosts   = 2
 	settleCosts  = 8
 	lastCosts    = 8
 )
@@ -127,8 +129,9 @@ func (a *Allotment) paying() (n int, again time.Duration) {
 		return waiting, 0
 	}
 	// While nobody is served the gap grows: the last one says nothing of operations that take longer.
-	n = max(0, waiting-int(cost/max(a.backlog.gap, since, 1)))
-	return n, min(long-lasts, max(cost/time.Duration(waiting)-since, long/16))
+	burst := burstCosts * cost
+	n = max(0, waiting-int(burst/max(a.backlog.gap, since, 1)))
+	return n, min(long-lasts, max(burst/time.Duration(waiting)-since, long/16))
 }
 
 // Dials are paced: one, and one more every dialEvery as long as they take. A fleet that starts would otherwise open all

@@ -187,7 +187,7 @@ func (a *Allotment) payFreely() {
 func (a *Allotment) Promised(n int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.gave, a.unneeded = time.Now(), 0
+	a.gave = time.Now()
 	a.owe(n)
 }
 
@@ -205,7 +205,12 @@ func (a *Allotment) miss() {
 
 // patience is how long a unit must lie unused now before it is offered. The lock is held.
 func (a *Allotment) patience() time.Duration {
-	return min(max(a.moveCost(), patienceLeast), patienceMost) << a.reluctance()
+	return a.unusedFor() << a.reluctance()
+}
+
+// unusedFor is how long a unit beyond the last one must lie unused before it is offered. The lock is held.
+func (a *Allotment) unusedFor() time.Duration {
+	return min(max(a.moveCost(), patienceLeast), patienceMost)
 }
 
 // reluctance is how often patience has doubled, and not halved since. The lock is held.
@@ -231,7 +236,7 @@ func (a *Allotment) Owed() int {
 func (a *Allotment) Wanted(yes bool) {
 	a.mu.Lock()
 	if yes != a.wanted {
-		a.wanted, a.unneeded = yes, 0
+		a.wanted = yes
 		a.considerOffer()
 	}
 	a.mu.Unlock()
@@ -325,21 +330,14 @@ func (a *Allotment) Closed() {
 	a.fleet.Ask(0)
 }
 
-// considerOffer offers units that lie unused while somebody in the fleet waits: at once all but one, for the next caller here has that, and the
-// last one when the timer has run off. While connections are uncounted we
+// considerOffer sets the offer timer if units lie unused while somebody in the fleet waits. While connections are uncounted we
 // wait ourselves, for their permits: an offer could be promised to us, and cost a connection. The lock is held.
 func (a *Allotment) considerOffer() {
 	if !a.wanted || a.closed || a.waiters.len() > 0 || a.debt > 0 || a.uncounted > 0 || a.available() <= 0 {
 		return
 	}
-	// Less often where nothing was needed, or was missed soon after.
-	if n := a.available() - 1; n > 0 && time.Since(a.offered) >= surplusEvery<<min(a.unneeded+a.reluctance(), doublingsMost) {
-		a.offered = time.Now()
-		a.unneeded++
-		a.fleet.Offer(n)
-	}
 	if !a.offering {
-		a.setOffer(max(a.patience(), time.Until(a.granted.Add(settleCosts*a.moveCost()))))
+		a.setOffer(a.unusedFor())
 	}
 }
 
@@ -373,11 +371,14 @@ func (a *Allotment) offer() {
 		a.owe(early)
 		n -= early
 	}
-	if n > 0 && time.Since(a.granted) >= settleCosts*a.moveCost() {
+	if a.available()-n < 1 && (a.unused < a.patience() || time.Since(a.granted) < settleCosts*a.moveCost()) {
+		n-- // one stays for the next caller
+	}
+	if n > 0 {
 		a.fleet.Offer(n)
 	}
 	if a.available() > 0 && !a.offering {
-		a.setOffer(max(a.patience(), offerAgain))
+		a.setOffer(a.unusedFor())
 	}
 }
 

@@ -113,9 +113,9 @@ func TestLongOperationsDoNotHideThatCallersWait(t *testing.T) {
 		for range 12 {
 			wg.Go(use)
 		}
-		time.Sleep(3 * time.Second)
+		time.Sleep(5 * time.Second)
 		if f := p.Figures(); f.Waiting != 0 {
-			t.Errorf("%+v: %d callers wait for 3s, a move costs 1s, and permits are free", f, f.Waiting)
+			t.Errorf("%+v: %d callers wait for 5s, a move costs 1s, and permits are free", f, f.Waiting)
 		}
 		wg.Wait()
 	})
