@@ -3,6 +3,7 @@ package passbuddy
 import (
 	"database/sql/driver"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,8 +17,19 @@ func TestAcquireTimeoutIsOneForACheckout(t *testing.T) {
 	for _, scope := range scopes {
 		t.Run(scope.String(), func(t *testing.T) {
 			bubble(t, 1, full, Config{Scope: scope, AcquireTimeout: most}, func(t *testing.T, b *bench) {
+				var dead atomic.Bool
+				b.server.onClose = func() {
+					if dead.Load() {
+						time.Sleep(time.Minute)
+					}
+				}
+				b.server.onReset = func(*fakeConn) error {
+					if dead.Load() {
+						return driver.ErrBadConn
+					}
+					return nil
+				}
 				held := b.conn(t)
-				b.server.onClose = func() { time.Sleep(time.Minute) }
 				waited := make(chan time.Duration, 1)
 				go func() {
 					began := time.Now()
@@ -28,12 +40,12 @@ func TestAcquireTimeoutIsOneForACheckout(t *testing.T) {
 					waited <- time.Since(began)
 				}()
 				time.Sleep(most - 100*time.Millisecond)
-				b.server.onReset = func(*fakeConn) error { return driver.ErrBadConn }
+				dead.Store(true)
 				_ = held.Close()
 				if d := <-waited; d > most+time.Second {
 					t.Errorf("waited %v, AcquireTimeout is %v", d, most)
 				}
-				b.server.onClose, b.server.onReset = nil, nil
+				dead.Store(false)
 				time.Sleep(5 * time.Minute)
 			})
 		})
