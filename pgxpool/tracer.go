@@ -39,7 +39,9 @@ func (t *tracer) TraceAcquireStart(ctx context.Context, pool *pgxpool.Pool, data
 	}
 	if !t.allot.TryEnter() {
 		t.watch()
-		ctx = t.allot.Bounded(ctx)
+		if !isFencing(ctx) { // which is told by the context's own type, and bounds itself
+			ctx = t.allot.Bounded(ctx)
+		}
 		warm, err := t.allot.EnterPool(ctx)
 		if err != nil {
 			return &refused{ctx, err}
