@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -80,6 +81,16 @@ func (f *fencer) connect(p *Permit) error {
 	return f.share.Cover(p, b)(f.t.Context())
 }
 
+// pgMu guards what EndBackends writes while a test reads.
+var pgMu sync.Mutex
+
+// live is how many backends there are.
+func (f *fencer) live() int {
+	pgMu.Lock()
+	defer pgMu.Unlock()
+	return len(*f.pg)
+}
+
 func (f *fencer) EndBackends(ctx context.Context, backends []Backend) []bool {
 	f.asked.Add(1)
 	if f.stuck.Load() {
@@ -88,6 +99,8 @@ func (f *fencer) EndBackends(ctx context.Context, backends []Backend) []bool {
 	}
 	time.Sleep(3 * time.Millisecond)
 	gone := make([]bool, len(backends))
+	pgMu.Lock()
+	defer pgMu.Unlock()
 	for i, b := range backends {
 		if !f.deaf.Load() {
 			delete(*f.pg, b)
@@ -163,7 +176,7 @@ func TestAFrozenHoldersBackendIsEndedBeforeItsPermitIsGranted(t *testing.T) {
 						t.Fatalf("not granted %v after the freeze", time.Since(began))
 					}
 					time.Sleep(time.Millisecond)
-					if waiting.isDone() && len(*awake.pg) > 3 {
+					if waiting.isDone() && awake.live() > 3 {
 						t.Fatal("granted while its backend lives")
 					}
 				}
@@ -173,8 +186,8 @@ func TestAFrozenHoldersBackendIsEndedBeforeItsPermitIsGranted(t *testing.T) {
 				t.Logf("granted %v after the freeze", time.Since(began))
 				time.Sleep(ttl / 2) // the second lease began when the joining was over, a little later: the next heartbeat finds it
 				synctest.Wait()
-				if len(*awake.pg) != 2 {
-					t.Errorf("%d backends live, want those of who is awake", len(*awake.pg))
+				if n := awake.live(); n != 2 {
+					t.Errorf("%d backends live, want those of who is awake", n)
 				}
 				w.reckoned(t)
 				if snap := awake.s.snapshot(t); snap.Held != 3 || snap.Fencing != 0 {
