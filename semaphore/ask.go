@@ -33,6 +33,7 @@ type ask struct {
 	sent     bool // Redis may know it
 	answered bool // Redis does
 	waited   bool // an answer left it in Redis's queue
+	full     bool // the last answer found no permit free
 }
 
 func (s *Semaphore) newAsk(kind redisscript.Kind, share *Share, permits ...*Permit) *ask {

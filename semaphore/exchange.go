@@ -298,7 +298,7 @@ func (s *Semaphore) arrived(b *batch, sent time.Duration, got redisscript.Exchan
 	}
 	for _, a := range b.asks {
 		a.waited = a.waited || a.answered
-		a.answered = true
+		a.answered, a.full = true, got.Free == 0
 		if got.All {
 			got.Granted = append(got.Granted, a.ids...)
 		}

@@ -231,7 +231,7 @@ func (sh *Share) forgetOwed(t redisscript.Tally) {
 func (sh *Share) Full() bool {
 	sh.s.mu.Lock()
 	defer sh.s.mu.Unlock()
-	return sh.ask != nil && sh.ask.answered
+	return sh.ask != nil && sh.ask.answered && sh.ask.full
 }
 
 // Err is why Redis cannot be asked now, matching ErrUnavailable, or nil.

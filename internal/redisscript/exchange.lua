@@ -14,7 +14,8 @@
 --          'j' the same, of a sharer that was granted nothing yet: see Joining in common
 -- Returns now, ms, or 0 if it was not looked up: all was released, all was granted, and nobody waits
 --      or {'ok', now, wake, waiting, {recalled, withdrawn}, {granted UUIDs},
---         {first UUIDs of requests refused}, {of those the queue has no place for}}
+--         {first UUIDs of requests refused}, {of those the queue has no place for}, free}
+--          free      permits that are held by nobody, and held back if anyone waits: for a minimum, or while others join
 --          wake      when to look again if something of this session is left in the queue, ms, 0 if unknown
 --          waiting   requests left in the queue, of anyone
 --          recalled, withdrawn   of the sharer that offers, if it is to give some of what it offered; else nothing. See tell_owed in common
@@ -194,4 +195,4 @@ if waiting > 0 then
   end
 end
 tally()
-return { 'ok', now, wake, waiting, owed, granted, refused, crowded }
+return { 'ok', now, wake, waiting, owed, granted, refused, crowded, math.max(0, capacity - redis.call('ZCARD', permits)) }

@@ -189,6 +189,7 @@ func (o *oracle) exchange(x Exchange) (Exchanged, error) {
 			out.Wake = o.calm()
 		}
 	}
+	out.Free = max(0, o.free(capacity))
 	o.end()
 	return out, nil
 }

@@ -122,6 +122,7 @@ type Exchanged struct {
 	Granted   []string
 	Refused   []string // first UUIDs
 	Crowded   []string // first UUIDs of requests for which the queue has no place
+	Free      int64    // permits held by nobody, though somebody may wait: those are held back
 }
 
 // Run executes the exchange. It returns ErrGone if the session must renew first.
@@ -158,6 +159,7 @@ func (x Exchange) Run(ctx context.Context, c redis.Scripter, k Keys) (Exchanged,
 		out.Promised = owed[0]
 	}
 	out.Granted, out.Refused, out.Crowded = r.texts(), r.texts(), r.texts()
+	out.Free = r.int()
 	return out, r.err
 }
 
