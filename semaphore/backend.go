@@ -14,7 +14,7 @@ import (
 // Quarantine. A process that is stopped cannot end its connections, so its backends outlive its leases. A pool that records which backend
 // each of its permits covers (Share.Cover) need not end them itself: a permit whose lease expired stays counted, in quarantine, until
 // another session has had Postgres end that backend, or found it gone. It is for at most 10 s, and 1 s more for all but the first: nobody alive
-// may have a connection to do it by. The rules are in internal/redisscript/common.lua.
+// may have a connection to do it by. The rules are in internal/redisscript/quarantine.lua.
 
 // A Backend is one Postgres backend, for all time: pids are used again, but not with the same start.
 type Backend struct {

@@ -16,7 +16,7 @@ import (
 const (
 	// batchMost bounds one exchange, so that no script keeps Redis from others for long.
 	batchMost = 256
-	// shareMost bounds how many permits a pool asks for at once. It is WANTS in common.lua.
+	// shareMost bounds how many permits a pool asks for at once. It is WANTS in shares.lua.
 	shareMost = 16
 )
 

@@ -19,7 +19,7 @@ import "time"
 // stays for 8 m after a grant, and for 8 m without use if it is the pool's only connection. If what was given is missed soon, these times
 // double; see patience. To give at once all that is idle but one was tried: with 2 ms queries and skewed demand permits moved to and fro.
 //
-// The fleet hears of m with each connect (Share.Moved) and spaces the moves of rotation by it; see next_turn in common.lua.
+// The fleet hears of m with each connect (Share.Moved) and spaces the moves of rotation by it; see next_turn in recalls.lua.
 type costs struct {
 	connect, end time.Duration // smoothed; 0: not measured yet
 }

@@ -11,14 +11,14 @@
 --          't' all or none, now        'w' all or none, waiting in the queue
 --          'e' one that is held: extends its lease
 --          's' one sharer's wish for as many of the UUIDs as are free and it may have at once; if none is, it waits for the first one
---          'j' the same, of a sharer that was granted nothing yet: see Joining in common
+--          'j' the same, of a sharer that was granted nothing yet: see Joining in queue
 -- Returns now, ms, or 0 if it was not looked up: all was released, all was granted, and nobody waits
 --      or {'ok', now, wake, waiting, {recalled, withdrawn}, {granted UUIDs},
 --         {first UUIDs of requests refused}, {of those the queue has no place for}, free}
 --          free      permits that are held by nobody, and held back if anyone waits: for a minimum, or while others join
 --          wake      when to look again if something of this session is left in the queue, ms, 0 if unknown
 --          waiting   requests left in the queue, of anyone
---          recalled, withdrawn   of the sharer that offers, if it is to give some of what it offered; else nothing. See tell_owed in common
+--          recalled, withdrawn   of the sharer that offers, if it is to give some of what it offered; else nothing. See tell_owed in recalls
 --          refused   't' that found no room, 'e' that is not held, more than the whole capacity, or what is all or none and held in part
 --      or {'gone'} if the session is unknown here, or the state is of another epoch: it must renew first.
 -- Clock: Redis's.

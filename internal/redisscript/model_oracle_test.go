@@ -43,7 +43,7 @@ const oracleRank = 1 << 40
 func luaConstant(name string) int64 {
 	m := regexp.MustCompile(`(?m)^local ` + name + ` = (\d+)`).FindStringSubmatch(common)
 	if m == nil {
-		panic("bug: common.lua has no " + name)
+		panic("bug: no script has a constant " + name)
 	}
 	n, _ := strconv.ParseInt(m[1], 10, 64)
 	return n

@@ -20,7 +20,15 @@ import (
 
 var (
 	//go:embed common.lua
-	common string
+	commonText string
+	//go:embed shares.lua
+	sharesText string
+	//go:embed quarantine.lua
+	quarantineText string
+	//go:embed queue.lua
+	queueText string
+	//go:embed recalls.lua
+	recallsText string
 	//go:embed plain.lua
 	plain string
 	//go:embed exchange.lua
@@ -35,6 +43,9 @@ var (
 	snapshotText string
 	//go:embed mark.lua
 	markText string
+
+	// Each file uses what those before it define.
+	common = commonText + sharesText + quarantineText + queueText + recallsText
 
 	exchangeScript = redis.NewScript(plain + common + exchangeText)
 	renewScript    = redis.NewScript(common + renewText)

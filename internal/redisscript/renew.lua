@@ -7,8 +7,8 @@
 --        13 number of permits that cover a backend it recorded   14 what it has measured a move to cost, us, 0 if nothing new
 --        then the permits' UUIDs
 --        then for each sharer: its name, the permits it holds, how many of those it is still to give back, and as how many
---        recalls it has heard of and how many of them withdrawn; see tell_owed in common
---        then for each permit that covers a backend: its place among the UUIDs, from 1, and "<pid> <start> <n>", see cover in common
+--        recalls it has heard of and how many of them withdrawn; see tell_owed in recalls
+--        then for each permit that covers a backend: its place among the UUIDs, from 1, and "<pid> <start> <n>", see cover in quarantine
 -- Returns {'ok', now, epoch, capacity in force, waiting, sharded, gate, {UUIDs not held any more}, limit, {recalls}, minimum, sessions,
 --         {UUID, "<pid> <start> <until>", ...}}
 --          the last   the quarantine, for a session that has a connection to end those backends by; else empty
