@@ -1,0 +1,195 @@
+package passbuddy
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/passbuddy/passbuddy/semaphore"
+)
+
+// TestRandomCheckouts uses a DB in every way, while its limits change, connections die, dials fail, and
+// leases are lost. No connection is used by two at once, and in the end all is given back (see bubble).
+func TestRandomCheckouts(t *testing.T) {
+	for kindName, kind := range kinds {
+		for _, maxOpen := range []int{0, 6} {
+			t.Run(fmt.Sprintf("%s/max %d", kindName, maxOpen), func(t *testing.T) {
+				seed := rand.Uint64()
+				t.Logf("seed %d", seed)
+				bubble(t, 3, kind, Config{Scope: PerCheckout}, func(t *testing.T, b *bench) {
+					b.db.SetMaxOpenConns(maxOpen)
+					st, err := b.db.Prepare("x")
+					if err != nil {
+						t.Fatal(err)
+					}
+					var mu sync.Mutex
+					var statements []*sql.Stmt
+					chance := rand.New(rand.NewPCG(seed, 100))
+					oneIn := func(n int) bool { mu.Lock(); defer mu.Unlock(); return chance.IntN(n) == 0 }
+					failed := errors.New("dial failed")
+					b.server.connectErr = func() error {
+						if oneIn(10) {
+							return failed
+						}
+						return nil
+					}
+					b.server.onReset = func(*fakeConn) error {
+						if oneIn(20) {
+							return driver.ErrBadConn
+						}
+						return nil
+					}
+					stop := make(chan struct{})
+					var faults, wg sync.WaitGroup
+					faults.Go(func() {
+						r := rand.New(rand.NewPCG(seed, 101))
+						losses := 3
+						for {
+							select {
+							case <-stop:
+								return
+							case <-time.After(time.Duration(r.IntN(60)) * time.Millisecond):
+							}
+							switch r.IntN(6) {
+							case 0:
+								b.db.SetMaxIdleConns(r.IntN(6))
+							case 1:
+								b.db.SetConnMaxLifetime(time.Duration(r.IntN(3)) * 50 * time.Millisecond)
+							case 2:
+								b.db.SetConnMaxIdleTime(time.Duration(r.IntN(3)) * 50 * time.Millisecond)
+							case 3:
+								b.fleet.take(1)
+								time.Sleep(time.Duration(r.IntN(20)) * time.Millisecond)
+								b.fleet.giveBack(1)
+							case 4:
+								_ = b.db.Stats()
+							case 5:
+								if losses--; losses >= 0 { // the fake fleet does not get them back
+									b.fleet.lose(t)
+								}
+							}
+						}
+					})
+					for i := range 8 {
+						wg.Go(func() {
+							own := randomCheckouts(t, b.db, st, rand.New(rand.NewPCG(seed, uint64(i))), failed)
+							mu.Lock()
+							statements = append(statements, own...)
+							mu.Unlock()
+						})
+					}
+					wg.Wait()
+					close(stop)
+					faults.Wait()
+					for _, own := range append(statements, st) {
+						if err := own.Close(); err != nil {
+							t.Error(err)
+						}
+					}
+				})
+			})
+		}
+	}
+}
+
+// randomCheckouts returns the statements that it leaves open.
+func randomCheckouts(t *testing.T, db *sql.DB, st *sql.Stmt, r *rand.Rand, failed error) (statements []*sql.Stmt) {
+	check := func(err error) {
+		for _, known := range []error{context.DeadlineExceeded, sql.ErrTxDone, sql.ErrConnDone, failed, semaphore.ErrLost} {
+			if errors.Is(err, known) {
+				return
+			}
+		}
+		// A lease that is lost while its connection is out ends that with ErrBadConn, as a broken connection does.
+		if err != nil && !errors.Is(err, driver.ErrBadConn) {
+			t.Error(err)
+		}
+	}
+	for range 200 {
+		ctx, cancel := context.Background(), context.CancelFunc(func() {})
+		if r.IntN(4) == 0 {
+			ctx, cancel = context.WithTimeout(ctx, time.Duration(r.IntN(20))*time.Millisecond)
+		}
+		pause := func() { time.Sleep(time.Duration(r.IntN(10)) * time.Millisecond) }
+		switch r.IntN(8) {
+		case 0:
+			_, err := db.ExecContext(ctx, "x", r.IntN(9))
+			check(err)
+		case 1:
+			rows, err := db.QueryContext(ctx, "x")
+			check(err)
+			if err == nil {
+				pause()
+				_ = rows.Close()
+			}
+		case 2:
+			_, err := st.ExecContext(ctx)
+			check(err)
+		case 3:
+			tx, err := db.BeginTx(ctx, nil)
+			check(err)
+			if err == nil {
+				own, err := tx.PrepareContext(ctx, "x")
+				check(err)
+				if err == nil {
+					_, err = own.ExecContext(ctx)
+					check(err)
+				}
+				pause()
+				if r.IntN(2) == 0 {
+					check(tx.Rollback())
+				} else {
+					check(tx.Commit())
+				}
+			}
+		case 4:
+			c, err := db.Conn(ctx)
+			check(err)
+			if err == nil {
+				pause()
+				_, err := c.ExecContext(ctx, "x")
+				check(err)
+				_ = c.Close()
+			}
+		case 5:
+			c, err := db.Conn(ctx)
+			check(err)
+			if err == nil {
+				discard(c)
+			}
+		case 6:
+			own, err := db.PrepareContext(ctx, "x")
+			check(err)
+			if err == nil {
+				_, err = own.ExecContext(ctx)
+				check(err)
+				// Closing it waits for the lock of each connection that it was prepared on. ResetSession
+				// holds that while it waits for a permit, and fake time stops while a lock is waited for.
+				statements = append(statements, own)
+			}
+		case 7:
+			c, err := db.Conn(ctx)
+			check(err)
+			if err == nil {
+				check(c.Raw(func(dc any) error { _ = dc.(RawConn).Raw(); return nil }))
+				own, err := c.PrepareContext(ctx, "x")
+				check(err)
+				if err == nil {
+					_, err = own.ExecContext(ctx)
+					check(err)
+					_ = own.Close()
+				}
+				_ = c.Close()
+			}
+		}
+		cancel()
+		pause()
+	}
+	return statements
+}
