@@ -83,9 +83,8 @@ type Options struct {
 }
 
 const (
-	// A unit must lie unused for as long as a move costs before it is offered to the fleet, within these bounds: a loop that
-	// thinks for a moment between two queries keeps its connection. That doubles, up to 16 times, when what was given is missed
-	// within four times as long, and halves with every patienceCalm in which nothing was: callers who think for longer do not
+	// Bounds of how long a unit lies unused before it is offered; the rule is in cost.go. The time of the last idle one doubles, up to
+	// patienceMost, when what was given is missed soon, and halves with every patienceCalm in which nothing was: callers that think for longer do not
 	// lose their connection at each thought.
 	patienceLeast = 4 * time.Millisecond
 	patienceMost  = time.Second
@@ -132,7 +131,7 @@ type Allotment struct {
 	offering  bool          // the offer timer is set
 	low       int           // fewest free units since it was set
 	lowSince  time.Time     // when it was set
-	unused    time.Duration // for how long no unit at all has been in use, as far as offers were considered
+	unused    time.Duration // for how long there has been a unit that nobody used, as far as offers were considered
 	costs     costs
 	ready     time.Time // when a connection was last opened
 	failing   bool      // the last dial failed

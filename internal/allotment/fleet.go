@@ -197,15 +197,15 @@ func (a *Allotment) miss() {
 	if a.gave.IsZero() {
 		return
 	}
-	if time.Since(a.gave) < 4*a.patience() {
+	if time.Since(a.gave) < 4*a.unusedFor() {
 		a.doublings, a.missed = min(a.reluctance()+1, doublingsMost), time.Now()
 	}
 	a.gave = time.Time{}
 }
 
-// patience is how long a unit must lie unused now before it is offered. The lock is held.
+// patience is how long the last idle unit must lie unused before it is offered, too. The lock is held.
 func (a *Allotment) patience() time.Duration {
-	return a.unusedFor() << a.reluctance()
+	return max(min(settleCosts*a.moveCost()<<a.reluctance(), patienceMost), a.unusedFor())
 }
 
 // unusedFor is how long a unit beyond the last one must lie unused before it is offered. The lock is held.
@@ -354,7 +354,7 @@ func (a *Allotment) offer() {
 	defer a.mu.Unlock()
 	a.offering = false
 	n := min(a.low, a.available())
-	if n < a.owned {
+	if n == 0 {
 		a.unused = 0
 	} else {
 		a.unused += time.Since(a.lowSince)
@@ -362,17 +362,14 @@ func (a *Allotment) offer() {
 	if !a.wanted || a.closed || a.waiters.len() > 0 || a.uncounted > 0 {
 		return
 	}
-	if n == a.owned && a.unused < lastCosts*a.patience() {
-		n-- // the last one stays for longer
+	if a.unused < a.patience() || time.Since(a.granted) < settleCosts*a.moveCost() {
+		n = min(n, a.available()-1) // one stays for the next caller
 	}
 	// What is due later in rotation, and lies idle for so long, pays at once.
 	if early := min(n, len(a.deferred)); early > 0 {
 		a.deferred = a.deferred[early:]
 		a.owe(early)
 		n -= early
-	}
-	if a.available()-n < 1 && (a.unused < a.patience() || time.Since(a.granted) < settleCosts*a.moveCost()) {
-		n-- // one stays for the next caller
 	}
 	if n > 0 {
 		a.fleet.Offer(n)

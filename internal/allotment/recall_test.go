@@ -2,6 +2,7 @@ package allotment_test
 
 import (
 	"context"
+	"fmt"
 	"strconv"
 	"sync"
 	"testing"
@@ -196,4 +197,42 @@ func TestRequestForManyRecallsAsMany(t *testing.T) {
 		}
 		wg.Wait()
 	})
+}
+
+// A process whose only connection is busy for long is given what lies idle elsewhere, within about a second, however often that was missed there before.
+func TestLastIdleConnectionIsGivenHoweverOftenItIsMissed(t *testing.T) {
+	for _, busy := range []int{0, 1} { // connections of the holder that are in use beside the idle one
+		t.Run(fmt.Sprint(busy), func(t *testing.T) {
+			inFleet(t, 2+busy, func(t *testing.T, fl *fleet) {
+				fl.connect = 50 * time.Millisecond
+				a, b := fl.start(allotment.Options{}), fl.start(allotment.Options{})
+				var wg sync.WaitGroup
+				defer wg.Wait()
+				long := func(p *process) {
+					wg.Go(func() {
+						if err := p.use(t.Context(), time.Minute); err != nil {
+							t.Error(err)
+						}
+					})
+					time.Sleep(200 * time.Millisecond)
+				}
+				long(a)
+				for range busy {
+					long(b)
+				}
+				for range 8 {
+					if err := b.use(t.Context(), time.Millisecond); err != nil {
+						t.Fatal(err)
+					}
+					began := time.Now()
+					if err := a.use(t.Context(), time.Millisecond); err != nil {
+						t.Fatal(err)
+					}
+					if took := time.Since(began); took > 1500*time.Millisecond {
+						t.Fatalf("waited %v for what lies idle in the other process", took)
+					}
+				}
+			})
+		})
+	}
 }
