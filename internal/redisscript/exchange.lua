@@ -173,14 +173,14 @@ local function unpromised()
   return math.max(0, wanted)
 end
 
-local owed = {}
+local answers = false
 if offered > 0 and waiting > 0 and not shut then
   redis.call('ZREMRANGEBYSCORE', promises, '-inf', now)
   local promised = math.min(offered, unpromised(), share_of(offerer))
   local spare = lacking(own)
   if spare then promised = math.min(promised, math.max(0, -spare)) end
-  for _ = 1, promised do promise(offerer, now) end
-  if promised > 0 then owed = { tally_of(offerer) } end
+  for _ = 1, promised do promise(offerer, now, ' o') end
+  answers = promised > 0
 end
 if not shut and (waiting > 0 or redis.call('ZCARD', promises) > 0) then balance(capacity) end
 
@@ -195,4 +195,4 @@ if waiting > 0 then
   end
 end
 tally()
-return { 'ok', now, wake, waiting, owed, granted, refused, crowded, math.max(0, capacity - redis.call('ZCARD', permits)) }
+return { 'ok', now, wake, waiting, answers and { tally_of(offerer) } or {}, granted, refused, crowded, math.max(0, capacity - redis.call('ZCARD', permits)) }

@@ -154,6 +154,7 @@ func (o *oracle) exchange(x Exchange) (Exchanged, error) {
 	}
 
 	waiting := int64(len(o.Queue))
+	answers := false
 	if x.Offered > 0 && waiting > 0 && !shut {
 		o.forgetPromises()
 		unpromised := -int64(len(o.Promises))
@@ -167,14 +168,15 @@ func (o *oracle) exchange(x Exchange) (Exchanged, error) {
 			n = min(n, max(0, -lacking))
 		}
 		for range n {
-			o.promise(x.Offerer, o.now, false)
+			o.promise(x.Offerer, o.now, " o")
 		}
-		if n > 0 {
-			out.Promised = o.tally(x.Offerer)
-		}
+		answers = n > 0
 	}
 	if waiting+int64(len(o.Promises)) > 0 && !shut {
 		o.balance(capacity)
+	}
+	if answers {
+		out.Promised = o.tally(x.Offerer)
 	}
 	if out.Waiting = waiting; waiting > 0 {
 		switch first := byScore(o.Permits); {

@@ -68,11 +68,9 @@ func (o *oracle) heldBack(id string, capacity int64) bool {
 	return isShared(id) && o.calm() > o.now && o.atOnce(sharerOf(id), 1, capacity, false) == 0
 }
 
-func (o *oracle) promise(sharer string, due int64, rotates bool) {
-	name := fmt.Sprintf("%d %s", o.seq(), sharer)
-	if rotates {
-		name += " t"
-	}
+// promise recalls a permit; kind is "", " t" for a turn, or " o" for one that was offered.
+func (o *oracle) promise(sharer string, due int64, kind string) {
+	name := fmt.Sprintf("%d %s%s", o.seq(), sharer, kind)
 	o.Promises[name] = int64(math.Floor(float64(due+oraclePromise) + 3*float64(o.pace("move", oracleMove, oracleSlowest))/1000))
 	o.indebt(sharer, 1)
 }
@@ -95,7 +93,7 @@ func (o *oracle) withdrawPromise(name string) {
 		return
 	}
 	o.indebt(fields[1], -1)
-	if len(fields) == 3 {
+	if strings.HasSuffix(name, " t") {
 		length, _ := o.cycle(o.capacity)
 		turn := o.pace("turn", 0, o.now+oracleFar)
 		o.setNum("turn", max(0, turn-max(1, int64(math.Floor(length/float64(max(1, o.capacity)))))))
@@ -198,15 +196,16 @@ func (o *oracle) claim(w *waiter, n, capacity int64, left *int64) bool {
 	if has > 0 && (gives-1)*weightOf(w.id) < (has+1)*weightOf(holder) && lacking < n {
 		return false
 	}
-	rotates := has == 0 && gives == 1
-	if rotates {
+	kind := ""
+	if has == 0 && gives == 1 {
+		kind = " t"
 		if *left <= 0 {
 			return false
 		}
 		*left--
 		due = o.nextTurn(holder, capacity)
 	}
-	o.promise(holder, due, rotates)
+	o.promise(holder, due, kind)
 	o.tell(holder, due-o.now)
 	return true
 }
@@ -245,13 +244,16 @@ func (o *oracle) balance(capacity int64) {
 	if best := o.richest(); best != "" {
 		top = float64(o.share(best)-1) / float64(weightOf(best))
 	}
-	var turns, rest []string
+	var turns, rest, offered []string
 	for _, name := range byScore(o.Promises) {
 		sharer := strings.Fields(name)[1]
 		top = max(top, float64(o.Held[sharer]-1)/float64(weightOf(sharer)))
-		if strings.HasSuffix(name, " t") {
+		switch {
+		case strings.HasSuffix(name, " t"):
 			turns = append(turns, name)
-		} else {
+		case strings.HasSuffix(name, " o"):
+			offered = append(offered, name)
+		default:
 			rest = append(rest, name)
 		}
 	}
@@ -274,7 +276,7 @@ func (o *oracle) balance(capacity int64) {
 	}
 	maps.DeleteFunc(o.Moves, func(_ string, until int64) bool { return until <= o.now })
 	left := max(1, capacity/oracleHaste) - int64(len(turns)+len(o.Moves))
-	free := int(max(0, o.free(capacity)-o.num("reserve")))
+	free := int(max(0, o.free(capacity)-o.num("reserve"))) + len(offered)
 	promised, needed := free+len(turns)+len(rest), 0
 	for n := range oracleWants {
 		for _, w := range waiters {
@@ -295,11 +297,9 @@ func (o *oracle) balance(capacity int64) {
 			}
 		}
 	}
-	for ; needed < promised && len(rest)+len(turns) > 0; promised-- {
-		if len(rest) > 0 {
-			o.withdrawPromise(last(&rest))
-		} else {
-			o.withdrawPromise(last(&turns))
+	for _, list := range []*[]string{&rest, &turns, &offered} {
+		for ; needed < promised && len(*list) > 0; promised-- {
+			o.withdrawPromise(last(list))
 		}
 	}
 }

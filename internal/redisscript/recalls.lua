@@ -3,6 +3,7 @@
 local LINE = 32 -- requests at the head of the queue that recalls are made for
 local PROMISE = 1000 -- ms after it is due, and three moves, that a recalled permit is counted on
 local FARTHEST = 600000 -- ms ahead that a recall can be due
+local PROMISED = '^%d+ (%S+)( ?%l?)$' -- what a promise consists of: its number, whose permit, its kind
 local TOLD = 64 -- holders told at most that somebody waits
 
 -- Takes what a session has measured a move to cost, us; 0 if it has measured none since it last said so. The move has ended, then.
@@ -42,23 +43,26 @@ local function indebt(sharer, n)
   if reserve then reckon(session_of(sharer), -n) end
 end
 
--- Recalls one permit for somebody who waits. Invariant: there are never more promises than permits that the requests of the queue want
--- whose pools owe nothing; see balance.
-local function promise(sharer, due, rotates)
+-- Recalls one permit for a pool that waits. Invariant: there are never more promises than permits that the requests of the queue want
+-- whose pools owe nothing; see balance. A promise is of a kind:
+--   ''    claimed from the sharer of the highest level
+--   ' t'  claimed in rotation: a turn
+--   ' o'  offered by its holder, which does not use it
+local function promise(sharer, due, kind)
   local number = whole(redis.call('HINCRBY', meta, 'seq', 1))
   local expiry = due + PROMISE + 3 * pace_of('move', MOVE, SLOWEST) / 1000
-  redis.call('ZADD', promises, whole(math.floor(expiry)), number .. ' ' .. sharer .. (rotates and ' t' or ''))
+  redis.call('ZADD', promises, whole(math.floor(expiry)), number .. ' ' .. sharer .. kind)
   indebt(sharer, 1)
 end
 
 -- Takes a promise back, because nobody needs it any more: its holder keeps the connection. If the permit is on its way already,
 -- it comes as one that is given freely. A turn that was taken for it is free again.
 local function withdraw_promise(promise)
-  local sharer, rotates = string.match(promise, '^%d+ (%S+)( ?t?)$')
+  local sharer, kind = string.match(promise, PROMISED)
   redis.call('ZREM', promises, promise)
   if not sharer or debt_of(sharer) == 0 then return end
   indebt(sharer, -1)
-  if rotates ~= '' then
+  if kind == ' t' then
     local turn = pace_of('turn', 0, now + FARTHEST)
     local length = cycle(tonumber(state[2] or 0))
     redis.call('HSET', meta, 'turn', whole(math.max(0, turn - math.max(1, math.floor(length / math.max(1, tonumber(state[2] or 0)))))))
@@ -137,7 +141,7 @@ local function claim(waiter, has, n, capacity, turns)
     turns.left = turns.left - 1
     due = next_turn(holder, capacity)
   end
-  promise(holder, due, rotates)
+  promise(holder, due, rotates and ' t' or '')
   tell_owed(holder, due - now)
   return true
 end
@@ -174,13 +178,14 @@ end
 local function balance(capacity)
   if drain(capacity) then return end
   redis.call('ZREMRANGEBYSCORE', promises, '-inf', now)
+  local offered = {}
   local made, waiters, turns, rest, top = redis.call('ZRANGE', promises, 0, -1), in_need(), {}, {}, -1
   local best = richest()
   if best then top = (share_of(best) - 1) / weight_of(best) end
   for _, promise in ipairs(made) do
-    local sharer, rotates = string.match(promise, '^%d+ (%S+)( ?t?)$')
+    local sharer, kind = string.match(promise, PROMISED)
     if sharer then top = math.max(top, (held_by(sharer) - 1) / weight_of(sharer)) end
-    local list = rotates == ' t' and turns or rest
+    local list = kind == ' t' and turns or kind == ' o' and offered or rest
     list[#list + 1] = promise
   end
   local without = 0 -- permits wanted by those that hold none
@@ -191,8 +196,9 @@ local function balance(capacity)
   redis.call('ZREMRANGEBYSCORE', moves, '-inf', now)
   local left = { left = math.max(1, math.floor(capacity / HASTE)) - #turns - redis.call('ZCARD', moves) }
 
-  -- What is free, and not kept for anybody's minimum, is as good as promised: it is granted as soon as the calm is over.
-  local free = math.max(0, capacity - redis.call('ZCARD', permits) - (reserve or 0))
+  -- What is free, and not kept for anybody's minimum, is as good as promised: it is granted as soon as the calm is over. So is what was
+  -- offered: its holder does not use it, so any pool that waits may have it, however many it holds.
+  local free = math.max(0, capacity - redis.call('ZCARD', permits) - (reserve or 0)) + #offered
   local promised, needed, hopeless = free + #turns + #rest, 0, nil
   for n = 1, WANTS do
     local found = false
@@ -216,5 +222,7 @@ local function balance(capacity)
     end
     if not found then break end
   end
-  for _ = needed + 1, math.min(promised, needed + #rest + #turns) do withdraw_promise(table.remove(#rest > 0 and rest or turns)) end
+  for _ = needed + 1, math.min(promised, needed + #rest + #turns + #offered) do
+    withdraw_promise(table.remove(#rest > 0 and rest or #turns > 0 and turns or offered))
+  end
 end
