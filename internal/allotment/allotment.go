@@ -132,6 +132,7 @@ type Allotment struct {
 	low       int           // fewest free units since it was set
 	lowSince  time.Time     // when it was set
 	unused    time.Duration // for how long there has been a unit that nobody used, as far as offers were considered
+	uses      uses
 	costs     costs
 	ready     time.Time // when a connection was last opened
 	failing   bool      // the last dial failed

@@ -15,9 +15,7 @@ import "time"
 //
 // With demand below capacity and a permit for each pool, bursts are over before the second and third rule strike, and nothing moves.
 //
-// The holder's side: while somebody waits, what has not been used for m is given, all but one, which is for the next caller. That one is given
-// when it has not been used for 8 m, and 8 m after a grant. If what was given is missed soon, its time doubles, up to 1 s; see patience. To
-// give at once all that is idle but one was tried: with 2 ms queries and skewed demand permits moved to and fro.
+// The holder's side is in offer.go.
 //
 // The fleet hears of m with each connect (Share.Moved) and spaces the moves of rotation by it; see next_turn in recalls.lua.
 type costs struct {

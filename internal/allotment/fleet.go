@@ -183,41 +183,6 @@ func (a *Allotment) payFreely() {
 	}
 }
 
-// Promised answers an Offer: n of the units offered are needed and promised to somebody.
-func (a *Allotment) Promised(n int) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.gave = time.Now()
-	a.owe(n)
-}
-
-// miss is called when a caller has to wait. If what he could have had was given away a moment ago, it should have been kept for longer. The
-// lock is held.
-func (a *Allotment) miss() {
-	if a.gave.IsZero() {
-		return
-	}
-	if time.Since(a.gave) < 4*a.unusedFor() {
-		a.doublings, a.missed = min(a.reluctance()+1, doublingsMost), time.Now()
-	}
-	a.gave = time.Time{}
-}
-
-// patience is how long the last idle unit must lie unused before it is offered, too. The lock is held.
-func (a *Allotment) patience() time.Duration {
-	return max(min(settleCosts*a.moveCost()<<a.reluctance(), patienceMost), a.unusedFor())
-}
-
-// unusedFor is how long a unit beyond the last one must lie unused before it is offered. The lock is held.
-func (a *Allotment) unusedFor() time.Duration {
-	return min(max(a.moveCost(), patienceLeast), patienceMost)
-}
-
-// reluctance is how often patience has doubled, and not halved since. The lock is held.
-func (a *Allotment) reluctance() int {
-	return max(0, a.doublings-int(min(time.Since(a.missed)/patienceCalm, doublingsMost)))
-}
-
 // owe adds to the debt, but never more than there is: what has left in the meantime has paid. The lock is held.
 func (a *Allotment) owe(n int) {
 	a.debt = min(a.debt+n, max(0, a.owned-a.due-a.evicting))
@@ -230,16 +195,6 @@ func (a *Allotment) Owed() int {
 	defer a.mu.Unlock()
 	a.forgetVoid()
 	return a.ahead.n + len(a.deferred) + a.debt + a.evicting + a.due
-}
-
-// Wanted tells whether anyone in the fleet waits.
-func (a *Allotment) Wanted(yes bool) {
-	a.mu.Lock()
-	if yes != a.wanted {
-		a.wanted = yes
-		a.considerOffer()
-	}
-	a.mu.Unlock()
 }
 
 // Changed tells that Redis went away or came back: see Fleet.Err. Once it is back, connections that lived without a permit
@@ -328,55 +283,6 @@ func (a *Allotment) Closed() {
 		}
 	}
 	a.fleet.Ask(0)
-}
-
-// considerOffer sets the offer timer if units lie unused while somebody in the fleet waits. While connections are uncounted we
-// wait ourselves, for their permits: an offer could be promised to us, and cost a connection. The lock is held.
-func (a *Allotment) considerOffer() {
-	if !a.wanted || a.closed || a.waiters.len() > 0 || a.debt > 0 || a.uncounted > 0 || a.available() <= 0 {
-		return
-	}
-	if !a.offering {
-		a.setOffer(a.unusedFor())
-	}
-}
-
-func (a *Allotment) setOffer(after time.Duration) {
-	a.offering = true
-	a.low, a.lowSince = a.available(), time.Now()
-	time.AfterFunc(after, a.offer)
-}
-
-// offer tells the fleet what lay unused for the whole time since the timer was set. The answer is Promised, and
-// only that sets anything aside: until then a local caller can have the unit.
-func (a *Allotment) offer() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.offering = false
-	n := min(a.low, a.available())
-	if n == 0 {
-		a.unused = 0
-	} else {
-		a.unused += time.Since(a.lowSince)
-	}
-	if !a.wanted || a.closed || a.waiters.len() > 0 || a.uncounted > 0 {
-		return
-	}
-	if a.unused < a.patience() || time.Since(a.granted) < settleCosts*a.moveCost() {
-		n = min(n, a.available()-1) // one stays for the next caller
-	}
-	// What is due later in rotation, and lies idle for so long, pays at once.
-	if early := min(n, len(a.deferred)); early > 0 {
-		a.deferred = a.deferred[early:]
-		a.owe(early)
-		n -= early
-	}
-	if n > 0 {
-		a.fleet.Offer(n)
-	}
-	if a.available() > 0 && !a.offering {
-		a.setOffer(a.unusedFor())
-	}
 }
 
 // Figures is a count of the allotment at one instant, for tests and for operators.
