@@ -206,7 +206,7 @@ func (s *Semaphore) nextBatch() *batch {
 		switch alone := lean && len(a.ids) == 1; {
 		case alone && a.kind == redisscript.Wait:
 			b.x.Waits = append(b.x.Waits, a.ids[0])
-		case alone && a.kind == redisscript.Try && a.share == nil:
+		case alone && a.kind == redisscript.Try && a.permits[0].share == nil: // the script counts a pool's permits in its own lane
 			b.x.Tries = append(b.x.Tries, a.ids[0])
 		default:
 			kind := a.kind
