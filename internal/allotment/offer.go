@@ -40,9 +40,9 @@ func (u *uses) look(inUse int, every time.Duration) {
 	u.mean += (float64(inUse) - u.mean) / float64(u.looks)
 }
 
-// need is how many units the use needs, and whether enough is known to say so.
+// need is how many units the use needs, at least one, and whether enough is known to say so.
 func (u *uses) need() (n int, known bool) {
-	return int(math.Ceil(u.mean / fillMost)), u.looks >= usesLeast
+	return max(1, int(math.Ceil(u.mean/fillMost))), u.looks >= usesLeast
 }
 
 // Wanted tells whether any pool of the fleet waits.
