@@ -193,6 +193,9 @@ func (cn *connector) acquire(ctx context.Context) (checkout, error) {
 // backend is left of the attempt.
 func (cn *connector) dial(ctx context.Context, unit *allotment.Conn) (ph *physical, err error) {
 	at := newAttempt()
+	if unit != nil {
+		at.dialer.More = cn.a.More
+	}
 	start := time.Now()
 	defer func() {
 		if ph == nil { // also if the driver panics
@@ -216,7 +219,7 @@ func (cn *connector) dial(ctx context.Context, unit *allotment.Conn) (ph *physic
 		return nil, errors.New("passbuddy: the driver's Connect returned neither a connection nor an error")
 	}
 	cn.linger.took(time.Since(start))
-	ph = newPhysical(cn, inner, at.finish())
+	ph = newPhysical(cn, inner, at.finish(inner))
 	if ph.link != nil && unit != nil {
 		ph.link.Bind(unit) // Attach tells again what it found out
 	}

@@ -2,10 +2,12 @@ package passbuddy
 
 import (
 	"context"
-	"errors"
+	"database/sql/driver"
 	"net"
 	"sync"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/passbuddy/passbuddy/internal/socket"
 )
@@ -59,9 +61,7 @@ func (d *Dialer) DialTimeout(network, address string, timeout time.Duration) (ne
 // attempt follows the sockets that the driver dials during one Connect.
 type attempt struct {
 	dialer socket.Dialer
-
-	mu   sync.Mutex
-	last *socket.Link
+	mu     sync.Mutex // guards the making of dialer.Dial
 }
 
 type attemptKey struct{}
@@ -83,36 +83,32 @@ func (at *attempt) dial(ctx context.Context, next dialFunc, network, address str
 		}
 	}
 	at.mu.Unlock()
-	nc, err := at.dialer.DialContext(ctx, network, address)
-	if err != nil {
-		return nil, err
-	}
-	if link := socket.Of(nc); link != nil {
-		at.mu.Lock()
-		at.last = link
-		at.mu.Unlock()
-	}
-	return nc, nil
+	return at.dialer.DialContext(ctx, network, address)
 }
 
-// finish ends a successful attempt. It returns the socket that came of it, or nil.
-func (at *attempt) finish() *socket.Link { return at.dialer.End(nil) }
+// finish ends a successful attempt, of which inner came. It returns its socket, or nil.
+func (at *attempt) finish(inner driver.Conn) *socket.Link {
+	var own *socket.Link
+	if c, ok := inner.(interface{ Conn() *pgx.Conn }); ok {
+		if c := c.Conn(); c != nil {
+			own = socket.Of(c.PgConn().Conn())
+		}
+	}
+	return at.dialer.End(own)
+}
 
 // abandon ends a failed one: what it left open is closed (stdlib's connector does not, when its AfterConnect
 // fails), and then is called when no backend is left.
 func (at *attempt) abandon(then func()) {
-	_ = at.dialer.End(errAbandoned)
-	at.mu.Lock()
-	last := at.last
-	at.mu.Unlock()
-	if last == nil {
+	tries := at.dialer.Fail()
+	if len(tries) == 0 {
 		then()
 		return
 	}
 	go func() {
-		<-last.Gone()
+		for _, l := range tries {
+			<-l.Gone()
+		}
 		then()
 	}()
 }
-
-var errAbandoned = errors.New("passbuddy: attempt to connect failed")

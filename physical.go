@@ -73,7 +73,7 @@ func newPhysical(cn *connector, inner driver.Conn, link *socket.Link) *physical 
 	}
 	if c, ok := inner.(interface{ Conn() *pgx.Conn }); ok {
 		if ph.pgx = c.Conn(); ph.pgx != nil && link != nil {
-			link.CancelBy(ph.pgx.PgConn())
+			link.Opened(ph.pgx.PgConn())
 		}
 	}
 	return ph
@@ -113,6 +113,12 @@ func (ph *physical) end(where bool) error {
 		return nil
 	}
 	ph.cn.endBegins()
+	if ph.link != nil {
+		if ph.cn.cfg.Scope == PerCheckout && ph.unit != nil {
+			ph.link.Bind(ph.unit) // its owner is done with it: whatever comes of the backend, the permit is the socket's
+		}
+		ph.link.Leaving()
+	}
 	if where {
 		evicted := ph.link != nil && ph.link.Closed()
 		err := ph.inner.Close()

@@ -46,7 +46,7 @@ func (p *pool) beforeConnect(ctx context.Context, cfg *pgx.ConnConfig) error {
 	}
 	at.dialer.Dial = cfg.DialFunc
 	if !p.perCheckout {
-		at.dialer.Open = p.open
+		at.dialer.Open, at.dialer.More = p.open, p.allot.More
 		// pgx opens for a caller with a context that has no deadline (it outlives the caller), and for MinConns and
 		// MinIdleConns with one.
 		if _, background := ctx.Deadline(); background {
@@ -80,13 +80,17 @@ func (at *attempt) TraceConnectStart(ctx context.Context, data pgx.TraceConnectS
 }
 
 func (at *attempt) TraceConnectEnd(ctx context.Context, data pgx.TraceConnectEndData) {
-	l := at.dialer.End(data.Err)
-	if l != nil {
+	if data.Err != nil {
+		at.dialer.Fail()
+	} else {
 		pc := data.Conn.PgConn()
-		if socket.Of(pc.Conn()) == nil {
-			pc.CustomData()[customData] = l
+		own := socket.Of(pc.Conn())
+		if l := at.dialer.End(own); l != nil {
+			if own == nil {
+				pc.CustomData()[customData] = l
+			}
+			l.Opened(pc)
 		}
-		l.CancelBy(pc)
 	}
 	if at.ended != nil {
 		if data.Err != nil {
@@ -225,5 +229,6 @@ func (p *pool) beforeClose(conn *pgx.Conn) {
 		if c := l.Conn(); c != nil {
 			c.Leave()
 		}
+		l.Leaving()
 	}
 }

@@ -32,8 +32,11 @@ func (p *pool) mark(ctx context.Context, c *allotment.Conn, conn *pgx.Conn) erro
 type fencing struct{ context.Context }
 
 func isFencing(ctx context.Context) bool {
-	if a, ok := ctx.(*arrival); ok {
-		ctx = a.Context
+	switch c := ctx.(type) {
+	case *arrival:
+		ctx = c.Context
+	case *turn:
+		ctx = c.Context
 	}
 	_, yes := ctx.(*fencing)
 	return yes

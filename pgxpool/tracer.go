@@ -155,7 +155,7 @@ func (p *pool) shouldPing(ctx context.Context, params pgxpool.ShouldPingParams) 
 	if p.user.shouldPing == nil && params.IdleDuration <= pingAfter {
 		return false
 	}
-	if _, ok := ctx.(*reclaim); ok {
+	if _, ok := ctx.(*reclaim); ok || isFencing(ctx) { // whose own query follows, and has a bound
 		return false
 	}
 	return p.user.shouldPing == nil || p.user.shouldPing(ctx, params)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks what the library packages import, tests aside:
-#   - each other only downwards: pgxpool, root, internal/socket, internal/allotment,
-#     internal/backend, semaphore, internal/redisscript;
+#   - each other only downwards: pgxpool, root, internal/socket, internal/backend,
+#     internal/allotment, semaphore, internal/redisscript;
 #   - from outside the standard library only go-redis, uuid, pgx and puddle.
 # Nobody pays for a dependency that a tool or a test of ours needs.
 set -euo pipefail
@@ -10,8 +10,8 @@ cd "$(dirname "$0")/.."
 module=$(go list -m)
 
 # From top to bottom: a package may import those after it.
-layers=("$module/pgxpool" "$module" "$module/internal/socket" "$module/internal/allotment"
-	"$module/internal/backend"
+layers=("$module/pgxpool" "$module" "$module/internal/socket" "$module/internal/backend"
+	"$module/internal/allotment"
 	"$module/semaphore" "$module/internal/redisscript")
 
 allowed='^github\.com/(redis/go-redis/v9|google/uuid|jackc/pgx/v5|jackc/puddle/v2)(/|$)'

@@ -145,6 +145,11 @@ type Allotment struct {
 	granted   time.Time // when the last grant arrived
 	back      time.Time // when Redis came back after it could not be asked
 	closed    bool
+	doubts    map[*Conn]*Suspect // connections that are leaving, in doubt: see doubt.go
+	outlived  []*Suspect         // of those that are gone by our count: backends that may live
+	reopened  bool               // a connection was opened since they were last asked about
+	resolving bool               // a goroutine is in resolve
+	shut      bool               // the pool is closed, and can ask nothing
 }
 
 // New returns an allotment without permits. Attach must follow before it is used.
@@ -237,6 +242,7 @@ func (a *Allotment) enterSlow(ctx context.Context, w *waiter) error {
 		return err
 	}
 	if ctx.Value(urgentKey{}) != nil {
+		w.urgent = true
 		a.waiters.pushFront(w)
 	} else {
 		a.waiters.push(w)

@@ -359,7 +359,7 @@ func (c *Conn) Gone() {
 func (c *Conn) end() {
 	a := c.a
 	switch {
-	case a.opts.Detached:
+	case a.undoubt(c) || a.opts.Detached: // what the network has lost says nothing about what a close takes
 	case c.state == leaving:
 		smooth(&a.costs.end, time.Since(c.since))
 	case c.state == opening:

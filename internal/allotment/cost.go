@@ -63,6 +63,10 @@ func (a *Allotment) moveCost() time.Duration {
 // connected notes that c can be used. The lock is held.
 func (c *Conn) connected() {
 	a := c.a
+	if len(a.outlived) > 0 {
+		a.reopened = true
+		a.resolveSoon()
+	}
 	if a.opts.Detached {
 		return
 	}

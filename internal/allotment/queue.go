@@ -6,6 +6,7 @@ type waiter struct {
 	ready      chan struct{}
 	claim      bool
 	warm       bool // see EnterPool
+	urgent     bool // see urgentKey
 	conn       *Conn
 	err        error
 	prev, next *waiter

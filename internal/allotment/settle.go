@@ -51,6 +51,7 @@ func (a *Allotment) settle() {
 		a.searching = true
 		go a.search()
 	}
+	a.resolveSoon()
 	a.ask()
 	a.considerOffer()
 }

@@ -24,6 +24,7 @@ var _ syscall.Conn = (*Conn)(nil)
 // Wrap returns nc as a socket that nothing is bound to yet. One that is dropped without Close
 // is closed when it is collected.
 func Wrap(nc net.Conn) *Conn {
+	tune(nc)
 	l := &Link{inner: nc, gone: make(chan struct{})}
 	s := &Conn{Conn: nc, link: l}
 	runtime.AddCleanup(s, func(l *Link) { l.Close() }, l)
@@ -59,6 +60,9 @@ func (s *Conn) Read(b []byte) (int, error) {
 		return 0, net.ErrClosed
 	}
 	n, err := s.Conn.Read(b)
+	if n > 0 {
+		s.link.hear()
+	}
 	return n, s.explain(err)
 }
 
@@ -73,8 +77,11 @@ func (s *Conn) Write(b []byte) (int, error) {
 // explain turns the timeout with which the drain interrupts a call into what it means. The check after
 // the call also keeps s alive through it.
 func (s *Conn) explain(err error) error {
-	if err != nil && s.link.closed.Load() {
-		return net.ErrClosed
+	if err != nil {
+		s.link.note(err)
+		if s.link.closed.Load() {
+			return net.ErrClosed
+		}
 	}
 	runtime.KeepAlive(s)
 	return err

@@ -4,13 +4,32 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/passbuddy/passbuddy/internal/allotment"
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// Dialer dials for one attempt to connect, which can dial several times in a row: other hosts, or without TLS. The attempt holds at most one permit.
+const (
+	// tryGrace is how long the next dial of an attempt waits for the end of the last one's backend before it does anything about it. A
+	// backend takes some milliseconds.
+	tryGrace = 50 * time.Millisecond
+	// moreMost bounds the request for a permit for the last try, while the next one waits.
+	moreMost = 250 * time.Millisecond
+)
+
+// Dialer dials for one attempt to connect, which can dial several times: other hosts, with TLS and without. An attempt has one permit, and
+// the socket that it ends with gets it. Earlier sockets of the attempt are tries that failed:
+//
+//	open ------------------------> closed, draining --------------------> gone
+//	  |       by the driver          |                 EOF
+//	  |                              | the driver dials again, and the end is not seen within tryGrace
+//	  |                              +--> with a permit of its own, if the fleet has one to spare; draining
+//	  |                              +--> else waited for, where the server has spoken: for half of the time that the dial has left
+//	  |                              +--> else reset, and gone: see Link.Abandon
+//	  +-- forgotten by the driver (lib/pq with sslmode=prefer): closed by End
 //
 // The dial function of an attempt also serves the cancel requests of the connection that came of it, for as long as it
 // lives, and even while the attempt goes on (pgx's clean-up after a failed host). Those take no permit. What tells them apart
@@ -18,12 +37,14 @@ import (
 type Dialer struct {
 	// Dial makes the socket.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
-	// Open takes a permit. Nil: sockets hold none, until somebody binds one.
+	// Open takes a permit for each try. Nil: the attempt has its permit already, and binds it after End, or has none.
 	Open func(ctx context.Context) (*allotment.Conn, error)
+	// More takes one more permit if the fleet has one to spare, and else returns nil. Nil: sockets hold no permits if Open is nil, too.
+	More func(ctx context.Context) *allotment.Conn
 
 	mu    sync.Mutex
-	last  *Link
-	ended bool
+	tries []*Link // sockets whose backends may live under the attempt's permit, the last one last; guarded by mu
+	ended bool    // guarded by mu
 }
 
 type attemptKey struct{}
@@ -33,42 +54,42 @@ func (d *Dialer) Begin(ctx context.Context) context.Context {
 	return context.WithValue(ctx, attemptKey{}, d)
 }
 
-// DialContext dials: with a permit if it is the attempt that asks, else plainly.
+// DialContext dials: for the attempt if it is the attempt that asks, else plainly.
+//
+// Where each try takes a permit of its own (Open), a try that is still open is in use: pgx closes each before the next. So a second
+// socket is a cancel request's, by the context of the attempt, and takes none. A driver that takes no permits here may have forgotten its
+// last socket. The next one is followed like any other, and End finds out which one the driver kept.
 func (d *Dialer) DialContext(ctx context.Context, network, addr string) (net.Conn, error) {
 	if owner, _ := ctx.Value(attemptKey{}).(*Dialer); owner != d {
 		return d.Dial(ctx, network, addr)
 	}
 	d.mu.Lock()
-	last, ended := d.last, d.ended
+	plain := d.ended || d.Open != nil && slices.ContainsFunc(d.tries, func(l *Link) bool { return !l.Closed() })
 	d.mu.Unlock()
-	if ended || (last != nil && !last.Closed()) {
-		return d.Dial(ctx, network, addr) // somebody uses the attempt's context to cancel
+	if plain {
+		return d.Dial(ctx, network, addr)
 	}
-	if last != nil {
-		// The backend of the last try must be gone before its permit can serve the next.
-		select {
-		case <-last.Gone():
-		case <-ctx.Done():
-			return nil, fmt.Errorf("passbuddy: waiting for the end of the previous try: %w", context.Cause(ctx))
-		}
+	c, err := d.makeRoom(ctx)
+	if err == nil && c == nil && d.Open != nil {
+		c, err = d.Open(ctx)
 	}
-	if d.Open == nil {
-		nc, err := d.Dial(ctx, network, addr)
-		if err != nil {
-			return nil, err
-		}
-		return d.began(Wrap(nc)), nil
-	}
-	c, err := d.Open(ctx)
 	if err != nil {
 		return nil, err
 	}
 	nc, err := d.Dial(ctx, network, addr)
 	if err != nil {
-		c.Gone()
+		if c != nil {
+			c.Gone()
+		}
 		return nil, err
 	}
-	s := d.began(Wrap(nc))
+	s := Wrap(nc)
+	d.mu.Lock()
+	d.tries = append(d.tries, s.link)
+	d.mu.Unlock()
+	if c == nil {
+		return s, nil
+	}
 	s.life = c
 	if !s.link.Bind(c) {
 		s.Close()
@@ -77,23 +98,104 @@ func (d *Dialer) DialContext(ctx context.Context, network, addr string) (net.Con
 	return s, nil
 }
 
-func (d *Dialer) began(s *Conn) *Conn {
+// makeRoom sees to it that no closed try lives under the permit that the next one is to have. With Open it may return that permit.
+func (d *Dialer) makeRoom(ctx context.Context) (next *allotment.Conn, err error) {
+	if d.Open == nil && d.More == nil {
+		return nil, nil // these sockets are not counted
+	}
 	d.mu.Lock()
-	d.last = s.link
+	closed := slices.DeleteFunc(slices.Clone(d.tries), func(l *Link) bool { return !l.Closed() })
 	d.mu.Unlock()
-	return s
+	for _, l := range closed {
+		c, err := d.settle(ctx, l)
+		if err != nil {
+			return nil, err
+		}
+		next = c
+		d.mu.Lock()
+		d.tries = slices.DeleteFunc(d.tries, func(other *Link) bool { return other == l })
+		d.mu.Unlock()
+	}
+	return next, nil
 }
 
-// End tells how the attempt ended and returns the socket that came of it. A socket that a failed
-// attempt forgot is closed.
-func (d *Dialer) End(err error) *Link {
-	d.mu.Lock()
-	last := d.last
-	d.last, d.ended = nil, true
-	d.mu.Unlock()
-	if err != nil && last != nil {
-		last.Close()
-		return nil
+// settle takes l, which is closed, out of the way of the attempt's next socket.
+func (d *Dialer) settle(ctx context.Context, l *Link) (next *allotment.Conn, err error) {
+	if gone, err := waitGone(ctx, l, tryGrace); gone || err != nil {
+		return nil, err
 	}
-	return last
+	if d.More != nil {
+		short, cancel := context.WithTimeout(ctx, moreMost)
+		c := d.More(short)
+		cancel()
+		switch {
+		case c == nil:
+		case d.Open != nil:
+			return c, nil // l goes on with what it has
+		default:
+			l.Bind(c)
+			return nil, nil
+		}
+	}
+	if l.spoke() {
+		most := drainMost + drainAfterCancel // by then its drain has ended
+		if deadline, ok := ctx.Deadline(); ok {
+			most = time.Until(deadline) / 2
+		}
+		if gone, err := waitGone(ctx, l, most); gone || err != nil {
+			return nil, err
+		}
+	}
+	l.Abandon()
+	return nil, nil
+}
+
+func waitGone(ctx context.Context, l *Link, most time.Duration) (gone bool, err error) {
+	timer := time.NewTimer(most)
+	defer timer.Stop()
+	select {
+	case <-l.Gone():
+		return true, nil
+	case <-timer.C:
+		return false, nil
+	case <-ctx.Done():
+		return false, fmt.Errorf("passbuddy: waiting for the end of the previous try: %w", context.Cause(ctx))
+	}
+}
+
+// End ends the attempt, and returns the socket that came of it: own if that is one of the attempt's, or else the last one that is still open.
+// The other sockets that the driver left open are closed.
+func (d *Dialer) End(own *Link) *Link {
+	tries := d.end()
+	if !slices.Contains(tries, own) {
+		own = nil // somebody else's, who has lent the driver a connection
+	}
+	for i := len(tries) - 1; own == nil && i >= 0; i-- {
+		if !tries[i].Closed() {
+			own = tries[i]
+		}
+	}
+	for _, l := range tries {
+		if l != own {
+			l.Close()
+		}
+	}
+	return own
+}
+
+// Fail ends an attempt that failed. What it left open is closed. It returns the sockets whose backends may live under the attempt's permit.
+func (d *Dialer) Fail() []*Link {
+	tries := d.end()
+	for _, l := range tries {
+		l.Close()
+	}
+	return tries
+}
+
+func (d *Dialer) end() []*Link {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	tries := d.tries
+	d.tries, d.ended = nil, true
+	return tries
 }

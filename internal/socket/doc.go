@@ -5,7 +5,12 @@
 //
 //	        Close, Fence, collected            EOF, or drainMost
 //	open ----------------------------> closed -------------------> gone
-//	            (Leave)                 draining       (Gone)
+//	  |         (Leave)               draining       (Gone)          ^
+//	  |                                  |                           | seen gone over another connection,
+//	  |    the server answers, and this  | reset, or drainMost       | or the allotment's bound
+//	  |    connection does not           v                           |
+//	  +------------------------------> in doubt ---------------------+
 //
-// The server closes its end when the backend exits, so reading to EOF is how we know.
+// The server closes its end when the backend exits, so reading to EOF is how we know. Where the network has lost the
+// connection no EOF comes: see doubt.go. A try of an attempt to connect that came to nothing ends in its own ways: see [Dialer].
 package socket

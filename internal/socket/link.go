@@ -2,8 +2,10 @@ package socket
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
+	"os"
 	"sync/atomic"
 	"time"
 	"weak"
@@ -14,12 +16,14 @@ import (
 )
 
 const (
-	// drainMost is how long a closed socket waits for the server's end before it takes stronger measures. As long
-	// as pgx gives its own clean-up.
+	// drainMost is how long a connection that is being closed waits for the server's end before it takes stronger measures. As long
+	// as pgx gives its own clean-up, which is counted.
 	drainMost = 15 * time.Second
 	// drainBlind is drainMost for a socket that cannot be half-closed: where no Terminate was sent, the server only learns
-	// of the end by the real close.
+	// of the end by the real close. It is also that of a server that never said a word: there is no session to end.
 	drainBlind = 2 * time.Second
+	// drainLeast is what is left of drainMost to a socket that pgx has used it up for.
+	drainLeast = time.Second
 	// drainAfterCancel is how long the server has to answer the last cancel request.
 	drainAfterCancel = 5 * time.Second
 
@@ -34,7 +38,12 @@ type Link struct {
 	inner  net.Conn
 	conn   atomic.Pointer[allotment.Conn]
 	cancel atomic.Pointer[func(context.Context) error]
+	peer   atomic.Pointer[peer]
 	closed atomic.Bool
+	ended  atomic.Bool // finish was called
+	heard  atomic.Bool // the server has said something; suspect clears it, to see whether it still does
+	eof    atomic.Bool // the server has closed its end
+	broken atomic.Bool // the network has ended the connection: an EOF that follows is not the server's
 	gone   chan struct{}
 }
 
@@ -64,20 +73,19 @@ func (l *Link) Unbind() *allotment.Conn { return l.conn.Swap(nil) }
 // at any time, also after the close, and must not keep the [Conn] alive.
 func (l *Link) SetCancel(cancel func(context.Context) error) { l.cancel.Store(&cancel) }
 
-// CancelBy is SetCancel with pc's CancelRequest, which only reads what does not change after the connect. pc is not kept alive: one that is
-// dropped must be collected, and closed.
-func (l *Link) CancelBy(pc *pgconn.PgConn) {
-	w := weak.Make(pc)
-	l.SetCancel(func(ctx context.Context) error {
-		if pc := w.Value(); pc != nil {
-			return pc.CancelRequest(ctx)
-		}
-		return nil
-	})
+// Opened tells that pc is the connection that came of this socket: who its backend is, and how to cancel what it runs. pc's CancelRequest
+// only reads what does not change after the connect. pc is not kept alive: one that is dropped must be collected, and closed.
+func (l *Link) Opened(pc *pgconn.PgConn) {
+	p := &peer{pid: pc.PID(), since: time.Now(), pc: weak.Make(pc)}
+	l.SetCancel(p.cancel)
+	l.peer.Store(p)
 }
 
 // Closed reports whether Close was called.
 func (l *Link) Closed() bool { return l.closed.Load() }
+
+// spoke reports whether the server has ever said anything. It is for sockets that no connection came of: see suspect.
+func (l *Link) spoke() bool { return l.heard.Load() }
 
 // Gone is closed when the server's backend has ended, as far as can be known.
 func (l *Link) Gone() <-chan struct{} { return l.gone }
@@ -91,8 +99,26 @@ func (l *Link) Close() error {
 	if c := l.conn.Load(); c != nil {
 		c.Leave()
 	}
+	l.Leaving()
 	go l.drain()
 	return nil
+}
+
+// Abandon gives up on a socket that no connection came of, and whose backend does not end: nobody was logged in by it, or its owner
+// has let go of it, and what the server has started for it ends when it next reads or writes.
+func (l *Link) Abandon() {
+	l.closed.Store(true)
+	l.reset()
+	l.finish()
+}
+
+// reset closes the socket for good. Where it can, it has the server's side forget what it has not read yet: a server that wakes up
+// logs nobody in.
+func (l *Link) reset() {
+	if tcp, ok := l.inner.(interface{ SetLinger(int) error }); ok {
+		_ = tcp.SetLinger(0)
+	}
+	_ = l.inner.Close()
 }
 
 // Fence is Close for a connection that must not live on: if its backend is busy, and so does not notice that
@@ -114,14 +140,15 @@ func (l *Link) Fence() {
 	}
 }
 
-func (l *Link) sendCancel() {
+// sendCancel reports whether the server has taken the request. Whether it worked shows at the socket.
+func (l *Link) sendCancel() bool {
 	cancel := l.cancel.Load()
 	if cancel == nil {
-		return
+		return false
 	}
 	ctx, stop := context.WithTimeout(context.Background(), cancelMost)
 	defer stop()
-	_ = (*cancel)(ctx) // whether it worked shows at the socket
+	return (*cancel)(ctx) == nil && ctx.Err() == nil // pgx makes nothing of a reply that did not come
 }
 
 // drain reads until the server has closed its end.
@@ -135,29 +162,82 @@ func (l *Link) drain() {
 		_ = l.inner.SetDeadline(time.Time{})
 	}
 	most := drainBlind
-	if half, ok := l.inner.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
+	if half, ok := l.inner.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil && l.heard.Load() {
 		most = drainMost
+		if p := l.peer.Load(); p != nil {
+			most = max(drainLeast, drainMost-p.leavingFor())
+		}
 	}
 	bound := time.AfterFunc(most, l.giveUp)
-	_, _ = io.Copy(io.Discard, l.inner)
+	_, err := io.Copy(io.Discard, heardReader{l})
 	bound.Stop()
+	if err == nil {
+		err = io.EOF
+	}
+	l.note(err)
+	if l.eof.Load() || !l.doubt() {
+		l.finish()
+	}
+}
+
+// heardReader reads what is left, and takes note of it.
+type heardReader struct{ l *Link }
+
+func (r heardReader) Read(b []byte) (int, error) {
+	n, err := r.l.inner.Read(b)
+	if n > 0 {
+		r.l.hear()
+	}
+	return n, err
+}
+
+func (l *Link) hear() {
+	if !l.heard.Load() {
+		l.heard.Store(true)
+	}
+}
+
+// note keeps what an error of the socket says about its end. After a reset, or a time-out of the network's, Linux reports EOF.
+func (l *Link) note(err error) {
+	switch {
+	case err == io.EOF:
+		if !l.broken.Load() {
+			l.eof.Store(true)
+		}
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, net.ErrClosed): // our own doing
+	default:
+		l.broken.Store(true)
+	}
+}
+
+// giveUp ends a drain that takes too long: the network is dead, or the backend is busy and does not
+// write. In the latter case it would outlive its permit, so it is cancelled first; or ended, where we know which it is.
+func (l *Link) giveUp() {
+	if l.doubt() {
+		return
+	}
+	if l.cancel.Load() != nil {
+		l.sendCancel()
+		timer := time.NewTimer(drainAfterCancel)
+		defer timer.Stop()
+		select {
+		case <-l.gone:
+			return
+		case <-timer.C:
+		}
+	}
+	l.reset()
+}
+
+// finish gives the permit back: nothing is waited for any more.
+func (l *Link) finish() {
+	if !l.ended.CompareAndSwap(false, true) {
+		return
+	}
 	_ = l.inner.Close()
 	close(l.gone)
 	l.cancel.Store(nil)
 	l.end()
-}
-
-// giveUp ends a drain that takes too long: the network is dead, or the backend is busy and does not
-// write. In the latter case it would outlive its permit, so it is cancelled first.
-func (l *Link) giveUp() {
-	l.sendCancel()
-	timer := time.NewTimer(drainAfterCancel)
-	defer timer.Stop()
-	select {
-	case <-l.gone:
-	case <-timer.C:
-		_ = l.inner.Close()
-	}
 }
 
 func (l *Link) end() {

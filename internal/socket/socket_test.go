@@ -164,7 +164,7 @@ func TestNextTryWaitsForTheLast(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	far.Close()
-	if d.End(errors.New("failed")) != nil {
+	if d.Fail(); false {
 		t.Error("a failed attempt has a socket")
 	}
 	waitFor(t, func() bool {

@@ -1,0 +1,293 @@
+package allotment
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/passbuddy/passbuddy/semaphore"
+)
+
+// This file is for connections that are closed on our side, and whose backends perhaps live on: the network has lost them. Such a connection is
+// leaving, in doubt, and its permit stays counted. The pool lends one of its connections to have Postgres end those backends, and to see them gone.
+//
+//	              Doubt                 seen gone, or EOF after all
+//	leaving ----------------> in doubt ----------------------------> gone
+//	                             | | |                                 ^
+//	                             | | +--- doubtMost ---> outlived -----+ its backend is ended over the next connection that is
+//	                             | +----- server down -> outlived -----+ opened, if by then it is still there
+//	                             +------- lend --------> outlived -----+
+//
+// Invariants.
+//
+//   - A connection in doubt is in the state leaving, and counts as such.
+//   - One goroutine, resolve, asks for them all, and lives only as long as there are any.
+//   - lend takes the permit of one from its backend, at most one in each round of resolve: where every permit of the pool is in doubt, or used
+//     by queries that last, nobody could ask otherwise. The urgent caller gets it, past everybody, so its connection is the only one
+//     that is opened before the round has ended. For that time, a connect and two queries, there can be one backend more than permits.
+//
+// "server down" is an attempt to connect that failed for a reason of its own. Its callers are then to hear of that reason, as from a bare pool,
+// instead of waiting for permits in doubt; and a server that is not there has no backends.
+
+const (
+	// doubtMost is how long a permit is counted for a backend that can be neither ended nor seen gone: it is another role's, or behind a pooler.
+	doubtMost = 15 * time.Second
+	// lendAfter is how long resolve waits for a connection before it lends a permit.
+	lendAfter = 100 * time.Millisecond
+	// resolveMost bounds one round.
+	resolveMost = 5 * time.Second
+	// resolveAgain is the pause before what failed is tried again, and resolveRefused what the server has refused to end.
+	resolveAgain   = 50 * time.Millisecond
+	resolveRefused = time.Second
+	// outlivedMost bounds what is remembered.
+	outlivedMost = 1000
+)
+
+// A Suspect is the backend of a connection in doubt.
+type Suspect struct {
+	PID   uint32
+	Since time.Time // it was there: a backend of that PID which has started later is another
+	Addr  string    // of the server, as the socket knew it
+	Ended func()    // tells the socket that nobody waits for its backend any more; it may be called twice
+
+	bound *time.Timer
+}
+
+// SuspectEnder is a [Pool] that can have Postgres end backends.
+type SuspectEnder interface {
+	Pool
+	// EndSuspects calls ask with how to have backends ended over a connection of the pool, once there is one. ctx is urgent (see Enter). An error
+	// says that there was none.
+	EndSuspects(ctx context.Context, ask func(end EndFunc)) error
+}
+
+// EndFunc ends backends, and reports which are gone. An error says that the server did not answer.
+type EndFunc func(ctx context.Context, suspects []*Suspect) (gone []bool, err error)
+
+// Doubt puts c, which leaves by that if it has not left yet, in doubt. It reports false if the pool cannot do anything about it.
+func (c *Conn) Doubt(s *Suspect) bool {
+	a := c.a
+	if _, ok := a.pool.(SuspectEnder); !ok {
+		return false
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if c.state == gone {
+		return true
+	}
+	if a.closed {
+		return false
+	}
+	if c.state == out {
+		a.turns--
+	}
+	if c.state < leaving {
+		c.leave()
+	}
+	if a.doubts == nil {
+		a.doubts = make(map[*Conn]*Suspect)
+	}
+	a.doubts[c] = s
+	s.bound = time.AfterFunc(doubtMost, func() { a.giveUp(c) })
+	a.settle()
+	return true
+}
+
+// undoubt takes c, which is gone, out of those in doubt, and reports whether it was one. The lock is held.
+func (a *Allotment) undoubt(c *Conn) bool {
+	s := a.doubts[c]
+	if s == nil {
+		return false
+	}
+	s.bound.Stop()
+	delete(a.doubts, c)
+	return true
+}
+
+// outlive notes that the backend of c, which is in doubt, is not waited for any longer. The lock is held; s.Ended must be called without it.
+func (a *Allotment) outlive(c *Conn) *Suspect {
+	s := a.doubts[c]
+	a.undoubt(c)
+	if len(a.outlived) < outlivedMost {
+		a.outlived = append(a.outlived, s)
+	}
+	return s
+}
+
+// giveUp frees the permit of c, should it still be in doubt.
+func (a *Allotment) giveUp(c *Conn) {
+	a.mu.Lock()
+	var s *Suspect
+	if a.doubts[c] != nil {
+		s = a.outlive(c)
+	}
+	a.mu.Unlock()
+	if s != nil {
+		s.Ended()
+	}
+}
+
+// resolveSoon starts resolve if there is something to ask, and nobody does. The lock is held.
+func (a *Allotment) resolveSoon() {
+	if !a.resolving && !a.closed && !a.shut && (len(a.doubts) > 0 || a.reopened && len(a.outlived) > 0) {
+		a.resolving = true
+		go a.resolve()
+	}
+}
+
+// resolve has the pool ask until no connection is in doubt.
+func (a *Allotment) resolve() {
+	ender := a.pool.(SuspectEnder)
+	for {
+		a.mu.Lock()
+		if a.closed || a.shut || len(a.doubts) == 0 && !(a.reopened && len(a.outlived) > 0) {
+			a.resolving = false
+			a.mu.Unlock()
+			return
+		}
+		a.mu.Unlock()
+		time.Sleep(a.round(ender))
+	}
+}
+
+// round asks once, and returns how long to wait before the next time.
+func (a *Allotment) round(ender SuspectEnder) (pause time.Duration) {
+	ctx, cancel := context.WithTimeout(context.WithValue(context.Background(), urgentKey{}, true), resolveMost)
+	defer cancel()
+	lend := time.AfterFunc(lendAfter, a.lend)
+	defer lend.Stop()
+	pause = resolveAgain
+	err := ender.EndSuspects(ctx, func(end EndFunc) {
+		lend.Stop()
+		conns, suspects := a.suspects()
+		gone, err := end(ctx, suspects)
+		if err != nil {
+			return // the connection was dead as well: its owner finds out, and there is another
+		}
+		pause = 0
+		for i, s := range suspects {
+			if gone[i] {
+				s.Ended()
+			} else if conns[i] != nil {
+				pause = resolveRefused
+			}
+		}
+		a.mu.Lock()
+		a.reopened = false
+		a.forgetOutlived(suspects)
+		a.mu.Unlock()
+	})
+	switch {
+	case err == nil:
+	case errors.Is(err, semaphore.ErrClosed):
+		a.mu.Lock()
+		a.shut = true
+		a.mu.Unlock()
+		return 0
+	case !waitsForPermit(err):
+		a.serverDown()
+	}
+	return pause
+}
+
+// waitsForPermit reports whether err says that there was no permit, or no time, rather than no server.
+func waitsForPermit(err error) bool {
+	return errors.Is(err, semaphore.ErrCapacity) || errors.Is(err, semaphore.ErrUnavailable) || errors.Is(err, semaphore.ErrLost) ||
+		errors.Is(err, context.DeadlineExceeded)
+}
+
+// suspects lists what to ask about: those in doubt, with their connections, and those outlived, without.
+func (a *Allotment) suspects() (conns []*Conn, suspects []*Suspect) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for c, s := range a.doubts {
+		conns, suspects = append(conns, c), append(suspects, s)
+	}
+	for _, s := range a.outlived {
+		conns, suspects = append(conns, nil), append(suspects, s)
+	}
+	return conns, suspects
+}
+
+// forgetOutlived forgets those that were asked about. What the server refused to end it will refuse again. The lock is held.
+func (a *Allotment) forgetOutlived(asked []*Suspect) {
+	done := make(map[*Suspect]bool, len(asked))
+	for _, s := range asked {
+		done[s] = true
+	}
+	kept := a.outlived[:0]
+	for _, s := range a.outlived {
+		if !done[s] {
+			kept = append(kept, s)
+		}
+	}
+	clear(a.outlived[len(kept):])
+	a.outlived = kept
+}
+
+// serverDown frees the permits of all in doubt.
+func (a *Allotment) serverDown() {
+	var ended []*Suspect
+	a.mu.Lock()
+	for c := range a.doubts {
+		ended = append(ended, a.outlive(c))
+	}
+	a.reopened = false // until a connection is opened
+	a.mu.Unlock()
+	for _, s := range ended {
+		s.Ended()
+	}
+}
+
+// lend gives the urgent caller the permit of a connection in doubt, if it still waits for one. It may have been served, or may have given up,
+// at the same moment: then nothing is lent. The permit goes straight from the one to the other, past debts and openers, and
+// the count of permits owned stays the same.
+func (a *Allotment) lend() {
+	a.mu.Lock()
+	var s *Suspect
+	if w := a.waiters.head; w != nil && w.urgent && !a.closed {
+		for c := range a.doubts {
+			if c.permit == nil || !c.permit.Held() {
+				continue
+			}
+			s = a.outlive(c)
+			a.spare = append(a.spare, c.permit)
+			c.permit = nil
+			c.become(gone)
+			delete(a.all, c)
+			a.due = min(a.due, a.conns[leaving])
+			a.waiters.pop()
+			w.conn = a.take(w.claim)
+			close(w.ready)
+			break
+		}
+		a.settle()
+	}
+	a.mu.Unlock()
+	if s != nil {
+		s.Ended()
+	}
+}
+
+// More opens a connection beyond those that callers have turns for, if the fleet has a permit to spare. Otherwise it returns nil.
+func (a *Allotment) More(ctx context.Context) *Conn {
+	f, ok := a.fleet.(interface {
+		Try(context.Context) (*semaphore.Permit, error)
+	})
+	if !ok {
+		return nil
+	}
+	p, err := f.Try(ctx)
+	if err != nil {
+		return nil
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.owned++
+	a.spare = append(a.spare, p)
+	if a.closed {
+		a.giveSpare()
+		return nil
+	}
+	return a.bind()
+}

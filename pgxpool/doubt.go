@@ -1,0 +1,29 @@
+package pgxpool
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/passbuddy/passbuddy/internal/allotment"
+	"github.com/passbuddy/passbuddy/internal/backend"
+	"github.com/passbuddy/passbuddy/semaphore"
+)
+
+var _ allotment.SuspectEnder = (*pool)(nil)
+
+// EndSuspects implements [allotment.SuspectEnder].
+func (p *pool) EndSuspects(ctx context.Context, ask func(allotment.EndFunc)) error {
+	known := p.known.Load()
+	if known == nil {
+		return fmt.Errorf("pgxpool: nobody has checked anything out yet: %w", semaphore.ErrCapacity)
+	}
+	conn, err := known.Acquire(&fencing{ctx})
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
+	ask(func(ctx context.Context, suspects []*allotment.Suspect) ([]bool, error) {
+		return backend.EndSuspects(ctx, conn.Conn().PgConn(), suspects)
+	})
+	return nil
+}
