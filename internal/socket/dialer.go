@@ -27,7 +27,7 @@ const (
 //	  |       by the driver          |                 EOF
 //	  |                              | the driver dials again, and the end is not seen within tryGrace
 //	  |                              +--> with a permit of its own, if the fleet has one to spare; draining
-//	  |                              +--> else waited for, where the server has spoken: for half of the time that the dial has left
+//	  |                              +--> else waited for, where the server has spoken: for a quarter of the time that the dial has left
 //	  |                              +--> else reset, and gone: see Link.Abandon
 //	  +-- forgotten by the driver (lib/pq with sslmode=prefer): closed by End
 //
@@ -140,7 +140,7 @@ func (d *Dialer) settle(ctx context.Context, l *Link) (next *allotment.Conn, err
 	if l.spoke() {
 		most := drainMost + drainAfterCancel // by then its drain has ended
 		if deadline, ok := ctx.Deadline(); ok {
-			most = time.Until(deadline) / 2
+			most = time.Until(deadline) / 4
 		}
 		if gone, err := waitGone(ctx, l, most); gone || err != nil {
 			return nil, err

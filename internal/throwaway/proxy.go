@@ -29,6 +29,7 @@ type Proxy struct {
 type link struct {
 	client, server net.Conn // server is nil until dialled
 	cut            bool
+	forgotten      bool // see Forget
 	lossy          bool // a reply of this link was dropped
 	doomed         doom
 }
@@ -168,6 +169,12 @@ func (p *Proxy) pump(l *link, src, dst net.Conn, replies bool) {
 		if !alive {
 			return
 		}
+		if p.hasForgotten(l) {
+			if err != nil {
+				return
+			}
+			continue
+		}
 		if pass && n > 0 {
 			if _, writeErr := dst.Write(buf[:n]); writeErr != nil {
 				err = writeErr
@@ -195,7 +202,7 @@ func (p *Proxy) gate(l *link, replies bool, bytes []byte) (pass, alive bool) {
 	for (p.stalled || replies && (p.late || l.doomed == marked)) && !l.cut {
 		p.flowing.Wait()
 	}
-	if len(bytes) == 0 || l.cut {
+	if len(bytes) == 0 || l.cut || l.forgotten {
 		return true, !l.cut
 	}
 	if !replies {

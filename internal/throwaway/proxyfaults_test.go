@@ -51,6 +51,23 @@ func TestProxyResetSparesNewConnections(t *testing.T) {
 	expect(t, conn, "two")
 }
 
+func TestProxyForgetsBothSides(t *testing.T) {
+	addr, _ := echo(t)
+	p := startProxy(t, addr)
+	forgotten := dial(t, p.Addr())
+	say(t, forgotten, "one")
+	expect(t, forgotten, "one")
+	p.Forget()
+	say(t, forgotten, "lost")
+	expectSilence(t, forgotten)
+	orphan := dial(t, p.Addr())
+	say(t, orphan, "two")
+	expect(t, orphan, "two")
+	p.Orphan()
+	expectBroken(t, orphan)
+	say(t, dial(t, p.Addr()), "three")
+}
+
 func TestProxyRefuseUntilAccept(t *testing.T) {
 	addr, _ := echo(t)
 	p := startProxy(t, addr)

@@ -1,0 +1,246 @@
+package integration
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"log/slog"
+	"net"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/lib/pq"
+
+	"github.com/passbuddy/passbuddy"
+	"github.com/passbuddy/passbuddy/internal/throwaway"
+	passpool "github.com/passbuddy/passbuddy/pgxpool"
+	"github.com/passbuddy/passbuddy/semaphore"
+)
+
+// execFunc runs one statement over a pool.
+type execFunc func(ctx context.Context, sql string) error
+
+// pools are the ways to a pool whose sockets are followed. Each closes it with the test.
+var pools = map[string]func(t *testing.T, url string, sem *semaphore.Semaphore, cfg passbuddy.Config) execFunc{
+	"pgxpool": func(t *testing.T, url string, sem *semaphore.Semaphore, cfg passbuddy.Config) execFunc {
+		config, err := pgxpool.ParseConfig(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		config.MaxConns = int32(sem.Capacity())
+		pool, err := passpool.NewWithConfig(t.Context(), config, sem, cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(pool.Close)
+		return func(ctx context.Context, sql string) error { _, err := pool.Exec(ctx, sql); return err }
+	},
+	"stdlib": func(t *testing.T, url string, sem *semaphore.Semaphore, cfg passbuddy.Config) execFunc {
+		config, err := pgx.ParseConfig(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return execDB(t, passbuddy.OpenDB(stdlib.GetConnector(*config), sem, cfg))
+	},
+	"pq": func(t *testing.T, url string, sem *semaphore.Semaphore, cfg passbuddy.Config) execFunc {
+		c, err := pq.NewConnector(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Dialer(&passbuddy.Dialer{})
+		return execDB(t, passbuddy.OpenDB(c, sem, cfg))
+	},
+}
+
+func execDB(t *testing.T, db *sql.DB) execFunc {
+	t.Cleanup(func() { _ = db.Close() })
+	return func(ctx context.Context, sql string) error { _, err := db.ExecContext(ctx, sql); return err }
+}
+
+func (s *servers) joins(t *testing.T, capacity int) *semaphore.Semaphore {
+	t.Helper()
+	name := strings.NewReplacer("/", "-", " ", "-").Replace(t.Name())
+	sem, err := semaphore.Open(t.Context(), s.redis.URL(), semaphore.Config{Name: name, Capacity: capacity, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = sem.Close() })
+	return sem
+}
+
+// hungHost accepts connections, answers each with what it is given, and then says nothing.
+func hungHost(t *testing.T, answer []byte) (addr string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var conns sync.WaitGroup
+	t.Cleanup(func() { l.Close(); conns.Wait() })
+	conns.Go(func() {
+		var open []net.Conn
+		defer func() {
+			for _, c := range open {
+				c.Close()
+			}
+		}()
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			open = append(open, c)
+			_, _ = c.Write(answer)
+		}
+	})
+	return l.Addr().String()
+}
+
+// TestHostThatHangs: the first host of the DSN accepts connections, and goes no further. The second one serves after connect_timeout, as
+// with a bare pool, also where the first try has used up the only permit.
+func TestHostThatHangs(t *testing.T) {
+	s := startServers(t, 0)
+	hosts := map[string]string{
+		"silent":         hungHost(t, nil),
+		"authentication": hungHost(t, []byte{'R', 0, 0, 0, 8, 0, 0, 0, 3}), // it asks for a password, and makes nothing of it
+	}
+	for host, addr := range hosts {
+		for client, open := range pools {
+			for _, capacity := range []int{1, 5} {
+				for _, scope := range []passbuddy.Scope{passbuddy.PerConnection, passbuddy.PerCheckout} {
+					t.Run(fmt.Sprintf("%s/%s/%d/%v", host, client, capacity, scope), func(t *testing.T) {
+						t.Parallel()
+						exec := open(t, s.behind(t, addr)+" connect_timeout=2", s.joins(t, capacity), passbuddy.Config{Scope: scope})
+						ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
+						defer cancel()
+						began := time.Now()
+						if err := exec(ctx, "select 1"); err != nil {
+							t.Errorf("after %v: %v", time.Since(began), err)
+						}
+						t.Logf("served after %v", time.Since(began))
+					})
+				}
+			}
+		}
+	}
+}
+
+// behind is a DSN with addr as the first host, and the server as the second.
+func (s *servers) behind(t *testing.T, addr string) string {
+	t.Helper()
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := pgx.ParseConfig(s.postgres.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("host=%s,%s port=%s,%d user=%s password=%s dbname=%s sslmode=disable", host, c.Host, port, c.Port, c.User, c.Password, c.Database)
+}
+
+// TestForgottenTry: lib/pq leaves the socket of a try that the server refused TLS on open, and dials again. The permit belongs to the connection
+// that came of the attempt, whatever becomes of the other.
+func TestForgottenTry(t *testing.T) {
+	const capacity = 3
+	s := startServers(t, 0)
+	url := strings.Replace(s.postgres.URL(), "sslmode=disable", "sslmode=prefer", 1)
+	sem := s.joins(t, capacity)
+	var open []*sql.Tx
+	defer func() {
+		for _, tx := range open {
+			_ = tx.Rollback()
+		}
+	}()
+	for range 2 { // processes
+		c, err := pq.NewConnector(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Dialer(&passbuddy.Dialer{})
+		db := passbuddy.OpenDB(c, sem, passbuddy.Config{AcquireTimeout: time.Second})
+		defer db.Close()
+		for range capacity {
+			if tx, err := db.Begin(); err == nil {
+				open = append(open, tx)
+			}
+		}
+		for range 5 {
+			runtime.GC()
+			time.Sleep(20 * time.Millisecond)
+		}
+	}
+	if n := s.backendCount(t); n > capacity || len(open) != capacity {
+		t.Errorf("%d backends, %d transactions, capacity %d", n, len(open), capacity)
+	}
+	for _, tx := range open {
+		if _, err := tx.Exec("select 1"); err != nil {
+			t.Error("a transaction whose lease is not lost: ", err)
+		}
+	}
+}
+
+// TestLostConnections: the network forgets connections, or resets our side of them alone, while the server goes on. Its backends are ended over a new
+// connection: callers are served soon, and never more backends live than the capacity, but for the one that asks.
+func TestLostConnections(t *testing.T) {
+	const capacity = 4
+	configs := map[string]passbuddy.Config{
+		"": {}, "fence": {Fence: true}, "per checkout": {Scope: passbuddy.PerCheckout},
+	}
+	faults := map[string]func(*throwaway.Proxy){"forgotten": (*throwaway.Proxy).Forget, "reset": (*throwaway.Proxy).Orphan}
+	for fault, lose := range faults {
+		for _, client := range []string{"pgxpool", "stdlib"} {
+			for name, cfg := range configs {
+				t.Run(fmt.Sprintf("%s/%s/%s", fault, client, name), func(t *testing.T) {
+					s := startServers(t, 0)
+					proxy, err := throwaway.StartProxy(s.postgres.Addr())
+					if err != nil {
+						t.Fatal(err)
+					}
+					t.Cleanup(func() { _ = proxy.Close() })
+					exec := pools[client](t, strings.Replace(s.postgres.URL(), s.postgres.Addr(), proxy.Addr(), 1), s.joins(t, capacity), cfg)
+					all := func() bool {
+						var served atomic.Int32
+						var callers sync.WaitGroup
+						for range capacity {
+							callers.Go(func() {
+								ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+								defer cancel()
+								if exec(ctx, "select pg_sleep(0.1)") == nil {
+									served.Add(1)
+								}
+							})
+						}
+						callers.Wait()
+						return served.Load() == capacity
+					}
+					for began := time.Now(); !all(); {
+						if time.Since(began) > time.Minute {
+							t.Fatal("not served in the first place")
+						}
+					}
+					lose(proxy)
+					began := time.Now()
+					for !all() && time.Since(began) < time.Minute {
+					}
+					took := time.Since(began)
+					t.Logf("served after %v", took)
+					if took > 12*time.Second { // pgx's own clean-up takes 15 s
+						t.Errorf("served after %v", took)
+					}
+					// PerCheckout counts no idle connection, and so none that was lost while it was idle.
+					if n := s.backendCount(t); n > capacity && cfg.Scope == passbuddy.PerConnection {
+						t.Errorf("%d backends, capacity %d", n, capacity)
+					}
+				})
+			}
+		}
+	}
+}
