@@ -164,14 +164,96 @@ func TestNextTryWaitsForTheLast(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	far.Close()
-	if d.Fail(); false {
-		t.Error("a failed attempt has a socket")
-	}
+	d.Fail()
 	waitFor(t, func() bool {
 		return a.Figures() == allotment.Figures{Owned: 1, Spare: 1, Turns: 1} || a.Figures().Opening == 0
 	})
 	_ = second
 	a.Exit()
+}
+
+// TestSilentTryIsAbandoned: a server that never said a word does not keep the attempt's next host from being dialled.
+func TestSilentTryIsAbandoned(t *testing.T) {
+	a := one(t)
+	addr, accepted := server(t)
+	d := dialer(a)
+	ctx := d.Begin(context.Background())
+	first := must(d.DialContext(ctx, "tcp", addr))(t)
+	silent := <-accepted
+	first.Close()
+	must(d.DialContext(ctx, "tcp", addr))(t)
+	far := <-accepted
+	<-socket.Of(first).Gone()
+	waitFor(t, func() bool { _, err := silent.Write([]byte("R")); return err != nil }) // it has been reset
+	if got := a.Figures(); got.Opening != 1 || got.Owned != 1 {
+		t.Errorf("%+v", got)
+	}
+	d.Fail()
+	far.Close()
+	waitFor(t, func() bool { return a.Figures().Leaving == 0 })
+	a.Exit()
+}
+
+// TestTryThatSpokeIsWaitedFor: its server may have a session, which ends in its own time.
+func TestTryThatSpokeIsWaitedFor(t *testing.T) {
+	a := one(t)
+	addr, accepted := server(t)
+	d := dialer(a)
+	ctx := d.Begin(context.Background())
+	first := must(d.DialContext(ctx, "tcp", addr))(t)
+	far := <-accepted
+	if _, err := far.Write([]byte("R")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := first.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	first.Close()
+	dialled := make(chan error)
+	go func() {
+		_, err := d.DialContext(ctx, "tcp", addr)
+		dialled <- err
+	}()
+	select {
+	case err := <-dialled:
+		t.Error("dialled beside a backend that may live: ", err)
+	case <-time.After(200 * time.Millisecond):
+	}
+	far.Close()
+	far = <-accepted
+	if err := <-dialled; err != nil {
+		t.Error(err)
+	}
+	d.Fail()
+	far.Close()
+	waitFor(t, func() bool { return a.Figures().Leaving == 0 })
+	a.Exit()
+}
+
+// TestForgottenTryIsClosed: the driver dials again, and leaves its first socket open. What it ends with is the last that is open, so a cancel
+// request by the context of the attempt is not taken for it.
+func TestForgottenTryIsClosed(t *testing.T) {
+	addr, accepted := server(t)
+	d := &socket.Dialer{Dial: (&net.Dialer{}).DialContext, More: func(context.Context) *allotment.Conn { return nil }}
+	ctx := d.Begin(context.Background())
+	var nets []net.Conn
+	var fars []net.Conn
+	for range 3 {
+		nets = append(nets, must(d.DialContext(ctx, "tcp", addr))(t))
+		fars = append(fars, <-accepted)
+	}
+	nets[2].Close() // the cancel request
+	if own := d.End(socket.Wrap(&net.TCPConn{}).Link()); own != socket.Of(nets[1]) || own.Closed() {
+		t.Error("the connection's socket is not what the attempt ended with")
+	}
+	if _, err := fars[0].Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the forgotten socket: %v", err)
+	}
+	nets[1].Close()
+	for i, far := range fars {
+		far.Close()
+		<-socket.Of(nets[i]).Gone()
+	}
 }
 
 // TestCancelRequestsTakeNone, whenever they come.

@@ -1,0 +1,233 @@
+package allotment_test
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/passbuddy/passbuddy/internal/allotment"
+)
+
+// losing is a process whose network loses connections.
+type losing struct {
+	*process
+	down   error         // why connects fail
+	spares bool          // the server does not end what it is asked to
+	asked  [][]uint32    // which pids, each time
+	think  time.Duration // how long the server takes
+
+	conns []*allotment.Conn // checked out, by pid
+}
+
+var _ allotment.SuspectEnder = (*losing)(nil)
+
+func (fl *fleet) startLosing() *losing {
+	fl.t.Helper()
+	p := fl.start(allotment.Options{})
+	l := &losing{process: &process{fl: fl, sem: p.sem}, think: time.Millisecond}
+	l.Allotment = allotment.New(l, allotment.Options{AcquireTimeout: time.Minute})
+	l.Attach(p.fleetOf(fl.t, l.Allotment))
+	return l
+}
+
+// open checks out n more connections.
+func (l *losing) open(n int) {
+	l.fl.t.Helper()
+	for range n {
+		c, err := l.checkOut(l.fl.t.Context())
+		if err != nil {
+			l.fl.t.Fatal(err)
+		}
+		l.conns = append(l.conns, c)
+	}
+}
+
+func (l *losing) checkOut(ctx context.Context) (*allotment.Conn, error) {
+	c, err := l.Enter(ctx, true)
+	if c != nil || err != nil {
+		return c, err
+	}
+	if c, err = l.Open(ctx); err != nil {
+		l.Exit()
+		return nil, err
+	}
+	if l.down != nil {
+		c.Gone()
+		l.Exit()
+		return nil, l.down
+	}
+	l.fl.count(1)
+	time.Sleep(l.fl.connect)
+	if !c.CheckOut() {
+		l.fl.t.Error("a new connection was refused")
+	}
+	return c, nil
+}
+
+// lose puts the connection of that pid in doubt. Its backend lives on.
+func (l *losing) lose(pid int) {
+	c := l.conns[pid]
+	c.Doubt(&allotment.Suspect{PID: uint32(pid), Ended: c.Gone})
+}
+
+func (l *losing) EndSuspects(ctx context.Context, ask func(allotment.EndFunc)) error {
+	c, err := l.checkOut(ctx)
+	if err != nil {
+		return err
+	}
+	ask(func(_ context.Context, suspects []*allotment.Suspect) (gone []bool, err error) {
+		var pids []uint32
+		for _, s := range suspects {
+			pids = append(pids, s.PID)
+			gone = append(gone, !l.spares)
+		}
+		time.Sleep(l.think)
+		l.asked = append(l.asked, pids)
+		if !l.spares {
+			l.fl.count(-len(pids))
+		}
+		return gone, nil
+	})
+	if !c.Return(true) {
+		l.end(c)
+	}
+	return nil
+}
+
+// served has n callers at once use connections, and returns how long that took.
+func (l *losing) served(n int) time.Duration {
+	began := time.Now()
+	var callers sync.WaitGroup
+	for range n {
+		callers.Go(func() {
+			c, err := l.checkOut(l.fl.t.Context())
+			if err != nil {
+				l.fl.t.Error(err)
+				return
+			}
+			time.Sleep(time.Millisecond)
+			if !c.Return(true) {
+				l.end(c)
+			}
+		})
+	}
+	callers.Wait()
+	return time.Since(began)
+}
+
+// All permits are in doubt: one is lent to ask by, and nobody else's connection is opened before the answer.
+func TestAllInDoubt(t *testing.T) {
+	inFleet(t, 4, func(t *testing.T, fl *fleet) {
+		fl.over = 1
+		p := fl.startLosing()
+		p.open(4)
+		p.think = 50 * time.Millisecond
+		for pid := range 4 {
+			p.lose(pid)
+		}
+		if took := p.served(4); took > time.Second {
+			t.Errorf("served after %v", took)
+		}
+		if now, _, _ := fl.witness(); now > 4 || len(p.asked) != 1 || len(p.asked[0]) != 4 {
+			t.Errorf("%d backends, asked %v", now, p.asked)
+		}
+		if f := p.Figures(); f.Leaving != 0 {
+			t.Errorf("%+v", f)
+		}
+	})
+}
+
+// While another connection serves, nothing is lent.
+func TestSomeInDoubt(t *testing.T) {
+	inFleet(t, 4, func(t *testing.T, fl *fleet) {
+		p := fl.startLosing()
+		p.open(4)
+		if !p.conns[3].Return(true) {
+			t.Fatal("bug in the test: no connection is idle")
+		}
+		for pid := range 3 {
+			p.lose(pid)
+		}
+		if took := p.served(4); took > 100*time.Millisecond {
+			t.Errorf("served after %v", took)
+		}
+	})
+}
+
+// Where the server does not end a backend its permit is counted until doubtMost has passed, but for the one that was lent.
+func TestDoubtIsBounded(t *testing.T) {
+	inFleet(t, 3, func(t *testing.T, fl *fleet) {
+		fl.over = 3
+		p := fl.startLosing()
+		p.open(3)
+		p.spares = true
+		for pid := range 3 {
+			p.lose(pid)
+		}
+		time.Sleep(14 * time.Second)
+		if f := p.Figures(); f.Leaving != 2 {
+			t.Errorf("after 14s: %+v", f)
+		}
+		time.Sleep(2 * time.Second)
+		if f := p.Figures(); f.Leaving != 0 {
+			t.Errorf("after 16s: %+v", f)
+		}
+		if took := p.served(3); took > time.Second {
+			t.Errorf("served after %v", took)
+		}
+	})
+}
+
+// A server that cannot be reached has callers fail by that, not wait; and is asked as soon as a connection succeeds.
+func TestDoubtAndServerDown(t *testing.T) {
+	inFleet(t, 3, func(t *testing.T, fl *fleet) {
+		fl.over = 3
+		p := fl.startLosing()
+		p.open(3)
+		p.down = errors.New("connection refused")
+		for pid := range 3 {
+			p.lose(pid)
+		}
+		time.Sleep(200 * time.Millisecond) // one is lent meanwhile
+		for range 3 {
+			if _, err := p.checkOut(t.Context()); err != p.down {
+				t.Errorf("%v, want %v", err, p.down)
+			}
+		}
+		p.down = nil
+		p.served(1)
+		time.Sleep(200 * time.Millisecond)
+		synctest.Wait()
+		if len(p.asked) != 1 || len(p.asked[0]) != 3 {
+			t.Errorf("asked %v", p.asked)
+		}
+		if now, _, _ := fl.witness(); now > 3 {
+			t.Errorf("%d backends", now)
+		}
+	})
+}
+
+// The server's end shows at the socket after all: nobody is asked for what is gone.
+func TestDoubtThatEnds(t *testing.T) {
+	inFleet(t, 2, func(t *testing.T, fl *fleet) {
+		p := fl.startLosing()
+		p.open(2)
+		p.lose(0)
+		synctest.Wait()
+		fl.count(-1)
+		p.conns[0].Gone()
+		if took := p.served(1); took > 50*time.Millisecond {
+			t.Errorf("served after %v", took)
+		}
+		p.conns[1].Return(true)
+		time.Sleep(time.Minute)
+		for _, pids := range p.asked {
+			if len(pids) > 0 {
+				t.Errorf("asked for %v", p.asked)
+			}
+		}
+	})
+}
