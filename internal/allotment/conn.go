@@ -36,6 +36,7 @@ type Conn struct {
 	idleSeen   time.Time
 	pin        Pin
 	parked     bool   // idle, and in no pool; see Park
+	doubted    bool   // see Doubt
 	epoch      uint32 // see Epoch
 	prev, next *Conn  // in Allotment.idle: always when idle, maybe when out
 
@@ -359,7 +360,7 @@ func (c *Conn) Gone() {
 func (c *Conn) end() {
 	a := c.a
 	switch {
-	case a.undoubt(c) || a.opts.Detached: // what the network has lost says nothing about what a close takes
+	case c.doubted || a.opts.Detached: // what the network has lost says nothing about what a close takes
 	case c.state == leaving:
 		smooth(&a.costs.end, time.Since(c.since))
 	case c.state == opening:
@@ -371,6 +372,7 @@ func (c *Conn) end() {
 	}
 	c.become(gone)
 	delete(a.all, c)
+	a.undoubt(c)
 	switch {
 	case c.permit == nil && c.lost: // its permit was lost and is already disowned
 		a.owned--

@@ -87,21 +87,18 @@ func (c *Conn) Doubt(s *Suspect) bool {
 	if a.doubts == nil {
 		a.doubts = make(map[*Conn]*Suspect)
 	}
-	a.doubts[c] = s
+	a.doubts[c], c.doubted = s, true
 	s.bound = time.AfterFunc(doubtMost, func() { a.giveUp(c) })
 	a.settle()
 	return true
 }
 
-// undoubt takes c, which is gone, out of those in doubt, and reports whether it was one. The lock is held.
-func (a *Allotment) undoubt(c *Conn) bool {
-	s := a.doubts[c]
-	if s == nil {
-		return false
+// undoubt takes c, which is gone, out of those in doubt, if it is one. The lock is held.
+func (a *Allotment) undoubt(c *Conn) {
+	if s := a.doubts[c]; s != nil {
+		s.bound.Stop()
+		delete(a.doubts, c)
 	}
-	s.bound.Stop()
-	delete(a.doubts, c)
-	return true
 }
 
 // outlive notes that the backend of c, which is in doubt, is not waited for any longer. The lock is held; s.Ended must be called without it.

@@ -26,8 +26,11 @@ import (
 // An EOF ends every doubt. Only a connection that a PgConn came of can be in doubt: otherwise nobody knows which backend it has.
 
 const (
-	// suspectAfter is when a connection that is being closed, and still has a backend, is looked at. One that is sound ends within milliseconds.
+	// suspectAfter is when a connection that is being closed, and still has a backend, is looked at: one that is sound ends within milliseconds.
+	// A server that is far away, or starved, took its time for the startup exchange; it has suspectTimes that, up to suspectMost.
 	suspectAfter = 250 * time.Millisecond
+	suspectTimes = 10
+	suspectMost  = 3 * time.Second
 	suspectLeast = 150 * time.Millisecond
 	// suspectAgain is when one whose server does not answer, or that still says something, is looked at again.
 	suspectAgain = time.Second
@@ -36,7 +39,8 @@ const (
 // peer is the backend at the other end.
 type peer struct {
 	pid     uint32
-	since   time.Time // it was there
+	since   time.Time     // it was there
+	took    time.Duration // the startup exchange
 	pc      weak.Pointer[pgconn.PgConn]
 	held    atomic.Pointer[pgconn.PgConn] // pc, for cancel, once its owner has begun to close it
 	leaving atomic.Int64                  // when that was: nanoseconds after since, or 0
@@ -71,7 +75,7 @@ func (l *Link) Leaving() {
 		return
 	}
 	p.held.Store(p.pc.Value()) // alive: its owner is closing it. Or dropped, and collected
-	time.AfterFunc(suspectAfter, l.suspect)
+	time.AfterFunc(min(max(suspectAfter, suspectTimes*p.took), suspectMost), l.suspect)
 }
 
 // suspect looks whether the server lives, and the connection does not.

@@ -45,6 +45,7 @@ type Link struct {
 	eof    atomic.Bool // the server has closed its end
 	broken atomic.Bool // the network has ended the connection: an EOF that follows is not the server's
 	gone   chan struct{}
+	made   time.Time // when the socket was
 }
 
 // Conn is what ends with the socket, or nil.
@@ -77,6 +78,7 @@ func (l *Link) SetCancel(cancel func(context.Context) error) { l.cancel.Store(&c
 // only reads what does not change after the connect. pc is not kept alive: one that is dropped must be collected, and closed.
 func (l *Link) Opened(pc *pgconn.PgConn) {
 	p := &peer{pid: pc.PID(), since: time.Now(), pc: weak.Make(pc)}
+	p.took = p.since.Sub(l.made)
 	l.SetCancel(p.cancel)
 	l.peer.Store(p)
 }
