@@ -27,6 +27,12 @@ type dialFunc = func(ctx context.Context, network, address string) (net.Conn, er
 //
 // For pgx, where it was wrapped by others before PassBuddy sees it: cfg.DialFunc = (&passbuddy.Dialer{Next: cfg.DialFunc}).DialContext.
 //
+// A driver may dial several times in one Connect, and forget sockets that it has no use for: the
+// permit is that of the one it keeps, and the others are closed.
+//
+// On Linux the sockets have TCP_USER_TIMEOUT set to a minute, so that a peer that acknowledges
+// nothing is found out. A Next that sets one of its own, or turns keepalive off, has its way.
+//
 // Dials that are not part of a Connect, such as those of cancel requests, are passed on unchanged. The zero value is ready to use, for
 // any number of connections.
 type Dialer struct {

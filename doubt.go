@@ -11,7 +11,8 @@ import (
 
 var _ allotment.SuspectEnder = (*connector)(nil)
 
-// EndSuspects implements [allotment.SuspectEnder]. Its connection is a caller's like any other; afterwards the next one has it.
+// EndSuspects implements [allotment.SuspectEnder]. Its connection is a caller's like any other;
+// afterwards the next one has it.
 func (cn *connector) EndSuspects(ctx context.Context, ask func(allotment.EndFunc)) error {
 	cn.mu.Lock()
 	closed := cn.closed

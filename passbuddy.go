@@ -19,8 +19,10 @@
 //
 // A permit is free again only when the server's backend has ended. How that is known depends on the driver:
 //
-//   - pgx's stdlib driver, registered or as a connector, and every driver that dials through a [Dialer] (lib/pq, by pq.Connector.Dialer): the
-//     socket is read to its end in the background, bounded to 15s.
+//   - pgx's stdlib driver, registered or as a connector, and every driver that dials through a
+//     [Dialer] (lib/pq, by pq.Connector.Dialer): the socket is read to its end in the background,
+//     bounded to 15s. What the network has lost is ended over another connection, with pgx:
+//     pg_terminate_backend, by pid, age, role and address.
 //   - Any other: the permit stays taken for a while after the driver's Close returned: 15ms, and as long as the slowest recent
 //     connect took. That is an estimate. A server that takes longer to end a backend than to start one can hold more
 //     than the cap for that time. And while a prepared statement is open on an idle connection, it is given back to the fleet at its next use,

@@ -103,8 +103,9 @@ func hungHost(t *testing.T, answer []byte) (addr string) {
 	return l.Addr().String()
 }
 
-// TestHostThatHangs: the first host of the DSN accepts connections, and goes no further. The second one serves after connect_timeout, as
-// with a bare pool, also where the first try has used up the only permit.
+// TestHostThatHangs: the first host of the DSN accepts connections, and goes no further. The second
+// one serves after connect_timeout, as with a bare pool, also where the first try has used up the
+// only permit.
 func TestHostThatHangs(t *testing.T) {
 	s := startServers(t, 0)
 	hosts := map[string]string{
@@ -146,8 +147,9 @@ func (s *servers) behind(t *testing.T, addr string) string {
 	return fmt.Sprintf("host=%s,%s port=%s,%d user=%s password=%s dbname=%s sslmode=disable", host, c.Host, port, c.Port, c.User, c.Password, c.Database)
 }
 
-// TestForgottenTry: lib/pq leaves the socket of a try that the server refused TLS on open, and dials again. The permit belongs to the connection
-// that came of the attempt, whatever becomes of the other.
+// TestForgottenTry: lib/pq leaves the socket of a try that the server refused TLS on open, and
+// dials again. The permit belongs to the connection that came of the attempt, whatever becomes of
+// the other.
 func TestForgottenTry(t *testing.T) {
 	const capacity = 3
 	s := startServers(t, 0)
@@ -187,8 +189,9 @@ func TestForgottenTry(t *testing.T) {
 	}
 }
 
-// TestLostConnections: the network forgets connections, or resets our side of them alone, while the server goes on. Its backends are ended over a new
-// connection: callers are served soon, and never more backends live than the capacity, but for the one that asks.
+// TestLostConnections: the network forgets connections, or resets our side of them alone, while the
+// server goes on. Its backends are ended over a new connection: callers are served soon, and never
+// more backends live than the capacity, but for the one that asks.
 func TestLostConnections(t *testing.T) {
 	const capacity = 4
 	configs := map[string]passbuddy.Config{
@@ -235,7 +238,8 @@ func TestLostConnections(t *testing.T) {
 					if took > 12*time.Second { // pgx's own clean-up takes 15 s
 						t.Errorf("served after %v", took)
 					}
-					// PerCheckout counts no idle connection, and so none that was lost while it was idle.
+					// PerCheckout counts no idle connection, and so none that was lost while it was
+					// idle.
 					if n := s.backendCount(t); n > capacity && cfg.Scope == passbuddy.PerConnection {
 						t.Errorf("%d backends, capacity %d", n, capacity)
 					}

@@ -8,8 +8,9 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// This file is for connections that are closed on our side, and whose backends perhaps live on: the network has lost them. Such a connection is
-// leaving, in doubt, and its permit stays counted. The pool lends one of its connections to have Postgres end those backends, and to see them gone.
+// This file is for connections that are closed on our side, and whose backends perhaps live on: the
+// network has lost them. Such a connection is leaving, in doubt, and its permit stays counted. The
+// pool lends one of its connections to have Postgres end those backends, and to see them gone.
 //
 //	              Doubt                 seen gone, or EOF after all
 //	leaving ----------------> in doubt ----------------------------> gone
@@ -22,21 +23,26 @@ import (
 //
 //   - A connection in doubt is in the state leaving, and counts as such.
 //   - One goroutine, resolve, asks for them all, and lives only as long as there are any.
-//   - lend takes the permit of one from its backend, at most one in each round of resolve: where every permit of the pool is in doubt, or used
-//     by queries that last, nobody could ask otherwise. The urgent caller gets it, past everybody, so its connection is the only one
-//     that is opened before the round has ended. For that time, a connect and two queries, there can be one backend more than permits.
+//   - lend takes the permit of one from its backend, at most one in each round of resolve: where
+//     every permit of the pool is in doubt, or used by queries that last, nobody could ask
+//     otherwise. The urgent caller gets it, past everybody, so its connection is the only one that
+//     is opened before the round has ended. For that time, a connect and two queries, there can be
+//     one backend more than permits.
 //
-// "server down" is an attempt to connect that failed for a reason of its own. Its callers are then to hear of that reason, as from a bare pool,
-// instead of waiting for permits in doubt; and a server that is not there has no backends.
+// "server down" is an attempt to connect that failed for a reason of its own. Its callers are then
+// to hear of that reason, as from a bare pool, instead of waiting for permits in doubt; and a
+// server that is not there has no backends.
 
 const (
-	// doubtMost is how long a permit is counted for a backend that can be neither ended nor seen gone: it is another role's, or behind a pooler.
+	// doubtMost is how long a permit is counted for a backend that can be neither ended nor seen
+	// gone: it is another role's, or behind a pooler.
 	doubtMost = 15 * time.Second
 	// lendAfter is how long resolve waits for a connection before it lends a permit.
 	lendAfter = 100 * time.Millisecond
 	// resolveMost bounds one round.
 	resolveMost = 5 * time.Second
-	// resolveAgain is the pause before what failed is tried again, and resolveRefused what the server has refused to end.
+	// resolveAgain is the pause before what failed is tried again, and resolveRefused what the
+	// server has refused to end.
 	resolveAgain   = 50 * time.Millisecond
 	resolveRefused = time.Second
 	// outlivedMost bounds what is remembered.
@@ -56,15 +62,16 @@ type Suspect struct {
 // SuspectEnder is a [Pool] that can have Postgres end backends.
 type SuspectEnder interface {
 	Pool
-	// EndSuspects calls ask with how to have backends ended over a connection of the pool, once there is one. ctx is urgent (see Enter). An error
-	// says that there was none.
+	// EndSuspects calls ask with how to have backends ended over a connection of the pool, once
+	// there is one. ctx is urgent (see Enter). An error says that there was none.
 	EndSuspects(ctx context.Context, ask func(end EndFunc)) error
 }
 
 // EndFunc ends backends, and reports which are gone. An error says that the server did not answer.
 type EndFunc func(ctx context.Context, suspects []*Suspect) (gone []bool, err error)
 
-// Doubt puts c, which leaves by that if it has not left yet, in doubt. It reports false if the pool cannot do anything about it.
+// Doubt puts c, which leaves by that if it has not left yet, in doubt. It reports false if the pool
+// cannot do anything about it.
 func (c *Conn) Doubt(s *Suspect) bool {
 	a := c.a
 	if _, ok := a.pool.(SuspectEnder); !ok {
@@ -101,7 +108,8 @@ func (a *Allotment) undoubt(c *Conn) {
 	}
 }
 
-// outlive notes that the backend of c, which is in doubt, is not waited for any longer. The lock is held; s.Ended must be called without it.
+// outlive notes that the backend of c, which is in doubt, is not waited for any longer. The lock is
+// held; s.Ended must be called without it.
 func (a *Allotment) outlive(c *Conn) *Suspect {
 	s := a.doubts[c]
 	a.undoubt(c)
@@ -187,13 +195,15 @@ func (a *Allotment) round(ender SuspectEnder) (pause time.Duration) {
 	return pause
 }
 
-// waitsForPermit reports whether err says that there was no permit, or no time, rather than no server.
+// waitsForPermit reports whether err says that there was no permit, or no time, rather than no
+// server.
 func waitsForPermit(err error) bool {
 	return errors.Is(err, semaphore.ErrCapacity) || errors.Is(err, semaphore.ErrUnavailable) || errors.Is(err, semaphore.ErrLost) ||
 		errors.Is(err, context.DeadlineExceeded)
 }
 
-// suspects lists what to ask about: those in doubt, with their connections, and those outlived, without.
+// suspects lists what to ask about: those in doubt, with their connections, and those outlived,
+// without.
 func (a *Allotment) suspects() (conns []*Conn, suspects []*Suspect) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -206,7 +216,8 @@ func (a *Allotment) suspects() (conns []*Conn, suspects []*Suspect) {
 	return conns, suspects
 }
 
-// forgetOutlived forgets those that were asked about. What the server refused to end it will refuse again. The lock is held.
+// forgetOutlived forgets those that were asked about. What the server refused to end it will refuse
+// again. The lock is held.
 func (a *Allotment) forgetOutlived(asked []*Suspect) {
 	done := make(map[*Suspect]bool, len(asked))
 	for _, s := range asked {
@@ -236,9 +247,10 @@ func (a *Allotment) serverDown() {
 	}
 }
 
-// lend gives the urgent caller the permit of a connection in doubt, if it still waits for one. It may have been served, or may have given up,
-// at the same moment: then nothing is lent. The permit goes straight from the one to the other, past debts and openers, and
-// the count of permits owned stays the same.
+// lend gives the urgent caller the permit of a connection in doubt, if it still waits for one. It
+// may have been served, or may have given up, at the same moment: then nothing is lent. The permit
+// goes straight from the one to the other, past debts and openers, and the count of permits owned
+// stays the same.
 func (a *Allotment) lend() {
 	a.mu.Lock()
 	var s *Suspect
@@ -266,7 +278,8 @@ func (a *Allotment) lend() {
 	}
 }
 
-// More opens a connection beyond those that callers have turns for, if the fleet has a permit to spare. Otherwise it returns nil.
+// More opens a connection beyond those that callers have turns for, if the fleet has a permit to
+// spare. Otherwise it returns nil.
 func (a *Allotment) More(ctx context.Context) *Conn {
 	f, ok := a.fleet.(interface {
 		Try(context.Context) (*semaphore.Permit, error)

@@ -118,7 +118,8 @@ func (l *losing) served(n int) time.Duration {
 	return time.Since(began)
 }
 
-// All permits are in doubt: one is lent to ask by, and nobody else's connection is opened before the answer.
+// All permits are in doubt: one is lent to ask by, and nobody else's connection is opened before
+// the answer.
 func TestAllInDoubt(t *testing.T) {
 	inFleet(t, 4, func(t *testing.T, fl *fleet) {
 		fl.over = 1
@@ -157,7 +158,8 @@ func TestSomeInDoubt(t *testing.T) {
 	})
 }
 
-// Where the server does not end a backend its permit is counted until doubtMost has passed, but for the one that was lent.
+// Where the server does not end a backend its permit is counted until doubtMost has passed, but for
+// the one that was lent.
 func TestDoubtIsBounded(t *testing.T) {
 	inFleet(t, 3, func(t *testing.T, fl *fleet) {
 		fl.over = 3
@@ -181,7 +183,8 @@ func TestDoubtIsBounded(t *testing.T) {
 	})
 }
 
-// A server that cannot be reached has callers fail by that, not wait; and is asked as soon as a connection succeeds.
+// A server that cannot be reached has callers fail by that, not wait; and is asked as soon as a
+// connection succeeds.
 func TestDoubtAndServerDown(t *testing.T) {
 	inFleet(t, 3, func(t *testing.T, fl *fleet) {
 		fl.over = 3

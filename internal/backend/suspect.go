@@ -15,15 +15,18 @@ import (
 const (
 	// answerMost bounds the first query: the connection may be dead as well.
 	answerMost = time.Second
-	// sinceSlack is by how much Postgres's clock may run otherwise than ours since a connection was opened.
+	// sinceSlack is by how much Postgres's clock may run otherwise than ours since a connection was
+	// opened.
 	sinceSlack = time.Second
 )
 
-// EndSuspects has Postgres end the backends of connections that were lost, and reports which are gone. Of those it knows the pid, and a time at which
-// they were there: a backend of that pid that has started later is another, and is not touched. Nor is one of another role than pc has
-// logged in with. Both are not gone either: clocks are set, and we do not know better.
+// EndSuspects has Postgres end the backends of connections that were lost, and reports which are
+// gone. Of those it knows the pid, and a time at which they were there: a backend of that pid that
+// has started later is another, and is not touched. Nor is one of another role than pc has logged
+// in with. Both are not gone either: clocks are set, and we do not know better.
 //
-// It asks nothing, and so finds nothing gone, about another server than pc's; nor through a pooler, whose pids are its own.
+// It asks nothing, and so finds nothing gone, about another server than pc's; nor through a pooler,
+// whose pids are its own.
 func EndSuspects(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.Suspect) (gone []bool, err error) {
 	gone = make([]bool, len(suspects))
 	addr := pc.Conn().RemoteAddr()

@@ -13,15 +13,16 @@ import (
 )
 
 const (
-	// tryGrace is how long the next dial of an attempt waits for the end of the last one's backend before it does anything about it. A
-	// backend takes some milliseconds.
+	// tryGrace is how long the next dial of an attempt waits for the end of the last one's backend
+	// before it does anything about it. A backend takes some milliseconds.
 	tryGrace = 50 * time.Millisecond
 	// moreMost bounds the request for a permit for the last try, while the next one waits.
 	moreMost = 250 * time.Millisecond
 )
 
-// Dialer dials for one attempt to connect, which can dial several times: other hosts, with TLS and without. An attempt has one permit, and
-// the socket that it ends with gets it. Earlier sockets of the attempt are tries that failed:
+// Dialer dials for one attempt to connect, which can dial several times: other hosts, with TLS and
+// without. An attempt has one permit, and the socket that it ends with gets it. Earlier sockets of
+// the attempt are tries that failed:
 //
 //	open ------------------------> closed, draining --------------------> gone
 //	  |       by the driver          |                 EOF
@@ -37,9 +38,11 @@ const (
 type Dialer struct {
 	// Dial makes the socket.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
-	// Open takes a permit for each try. Nil: the attempt has its permit already, and binds it after End, or has none.
+	// Open takes a permit for each try. Nil: the attempt has its permit already, and binds it after
+	// End, or has none.
 	Open func(ctx context.Context) (*allotment.Conn, error)
-	// More takes one more permit if the fleet has one to spare, and else returns nil. Nil: sockets hold no permits if Open is nil, too.
+	// More takes one more permit if the fleet has one to spare, and else returns nil. Nil: sockets
+	// hold no permits if Open is nil, too.
 	More func(ctx context.Context) *allotment.Conn
 
 	mu    sync.Mutex
@@ -56,9 +59,10 @@ func (d *Dialer) Begin(ctx context.Context) context.Context {
 
 // DialContext dials: for the attempt if it is the attempt that asks, else plainly.
 //
-// Where each try takes a permit of its own (Open), a try that is still open is in use: pgx closes each before the next. So a second
-// socket is a cancel request's, by the context of the attempt, and takes none. A driver that takes no permits here may have forgotten its
-// last socket. The next one is followed like any other, and End finds out which one the driver kept.
+// Where each try takes a permit of its own (Open), a try that is still open is in use: pgx closes
+// each before the next. So a second socket is a cancel request's, by the context of the attempt,
+// and takes none. A driver that takes no permits here may have forgotten its last socket. The next
+// one is followed like any other, and End finds out which one the driver kept.
 func (d *Dialer) DialContext(ctx context.Context, network, addr string) (net.Conn, error) {
 	if owner, _ := ctx.Value(attemptKey{}).(*Dialer); owner != d {
 		return d.Dial(ctx, network, addr)
@@ -98,7 +102,8 @@ func (d *Dialer) DialContext(ctx context.Context, network, addr string) (net.Con
 	return s, nil
 }
 
-// makeRoom sees to it that no closed try lives under the permit that the next one is to have. With Open it may return that permit.
+// makeRoom sees to it that no closed try lives under the permit that the next one is to have. With
+// Open it may return that permit.
 func (d *Dialer) makeRoom(ctx context.Context) (next *allotment.Conn, err error) {
 	if d.Open == nil && d.More == nil {
 		return nil, nil // these sockets are not counted
@@ -163,8 +168,9 @@ func waitGone(ctx context.Context, l *Link, most time.Duration) (gone bool, err 
 	}
 }
 
-// End ends the attempt, and returns the socket that came of it: own if that is one of the attempt's, or else the last one that is still open.
-// The other sockets that the driver left open are closed.
+// End ends the attempt, and returns the socket that came of it: own if that is one of the
+// attempt's, or else the last one that is still open. The other sockets that the driver left open
+// are closed.
 func (d *Dialer) End(own *Link) *Link {
 	tries := d.end()
 	if !slices.Contains(tries, own) {
@@ -183,7 +189,8 @@ func (d *Dialer) End(own *Link) *Link {
 	return own
 }
 
-// Fail ends an attempt that failed. What it left open is closed. It returns the sockets whose backends may live under the attempt's permit.
+// Fail ends an attempt that failed. What it left open is closed. It returns the sockets whose
+// backends may live under the attempt's permit.
 func (d *Dialer) Fail() []*Link {
 	tries := d.end()
 	for _, l := range tries {

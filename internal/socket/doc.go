@@ -11,6 +11,7 @@
 //	  |    connection does not           v                           |
 //	  +------------------------------> in doubt ---------------------+
 //
-// The server closes its end when the backend exits, so reading to EOF is how we know. Where the network has lost the
-// connection no EOF comes: see doubt.go. A try of an attempt to connect that came to nothing ends in its own ways: see [Dialer].
+// The server closes its end when the backend exits, so reading to EOF is how we know. Where the
+// network has lost the connection no EOF comes: see doubt.go. A try of an attempt to connect that
+// came to nothing ends in its own ways: see [Dialer].
 package socket

@@ -12,27 +12,31 @@ import (
 	"github.com/passbuddy/passbuddy/internal/allotment"
 )
 
-// This file is for connections whose end does not show at the socket: a NAT or a firewall has forgotten them, or something on the way has
-// reset them. Their backends live on, and wait for hours for a client that has gone. So the permit stays counted, in doubt, and the
-// allotment has Postgres end the backend over another connection (see allotment.Suspect).
+// This file is for connections whose end does not show at the socket: a NAT or a firewall has
+// forgotten them, or something on the way has reset them. Their backends live on, and wait for
+// hours for a client that has gone. So the permit stays counted, in doubt, and the allotment has
+// Postgres end the backend over another connection (see allotment.Suspect).
 //
 // What puts a connection in doubt, once its owner has begun to close it:
 //
 //   - the network has ended it: a read or write failed with anything else than EOF;
-//   - the server answers a cancel request, and yet this socket says nothing for as long again as that took, four times, and
-//     suspectLeast at least. A machine that starves is slow at both;
+//   - the server answers a cancel request, and yet this socket says nothing for as long again as
+//     that took, four times, and suspectLeast at least. A machine that starves is slow at both;
 //   - drainMost has passed.
 //
-// An EOF ends every doubt. Only a connection that a PgConn came of can be in doubt: otherwise nobody knows which backend it has.
+// An EOF ends every doubt. Only a connection that a PgConn came of can be in doubt: otherwise
+// nobody knows which backend it has.
 
 const (
-	// suspectAfter is when a connection that is being closed, and still has a backend, is looked at: one that is sound ends within milliseconds.
-	// A server that is far away, or starved, took its time for the startup exchange; it has suspectTimes that, up to suspectMost.
+	// suspectAfter is when a connection that is being closed, and still has a backend, is looked
+	// at: one that is sound ends within milliseconds. A server that is far away, or starved, took
+	// its time for the startup exchange; it has suspectTimes that, up to suspectMost.
 	suspectAfter = 250 * time.Millisecond
 	suspectTimes = 10
 	suspectMost  = 3 * time.Second
 	suspectLeast = 150 * time.Millisecond
-	// suspectAgain is when one whose server does not answer, or that still says something, is looked at again.
+	// suspectAgain is when one whose server does not answer, or that still says something, is
+	// looked at again.
 	suspectAgain = time.Second
 )
 
@@ -68,7 +72,8 @@ func (p *peer) leavingFor() time.Duration {
 	return time.Since(p.since) - time.Duration(at)
 }
 
-// Leaving tells that the owner has begun to close the connection. Close follows; after a cancelled query pgx takes up to 15 s for it.
+// Leaving tells that the owner has begun to close the connection. Close follows; after a cancelled
+// query pgx takes up to 15 s for it.
 func (l *Link) Leaving() {
 	p := l.peer.Load()
 	if p == nil || !p.leaving.CompareAndSwap(0, max(1, int64(time.Since(p.since)))) {
@@ -106,11 +111,13 @@ func (l *Link) over() bool {
 	return l.ended.Load() || l.eof.Load() || p == nil || p.doubted.Load()
 }
 
-// doubt leaves it to the allotment to find out whether the backend has ended. It reports false if that cannot be done.
+// doubt leaves it to the allotment to find out whether the backend has ended. It reports false if
+// that cannot be done.
 //
-// The socket is of no use any more, and closed: pgx's clean-up, if it is still at work, ends at once, and frees its place in pgx's pool.
-// The drain that may be under way ends by that too, and finds the doubt; or it has seen the server's EOF before, and
-// finishes: then the allotment hears of Gone, whatever it was about to ask.
+// The socket is of no use any more, and closed: pgx's clean-up, if it is still at work, ends at
+// once, and frees its place in pgx's pool. The drain that may be under way ends by that too, and
+// finds the doubt; or it has seen the server's EOF before, and finishes: then the allotment hears
+// of Gone, whatever it was about to ask.
 func (l *Link) doubt() bool {
 	p, c := l.peer.Load(), l.conn.Load()
 	if p == nil || c == nil || l.eof.Load() {

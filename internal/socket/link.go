@@ -16,11 +16,12 @@ import (
 )
 
 const (
-	// drainMost is how long a connection that is being closed waits for the server's end before it takes stronger measures. As long
-	// as pgx gives its own clean-up, which is counted.
+	// drainMost is how long a connection that is being closed waits for the server's end before it
+	// takes stronger measures. As long as pgx gives its own clean-up, which is counted.
 	drainMost = 15 * time.Second
-	// drainBlind is drainMost for a socket that cannot be half-closed: where no Terminate was sent, the server only learns
-	// of the end by the real close. It is also that of a server that never said a word: there is no session to end.
+	// drainBlind is drainMost for a socket that cannot be half-closed: where no Terminate was sent,
+	// the server only learns of the end by the real close. It is also that of a server that never
+	// said a word: there is no session to end.
 	drainBlind = 2 * time.Second
 	// drainLeast is what is left of drainMost to a socket that pgx has used it up for.
 	drainLeast = time.Second
@@ -74,8 +75,9 @@ func (l *Link) Unbind() *allotment.Conn { return l.conn.Swap(nil) }
 // at any time, also after the close, and must not keep the [Conn] alive.
 func (l *Link) SetCancel(cancel func(context.Context) error) { l.cancel.Store(&cancel) }
 
-// Opened tells that pc is the connection that came of this socket: who its backend is, and how to cancel what it runs. pc's CancelRequest
-// only reads what does not change after the connect. pc is not kept alive: one that is dropped must be collected, and closed.
+// Opened tells that pc is the connection that came of this socket: who its backend is, and how to
+// cancel what it runs. pc's CancelRequest only reads what does not change after the connect. pc is
+// not kept alive: one that is dropped must be collected, and closed.
 func (l *Link) Opened(pc *pgconn.PgConn) {
 	p := &peer{pid: pc.PID(), since: time.Now(), pc: weak.Make(pc)}
 	p.took = p.since.Sub(l.made)
@@ -86,7 +88,8 @@ func (l *Link) Opened(pc *pgconn.PgConn) {
 // Closed reports whether Close was called.
 func (l *Link) Closed() bool { return l.closed.Load() }
 
-// spoke reports whether the server has ever said anything. It is for sockets that no connection came of: see suspect.
+// spoke reports whether the server has ever said anything. It is for sockets that no connection
+// came of: see suspect.
 func (l *Link) spoke() bool { return l.heard.Load() }
 
 // Gone is closed when the server's backend has ended, as far as can be known.
@@ -106,16 +109,17 @@ func (l *Link) Close() error {
 	return nil
 }
 
-// Abandon gives up on a socket that no connection came of, and whose backend does not end: nobody was logged in by it, or its owner
-// has let go of it, and what the server has started for it ends when it next reads or writes.
+// Abandon gives up on a socket that no connection came of, and whose backend does not end: nobody
+// was logged in by it, or its owner has let go of it, and what the server has started for it ends
+// when it next reads or writes.
 func (l *Link) Abandon() {
 	l.closed.Store(true)
 	l.reset()
 	l.finish()
 }
 
-// reset closes the socket for good. Where it can, it has the server's side forget what it has not read yet: a server that wakes up
-// logs nobody in.
+// reset closes the socket for good. Where it can, it has the server's side forget what it has not
+// read yet: a server that wakes up logs nobody in.
 func (l *Link) reset() {
 	if tcp, ok := l.inner.(interface{ SetLinger(int) error }); ok {
 		_ = tcp.SetLinger(0)
@@ -142,7 +146,8 @@ func (l *Link) Fence() {
 	}
 }
 
-// sendCancel reports whether the server has taken the request. Whether it worked shows at the socket.
+// sendCancel reports whether the server has taken the request. Whether it worked shows at the
+// socket.
 func (l *Link) sendCancel() bool {
 	cancel := l.cancel.Load()
 	if cancel == nil {
@@ -164,10 +169,11 @@ func (l *Link) drain() {
 		_ = l.inner.SetDeadline(time.Time{})
 	}
 	most := drainBlind
-	if half, ok := l.inner.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil && l.heard.Load() {
-		most = drainMost
+	if half, ok := l.inner.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
 		if p := l.peer.Load(); p != nil {
 			most = max(drainLeast, drainMost-p.leavingFor())
+		} else if l.heard.Load() {
+			most = drainMost
 		}
 	}
 	bound := time.AfterFunc(most, l.giveUp)
@@ -199,7 +205,8 @@ func (l *Link) hear() {
 	}
 }
 
-// note keeps what an error of the socket says about its end. After a reset, or a time-out of the network's, Linux reports EOF.
+// note keeps what an error of the socket says about its end. After a reset, or a time-out of the
+// network's, Linux reports EOF.
 func (l *Link) note(err error) {
 	switch {
 	case err == io.EOF:
@@ -213,7 +220,8 @@ func (l *Link) note(err error) {
 }
 
 // giveUp ends a drain that takes too long: the network is dead, or the backend is busy and does not
-// write. In the latter case it would outlive its permit, so it is cancelled first; or ended, where we know which it is.
+// write. In the latter case it would outlive its permit, so it is cancelled first; or ended, where
+// we know which it is.
 func (l *Link) giveUp() {
 	if l.doubt() {
 		return

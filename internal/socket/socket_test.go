@@ -172,7 +172,8 @@ func TestNextTryWaitsForTheLast(t *testing.T) {
 	a.Exit()
 }
 
-// TestSilentTryIsAbandoned: a server that never said a word does not keep the attempt's next host from being dialled.
+// TestSilentTryIsAbandoned: a server that never said a word does not keep the attempt's next host
+// from being dialled.
 func TestSilentTryIsAbandoned(t *testing.T) {
 	a := one(t)
 	addr, accepted := server(t)
@@ -230,8 +231,9 @@ func TestTryThatSpokeIsWaitedFor(t *testing.T) {
 	a.Exit()
 }
 
-// TestForgottenTryIsClosed: the driver dials again, and leaves its first socket open. What it ends with is the last that is open, so a cancel
-// request by the context of the attempt is not taken for it.
+// TestForgottenTryIsClosed: the driver dials again, and leaves its first socket open. What it ends
+// with is the last that is open, so a cancel request by the context of the attempt is not taken for
+// it.
 func TestForgottenTryIsClosed(t *testing.T) {
 	addr, accepted := server(t)
 	d := &socket.Dialer{Dial: (&net.Dialer{}).DialContext, More: func(context.Context) *allotment.Conn { return nil }}
