@@ -25,7 +25,7 @@ var _ syscall.Conn = (*Conn)(nil)
 // is closed when it is collected.
 func Wrap(nc net.Conn) *Conn {
 	tune(nc)
-	l := &Link{inner: nc, gone: make(chan struct{}), made: time.Now()}
+	l := &Link{inner: nc, gone: make(chan struct{}), made: now()}
 	s := &Conn{Conn: nc, link: l}
 	runtime.AddCleanup(s, func(l *Link) { l.Close() }, l)
 	return s

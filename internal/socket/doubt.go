@@ -43,11 +43,11 @@ const (
 // peer is the backend at the other end.
 type peer struct {
 	pid     uint32
-	since   time.Time     // it was there
+	since   time.Duration // it was there, see now
 	took    time.Duration // the startup exchange
 	pc      weak.Pointer[pgconn.PgConn]
 	held    atomic.Pointer[pgconn.PgConn] // pc, for cancel, once its owner has begun to close it
-	leaving atomic.Int64                  // when that was: nanoseconds after since, or 0
+	leaving atomic.Int64                  // when that was, see now; or 0
 	doubted atomic.Bool
 }
 
@@ -69,14 +69,14 @@ func (p *peer) leavingFor() time.Duration {
 	if at == 0 {
 		return 0
 	}
-	return time.Since(p.since) - time.Duration(at)
+	return now() - time.Duration(at)
 }
 
 // Leaving tells that the owner has begun to close the connection. Close follows; after a cancelled
 // query pgx takes up to 15 s for it.
 func (l *Link) Leaving() {
 	p := l.peer.Load()
-	if p == nil || !p.leaving.CompareAndSwap(0, max(1, int64(time.Since(p.since)))) {
+	if p == nil || !p.leaving.CompareAndSwap(0, int64(now())) {
 		return
 	}
 	p.held.Store(p.pc.Value()) // alive: its owner is closing it. Or dropped, and collected
@@ -126,7 +126,7 @@ func (l *Link) doubt() bool {
 	if !p.doubted.CompareAndSwap(false, true) {
 		return true
 	}
-	ok := c.Doubt(&allotment.Suspect{PID: p.pid, Since: p.since, Addr: l.addr(), Ended: l.finish})
+	ok := c.Doubt(&allotment.Suspect{PID: p.pid, Since: begin.Add(p.since), Addr: l.addr(), Ended: l.finish})
 	if !ok {
 		p.doubted.Store(false)
 		return false
@@ -135,6 +135,12 @@ func (l *Link) doubt() bool {
 	l.reset()
 	return true
 }
+
+// begin is when the program began. Times are kept as what has passed since then: a third of a
+// time.Time, of which every idle connection would have several.
+var begin = time.Now()
+
+func now() time.Duration { return time.Since(begin) + 1 } // never 0
 
 // addr is the server's address, as the socket knows it.
 func (l *Link) addr() string {

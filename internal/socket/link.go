@@ -46,7 +46,7 @@ type Link struct {
 	eof    atomic.Bool // the server has closed its end
 	broken atomic.Bool // the network has ended the connection: an EOF that follows is not the server's
 	gone   chan struct{}
-	made   time.Time // when the socket was
+	made   time.Duration // when the socket was, see now
 }
 
 // Conn is what ends with the socket, or nil.
@@ -79,8 +79,8 @@ func (l *Link) SetCancel(cancel func(context.Context) error) { l.cancel.Store(&c
 // cancel what it runs. pc's CancelRequest only reads what does not change after the connect. pc is
 // not kept alive: one that is dropped must be collected, and closed.
 func (l *Link) Opened(pc *pgconn.PgConn) {
-	p := &peer{pid: pc.PID(), since: time.Now(), pc: weak.Make(pc)}
-	p.took = p.since.Sub(l.made)
+	p := &peer{pid: pc.PID(), since: now(), pc: weak.Make(pc)}
+	p.took = p.since - l.made
 	l.SetCancel(p.cancel)
 	l.peer.Store(p)
 }
