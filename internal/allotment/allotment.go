@@ -149,6 +149,7 @@ type Allotment struct {
 	outlived  []*Suspect         // of those that are gone by our count: backends that may live
 	reopened  bool               // a connection was opened since they were last asked about
 	resolving bool               // a goroutine is in resolve
+	lent      *semaphore.Permit  // owned, and nobody's but the urgent caller's: see lend
 	shut      bool               // the pool is closed, and can ask nothing
 }
 

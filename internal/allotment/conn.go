@@ -145,14 +145,22 @@ func (a *Allotment) Open(ctx context.Context) (*Conn, error) {
 		a.mu.Unlock()
 		return nil, fmt.Errorf("passbuddy: %w", semaphore.ErrClosed)
 	}
+	urgent := ctx.Value(urgentKey{}) != nil
+	if urgent {
+		a.unlend()
+	}
 	a.dropStale()
-	if len(a.spare) > 0 && a.openers.len() == 0 {
+	if len(a.spare) > 0 && (a.openers.len() == 0 || urgent) {
 		c := a.bind()
 		a.mu.Unlock()
 		return c, nil
 	}
-	w := &waiter{ready: make(chan struct{})}
-	a.openers.push(w)
+	w := &waiter{ready: make(chan struct{}), urgent: urgent}
+	if urgent {
+		a.openers.pushFront(w)
+	} else {
+		a.openers.push(w)
+	}
 	a.settle()
 	a.mu.Unlock()
 

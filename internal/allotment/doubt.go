@@ -160,7 +160,15 @@ func (a *Allotment) round(ender SuspectEnder) (pause time.Duration) {
 	ctx, cancel := context.WithTimeout(context.WithValue(context.Background(), urgentKey{}, true), resolveMost)
 	defer cancel()
 	lend := time.AfterFunc(lendAfter, a.lend)
-	defer lend.Stop()
+	defer func() {
+		lend.Stop()
+		a.mu.Lock()
+		if a.lent != nil { // the urgent caller had no use for it
+			a.unlend()
+			a.settle()
+		}
+		a.mu.Unlock()
+	}()
 	pause = resolveAgain
 	err := ender.EndSuspects(ctx, func(end EndFunc) {
 		lend.Stop()
@@ -247,27 +255,39 @@ func (a *Allotment) serverDown() {
 	}
 }
 
-// lend gives the urgent caller the permit of a connection in doubt, if it still waits for one. It
-// may have been served, or may have given up, at the same moment: then nothing is lent. The permit
-// goes straight from the one to the other, past debts and openers, and the count of permits owned
-// stays the same.
+// lend gives the urgent caller the permit of a connection in doubt, if it still waits for one. It may
+// have been served, or may have given up, at the same moment: then nothing is lent. A caller that has
+// a turn and waits to open a connection comes after it, and so do debts: the permit is kept aside
+// until the urgent caller opens its connection. The count of permits owned stays the same.
 func (a *Allotment) lend() {
 	a.mu.Lock()
 	var s *Suspect
-	if w := a.waiters.head; w != nil && w.urgent && !a.closed {
+	opener, w := a.openers.head, a.waiters.head
+	if opener != nil && !opener.urgent {
+		opener = nil
+	}
+	if a.lent == nil && !a.closed && (opener != nil || w != nil && w.urgent) {
 		for c := range a.doubts {
 			if c.permit == nil || !c.permit.Held() {
 				continue
 			}
 			s = a.outlive(c)
-			a.spare = append(a.spare, c.permit)
+			p := c.permit
 			c.permit = nil
 			c.become(gone)
 			delete(a.all, c)
 			a.due = min(a.due, a.conns[leaving])
-			a.waiters.pop()
-			w.conn = a.take(w.claim)
-			close(w.ready)
+			if opener != nil {
+				a.openers.pop()
+				a.spare = append(a.spare, p)
+				opener.conn = a.bind()
+				close(opener.ready)
+			} else {
+				a.lent = p
+				a.waiters.pop()
+				w.conn = a.take(w.claim)
+				close(w.ready)
+			}
 			break
 		}
 		a.settle()
@@ -275,6 +295,18 @@ func (a *Allotment) lend() {
 	a.mu.Unlock()
 	if s != nil {
 		s.Ended()
+	}
+}
+
+// unlend makes what was lent a spare permit like any other. The lock is held.
+func (a *Allotment) unlend() {
+	if a.lent == nil {
+		return
+	}
+	a.spare = append(a.spare, a.lent)
+	a.lent = nil
+	if a.closed {
+		a.giveSpare()
 	}
 }
 

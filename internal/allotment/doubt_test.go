@@ -141,6 +141,40 @@ func TestAllInDoubt(t *testing.T) {
 	})
 }
 
+// A caller with a turn, whose own connection is one of those in doubt, does not take what was lent.
+func TestAllInDoubtAndAnOpenerWaits(t *testing.T) {
+	inFleet(t, 3, func(t *testing.T, fl *fleet) {
+		fl.over = 1
+		p := fl.startLosing()
+		p.open(3)
+		if !p.conns[0].Discard() { // the turn stays with the caller
+			t.Fatal("bug in the test: not discarded")
+		}
+		for pid := range 3 {
+			p.lose(pid)
+		}
+		opened := make(chan error)
+		go func() {
+			c, err := p.Open(t.Context())
+			if err == nil {
+				fl.count(1)
+				time.Sleep(10 * time.Second) // in use for long
+				c.Leave()
+				p.end(c)
+				p.Exit()
+			}
+			opened <- err
+		}()
+		synctest.Wait()
+		if took := p.served(2); took > time.Second {
+			t.Errorf("served after %v, asked %v", took, p.asked)
+		}
+		if err := <-opened; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // While another connection serves, nothing is lent.
 func TestSomeInDoubt(t *testing.T) {
 	inFleet(t, 4, func(t *testing.T, fl *fleet) {
