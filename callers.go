@@ -110,6 +110,18 @@ func operationFollows(empty bool) (yes bool) {
 	return yes
 }
 
+// retriedByDB reports whether database/sql tries the operation again on another connection if it
+// fails with ErrBadConn. It does so for the operations of an sql.DB, and not for those of an sql.Tx
+// or sql.Conn. An unknown caller does not. A prepared statement of an sql.Tx is inside its retry
+// too, but does not pass through the wrapper.
+func retriedByDB() (yes bool) {
+	callers(func(name string) bool {
+		yes = yes || name == "(*DB).retry"
+		return !yes
+	})
+	return yes
+}
+
 // endedByUser reports whether a connection is returned because a transaction was committed or rolled back by its
 // user, and not by the end of its context. An unknown caller is not the user.
 func endedByUser() (yes bool) {

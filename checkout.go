@@ -123,7 +123,7 @@ func (c *conn) checkOut(ctx context.Context) error {
 	}
 	c.cn.begin()
 	defer c.cn.done()
-	unit, err := c.cn.enterCheckout(c.cn.a.Bounded(ctx))
+	unit, err := c.cn.enterCheckout(c.cn.a.Bounded(ctx, c.cn.closing))
 	if err != nil {
 		return err
 	}
@@ -150,7 +150,9 @@ func (c *conn) checkOut(ctx context.Context) error {
 // user. If that wrapper is empty, each operation on it passes through it: DB.Conn succeeds, and they
 // report the error.
 func (c *conn) resetCheckout(ctx context.Context) error {
-	c.cn.idle.checkedOut(c)
+	if c.cn.cfg.Scope == PerCheckout {
+		c.cn.idle.checkedOut(c)
+	}
 	empty := c.ph == nil
 	if err, last := c.cn.refusals.again(ctx); err != nil {
 		if !last || !empty {

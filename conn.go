@@ -3,7 +3,11 @@ package passbuddy
 import (
 	"context"
 	"database/sql/driver"
+	"errors"
+	"net"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/passbuddy/passbuddy/internal/allotment"
 )
@@ -49,6 +53,10 @@ type conn struct {
 	born    time.Time // before database/sql's count of its age begins, so it is never taken for younger
 	resting bool      // guarded by idleList.mu
 	closed  bool
+
+	// PerConnection, see age.go.
+	clock    bool
+	returned bool // IsValid said yes, and no checkout has followed
 
 	txCtx context.Context // see BeginTx
 }
@@ -140,7 +148,7 @@ func (c *conn) useSlow(ctx context.Context) error {
 	case c.refused != nil:
 		return c.refused
 	case c.ph != nil && c.ph.broken.Load():
-		return driver.ErrBadConn // its lease was lost
+		return c.told(driver.ErrBadConn)
 	case c.cn.cfg.Scope == PerCheckout:
 		c.cn.idle.checkedOut(c)
 		return neverBadConn(c.checkOut(ctx))
@@ -159,6 +167,35 @@ func (c *conn) useSlow(ctx context.Context) error {
 	return nil
 }
 
+// told is err, with which an operation failed, or what is behind it: a connection that we have
+// ended under its user fails with an error that matches semaphore.ErrLost (or ErrClosed) and says
+// so.
+//
+// An operation that database/sql will try again on another connection keeps ErrBadConn itself: it
+// has lost nothing. A transaction or an sql.Conn has.
+func (c *conn) told(err error) error {
+	if err == nil || !c.ph.broken.Load() {
+		return err
+	}
+	why := c.ph.why.Load()
+	if why == nil || errors.Is(err, *why) || !errors.Is(err, driver.ErrBadConn) && !errors.Is(err, net.ErrClosed) && !errors.Is(err, pgconn.ErrConnClosed) {
+		return err
+	}
+	if retriedByDB() {
+		return driver.ErrBadConn
+	}
+	return &endedError{*why}
+}
+
+// endedError matches ErrBadConn too, by which database/sql closes an sql.Conn.
+type endedError struct{ why error }
+
+func (e *endedError) Error() string {
+	return "passbuddy: this connection was ended while it was in use: " + e.why.Error()
+}
+
+func (e *endedError) Unwrap() []error { return []error{e.why, driver.ErrBadConn} }
+
 // ResetSession is the checkout of a connection that was used before. database/sql ignores every error but ErrBadConn.
 func (c *conn) ResetSession(ctx context.Context) error {
 	if c.cn.evictions.Load() > 0 && c.refuseEviction(ctx) {
@@ -166,13 +203,14 @@ func (c *conn) ResetSession(ctx context.Context) error {
 	}
 	perCheckout := c.cn.cfg.Scope == PerCheckout
 	empty := c.ph == nil
-	if empty && !perCheckout {
-		return nil // still empty: the operation that follows opens it
+	c.returned = false
+	if c.clock {
+		c.readClock()
 	}
-	if !empty && c.ph.broken.Load() {
+	if !empty && (c.ph.broken.Load() || c.ph.moved.Load() && c.cn.tooOld(c.ph)) {
 		return driver.ErrBadConn
 	}
-	if perCheckout {
+	if perCheckout || empty {
 		if err := c.resetCheckout(ctx); err != nil || c.refused != nil || empty {
 			return err
 		}
@@ -203,6 +241,7 @@ func (c *conn) refuseEviction(ctx context.Context) bool {
 func (c *conn) IsValid() bool {
 	perCheckout := c.cn.cfg.Scope == PerCheckout
 	if c.ph == nil {
+		c.refused, c.returned = nil, true
 		return !perCheckout || c.returnCheckout()
 	}
 	tx := c.txCtx
@@ -220,11 +259,16 @@ func (c *conn) IsValid() bool {
 		// Handed to a caller who had given up, and returned without a checkout.
 		return c.unit.Current(c.epoch)
 	}
-	if c.unit.Keep() {
-		c.held = false
+	tooOld := c.ph.moved.Load() && c.cn.tooOld(c.ph)
+	if !tooOld && c.unit.Keep() {
+		c.held, c.returned = false, true
 		return true
 	}
-	c.parking = true
+	if c.ph.pinned == allotment.Free && c.handOver() {
+		c.returned = true
+		return true
+	}
+	c.parking = !tooOld
 	return false
 }
 
@@ -234,6 +278,9 @@ func (c *conn) IsValid() bool {
 func (c *conn) Close() error {
 	if c.cn.cfg.Scope == PerCheckout {
 		return c.closeCheckout()
+	}
+	if c.clock {
+		c.stopClock(c.returned)
 	}
 	ph := c.ph
 	if ph == nil {

@@ -35,11 +35,13 @@ type connector struct {
 	linger    linger
 	refusals  refusals
 	idle      idleList      // PerCheckout
+	ages                    // PerConnection
 	shapeSeen atomic.Uint32 // 1 + shape of the driver's connections, or 0
 
 	evictions atomic.Int32 // calls of evictThroughDB under way
 
-	joined atomic.Bool // a is attached to the engine; see join
+	joined  atomic.Bool   // a is attached to the engine; see join
+	closing chan struct{} // closed by Close: see closed.go
 
 	mu sync.Mutex
 
@@ -59,7 +61,7 @@ var (
 )
 
 func newConnector(inner driver.Connector, d driver.Driver, open fleetSource, cfg Config) *connector {
-	cn := &connector{inner: inner, driver: d, open: open, cfg: cfg}
+	cn := &connector{inner: inner, driver: d, open: open, cfg: cfg, closing: make(chan struct{})}
 	cn.a = allotment.New(cn, cfg.options())
 	return cn
 }
@@ -140,7 +142,10 @@ type checkout struct {
 func (cn *connector) acquire(ctx context.Context) (checkout, error) {
 	cn.begin()
 	defer cn.done()
-	ctx = cn.a.Bounded(ctx)
+	if cn.isClosed() {
+		return checkout{}, allotment.ErrPoolClosed
+	}
+	ctx = cn.a.Bounded(ctx, cn.closing)
 	if cn.cfg.Scope == PerCheckout {
 		return cn.acquireCheckout(ctx)
 	}
@@ -154,7 +159,8 @@ func (cn *connector) acquire(ctx context.Context) (checkout, error) {
 		}
 		// The turn came with an idle connection: parked, or claimed from a wrapper that lies in database/sql's free list.
 		ph := unit.Attached().(*physical)
-		if ph.reset(ctx) {
+		if !cn.tooOld(ph) && ph.reset(ctx) {
+			cn.moves(ph)
 			return checkout{ph, unit, unit.Epoch()}, nil
 		}
 		// If its socket was closed under us, the turn has ended with it, and we queue for another.
@@ -211,6 +217,9 @@ func (cn *connector) dial(ctx context.Context, unit *allotment.Conn) (ph *physic
 			})
 		}
 	}()
+	if cn.isClosed() {
+		return nil, allotment.ErrPoolClosed
+	}
 	inner, err := cn.inner.Connect(at.mark(ctx))
 	if err != nil {
 		return nil, err
@@ -230,11 +239,14 @@ func (cn *connector) dial(ctx context.Context, unit *allotment.Conn) (ph *physic
 }
 
 // Close is called by DB.Close, after the idle connections were closed and while others may still be checked out: those live on, and
-// the allotment with them. It waits, bounded, for the backends that have been closed, so that a program that ends
+// the allotment with them. Callers that wait for a permit are told at once, and nothing is opened any more. It waits, bounded, for the backends that have been closed, so that a program that ends
 // after it leaves nothing behind.
 func (cn *connector) Close() error {
 	cn.mu.Lock()
-	cn.closed = true
+	if !cn.closed {
+		cn.closed = true
+		close(cn.closing)
+	}
 	cn.busy++ // no leaving before the end of Close
 	cn.mu.Unlock()
 	cn.sweep(0)
@@ -384,13 +396,17 @@ func (cn *connector) Fence(c *allotment.Conn) {
 	case *physical:
 		v.fence(c)
 	case *socket.Link:
-		v.Fence()
+		v.FenceFor(c.Ended())
 	}
 	// nil: still being opened. Attach will report false.
 }
 
 // neverBadConn keeps driver.ErrBadConn out of Connect's errors: database/sql would take it for a stale connection and try again.
+// A caller that is refused because the DB was closed is told so in database/sql's own words.
 func neverBadConn(err error) error {
+	if errors.Is(err, allotment.ErrPoolClosed) {
+		return errDBClosed()
+	}
 	if errors.Is(err, driver.ErrBadConn) {
 		return fmt.Errorf("passbuddy: connect: %v", err)
 	}

@@ -67,7 +67,7 @@ func OpenDB(c driver.Connector, sem *semaphore.Semaphore, cfg Config) *sql.DB {
 	db := sql.OpenDB(wrapped)
 	if cn, ok := wrapped.(*connector); ok {
 		cn.db.Store(db)
-		db.SetMaxIdleConns(sem.Capacity())
+		db.SetMaxIdleConns(sem.Capacity() + 1) // one wrapper may be without a connection: see age.go
 	}
 	return db
 }

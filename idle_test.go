@@ -80,9 +80,10 @@ func TestConnMaxLifetime(t *testing.T) {
 	// With fewer idle wrappers than callers, wrappers are closed before they reach the limit, and nothing
 	// shows it.
 	for callers, maxIdles := range map[int][]int{1: {1, 20}, 12: {12, 20}} {
-		for _, maxIdle := range maxIdles {
-			t.Run(fmt.Sprintf("%d callers, %d idle", callers, maxIdle), func(t *testing.T) {
-				bubble(t, 3, full, Config{Scope: PerCheckout}, func(t *testing.T, b *bench) {
+		for i := range 2 * len(maxIdles) {
+			scope, maxIdle := scopes[i%2], maxIdles[i/2]
+			t.Run(fmt.Sprintf("%v, %d callers, %d idle", scope, callers, maxIdle), func(t *testing.T) {
+				bubble(t, 3, full, Config{Scope: scope}, func(t *testing.T, b *bench) {
 					b.db.SetMaxIdleConns(maxIdle)
 					b.db.SetConnMaxLifetime(limit)
 					var mu sync.Mutex
@@ -190,4 +191,59 @@ func (b *bench) pingSlowly() {
 		time.Sleep(50 * time.Millisecond)
 		_ = c.Close()
 	}
+}
+
+// TestConnMaxLifetimeOfIdle: a connection that was handed over does not outlive the limit because
+// it lies idle.
+func TestConnMaxLifetimeOfIdle(t *testing.T) {
+	const limit = 10 * time.Second
+	bubble(t, 3, full, Config{}, func(t *testing.T, b *bench) {
+		b.db.SetMaxIdleConns(20)
+		b.db.SetConnMaxLifetime(limit)
+		b.crowd(t, 12, 15*time.Second) // the second generation is 5 s old
+		time.Sleep(limit - 5*time.Second + 100*time.Millisecond)
+		synctest.Wait()
+		if n := b.server.open.Load(); n != 0 {
+			t.Errorf("%d connections outlive the limit", n)
+		}
+	})
+}
+
+// TestConnMaxLifetimeRaisedInACrowd is TestConnMaxLifetimeRaised while connections are handed over
+// all the time.
+func TestConnMaxLifetimeRaisedInACrowd(t *testing.T) {
+	bubble(t, 3, full, Config{}, func(t *testing.T, b *bench) {
+		b.db.SetMaxIdleConns(20)
+		b.db.SetConnMaxLifetime(10 * time.Second)
+		b.crowd(t, 12, 25*time.Second)
+		if n := b.server.dials.Load(); n != 9 {
+			t.Errorf("dialled %d times, want 9", n)
+		}
+		b.db.SetConnMaxLifetime(0)
+		b.crowd(t, 12, 30*time.Second)
+		before := b.server.dials.Load()
+		b.crowd(t, 12, 10*time.Minute)
+		if n := b.server.dials.Load(); n != before {
+			t.Errorf("without a limit: dialled %d times", n-before)
+		}
+	})
+}
+
+// crowd has that many callers use the DB for so long.
+func (b *bench) crowd(t *testing.T, callers int, d time.Duration) {
+	t.Helper()
+	b.server.onExec = func(context.Context, string) error { time.Sleep(20 * time.Millisecond); return nil }
+	stop := time.Now().Add(d)
+	var wg sync.WaitGroup
+	for range callers {
+		wg.Go(func() {
+			for time.Now().Before(stop) {
+				if _, err := b.db.Exec("x"); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
 }

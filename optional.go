@@ -34,7 +34,7 @@ func (c *conn) Ping(ctx context.Context) error {
 	if c.ph.pinger == nil {
 		return nil
 	}
-	return c.ph.pinger.Ping(ctx)
+	return c.told(c.ph.pinger.Ping(ctx))
 }
 
 // Prepare is for callers other than database/sql, which uses PrepareContext.
@@ -51,7 +51,7 @@ func (c *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, e
 	if err == nil {
 		c.ph.pin(preparedFor())
 	}
-	return stmt, err
+	return stmt, c.told(err)
 }
 
 func (c *conn) prepare(ctx context.Context, query string) (driver.Stmt, error) {
@@ -85,7 +85,7 @@ func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, e
 	if err == nil && ctx.Done() != nil && (c.ph.resetter == nil || c.ph.validator == nil) {
 		c.txCtx = ctx
 	}
-	return tx, err
+	return tx, c.told(err)
 }
 
 func (c *conn) begin(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
@@ -147,13 +147,15 @@ func (c *conn) exec(ctx context.Context, query string, args []driver.NamedValue)
 	}
 	switch {
 	case c.ph.execer != nil:
-		return c.ph.execer.ExecContext(ctx, query, args)
+		res, err := c.ph.execer.ExecContext(ctx, query, args)
+		return res, c.told(err)
 	case c.ph.oldExecer != nil:
 		values, err := plainValues(ctx, args)
 		if err != nil {
 			return nil, err
 		}
-		return c.ph.oldExecer.Exec(query, values)
+		res, err := c.ph.oldExecer.Exec(query, values)
+		return res, c.told(err)
 	}
 	return nil, driver.ErrSkip
 }
@@ -171,13 +173,15 @@ func (c *conn) query(ctx context.Context, query string, args []driver.NamedValue
 	}
 	switch {
 	case c.ph.queryer != nil:
-		return c.ph.queryer.QueryContext(ctx, query, args)
+		rows, err := c.ph.queryer.QueryContext(ctx, query, args)
+		return rows, c.told(err)
 	case c.ph.oldQuery != nil:
 		values, err := plainValues(ctx, args)
 		if err != nil {
 			return nil, err
 		}
-		return c.ph.oldQuery.Query(query, values)
+		rows, err := c.ph.oldQuery.Query(query, values)
+		return rows, c.told(err)
 	}
 	return nil, driver.ErrSkip
 }

@@ -38,6 +38,17 @@
 // Leave SetMaxOpenConns alone: callers wait in PassBuddy's queue, which is fair and knows the fleet. Raise SetMaxIdleConns to the capacity
 // ([OpenDB] does it): with the default of 2, database/sql closes connections that PassBuddy would keep warm, and nothing is
 // gained, since an idle connection is given back on demand.
+//
+// SetConnMaxLifetime applies to the driver's connections, also where one passes from caller to
+// caller inside PassBuddy. database/sql does not tell its limit: PassBuddy learns it when
+// database/sql first closes something for its age. Until then, one lifetime after callers first had
+// to wait, a connection can reach twice the lifetime. With SetMaxIdleConns(0) nothing is learned
+// while callers wait.
+//
+// After DB.Close, callers that wait for a permit get database/sql's own error, and nothing is
+// opened for them. An operation inside a transaction or an sql.Conn whose connection was ended
+// because its lease was lost fails with an error that matches [semaphore.ErrLost]. Operations of
+// the DB itself are tried again by database/sql.
 package passbuddy
 
 import (

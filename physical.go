@@ -34,8 +34,12 @@ type physical struct {
 	pinned     allotment.Pin
 	statements bool // somebody may still close a statement on it, even after it was closed
 
-	broken atomic.Bool // its lease is lost: it fails at the next operation
-	ended  atomic.Bool // end was called
+	moved  atomic.Bool                // it was handed over past its wrapper: see age.go
+	expiry atomic.Pointer[time.Timer] // see age.go
+
+	broken atomic.Bool           // its lease is lost: it fails at the next operation
+	why    atomic.Pointer[error] // with broken: why it was ended while it may have been in use, or nil
+	ended  atomic.Bool           // end was called
 }
 
 // optional is what inner implements beyond driver.Conn, asserted once.
@@ -112,6 +116,9 @@ func (ph *physical) end(where bool) error {
 	if !ph.ended.CompareAndSwap(false, true) {
 		return nil
 	}
+	if timer := ph.expiry.Load(); timer != nil {
+		timer.Stop()
+	}
 	ph.cn.endBegins()
 	if ph.link != nil {
 		if ph.cn.cfg.Scope == PerCheckout && ph.unit != nil {
@@ -173,6 +180,11 @@ func (ph *physical) endIdle() {
 
 // fence ends the connection at once if it can be done from outside. c is the unit whose lease is lost.
 func (ph *physical) fence(c *allotment.Conn) {
+	why := c.Ended()
+	if why != nil {
+		// Before broken is set. A connection that is not broken has no use for it: see breaks.
+		ph.why.Store(&why)
+	}
 	if ph.cn.cfg.Scope == PerCheckout {
 		if !ph.cn.idle.breaks(ph, c) {
 			return
@@ -184,7 +196,7 @@ func (ph *physical) fence(c *allotment.Conn) {
 		}
 	}
 	if ph.link != nil {
-		ph.link.Fence()
+		ph.link.FenceFor(why)
 	}
 }
 

@@ -18,7 +18,15 @@ import (
 // openTurn puts the turn that its caller has under a permit, for the scope PerCheckout. If it cannot, the turn is given back. A permit
 // is at hand, unless it was lost since the turn was given.
 func openTurn(ctx context.Context, a *allotment.Allotment) (*allotment.Conn, error) {
-	c, err := a.OpenWithin(ctx)
+	c, err := a.OpenNow(), error(nil)
+	if c == nil {
+		c, err = a.OpenWithin(ctx)
+	}
+	return takeTurn(a, c, err)
+}
+
+// takeTurn is openTurn with what the allotment said.
+func takeTurn(a *allotment.Allotment, c *allotment.Conn, err error) (*allotment.Conn, error) {
 	if err != nil {
 		a.Exit()
 		return nil, err
@@ -38,10 +46,13 @@ type turn struct {
 }
 
 // bindTurn puts a turn that was just taken under a permit.
-func (p *pool) bindTurn(ctx context.Context) context.Context {
-	c, err := openTurn(ctx, p.allot)
-	if err != nil {
-		return &refused{ctx, err}
+func (p *pool) bindTurn(ctx context.Context, pool *pgxpool.Pool) context.Context {
+	c, err := p.allot.OpenNow(), error(nil)
+	if c == nil {
+		c, err = p.allot.OpenWithin(p.allot.Bounded(ctx, p.closingOf(pool)))
+	}
+	if c, err = takeTurn(p.allot, c, err); err != nil {
+		return &refused{ctx, asClosed(err, pool)}
 	}
 	return &turn{ctx, c}
 }
@@ -55,7 +66,7 @@ func (p *pool) endTurn(ctx context.Context, data pgxpool.TraceAcquireEndData) {
 		t.c.Gone()
 	default:
 		if l := linkOf(data.Conn); !l.Bind(t.c) {
-			go l.Fence() // lost after PrepareConn
+			go l.FenceFor(semaphore.ErrLost) // lost after PrepareConn
 		}
 	}
 }

@@ -134,7 +134,7 @@ func configureWith(cfg *pgxpool.Config, opts passbuddy.Config, join func(*allotm
 		t.release, _ = p.user.tracer.(pgxpool.ReleaseTracer)
 	}
 	t.plain = t.acquire == nil && !p.perCheckout
-	cfg.ConnConfig.Tracer = t
+	cfg.ConnConfig.Tracer, p.tracer = t, t
 	cfg.BeforeConnect = p.beforeConnect
 	cfg.AfterConnect = p.afterConnect
 	cfg.BeforeClose = p.beforeClose

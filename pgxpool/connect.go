@@ -21,6 +21,8 @@ import (
 type attempt struct {
 	*multitracer.Tracer // the user's; unused as long as pgx reads ConnConfig.Tracer after TraceConnectStart
 	user                pgx.QueryTracer
+	pool                pgx.QueryTracer // the pool's, for connections that are opened by hand from this one's Config
+	config              *pgx.ConnConfig
 	dialer              socket.Dialer
 	ended               func() // for a background attempt: see background
 }
@@ -28,7 +30,9 @@ type attempt struct {
 var noTracer = new(multitracer.Tracer)
 
 func (p *pool) beforeConnect(ctx context.Context, cfg *pgx.ConnConfig) error {
-	if ctx.Value(reclaimKey{}) != nil {
+	if r, ok := ctx.Value(reclaimKey{}).(*reclaim); ok {
+		closes := ctx.Done()
+		r.seen.Store(&closes)
 		return errReclaimed // there is nothing idle, and a search must not open anything
 	}
 	if a, ok := ctx.Value(arrivalKey{}).(*arrival); ok {
@@ -40,7 +44,7 @@ func (p *pool) beforeConnect(ctx context.Context, cfg *pgx.ConnConfig) error {
 			return err
 		}
 	}
-	at := &attempt{Tracer: noTracer, user: cfg.Tracer}
+	at := &attempt{Tracer: noTracer, user: cfg.Tracer, pool: p.tracer}
 	if at.user != nil {
 		at.Tracer = multitracer.New(at.user)
 	}
@@ -53,6 +57,9 @@ func (p *pool) beforeConnect(ctx context.Context, cfg *pgx.ConnConfig) error {
 			at.ended = p.background.begin()
 			at.dialer.Open = p.backgroundOpener(at.ended)
 		}
+	}
+	if _, background := ctx.Deadline(); !background {
+		p.saw(ctx)
 	}
 	cfg.DialFunc = at.dialer.DialContext
 	cfg.Tracer = at
@@ -73,6 +80,7 @@ func (p *pool) beforeConnect(ctx context.Context, cfg *pgx.ConnConfig) error {
 
 func (at *attempt) TraceConnectStart(ctx context.Context, data pgx.TraceConnectStartData) context.Context {
 	data.ConnConfig.Tracer = at.user
+	at.config = data.ConnConfig
 	if t, ok := at.user.(pgx.ConnectTracer); ok {
 		ctx = t.TraceConnectStart(ctx, data)
 	}
@@ -80,18 +88,7 @@ func (at *attempt) TraceConnectStart(ctx context.Context, data pgx.TraceConnectS
 }
 
 func (at *attempt) TraceConnectEnd(ctx context.Context, data pgx.TraceConnectEndData) {
-	if data.Err != nil {
-		at.dialer.Fail()
-	} else {
-		pc := data.Conn.PgConn()
-		own := socket.Of(pc.Conn())
-		if l := at.dialer.End(own); l != nil {
-			if own == nil {
-				pc.CustomData()[customData] = l
-			}
-			l.Opened(pc)
-		}
-	}
+	at.endDials(data, at.pool)
 	if at.ended != nil {
 		if data.Err != nil {
 			at.ended()
@@ -102,6 +99,24 @@ func (at *attempt) TraceConnectEnd(ctx context.Context, data pgx.TraceConnectEnd
 	if t, ok := at.user.(pgx.ConnectTracer); ok {
 		t.TraceConnectEnd(ctx, data)
 	}
+}
+
+// endDials ends the attempt of the dialer. The socket that came of it learns whose it is, and the
+// configuration gets our tracer back, which shown is: pgx has read it, and shows it in Config.
+func (at *attempt) endDials(data pgx.TraceConnectEndData, shown pgx.QueryTracer) {
+	if data.Err != nil {
+		at.dialer.Fail()
+		return
+	}
+	pc := data.Conn.PgConn()
+	own := socket.Of(pc.Conn())
+	if l := at.dialer.End(own); l != nil {
+		if own == nil {
+			pc.CustomData()[customData] = l
+		}
+		l.Opened(pc)
+	}
+	at.config.Tracer = shown
 }
 
 const attemptData = customData + "/attempt"
@@ -167,9 +182,18 @@ func (b *attempts) wait(ctx context.Context) {
 	}
 }
 
-// open takes a permit for a caller that has a turn. It waits at most for a connection to end.
+// open takes a permit for a caller that has a turn. It waits at most for a connection to end, or
+// its pool's Close: nothing else cancels ctx, which is puddle's; a timeout of the connect shows as
+// that.
 func (p *pool) open(ctx context.Context) (*allotment.Conn, error) {
-	return p.allot.OpenWithin(ctx)
+	c, err := p.allot.OpenWithin(ctx)
+	if err != nil {
+		if known := p.known.Load(); known != nil && (errors.Is(err, allotment.ErrPoolClosed) || ctx.Err() == context.Canceled) {
+			err = fmt.Errorf("passbuddy: while waiting for a connection permit: %w", errClosedPool(known))
+		}
+		return nil, err
+	}
+	return c, nil
 }
 
 // openBackground takes a permit that nobody waits for, or none.

@@ -19,6 +19,20 @@
 // in good order keeps the permit until its backend is gone. Idle connections are not counted, nor are
 // those that [pgxpool.Pool.AcquireAllIdle] hands out.
 //
+// # Connections opened by hand
+//
+// pgx.ConnectConfig and stdlib.OpenDB with the ConnConfig of [pgxpool.Pool.Config] open connections
+// outside the pool. Each counts, in either scope, as one checkout for as long as it is open: it
+// waits for a permit as a checkout does, and the pool cannot take it back while it is idle. For an
+// *sql.DB that shares the pool's connections use stdlib.OpenDBFromPool. pgconn.ConnectConfig, which
+// calls no tracer, is not counted.
+//
+// # Close
+//
+// Close of the pool wakes the callers that wait for a permit, with pgx's own error for a closed
+// pool. An operation whose connection was ended because its lease was lost fails with an error that
+// matches [semaphore.ErrLost].
+//
 // # MaxConns
 //
 // MaxConns stays what it is in pgx: the most connections of this process. It may be smaller than the capacity, and the
@@ -30,7 +44,6 @@
 //
 // # What it does not cover
 //
-// Cancel requests, which Postgres does not count either. Connections that are opened by hand, also from [pgxpool.Pool.Config].
-// A connection lost to the network without a word, whose backend lives on: its permit comes back 20 seconds after
+// Cancel requests, which Postgres does not count either. A connection lost to the network without a word, whose backend lives on: its permit comes back 20 seconds after
 // the close at the latest.
 package pgxpool

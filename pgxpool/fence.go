@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/passbuddy/passbuddy/internal/allotment"
 	"github.com/passbuddy/passbuddy/internal/backend"
@@ -14,13 +15,17 @@ import (
 
 // mark records the backend of a new connection. It asks the server and Redis.
 func (p *pool) mark(ctx context.Context, c *allotment.Conn, conn *pgx.Conn) error {
+	return p.markBackend(ctx, c, conn.PgConn())
+}
+
+func (p *pool) markBackend(ctx context.Context, c *allotment.Conn, pc *pgconn.PgConn) error {
 	if c == nil {
 		return errUntracked
 	}
 	// pgx's ctx has no deadline: it outlives the caller.
 	ctx, cancel := context.WithTimeout(ctx, p.acquireTimeout)
 	defer cancel()
-	b, err := backend.Of(ctx, conn.PgConn())
+	b, err := backend.Of(ctx, pc)
 	if err != nil {
 		return err
 	}

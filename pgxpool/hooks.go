@@ -32,6 +32,9 @@ import (
 //   - A hijacked connection keeps its permit until it is collected as garbage.
 //   - A caller waits for his permit with a connection of the pool already in his hands. With MaxConns callers waiting, others wait for them.
 //   - AcquireAllIdle runs PrepareConn for each connection, and so waits for a permit for each.
+//   - A caller that waits in PrepareConn does not learn that its pool was closed, and Close waits
+//     for it.
+//   - An operation whose lease is lost fails with the error of a closed socket.
 type Hooks struct {
 	allot *allotment.Allotment
 	err   error
@@ -79,7 +82,7 @@ func (h *Hooks) PrepareConn(ctx context.Context, conn *pgx.Conn) (bool, error) {
 	held := holderOf(conn)
 	// A checkout that failed after us (another hook that ours was called from) called no hook at its end.
 	held.giveBack()
-	ctx = h.allot.Bounded(ctx)
+	ctx = h.allot.Bounded(ctx, nil)
 	if _, err := h.allot.Enter(ctx, false); err != nil {
 		return true, err
 	}

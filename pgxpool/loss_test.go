@@ -51,6 +51,9 @@ func TestLeaseLost(t *testing.T) {
 			rd.Kill()
 			killed := time.Now()
 			err = <-busy
+			if !c.keep && !errors.Is(err, semaphore.ErrLost) {
+				t.Errorf("the query does not say that the lease was lost: %v", err)
+			}
 			if took := time.Since(killed); c.keep != (err == nil) || !c.keep && took > ttl+200*time.Millisecond {
 				t.Errorf("the query ended after %v: %v", took, err)
 			}
@@ -102,8 +105,8 @@ func TestSemaphoreCloses(t *testing.T) {
 	}()
 	eventually(t, "the query runs", func() bool { return passpool.Figures(pool).Out == 1 })
 	ok(t, sem.Close())
-	if err := <-done; err == nil {
-		t.Error("the query went on")
+	if err := <-done; !errors.Is(err, semaphore.ErrClosed) {
+		t.Errorf("the query went on, or does not say why it ended: %v", err)
 	}
 	eventually(t, "no backend is left", func() bool { return f.backends() == 0 })
 	if err := pool.Ping(ctxb); !errors.Is(err, semaphore.ErrClosed) {

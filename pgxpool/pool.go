@@ -36,6 +36,7 @@ type pool struct {
 	allot          *allotment.Allotment
 	share          share
 	user           hooks
+	tracer         *tracer
 	perCheckout    bool
 	fence          bool
 	acquireTimeout time.Duration
@@ -45,6 +46,7 @@ type pool struct {
 
 	// known is the pool that pgx made of the config. Configure does not see it; the first checkout tells.
 	known    atomic.Pointer[pgxpool.Pool]
+	closings closings
 	misses   int // of Evict in a row; it has one caller at a time
 	watching atomic.Bool
 	arrivals arrivals
@@ -93,7 +95,7 @@ func healthy(conn *pgx.Conn) bool {
 // Fence ends c, whoever uses it.
 func (p *pool) Fence(c *allotment.Conn) {
 	if l, ok := c.Attached().(*socket.Link); ok {
-		l.Fence()
+		l.FenceFor(c.Ended())
 	}
 }
 
@@ -142,7 +144,9 @@ func (p *pool) Evict() bool {
 // reclaim is the context of a checkout that looks for an idle connection to end.
 type reclaim struct {
 	context.Context
+	look    bool // it looks for the closing of its pool, and ends nothing: see closingOf
 	evicted bool
+	seen    atomic.Pointer[<-chan struct{}]
 }
 
 type reclaimKey struct{}
@@ -160,6 +164,9 @@ func (r *reclaim) Value(key any) any {
 // prepare decides about the idle connection that the search has found.
 func (r *reclaim) prepare(conn *pgx.Conn) (bool, error) {
 	c := linkOf(conn).Conn()
+	if r.look {
+		return !linkOf(conn).Closed(), errReclaimed
+	}
 	if c == nil || !c.Usable() {
 		return false, errReclaimed // closed in place, and left behind
 	}
@@ -167,7 +174,7 @@ func (r *reclaim) prepare(conn *pgx.Conn) (bool, error) {
 	return !r.evicted, errReclaimed
 }
 
-// watch looks out for hijacked connections while callers wait for MaxConns. Hijack calls no hook, and frees a place
+// watch looks out for connections outside the pool, hijacked or opened by hand, while callers wait for MaxConns. Hijack calls no hook, and frees a place
 // in the pool, for which the callers that wait must learn to ask.
 func (p *pool) watch() {
 	if p.watching.CompareAndSwap(false, true) {
@@ -178,12 +185,16 @@ func (p *pool) watch() {
 func (p *pool) countOutside() {
 	out, crowded := p.allot.Crowded()
 	known := p.known.Load()
-	if !crowded || known == nil {
+	if !crowded {
 		p.watching.Store(false)
 		return
 	}
-	// Both counts move while we look. A connection is checked out by ours only while it is acquired by
-	// pgx's, so a difference is no artefact of that; one that is too small is seen next time.
-	p.allot.SetOutside(max(0, out-int(known.Stat().AcquiredConns())))
+	if known != nil {
+		// Both counts move while we look. A connection is checked out by ours only while it is
+		// acquired by pgx's, so a difference is no artefact of that; one that is too small is seen
+		// next time.
+		out -= int(known.Stat().AcquiredConns())
+	}
+	p.allot.SetOutside(max(0, out))
 	time.AfterFunc(hijackCheck, p.countOutside)
 }

@@ -32,26 +32,30 @@ func (t *tracer) TraceAcquireStart(ctx context.Context, pool *pgxpool.Pool, data
 		return ctx
 	}
 	if t.known.Load() != pool {
-		t.known.Store(pool)
+		t.meet(pool)
 	}
 	if t.acquire != nil && !isFencing(ctx) {
 		ctx = t.acquire.TraceAcquireStart(ctx, pool, data)
 	}
 	if !t.allot.TryEnter() {
 		t.watch()
+		closing := t.closingOf(pool)
+		if isClosed(closing) {
+			return &refused{ctx, errClosedPool(pool)}
+		}
 		if !isFencing(ctx) { // which is told by the context's own type, and bounds itself
-			ctx = t.allot.Bounded(ctx)
+			ctx = t.allot.Bounded(ctx, closing)
 		}
 		warm, err := t.allot.EnterPool(ctx)
 		if err != nil {
-			return &refused{ctx, err}
+			return &refused{ctx, asClosed(err, pool)}
 		}
 		if warm && !t.perCheckout { // a checkout's turn comes with a permit, not with a connection
 			ctx = t.arrivals.arrive(ctx, pool)
 		}
 	}
 	if t.perCheckout {
-		return t.bindTurn(ctx)
+		return t.bindTurn(ctx, pool)
 	}
 	return ctx
 }

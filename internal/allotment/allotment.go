@@ -142,6 +142,7 @@ type Allotment struct {
 	againAt   time.Time
 	kept      time.Time // Detached: when a permit was last in use
 	outside   int       // connections taken out of the pool for good, beyond its MaxConns: see SetOutside
+	returns   uint64    // checkouts that ended while a caller may have waited: see nested.go
 	granted   time.Time // when the last grant arrived
 	back      time.Time // when Redis came back after it could not be asked
 	closed    bool
@@ -242,6 +243,11 @@ func (a *Allotment) enterSlow(ctx context.Context, w *waiter) error {
 		a.mu.Unlock()
 		return err
 	}
+	closing := closingOf(ctx)
+	if isClosed(closing) {
+		a.mu.Unlock()
+		return ErrPoolClosed
+	}
 	if ctx.Value(urgentKey{}) != nil {
 		w.urgent = true
 		a.waiters.pushFront(w)
@@ -251,6 +257,7 @@ func (a *Allotment) enterSlow(ctx context.Context, w *waiter) error {
 	a.backlog.begin()
 	a.miss()
 	a.settle()
+	began, returns := time.Now(), a.returns
 	a.mu.Unlock()
 
 	timer := time.NewTimer(a.left(ctx))
@@ -261,6 +268,7 @@ func (a *Allotment) enterSlow(ctx context.Context, w *waiter) error {
 		return w.err
 	case <-ctx.Done():
 		cause = context.Cause(ctx)
+	case <-closing:
 	case <-timer.C:
 	}
 
@@ -282,7 +290,14 @@ func (a *Allotment) enterSlow(ctx context.Context, w *waiter) error {
 		a.waiters.remove(w)
 	}
 	a.settle()
-	return a.refusal(ctx, cause)
+	if isClosed(closing) {
+		return ErrPoolClosed
+	}
+	if err := a.refusal(ctx, cause); a.returns != returns || !errors.Is(err, semaphore.ErrCapacity) {
+		return err
+	} else {
+		return a.explainNested(err, time.Since(began))
+	}
 }
 
 // refusal is the error of a caller that waited as long as it may; cause is nil for AcquireTimeout. It matches ErrUnavailable if Redis

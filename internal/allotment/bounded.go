@@ -2,6 +2,7 @@ package allotment
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -11,23 +12,55 @@ import (
 // AcquireTimeout bounds a whole checkout. A checkout can wait at several stations: for a turn, again for another one if the connection that came
 // with it proves dead, for a connection to end that makes room. The end is set once, at the door, and travels in the context, as values pass through the
 // pools and deadlines do not. What is not a wait for a permit, such as a dial, is not bounded by it.
+//
+// The close of the pool ends each of these waits, too, and travels with the end. It is a channel
+// and not a state of the allotment: a configuration can be used for a second pool after the first
+// was closed.
 
-type endKey struct{}
+type boundKey struct{}
 
-// Bounded returns ctx with the time at which the checkout that begins now has waited for AcquireTimeout. One that has it already keeps it.
-func (a *Allotment) Bounded(ctx context.Context) context.Context {
-	if ctx.Value(endKey{}) != nil {
+// bound is what ends the waits of a checkout, besides its context.
+type bound struct {
+	end     time.Time
+	closing <-chan struct{} // closed when the caller's pool is closed; nil if that is not known
+}
+
+// ErrPoolClosed is what a wait returns that the close of its pool has ended. Each integration has
+// its own words for it.
+var ErrPoolClosed = errors.New("passbuddy: the pool is closed")
+
+// Bounded returns ctx with the time at which the checkout that begins now has waited for
+// AcquireTimeout, and with what tells that its pool was closed. One that has them already keeps
+// them.
+func (a *Allotment) Bounded(ctx context.Context, closing <-chan struct{}) context.Context {
+	if ctx.Value(boundKey{}) != nil {
 		return ctx
 	}
-	return context.WithValue(ctx, endKey{}, time.Now().Add(a.opts.AcquireTimeout))
+	return context.WithValue(ctx, boundKey{}, bound{time.Now().Add(a.opts.AcquireTimeout), closing})
 }
 
 // left is how long a caller may still wait.
 func (a *Allotment) left(ctx context.Context) time.Duration {
-	if end, ok := ctx.Value(endKey{}).(time.Time); ok {
-		return time.Until(end)
+	if b, ok := ctx.Value(boundKey{}).(bound); ok {
+		return time.Until(b.end)
 	}
 	return a.opts.AcquireTimeout
+}
+
+// closingOf is what tells that the caller's pool was closed, or nil.
+func closingOf(ctx context.Context) <-chan struct{} {
+	b, _ := ctx.Value(boundKey{}).(bound)
+	return b.closing
+}
+
+// isClosed reports whether c is closed. Nil is not.
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
 }
 
 // OpenWithin is Open bounded by AcquireTimeout, too. The error then matches ErrCapacity.

@@ -97,6 +97,7 @@ func (c *Conn) Park() bool {
 	defer a.mu.Unlock()
 	if c.state == out {
 		a.turns--
+		a.returns++
 	}
 	parked := c.returnSlow(true)
 	c.parked = parked && c.state == idle
@@ -115,6 +116,7 @@ func (c *Conn) LeaveAt(epoch uint32) bool {
 	}
 	if c.state == out {
 		a.turns--
+		a.returns++
 	}
 	if c.state < leaving {
 		c.leave()

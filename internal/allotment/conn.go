@@ -155,6 +155,11 @@ func (a *Allotment) Open(ctx context.Context) (*Conn, error) {
 		a.mu.Unlock()
 		return c, nil
 	}
+	closing := closingOf(ctx)
+	if isClosed(closing) {
+		a.mu.Unlock()
+		return nil, ErrPoolClosed
+	}
 	w := &waiter{ready: make(chan struct{}), urgent: urgent}
 	if urgent {
 		a.openers.pushFront(w)
@@ -168,6 +173,7 @@ func (a *Allotment) Open(ctx context.Context) (*Conn, error) {
 	case <-w.ready:
 		return w.conn, w.err
 	case <-ctx.Done():
+	case <-closing:
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -180,7 +186,21 @@ func (a *Allotment) Open(ctx context.Context) (*Conn, error) {
 		a.openers.remove(w)
 	}
 	a.settle()
+	if isClosed(closing) {
+		return nil, ErrPoolClosed
+	}
 	return nil, a.refusal(ctx, context.Cause(ctx))
+}
+
+// OpenNow is Open for a caller that has a turn, and nil where it would have to wait or fail.
+func (a *Allotment) OpenNow() *Conn {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.dropStale()
+	if a.closed || len(a.spare) == 0 || a.openers.len() > 0 {
+		return nil
+	}
+	return a.bind()
 }
 
 // OpenBackground is Open for a connection that nobody waits for. It never waits itself, takes no
@@ -257,6 +277,7 @@ func (c *Conn) Return(healthy bool) bool {
 	a.mu.Lock()
 	if c.state == out {
 		a.turns--
+		a.returns++
 		if healthy && !c.lost && c.permit != nil && a.debt == 0 && a.evicting == 0 && !a.closed {
 			c.lay()
 			if a.waiters.n > 0 || a.openers.n > 0 || a.wanted && (!a.offering || a.available() > 1) {
@@ -302,6 +323,7 @@ func (c *Conn) Leave() {
 	a.mu.Lock()
 	if c.state == out {
 		a.turns--
+		a.returns++
 	}
 	if c.state < leaving {
 		c.leave()
@@ -377,6 +399,7 @@ func (c *Conn) end() {
 	}
 	if c.state == out {
 		a.turns-- // closed while checked out, or hijacked: no return will follow, or it finds c gone
+		a.returns++
 	}
 	c.become(gone)
 	delete(a.all, c)

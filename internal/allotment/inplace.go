@@ -1,6 +1,10 @@
 package allotment
 
-import "time"
+import (
+	"time"
+
+	"github.com/passbuddy/passbuddy/semaphore"
+)
 
 // This file is for a pool that hands out and takes back its idle connections by itself (pgxpool), while the allotment may have to close one
 // of them from outside: in place, without the pool's knowing.
@@ -12,6 +16,33 @@ func (c *Conn) Attach(value any) bool {
 	defer c.a.mu.Unlock()
 	c.Value = value
 	return !c.lost && !c.a.closed
+}
+
+// Ended is why c must end although its user has not closed it: ErrLost, ErrClosed of the semaphore,
+// or nil if there is no such reason.
+func (c *Conn) Ended() error {
+	c.a.mu.Lock()
+	defer c.a.mu.Unlock()
+	switch {
+	case c.lost:
+		return semaphore.ErrLost
+	case c.a.closed:
+		return semaphore.ErrClosed
+	}
+	return nil
+}
+
+// AllAttached is what was attached to the connections of the pool.
+func (a *Allotment) AllAttached() []any {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	all := make([]any, 0, len(a.all))
+	for c := range a.all {
+		if c.Value != nil {
+			all = append(all, c.Value)
+		}
+	}
+	return all
 }
 
 // Attached is what Attach set, or nil.

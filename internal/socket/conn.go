@@ -57,34 +57,39 @@ func (s *Conn) Close() error { return s.link.Close() }
 
 func (s *Conn) Read(b []byte) (int, error) {
 	if s.link.closed.Load() {
-		return 0, net.ErrClosed
+		return 0, s.link.errClosed()
 	}
 	n, err := s.Conn.Read(b)
 	if n > 0 {
 		s.link.hear()
 	}
-	return n, s.explain(err)
-}
-
-func (s *Conn) Write(b []byte) (int, error) {
-	if s.link.closed.Load() {
-		return 0, net.ErrClosed
-	}
-	n, err := s.Conn.Write(b)
-	return n, s.explain(err)
-}
-
-// explain turns the timeout with which the drain interrupts a call into what it means. The check after
-// the call also keeps s alive through it.
-func (s *Conn) explain(err error) error {
 	if err != nil {
 		s.link.note(err)
 		if s.link.closed.Load() {
-			return net.ErrClosed
+			err = s.link.errClosed() // what the timeout means with which the drain interrupts a call
 		}
 	}
 	runtime.KeepAlive(s)
-	return err
+	return n, err
+}
+
+// Write drops what is written to a connection that we have ended under its user, as a network does
+// that has not heard of its peer's end yet. The read that follows tells why. A write that failed
+// would have pgx's stdlib call the statement safe to retry, which it is not inside a transaction,
+// and report a bad connection.
+func (s *Conn) Write(b []byte) (int, error) {
+	if s.link.closed.Load() {
+		return s.link.drop(b)
+	}
+	n, err := s.Conn.Write(b)
+	if err != nil {
+		s.link.note(err)
+		if s.link.closed.Load() {
+			return s.link.drop(b)
+		}
+	}
+	runtime.KeepAlive(s)
+	return n, err
 }
 
 func (s *Conn) SetDeadline(t time.Time) error {

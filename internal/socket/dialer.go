@@ -199,6 +199,16 @@ func (d *Dialer) Fail() []*Link {
 	return tries
 }
 
+// Last is the socket that the attempt dialled last, or nil.
+func (d *Dialer) Last() *Link {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.tries) == 0 {
+		return nil
+	}
+	return d.tries[len(d.tries)-1]
+}
+
 func (d *Dialer) end() []*Link {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -41,10 +41,12 @@ type Link struct {
 	cancel atomic.Pointer[func(context.Context) error]
 	peer   atomic.Pointer[peer]
 	closed atomic.Bool
-	ended  atomic.Bool // finish was called
-	heard  atomic.Bool // the server has said something; suspect clears it, to see whether it still does
-	eof    atomic.Bool // the server has closed its end
-	broken atomic.Bool // the network has ended the connection: an EOF that follows is not the server's
+	ended  atomic.Bool           // finish was called
+	heard  atomic.Bool           // the server has said something; suspect clears it, to see whether it still does
+	eof    atomic.Bool           // the server has closed its end
+	broken atomic.Bool           // the network has ended the connection: an EOF that follows is not the server's
+	why    atomic.Pointer[error] // see FenceFor
+	peeked atomic.Bool           // a read has failed for that: see endedError
 	gone   chan struct{}
 	made   time.Duration // when the socket was, see now
 }
@@ -145,6 +147,55 @@ func (l *Link) Fence() {
 		timer.Reset(pause)
 	}
 }
+
+// FenceFor is Fence for a connection that somebody uses: its reads fail with an error that matches
+// why, and net.ErrClosed as for any closed socket.
+func (l *Link) FenceFor(why error) {
+	if why != nil {
+		l.why.Store(&why)
+	}
+	l.Fence()
+}
+
+// errClosed is the error of a read from a closed socket.
+func (l *Link) errClosed() error {
+	why := l.why.Load()
+	if why == nil {
+		return net.ErrClosed
+	}
+	err := &endedError{why: *why}
+	err.peeked.Store(!l.peeked.Swap(true))
+	return err
+}
+
+// drop is a write to a closed socket.
+func (l *Link) drop(b []byte) (int, error) {
+	if l.why.Load() == nil {
+		return 0, net.ErrClosed
+	}
+	return len(b), nil
+}
+
+// endedError is what the user of a connection sees that we have ended under it.
+//
+// pgx's MultiResultReader.NextResult drops the error of the first read, by which pgx closes the
+// connection, and reports "conn closed" instead. It does not close, and reads again, where that
+// error is a timeout. So the error of the first read calls itself one, once: pgx asks a second time
+// before it reports one.
+type endedError struct {
+	why    error
+	peeked atomic.Bool
+}
+
+var _ net.Error = (*endedError)(nil)
+
+func (e *endedError) Error() string {
+	return "passbuddy: this connection was ended while it was in use: " + e.why.Error()
+}
+
+func (e *endedError) Unwrap() []error { return []error{e.why, net.ErrClosed} }
+func (e *endedError) Timeout() bool   { return e.peeked.Swap(false) }
+func (e *endedError) Temporary() bool { return false }
 
 // sendCancel reports whether the server has taken the request. Whether it worked shows at the
 // socket.

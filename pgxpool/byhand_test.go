@@ -1,0 +1,108 @@
+package pgxpool_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
+
+	"github.com/passbuddy/passbuddy"
+	passpool "github.com/passbuddy/passbuddy/pgxpool"
+	"github.com/passbuddy/passbuddy/semaphore"
+)
+
+// TestOpenedByHand: connections that are opened with the configuration of a pool, or of one of its
+// connections, count.
+func TestOpenedByHand(t *testing.T) {
+	for name, opts := range map[string]passbuddy.Config{
+		"PerConnection": {},
+		"PerCheckout":   {Scope: passbuddy.PerCheckout},
+		"Fence":         {Fence: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			const capacity = 5
+			f := newFleet(t, capacity)
+			opts.AcquireTimeout = 300 * time.Millisecond
+			pool := f.process(opts, func(cfg *pgxpool.Config) { cfg.MaxConns = 3 })
+			db := stdlib.OpenDB(*pool.Config().ConnConfig)
+			var out []*sql.Conn
+			for range capacity - 1 { // before the pool is used, and more than MaxConns
+				c, err := db.Conn(ctxb)
+				ok(t, err)
+				out = append(out, c)
+			}
+			conn, err := pool.Acquire(ctxb)
+			ok(t, err)
+			if _, err := db.Conn(ctxb); !errors.Is(err, semaphore.ErrCapacity) {
+				t.Errorf("stdlib.OpenDB: %v", err)
+			}
+			for _, cfg := range []*pgx.ConnConfig{pool.Config().ConnConfig, conn.Conn().Config()} {
+				if c, err := pgx.ConnectConfig(ctxb, cfg); !errors.Is(err, semaphore.ErrCapacity) {
+					t.Errorf("pgx.ConnectConfig: %v, %v", c, err)
+				}
+			}
+			if n := f.backends(); n != capacity {
+				t.Errorf("%d backends", n)
+			}
+			conn.Release()
+			// What lies idle in the pool makes room.
+			if opts.Scope == passbuddy.PerConnection {
+				listen, err := pgx.ConnectConfig(ctxb, pool.Config().ConnConfig)
+				ok(t, err)
+				if n := f.backends(); n > capacity {
+					t.Errorf("%d backends", n)
+				}
+				again, err := pgx.ConnectConfig(ctxb, listen.Config())
+				if !errors.Is(err, semaphore.ErrCapacity) {
+					t.Errorf("%v, %v", again, err)
+				}
+				ok(t, listen.Close(ctxb))
+			}
+			for _, c := range out {
+				ok(t, c.Close())
+			}
+			ok(t, db.Close())
+			eventually(t, "all permits are back", func() bool {
+				got := passpool.Figures(pool)
+				return got.Out == 0 && got.Leaving == 0 && got.Turns == 0
+			})
+			ok(t, pool.Ping(ctxb))
+		})
+	}
+}
+
+// TestFailsByHand: an attempt by hand that fails leaves nothing.
+func TestFailsByHand(t *testing.T) {
+	f := newFleet(t, 1)
+	refuse := errors.New("refused")
+	for name, change := range map[string]func(*pgx.ConnConfig){
+		"password": func(cfg *pgx.ConnConfig) { cfg.Password = "wrong" },
+		"host":     func(cfg *pgx.ConnConfig) { cfg.LookupFunc = noSuchHost },
+		"port":     func(cfg *pgx.ConnConfig) { cfg.Port = 1 },
+		"AfterConnect": func(cfg *pgx.ConnConfig) {
+			cfg.AfterConnect = func(context.Context, *pgconn.PgConn) error { return refuse }
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pool := f.process(passbuddy.Config{})
+			cfg := pool.Config().ConnConfig
+			change(cfg)
+			for range 3 {
+				if c, err := pgx.ConnectConfig(ctxb, cfg); err == nil {
+					t.Errorf("connected: %v", c)
+				} else if errors.Is(err, semaphore.ErrCapacity) {
+					t.Error(err)
+				}
+			}
+			eventually(t, "nothing is left", func() bool { return passpool.Figures(pool).Turns == 0 })
+			ok(t, pool.Ping(ctxb))
+			pool.Close()
+		})
+	}
+}
