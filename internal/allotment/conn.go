@@ -336,12 +336,22 @@ func (c *Conn) Leave() {
 // Its turn, if any, has ended. The lock is held.
 func (c *Conn) leave() {
 	a := c.a
+	c.failed()
 	if a.evicting > 0 {
 		a.evicting--
 		a.due++
 	}
 	c.since = time.Now()
 	c.become(leaving)
+}
+
+// failed notes that c ends before it was ever connected: its dial failed, or what followed it. The
+// move of its permit has ended with that. The lock is held.
+func (c *Conn) failed() {
+	if c.state == opening && !c.a.opts.Detached {
+		c.a.failing = true
+		c.a.moved(c.a.costs.move())
+	}
 }
 
 // Evict makes an idle c leave, if an idle connection has to end at all. The caller must then close it.
@@ -393,10 +403,8 @@ func (c *Conn) end() {
 	case c.doubted || a.opts.Detached: // what the network has lost says nothing about what a close takes
 	case c.state == leaving:
 		smooth(&a.costs.end, time.Since(c.since))
-	case c.state == opening:
-		a.failing = true
-		a.moved(a.costs.move()) // the move has ended, too
 	}
+	c.failed()
 	if c.state == out {
 		a.turns-- // closed while checked out, or hijacked: no return will follow, or it finds c gone
 		a.returns++
