@@ -2,6 +2,7 @@ package pgxpool
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/passbuddy/passbuddy/internal/allotment"
@@ -18,6 +19,9 @@ func (p *pool) EndSuspects(ctx context.Context, ask func(allotment.EndFunc)) err
 		return fmt.Errorf("pgxpool: nobody has checked anything out yet: %w", semaphore.ErrCapacity)
 	}
 	conn, err := known.Acquire(&fencing{ctx})
+	if errors.Is(err, errClosedPool(known)) {
+		return fmt.Errorf("pgxpool: %w: %w", err, semaphore.ErrClosed) // the server may be up: what is in doubt stays counted
+	}
 	if err != nil {
 		return err
 	}

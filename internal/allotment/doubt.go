@@ -26,7 +26,7 @@ import (
 //   - lend takes the permit of one from its backend, at most one in each round of resolve: where
 //     every permit of the pool is in doubt, or used by queries that last, nobody could ask
 //     otherwise. The urgent caller gets it, past everybody, so its connection is the only one that
-//     is opened before the round has ended. For that time, a connect and two queries, there can be
+//     is opened before the round has ended. For that time, a connect and some short queries, there can be
 //     one backend more than permits.
 //
 // "server down" is an attempt to connect that failed for a reason of its own. Its callers are then
