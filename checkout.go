@@ -123,7 +123,17 @@ func (c *conn) checkOut(ctx context.Context) error {
 	}
 	c.cn.begin()
 	defer c.cn.done()
-	unit, err := c.cn.enterCheckout(c.cn.a.Bounded(ctx, c.cn.closing))
+	ctx = c.cn.a.Bounded(ctx, c.cn.closing)
+	for {
+		if err := c.coverPinned(ctx); !c.cn.asksAgain(ctx, err) {
+			return err
+		}
+	}
+}
+
+// coverPinned puts the connection that the wrapper holds under a permit.
+func (c *conn) coverPinned(ctx context.Context) error {
+	unit, err := c.cn.enterCheckout(ctx)
 	if err != nil {
 		return err
 	}

@@ -138,7 +138,8 @@ type checkout struct {
 	epoch uint32
 }
 
-// acquire waits for a permit and returns it with a connection.
+// acquire waits for a permit and returns it with a connection. A caller whose permit is lost before it has its
+// connection asks again: nothing was done over it yet. The connection that was made meanwhile ends.
 func (cn *connector) acquire(ctx context.Context) (checkout, error) {
 	cn.begin()
 	defer cn.done()
@@ -146,6 +147,20 @@ func (cn *connector) acquire(ctx context.Context) (checkout, error) {
 		return checkout{}, allotment.ErrPoolClosed
 	}
 	ctx = cn.a.Bounded(ctx, cn.closing)
+	for {
+		held, err := cn.acquireOnce(ctx)
+		if !cn.asksAgain(ctx, err) {
+			return held, err
+		}
+	}
+}
+
+// asksAgain reports whether err is of a permit that was lost too early to be of use, and its caller may still wait.
+func (cn *connector) asksAgain(ctx context.Context, err error) bool {
+	return errors.Is(err, semaphore.ErrLost) && ctx.Err() == nil && !cn.a.Overdue(ctx)
+}
+
+func (cn *connector) acquireOnce(ctx context.Context) (checkout, error) {
 	if cn.cfg.Scope == PerCheckout {
 		return cn.acquireCheckout(ctx)
 	}

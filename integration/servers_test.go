@@ -38,7 +38,7 @@ func startServersWith(t testing.TB, opts throwaway.PostgresOptions) *servers {
 		skipIfMissing(t, err)
 	}
 	t.Cleanup(func() { _ = s.postgres.Stop() })
-	if s.redis, err = throwaway.StartRedis(t.Context(), throwaway.RedisOptions{}); err != nil {
+	if s.redis, err = throwaway.StartRedis(t.Context(), throwaway.RedisOptions{Apart: opts.Apart}); err != nil {
 		skipIfMissing(t, err)
 	}
 	t.Cleanup(func() { _ = s.redis.Stop() })

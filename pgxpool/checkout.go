@@ -15,28 +15,47 @@ import (
 // the turn, bound to the socket while the caller has it, and gone at the return. There is never an idle one, so what
 // is free is a spare permit, and goes to the next local caller or back to the fleet at once.
 
-// openTurn puts the turn that its caller has under a permit, for the scope PerCheckout. If it cannot, the turn is given back. A permit
-// is at hand, unless it was lost since the turn was given.
-func openTurn(ctx context.Context, a *allotment.Allotment) (*allotment.Conn, error) {
-	c, err := a.OpenNow(), error(nil)
-	if c == nil {
-		c, err = a.OpenWithin(ctx)
-	}
-	return takeTurn(a, c, err)
-}
+// closingFunc returns what is closed when the caller's pool is. It is asked only of a caller that waits.
+type closingFunc func() <-chan struct{}
 
-// takeTurn is openTurn with what the allotment said.
-func takeTurn(a *allotment.Allotment, c *allotment.Conn, err error) (*allotment.Conn, error) {
-	if err != nil {
-		a.Exit()
-		return nil, err
-	}
-	if !c.CheckOut() {
+// openTurn puts the turn that its caller has under a permit, for the scope PerCheckout. If it
+// cannot, the turn is given back. A permit is at hand, unless it was lost since the turn was given.
+// One that is lost before its caller has used it is replaced, for as long as the caller may wait.
+// The context that is returned carries the end of that wait, where there was one.
+func openTurn(ctx context.Context, a *allotment.Allotment, closing closingFunc) (context.Context, *allotment.Conn, error) {
+	for {
+		c, err := a.OpenNow(), error(nil)
+		if c == nil {
+			if !isFencing(ctx) {
+				ctx = a.Bounded(ctx, closing())
+			}
+			c, err = a.OpenWithin(ctx)
+		}
+		if err != nil {
+			a.Exit()
+			return ctx, nil, err
+		}
+		if c.CheckOut() {
+			return ctx, c, nil
+		}
 		c.Gone()
 		a.Exit()
-		return nil, fmt.Errorf("passbuddy: during the checkout: %w", semaphore.ErrLost)
+		if ctx, err = enterAgain(ctx, a, closing); err != nil {
+			return ctx, nil, err
+		}
 	}
-	return c, nil
+}
+
+// enterAgain takes another turn for a checkout whose permit was lost before it was of use.
+func enterAgain(ctx context.Context, a *allotment.Allotment, closing closingFunc) (context.Context, error) {
+	if !isFencing(ctx) {
+		ctx = a.Bounded(ctx, closing())
+		if ctx.Err() == nil && !a.Overdue(ctx) {
+			_, err := a.Enter(ctx, false)
+			return ctx, err
+		}
+	}
+	return ctx, fmt.Errorf("passbuddy: during the checkout: %w", semaphore.ErrLost)
 }
 
 // turn is the context of a checkout that has its permit.
@@ -47,11 +66,8 @@ type turn struct {
 
 // bindTurn puts a turn that was just taken under a permit.
 func (p *pool) bindTurn(ctx context.Context, pool *pgxpool.Pool) context.Context {
-	c, err := p.allot.OpenNow(), error(nil)
-	if c == nil {
-		c, err = p.allot.OpenWithin(p.allot.Bounded(ctx, p.closingOf(pool)))
-	}
-	if c, err = takeTurn(p.allot, c, err); err != nil {
+	ctx, c, err := openTurn(ctx, p.allot, func() <-chan struct{} { return p.closingOf(pool) })
+	if err != nil {
 		return &refused{ctx, asClosed(err, pool)}
 	}
 	return &turn{ctx, c}
@@ -71,14 +87,33 @@ func (p *pool) endTurn(ctx context.Context, data pgxpool.TraceAcquireEndData) {
 	}
 }
 
-// prepareTurn refuses a checkout whose lease was lost while it waited for the connection. AcquireAllIdle comes
-// without a turn, and is not counted.
-func prepareTurn(ctx context.Context, l *socket.Link) (bool, error) {
+// prepareTurn takes another permit for a checkout whose lease was lost while it waited for the
+// connection, which nobody has used yet. AcquireAllIdle comes without a turn, and is not counted.
+func (p *pool) prepareTurn(ctx context.Context, l *socket.Link) (bool, error) {
 	if l.Closed() {
 		return false, nil
 	}
-	if t, ok := ctx.(*turn); ok && !t.c.Usable() {
-		return true, fmt.Errorf("passbuddy: during the checkout: %w", semaphore.ErrLost)
+	t, ok := ctx.(*turn)
+	if !ok || t.c.Usable() {
+		return true, nil
+	}
+	closing := func() <-chan struct{} {
+		if known := p.known.Load(); known != nil {
+			return p.closingOf(known)
+		}
+		return nil
+	}
+	for !t.c.Usable() {
+		again, err := enterAgain(t.Context, p.allot, closing)
+		if err != nil {
+			return true, err
+		}
+		again, c, err := openTurn(again, p.allot, closing)
+		if err != nil {
+			return true, err
+		}
+		t.c.Gone()
+		t.Context, t.c = again, c
 	}
 	return true, nil
 }

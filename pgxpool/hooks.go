@@ -86,7 +86,7 @@ func (h *Hooks) PrepareConn(ctx context.Context, conn *pgx.Conn) (bool, error) {
 	if _, err := h.allot.Enter(ctx, false); err != nil {
 		return true, err
 	}
-	c, err := openTurn(ctx, h.allot)
+	_, c, err := openTurn(ctx, h.allot, func() <-chan struct{} { return nil })
 	if err != nil {
 		return true, err
 	}

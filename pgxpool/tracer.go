@@ -148,7 +148,7 @@ func (p *pool) prepareConn(ctx context.Context, conn *pgx.Conn) (bool, error) {
 		}
 	}
 	if p.perCheckout {
-		return prepareTurn(ctx, linkOf(conn))
+		return p.prepareTurn(ctx, linkOf(conn))
 	}
 	c := lifeOf(conn)
 	return c != nil && c.CheckOut(), nil

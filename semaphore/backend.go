@@ -113,8 +113,10 @@ func (s *Semaphore) record(ctx context.Context, p *Permit, id, covered string) e
 
 func (s *Semaphore) mark(ctx context.Context, id, covered string) error {
 	s.mu.Lock()
-	epoch, expected := s.epoch, s.anchor.expected(s.sinceStart())
+	epoch, expected, patience := s.epoch, s.anchor.expected(s.sinceStart()), s.patienceOfCalls()
 	s.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, patience) // a connection that hangs is replaced
+	defer cancel()
 	return redisscript.Mark(ctx, s.scripter(s.own), s.keys, expected, s.identity.session, epoch, id, covered)
 }
 

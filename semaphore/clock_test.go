@@ -95,3 +95,75 @@ func TestASleeperDoesNotTurnTheClockBack(t *testing.T) {
 		}
 	})
 }
+
+// A step of the clock that is not noticed must fit into the margin between the end of trust and the end of a
+// lease. What is noticed follows the shortest lease of the fleet, whoever looks first, also when it is gone.
+func TestClockStepsWithinALease(t *testing.T) {
+	for _, c := range []struct {
+		name         string
+		holder, next time.Duration // their leases
+		gone         time.Duration // the lease of one that has left
+		wait, step   time.Duration
+		cut          bool
+	}{
+		{name: "1 s, cut off", holder: time.Second, next: time.Second, wait: 700 * time.Millisecond, step: 390 * time.Millisecond, cut: true},
+		{name: "2 s, cut off", holder: 2 * time.Second, next: 2 * time.Second, wait: 1700 * time.Millisecond, step: 390 * time.Millisecond, cut: true},
+		{name: "5 s, cut off", holder: 5 * time.Second, next: 5 * time.Second, wait: 4300 * time.Millisecond, step: 390 * time.Millisecond, cut: true},
+		{name: "400 ms", holder: 400 * time.Millisecond, next: 400 * time.Millisecond, wait: 50 * time.Millisecond, step: 390 * time.Millisecond},
+		{name: "100 ms", holder: 100 * time.Millisecond, next: 100 * time.Millisecond, wait: 20 * time.Millisecond, step: 90 * time.Millisecond},
+		{name: "1 s beside a minute", holder: time.Second, next: time.Minute, wait: 700 * time.Millisecond, step: 390 * time.Millisecond, cut: true},
+		{name: "a minute beside 1 s", holder: time.Minute, next: time.Second, wait: 52 * time.Second, step: 5 * time.Second, cut: true},
+		{name: "5 s, after 1 s has left", holder: 5 * time.Second, next: time.Minute, gone: time.Second, wait: 4300 * time.Millisecond, step: 450 * time.Millisecond, cut: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			inWorld(t, func(t *testing.T, w *world) {
+				if c.gone > 0 {
+					g := w.join(Config{Capacity: 1, TTL: c.gone})
+					if err := g.Close(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				a := w.join(Config{Capacity: 1, MaxAttempts: -1, TTL: c.holder})
+				b := w.join(Config{Capacity: 1, MaxAttempts: -1, TTL: c.next})
+				if c.gone > 0 {
+					time.Sleep(10 * time.Minute)
+				}
+				p := a.acquire(t)
+				if c.cut {
+					a.link.setCut(true)
+				}
+				time.Sleep(c.wait)
+				w.redis.SetTime(time.Now().Add(c.step))
+				if q, err := b.TryAcquire(t.Context()); err == nil && p.Held() && q.Held() {
+					t.Error("two hold the only permit")
+				}
+			})
+		})
+	}
+}
+
+// A fleet whose short leases are gone for good goes back to what its own allow.
+func TestTheShortestLeaseIsForgotten(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		shortest := func() string { return w.redis.HGet("{passbuddy-semaphore}:meta", "lease") }
+		w.join(Config{Capacity: 1})
+		if got := shortest(); got != "5000" {
+			t.Errorf("of one session with 5 s: %s", got)
+		}
+		short := w.join(Config{Capacity: 1, TTL: time.Second})
+		w.join(Config{Capacity: 1, TTL: time.Minute})
+		time.Sleep(5 * time.Minute)
+		if got := shortest(); got != "1000" {
+			t.Errorf("with one of 1 s: %s", got)
+		}
+		short.crash()
+		time.Sleep(time.Second)
+		if got := shortest(); got != "1000" {
+			t.Errorf("right after that died: %s", got)
+		}
+		time.Sleep(5 * time.Minute)
+		if got := shortest(); got != "5000" {
+			t.Errorf("long after that died: %s", got)
+		}
+	})
+}

@@ -70,7 +70,7 @@ type Config struct {
 	WaitReplicas int
 
 	// TTL is the length of a lease. A process that dies gives its permits back within it; a process that cannot reach Redis
-	// keeps them for a tenth less. Renewed every third of it. From 100ms to 24h, default 5s.
+	// keeps them for a tenth less. Renewed after a third of it, or earlier. From 100ms to 24h, default 5s.
 	TTL time.Duration
 
 	// MaxAttempts x RetryInterval bounds a wait whose ctx has no earlier deadline. Default 5; below zero, ctx

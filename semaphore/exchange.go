@@ -115,18 +115,21 @@ func (s *Semaphore) carry(caller bool) {
 	switch {
 	case errors.Is(err, redisscript.ErrGone) && caller:
 		s.mu.Lock()
+		s.aloft = nil
 		s.putBack(b)
 		s.mu.Unlock()
 		return
 	case errors.Is(err, redisscript.ErrGone):
+		s.landed()
 		if err = s.beat(s.ctx); err == nil {
 			sent, got, err = s.exchange(b)
 		}
-	case err != nil && isBroken(err):
+	case err != nil && (s.landed() || isBroken(err)):
 		b.x.Offered = 0 // the answer to it may be what was lost, and would be another the second time: the heartbeat tells it
 		sent, got, err = s.exchange(b)
 	}
 	if err != nil {
+		s.landed()
 		s.mu.Lock()
 		if s.cut {
 			// That is no word on Redis. The others of the batch are sent again, by a goroutine.
@@ -150,14 +153,84 @@ func (s *Semaphore) exchange(b *batch) (sent time.Duration, got redisscript.Exch
 	s.mu.Lock()
 	sent = s.sinceStart()
 	b.x.Epoch, b.x.Expected = s.epoch, s.anchor.expected(sent)
+	if sent-s.renewed >= s.cfg.TTL {
+		// Redis may have forgotten that there is a session whose leases are this short, and take a larger step of
+		// its clock for none. We have to say so first.
+		b.x.Epoch = ""
+	}
+	s.aloft, s.aloftSince = b, sent
+	ctx, cancel := s.ctx, func() {}
+	if s.wires == nil {
+		ctx, cancel = context.WithTimeout(ctx, s.patienceOfCalls())
+	} else if s.aloftWatch == nil {
+		s.aloftWatch = time.AfterFunc(s.deadAfter(), s.lookAtFlight)
+	}
 	s.mu.Unlock()
-	got, err = b.x.Run(s.ctx, s.scripter(s.flightClient), s.keys)
+	got, err = b.x.Run(ctx, s.scripter(s.flightClient), s.keys)
+	cancel()
 	return sent, got, err
+}
+
+// patienceOfCalls bounds a call whose connection we cannot cut, or that has no other to take its place:
+// longer than replies have been seen to take. s.mu is held.
+func (s *Semaphore) patienceOfCalls() time.Duration {
+	return max(s.cfg.TTL/4, min(3*s.heart.rtt, s.cfg.TTL-s.margin))
+}
+
+// deadAfter is how old a flight is before we ask whether its connection is dead. s.mu is held.
+func (s *Semaphore) deadAfter() time.Duration {
+	return max(min(s.cfg.TTL/5, time.Second), 3*s.heart.rtt+hedgeLeast)
+}
+
+// lookAtFlight cuts the connection of a flight that a slow Redis does not explain: a call of the heartbeat
+// was sent after it, over another connection, and has been answered. If there was none yet it sends one.
+// While Redis answers nothing at all, the flight stays: its reply may come, too. Redis executes what it
+// reads in the order in which connections are ready, so the reply of the flight could be late by little;
+// it is waited for that little. A batch that is sent again is what it was (see carry).
+//
+// It is armed by the first flight, looks at those that are under way then, and rests when there is none: a
+// flight that is answered in time pays nothing for it.
+func (s *Semaphore) lookAtFlight() {
+	s.mu.Lock()
+	s.aloftWatch = nil
+	if s.aloft == nil || s.left {
+		s.mu.Unlock()
+		return
+	}
+	h, now, probe := &s.heart, s.sinceStart(), false
+	next := s.aloftSince + s.deadAfter() - now
+	switch {
+	case next > 0:
+	case h.probed > s.aloftSince && now-h.heard >= max(h.rtt/2, hedgeLeast/5):
+		s.hung = true
+		s.wires.cut()
+		next = s.deadAfter()
+	case h.probed > s.aloftSince:
+		next = max(h.rtt/2, hedgeLeast/5)
+	default:
+		probe = h.sent <= s.aloftSince
+		next = max(h.rtt/2, hedgeLeast/5)
+	}
+	s.aloftWatch = time.AfterFunc(max(next, time.Millisecond), s.lookAtFlight)
+	s.mu.Unlock()
+	if probe {
+		_, _ = s.call(2 * s.cfg.TTL)
+	}
+}
+
+// landed notes that the batch under way was answered, or failed, and reports whether we cut its
+// connection because it was dead.
+func (s *Semaphore) landed() (hung bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	hung, s.hung, s.aloft = s.hung, false, nil
+	return hung
 }
 
 // isBroken reports whether err is of a connection that another one may not have.
 func isBroken(err error) bool {
-	return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+	return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) ||
+		errors.Is(err, io.ErrClosedPipe)
 }
 
 // batch is one exchange and what it was made of.
@@ -280,14 +353,16 @@ const retryMost = 250 * time.Millisecond
 func (s *Semaphore) arrived(b *batch, sent time.Duration, got redisscript.Exchanged) {
 	s.mu.Lock()
 	changed := s.setDown(nil)
-	if b.x.Epoch != s.epoch {
+	s.aloft = nil
+	if b.x.Epoch != "" && b.x.Epoch != s.epoch {
 		// The heartbeat has found that Redis forgot, and this it did before. What it granted it forgot, too.
 		s.putBack(b)
 		s.mu.Unlock()
 		return
 	}
 	s.roundTrip = s.sinceStart() - sent
-	if got.Now > 0 {
+	s.heart.rtt = max(s.heart.rtt, s.roundTrip)
+	if got.Now > 0 && sent >= s.anchor.local {
 		s.anchor = anchor{local: sent, redis: got.Now}
 	}
 	for _, d := range b.drops {
@@ -350,11 +425,15 @@ func (s *Semaphore) arrived(b *batch, sent time.Duration, got redisscript.Exchan
 func (s *Semaphore) granted(ids []string, since time.Duration) map[*Share][]*Permit {
 	trusted := since + s.cfg.TTL - s.margin
 	var shared map[*Share][]*Permit
+	var hasty []*Permit
 	for _, id := range ids {
 		if p := s.permits[id]; p != nil { // an extension, or told twice
 			p.trusted.Store(max(p.trusted.Load(), int64(trusted)))
 			if a := s.asks[id]; a != nil {
 				s.settle(a, nil)
+			}
+			if time.Duration(p.trusted.Load())-s.sinceStart() < s.roundTrip*4/3 {
+				hasty = append(hasty, p)
 			}
 			continue
 		}
@@ -377,6 +456,9 @@ func (s *Semaphore) granted(ids []string, since time.Duration) map[*Share][]*Per
 		for i, p := range a.permits {
 			if a.share == nil || slices.Contains(ids, a.ids[i]) {
 				s.hold(p, trusted)
+				if trusted-s.sinceStart() < s.allowance() {
+					hasty = append(hasty, p)
+				}
 				p.delivering = a.share != nil
 				got = append(got, p)
 			}
@@ -390,12 +472,24 @@ func (s *Semaphore) granted(ids []string, since time.Duration) map[*Share][]*Per
 		}
 		s.settle(a, nil)
 	}
+	// These were long on their way. The heartbeat will renew them, but perhaps over a connection that is to be
+	// made first; the next flight asks for an extension, and is there earlier.
+	for _, p := range hasty {
+		if s.asks[p.id] == nil && !s.closed {
+			a := s.newAsk(redisscript.Hold, nil, p)
+			a.extends = true
+			s.submit(a)
+		}
+	}
+	if len(hasty) > 0 {
+		s.fly()
+	}
 	return shared
 }
 
 // hold makes p held until trusted. s.mu is held.
 func (s *Semaphore) hold(p *Permit, trusted time.Duration) {
-	p.state = held
+	p.state, p.named = held, 0
 	p.trusted.Store(int64(trusted))
 	s.permits[p.id] = p
 	if p.share != nil {
@@ -403,6 +497,7 @@ func (s *Semaphore) hold(p *Permit, trusted time.Duration) {
 		p.share.everHeld = true
 	}
 	s.watch(trusted)
+	s.sooner(trusted)
 }
 
 func (s *Semaphore) refusal(a *ask) error {

@@ -4,180 +4,190 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"math/rand/v2"
 	"time"
-
-	"github.com/google/uuid"
-
-	"github.com/passbuddy/passbuddy/internal/redisscript"
 )
 
 // Trust. A lease is believed from before the request that made or renewed it was sent, on the local
-// monotonic clock, for TTL less a margin: however late the reply, Redis cannot have started the lease before that.
+// monotonic clock, for TTL less a margin: however late the reply, Redis cannot have started the lease
+// before that.
 //
 //	sent              reply                    trusted until     expires in Redis
 //	 |--- on its way ---|                            |                 |
 //	 |<---------------- TTL - margin --------------->|<--- margin ---->|
 //	      |<--------------------------- TTL -------------------------->|
 //
-// The heartbeat renews every TTL/3 and repeats what failed after TTL/12, so two calls can time out before anything is lost. The margin is for fencing.
+// The margin is for fencing.
+//
+// When calls are sent. The session renews a third of a lease after the last call. Three things make
+// the next one earlier:
+//
+//   - The last call is unanswered. It is hedged by another one, over another connection, at first
+//     after twice the time that replies have been seen to take, then after four times as long, and at
+//     last every fifth of a lease. The calls before it go on: a reply within the trusted time counts,
+//     however late (see calls.go).
+//   - The trust of a permit ends early, because its grant took long to arrive. It is renewed with 45 %
+//     of a lease left, or with two round trips, one of them for a new connection, which is more where Redis
+//     is slow. A lease
+//     that a fast reply renewed has 57 % left when the regular call is due, so this adds no call then.
+//   - The last call failed. It is repeated after a twelfth of a lease.
 
-// heartbeats renews the session until it ends.
+const (
+	// hedgeLeast is how long a call is waited for before it is hedged, at the least: a pause of the
+	// garbage collector, or of a busy scheduler, is no reason.
+	hedgeLeast = 50 * time.Millisecond
+	// hedgeMost bounds the time between two calls while Redis is silent, however long a lease is.
+	hedgeMost = 5 * time.Second
+)
+
+// heartbeats sends the calls of the session until it ends.
 func (s *Semaphore) heartbeats() {
 	defer s.wg.Done()
-	interval := s.cfg.TTL / 3
-	next := interval
 	for {
-		timer := time.NewTimer(next - rand.N(next/8+1))
+		s.mu.Lock()
+		s.heart.due = s.nextCall()
+		wait := s.heart.due - s.sinceStart()
+		silent := wait <= 0 && s.noteSilence()
+		s.mu.Unlock()
+		switch {
+		case silent:
+			s.tellShares(func(sh Sharer) { sh.Changed() })
+			continue
+		case wait <= 0:
+			if _, err := s.call(2 * s.cfg.TTL); err == nil {
+				continue
+			}
+			wait = s.cfg.TTL / 12 // the session has ended, or has too many calls on their way
+		}
+		timer := time.NewTimer(wait)
 		select {
 		case <-s.ctx.Done():
 			timer.Stop()
 			return
+		case <-s.heart.poke:
+			timer.Stop()
 		case <-timer.C:
 		}
-		next = interval
-		if err := s.beat(s.ctx); err != nil && s.ctx.Err() == nil && !errors.Is(err, ErrClosed) {
-			next = s.cfg.TTL / 12
-			s.log.Warn("heartbeat failed", "semaphore", s.base, "error", err)
-		}
 	}
 }
 
-// beat renews the session and all its permits in one round trip, on a connection of its own. What it
-// says is what is held at that moment; a release or a grant that crosses it wins (see below).
+// nextCall is when the heartbeat has to act next. s.mu is held.
+func (s *Semaphore) nextCall() time.Duration {
+	h, ttl := &s.heart, s.cfg.TTL
+	at := h.sent + ttl/3 - h.jitter
+	switch {
+	case h.calls[h.last] != nil:
+		at = h.sent + min(s.hedgeAfter()<<(2*min(h.hedges, 10)), ttl/5, hedgeMost)
+	case h.failed > 0:
+		at = h.failed + ttl/12 - h.jitter
+	}
+	if len(h.calls) >= callsMost {
+		at = s.sinceStart() + ttl/5 // one that ends pokes us
+	}
+	least := h.sent + ttl/12 // permits come one by one; this keeps calls from doing so
+	if h.failed > 0 {
+		least = at
+	}
+	for _, p := range s.permits {
+		if h.calls[p.named] == nil {
+			at = min(at, max(time.Duration(p.trusted.Load())-s.allowance(), least))
+		}
+	}
+	if h.silent > 0 && s.down == nil {
+		at = min(at, h.silent+s.silence())
+	}
+	return at
+}
+
+// hedgeAfter is how long the first of a series of calls may take before another one is sent. s.mu is held.
+func (s *Semaphore) hedgeAfter() time.Duration {
+	if s.heart.rtt == 0 {
+		return s.cfg.TTL / 5
+	}
+	return min(max(2*s.heart.rtt, hedgeLeast), s.cfg.TTL/5, hedgeMost)
+}
+
+// allowance is how much trust a permit has left when it is renewed, at the least. s.mu is held.
+func (s *Semaphore) allowance() time.Duration {
+	return max(s.cfg.TTL*45/100, min(2*s.heart.rtt, s.cfg.TTL))
+}
+
+// slowest is longer than replies have been seen to take.
+func (s *Semaphore) slowest() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return 2 * s.heart.rtt
+}
+
+// silence is how long Redis may be silent before it counts as away: longer than the replies take of a
+// Redis that is slow, but renews leases in time. s.mu is held.
+func (s *Semaphore) silence() time.Duration {
+	return max(s.cfg.TTL/2, min(s.heart.rtt*5/2, s.cfg.TTL-s.margin))
+}
+
+// noteSilence notes that Redis does not answer, and reports whether that is news. s.mu is held.
+func (s *Semaphore) noteSilence() bool {
+	h := &s.heart
+	if h.silent == 0 || s.down != nil || s.sinceStart() < h.silent+s.silence() {
+		return false
+	}
+	s.log.Warn("heartbeat: no answer", "semaphore", s.base, "for", s.silence())
+	return s.setDown(errSilent)
+}
+
+var errSilent = errors.New("no answer")
+
+// sooner has the heartbeat look again when it has to act, if that may be before the end of trust that is
+// given. s.mu is held.
+func (s *Semaphore) sooner(trusted time.Duration) {
+	if s.heart.due > 0 && trusted-s.allowance() < s.heart.due {
+		s.pokeHeart()
+	}
+}
+
+func (s *Semaphore) pokeHeart() {
+	select {
+	case s.heart.poke <- struct{}{}:
+	default:
+	}
+}
+
+// beat renews the session now, and returns once Redis has answered a call that was sent after beat
+// began, or such a call has failed, or Redis was silent for half a lease. Calls go on without it.
 func (s *Semaphore) beat(ctx context.Context) error {
-	s.beating <- struct{}{}
-	defer func() { <-s.beating }()
-	for {
-		if again, err := s.renew(ctx); !again {
-			return err
-		}
-	}
+	s.mu.Lock()
+	limit := s.silence()
+	s.mu.Unlock()
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, errSilent)
+	defer cancel()
+	return s.beatWithin(ctx, 2*s.cfg.TTL)
 }
 
-// renew is one call of the heartbeat. It is to be repeated if Redis forgot, and a grant from before was still on its way to
-// us, so that it was not among what was re-asserted. It is one flight at most, and there can be no other until the state is known.
-func (s *Semaphore) renew(ctx context.Context) (again bool, err error) {
-	n := redisscript.Renew{
-		Session: s.identity.session, TTLMillis: s.ttlMillis(), Capacity: s.cfg.Capacity,
-		Info: s.info, NewEpoch: uuid.NewString(), Min: s.cfg.Min,
+// beatWithin is beat for as long as ctx allows, with a call of at most that length.
+func (s *Semaphore) beatWithin(ctx context.Context, limit time.Duration) error {
+	mine, err := s.call(limit)
+	if errors.Is(err, errManyCalls) {
+		err = nil // the last of those has to do
 	}
-	s.mu.Lock()
-	if s.left {
+	for err == nil {
+		s.mu.Lock()
+		h := &s.heart
+		ended, answered, failed, cause := h.ended, h.answered >= mine, !h.onTheWay(mine), h.err
 		s.mu.Unlock()
-		return false, ErrClosed
-	}
-	n.Epoch, n.Limit, n.Roster, n.Expected = s.epoch, s.limit, s.roster, s.anchor.expected(s.sinceStart())
-	said := make([]*Permit, 0, len(s.permits))
-	for id, p := range s.permits {
-		n.Permits = append(n.Permits, id)
-		said = append(said, p)
-		if p.backend != (Backend{}) && n.Backends == nil {
-			n.Backends = make([]string, len(said)-1, len(s.permits))
-		}
-		if n.Backends != nil {
-			n.Backends = append(n.Backends, p.covered())
-		}
-	}
-	shares := append([]*Share(nil), s.shares...)
-	var ended []*Share
-	for _, sh := range shares {
-		n.Sharers = append(n.Sharers, redisscript.Sharer{Name: sh.name, Held: sh.held})
-		if sh.closed && sh.held == 0 {
-			ended = append(ended, sh)
-		}
-	}
-	n.MoveMicros = s.takeMoveCost()
-	s.mu.Unlock()
-	for i, sh := range shares {
-		heard, owed := sh.owes()
-		n.Sharers[i].Heard, n.Sharers[i].Owed = heard, min(owed, n.Sharers[i].Held)
-	}
-
-	ctx, cancel := context.WithTimeout(ctx, s.callTimeout())
-	defer cancel()
-	sent := s.sinceStart()
-	got, err := n.Run(ctx, s.scripter(s.own), s.keys)
-	if err != nil {
-		lookAround(s.ctx, s.own)
-	}
-
-	s.mu.Lock()
-	changed := s.setDown(err)
-	if err != nil {
-		s.returnMoveCost(n.MoveMicros)
-		s.mu.Unlock()
-		if changed {
-			s.tellShares(func(sh Sharer) { sh.Changed() })
-		}
-		return false, err
-	}
-	s.anchor = anchor{local: sent, redis: got.Now}
-	s.sharded = got.Sharded
-	lostState := n.Epoch != "" && n.Epoch != got.Epoch
-	s.limit, s.roster = got.Limit, got.Roster
-	if again = lostState && s.holdsOtherThan(n.Permits); !again {
-		s.epoch = got.Epoch
-	}
-	for _, sh := range ended {
-		s.removeShare(sh)
-	}
-	if s.capacity != got.Capacity {
-		if got.Capacity != int64(s.cfg.Capacity) {
-			s.log.Warn("the fleet's capacity is not what this session declares", "semaphore", s.base, "declared", s.cfg.Capacity, "in force", got.Capacity)
-		}
-		s.capacity = got.Capacity
-	}
-	if got.Min < s.min {
-		s.log.Warn("the fleet's minima exceed its capacity", "semaphore", s.base, "declared", s.cfg.Min, "kept", got.Min)
-	}
-	s.min = got.Min
-	missing := make(map[string]bool, len(got.Missing))
-	for _, id := range got.Missing {
-		missing[id] = true
-	}
-	trusted := sent + s.cfg.TTL - s.margin
-	for i, p := range said {
-		id := n.Permits[i]
 		switch {
-		case s.permits[id] != p:
-			// Released, or lost, while the heartbeat was on its way. That it is missing is no loss. But if state was lost, the
-			// heartbeat may have put it back after its release: release it once more.
-			if lostState && p.id != id {
-				s.drop(id)
-				s.fly()
-			}
-		case missing[id]:
-			s.lose(p)
-		default:
-			p.trusted.Store(max(p.trusted.Load(), int64(trusted)))
+		case answered:
+			return nil
+		case failed && cause == nil:
+			return ErrClosed // Redis has forgotten us, and we are leaving
+		case failed:
+			return cause
+		}
+		select {
+		case <-ended:
+		case <-ctx.Done():
+			return context.Cause(ctx)
 		}
 	}
-	if lostState && !again {
-		s.log.Warn("Redis lost its state: permits re-asserted", "semaphore", s.base, "held", len(said))
-		s.repeat()
-	} else if got.Gate > got.Now {
-		s.lookAgain(until(got.Gate+1, got.Now))
-	}
-	s.mu.Unlock()
-	s.tellShares(func(sh Sharer) {
-		if changed {
-			sh.Changed()
-		}
-		s.tellWanted(sh, got.Waiting > 0, sent)
-	})
-	s.forgetEnded(got.Quarantine)
-	s.endBackends(got.Quarantine)
-	for i, tally := range got.Recalls[:min(len(got.Recalls), len(shares))] {
-		said := n.Sharers[i].Heard
-		// With a state that is lost, what was owed to it is forgotten. Counts that have become less were deleted by somebody's hand.
-		if lostState || tally.Recalled < said.Recalled || tally.Withdrawn < said.Withdrawn {
-			shares[i].forgetOwed(tally)
-		} else {
-			shares[i].told(got.Epoch, tally, 0, false)
-		}
-	}
-	return again, nil
+	return err
 }
 
 // holdsOtherThan reports whether a permit is held that is not in ids. s.mu is held.
@@ -190,9 +200,6 @@ func (s *Semaphore) holdsOtherThan(ids []string) bool {
 	}
 	return len(s.permits) > still
 }
-
-// callTimeout bounds one call of the heartbeat, so that two that time out fit into the trusted part of a lease.
-func (s *Semaphore) callTimeout() time.Duration { return s.cfg.TTL / 5 }
 
 // setDown notes whether Redis answers, and reports whether that changed. s.mu is held.
 func (s *Semaphore) setDown(err error) bool {

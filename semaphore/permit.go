@@ -45,6 +45,8 @@ type Permit struct {
 	backend Backend // that it covers; see Share.Cover
 	marks   uint32  // how many it has covered
 
+	named uint64 // the last call of the heartbeat that names it
+
 	delivering bool // its pool has not heard yet of the grant, and must not hear of a loss before
 }
 

@@ -44,7 +44,7 @@ func (a anchor) expected(at time.Duration) int64 {
 // subscribe starts listening and waits, for a bounded time, until Redis has confirmed it.
 func (s *Semaphore) subscribe(ctx context.Context) {
 	// The subscription lives as long as the session; only the wait for it is bounded.
-	s.pubsub = s.openSubscription()
+	s.pubsub = s.openSubscriptionOn(s.pubsub)
 	confirmed := make(chan struct{})
 	s.wg.Add(1)
 	go s.listen(confirmed)
@@ -57,14 +57,54 @@ func (s *Semaphore) subscribe(ctx context.Context) {
 	}
 }
 
+// connectSubscription opens the connection of the subscription, so that New need not wait for that after it
+// has joined. Only then does it subscribe: who is subscribed holds permits, to a newcomer that finds no
+// state. In a Cluster the channel decides about the connection.
+func (s *Semaphore) connectSubscription(ctx context.Context) *redis.PubSub {
+	if _, single := s.own.(*redis.Client); !single {
+		return nil
+	}
+	ps := s.listener().Subscribe(s.ctx)
+	if ps.Ping(ctx) != nil {
+		_ = ps.Close()
+		return nil
+	}
+	return ps
+}
+
+// openSubscriptionOn is openSubscription on a connection that is there, unless ps is nil.
+func (s *Semaphore) openSubscriptionOn(ps *redis.PubSub) *redis.PubSub {
+	if ps == nil {
+		return s.openSubscription()
+	}
+	s.mu.Lock()
+	sharded := s.sharded
+	s.mu.Unlock()
+	// An error closes the connection; listen finds that, and go-redis subscribes again.
+	if sharded {
+		_ = ps.SSubscribe(s.ctx, s.keys.Channel(s.identity.session))
+	} else {
+		_ = ps.Subscribe(s.ctx, s.keys.Channel(s.identity.session))
+	}
+	return ps
+}
+
 func (s *Semaphore) openSubscription() *redis.PubSub {
 	s.mu.Lock()
 	sharded := s.sharded
 	s.mu.Unlock()
 	if sharded {
-		return s.own.SSubscribe(s.ctx, s.keys.Channel(s.identity.session))
+		return s.listener().SSubscribe(s.ctx, s.keys.Channel(s.identity.session))
 	}
-	return s.own.Subscribe(s.ctx, s.keys.Channel(s.identity.session))
+	return s.listener().Subscribe(s.ctx, s.keys.Channel(s.identity.session))
+}
+
+// listener is the client of subscriptions.
+func (s *Semaphore) listener() redis.UniversalClient {
+	if c, single := s.own.(*redis.Client); single && s.listenTimeout > 0 {
+		return c.WithTimeout(s.listenTimeout)
+	}
+	return s.own
 }
 
 // listen receives pushes until the session ends, and handles each where it is read: another goroutine between, as in go-redis's Channel, would
@@ -74,7 +114,11 @@ func (s *Semaphore) listen(confirmed chan struct{}) {
 	quiet := max(s.cfg.TTL/3, 100*time.Millisecond)
 	subscribed, asked := false, false
 	for s.ctx.Err() == nil {
-		m, err := s.pubsub.ReceiveTimeout(s.ctx, quiet)
+		wait := quiet
+		if asked {
+			wait = max(quiet, s.slowest()) // for a Redis that is slow, not gone
+		}
+		m, err := s.pubsub.ReceiveTimeout(s.ctx, wait)
 		if err == nil {
 			asked = false
 		}

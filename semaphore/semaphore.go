@@ -47,17 +47,17 @@ type Semaphore struct {
 	client    redis.UniversalClient // the caller's
 	ownClient bool                  // client is closed by Close
 
-	own          redis.UniversalClient // see lines
-	flightClient redis.UniversalClient
-	wires        *wires
+	own           redis.UniversalClient // see lines
+	flightClient  redis.UniversalClient
+	wires         *wires
+	listenTimeout time.Duration // of the subscription's connection, where it can have one of its own
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 	pubsub *redis.PubSub
 
-	beating   chan struct{} // serialises heartbeats; taken before mu
-	marking   chan struct{} // serialises record; taken before beating
+	marking   chan struct{} // serialises record; taken before mu
 	closeOnce sync.Once
 	closeErr  error
 
@@ -65,42 +65,48 @@ type Semaphore struct {
 
 	// Guarded by mu. No call to Redis or to a Sharer is made with it held, and a Sharer's lock is taken
 	// before it, never after.
-	permits   map[string]*Permit // held
-	asks      map[string]*ask    // not settled
-	outbox    []*ask             // to be sent
-	drops     []*drop            // to be sent
-	late      []*drop            // to be sent again
-	ending    map[string]*ending // see endBackends
-	offers    []offer
-	flying    bool
-	flights   uint64        // flights that callers began; see send
-	carried   uint64        // the last of them that landed
-	cut       bool          // the connection of the flight that a caller carries was cut
-	roundTrip time.Duration // of the last flight
-	behind    []*ask        // see max.go
-	asked     int           // permits asked for and not settled, those behind excepted
-	making    bool          // room is being made below Config.Max
-	again     *time.Timer   // see lookAgain
-	againAt   time.Duration
-	watchdog  *time.Timer // see watch
-	watchAt   time.Duration
-	shares    []*Share
-	sharers   int           // the highest number that a share ever had
-	vacant    []vacancy     // numbers of shares that are closed, to be used again
-	toldAt    time.Duration // when a push last said that somebody waits
-	epoch     string
-	sharded   bool
-	capacity  int64 // in force, as last heard
-	limit     int64 // set by an operator, as last heard, or 0
-	min       int64 // kept for this session, as last heard
-	roster    int64 // live sessions, as last heard
-	anchor    anchor
-	moveCost  time.Duration // see Share.Moved
-	confirms  bool          // it is to be said at once
-	down      error         // why Redis did not answer the last call, or nil
-	closed    bool          // nothing is acquired any more
-	left      bool          // nothing is sent any more
-	returned  *sync.Cond
+	permits    map[string]*Permit // held
+	asks       map[string]*ask    // not settled
+	outbox     []*ask             // to be sent
+	drops      []*drop            // to be sent
+	late       []*drop            // to be sent again
+	ending     map[string]*ending // see endBackends
+	offers     []offer
+	aloft      *batch        // the batch under way, or nil
+	aloftSince time.Duration // when it was sent
+	aloftWatch *time.Timer   // see lookAtFlight
+	hung       bool          // the connection of the batch under way was cut because it was dead
+	flying     bool
+	flights    uint64        // flights that callers began; see send
+	carried    uint64        // the last of them that landed
+	cut        bool          // the connection of the flight that a caller carries was cut
+	roundTrip  time.Duration // of the last flight
+	behind     []*ask        // see max.go
+	asked      int           // permits asked for and not settled, those behind excepted
+	making     bool          // room is being made below Config.Max
+	again      *time.Timer   // see lookAgain
+	againAt    time.Duration
+	heart      heart         // see calls.go
+	renewed    time.Duration // when the latest call was sent that was answered
+	watchdog   *time.Timer   // see watch
+	watchAt    time.Duration
+	shares     []*Share
+	sharers    int           // the highest number that a share ever had
+	vacant     []vacancy     // numbers of shares that are closed, to be used again
+	toldAt     time.Duration // when a push last said that somebody waits
+	epoch      string
+	sharded    bool
+	capacity   int64 // in force, as last heard
+	limit      int64 // set by an operator, as last heard, or 0
+	min        int64 // kept for this session, as last heard
+	roster     int64 // live sessions, as last heard
+	anchor     anchor
+	moveCost   time.Duration // see Share.Moved
+	confirms   bool          // it is to be said at once
+	down       error         // why Redis did not answer the last call, or nil
+	closed     bool          // nothing is acquired any more
+	left       bool          // nothing is sent any more
+	returned   *sync.Cond
 }
 
 // New joins the fleet through the caller's client. The client stays the caller's, and serves Snapshot and SetCapacity. All else goes
@@ -166,56 +172,71 @@ func newSemaphore(ctx context.Context, client redis.UniversalClient, ownClient b
 		marking: make(chan struct{}, 1), ending: make(map[string]*ending),
 	}
 	l := dedicated(client, cfg.TTL)
-	s.own, s.flightClient, s.wires = l.own, l.flights, l.wires
+	s.own, s.flightClient, s.wires, s.listenTimeout = l.own, l.flights, l.wires, l.listenTimeout
 	s.returned = sync.NewCond(&s.mu)
-	s.beating = make(chan struct{}, 1)
+	s.heart = newHeart()
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
+	// Three round trips in a row: connections, joining, subscribing. What does not depend on the one before
+	// goes over a connection of its own, at the same time.
+	var beside sync.WaitGroup
+	beside.Go(func() { s.loadExchange(ctx) })
+	beside.Go(func() { s.pubsub = s.connectSubscription(ctx) })
 	if err := s.join(ctx); err != nil {
+		s.mu.Lock()
+		s.left = true
+		s.mu.Unlock()
 		s.cancel()
 		s.closeOwn()
+		beside.Wait()
+		if s.pubsub != nil {
+			_ = s.pubsub.Close()
+		}
+		s.wg.Wait()
 		return nil, err
 	}
-	loaded := make(chan struct{})
-	go func() {
-		defer close(loaded)
-		s.loadExchange(ctx)
-	}()
+	beside.Wait()
 	s.subscribe(ctx)
-	<-loaded
 	s.wg.Add(1)
 	go s.heartbeats()
 	return s, nil
 }
 
-// loadExchange has Redis load the script of requests, over the connection that will carry them, so that the first caller pays for neither. It
-// releases a permit that nobody holds. That it fails costs nothing: the first request then does the same.
+// loadExchange has Redis load the script of requests, over the connection that will carry them, so that the
+// first caller pays for neither. It releases a permit that nobody holds. An error costs nothing: the first
+// request then does the same.
 func (s *Semaphore) loadExchange(ctx context.Context) {
-	x := redisscript.Exchange{Session: s.identity.session, TTLMillis: s.ttlMillis(), Release: []string{s.identity.next(s.identity.plain())}}
-	s.mu.Lock()
-	x.Epoch = s.epoch
-	s.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.TTL)
+	x := redisscript.Exchange{Session: s.identity.session, TTLMillis: s.ttlMillis(), Load: true,
+		Release: []string{s.identity.next(s.identity.plain())}}
+	ctx, cancel := context.WithTimeout(ctx, max(s.cfg.TTL, startTimeout/2))
 	defer cancel()
 	_, _ = x.Run(ctx, s.flightClient, s.keys)
 }
 
 func (s *Semaphore) join(ctx context.Context) error {
-	server, err := inspectServer(ctx, s.own)
-	if err == nil {
-		err = server.check()
+	var server serverInfo
+	var serverErr error
+	var asked sync.WaitGroup
+	asked.Go(func() { server, serverErr = inspectServer(ctx, s.own) })
+	err := s.beatWithin(ctx, startTimeout)
+	asked.Wait()
+	if tooOld := server.check(); tooOld != nil {
+		if err == nil {
+			_ = s.leave(ctx, nil)
+		}
+		return fmt.Errorf("join %q: %w", s.base, unavailable(tooOld))
 	}
-	if err != nil {
-		return fmt.Errorf("join %q: %w", s.base, unavailable(err))
+	if err != nil && serverErr != nil {
+		err = serverErr // refused credentials, or no connection at all: it is said best here
 	}
 	if server.mayEvict() {
 		s.log.Warn("this Redis may evict keys, and with them permits: set maxmemory-policy noeviction",
 			"semaphore", s.base, "maxmemory-policy", server.policy)
 	}
 	var refused redisscript.RefusedMin
-	switch err := s.beat(ctx); {
+	switch {
 	case errors.As(err, &refused):
 		return fmt.Errorf("%w: %w", ErrCapacity, refuse("Min", s.cfg.Min, "cannot be guaranteed: "+refused.Error()))
 	case err != nil:
@@ -330,13 +351,7 @@ func (s *Semaphore) close() error {
 	s.awaitReturns()
 	s.left = true
 	var requests []string
-	for _, d := range append(s.drops, s.late...) {
-		requests = append(requests, redisscript.Request(s.ttlMillis(), d.ids...))
-		select {
-		case d.done <- nil:
-		default:
-		}
-	}
+	requests = s.takeDrops()
 	for id, p := range s.permits {
 		if p.backend == (Backend{}) { // else its pool could not end that in time: it stays counted until others have
 			requests = append(requests, redisscript.Request(s.ttlMillis(), id))
@@ -349,21 +364,16 @@ func (s *Semaphore) close() error {
 			t.Stop()
 		}
 	}
-	epoch, expected := s.epoch, s.anchor.expected(s.sinceStart())
 	s.mu.Unlock()
 
-	s.beating <- struct{}{} // a heartbeat on its way would have us join again after we left
-	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
-	defer cancel()
-	err := redisscript.Leave(ctx, s.own, s.keys, expected, s.identity.session, epoch, requests)
-	<-s.beating
+	err := s.leaveForGood(requests)
 	s.cancel()
 	s.mu.Lock()
 	ps := s.pubsub
 	s.mu.Unlock()
 	_ = ps.Close()
+	s.closeOwn() // which ends what still waits for a reply
 	s.wg.Wait()
-	s.closeOwn()
 	if s.ownClient {
 		_ = s.client.Close()
 	}
@@ -371,6 +381,99 @@ func (s *Semaphore) close() error {
 		return fmt.Errorf("leave %q: %w", s.base, unavailable(err))
 	}
 	return nil
+}
+
+// takeDrops is what is still to be removed, as requests: what was not sent, what Redis did not answer, and
+// what it may not answer. s.mu is held.
+func (s *Semaphore) takeDrops() (requests []string) {
+	drops := append(s.drops, s.late...)
+	if s.aloft != nil {
+		drops = append(drops, s.aloft.drops...)
+	}
+	s.drops, s.late = nil, nil
+	for _, d := range drops {
+		requests = append(requests, redisscript.Request(s.ttlMillis(), d.ids...))
+		select {
+		case d.done <- nil:
+		default:
+		}
+	}
+	return requests
+}
+
+// leaveForGood leaves, and leaves again if something was on its way meanwhile that Redis may have executed
+// after that: a call of the heartbeat would have us join anew, and a flight can have been granted permits
+// that nobody waits for any more. Nothing new begins, as s.left is set. It waits for their replies for as
+// long as they can be expected to take, then leaves it at that.
+func (s *Semaphore) leaveForGood(requests []string) error {
+	s.mu.Lock()
+	limit := max(closeTimeout, min(4*s.heart.rtt, 2*closeTimeout))
+	s.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	crossing := func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return len(s.heart.calls) > 0 || s.flying
+	}
+	crossed := crossing()
+	if err := s.leave(ctx, requests); err != nil || !crossed {
+		return err
+	}
+	s.mu.Lock()
+	late := time.NewTimer(min(closeTimeout/3, max(4*s.heart.rtt, time.Second/2)))
+	s.mu.Unlock()
+	defer late.Stop()
+	for waiting := true; waiting && crossing(); {
+		s.mu.Lock()
+		ended := s.heart.ended
+		s.mu.Unlock()
+		select {
+		case <-ended:
+		case <-time.After(5 * time.Millisecond): // a flight
+		case <-late.C:
+			waiting = false
+		}
+	}
+	s.mu.Lock()
+	requests = s.takeDrops()
+	s.mu.Unlock()
+	return s.leave(ctx, requests)
+}
+
+// leave takes the session out of Redis, with what requests name. It can be said twice, and is, over another
+// connection, if there is no answer for a while.
+func (s *Semaphore) leave(ctx context.Context, requests []string) error {
+	s.mu.Lock()
+	epoch, again := s.epoch, max(s.hedgeAfter(), 4*s.heart.rtt, closeTimeout/12)
+	s.mu.Unlock()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	const tries = 3
+	left := make(chan error, tries)
+	for sent, failed := 0, 0; ; {
+		if sent < tries {
+			sent++
+			s.wg.Add(1)
+			go func() {
+				defer s.wg.Done()
+				s.mu.Lock()
+				expected := s.anchor.expected(s.sinceStart())
+				s.mu.Unlock()
+				left <- redisscript.Leave(ctx, s.own, s.keys, true, expected, s.identity.session, epoch, requests)
+			}()
+		}
+		select {
+		case err := <-left:
+			if failed++; err == nil || failed == sent && (sent == tries || !isBroken(err)) {
+				return err
+			}
+		case <-time.After(again):
+			again *= 2
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // awaitReturns waits until the connection pools have given everything back and nothing is on its way to Redis any

@@ -45,6 +45,7 @@ type Share struct {
 	moving   bool              // granted something from the queue, and has not said since that it is connected: see Moved
 	quitting bool              // a withdrawal is being considered
 	known    bool              // Redis may know it
+	said     uint64            // the last call of the heartbeat that spoke of it as open, or holding
 	closed   bool
 }
 

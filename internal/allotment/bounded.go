@@ -63,6 +63,9 @@ func isClosed(c <-chan struct{}) bool {
 	}
 }
 
+// Overdue reports whether a caller has waited for as long as it may.
+func (a *Allotment) Overdue(ctx context.Context) bool { return a.left(ctx) <= 0 }
+
 // OpenWithin is Open bounded by AcquireTimeout, too. The error then matches ErrCapacity.
 func (a *Allotment) OpenWithin(ctx context.Context) (*Conn, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, a.left(ctx),

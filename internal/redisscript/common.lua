@@ -29,6 +29,7 @@
 --        reserve   the sum of the positive values of "free": permits kept for their sessions, that nobody else is granted. It is there only
 --                  while some session has a minimum, so that without any nothing is looked up
 --        skew, last   see the clock
+--        lease     ms: no session that lives, and no permit of one that does not, has a shorter lease; leasenext, leasesince: see renew
 --        move      what it costs to move a permit, us: close to EOF, grant and connect, as sessions measure it, smoothed
 --        turn      ms until which rotation is scheduled, see next_turn
 --        calm, calm0, young, young0   when somebody last asked for its first permit, and when a session last joined, and since when that has been going on:
@@ -41,14 +42,16 @@
 -- set, and an hour on would then end all leases at once, an hour back keep the dead. So `now` is the server's time less `skew`, and runs on
 -- evenly: a time before the last heartbeat's (`last`) is a step back; one that is ahead both of that and of what the caller expects, by
 -- his monotonic clock, is a step on. Should it be no step but a server or a fleet that slept: then the leases slept too, and last longer than
--- their holders trust them. That errs on the safe side.
+-- their holders trust them. That errs on the safe side. A step that is too small to be noticed must not outlast the margin between the end of
+-- trust and the end of a lease, a tenth of it. So what counts as a step follows the shortest lease in the fleet, whoever calls.
 
 local permits, queue, meta, sessions, info = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local capacities, shares, helds, debts, promises, reserves = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local backends, quarantine, recalls, moves = KEYS[12], KEYS[13], KEYS[14], KEYS[15]
 
 local PLAIN = '8000'
-local STEP = 400 -- ms by which a clock must be off to have been set: less than the margin of a lease of 5 s
+local STEP = 0.08 -- of the shortest lease: by that a clock must be off to have been set; 400 ms of 5 s
+local SHORTEST = 100 -- ms; no lease is shorter, which is what counts where none is known
 local RANK = 1099511627776 -- 2^40: a request's rank counts before the order of arrival
 local LEVELS = 16 -- ranks to one permit of a sharer of weight 1
 local WANTS = 16 -- most permits of one request that are counted; the low part of its place in the queue
@@ -56,7 +59,7 @@ local DAY = 86400000 -- ms; no lease is longer
 
 local time = redis.call('TIME')
 time = time[1] * 1000 + math.floor(time[2] / 1000)
-local state = redis.call('HMGET', meta, 'epoch', 'cap', 'gate', 'reserve', 'count', 'skew', 'last', 'fence')
+local state = redis.call('HMGET', meta, 'epoch', 'cap', 'gate', 'reserve', 'count', 'skew', 'last', 'fence', 'lease')
 local epoch, gate, reserve = state[1], tonumber(state[3] or 0), tonumber(state[4] or '')
 
 -- What no script would have written there was put there by somebody's hand. It goes, and what it stood for is lost: so is the state, then, like in
@@ -77,10 +80,18 @@ if not (gate and count and skew and last and cap and kept
   skew, last = tonumber(state[6] or 0), tonumber(state[7] or 0)
 end
 
+-- A length of leases as it is stored. What no script would have written is taken for the shortest: that errs on the safe side.
+local function lease_of(value)
+  local n = tonumber(value or '')
+  return n and n >= SHORTEST and n <= DAY and n or SHORTEST
+end
+local lease = lease_of(state[9])
+local step = math.floor(STEP * lease)
+
 local now, expected = time - skew, tonumber(ARGV[1])
 if last - math.max(now, expected) > DAY then last = tonumber(sound('no such time', 'last') or 0) end
-if now < last - STEP or last > 0 and expected > 0 and now - math.max(last, expected) > STEP then
-  now = math.max(last, expected - STEP)
+if now < last - step or last > 0 and expected > 0 and now - math.max(last, expected) > step then
+  now = math.max(last, expected - step)
   redis.call('HSET', meta, 'skew', string.format('%.0f', time - now))
 end
 

@@ -67,7 +67,7 @@ func FuzzReply(f *testing.F) {
 		} else if refused := (RefusedMin{}); err != nil && !errors.As(err, &refused) && !strings.Contains(err.Error(), "script reply") {
 			t.Errorf("heartbeat: %v", err)
 		}
-		if err := Leave(ctx, redis, k, 0, "s", "e", nil); err != nil {
+		if err := Leave(ctx, redis, k, false, 0, "s", "e", nil); err != nil {
 			t.Errorf("leave: %v", err)
 		}
 		_, _ = SetCapacity(ctx, redis, k, 0, 3)
@@ -131,7 +131,7 @@ func FuzzArguments(f *testing.F) {
 		beat := join
 		beat.Epoch, beat.Permits, beat.Sharers = "e", list, []Sharer{{Name: sharer, Held: n, Owed: owed}}
 		_, _ = beat.Run(ctx, redis, k)
-		_ = Leave(ctx, redis, k, modelStart, sharer, "e", x.Release)
+		_ = Leave(ctx, redis, k, false, modelStart, sharer, "e", x.Release)
 		got, err := Load(ctx, redis, k)
 		if err != nil {
 			t.Fatalf("what was asked leaves a state that cannot be read: %v", err)
@@ -182,7 +182,7 @@ func FuzzState(f *testing.F) {
 			f.Add(uint8(key), seed.kind, seed.field, seed.value, seed.score)
 		}
 	}
-	for _, field := range []string{"cap", "gate", "seq", "limit", "count", "reserve", "skew", "last", "early", "known", "news"} {
+	for _, field := range []string{"cap", "gate", "seq", "limit", "count", "reserve", "skew", "last", "early", "known", "news", "lease", "leasenext", "leasesince"} {
 		for _, value := range []string{"x", "", "-5", "1e300", "inf", "nan", "0x10", "99999999999999999999"} {
 			f.Add(uint8(2), "hash", field, value, 0.0)
 		}

@@ -16,7 +16,7 @@ func lane(before *state, time int64, x Exchange) (*state, Exchanged, bool) {
 		off := max(now-x.Expected, x.Expected-now)
 		held := int64(len(s.Permits))
 		if x.Epoch != s.Meta["epoch"] || held < s.num("count") || held+int64(len(wanted)) > s.num("cap")-s.num("reserve") ||
-			s.num("gate") > now || off > oracleStep {
+			s.num("gate") > now || float64(off) > 0.08*float64(min(s.num("lease"), x.TTLMillis)) {
 			return nil, Exchanged{}, false
 		}
 	} else {

@@ -15,7 +15,7 @@ import (
 
 // The scripts' constants, for how long and how many: what they are is a matter of taste.
 var (
-	oracleStep    = luaConstant("STEP")
+	oracleShort   = luaConstant("SHORTEST")
 	oracleLevels  = luaConstant("LEVELS")
 	oraclePromise = luaConstant("PROMISE")
 	oracleFar     = luaConstant("FARTHEST")
@@ -61,6 +61,7 @@ type oracle struct {
 	last      int64
 	change    int64
 	fence     bool
+	lease     int64 // as stored when the script began
 	sharded   bool
 	listeners []string // sessions that are subscribed
 	pushes    []push
@@ -73,8 +74,10 @@ func begin(before *state, time, expected int64, sharded bool, listeners []string
 	last := o.num("last")
 	o.last = last
 	o.now = time - o.num("skew")
-	if o.now < last-oracleStep || last > 0 && expected > 0 && o.now-max(last, expected) > oracleStep {
-		o.now = max(last, expected-oracleStep)
+	o.lease = o.shortest("lease")
+	step := stepOf(o.lease)
+	if o.now < last-step || last > 0 && expected > 0 && o.now-max(last, expected) > step {
+		o.now = max(last, expected-step)
 		o.setSkew(time - o.now)
 	}
 	_, o.fence = o.Meta["fence"]
@@ -89,6 +92,38 @@ func begin(before *state, time, expected int64, sharded bool, listeners []string
 		}
 	}
 	return o
+}
+
+// shortest is a length of leases as stored: no lease is shorter than 100 ms, or longer than a day.
+func (s *state) shortest(field string) int64 {
+	if n := s.num(field); n >= oracleShort && n <= 86_400_000 {
+		return n
+	}
+	return oracleShort
+}
+
+// stepOf is by how much a clock may be off that was not set: less than the margin of the shortest lease.
+func stepOf(lease int64) int64 { return lease * 8 / 100 }
+
+// countLease keeps the shortest lease of all that may be there. One that is shorter counts at once; a longer one when nobody has said
+// a shorter for so long that the permits of who might have are over, too.
+func (o *oracle) countLease(ttl int64, fresh bool) {
+	said := ttl
+	if _, ok := o.Meta["leasenext"]; ok {
+		said = min(ttl, o.shortest("leasenext"))
+	}
+	since, err := strconv.ParseInt(o.Meta["leasesince"], 10, 64)
+	switch {
+	case fresh || ttl < o.lease:
+		o.lease, said, since = ttl, ttl, o.now
+	case err != nil || since > o.now || since <= o.now-4*86_400_000:
+		said, since = ttl, o.now
+	case o.now-since >= 2*said:
+		o.lease, said, since = max(o.lease, said), ttl, o.now
+	}
+	o.setNum("lease", o.lease)
+	o.setNum("leasenext", said)
+	o.setNum("leasesince", since)
 }
 
 // end adds up what was changed.
@@ -427,7 +462,8 @@ func (o *oracle) closeGate(ttl int64, others []string) {
 
 func (o *oracle) renew(n Renew) (Renewed, error) {
 	own, joins, sweeps := n.Session, n.Epoch == "", o.now/n.TTLMillis > o.last/n.TTLMillis
-	if joins && o.epoch != "" && 2*(o.now-o.num("last")) > n.TTLMillis && len(o.others(own)) > 0 {
+	fresh := false
+	if joins && o.epoch != "" && 2*(o.now-o.num("last")) > min(n.TTLMillis, o.lease) && len(o.others(own)) > 0 {
 		o.now = o.num("last")
 		o.setSkew(o.time - o.now)
 	}
@@ -459,6 +495,8 @@ func (o *oracle) renew(n Renew) (Renewed, error) {
 		}
 		if others := o.others(own); lost || len(others) > 0 {
 			o.closeGate(n.TTLMillis, others)
+		} else {
+			fresh = true
 		}
 	} else if lost && o.gate == 0 {
 		o.closeGate(n.TTLMillis, o.others(own))
@@ -530,6 +568,7 @@ func (o *oracle) renew(n Renew) (Renewed, error) {
 		}
 	}
 	o.setNum("last", o.now)
+	o.countLease(n.TTLMillis, fresh)
 	if joins {
 		o.note("young", oracleYoung)
 	}

@@ -216,7 +216,7 @@ func (t *trial) mark(p *peer, epoch, id, backend string) error {
 
 func (t *trial) leave(expected int64, session, epoch string, drop []string) {
 	t.place.setTime(t.clock())
-	err := Leave(context.Background(), t.place, t.keys, expected, session, epoch, drop)
+	err := Leave(context.Background(), t.place, t.keys, false, expected, session, epoch, drop)
 	t.say("Leave(%s, drop %q)", session, drop)
 	a := act{name: "Leave", session: session, counts: true}
 	for _, d := range drop {

@@ -122,6 +122,7 @@ type Exchange struct {
 	Offerer        string // ... with this sharer
 	MoveMicros     int64  // what a move was measured to cost, 0: nothing new
 	MostWaiting    int    // requests the queue has a place for, 0: any number
+	Load           bool   // Redis is not expected to know the script
 }
 
 // Exchanged is Redis's answer. Times are milliseconds of Redis's clock.
@@ -154,7 +155,7 @@ func (x Exchange) Run(ctx context.Context, c redis.Scripter, k Keys) (Exchanged,
 			args = append(args, string(a.Kind), a.Request)
 		}
 	}
-	v, err := exchangeScript.Run(ctx, c, k.all, args...).Result()
+	v, err := runOrLoad(ctx, exchangeScript, x.Load, c, k.all, args).Result()
 	if err != nil {
 		return Exchanged{}, explain(ctx, c, k, err)
 	}
@@ -208,6 +209,7 @@ type Renew struct {
 	Permits        []string
 	Backends       []string // for each permit, the backend it covers, as for Mark, or ""
 	Sharers        []Sharer
+	Load           bool // Redis is not expected to know the script
 }
 
 // Renewed is Redis's answer. Times are milliseconds of Redis's clock.
@@ -257,10 +259,11 @@ func (n Renew) Run(ctx context.Context, c redis.Scripter, k Keys) (Renewed, erro
 			args = append(args, i+1, b)
 		}
 	}
-	r, err := run(ctx, renewScript, c, k, args)
+	v, err := runOrLoad(ctx, renewScript, n.Load, c, k.all, args).Result()
 	if err != nil {
-		return Renewed{}, err
+		return Renewed{}, explain(ctx, c, k, err)
 	}
+	r := newReply(v)
 	if r.text() == "refused" {
 		refused := RefusedMin{Others: r.int(), Capacity: r.int()}
 		return Renewed{}, cmp.Or[error](r.err, refused)
@@ -289,14 +292,16 @@ func Mark(ctx context.Context, c redis.Scripter, k Keys, expected int64, session
 }
 
 // Leave ends a session and drops the requests given. expected is Redis's clock as the session expects it, ms: without it, a clock that
-// was set would end the leases of all.
-func Leave(ctx context.Context, c redis.Scripter, k Keys, expected int64, session, epoch string, drop []string) error {
+// was set would end the leases of all. load: Redis is not expected to know the script.
+func Leave(ctx context.Context, c redis.Scripter, k Keys, load bool, expected int64, session, epoch string, drop []string) error {
 	args := []any{expected, session, epoch, len(drop)}
 	for _, d := range drop {
 		args = append(args, d)
 	}
-	_, err := run(ctx, leaveScript, c, k, args)
-	return err
+	if err := runOrLoad(ctx, leaveScript, load, c, k.all, args).Err(); err != nil {
+		return explain(ctx, c, k, err)
+	}
+	return nil
 }
 
 // SetCapacity sets the operator's capacity, or withdraws it with 0, and returns the one in force. expected is as for Leave.
@@ -344,6 +349,15 @@ func Load(ctx context.Context, c redis.Scripter, k Keys) (Snapshot, error) {
 		}
 	}
 	return s, r.err
+}
+
+// runOrLoad runs a script. load sends its text at once: one round trip where a script that Redis does not
+// know costs two.
+func runOrLoad(ctx context.Context, s *redis.Script, load bool, c redis.Scripter, keys []string, args []any) *redis.Cmd {
+	if load {
+		return s.Eval(ctx, c, keys, args...)
+	}
+	return s.Run(ctx, c, keys, args...)
 }
 
 func run(ctx context.Context, s *redis.Script, c redis.Scripter, k Keys, args []any) (*reply, error) {

@@ -54,7 +54,7 @@ local function listening()
 end
 
 -- A newcomer cannot tell a clock that was set from a fleet that died: it asks who listens.
-if joins and epoch and now - last > ttl / 2 and #listening() > 0 then
+if joins and epoch and now - last > math.min(ttl, lease) / 2 and #listening() > 0 then
   now = last
   redis.call('HSET', meta, 'skew', whole(time - now))
 end
@@ -66,7 +66,7 @@ local function close_gate(others)
   redis.call('HSET', meta, 'gate', whole(gate), 'early', whole(now + EARLY * ttl), 'known', 0, 'news', 0)
 end
 
-local lost = not joins and known ~= epoch
+local lost, fresh = not joins and known ~= epoch, false
 if not epoch then
   epoch = ARGV[7]
   local others = listening()
@@ -86,7 +86,8 @@ if not epoch then
   redis.call('HDEL', meta, 'reserve')
   reserve = nil
   if fence then redis.call('HSET', meta, 'fence', 1) end
-  if lost or #others > 0 then close_gate(others) end
+  fresh = not lost and #others == 0
+  if not fresh then close_gate(others) end
 elseif lost and gate == 0 then -- whoever came first could not know that others hold permits
   close_gate(listening())
 end
@@ -155,7 +156,19 @@ if redis.call('ZCARD', capacities) > redis.call('ZCARD', sessions) then
   for _, session in ipairs(redis.call('ZRANGE', capacities, 0, -1)) do redis.call('ZADD', sessions, 'NX', whole(now + ttl), session) end
 end
 redis.call('HSET', info, own, ARGV[6])
-redis.call('HSET', meta, 'last', whole(now))
+
+-- The shortest lease. `leasenext` is the shortest of those that sessions said since `leasesince`. It is in force at once if it is shorter than
+-- what was. Otherwise once nobody has said a shorter one for twice its length: who has a shorter lease, and did not say so, is no session any
+-- more for at least as long as what it could still be granted lasts.
+local least, since = math.min(ttl, lease_of(redis.call('HGET', meta, 'leasenext') or ttl)), tonumber(redis.call('HGET', meta, 'leasesince') or '')
+if fresh or ttl < lease then
+  lease, least, since = ttl, ttl, now
+elseif not (since and since <= now and since > now - 4 * DAY) then
+  least, since = ttl, now
+elseif now - since >= 2 * least then
+  lease, least, since = math.max(lease, least), ttl, now
+end
+redis.call('HSET', meta, 'last', whole(now), 'lease', whole(lease), 'leasenext', whole(least), 'leasesince', whole(since))
 if joins then note('young', YOUNG) end
 learn_move(own, tonumber(ARGV[14]))
 local capacity = effective_capacity()

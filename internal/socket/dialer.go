@@ -73,33 +73,39 @@ func (d *Dialer) DialContext(ctx context.Context, network, addr string) (net.Con
 	if plain {
 		return d.Dial(ctx, network, addr)
 	}
-	c, err := d.makeRoom(ctx)
-	if err == nil && c == nil && d.Open != nil {
-		c, err = d.Open(ctx)
-	}
-	if err != nil {
-		return nil, err
-	}
-	nc, err := d.Dial(ctx, network, addr)
-	if err != nil {
-		if c != nil {
-			c.Gone()
+	for {
+		c, err := d.makeRoom(ctx)
+		if err == nil && c == nil && d.Open != nil {
+			c, err = d.Open(ctx)
 		}
-		return nil, err
-	}
-	s := Wrap(nc)
-	d.mu.Lock()
-	d.tries = append(d.tries, s.link)
-	d.mu.Unlock()
-	if c == nil {
-		return s, nil
-	}
-	s.life = c
-	if !s.link.Bind(c) {
+		if err != nil {
+			return nil, err
+		}
+		nc, err := d.Dial(ctx, network, addr)
+		if err != nil {
+			if c != nil {
+				c.Gone()
+			}
+			return nil, err
+		}
+		s := Wrap(nc)
+		d.mu.Lock()
+		d.tries = append(d.tries, s.link)
+		d.mu.Unlock()
+		if c == nil {
+			return s, nil
+		}
+		s.life = c
+		if s.link.Bind(c) {
+			return s, nil
+		}
+		// Its permit was lost during the dial. Nothing was said over the socket yet, so the attempt
+		// asks again, once makeRoom has seen to its end.
 		s.Close()
-		return nil, fmt.Errorf("passbuddy: while connecting: %w", semaphore.ErrLost)
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("passbuddy: while connecting: %w (%w)", semaphore.ErrLost, context.Cause(ctx))
+		}
 	}
-	return s, nil
 }
 
 // makeRoom sees to it that no closed try lives under the permit that the next one is to have. With

@@ -59,6 +59,9 @@ func (a *account) prepare(cmd *exec.Cmd, onParentDeath syscall.Signal) {
 	platformAttr(cmd.SysProcAttr, onParentDeath)
 }
 
+// setApart makes cmd run in a session of its own.
+func setApart(cmd *exec.Cmd) { cmd.SysProcAttr.Setpgid, cmd.SysProcAttr.Setsid = false, true }
+
 // own gives everything under dir to a.
 func (a *account) own(dir string) error {
 	if a == nil {

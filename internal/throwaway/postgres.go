@@ -33,6 +33,9 @@ type PostgresOptions struct {
 	MaxConnections int
 	// Settings are further server settings, as in postgresql.conf. They override those made here.
 	Settings map[string]string
+	// Apart runs the server in a terminal session of its own. Linux shares the processors between
+	// sessions, so the server then competes with its clients as it would were it no child of theirs.
+	Apart bool
 }
 
 // Postgres is a running PostgreSQL server. Its methods may be called from several goroutines.
@@ -41,6 +44,7 @@ type Postgres struct {
 	account  *account
 	folder   *folder
 	settings map[string]string
+	apart    bool
 	password map[string]string // by role
 
 	mu      sync.Mutex // held through start and stop, so that they never overlap
@@ -69,7 +73,7 @@ func StartPostgres(ctx context.Context, opts PostgresOptions) (_ *Postgres, err 
 	}
 	p := &Postgres{
 		bin: bin, account: account, folder: folder,
-		settings: serverSettings(folder.path, opts),
+		settings: serverSettings(folder.path, opts), apart: opts.Apart,
 		password: map[string]string{superuser: rand.Text(), Role: rand.Text()},
 	}
 	defer func() {
@@ -142,6 +146,9 @@ func (p *Postgres) start(ctx context.Context) error {
 	cmd := exec.Command(filepath.Join(p.bin, "postgres"), args...)
 	cmd.Dir, cmd.Env = p.folder.path, serverEnv()
 	p.account.prepare(cmd, sigNow)
+	if p.apart {
+		setApart(cmd)
+	}
 	server, err := spawn(cmd, postgresReady)
 	if err != nil {
 		return err

@@ -18,6 +18,9 @@ import (
 type RedisOptions struct {
 	// Password, if set, is asked of every client.
 	Password string
+	// Apart runs the server in a terminal session of its own. Linux shares the processors between
+	// sessions, so the server then competes with its clients as it would were it no child of theirs.
+	Apart bool
 	// Persist lets the data survive Kill and Restart: a write is in the append-only file before it is answered.
 	// Without it all is lost whenever the server ends.
 	Persist bool
@@ -128,6 +131,9 @@ func (r *Redis) start(ctx context.Context) error {
 	cmd.Dir, cmd.Env = r.folder.path, append(serverEnv(), r.clock.env()...)
 	// Not sigStop: a primary waits for replicas that lag, and nothing but a SIGKILL is sure to reach a paused server.
 	(*account)(nil).prepare(cmd, sigKill)
+	if r.opts.Apart {
+		setApart(cmd)
+	}
 	server, err := spawn(cmd, r.kind.ready)
 	if err != nil {
 		return err
