@@ -195,7 +195,8 @@ func TestSlowRepliesLoseNoLease(t *testing.T) {
 								}
 								time.Sleep(rand.N(10 * time.Second))
 								notLost(t, p)
-								if err := p.Release(context.Background()); err != nil {
+								// It waits for a lease at most; behind two flights that is not always enough.
+								if err := p.Release(context.Background()); err != nil && !errors.Is(err, ErrUnavailable) {
 									t.Error(err)
 								}
 								time.Sleep(rand.N(time.Second))
