@@ -69,6 +69,25 @@ func (r *replicated) failover(t *testing.T) {
 	replicaOf(t, r.replica)
 }
 
+// A process starts while its replica is away for a moment, and joins when the replica is back.
+func TestWaitReplicasJoinsLater(t *testing.T) {
+	r := startReplicated(t)
+	if err := r.replica.CutReplication(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	healed := make(chan error, 1)
+	time.AfterFunc(time.Second, func() { healed <- r.replica.HealReplication(context.Background()) })
+	s, err := semaphore.New(dial(t, r.proxy.Addr()), semaphore.Config{Name: t.Name(), WaitReplicas: 1})
+	if err != nil {
+		t.Errorf("New: %v", err)
+	} else {
+		_ = s.Close()
+	}
+	if err := <-healed; err != nil {
+		t.Fatal(err)
+	}
+}
+
 // Without a replica that acknowledges, nothing is granted, and what is held ends with its lease.
 func TestWaitReplicasWithoutReplica(t *testing.T) {
 	r := startReplicated(t)

@@ -50,7 +50,7 @@ has_postgres() {
 	return 1
 }
 
-has_redis() { has redis-server || has valkey-server || [[ -x /opt/homebrew/bin/redis-server ]]; }
+has_redis() { [[ -n ${PASSBUDDY_REDIS_SERVER:-} ]] || has redis-server || has valkey-server || [[ -x /opt/homebrew/bin/redis-server ]]; }
 
 # The places are those that internal/throwaway/pgbouncer.go looks in.
 has_pgbouncer() {

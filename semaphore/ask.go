@@ -34,6 +34,7 @@ type ask struct {
 	answered bool // Redis does
 	waited   bool // an answer left it in Redis's queue
 	full     bool // the last answer found no permit free
+	noMemory bool // the last answer had no memory for it
 }
 
 func (s *Semaphore) newAsk(kind redisscript.Kind, share *Share, permits ...*Permit) *ask {
@@ -87,6 +88,8 @@ func (s *Semaphore) wait(ctx context.Context, a *ask) error {
 	switch {
 	case s.down != nil:
 		reason = unavailable(s.down)
+	case a.noMemory:
+		reason = unavailable(errNoMemory)
 	case !a.answered:
 		reason = fmt.Errorf("%w: no answer", ErrUnavailable)
 	}

@@ -268,6 +268,7 @@ func (s *Semaphore) callAnswered(c *call, got redisscript.Renewed) {
 		}
 	}
 	if latest {
+		changed = s.setNoMemory(got.Full) || changed
 		again = lostState && s.holdsOtherThan(n.Permits)
 		s.applyFleet(c, got, again)
 	}
@@ -364,6 +365,7 @@ func (s *Semaphore) applyFleet(c *call, got redisscript.Renewed, again bool) {
 		s.anchor = anchor{local: c.sent, redis: got.Now}
 	}
 	s.sharded = got.Sharded
+	s.heard(got.Listeners, c.sent)
 	s.limit, s.roster = got.Limit, got.Roster
 	if !again {
 		s.epoch = got.Epoch

@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/passbuddy/passbuddy/internal/redisscript"
 )
 
@@ -319,6 +321,9 @@ func (s *Semaphore) putBack(b *batch) {
 func (s *Semaphore) failed(b *batch, err error) {
 	s.mu.Lock()
 	changed := s.setDown(err)
+	if changed && redis.HasErrorPrefix(err, "READONLY") && !s.left {
+		s.beatSoon() // the primary was demoted: does the subscription have to move, too?
+	}
 	s.returnMoveCost(b.x.MoveMicros)
 	now := s.sinceStart()
 	for _, d := range b.drops {
@@ -354,6 +359,9 @@ func (s *Semaphore) arrived(b *batch, sent time.Duration, got redisscript.Exchan
 	s.mu.Lock()
 	changed := s.setDown(nil)
 	s.aloft = nil
+	if !got.All || len(b.asks) > 0 { // else the script did not look
+		changed = s.setNoMemory(got.Full) || changed
+	}
 	if b.x.Epoch != "" && b.x.Epoch != s.epoch {
 		// The heartbeat has found that Redis forgot, and this it did before. What it granted it forgot, too.
 		s.putBack(b)
@@ -373,7 +381,7 @@ func (s *Semaphore) arrived(b *batch, sent time.Duration, got redisscript.Exchan
 	}
 	for _, a := range b.asks {
 		a.waited = a.waited || a.answered
-		a.answered, a.full = true, got.Free == 0
+		a.answered, a.full, a.noMemory = true, got.Free == 0, false
 		if got.All {
 			got.Granted = append(got.Granted, a.ids...)
 		}
@@ -399,6 +407,16 @@ func (s *Semaphore) arrived(b *batch, sent time.Duration, got redisscript.Exchan
 			s.settle(a, fmt.Errorf("%w: %d wait for %q already", ErrCapacity, got.Waiting, s.base))
 		}
 	}
+	for _, id := range got.NoMemory {
+		// A caller that waits asks again until its patience ends, as when Redis does not answer. It
+		// has no place in the queue meanwhile.
+		if a := s.asks[id]; a != nil {
+			a.noMemory = true
+			if !waits(a.kind) {
+				s.settle(a, unavailable(errNoMemory))
+			}
+		}
+	}
 	if s.pending() {
 		pause := s.cfg.RetryInterval - s.cfg.RetryInterval/8 // lookAgain adds up to as much
 		if wake := until(got.Wake+1, got.Now); got.Wake > 0 && wake < pause {
@@ -418,6 +436,24 @@ func (s *Semaphore) arrived(b *batch, sent time.Duration, got redisscript.Exchan
 	if b.offer != nil && got.Promised.Recalled > 0 {
 		b.offer.told(b.x.Epoch, got.Promised, 0, true)
 	}
+}
+
+// errNoMemory is why Redis grants nothing new.
+var errNoMemory = errors.New("OOM: Redis has reached maxmemory: " +
+	"leases are renewed, but nothing new is granted or queued")
+
+// setNoMemory notes whether Redis is out of memory, and reports whether that changed. s.mu is held.
+func (s *Semaphore) setNoMemory(full bool) (changed bool) {
+	if full == (s.noMemory != nil) {
+		return false
+	}
+	s.noMemory = nil
+	if full {
+		s.noMemory = errNoMemory
+		s.log.Warn("Redis has reached maxmemory: leases are renewed, but nothing new is granted",
+			"semaphore", s.base)
+	}
+	return true
 }
 
 // granted takes grants that count from the local time since. It returns those of

@@ -3,9 +3,11 @@ package semaphore
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -20,6 +22,7 @@ import (
 //	b <epoch> <sharer> <n> <m> <ms>  it was ever asked to give n permits back, and m of that was withdrawn; what is new is due in ms
 //	r                                look again
 //	l                                state was lost: re-assert what is held
+//	h                                to oneself, in each heartbeat: see heard
 //	f [<UUID> <pid> <start>]...      end these backends, whose permits are in quarantine
 
 // anchor ties Redis's clock to ours: what Redis did at redis, in ms, happened locally at or after local.
@@ -41,17 +44,20 @@ func (a anchor) expected(at time.Duration) int64 {
 	return a.redis + (at - a.local).Milliseconds()
 }
 
-// subscribe starts listening and waits, for a bounded time, until Redis has confirmed it.
+// subscribe starts listening, and waits for a bounded time until Redis has confirmed or refused.
 func (s *Semaphore) subscribe(ctx context.Context) {
 	// The subscription lives as long as the session; only the wait for it is bounded.
-	s.pubsub = s.openSubscriptionOn(s.pubsub)
-	confirmed := make(chan struct{})
+	ps := s.openSubscriptionOn(s.pubsub)
+	s.mu.Lock()
+	s.pubsub = ps
+	s.mu.Unlock()
+	answered := make(chan struct{})
 	s.wg.Add(1)
-	go s.listen(confirmed)
+	go s.listen(answered)
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.TTL)
 	defer cancel()
 	select {
-	case <-confirmed:
+	case <-answered:
 	case <-ctx.Done():
 		s.log.Warn("no subscription yet: waiters look again every RetryInterval instead of being pushed to", "semaphore", s.base)
 	}
@@ -107,11 +113,77 @@ func (s *Semaphore) listener() redis.UniversalClient {
 	return s.own
 }
 
+// A subscription is
+//
+//	opened --> confirmed --> broken, or unheard: replaced
+//	   |
+//	   +-----> refused: replaced, after a pause that doubles
+//
+// It is broken if its connection ends, if it gives no sign of life, or if the server unsubscribes
+// it. It is unheard if another server answers the heartbeats: its address leads there by now, and
+// the old server lives on as a replica. The replica may even pass on what is published. But a
+// newcomer that looks for subscribed sessions after a loss of state does not see this one, and is
+// granted what it holds.
+
+// refusedMost is the longest pause before the session replaces a subscription that was refused, or
+// that is unheard again and again.
+const refusedMost = time.Minute
+
+// A listening is the state of the subscription. Semaphore.mu guards it, but for refusals.
+type listening struct {
+	confirmed   bool
+	since       time.Duration // when it was confirmed; see Semaphore.sinceStart
+	unheard     bool          // heard has closed it, for listen to replace it
+	unheardNext time.Duration // before that time, heard does not close it again
+	unheardWait time.Duration // how long it waited last
+
+	refusals int // in a row; only listen uses it
+}
+
+// heard takes from a heartbeat's answer how many subscriptions have got a push to this session, at
+// the server that answered; below zero means unknown. sent is when the heartbeat was sent. s.mu is
+// held.
+//
+// A server counts a subscription that it confirmed before the heartbeat was sent. If it counts
+// none, it has lost the subscription, which listen is about to notice, or another server has
+// confirmed it. To replace it is right in both cases. If scripts and subscriptions always reach
+// different servers, as behind some proxies, the new one stays unheard too. So the pauses double.
+func (s *Semaphore) heard(by int64, sent time.Duration) {
+	l := &s.listening
+	switch {
+	case by > 0:
+		l.unheardWait = 0
+		return
+	case by < 0 || !l.confirmed || l.since >= sent || sent < l.unheardNext || s.left:
+		return
+	}
+	l.unheardWait = min(max(2*l.unheardWait, s.cfg.TTL/4), refusedMost)
+	l.unheardNext = s.sinceStart() + l.unheardWait
+	l.unheard, l.confirmed = true, false
+	go s.pubsub.Close() // wakes listen; Close may wait for a dial that is under way
+}
+
+// takeUnheard reports whether heard has closed the subscription.
+func (s *Semaphore) takeUnheard() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	unheard := s.listening.unheard
+	s.listening.unheard = false
+	return unheard
+}
+
+func (s *Semaphore) setConfirmed(yes bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.listening.confirmed, s.listening.since = yes, s.sinceStart()
+}
+
 // listen receives pushes until the session ends, and handles each where it is read: another goroutine between, as in go-redis's Channel, would
 // cost a grant as much as the way here. A connection on which nothing comes is asked for a sign of life, and replaced if it gives none.
-func (s *Semaphore) listen(confirmed chan struct{}) {
+func (s *Semaphore) listen(answered chan struct{}) {
 	defer s.wg.Done()
 	quiet := max(s.cfg.TTL/3, 100*time.Millisecond)
+	answer := sync.OnceFunc(func() { close(answered) })
 	subscribed, asked := false, false
 	for s.ctx.Err() == nil {
 		wait := quiet
@@ -129,13 +201,16 @@ func (s *Semaphore) listen(confirmed chan struct{}) {
 		case *redis.Subscription:
 			if strings.HasSuffix(m.Kind, "unsubscribe") {
 				// Nobody asked for it: in a Cluster the slot has moved to another node.
+				s.setConfirmed(false)
 				lookAround(s.ctx, s.own)
 				s.reopenSubscription()
 				continue
 			}
+			s.setConfirmed(true)
+			s.listening.refusals = 0
 			if !subscribed {
 				subscribed = true
-				close(confirmed)
+				answer()
 				continue
 			}
 			// Subscribed again after a reconnect: what was pushed in between is lost. The heartbeat learns of recalls.
@@ -145,19 +220,32 @@ func (s *Semaphore) listen(confirmed chan struct{}) {
 			s.beatSoon()
 		case nil:
 			switch {
+			case s.takeUnheard():
+				asked = false
+				lookAround(s.ctx, s.own)
+				s.reopenSubscription()
 			case errors.Is(err, redis.ErrClosed):
 				return
 			case errors.As(err, &late) && late.Timeout() && !asked:
 				asked = s.pubsub.Ping(s.ctx) == nil
 			case errors.As(err, &late) && late.Timeout():
 				asked = false
+				s.setConfirmed(false)
 				s.reopenSubscription()
 			default:
+				confirmed := s.isConfirmed()
+				s.setConfirmed(false)
 				lookAround(s.ctx, s.own)
+				if s.refuses(err, confirmed) {
+					answer()
+					s.pause(s.afterRefusal(err))
+					s.reopenSubscription()
+					continue
+				}
 				s.pause(min(quiet/4, retryMost)) // a broken connection is replaced by go-redis
-				var answer redis.Error
-				if errors.As(err, &answer) {
-					// The connection is well, but there is no subscription on it: the slot has moved on, or may not be listened to.
+				var refused redis.Error
+				if errors.As(err, &refused) {
+					// The connection is well, but has no subscription: the slot has moved on.
 					s.reopenSubscription()
 				}
 			}
@@ -165,13 +253,45 @@ func (s *Semaphore) listen(confirmed chan struct{}) {
 	}
 }
 
-// reopenSubscription replaces the subscription. Only listen calls it, and only it and close have to do with s.pubsub.
+func (s *Semaphore) isConfirmed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.listening.confirmed
+}
+
+// refuses reports whether err means that Redis, or a proxy, refuses the subscription for good. It
+// may do so by an ACL, or because it knows no such command. Or it hangs up on each connection that
+// asks, while it answers everything else.
+func (s *Semaphore) refuses(err error, confirmed bool) bool {
+	var answer redis.Error
+	if errors.As(err, &answer) {
+		return !isPassing(err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return (isBroken(err) || errors.Is(err, io.ErrClosedPipe)) && !confirmed && s.down == nil
+}
+
+// afterRefusal counts a refusal, and returns how long to pause.
+func (s *Semaphore) afterRefusal(err error) time.Duration {
+	n := s.listening.refusals
+	s.listening.refusals++
+	if n == 0 {
+		s.log.Warn("Redis refuses the subscription: "+
+			"waiters look again every RetryInterval instead of being pushed to",
+			"semaphore", s.base, "error", err)
+	}
+	return min(retryMost<<min(n, 20), refusedMost)
+}
+
+// reopenSubscription replaces the subscription. Only listen calls it. heard and close may close the
+// subscription; each finds it in s.pubsub with s.mu held.
 func (s *Semaphore) reopenSubscription() {
 	_ = s.pubsub.Close() // it is of no use any more
 	ps := s.openSubscription()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.pubsub = ps
+	s.pubsub, s.listening.unheard = ps, false
 	if s.left { // and close has closed the old one
 		go ps.Close()
 	}

@@ -17,7 +17,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
-	"reflect"
 	"strings"
 	"sync"
 	"time"
@@ -49,7 +48,9 @@ type Semaphore struct {
 
 	own           redis.UniversalClient // see lines
 	flightClient  redis.UniversalClient
+	operator      redis.UniversalClient
 	wires         *wires
+	borrowed      bool
 	listenTimeout time.Duration // of the subscription's connection, where it can have one of its own
 
 	ctx    context.Context // ends with Close
@@ -104,22 +105,41 @@ type Semaphore struct {
 	moveCost   time.Duration // see Share.Moved
 	confirms   bool          // it is to be said at once
 	down       error         // why Redis did not answer the last call, or nil
-	closed     bool          // nothing is acquired any more
-	left       bool          // nothing is sent any more
+	noMemory   error         // why Redis grants nothing new although it answers, or nil
+	listening  listening
+	closed     bool // nothing is acquired any more
+	left       bool // nothing is sent any more
 	returned   *sync.Cond
 }
 
-// New joins the fleet through the caller's client. The client stays the caller's, and serves Snapshot and SetCapacity. All else goes
-// over connections of the session's own, opened with the same options: one for requests, one for the heartbeat and one for the subscription, so
-// that a busy client cannot starve them.
+// New joins the fleet at the Redis of the caller's client. The session takes the client's options
+// and opens connections of its own: for requests, for the heartbeat, for the subscription, and for
+// Snapshot and SetCapacity while they are used. So a busy client cannot starve the session. The
+// client stays the caller's, who keeps it open until Close.
 //
-// It asks Redis before it returns, for at most 5s. Errors: the field of cfg that is refused; ErrUnavailable, with its cause, if Redis
-// cannot be reached, wants other credentials, or is older than 6.0.
+// Hooks of the client (AddHook) do not apply to the session. In particular a hook that prefixes
+// keys does not change the session's: use Config.Prefix to tell tenants apart. The session does not
+// take over options that would hurt it: those that send reads to replicas, Limiter, caches, the
+// sizes of the pool, and time-outs that are long beside the lease.
+//
+// New finds the options of a *redis.Client (NewFailoverClient's included), of a
+// *redis.ClusterClient, and of a struct that embeds one of them, or that embeds a
+// redis.UniversalClient which holds one. With any other type of client the session shares the
+// client's connections, and New logs a warning that names the type. An application that keeps all
+// of those busy, for example with blocking commands, then starves the heartbeat, and leases are
+// lost.
+//
+// New asks Redis before it returns, for at most 5s. It returns an error for a field of cfg that it
+// refuses, and for a *redis.Ring. The error matches ErrUnavailable, and has its cause, if Redis
+// cannot be reached, wants other credentials, is older than 6.0, or is out of memory. The same goes
+// for a node of a Redis Cluster, unless the client is a *redis.ClusterClient. If Redis refuses the
+// subscription, as some proxies do, New logs a warning and goes on: see Config.RetryInterval.
 func New(client redis.UniversalClient, cfg Config) (*Semaphore, error) {
 	return newSemaphore(context.Background(), client, false, cfg)
 }
 
-// Open is New with a client of its own, made from a redis://, rediss:// or unix:// URL (see redis.ParseURL). Close closes it.
+// Open is New with a client of its own, made from a redis://, rediss:// or unix:// URL (see
+// redis.ParseURL). Close closes it. For a Cluster, or for Sentinels, use New.
 func Open(ctx context.Context, rawURL string, cfg Config) (*Semaphore, error) {
 	if _, err := cfg.withDefaults(); err != nil {
 		return nil, err
@@ -152,12 +172,8 @@ func parseURL(rawURL string) (*redis.Options, error) {
 }
 
 func newSemaphore(ctx context.Context, client redis.UniversalClient, ownClient bool, cfg Config) (*Semaphore, error) {
-	if client == nil || reflect.ValueOf(client).Kind() == reflect.Pointer && reflect.ValueOf(client).IsNil() {
-		return nil, errors.New("semaphore: the Redis client is nil")
-	}
-	if _, ring := client.(*redis.Ring); ring {
-		return nil, errors.New("semaphore: a *redis.Ring moves to another shard when it cannot reach one, and a semaphore is on one alone: " +
-			"use a client of that shard, or a Cluster")
+	if err := checkClient(client); err != nil {
+		return nil, err
 	}
 	cfg, err := cfg.withDefaults()
 	if err != nil {
@@ -173,6 +189,12 @@ func newSemaphore(ctx context.Context, client redis.UniversalClient, ownClient b
 	}
 	l := dedicated(client, cfg.TTL)
 	s.own, s.flightClient, s.wires, s.listenTimeout = l.own, l.flights, l.wires, l.listenTimeout
+	s.operator, s.borrowed = l.operator, l.borrowed
+	if s.borrowed {
+		s.log.Warn("the Redis client shows no options, so the session has no connections of its own: "+
+			"if the application keeps all of the client's busy for a lease, leases are lost",
+			"semaphore", base, "type", fmt.Sprintf("%T", client))
+	}
 	s.returned = sync.NewCond(&s.mu)
 	s.heart = newHeart()
 	s.ctx, s.cancel = context.WithCancel(context.Background())
@@ -220,7 +242,7 @@ func (s *Semaphore) join(ctx context.Context) error {
 	var serverErr error
 	var asked sync.WaitGroup
 	asked.Go(func() { server, serverErr = inspectServer(ctx, s.own) })
-	err := s.beatWithin(ctx, startTimeout)
+	err := s.firstBeat(ctx)
 	asked.Wait()
 	if tooOld := server.check(); tooOld != nil {
 		if err == nil {
@@ -301,7 +323,8 @@ func (s *Semaphore) knownCapacity() int {
 // Capacity is what this session declares (Config.Capacity).
 func (s *Semaphore) Capacity() int { return s.cfg.Capacity }
 
-// Client is the Redis client that was given to New, or made by Open.
+// Client is the Redis client that was given to New, or made by Open. The session sends nothing over
+// it: see New.
 func (s *Semaphore) Client() redis.UniversalClient { return s.client }
 
 // SetCapacity sets the capacity for the whole fleet, at once and until it is set again, whatever its sessions declare. Raising it
@@ -314,7 +337,7 @@ func (s *Semaphore) SetCapacity(ctx context.Context, n int) error {
 	s.mu.Lock()
 	expected := s.anchor.expected(s.sinceStart())
 	s.mu.Unlock()
-	capacity, err := redisscript.SetCapacity(ctx, s.client, s.keys, expected, n)
+	capacity, err := redisscript.SetCapacity(ctx, s.operator, s.keys, expected, n)
 	if err != nil {
 		return fmt.Errorf("set capacity of %q: %w", s.base, unavailable(err))
 	}
@@ -500,8 +523,10 @@ func (s *Semaphore) awaitReturns() {
 }
 
 func (s *Semaphore) closeOwn() {
-	if s.own != s.client {
-		_ = s.own.Close()
-		_ = s.flightClient.Close()
+	if s.borrowed {
+		return
+	}
+	for _, c := range []redis.UniversalClient{s.own, s.flightClient, s.operator} {
+		_ = c.Close()
 	}
 }

@@ -1,6 +1,7 @@
 package semaphore
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -239,8 +240,8 @@ func (sh *Share) Full() bool {
 func (sh *Share) Err() error {
 	sh.s.mu.Lock()
 	defer sh.s.mu.Unlock()
-	if sh.s.down != nil {
-		return unavailable(sh.s.down)
+	if err := cmp.Or(sh.s.down, sh.s.noMemory); err != nil {
+		return unavailable(err)
 	}
 	return nil
 }

@@ -51,7 +51,7 @@ type Session struct {
 
 // Snapshot reads the state from Redis. It changes nothing, and its cost grows with the number of permits, waiters and sessions.
 func (s *Semaphore) Snapshot(ctx context.Context) (Snapshot, error) {
-	raw, err := redisscript.Load(ctx, s.client, s.keys)
+	raw, err := redisscript.Load(ctx, s.operator, s.keys)
 	if err != nil {
 		return Snapshot{}, fmt.Errorf("snapshot of %q: %w", s.base, unavailable(err))
 	}

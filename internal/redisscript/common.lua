@@ -125,7 +125,7 @@ local function weight_of(sharer) return math.max(1, tonumber(string.sub(sharer, 
 local sharded = redis.REDIS_VERSION_NUM and redis.REDIS_VERSION_NUM >= 0x00070000
 local function push(session, message)
   -- pcall: a user whom the ACL denies the channel must not have the script end half-way. A push lost costs time only.
-  redis.pcall(sharded and 'SPUBLISH' or 'PUBLISH', '{' .. permits .. '}:push:' .. session, message)
+  return redis.pcall(sharded and 'SPUBLISH' or 'PUBLISH', '{' .. permits .. '}:push:' .. session, message)
 end
 
 local function is_live(session)

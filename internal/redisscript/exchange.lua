@@ -14,8 +14,10 @@
 --          'j' the same, of a sharer that was granted nothing yet: see Joining in queue
 -- Returns now, ms, or 0 if it was not looked up: all was released, all was granted, and nobody waits
 --      or {'ok', now, wake, waiting, {recalled, withdrawn}, {granted UUIDs},
---         {first UUIDs of requests refused}, {of those the queue has no place for}, free}
+--         {first UUIDs of requests refused}, {of those the queue has no place for}, free, full,
+--         {of those Redis has no memory for}}
 --          free      permits that are held by nobody, and held back if anyone waits: for a minimum, or while others join
+--          full      1 if Redis has reached maxmemory, and nothing new was granted or queued
 --          wake      when to look again if something of this session is left in the queue, ms, 0 if unknown
 --          waiting   requests left in the queue, of anyone
 --          recalled, withdrawn   of the sharer that offers, if it is to give some of what it offered; else nothing. See tell_owed in recalls
@@ -31,7 +33,7 @@ local at = REST + 5
 
 if epoch ~= ARGV[3] or n_waits + n_tries + n_asks > 0 and not is_live(own) then return { 'gone' } end
 local capacity, shut = tonumber(state[2] or 0), not open_gate()
-local granted, refused, crowded = {}, {}, {}
+local granted, refused, crowded, no_memory = {}, {}, {}, {}
 learn_move(own, tonumber(ARGV[REST + 4] or 0))
 
 for i = 1, n_released do drop(ARGV[FIRST + i - 1]) end
@@ -124,6 +126,12 @@ local function ask(kind, length, ids, request)
     refused[#refused + 1] = ids[1]
     return
   end
+  if full and kind ~= 'e' then
+    -- A request in the queue keeps its place, and is granted when something is given back.
+    local place = kind == 's' and length .. ' ' .. ids[1] or request
+    if not redis.call('ZSCORE', queue, place) then no_memory[#no_memory + 1] = ids[1] end
+    return
+  end
   -- What is kept for its minimum, a session need not queue for.
   local first = waiting == 0 or (lacking(own) or 0) >= #ids
   local some = first and not shut and kind ~= 'e' and room(#ids) or 0
@@ -195,4 +203,5 @@ if waiting > 0 then
   end
 end
 tally()
-return { 'ok', now, wake, waiting, answers and { tally_of(offerer) } or {}, granted, refused, crowded, math.max(0, capacity - redis.call('ZCARD', permits)) }
+return { 'ok', now, wake, waiting, answers and { tally_of(offerer) } or {}, granted, refused, crowded, math.max(0, capacity - redis.call('ZCARD', permits)),
+  full and 1 or 0, no_memory }

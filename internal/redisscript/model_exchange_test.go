@@ -47,7 +47,7 @@ func (o *oracle) exchange(x Exchange) (Exchanged, error) {
 	if o.epoch != x.Epoch || wanted > 0 && !o.isLive(own, o.now) {
 		return Exchanged{}, ErrGone
 	}
-	out := Exchanged{Now: o.now, Granted: []string{}, Refused: []string{}, Crowded: []string{}}
+	out := Exchanged{Now: o.now, Granted: []string{}, Refused: []string{}, Crowded: []string{}, NoMemory: []string{}}
 	shut := !o.openGate()
 	o.learn(own, x.MoveMicros)
 	for _, id := range x.Release {

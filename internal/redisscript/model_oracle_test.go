@@ -679,9 +679,17 @@ func (o *oracle) renew(n Renew) (Renewed, error) {
 	}
 	o.drain(capacity)
 	o.end()
+	listeners := int64(-1)
+	if !joins {
+		o.push(own, "h")
+		listeners = 0
+		if slices.Contains(o.listeners, own) {
+			listeners = 1
+		}
+	}
 	return Renewed{Now: o.now, Epoch: o.epoch, Capacity: capacity, Waiting: int64(len(o.Queue)), Sharded: o.sharded, Gate: o.gate,
 		Missing: missing, Limit: o.num("limit"), Recalls: told, Min: minimum, Roster: int64(len(o.Sessions)),
-		Quarantine: quarantine}, nil
+		Quarantine: quarantine, Listeners: listeners}, nil
 }
 
 func (o *oracle) leave(session, epoch string, drop []string) {

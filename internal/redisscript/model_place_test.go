@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -100,8 +101,8 @@ func newInProcess(t testing.TB, k Keys) place {
 		_ = c.Close()
 		p.mini.Close()
 	})
-	for _, text := range []string{plain + common + exchangeText, common + renewText, common + leaveText, common + capacityText, common + snapshotText,
-		common + markText} {
+	for _, text := range []string{plain + memoryText + common + exchangeText, memoryText + common + renewText, memoryText + common + leaveText,
+		memoryText + common + capacityText, common + snapshotText, memoryText + common + markText} {
 		if err := p.do("SCRIPT", "LOAD", text); err != nil {
 			t.Fatal(err)
 		}
@@ -115,7 +116,11 @@ func (p *inProcess) hear(c *server.Peer, cmd string, args ...string) bool {
 		return false
 	}
 	p.heard = append(p.heard, push{strings.TrimPrefix(args[0], p.keys.push), args[1]})
-	c.WriteInt(1)
+	heard := 0
+	if slices.Contains(p.sub.Channels(), args[0]) {
+		heard = 1
+	}
+	c.WriteInt(heard)
 	return true
 }
 

@@ -43,16 +43,18 @@ var (
 	snapshotText string
 	//go:embed mark.lua
 	markText string
+	//go:embed memory.lua
+	memoryText string
 
 	// Each file uses what those before it define.
 	common = commonText + sharesText + quarantineText + queueText + recallsText
 
-	exchangeScript = redis.NewScript(plain + common + exchangeText)
-	renewScript    = redis.NewScript(common + renewText)
-	leaveScript    = redis.NewScript(common + leaveText)
-	capacityScript = redis.NewScript(common + capacityText)
+	exchangeScript = redis.NewScript(plain + memoryText + common + exchangeText)
+	renewScript    = redis.NewScript(memoryText + common + renewText)
+	leaveScript    = redis.NewScript(memoryText + common + leaveText)
+	capacityScript = redis.NewScript(memoryText + common + capacityText)
 	snapshotScript = redis.NewScript(common + snapshotText)
-	markScript     = redis.NewScript(common + markText)
+	markScript     = redis.NewScript(memoryText + common + markText)
 )
 
 // ErrGone is returned by Exchange to a session that Redis does not know, or that knows another epoch:
@@ -135,6 +137,8 @@ type Exchanged struct {
 	Refused   []string // first UUIDs
 	Crowded   []string // first UUIDs of requests for which the queue has no place
 	Free      int64    // permits held by nobody, though somebody may wait: those are held back
+	Full      bool     // Redis has reached maxmemory: see memory.lua
+	NoMemory  []string // first UUIDs of requests that were therefore neither granted nor queued
 }
 
 // Run executes the exchange. It returns ErrGone if the session must renew first.
@@ -171,7 +175,7 @@ func (x Exchange) Run(ctx context.Context, c redis.Scripter, k Keys) (Exchanged,
 		out.Promised = owed[0]
 	}
 	out.Granted, out.Refused, out.Crowded = r.texts(), r.texts(), r.texts()
-	out.Free = r.int()
+	out.Free, out.Full, out.NoMemory = r.int(), r.int() == 1, r.texts()
 	return out, r.err
 }
 
@@ -228,6 +232,12 @@ type Renewed struct {
 
 	// Quarantine is for a session that recorded backends: "<UUID>", "<pid> <start> <until>", ...
 	Quarantine []string
+
+	// Listeners are the session's subscriptions at this server; -1 if unknown, or if it joins only
+	// now.
+	Listeners int64
+
+	Full bool // Redis has reached maxmemory: see memory.lua
 }
 
 // A RefusedMin refuses a session that joins with a minimum for which the others' leave no room.
@@ -270,7 +280,7 @@ func (n Renew) Run(ctx context.Context, c redis.Scripter, k Keys) (Renewed, erro
 	}
 	out := Renewed{Now: r.int(), Epoch: r.text(), Capacity: r.int(), Waiting: r.int(), Sharded: r.int() == 1, Gate: r.int(),
 		Missing: r.texts(), Limit: r.int(), Recalls: tallies(r.ints()), Min: r.int(), Roster: r.int(),
-		Quarantine: r.texts()}
+		Quarantine: r.texts(), Listeners: r.int(), Full: r.int() == 1}
 	return out, r.err
 }
 

@@ -10,8 +10,10 @@
 --        recalls it has heard of and how many of them withdrawn; see tell_owed in recalls
 --        then for each permit that covers a backend: its place among the UUIDs, from 1, and "<pid> <start> <n>", see cover in quarantine
 -- Returns {'ok', now, epoch, capacity in force, waiting, sharded, gate, {UUIDs not held any more}, limit, {recalls}, minimum, sessions,
---         {UUID, "<pid> <start> <until>", ...}}
---          the last   the quarantine, for a session that has a connection to end those backends by; else empty
+--         {UUID, "<pid> <start> <until>", ...}, listeners, full}
+--          the last list      the quarantine, for a session that has a connection to end those backends by; else empty
+--          listeners   subscriptions of the session at this server; -1 if unknown, or if it joins only now
+--          full        1 if Redis has reached maxmemory, else 0; see memory
 --          limit     an operator's capacity, 0 if none
 --          recalls   for each sharer two numbers: the permits ever recalled from it, and the recalls withdrawn
 --          sharded   1 if pushes go by sharded pub/sub, else 0
@@ -305,6 +307,7 @@ if open_gate() then
 end
 drain(capacity) -- also while nobody waits, or the gate is shut
 tally()
+local listeners = not joins and push(own, 'h')
 return { 'ok', now, epoch, capacity, redis.call('ZCARD', queue), sharded and 1 or 0, gate, missing,
   tonumber(redis.call('HGET', meta, 'limit') or 0), told, minimum, redis.call('ZCARD', sessions),
-  to_end }
+  to_end, type(listeners) == 'number' and listeners or -1, full and 1 or 0 }

@@ -2,6 +2,8 @@ package throwaway
 
 import (
 	"context"
+	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -48,9 +50,22 @@ func FindPostgres(ctx context.Context) (string, error) {
 	return "", notFound("postgres and initdb", "install the PostgreSQL server, or run scripts/setup.sh")
 }
 
-// FindRedis returns the path of redis-server, or of valkey-server, which speaks the same protocol and takes the same
-// arguments.
+// RedisEnv names the environment variable that chooses the server: a path, or a name to look for in
+// PATH. So the tests run on another version of Redis, or on Valkey.
+const RedisEnv = "PASSBUDDY_REDIS_SERVER"
+
+// FindRedis returns the path of the server that RedisEnv names, else of redis-server, or of
+// valkey-server, which speaks the same protocol and takes the same arguments.
 func FindRedis() (string, error) {
+	if name := os.Getenv(RedisEnv); name != "" {
+		path, err := exec.LookPath(name)
+		if err != nil {
+			// Not ErrNotFound: tests skip where that is the reason, and would pass without the
+			// server that was asked for.
+			return "", fmt.Errorf("throwaway: %s is %q: %w", RedisEnv, name, err)
+		}
+		return filepath.Abs(path)
+	}
 	for _, name := range redisPrograms {
 		if path, err := exec.LookPath(name); err == nil {
 			return path, nil

@@ -3,6 +3,7 @@ package throwaway
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -300,5 +301,27 @@ func TestMissingCompilerIsNamed(t *testing.T) {
 	if _, err := StartRedis(testContext(t), RedisOptions{Clock: true}); !errors.Is(err, ErrNotFound) ||
 		!strings.Contains(err.Error(), "compiler") {
 		t.Errorf("without a C compiler: %v", err)
+	}
+}
+
+// The environment chooses the server. One that is not there is an error, and no reason to skip
+// tests.
+func TestRedisOfTheEnvironment(t *testing.T) {
+	installed, err := FindRedis()
+	if err != nil {
+		t.Skip(err)
+	}
+	other := filepath.Join(t.TempDir(), "other-server")
+	if err := os.Symlink(installed, other); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv(RedisEnv, other)
+	if got, err := FindRedis(); err != nil || got != other {
+		t.Errorf("%q, %v, want %q", got, err, other)
+	}
+	set(t, clientOf(t, startRedis(t, RedisOptions{})), "key", "value")
+	t.Setenv(RedisEnv, other+"-missing")
+	if got, err := FindRedis(); err == nil || errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), RedisEnv) {
+		t.Errorf("a server that is not there: %q, %v", got, err)
 	}
 }

@@ -1,0 +1,535 @@
+package semaphore
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/alicebob/miniredis/v2/server"
+	"github.com/redis/go-redis/v9"
+)
+
+// answers has f see each command first, those of scripts included. f returns true if it has
+// answered.
+func (w *world) answers(t *testing.T, f func(c *server.Peer, cmd string, args ...string) bool) {
+	t.Helper()
+	c, err := w.redis.Dial() // there is no server before
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	w.redis.Server().SetPreHook(f)
+}
+
+// tenant is a hook that prefixes every key, as applications do that share one Redis between
+// tenants.
+type tenant struct{}
+
+func (tenant) DialHook(next redis.DialHook) redis.DialHook { return next }
+func (tenant) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+func (tenant) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if a := cmd.Args(); cmd.Name() == "evalsha" || cmd.Name() == "eval" {
+			n, _ := strconv.Atoi(fmt.Sprint(a[2]))
+			for i := 3; i < 3+n; i++ {
+				a[i] = "tenant:" + fmt.Sprint(a[i])
+			}
+		}
+		return next(ctx, cmd)
+	}
+}
+
+// A hook of the caller's client changes no key of the session's: all calls speak of one semaphore.
+func TestHooksOfTheClientReachNoKeys(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		c, _ := w.client()
+		c.AddHook(tenant{})
+		defer c.Close()
+		s, err := New(c, Config{Capacity: 4})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		if _, err := s.AcquireN(t.Context(), 3); err != nil {
+			t.Fatal(err)
+		}
+		if snap, err := s.Snapshot(t.Context()); err != nil || snap.Held != 3 {
+			t.Errorf("3 are held, Snapshot says %d, %v", snap.Held, err)
+		}
+		if err := s.SetCapacity(t.Context(), 1); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.TryAcquire(t.Context()); !errors.Is(err, ErrCapacity) {
+			t.Errorf("after SetCapacity(1) with 3 held: %v, want ErrCapacity", err)
+		}
+	})
+}
+
+type (
+	embedsClient    struct{ *redis.Client }
+	embedsCluster   struct{ *redis.ClusterClient }
+	embedsRing      struct{ *redis.Ring }
+	embedsUniversal struct {
+		redis.UniversalClient
+		calls []string // not comparable
+	}
+	hidden       = redis.UniversalClient
+	embedsHidden struct {
+		hidden // shows no options
+		calls  []string
+	}
+)
+
+// The session has connections of its own beside a client of the caller's own type. New warns of a
+// type that shows no options.
+func TestWrappedClient(t *testing.T) {
+	for name, wrap := range map[string]func(*redis.Client) redis.UniversalClient{
+		"struct":              func(c *redis.Client) redis.UniversalClient { return embedsClient{c} },
+		"pointer":             func(c *redis.Client) redis.UniversalClient { return &embedsClient{c} },
+		"universal":           func(c *redis.Client) redis.UniversalClient { return embedsUniversal{UniversalClient: c} },
+		"pointer, universal":  func(c *redis.Client) redis.UniversalClient { return &embedsUniversal{UniversalClient: c} },
+		"wrapped twice":       func(c *redis.Client) redis.UniversalClient { return embedsUniversal{UniversalClient: embedsClient{c}} },
+		"shows no options":    func(c *redis.Client) redis.UniversalClient { return embedsHidden{hidden: c} },
+		"shows none, pointer": func(c *redis.Client) redis.UniversalClient { return &embedsHidden{hidden: c} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, func(t *testing.T, w *world) {
+				var log bytes.Buffer
+				l := &link{w: w}
+				c := redis.NewClient(&redis.Options{
+					Addr: "127.0.0.1:6379", Dialer: l.dial, Protocol: 2, DisableIdentity: true, PoolSize: 2,
+				})
+				defer c.Close()
+				logger := slog.New(slog.NewTextHandler(&log, nil))
+				s, err := New(wrap(c), Config{Capacity: 2, TTL: 2 * time.Second, Logger: logger})
+				if err != nil {
+					t.Fatal(err)
+				}
+				p, err := s.Acquire(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				unknown := strings.Contains(name, "shows no")
+				var busy []*redis.Conn
+				for !unknown && len(busy) < 2 { // the application has all connections of its client
+					conn := c.Conn()
+					if err := conn.Ping(t.Context()).Err(); err != nil {
+						t.Fatal(err)
+					}
+					busy = append(busy, conn)
+				}
+				time.Sleep(4 * time.Second)
+				if !p.Held() {
+					t.Error("the lease is lost while the application keeps its connections")
+				}
+				for _, b := range busy {
+					_ = b.Close()
+				}
+				if err := s.Close(); err != nil {
+					t.Error(err)
+				}
+				warned := strings.Count(log.String(), "no connections of its own")
+				if warned != map[bool]int{true: 1}[unknown] {
+					t.Errorf("%d warnings: %s", warned, log.String())
+				}
+				if unknown && !strings.Contains(log.String(), "embedsHidden") {
+					t.Errorf("the warning names no type: %s", log.String())
+				}
+			})
+		})
+	}
+}
+
+// New refuses a Ring inside any struct.
+func TestWrappedRingIsRefused(t *testing.T) {
+	ring := redis.NewRing(&redis.RingOptions{Addrs: map[string]string{"a": "127.0.0.1:1"}})
+	defer ring.Close()
+	for _, c := range []redis.UniversalClient{
+		embedsRing{ring}, &embedsRing{ring},
+		embedsUniversal{UniversalClient: ring}, &embedsUniversal{UniversalClient: embedsRing{ring}},
+	} {
+		if _, err := New(c, Config{}); err == nil || !strings.Contains(err.Error(), "Ring") || errors.Is(err, ErrUnavailable) {
+			t.Errorf("New(%T): %v, want a refusal that names the Ring", c, err)
+		}
+	}
+}
+
+// The session's clients have the caller's options, but for those that are for the caller's own
+// calls.
+func TestOptionsOfOwnClients(t *testing.T) {
+	c := redis.NewClient(&redis.Options{
+		Addr: "127.0.0.1:1", ClientName: "name", DB: 3, Limiter: noLimit{}, MinIdleConns: 5,
+	})
+	defer c.Close()
+	cluster := redis.NewClusterClient(&redis.ClusterOptions{
+		Addrs: []string{"127.0.0.1:1"}, ClientName: "name", RouteRandomly: true,
+	})
+	defer cluster.Close()
+	for _, caller := range []redis.UniversalClient{c, embedsClient{c}, cluster, embedsCluster{cluster}} {
+		l := dedicated(caller, DefaultTTL)
+		for name, own := range map[string]redis.UniversalClient{
+			"own": l.own, "flights": l.flights, "operator": l.operator,
+		} {
+			defer own.Close()
+			switch o := optionsOf(own).(type) {
+			case *redis.Options:
+				if o.ClientName != "name" || o.DB != 3 || o.Limiter != nil || o.MinIdleConns != 0 ||
+					!o.DisableIdentity {
+					t.Errorf("%T, %s: %+v", caller, name, o)
+				}
+			case *redis.ClusterOptions:
+				if o.ClientName != "name" || o.RouteRandomly || !o.DisableIdentity {
+					t.Errorf("%T, %s: %+v", caller, name, o)
+				}
+			default:
+				t.Errorf("%T, %s: a client of kind %T", caller, name, own)
+			}
+		}
+	}
+}
+
+type noLimit struct{}
+
+func (noLimit) Allow() error       { return errors.New("the circuit is open") }
+func (noLimit) ReportResult(error) {}
+
+// A proxy refuses the subscription, an ACL does, or a proxy hangs up on it. New goes on at once,
+// waiters look again by themselves, and tries become rare. Once it is allowed the session is
+// subscribed.
+func TestRefusedSubscription(t *testing.T) {
+	for name, refuse := range map[string]func(*server.Peer){
+		"unknown command": func(c *server.Peer) { c.WriteError("ERR unknown command 'subscribe'") },
+		"ACL": func(c *server.Peer) {
+			c.WriteError("NOPERM this user has no permissions to run the 'subscribe' command")
+		},
+		"hangs up": func(c *server.Peer) { c.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, func(t *testing.T, w *world) {
+				var mu sync.Mutex
+				tries, allowed := 0, false
+				count := func() int { mu.Lock(); defer mu.Unlock(); n := tries; tries = 0; return n }
+				w.answers(t, func(c *server.Peer, cmd string, _ ...string) bool {
+					if cmd != "SUBSCRIBE" {
+						return false
+					}
+					mu.Lock()
+					tries++
+					pass := allowed
+					mu.Unlock()
+					if !pass {
+						refuse(c) // without mu: it may wait for a script, whose commands come here, too
+					}
+					return !pass
+				})
+				var log bytes.Buffer
+				var logging sync.Mutex
+				logger := slog.New(slog.NewTextHandler(locked{&log, &logging}, nil))
+				began := time.Now()
+				s := w.join(Config{Capacity: 1, MaxAttempts: -1, Logger: logger})
+				if took := time.Since(began); took > time.Second {
+					t.Errorf("New waited %v for what was refused", took)
+				}
+				other := w.join(Config{Capacity: 1, MaxAttempts: -1})
+				p := other.acquire(t)
+				waiting := s.later(t.Context())
+				release(t, p)
+				time.Sleep(DefaultRetryInterval * 2)
+				if !waiting.isDone() || waiting.err != nil {
+					t.Errorf("a waiter that looks again by itself: done %v, %v", waiting.isDone(), waiting.err)
+				}
+				other.crash()
+				count()
+				time.Sleep(10 * time.Minute)
+				if n := count(); n > 40 {
+					t.Errorf("%d tries in 10 minutes", n)
+				}
+				logging.Lock()
+				warned := strings.Count(log.String(), "level=WARN")
+				logging.Unlock()
+				if warned != 1 {
+					t.Errorf("%d warnings, want one:\n%s", warned, log.String())
+				}
+				mu.Lock()
+				allowed = true
+				mu.Unlock()
+				time.Sleep(time.Minute + time.Second)
+				channel := s.keys.Channel(s.identity.session)
+				if n := w.redis.PubSubNumSub(channel)[channel]; n != 1 {
+					t.Errorf("%d subscriptions a minute after it was allowed", n)
+				}
+			})
+		})
+	}
+}
+
+type locked struct {
+	w  *bytes.Buffer
+	mu *sync.Mutex
+}
+
+func (l locked) Write(p []byte) (int, error) { l.mu.Lock(); defer l.mu.Unlock(); return l.w.Write(p) }
+
+// The primary is demoted and lives on, and the address leads to another server. Scripts follow
+// after a READONLY, and so does the subscription.
+func TestSubscriptionFollowsADemotion(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		next := miniredis.NewMiniRedis()
+		defer next.Close()
+		var mu sync.Mutex
+		demoted := false
+		dial := func(context.Context, string, string) (net.Conn, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			if demoted {
+				return next.Dial()
+			}
+			return w.redis.Dial()
+		}
+		w.answers(t, func(c *server.Peer, cmd string, _ ...string) bool {
+			mu.Lock()
+			defer mu.Unlock()
+			if demoted && (cmd == "EVALSHA" || cmd == "EVAL") {
+				c.WriteError("READONLY You can't write against a read only replica.")
+				return true
+			}
+			return false
+		})
+		c := redis.NewClient(&redis.Options{
+			Addr: "127.0.0.1:6379", Dialer: dial, Protocol: 2, DisableIdentity: true, DialerRetries: 1,
+		})
+		defer c.Close()
+		s, err := New(c, Config{Capacity: 2, TTL: 3 * time.Second, Logger: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		p, err := s.Acquire(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Second)
+		mu.Lock()
+		demoted = true
+		mu.Unlock()
+		time.Sleep(2 * time.Second)
+		channel := s.keys.Channel(s.identity.session)
+		if n := next.PubSubNumSub(channel)[channel]; n != 1 {
+			t.Errorf("%d subscriptions at the new primary", n)
+		}
+		if n := w.redis.PubSubNumSub(channel)[channel]; n != 0 {
+			t.Errorf("%d subscriptions at the old one", n)
+		}
+		if !p.Held() {
+			t.Error("the lease is lost")
+		}
+	})
+}
+
+// Scripts and subscriptions always reach different servers. The session does not replace its
+// subscription at every heartbeat.
+func TestUnheardSubscriptionIsTriedRarely(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		var mu sync.Mutex
+		tries := 0
+		w.answers(t, func(c *server.Peer, cmd string, args ...string) bool {
+			mu.Lock()
+			defer mu.Unlock()
+			if cmd == "SUBSCRIBE" {
+				tries++
+			}
+			if cmd == "PUBLISH" {
+				c.WriteInt(0)
+			}
+			return cmd == "PUBLISH"
+		})
+		w.join(Config{Capacity: 1})
+		time.Sleep(10 * time.Minute)
+		mu.Lock()
+		defer mu.Unlock()
+		if tries > 20 {
+			t.Errorf("%d subscriptions in 10 minutes", tries)
+		}
+	})
+}
+
+// A subscription that is heard stays.
+func TestHeardSubscriptionStays(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		var mu sync.Mutex
+		tries := 0
+		w.answers(t, func(_ *server.Peer, cmd string, _ ...string) bool {
+			mu.Lock()
+			defer mu.Unlock()
+			if cmd == "SUBSCRIBE" {
+				tries++
+			}
+			return false
+		})
+		w.join(Config{Capacity: 1})
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		mu.Lock()
+		defer mu.Unlock()
+		if tries != 1 {
+			t.Errorf("%d subscriptions, want 1", tries)
+		}
+	})
+}
+
+// New retries for all of its 5 s while too few replicas acknowledge, or Redis still loads.
+func TestJoinTriesWhileRedisCannotYet(t *testing.T) {
+	const ready = 3 * time.Second
+	for name, answer := range map[string]func(c *server.Peer, cmd string, late bool) bool{
+		"replicas": func(c *server.Peer, cmd string, late bool) bool {
+			if cmd == "WAIT" {
+				c.WriteInt(map[bool]int{true: 1}[late])
+			}
+			return cmd == "WAIT"
+		},
+		"loading": func(c *server.Peer, cmd string, late bool) bool {
+			switch {
+			case cmd == "WAIT":
+				c.WriteInt(1)
+			case (cmd == "EVALSHA" || cmd == "EVAL") && !late:
+				c.WriteError("LOADING Redis is loading the dataset in memory")
+			default:
+				return false
+			}
+			return true
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, never := range []bool{false, true} {
+				inWorld(t, func(t *testing.T, w *world) {
+					began := time.Now()
+					w.answers(t, func(c *server.Peer, cmd string, _ ...string) bool {
+						return answer(c, cmd, !never && time.Since(began) >= ready)
+					})
+					c, _ := w.client()
+					defer c.Close()
+					s, err := New(c, Config{WaitReplicas: 1, Logger: slog.New(slog.DiscardHandler)})
+					took := time.Since(began)
+					if err == nil {
+						defer s.Close()
+					}
+					switch {
+					case !never && (err != nil || took < ready):
+						t.Errorf("after %v: %v", took, err)
+					case never && (!errors.Is(err, ErrUnavailable) ||
+						took < startTimeout-time.Second || took > startTimeout+time.Second):
+						t.Errorf("never ready: after %v: %v", took, err)
+					}
+				})
+			}
+		})
+	}
+}
+
+// New refuses a node of a Cluster to a client of one node, whatever the node tells of itself.
+func TestNewAtAClusterNode(t *testing.T) {
+	serve := func(t *testing.T, info, hello, eval func(*server.Peer)) string {
+		srv, err := server.NewServer("127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(srv.Close)
+		for cmd, f := range map[string]func(*server.Peer){
+			"INFO": info, "HELLO": hello, "EVALSHA": eval, "EVAL": eval,
+		} {
+			if err := srv.Register(cmd, func(c *server.Peer, _ string, _ []string) { f(c) }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return srv.Addr().String()
+	}
+	refused := func(c *server.Peer) { c.WriteError("NOPERM no permissions") }
+	text := func(info string) func(*server.Peer) { return func(c *server.Peer) { c.WriteBulk(info) } }
+	for name, addr := range map[string]string{
+		"INFO":                serve(t, text("redis_version:7.0.15\r\nredis_mode:cluster\r\n"), refused, refused),
+		"INFO without a mode": serve(t, text("redis_version:7.1.0\r\n# Cluster\r\ncluster_enabled:1\r\n"), refused, refused),
+		"HELLO": serve(t, refused, func(c *server.Peer) {
+			c.WriteMapLen(2)
+			for _, word := range []string{"version", "7.0.15", "mode", "cluster"} {
+				c.WriteBulk(word)
+			}
+		}, refused),
+		"MOVED": serve(t, refused, refused, func(c *server.Peer) { c.WriteError("MOVED 1234 127.0.0.1:7001") }),
+	} {
+		t.Run(name, func(t *testing.T) {
+			unavailableWithin(t, time.Minute, &redis.Options{Addr: addr, Protocol: 2}, "Cluster")
+		})
+	}
+}
+
+// The session sends no command beyond the documented ACL, also none that go-redis adds by itself.
+// Each would fill the ACL log.
+func TestCommandsAreThoseOfTheDocumentedACL(t *testing.T) {
+	text, err := os.ReadFile("../docs/SECURITY.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	given := map[string]bool{
+		"HELLO":     true,                                  // no ACL can forbid it
+		"SUBSCRIBE": true, "PUBLISH": true, "PUBSUB": true, // miniredis has no sharded channels
+	}
+	for _, word := range strings.Fields(regexp.MustCompile("(?m)^user passbuddy .*$").FindString(string(text))) {
+		if command, ok := strings.CutPrefix(word, "+"); ok {
+			given[strings.ToUpper(command)] = true
+		}
+	}
+	if !given["EVALSHA"] {
+		t.Fatal("docs/SECURITY.md has no rule")
+	}
+	inWorld(t, func(t *testing.T, w *world) {
+		var mu sync.Mutex
+		denied := make(map[string]bool)
+		w.answers(t, func(_ *server.Peer, cmd string, _ ...string) bool {
+			mu.Lock()
+			defer mu.Unlock()
+			if !given[cmd] {
+				denied[cmd] = true
+			}
+			return false
+		})
+		l := &link{w: w}
+		c := redis.NewClient(&redis.Options{Addr: "127.0.0.1:6379", Dialer: l.dial})
+		defer c.Close()
+		s, err := New(c, Config{Capacity: 2})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Acquire(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.SetCapacity(t.Context(), 1); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Snapshot(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if len(denied) > 0 {
+			t.Errorf("not in docs/SECURITY.md: %v", denied)
+		}
+	})
+}
