@@ -46,9 +46,20 @@ func (ph *physical) mark(ctx context.Context, unit *allotment.Conn) error {
 
 var _ allotment.BackendEnder = (*connector)(nil)
 
-// EndBackends implements [allotment.BackendEnder]. Its connection is a caller's like any other; afterwards it lies parked. One that is
-// checked out of a DB that is closed is left alone, and nothing is opened for it.
+// EndBackends implements [allotment.BackendEnder].
 func (cn *connector) EndBackends(ctx context.Context, backends []semaphore.Backend) []bool {
+	return cn.askOf(ctx, backends, backend.End)
+}
+
+// BackendsGone implements [allotment.BackendEnder].
+func (cn *connector) BackendsGone(ctx context.Context, backends []semaphore.Backend) []bool {
+	return cn.askOf(ctx, backends, backend.Gone)
+}
+
+// askOf asks something of those backends. Its connection is a caller's like any other; afterwards
+// it lies parked. One that is checked out of a DB that is closed is left alone, and nothing is
+// opened for it.
+func (cn *connector) askOf(ctx context.Context, backends []semaphore.Backend, ask backend.Asker) []bool {
 	cn.mu.Lock()
 	closed := cn.closed
 	cn.mu.Unlock()
@@ -59,7 +70,7 @@ func (cn *connector) EndBackends(ctx context.Context, backends []semaphore.Backe
 	if err != nil {
 		return nil
 	}
-	gone := backend.End(ctx, held.ph.pgx.PgConn(), backends)
+	gone := ask(ctx, held.ph.pgx.PgConn(), backends)
 	if !held.ph.valid() || !cn.park(held.unit) {
 		held.unit.Leave()
 		_ = held.ph.end(inBackground)

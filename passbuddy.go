@@ -108,13 +108,21 @@ type Config struct {
 	// that backend (pg_terminate_backend) and sees it gone before the permit is granted to anybody. The sleeper finds its connections dead when it
 	// wakes, and queues like anyone else. One that is stopped in the few milliseconds of a connect leaves that connection unrecorded.
 	//
-	// It costs each connect a query and a round trip to Redis, and warm checkouts nothing. Only backends that were opened with Fence are ever
+	// A process that was killed is the other case: its backends end at once, and its leases would
+	// go on. While somebody waits, another process with Fence looks for the recorded backends of a
+	// session that lost its subscription, and those that are gone cost no lease. It ends none of
+	// them.
+	//
+	// It costs each connect a query and a round trip to Redis, two where its permit covered a
+	// connection before, and warm checkouts nothing. Only backends that were opened with Fence are
+	// ever
 	// ended, told by pid and start, and only those of the role that the other process logs in with: all pools of a semaphore should have Fence
 	// on, use one role, and one Postgres server. No privilege is needed beyond that.
 	//
 	// The other process needs a connection to do it by. If within 10s none that lives gets one, or none can end the backend, the permit is free all
 	// the same (the first after 10s, others after 11s), and the backend is ended by the first that can. So a process that crashes while it holds
-	// all permits is replaced that much later than without Fence.
+	// all permits is replaced that much later than without Fence: nobody else has a connection to
+	// look by.
 	//
 	// For pgx alone: pgxpool, and its stdlib driver wrapped directly and opened by a DSN or a connector. Other drivers are refused. A connection
 	// fails to open through a pooler, or by the name of a configuration registered with stdlib.

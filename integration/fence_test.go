@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net/url"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -203,7 +204,12 @@ func withName(t *testing.T, dsn, name string) string {
 func (s *servers) recorded(t *testing.T, n int64) {
 	t.Helper()
 	eventually(t, patience, func() (bool, string) {
-		has := s.redisClient.HLen(t.Context(), "{passbuddy-"+t.Name()+"}:backends").Val()
+		has := int64(0)
+		for _, record := range s.redisClient.HVals(t.Context(), "{passbuddy-"+t.Name()+"}:backends").Val() {
+			if !strings.HasPrefix(record, "0 ") { // else a connection is being opened
+				has++
+			}
+		}
 		return has == n, fmt.Sprintf("%d backends recorded", has)
 	})
 }

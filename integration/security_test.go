@@ -114,7 +114,7 @@ func TestDocumentedACLIsTheLeast(t *testing.T) {
 	if err != nil || len(sources) == 0 {
 		t.Fatalf("no scripts: %v", err)
 	}
-	needed := map[string]bool{"eval": true, "evalsha": true, "info": true, "ping": true, "ssubscribe": true, "sunsubscribe": true, "pubsub|shardchannels": true}
+	needed := map[string]bool{"eval": true, "evalsha": true, "info": true, "ping": true, "ssubscribe": true, "sunsubscribe": true, "pubsub|shardchannels": true, "pubsub|shardnumsub": true}
 	call := regexp.MustCompile(`redis\.p?call\((?:sharded and )?'([A-Z]+)'`)
 	for _, name := range sources {
 		text, err := os.ReadFile(name)

@@ -41,7 +41,7 @@ type job struct {
 	Share           int    // of a bare pool: its size
 	Scope           passbuddy.Scope
 	Fence           bool
-	Fault           string // "", cancel, hijack, afterconnect, terminate, kill, freeze, away
+	Fault           string // "", cancel, hijack, afterconnect, terminate, kill, freeze, away, exit
 	KeepOnLoss      bool
 	FallbackConns   int
 	Goroutines      int
@@ -220,6 +220,12 @@ func work() error {
 	reports := json.NewEncoder(os.Stdout)
 	if err := reports.Encode(message{Joined: &greeting{time.Now()}}); err != nil {
 		return err
+	}
+	if j.Fault == "exit" { // as log.Fatal does: past every Close
+		if _, err := p.once(j); err != nil {
+			return err
+		}
+		os.Exit(0)
 	}
 	var wg sync.WaitGroup
 	for i := range j.Goroutines {

@@ -201,12 +201,12 @@ func (p *pool) open(ctx context.Context) (*allotment.Conn, error) {
 // pgx answers a refusal by not ending idle connections that are past MaxConnIdleTime, not until the wish for MinConns is fulfilled. At
 // capacity that can be never, so they are ended here.
 func (p *pool) openBackground(ctx context.Context) (*allotment.Conn, error) {
-	c, err := p.allot.OpenBackground(nil)
+	c, err := p.allot.OpenBackground(ctx, nil)
 	if errors.Is(err, allotment.ErrNoSpare) {
 		if permit, tryErr := p.share.Try(ctx); tryErr != nil {
 			err = tryErr
 		} else {
-			c, err = p.allot.OpenBackground(permit)
+			c, err = p.allot.OpenBackground(ctx, permit)
 		}
 	}
 	if err != nil {

@@ -32,7 +32,8 @@ func (p *pool) markBackend(ctx context.Context, c *allotment.Conn, pc *pgconn.Pg
 	return c.Mark(ctx, b)
 }
 
-// fencing is the context of a checkout that is to end backends of others. The user's hooks are spared it, as far as pgx tells it
+// fencing is the context of a checkout that is to end backends of others, or to look for them. The
+// user's hooks are spared it, as far as pgx tells it
 // from others: those of its release see it, and Stat counts it.
 type fencing struct{ context.Context }
 
@@ -51,6 +52,16 @@ var _ allotment.BackendEnder = (*pool)(nil)
 
 // EndBackends implements [allotment.BackendEnder].
 func (p *pool) EndBackends(ctx context.Context, backends []semaphore.Backend) []bool {
+	return p.askOf(ctx, backends, backend.End)
+}
+
+// BackendsGone implements [allotment.BackendEnder].
+func (p *pool) BackendsGone(ctx context.Context, backends []semaphore.Backend) []bool {
+	return p.askOf(ctx, backends, backend.Gone)
+}
+
+// askOf asks something of those backends over a connection of the pool.
+func (p *pool) askOf(ctx context.Context, backends []semaphore.Backend, ask backend.Asker) []bool {
 	known := p.known.Load()
 	if known == nil {
 		return nil // nobody has checked anything out of it yet
@@ -60,5 +71,5 @@ func (p *pool) EndBackends(ctx context.Context, backends []semaphore.Backend) []
 		return nil
 	}
 	defer conn.Release()
-	return backend.End(ctx, conn.Conn().PgConn(), backends)
+	return ask(ctx, conn.Conn().PgConn(), backends)
 }

@@ -211,7 +211,7 @@ func (s *Semaphore) drop(ids ...string) *drop {
 
 // release frees p, whether held or lost, and gives it a new UUID. The caller sends it. s.mu is held.
 func (s *Semaphore) release(p *Permit) *drop {
-	id, covered := p.id, p.backend != Backend{}
+	id, covered := p.id, p.marks > 0
 	if p.state == held {
 		delete(s.permits, id)
 		if p.share != nil {

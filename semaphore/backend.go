@@ -18,25 +18,66 @@ import (
 
 // A Backend is one Postgres backend, for all time: pids are used again, but not with the same start.
 type Backend struct {
-	PID   uint32
-	Start int64 // pg_stat_activity.backend_start, in microseconds since 1970
+	PID    uint32
+	Start  int64 // pg_stat_activity.backend_start, in microseconds since 1970
+	Server int64 // pg_postmaster_start_time() of its server, likewise: only a server that shows the same can say that it is gone
 }
 
-// BackendEnder is a [Sharer] whose pool can end backends that it did not open. Only a pool whose permits cover some is asked.
+// BackendEnder is a [Sharer] whose pool can end backends that it did not open, and look for them.
+// Only a pool whose permits cover some is asked.
 type BackendEnder interface {
 	Sharer
+	// BackendsGone reports which of those backends are gone, and ends none. It asks Postgres over a
+	// connection that the pool holds a permit for. A backend that the server may not show, or that
+	// another server has had, is not gone. It may block, for as long as ctx allows.
+	BackendsGone(ctx context.Context, backends []Backend) (gone []bool)
 	// EndBackends has Postgres end those backends, over a connection that the pool holds a permit for, and reports which are gone. It
 	// may block, for as long as ctx allows.
 	EndBackends(ctx context.Context, backends []Backend) (gone []bool)
 }
 
-// covered is what Redis is told of the backend that p covers, or "". The number tells it from those before: what says so can be overtaken
-// on its way by what is said of a later one. s.mu is held.
+// covered is what Redis is told of the backend that p covers: "" if p never covered one, and a pid
+// of 0 between two of them. The number tells it from those before: what says so can be overtaken on
+// its way by what is said of a later one. s.mu is held.
 func (p *Permit) covered() string {
-	if p.backend == (Backend{}) {
+	if p.marks == 0 {
 		return ""
 	}
-	return fmt.Sprintf("%d %d %d", p.backend.PID, p.backend.Start, p.marks)
+	return fmt.Sprintf("%d %d %d %d", p.backend.PID, p.backend.Start, p.backend.Server, p.marks)
+}
+
+// Vacate says that p covers no backend any more, because another connection is about to be opened
+// under p. It returns nil if Redis knows of none. Else the connection may be opened only after
+// record returned nil: another session that sees the recorded backend gone frees p, and must never
+// do that while p covers a connection of which it knows nothing. That session compares the record
+// in the step that frees p. So either record comes first, and p stays held; or p is free first, and
+// record returns ErrLost.
+//
+// Errors of record are those of Cover's.
+func (sh *Share) Vacate(p *Permit) (record func(context.Context) error) {
+	s := sh.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p.state != held {
+		return func(context.Context) error { return fmt.Errorf("%w", ErrLost) }
+	}
+	if p.marks == 0 || p.vacant {
+		return nil
+	}
+	if p.backend != (Backend{}) { // else the last record failed, and is said again
+		p.backend = Backend{}
+		p.marks++
+	}
+	id, covered := p.id, p.covered()
+	return func(ctx context.Context) error {
+		err := s.record(ctx, p, id, covered)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if err == nil && p.id == id {
+			p.vacant = true
+		}
+		return err
+	}
 }
 
 // Cover says which backend p covers, in place of what it covered before. It must be called before another connection can be opened under p, and is
@@ -47,7 +88,7 @@ func (p *Permit) covered() string {
 //
 //   - a loss of p that comes first is what it returns; one that comes later finds the backend recorded, and the pool ends it;
 //   - a release of p, when the connection was closed meanwhile, can be overtaken: record then finds that p is not held;
-//   - if another connection was opened under p since, its Cover came later, so what it records stays;
+//   - if another connection was opened under p since, its Vacate and its Cover came later, so what they record stays;
 //   - the same goes for a heartbeat that was gathered before this Cover. Those that are gathered after it say what record does.
 //
 // So one that fails may be known all the same. That is no more than a backend that is looked for in vain, should p expire: the
@@ -62,7 +103,7 @@ func (sh *Share) Cover(p *Permit, b Backend) (record func(context.Context) error
 	if p.state != held {
 		return func(context.Context) error { return fmt.Errorf("%w", ErrLost) }
 	}
-	p.backend = b
+	p.backend, p.vacant = b, false
 	p.marks++
 	id, covered := p.id, p.covered()
 	return func(ctx context.Context) error { return s.record(ctx, p, id, covered) }

@@ -23,6 +23,7 @@ type fencer struct {
 	deaf  atomic.Bool // it does not get through to Postgres
 	stuck atomic.Bool // nor does it hear of that before it gives up; and its own connections do not end
 	asked atomic.Int32
+	looks atomic.Int32 // how often it was asked which backends are gone
 }
 
 // postgres is its backends: true for those that live.
@@ -76,13 +77,19 @@ func (f *fencer) end() {
 }
 
 func (f *fencer) connect(p *Permit) error {
-	b := Backend{PID: uint32(len(*f.pg) + 1), Start: int64(1e15) + int64(len(*f.pg))}
+	n := backendsMade.Add(1)
+	b := Backend{PID: uint32(n), Start: int64(1e15) + n, Server: 1}
+	pgMu.Lock()
 	(*f.pg)[b] = true
+	pgMu.Unlock()
 	return f.share.Cover(p, b)(f.t.Context())
 }
 
 // pgMu guards what EndBackends writes while a test reads.
 var pgMu sync.Mutex
+
+// backendsMade counts them: no two are the same.
+var backendsMade atomic.Int64
 
 // live is how many backends there are.
 func (f *fencer) live() int {
@@ -102,10 +109,23 @@ func (f *fencer) EndBackends(ctx context.Context, backends []Backend) []bool {
 	pgMu.Lock()
 	defer pgMu.Unlock()
 	for i, b := range backends {
+		b.Server = 1 // it is asked for by pid and start
 		if !f.deaf.Load() {
 			delete(*f.pg, b)
 		}
 		gone[i] = !(*f.pg)[b]
+	}
+	return gone
+}
+
+func (f *fencer) BackendsGone(_ context.Context, backends []Backend) []bool {
+	f.looks.Add(1)
+	time.Sleep(3 * time.Millisecond)
+	gone := make([]bool, len(backends))
+	pgMu.Lock()
+	defer pgMu.Unlock()
+	for i, b := range backends {
+		gone[i] = !(*f.pg)[b] && !f.deaf.Load()
 	}
 	return gone
 }

@@ -133,7 +133,7 @@ func (s *Semaphore) gather() *call {
 		n.Permits = append(n.Permits, id)
 		c.said = append(c.said, p)
 		p.named = c.n
-		if p.backend != (Backend{}) && n.Backends == nil {
+		if p.marks > 0 && n.Backends == nil {
 			n.Backends = make([]string, len(c.said)-1, len(s.permits))
 		}
 		if n.Backends != nil {

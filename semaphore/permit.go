@@ -43,7 +43,8 @@ type Permit struct {
 	users int           // of Do, Bind and Handler: the last to leave releases
 
 	backend Backend // that it covers; see Share.Cover
-	marks   uint32  // how many it has covered
+	marks   uint32  // how often it was said which that is, or that there is none
+	vacant  bool    // Redis has confirmed that there is none; see Share.Vacate
 
 	named uint64 // the last call of the heartbeat that names it
 
@@ -190,7 +191,7 @@ func (p *Permit) renewID() {
 		p.lost = nil
 	}
 	p.state = free
-	p.backend, p.marks = Backend{}, 0
+	p.backend, p.marks, p.vacant = Backend{}, 0, false
 	p.trusted.Store(0)
 }
 

@@ -24,6 +24,8 @@ import (
 //	l                                state was lost: re-assert what is held
 //	h                                to oneself, in each heartbeat: see heard
 //	f [<UUID> <pid> <start>]...      end these backends, whose permits are in quarantine
+//	s <epoch> [<UUID> <pid> <start> <server> <n>]...
+//	                                 see whether these backends, which are recorded so, are gone
 
 // anchor ties Redis's clock to ours: what Redis did at redis, in ms, happened locally at or after local.
 type anchor struct {
@@ -369,6 +371,8 @@ func (s *Semaphore) pushed(payload string) {
 			quarantine = append(quarantine, rest[0], rest[1]+" "+rest[2])
 		}
 		s.endBackends(quarantine)
+	case kind == "s" && len(rest) > 5:
+		s.look(rest[0], rest[1:])
 	case kind == "l":
 		s.beatSoon()
 	case kind == "r":

@@ -72,6 +72,7 @@ type Semaphore struct {
 	drops      []*drop            // to be sent
 	late       []*drop            // to be sent again
 	ending     map[string]*ending // see endBackends
+	looking    bool               // see look
 	offers     []offer
 	aloft      *batch        // the batch under way, or nil
 	aloftSince time.Duration // when it was sent
@@ -376,7 +377,7 @@ func (s *Semaphore) close() error {
 	var requests []string
 	requests = s.takeDrops()
 	for id, p := range s.permits {
-		if p.backend == (Backend{}) { // else its pool could not end that in time: it stays counted until others have
+		if p.marks == 0 { // else its pool could not end that in time: it stays counted until others have
 			requests = append(requests, redisscript.Request(s.ttlMillis(), id))
 		}
 		p.lose()

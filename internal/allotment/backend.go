@@ -9,11 +9,13 @@ import (
 )
 
 // This file is for pools that say which Postgres backend each connection is, so that others can end it should this process be
-// stopped past its leases; and that end the backends of others in turn.
+// stopped past its leases, and can see that it is gone should this process be killed; and that do
+// both for others in turn.
 
 // marker is a [Fleet] that keeps backends. [*semaphore.Share] is one.
 type marker interface {
 	Cover(p *semaphore.Permit, b semaphore.Backend) (record func(context.Context) error)
+	Vacate(p *semaphore.Permit) (record func(context.Context) error)
 }
 
 // BackendEnder is a [Pool] that can end backends it did not open.
@@ -21,6 +23,8 @@ type BackendEnder interface {
 	Pool
 	// EndBackends is semaphore.BackendEnder's, with an urgent ctx (see Enter).
 	EndBackends(ctx context.Context, backends []semaphore.Backend) (gone []bool)
+	// BackendsGone is semaphore.BackendEnder's, likewise.
+	BackendsGone(ctx context.Context, backends []semaphore.Backend) (gone []bool)
 }
 
 var _ semaphore.BackendEnder = (*Allotment)(nil)
@@ -55,6 +59,46 @@ func (c *Conn) cover(b semaphore.Backend) (record func(context.Context) error, e
 	return m.Cover(c.permit, b), nil
 }
 
+// vacate makes sure, before c is dialled, that Redis knows of no other backend under its permit:
+// see semaphore.Share.Vacate. It asks Redis only if the permit has covered a backend before. The
+// first half is done under the lock, while the permit is certainly c's.
+func (c *Conn) vacate(ctx context.Context) error {
+	a := c.a
+	if !a.opts.Fence {
+		return nil
+	}
+	record, err := c.vacating()
+	if err == nil && record != nil {
+		err = record(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("passbuddy: before a new connection: %w", err)
+	}
+	return nil
+}
+
+func (c *Conn) vacating() (record func(context.Context) error, err error) {
+	a := c.a
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	m, ok := a.fleet.(marker)
+	switch {
+	case !ok:
+		return nil, nil
+	case c.permit == nil:
+		return nil, semaphore.ErrLost
+	}
+	return m.Vacate(c.permit), nil
+}
+
+// BackendsGone passes on what the fleet asks for, if the pool can do it.
+func (a *Allotment) BackendsGone(ctx context.Context, backends []semaphore.Backend) []bool {
+	if e, ok := a.pool.(BackendEnder); ok {
+		return e.BackendsGone(context.WithValue(ctx, urgentKey{}, true), backends)
+	}
+	return nil
+}
+
 // EndBackends passes on what the fleet asks for, if the pool can do it.
 func (a *Allotment) EndBackends(ctx context.Context, backends []semaphore.Backend) []bool {
 	if e, ok := a.pool.(BackendEnder); ok {
@@ -63,6 +107,7 @@ func (a *Allotment) EndBackends(ctx context.Context, backends []semaphore.Backen
 	return nil
 }
 
-// urgentKey marks the context of one who ends backends: he goes to the head of the local queue. A turn of his takes
+// urgentKey marks the context of a checkout that ends backends, or looks for them: it goes to the
+// head of the local queue. Its turn takes
 // milliseconds, and frees permits for everybody.
 type urgentKey struct{}

@@ -2,6 +2,7 @@ package allotment_test
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -59,6 +60,62 @@ func TestWhatIsMarkedAndLostIsGivenBack(t *testing.T) {
 	}
 }
 
+// A permit covers one connection after another. Before the next one is opened, Redis knows that the
+// former is gone; and where that came too late, for another session had seen it and freed the
+// permit, the caller gets another permit.
+func TestAPermitIsVacatedBeforeItCoversTheNextConnection(t *testing.T) {
+	for _, what := range []string{"held", "freed"} {
+		t.Run(what, func(t *testing.T) {
+			inFleet(t, 1, func(t *testing.T, fl *fleet) {
+				p := fl.start(allotment.Options{Fence: true})
+				if _, err := p.Enter(t.Context(), false); err != nil {
+					t.Fatal(err)
+				}
+				c, err := p.Open(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := c.Mark(t.Context(), semaphore.Backend{PID: 1, Start: 1, Server: 1}); err != nil {
+					t.Fatal(err)
+				}
+				if !c.CheckOut() || !c.Discard() {
+					t.Fatal("bug in the test: not discarded")
+				}
+				c.Gone()
+				const key = "{passbuddy-semaphore}:backends"
+				ids, _ := fl.redis.HKeys(key)
+				if len(ids) != 1 {
+					t.Fatalf("bug in the test: recorded %q", ids)
+				}
+				if what == "freed" {
+					fl.redis.HDel(key, ids[0])
+					if _, err := fl.redis.ZRem("passbuddy-semaphore", ids[0]); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if c, err = p.Open(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				record := fl.redis.HGet(key, ids[0])
+				if what == "held" && !strings.HasPrefix(record, "0 0 0 ") || what == "freed" && record != "" {
+					t.Errorf("%q is recorded while a connection is opened", record)
+				}
+				if n := fl.held(); n != 1 {
+					t.Errorf("%d permits are held", n)
+				}
+				if err := c.Mark(t.Context(), semaphore.Backend{PID: 2, Start: 2, Server: 1}); err != nil {
+					t.Error(err)
+				}
+				c.Gone()
+				p.Exit()
+				if f := p.Figures(); f.Turns != 0 {
+					t.Errorf("%+v", f)
+				}
+			})
+		})
+	}
+}
+
 // Who ends backends passes those who wait for a turn.
 func TestUrgentTurn(t *testing.T) {
 	inFleet(t, 1, func(t *testing.T, fl *fleet) {
@@ -105,6 +162,9 @@ type ender struct {
 
 func (e *ender) Evict() bool           { return false }
 func (e *ender) Fence(*allotment.Conn) {}
+func (e *ender) BackendsGone(ctx context.Context, backends []semaphore.Backend) []bool {
+	return e.EndBackends(ctx, backends)
+}
 func (e *ender) EndBackends(ctx context.Context, _ []semaphore.Backend) []bool {
 	e.enter(ctx)
 	return []bool{true}

@@ -139,7 +139,28 @@ func (a *Allotment) bind() *Conn {
 // one is evicted for it. This is the last word on the invariant: it never opens one too many.
 //
 // What it returns must be ended with [Conn.Gone], also when the dial fails.
+//
+// With Options.Fence, Open asks Redis before a permit that has covered a backend covers the next
+// one. A permit that turns out to be lost is then replaced by another: nothing was dialled under
+// it, and the caller keeps its turn.
 func (a *Allotment) Open(ctx context.Context) (*Conn, error) {
+	for {
+		c, err := a.open(ctx)
+		if err != nil {
+			return nil, err
+		}
+		err = c.vacate(ctx)
+		if err == nil {
+			return c, nil
+		}
+		c.Gone()
+		if !errors.Is(err, semaphore.ErrLost) {
+			return nil, err
+		}
+	}
+}
+
+func (a *Allotment) open(ctx context.Context) (*Conn, error) {
 	a.mu.Lock()
 	if a.closed {
 		a.mu.Unlock()
@@ -192,12 +213,13 @@ func (a *Allotment) Open(ctx context.Context) (*Conn, error) {
 	return nil, a.refusal(ctx, context.Cause(ctx))
 }
 
-// OpenNow is Open for a caller that has a turn, and nil where it would have to wait or fail.
+// OpenNow is Open for a caller that has a turn, and nil where it would have to wait, to ask Redis
+// (see Open), or to fail.
 func (a *Allotment) OpenNow() *Conn {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.dropStale()
-	if a.closed || len(a.spare) == 0 || a.openers.len() > 0 {
+	if a.closed || a.opts.Fence || len(a.spare) == 0 || a.openers.len() > 0 {
 		return nil
 	}
 	return a.bind()
@@ -205,8 +227,20 @@ func (a *Allotment) OpenNow() *Conn {
 
 // OpenBackground is Open for a connection that nobody waits for. It never waits itself, takes no
 // permit from a local caller, and returns ErrNoSpare when none is free. p, if not nil, is a permit
-// acquired for it.
-func (a *Allotment) OpenBackground(p *semaphore.Permit) (*Conn, error) {
+// acquired for it. With Options.Fence it asks Redis, as Open does.
+func (a *Allotment) OpenBackground(ctx context.Context, p *semaphore.Permit) (*Conn, error) {
+	c, err := a.openBackground(p)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.vacate(ctx); err != nil {
+		c.Gone()
+		return nil, err
+	}
+	return c, nil
+}
+
+func (a *Allotment) openBackground(p *semaphore.Permit) (*Conn, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if p != nil {

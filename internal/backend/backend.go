@@ -1,4 +1,5 @@
-// Package backend knows one Postgres backend from another, and ends those of processes that cannot do it themselves.
+// Package backend knows one Postgres backend from another, sees which are gone, and ends those of
+// processes that cannot do it themselves.
 //
 // Everything goes by the simple protocol and without arguments, over the bare connection: so it works in each of pgx's query modes, leaves
 // no prepared statement, and no tracer of the user's sees it. What is written into the statements are numbers.
@@ -8,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -17,10 +19,12 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// start is backend_start in microseconds, which is as exact as Postgres keeps it.
-const start = `(extract(epoch from backend_start) * 1000000)::bigint`
-
 const (
+	// start is backend_start in microseconds, which is as exact as Postgres keeps it.
+	start = `(extract(epoch from backend_start) * 1000000)::bigint`
+	// server is a row beside those of backends: when the server was started.
+	server = `select 0, (extract(epoch from pg_catalog.pg_postmaster_start_time()) * 1000000)::bigint`
+
 	// goneMost bounds how long End waits for backends to end: to do so takes milliseconds, but one can be held up by its disk.
 	goneMost = 3 * time.Second
 	pauseMin = time.Millisecond
@@ -30,19 +34,23 @@ const (
 // Of returns the backend of pc. It asks it one query, and is for pc's first use. It is an error if the server at the other end
 // is not the backend itself: one behind a pooler serves others too, and is not ours to end.
 func Of(ctx context.Context, pc *pgconn.PgConn) (semaphore.Backend, error) {
-	rows, err := query(ctx, pc, `select pid, `+start+` from pg_catalog.pg_stat_activity where pid = pg_backend_pid()`)
+	rows, at, err := ofServer(ctx, pc, `select pid, `+start+` from pg_catalog.pg_stat_activity where pid = pg_backend_pid()`)
 	if err != nil {
 		return semaphore.Backend{}, fmt.Errorf("passbuddy: Config.Fence: asking for the backend of a new connection: %w", err)
 	}
 	if len(rows) != 1 || rows[0].Start == 0 {
 		return semaphore.Backend{}, errors.New("passbuddy: Config.Fence: pg_stat_activity does not show a new connection's own backend")
 	}
+	rows[0].Server = at
 	if b := rows[0]; b.PID != pc.PID() {
 		return semaphore.Backend{}, fmt.Errorf("passbuddy: Config.Fence: the connection to backend %d goes through a pooler, which calls it %d: "+
 			"Fence needs connections to Postgres itself", b.PID, pc.PID())
 	}
 	return rows[0], nil
 }
+
+// Asker is what End and Gone have in common.
+type Asker func(ctx context.Context, pc *pgconn.PgConn, backends []semaphore.Backend) (gone []bool)
 
 // End has Postgres end those backends, and reports which are gone. pid and start must both match, so a pid that was used again is not
 // touched; and so must the role that pc has logged in with. One that is alive and not ours to end, or to see, is not gone.
@@ -53,17 +61,15 @@ func End(ctx context.Context, pc *pgconn.PgConn, backends []semaphore.Backend) (
 	if len(backends) == 0 {
 		return gone
 	}
-	pids, pairs := make([]string, len(backends)), make([]string, len(backends))
+	pairs := make([]string, len(backends))
 	for i, b := range backends {
-		pids[i] = strconv.FormatUint(uint64(b.PID), 10)
-		pairs[i] = "(" + pids[i] + "," + strconv.FormatInt(b.Start, 10) + ")"
+		pairs[i] = fmt.Sprintf("(%d,%d)", b.PID, b.Start)
 	}
 	// An error is no more than that some may live on: the look tells.
 	_, _ = query(ctx, pc, `select count(pg_catalog.pg_terminate_backend(pid)), 0 from pg_catalog.pg_stat_activity
 		where usename = session_user and pid <> pg_backend_pid() and (pid, `+start+`) in (`+strings.Join(pairs, ",")+`)`)
 
-	// Another role's backend_start is null for us.
-	look := `select pid, coalesce(` + start + `, 0) from pg_catalog.pg_stat_activity where pid in (` + strings.Join(pids, ",") + `)`
+	look := shows(backends)
 	deadline := time.Now().Add(goneMost)
 	for pause := pauseMin; ; pause = min(2*pause, pauseMax) {
 		alive, err := query(ctx, pc, look)
@@ -72,14 +78,9 @@ func End(ctx context.Context, pc *pgconn.PgConn, backends []semaphore.Backend) (
 		}
 		left := 0
 		for i, b := range backends {
-			gone[i] = true
-			for _, other := range alive {
-				if other == b || other.PID == b.PID && other.Start == 0 {
-					gone[i] = false
-					if other.PID != pc.PID() { // our own: whoever lost its lease is about to close it
-						left++
-					}
-				}
+			gone[i] = !isAmong(b, alive)
+			if !gone[i] && b.PID != pc.PID() { // else it is our own: whoever lost its lease is about to close it
+				left++
 			}
 		}
 		if left == 0 || time.Now().After(deadline) {
@@ -93,6 +94,53 @@ func End(ctx context.Context, pc *pgconn.PgConn, backends []semaphore.Backend) (
 			return gone
 		}
 	}
+}
+
+// Gone reports which of those backends are gone, and ends none. A backend of a server that was not
+// started when this one was is not gone: pc may be connected to another Postgres, which never had
+// it.
+func Gone(ctx context.Context, pc *pgconn.PgConn, backends []semaphore.Backend) (gone []bool) {
+	gone = make([]bool, len(backends))
+	if len(backends) == 0 {
+		return gone
+	}
+	alive, at, err := ofServer(ctx, pc, shows(backends))
+	for i, b := range backends {
+		gone[i] = err == nil && b.Server == at && !isAmong(b, alive)
+	}
+	return gone
+}
+
+// shows asks for all that has one of their pids. Another role's backend_start is null for us.
+func shows(backends []semaphore.Backend) string {
+	pids := make([]string, len(backends))
+	for i, b := range backends {
+		pids[i] = strconv.FormatUint(uint64(b.PID), 10)
+	}
+	return `select pid, coalesce(` + start + `, 0) from pg_catalog.pg_stat_activity where pid in (` + strings.Join(pids, ",") + `)`
+}
+
+// isAmong reports whether b may be one of those that the server shows.
+func isAmong(b semaphore.Backend, alive []semaphore.Backend) bool {
+	return slices.ContainsFunc(alive, func(other semaphore.Backend) bool {
+		return other.PID == b.PID && (other.Start == b.Start || other.Start == 0)
+	})
+}
+
+// ofServer is query, and tells when the server was started.
+func ofServer(ctx context.Context, pc *pgconn.PgConn, sql string) (rows []semaphore.Backend, at int64, err error) {
+	all, err := query(ctx, pc, sql+" union all "+server)
+	for _, row := range all {
+		if row.PID == 0 {
+			at = row.Start
+		} else {
+			rows = append(rows, row)
+		}
+	}
+	if err == nil && at == 0 {
+		err = errors.New("the server does not say when it was started")
+	}
+	return rows, at, err
 }
 
 // query runs a statement that returns pairs of numbers. The user may have left the connection in another role than it logged in with, which may

@@ -149,6 +149,51 @@ func TestEnd(t *testing.T) {
 	})
 }
 
+// To look ends nothing, and what cannot be seen is not gone.
+func TestGone(t *testing.T) {
+	pg := server(t)
+	admin := connect(t, pg.AdminURL())
+	if _, err := admin.Exec(t.Context(), "create role other login password 'other'"); err != nil {
+		t.Fatal(err)
+	}
+	u, err := url.Parse(pg.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.User = url.UserPassword("other", "other")
+	self, lives, others, ends := connect(t, pg.URL()), connect(t, pg.URL()), connect(t, u.String()), connect(t, pg.URL())
+	here, before, there := of(t, lives), of(t, lives), of(t, ends)
+	before.Start--
+	ended, elsewhere := there, there
+	elsewhere.Server++
+	all := []semaphore.Backend{here, before, of(t, others), of(t, self), ended, elsewhere}
+	look := func(by *pgx.Conn) []bool { return backend.Gone(t.Context(), by.PgConn(), all) }
+	if gone := look(self); !slices.Equal(gone, []bool{false, true, false, false, false, false}) {
+		t.Errorf("gone: %v, but all are there", gone)
+	}
+	if err := ends.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for !look(self)[4] {
+		if time.Now().After(deadline) {
+			t.Fatal("one that was closed is not gone")
+		}
+	}
+	if look(self)[5] {
+		t.Error("gone, says a server that never had it")
+	}
+	if !alive(lives) || !alive(others) {
+		t.Error("a look ended what it looked for")
+	}
+	if gone := look(ends); slices.Contains(gone, true) {
+		t.Errorf("gone: %v, says a connection that is closed", gone)
+	}
+	if gone := backend.Gone(t.Context(), self.PgConn(), nil); len(gone) != 0 {
+		t.Errorf("gone: %v of nothing", gone)
+	}
+}
+
 // A pooler tells clients numbers of its own.
 func TestOfBehindAPooler(t *testing.T) {
 	pg := server(t)

@@ -11,7 +11,8 @@
 --        9 debts       hash   sharer -> how many of those it was asked to give back
 --       10 promises    zset   "<number> <sharer>[ t]" -> expiry, ms; one for each permit a waiter can count on, see promise
 --       11 reserves    hash   "min <session>" -> its guaranteed minimum; "free <session>" -> minimum less what it holds and does not owe
---       12 backends    hash   permit UUID -> "<pid> <start, us> <n>", the Postgres backend that it covers, if its holder says so: see cover
+--       12 backends    hash   permit UUID -> "<pid> <start, us> <server, us> <n>", the Postgres backend that it covers, if its holder says so;
+--                             "0 0 0 <n>" while the holder may be opening another one: see cover
 --       13 quarantine  hash   permit UUID -> "<pid> <start, us> <until, ms>", see isolate
 --       14 recalls     hash   "+<sharer>" -> permits ever recalled from it; "-<sharer>" -> recalls withdrawn; see tell_owed
 --       15 moves       zset   sharer that held none and opens a connection for what it was granted from the queue -> ms until which that is believed
@@ -34,7 +35,9 @@
 --        turn      ms until which rotation is scheduled, see next_turn
 --        calm, calm0, young, young0   when somebody last asked for its first permit, and when a session last joined, and since when that has been going on:
 --                  ms, see Joining
---        fence     there while a permit may have a backend recorded: without it, the last two keys are not looked at
+--        fence     there while a permit may have a backend recorded: without it, backends and quarantine are not looked at
+--        look, looks, await   ms: until when no session is asked to look for backends; since when that goes on; until when it comes before
+--                  everything else: see ask_look
 --
 -- ARGV   1 Redis's time as its caller expects it, ms, 0 if it has never heard of it; the rest is the script's
 --
@@ -123,9 +126,10 @@ local function is_shared(id) return string.sub(id, 20, 23) ~= PLAIN end
 local function weight_of(sharer) return math.max(1, tonumber(string.sub(sharer, 16, 17), 16) or 1) end
 
 local sharded = redis.REDIS_VERSION_NUM and redis.REDIS_VERSION_NUM >= 0x00070000
+local function channel_of(session) return '{' .. permits .. '}:push:' .. session end
 local function push(session, message)
   -- pcall: a user whom the ACL denies the channel must not have the script end half-way. A push lost costs time only.
-  return redis.pcall(sharded and 'SPUBLISH' or 'PUBLISH', '{' .. permits .. '}:push:' .. session, message)
+  return redis.pcall(sharded and 'SPUBLISH' or 'PUBLISH', channel_of(session), message)
 end
 
 local function is_live(session)

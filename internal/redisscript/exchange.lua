@@ -18,7 +18,7 @@
 --         {of those Redis has no memory for}}
 --          free      permits that are held by nobody, and held back if anyone waits: for a minimum, or while others join
 --          full      1 if Redis has reached maxmemory, and nothing new was granted or queued
---          wake      when to look again if something of this session is left in the queue, ms, 0 if unknown
+--          wake      when to ask again if something of this session is left in the queue, ms, 0 if unknown
 --          waiting   requests left in the queue, of anyone
 --          recalled, withdrawn   of the sharer that offers, if it is to give some of what it offered; else nothing. See tell_owed in recalls
 --          refused   't' that found no room, 'e' that is not held, more than the whole capacity, or what is all or none and held in part
@@ -93,13 +93,6 @@ local function enqueue(request, id, n)
   if not old then waiting = waiting + 1 end
 end
 
--- Tells the holders that somebody waits, so that they offer what lies idle.
-local function tell_holders()
-  for _, sharer in ipairs(redis.call('ZREVRANGE', shares, 0, TOLD - 1)) do
-    push(session_of(sharer), 'w ' .. sharer)
-  end
-end
-
 local before = waiting
 local function ask(kind, length, ids, request)
   local held, joins = 0, kind == 'j'
@@ -168,9 +161,13 @@ if asked and not shut then
     pump(capacity, own, granted)
     waiting = redis.call('ZCARD', queue)
   end
-  -- Holders were told when the queue began; what they get from then on tells them, too.
-  if before == 0 and waiting > 0 then tell_holders() end
 end
+local look, new = 0, false
+if waiting > 0 and not shut then look, new = ask_look(own) end
+local moves_on = not shut and not awaits_look()
+-- Holders are told when the queue begins; what they get from then on tells them, too. Where a look
+-- came first, they are told after it.
+if moves_on and waiting > 0 and (asked and before == 0 or new) then tell_holders() end
 
 -- Permits that are wanted in the queue, by others than who offers, and not promised yet.
 local function unpromised()
@@ -182,7 +179,7 @@ local function unpromised()
 end
 
 local answers = false
-if offered > 0 and waiting > 0 and not shut then
+if offered > 0 and waiting > 0 and moves_on then
   redis.call('ZREMRANGEBYSCORE', promises, '-inf', now)
   local promised = math.min(offered, unpromised(), share_of(offerer))
   local spare = lacking(own)
@@ -190,7 +187,7 @@ if offered > 0 and waiting > 0 and not shut then
   for _ = 1, promised do promise(offerer, now, ' o') end
   answers = promised > 0
 end
-if not shut and (waiting > 0 or redis.call('ZCARD', promises) > 0) then balance(capacity) end
+if moves_on and (waiting > 0 or redis.call('ZCARD', promises) > 0) then balance(capacity) end
 
 local wake = 0
 if waiting > 0 then
@@ -200,6 +197,7 @@ if waiting > 0 then
   else
     wake = tonumber(redis.call('ZRANGE', permits, 0, 0, 'WITHSCORES')[2] or 0)
     if calm_until() > now and redis.call('ZCARD', permits) < capacity then wake = calm_until() end
+    if look > 0 then wake = wake > 0 and math.min(wake, look) or look end
   end
 end
 tally()

@@ -1,8 +1,11 @@
--- mark: records which backend a permit covers, before anybody may use the connection. See quarantine.
+-- mark: records which backend a permit covers, before anybody may use the connection; or that it
+-- covers none, before another one is opened. See quarantine.
 --
--- ARGV   2 session   3 its epoch   4 the permit's UUID   5 "<pid> <start, us> <n>", see cover in quarantine
--- Returns 1; 0 if the permit is not held any more: the connection must be closed; -1 if the state is of another epoch: the session must
---         renew first, which re-asserts the permit
+-- ARGV   2 session   3 its epoch   4 the permit's UUID
+--        5 "<pid> <start, us> <server, us> <n>", see cover in quarantine
+-- Returns 1; 0 if the permit is not held any more: the connection must be closed, or must not be
+--         opened; -1 if the state is of another epoch: the session must renew first, which
+--         re-asserts the permit
 -- Clock: Redis's.
 -- Twice: records the same. One that comes after a later backend was recorded changes nothing.
 

@@ -144,18 +144,23 @@ func (o *oracle) exchange(x Exchange) (Exchanged, error) {
 	}
 	if asked && !shut {
 		out.Granted = append(out.Granted, o.pump(capacity, own)...)
-		if before == 0 && len(o.Queue) > 0 {
-			for i, sharer := range o.largest() {
-				if int64(i) < oracleTold {
-					o.push(sessionOf(sharer), "w "+sharer)
-				}
+	}
+	look, fresh := int64(0), false
+	if len(o.Queue) > 0 && !shut {
+		look, fresh = o.askLook(own)
+	}
+	movesOn := !shut && !o.awaitsLook()
+	if movesOn && len(o.Queue) > 0 && (asked && before == 0 || fresh) {
+		for i, sharer := range o.largest() {
+			if int64(i) < oracleTold {
+				o.push(sessionOf(sharer), "w "+sharer)
 			}
 		}
 	}
 
 	waiting := int64(len(o.Queue))
 	answers := false
-	if x.Offered > 0 && waiting > 0 && !shut {
+	if x.Offered > 0 && waiting > 0 && movesOn {
 		o.forgetPromises()
 		unpromised := -int64(len(o.Promises))
 		for _, w := range o.inNeed() {
@@ -172,7 +177,7 @@ func (o *oracle) exchange(x Exchange) (Exchanged, error) {
 		}
 		answers = n > 0
 	}
-	if waiting+int64(len(o.Promises)) > 0 && !shut {
+	if waiting+int64(len(o.Promises)) > 0 && movesOn {
 		o.balance(capacity)
 	}
 	if answers {
@@ -189,6 +194,9 @@ func (o *oracle) exchange(x Exchange) (Exchanged, error) {
 		}
 		if !shut && o.free(capacity) > 0 && o.calm() > o.now {
 			out.Wake = o.calm()
+		}
+		if look > 0 && (out.Wake == 0 || look < out.Wake) {
+			out.Wake = look
 		}
 	}
 	out.Free = max(0, o.free(capacity))

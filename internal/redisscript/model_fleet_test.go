@@ -64,6 +64,7 @@ type stray struct {
 // what was not answered under the same UUIDs, and gives back grants that crossed a withdrawal.
 type peer struct {
 	alive, cut               bool
+	deaf                     bool // it lives, but its subscription does not
 	session                  string
 	capacity, min, most      int
 	ttl                      int64
@@ -73,6 +74,8 @@ type peer struct {
 	held                     map[string]int64 // until when it trusts the lease
 	lost                     []string
 	backends                 map[string]string // that it has said its permits cover
+	vacant                   map[string]bool   // permits of which Redis has confirmed that they cover none
+	dialled                  map[string]string // backends that it has not said yet
 	wants                    []*want
 	drops                    []dropping
 	pools                    []string
@@ -90,7 +93,7 @@ type peer struct {
 // join starts a session in a free slot.
 func (t *trial) join(slot, capacity, minimum, weight, pools, most int) {
 	t.born++
-	p := &peer{alive: true, capacity: capacity, ttl: t.plan.ttl, min: minimum, most: most, held: make(map[string]int64), backends: make(map[string]string), owed: make(map[string]int), heard: make(map[string]Tally)}
+	p := &peer{alive: true, capacity: capacity, ttl: t.plan.ttl, min: minimum, most: most, held: make(map[string]int64), backends: make(map[string]string), vacant: make(map[string]bool), dialled: make(map[string]string), owed: make(map[string]int), heard: make(map[string]Tally)}
 	p.session = fmt.Sprintf("%08x-%04x-8%02x0", 0xa0+slot, t.born, weight)
 	for i := range pools {
 		p.pools = append(p.pools, fmt.Sprintf("%s-8%03x", p.session, i+1))
@@ -127,7 +130,8 @@ func (p *peer) heldOf(pool string) (ids []string) {
 	return ids
 }
 
-// believed are the permits that their holders trust.
+// believed are the permits that their holders trust, and may open a connection under. One that has
+// covered a backend which has ended, they ask Redis for before they do.
 func (t *trial) believed() map[string]bool {
 	out := make(map[string]bool)
 	for _, p := range t.peers {
@@ -135,7 +139,7 @@ func (t *trial) believed() map[string]bool {
 			continue
 		}
 		for id, until := range p.held {
-			if until > t.now {
+			if _, lives := t.postgres[id]; until > t.now && (lives || p.backends[id] == "" || p.vacant[id]) {
 				out[id] = true
 			}
 		}
@@ -257,44 +261,90 @@ func (t *trial) beatAnswered(p *peer, n Renew, sent int64) (joined bool) {
 func (t *trial) lose(p *peer, id string) {
 	delete(p.held, id)
 	p.lost = append(p.lost, id)
-	if !p.cut { // else it sleeps
+	if !p.cut || p.dialled[id] != "" { // else it sleeps; but what sleeps in the middle of a connect nobody can end
+		delete(t.postgres, id)
+	}
+	delete(p.dialled, id)
+}
+
+// dial opens a connection under a permit whose former one has ended. If that one was said, it says
+// first that there is none any more.
+func (t *trial) dial(p *peer, id string, f fate) (opened bool) {
+	delete(t.postgres, id)
+	delete(p.dialled, id)
+	p.made++
+	if said := p.backends[id]; said != "" && !p.vacant[id] {
+		if namesBackend(said) {
+			p.backends[id] = fmt.Sprintf("0 0 0 %d", p.made)
+		}
+		if !t.record(p, id, f) {
+			return false
+		}
+		p.vacant[id] = true
+		p.made++
+	}
+	t.postgres[id] = fmt.Sprintf("%d %d %d %d", 100+p.made, t.now, modelStart, p.made)
+	p.dialled[id] = t.postgres[id]
+	t.say("%s opens %s under %s", p.session, t.postgres[id], id)
+	return true
+}
+
+// cover says which backend a permit covers. Without that the connection is closed.
+func (t *trial) cover(p *peer, id string, f fate) {
+	if p.dialled[id] == "" && !t.dial(p, id, arrives) {
+		return
+	}
+	p.backends[id], p.vacant[id] = p.dialled[id], false
+	delete(p.dialled, id)
+	if !t.record(p, id, f) {
 		delete(t.postgres, id)
 	}
 }
 
-// cover opens a connection under a permit, and says so. Without that it is closed.
-func (t *trial) cover(p *peer, id string, f fate) {
-	backend := fmt.Sprintf("%d %d %d", 100+p.made, t.now, p.made)
-	p.made++
-	p.backends[id] = backend
+// record says what is known of the backend of a permit, and reports whether that was confirmed.
+func (t *trial) record(p *peer, id string, f fate) bool {
+	said, epoch := p.backends[id], p.epoch
 	if f == strayed {
-		epoch := p.epoch
-		t.strays = append(t.strays, stray{call: func() { _ = t.mark(p, epoch, id, backend) }})
+		t.strays = append(t.strays, stray{call: func() { _ = t.mark(p, epoch, id, said) }})
 	}
 	if p.cut || f == requestLost || f == strayed {
-		delete(t.postgres, id)
-		return
+		return false
 	}
-	err := t.mark(p, p.epoch, id, backend)
+	err := t.mark(p, p.epoch, id, said)
 	if errors.Is(err, ErrGone) {
 		t.beat(p, arrives)
 		if _, held := p.held[id]; !held {
-			return
+			return false
 		}
-		err = t.mark(p, p.epoch, id, backend)
+		err = t.mark(p, p.epoch, id, said)
 	}
-	switch {
-	case err != nil:
+	if err != nil {
 		if _, held := p.held[id]; held {
 			t.lose(p, id)
 		}
-	case f == replyLost:
-		delete(t.postgres, id)
-	default:
-		t.postgres[id] = backend
-		if f == doubled {
-			t.twice(func() { _ = t.mark(p, p.epoch, id, backend) })
+		return false
+	}
+	if f == doubled {
+		t.twice(func() { _ = t.mark(p, p.epoch, id, said) })
+	}
+	return f != replyLost
+}
+
+// look sees which of those backends are gone. What it saw is said at once, or later.
+func (t *trial) look(p *peer, epoch string, fields []string) {
+	var ids, records []string
+	for ; len(fields) >= 5; fields = fields[5:] {
+		if lives := strings.Fields(t.postgres[fields[0]]); len(lives) == 0 || lives[0] != fields[1] || lives[1] != fields[2] {
+			ids, records = append(ids, fields[0]), append(records, strings.Join(fields[1:5], " "))
 		}
+	}
+	p.made++
+	switch {
+	case len(ids) == 0 || p.cut:
+	case p.made%3 > 0:
+		t.freeGone(p, epoch, ids, records)
+	default:
+		t.strays = append(t.strays, stray{call: func() { t.freeGone(p, epoch, ids, records) }})
 	}
 }
 
@@ -557,7 +607,7 @@ func (t *trial) granted(p *peer, ids []string, since int64) {
 func (t *trial) deliver(pushes []push) {
 	for _, m := range pushes {
 		for _, p := range t.peers {
-			if p != nil && p.session == m.session && !p.cut {
+			if p != nil && p.session == m.session && !p.cut && !p.deaf {
 				p.inbox = append(p.inbox, m.text)
 			}
 		}
@@ -593,6 +643,8 @@ func (t *trial) hear(p *peer) {
 				quarantine = append(quarantine, f[at], f[at+1]+" "+f[at+2])
 			}
 			t.endBackends(p, quarantine)
+		case "s":
+			t.look(p, f[1], f[2:])
 		case "l":
 			t.beat(p, arrives)
 		}

@@ -25,9 +25,13 @@ func newPlan(seed uint64, length int) *plan {
 	p.losses, p.clocks, p.operator, p.others = some(25), some(20), some(40), some(15)
 	// A clock that was set means nothing to clients that use another; and nobody else re-asserts what they hold.
 	p.others = p.others && !p.clocks && !p.losses
-	// Who is cut off cannot say again what it holds, and a newcomer cannot know that.
-	p.windows = p.losses && p.cuts
 	p.fence = p.pools && some(60)
+	if p.deaf = p.fence && some(80); p.deaf {
+		p.capacity = max(p.capacity, 3)
+	}
+	// Who is cut off cannot say again what it holds, and a newcomer cannot know that. Nor can it of
+	// one that does not listen.
+	p.windows = p.losses && (p.cuts || p.deaf)
 
 	type choice struct {
 		do     string
@@ -39,7 +43,11 @@ func newPlan(seed uint64, length int) *plan {
 		choices = append(choices, choice{"pay", 8}, choice{"offer", 6})
 	}
 	if p.fence {
-		choices = append(choices, choice{"cover", 14})
+		choices = append(choices, choice{"cover", 24}, choice{"dial", 8}, choice{"crash", 1})
+	}
+	if p.deaf { // somebody looks for backends only where two hold some, one of them does not listen, and somebody waits
+		choices = []choice{{"want", 40}, {"release", 7}, {"look", 6}, {"beat", 4}, {"advance", 14}, {"hear", 12}, {"withdraw", 2}, {"join", 8},
+			{"leave", 1}, {"crash", 2}, {"land", 4}, {"pay", 5}, {"offer", 2}, {"cover", 16}, {"dial", 8}, {"deafen", 10}, {"listen", 3}}
 	}
 	if p.late {
 		choices = append(choices, choice{"stray", 4})
@@ -90,8 +98,22 @@ func newPlan(seed uint64, length int) *plan {
 	return p
 }
 
-// step takes one.
+// step takes one. What pools were granted they connect for, mostly at once.
 func (t *trial) step(s step) {
+	t.take(s)
+	for _, p := range t.peers {
+		if p == nil || p.cut || !t.plan.deaf || s.m%4 == 0 {
+			continue
+		}
+		for _, id := range slices.Sorted(maps.Keys(p.held)) {
+			if said := p.backends[id]; isShared(id) && (said == "" || said[0] == '0' && s.m%4 > 1) {
+				t.cover(p, id, arrives)
+			}
+		}
+	}
+}
+
+func (t *trial) take(s step) {
 	p := t.peers[s.who]
 	switch s.do {
 	case "join":
@@ -102,6 +124,9 @@ func (t *trial) step(s step) {
 			}
 			if t.plan.pools {
 				pools = s.m % 3
+				if t.plan.fence {
+					pools = 1 + s.m%2
+				}
 				weight = []int{1, 1, 1, 2, 3, 10}[s.n%6]
 			}
 			if s.m%7 == 0 {
@@ -158,12 +183,24 @@ func (t *trial) step(s step) {
 				t.fly(p, s.fate)
 			}
 		}
-	case "cover":
-		if len(p.pools) > 0 {
-			if ids := p.heldOf(p.pools[s.n%len(p.pools)]); len(ids) > 0 {
-				t.cover(p, ids[s.m%len(ids)], s.fate)
-			}
+	case "cover", "dial":
+		var ids []string
+		for _, pool := range p.pools {
+			ids = append(ids, p.heldOf(pool)...)
 		}
+		switch {
+		case len(ids) == 0:
+		case s.do == "dial":
+			t.dial(p, ids[s.m%len(ids)], s.fate)
+		default:
+			t.cover(p, ids[s.m%len(ids)], s.fate)
+		}
+	case "deafen":
+		t.say("%s loses its subscription", p.session)
+		p.deaf, p.inbox = true, nil
+		t.place.deafen(p.session)
+	case "listen":
+		t.listenAgain(p)
 	case "look":
 		p.repeat()
 		t.fly(p, s.fate)
@@ -185,7 +222,7 @@ func (t *trial) step(s step) {
 	case "leave":
 		t.leaves(s.who, s.fate)
 	case "crash":
-		t.crash(s.who)
+		t.crash(s.who, s.n%2 == 0)
 	default:
 		panic("bug: no such step: " + s.do)
 	}
@@ -193,7 +230,11 @@ func (t *trial) step(s step) {
 
 func (t *trial) want(p *peer, s step) {
 	w := &want{out: true}
-	switch s.m % 10 {
+	kind := s.m % 10
+	if t.plan.fence && kind < 6 || t.plan.deaf && kind == 6 {
+		kind = 9 // for pools cover backends
+	}
+	switch kind {
 	default:
 		w.kind, w.ids = Wait, []string{p.id(p.plain())}
 	case 4, 5:
@@ -242,6 +283,7 @@ func (t *trial) pay(p *peer, f fate) {
 // gone gives a permit back whose connection has ended.
 func (t *trial) gone(p *peer, id string) {
 	delete(t.postgres, id)
+	delete(p.dialled, id)
 	p.release(id)
 }
 
@@ -269,7 +311,7 @@ func (t *trial) strayArrives(s stray) {
 func (t *trial) heal(p *peer, beats bool) {
 	if p.cut {
 		t.say("%s is connected again", p.session)
-		p.cut = false
+		p.cut, p.deaf = false, false
 		for _, id := range p.lost { // it wakes
 			delete(t.postgres, id)
 		}
@@ -282,12 +324,35 @@ func (t *trial) heal(p *peer, beats bool) {
 	}
 }
 
-// crash ends a session as SIGKILL does: its connections end with it, and Redis hears nothing.
-func (t *trial) crash(slot int) {
+// listenAgain replaces a subscription that was lost.
+func (t *trial) listenAgain(p *peer) {
+	if p.deaf && !p.cut {
+		t.say("%s is subscribed again", p.session)
+		p.deaf = false
+		t.place.listen(p.session)
+		p.repeat()
+		t.beat(p, arrives)
+		t.fly(p, arrives)
+	}
+}
+
+// crash ends a session as SIGKILL does: its connections end with it, at once or a moment later, and
+// Redis hears nothing.
+func (t *trial) crash(slot int, atOnce bool) {
 	p := t.peers[slot]
 	t.say("%s crashes", p.session)
 	p.alive = false
-	t.endsAll(p)
+	for id := range p.dialled {
+		delete(t.postgres, id)
+	}
+	if atOnce {
+		t.endsAll(p)
+	}
+	for id := range t.postgres {
+		if sessionOf(id) == p.session {
+			t.dying = append(t.dying, id)
+		}
+	}
 	if p.flight != nil && t.plan.late {
 		t.strays = append(t.strays, stray{x: &p.flight.x})
 	}
@@ -328,6 +393,12 @@ func (t *trial) leaves(slot int, f fate) {
 // advance lets time pass, and with it what sessions do by themselves: they beat, and hear what is pushed to them.
 func (t *trial) advance(by int64) {
 	t.say("%d ms pass", by)
+	if by >= 60 {
+		for _, id := range t.dying {
+			delete(t.postgres, id)
+		}
+		t.dying = nil
+	}
 	until := t.now + by
 	for {
 		t.chores(by >= 100)
@@ -456,6 +527,7 @@ func (t *trial) finish() {
 	for _, p := range t.peers {
 		if p != nil {
 			t.heal(p, true)
+			t.listenAgain(p)
 		}
 	}
 	for range 7 { // more than two leases
@@ -481,7 +553,7 @@ func (t *trial) finish() {
 		case slot%2 == 0:
 			t.leaves(slot, arrives)
 		default:
-			t.crash(slot)
+			t.crash(slot, true)
 		}
 	}
 	t.advance(3*t.plan.ttl + 2000)

@@ -17,7 +17,7 @@ type plan struct {
 	capacity int
 	ttl      int64
 	// Which parts of what can go wrong do. A history of few of them is easier to read, and gets deeper.
-	pools, minima, late, cuts, losses, clocks, operator, others, fence bool
+	pools, minima, late, cuts, losses, clocks, operator, others, fence, deaf bool
 	// windows: something is in it for which ARCHITECTURE.md says that more than the capacity can be held for a while.
 	windows bool
 }
@@ -37,6 +37,7 @@ type trial struct {
 	strays   []stray
 	counted  int               // other clients' permits that ever were
 	postgres map[string]string // the backends that live, by the permit that covers them
+	dying    []string          // of those: the permits of processes that were killed, whose backends end in a moment
 	ended    bool              // all backends can be ended
 	adrift   map[string]bool   // sharers whose count waits for a heartbeat
 	damaged  bool              // somebody deleted a key: what is counted may be wrong for a while
@@ -70,7 +71,7 @@ func (t *trial) run(steps []step, finish bool) (why string, failedAt int) {
 		}
 	}()
 	t.place.restart()
-	t.now, t.adrift, t.postgres = modelStart, make(map[string]bool), make(map[string]string)
+	t.now, t.adrift, t.postgres, t.dying = modelStart, make(map[string]bool), make(map[string]string), nil
 	t.reload()
 	for i, s := range steps {
 		at = i
@@ -214,6 +215,26 @@ func (t *trial) mark(p *peer, epoch, id, backend string) error {
 	return err
 }
 
+// freeGone says that backends were seen gone. A permit that covers another one by now, or may soon,
+// stays held.
+func (t *trial) freeGone(p *peer, epoch string, ids, records []string) {
+	t.place.setTime(t.clock())
+	before := t.before
+	freed, err := Gone(context.Background(), t.place, t.keys, p.expected(t.now), epoch, ids, records)
+	t.say("Gone(%q, %q) -> %d", ids, records, freed)
+	t.judge(act{name: "Gone", session: p.session, released: ids}, answer{freed, known(t, err)}, func(time int64) (*oracle, any) {
+		o := t.begin(time, p.expected(t.now))
+		return o, answer{o.gone(epoch, ids, records), nil}
+	})
+	for _, id := range ids {
+		_, was := before.Permits[id]
+		_, is := t.before.Permits[id]
+		if backend, lives := t.postgres[id]; was && !is && lives {
+			t.failf("%s was freed, and its backend %s lives", id, backend)
+		}
+	}
+}
+
 func (t *trial) leave(expected int64, session, epoch string, drop []string) {
 	t.place.setTime(t.clock())
 	err := Leave(context.Background(), t.place, t.keys, false, expected, session, epoch, drop)
@@ -277,6 +298,13 @@ func (t *trial) snapshot() {
 func (t *trial) twice(call func()) {
 	once := t.before
 	call()
+	// A heartbeat that grants its own session something says, the second time, what was held before
+	// that. The next one puts it right.
+	settled := func(held map[string]int64) map[string]int64 {
+		held = maps.Clone(held)
+		maps.DeleteFunc(held, func(sharer string, _ int64) bool { return t.adrift[sharer] })
+		return held
+	}
 	line := (*state).line
 	if len(once.Debts) > 0 || t.plan.minima {
 		// What is said again is ranked anew. The first call may have asked a pool for a permit, which waits itself and now has a better rank;
@@ -289,7 +317,7 @@ func (t *trial) twice(call func()) {
 	}{
 		{"permits", keysOf(once.Permits), keysOf(t.before.Permits)},
 		{"queue", line(once), line(t.before)},
-		{"held", once.Held, t.before.Held},
+		{"held", settled(once.Held), settled(t.before.Held)},
 		{"sessions", keysOf(once.Sessions), keysOf(t.before.Sessions)},
 	} {
 		if !reflect.DeepEqual(part.once, part.again) {

@@ -1,9 +1,12 @@
--- quarantine: the end of leases. After shares, before every script.
+-- quarantine: the end of leases, and of backends before that. After shares, before every script.
 
 local BOUND = 10000 -- ms that a permit in quarantine is counted at most ...
 local BEHIND = 1000 -- ... and that the others are counted on after the first
 local ASKED = 3600000 -- ms that somebody is asked to end its backend
-local ENDS = 256 -- backends that a session is asked to end at once
+local ENDS = 256 -- backends that a session is asked to end, or to look for, at once
+local LOOK = 200 -- ms between two looks of the fleet, at least
+local AWAIT = 1000 -- ms that a look comes before everything else
+local DENIED = 60000 -- ms until a look is tried again that Redis has refused, and after which a row of looks is over
 
 -- Quarantine. A lease that expires says nothing of its connection: a process that is stopped closes none. So a permit that has a backend
 -- recorded is not dropped then. It goes on counting as held, but it is nobody's: its holder cannot renew it, and it counts
@@ -26,8 +29,18 @@ end
 
 local function is_quarantined(id) return fence and redis.call('HEXISTS', quarantine, id) == 1 end
 
--- Records the backend that a permit covers: "<pid> <start> <n>", the n-th that was opened under it. `known` is what is recorded. Marks and
--- heartbeats travel on several connections and can overtake each other: what is known of a later backend stays.
+-- The pid and start of a record, or nil for one that names no backend.
+local function named(backend) return backend and string.match(backend, '^[1-9]%d* %d+') end
+
+-- Records the backend that a permit covers: "<pid> <start> <server> <n>". `server` is when that
+-- Postgres server was started. n grows with each record of the permit. `known` is what is recorded.
+-- Marks and heartbeats travel on several connections and can overtake each other: the record of the
+-- highest n stays.
+--
+-- Invariant, on which looks rest: while a record names a backend, its permit covers no other one,
+-- and none is being opened under it. So the holder, before it opens another connection under the
+-- permit, records "0 0 0 <n>", and waits until that is confirmed. A late mark of the former backend
+-- has a lower n, and changes nothing.
 local function cover(id, backend, known)
   local function nth(text) return tonumber(string.match(text, '%d+$') or '0') end
   if not known or nth(known) < nth(backend) then redis.call('HSET', backends, id, backend) end
@@ -60,10 +73,11 @@ end
 -- this script, is alive for sure; else they take turns.
 local function able_to_end(own)
   local able, seen = {}, {}
-  for _, id in ipairs(redis.call('HKEYS', backends)) do
-    local session = session_of(id)
-    if session == own then return own end
-    if not seen[session] then
+  local all = redis.call('HGETALL', backends)
+  for i = 1, #all, 2 do
+    local session = session_of(all[i])
+    if named(all[i + 1]) and not seen[session] then
+      if session == own then return own end
       seen[session] = true
       if is_live(session) then able[#able + 1] = session end
     end
@@ -79,8 +93,7 @@ local function purge(own)
   local dead = redis.call('ZRANGEBYSCORE', permits, '-inf', now, 'LIMIT', 0, 100)
   while #dead > 0 do
     for _, id in ipairs(dead) do
-      local backend = fence and redis.call('HGET', backends, id)
-      backend = backend and string.match(backend, '^%d+ %d+')
+      local backend = fence and named(redis.call('HGET', backends, id))
       if backend then
         isolate(id, backend)
         isolated = true
@@ -94,4 +107,90 @@ local function purge(own)
   end
   local asked = isolated and able_to_end(own)
   if asked then ask_end(asked) end
+end
+
+-- Looks. A process that was killed leaves leases that go on, and backends that Postgres ends at
+-- once. A subscription that is gone is a hint that its session was killed, and no more: a session
+-- can lose its subscription and live. So a script that leaves somebody waiting asks one session to
+-- look in pg_stat_activity for the recorded backends of each session without a subscription. To
+-- look ends nothing.
+--
+--          asked to look         not there: gone.lua, if the record is the same
+--   held ---------------> held ------------------------------------------------> free
+--                          |
+--                          | still there, or not seen: nothing changes
+--                          v
+--                         held
+--
+-- Why this exceeds no capacity. A backend that is gone never comes back: its pid can, with another
+-- start. By the invariant of cover nothing else is under a permit whose record names that backend.
+-- gone.lua compares the record and drops the permit in one step. If the holder lives, and is about
+-- to open a connection under the permit, its "0 0 0 <n>" comes either before that step, which then
+-- drops nothing, or after it, and is refused.
+--
+-- A look that comes too late is of no use: where few have a connection to look by, those who wait
+-- could be given just these. So where no more such connections are left than requests wait, no
+-- permit moves for AWAIT: the look comes first. It does so once in a row of looks that free
+-- nothing: a session that lives without a subscription holds nobody up for longer.
+local function awaits_look() return fence and pace_of('await', 0, now + AWAIT) > now end
+
+-- Asks at most every LOOK. Returns when the next look may be, ms, or 0 if others see to that; and
+-- whether this row of looks is so new that it may just have held everything else up. So one session
+-- of those that wait comes again every LOOK. `own`, which runs this script, lives.
+local function ask_look(own)
+  if not fence then return 0 end
+  local last = pace_of('look', 0, now + DENIED)
+  if last > now then return awaits_look() and last or 0 end
+  redis.call('HSET', meta, 'look', whole(now + LOOK))
+  local live, listens, absent = redis.call('ZRANGEBYSCORE', sessions, '(' .. whole(now), '+inf'), {}, false
+  for from = 1, #live, 100 do
+    local channels = {}
+    for i = from, math.min(from + 99, #live) do channels[#channels + 1] = channel_of(live[i]) end
+    local found = redis.pcall('PUBSUB', sharded and 'SHARDNUMSUB' or 'NUMSUB', unpack(channels))
+    if found.err then
+      redis.call('HSET', meta, 'look', whole(now + DENIED))
+      return 0
+    end
+    for i = 1, #channels do
+      local session = live[from + i - 1]
+      listens[session] = tonumber(found[2 * i]) > 0
+      absent = absent or not listens[session] and session ~= own
+    end
+  end
+
+  local all, able, seen, eyes, suspects = absent and redis.call('HGETALL', backends) or {}, {}, {}, 0, {}
+  for i = 1, #all, 2 do
+    local session, backend = session_of(all[i]), all[i + 1]
+    if string.match(backend, '^[1-9]%d* %d+ %d+ %d+$') then
+      if listens[session] then
+        eyes = eyes + 1
+        if not seen[session] then able[#able + 1] = session end
+        seen[session] = true
+      elseif listens[session] == false and session ~= own then
+        suspects[#suspects + 1] = all[i] .. ' ' .. backend
+      end
+    end
+  end
+  if #able == 0 or #suspects == 0 then
+    redis.call('HDEL', meta, 'looks', 'await')
+    return now + LOOK, false
+  end
+  local began = pace_of('looks', 0, now)
+  if began == 0 or now - last > DENIED then
+    began = now
+    redis.call('HSET', meta, 'looks', whole(began))
+  end
+  if eyes <= redis.call('ZCARD', queue) then
+    redis.call('HSET', meta, 'await', whole(began + AWAIT))
+  else
+    redis.call('HDEL', meta, 'await')
+  end
+  table.sort(able)
+  table.sort(suspects)
+  -- They take turns, for at capacity one may have no connection to look by; and so do the backends,
+  -- where there are too many for one push.
+  local turn, words = redis.call('HINCRBY', meta, 'seq', 1), { 's ' .. epoch }
+  for i = 1, math.min(#suspects, ENDS) do words[i + 1] = suspects[(turn + i) % #suspects + 1] end
+  push(able[turn % #able + 1], table.concat(words, ' '))
+  return now + LOOK, now - began < 2 * AWAIT
 end

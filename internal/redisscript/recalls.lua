@@ -70,6 +70,13 @@ local function withdraw_promise(promise)
   tell_owed(sharer, 0)
 end
 
+-- Tells the holders that somebody waits, so that they offer what lies idle.
+local function tell_holders()
+  for _, sharer in ipairs(redis.call('ZREVRANGE', shares, 0, TOLD - 1)) do
+    push(session_of(sharer), 'w ' .. sharer)
+  end
+end
+
 -- The first by level of those that can give a permit: the sessions whose minimum it would break cannot.
 local function first_by_level()
   if not reserve then return redis.call('ZREVRANGE', shares, 0, 0)[1] end

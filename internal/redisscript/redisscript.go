@@ -45,6 +45,8 @@ var (
 	markText string
 	//go:embed memory.lua
 	memoryText string
+	//go:embed gone.lua
+	goneText string
 
 	// Each file uses what those before it define.
 	common = commonText + sharesText + quarantineText + queueText + recallsText
@@ -55,6 +57,7 @@ var (
 	capacityScript = redis.NewScript(memoryText + common + capacityText)
 	snapshotScript = redis.NewScript(common + snapshotText)
 	markScript     = redis.NewScript(memoryText + common + markText)
+	goneScript     = redis.NewScript(memoryText + common + goneText)
 )
 
 // ErrGone is returned by Exchange to a session that Redis does not know, or that knows another epoch:
@@ -287,7 +290,8 @@ func (n Renew) Run(ctx context.Context, c redis.Scripter, k Keys) (Renewed, erro
 // ErrNotHeld is returned by Mark for a permit that is not held any more.
 var ErrNotHeld = errors.New("the permit is not held any more")
 
-// Mark records the backend, "<pid> <start> <n>", that a permit covers: the n-th. It returns ErrGone if the session must renew first.
+// Mark records the backend, "<pid> <start> <server> <n>", that a permit covers: the n-th record. It
+// returns ErrGone if the session must renew first.
 func Mark(ctx context.Context, c redis.Scripter, k Keys, expected int64, session, epoch, id, backend string) error {
 	marked, err := markScript.Run(ctx, c, k.all, expected, session, epoch, id, backend).Int64()
 	switch {
@@ -299,6 +303,21 @@ func Mark(ctx context.Context, c redis.Scripter, k Keys, expected int64, session
 		return ErrNotHeld
 	}
 	return nil
+}
+
+// Gone frees those permits whose backend was seen gone, unless another backend is recorded for them
+// by now. records holds for each the record that named its backend. It returns how many are free by
+// that.
+func Gone(ctx context.Context, c redis.Scripter, k Keys, expected int64, epoch string, ids, records []string) (freed int64, err error) {
+	args := make([]any, 0, 2+2*len(ids))
+	args = append(args, expected, epoch)
+	for i, id := range ids {
+		args = append(args, id, records[i])
+	}
+	if freed, err = goneScript.Run(ctx, c, k.all, args...).Int64(); err != nil {
+		return 0, explain(ctx, c, k, err)
+	}
+	return freed, nil
 }
 
 // Leave ends a session and drops the requests given. expected is Redis's clock as the session expects it, ms: without it, a clock that

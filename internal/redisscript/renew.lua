@@ -8,7 +8,7 @@
 --        then the permits' UUIDs
 --        then for each sharer: its name, the permits it holds, how many of those it is still to give back, and as how many
 --        recalls it has heard of and how many of them withdrawn; see tell_owed in recalls
---        then for each permit that covers a backend: its place among the UUIDs, from 1, and "<pid> <start> <n>", see cover in quarantine
+--        then for each permit that covers a backend: its place among the UUIDs, from 1, and "<pid> <start> <server> <n>", see cover in quarantine
 -- Returns {'ok', now, epoch, capacity in force, waiting, sharded, gate, {UUIDs not held any more}, limit, {recalls}, minimum, sessions,
 --         {UUID, "<pid> <start> <until>", ...}, listeners, full}
 --          the last list      the quarantine, for a session that has a connection to end those backends by; else empty
@@ -303,7 +303,8 @@ if lost and gate > now and roster > tonumber(redis.call('HGET', meta, 'known') o
 end
 if open_gate() then
   pump(capacity, '', {})
-  if redis.call('ZCARD', queue) + redis.call('ZCARD', promises) > 0 then balance(capacity) end
+  if redis.call('ZCARD', queue) > 0 then ask_look(own) end
+  if redis.call('ZCARD', queue) + redis.call('ZCARD', promises) > 0 and not awaits_look() then balance(capacity) end
 end
 drain(capacity) -- also while nobody waits, or the gate is shut
 tally()

@@ -1,0 +1,227 @@
+//go:build unix
+
+package integration
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"net/url"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+var kills = flag.Int("kills", 1, "how many processes are killed with each integration, one after the other")
+
+// A process of a fleet at its cap is killed. The others see its backends gone and use its permits,
+// long before its leases end.
+func TestKilledProcessCostsNoLease(t *testing.T) {
+	const (
+		processes = 4
+		capacity  = 12
+		ttl       = 30 * time.Second
+	)
+	s := startServers(t, 100)
+	for _, integration := range []string{"pgxpool", "stdlib"} {
+		t.Run(integration, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			seen, c := s.watch(ctx), s.census(t)
+			j := job{
+				Redis: s.redis.URL(), Postgres: s.postgres.URL(), Semaphore: t.Name(), Capacity: capacity, TTL: ttl,
+				Integration: integration, Fence: true, Goroutines: 10, Load: time.Hour, MaxQuery: 20 * time.Millisecond,
+			}
+			var fleet []*worker
+			for range processes - 1 {
+				fleet = append(fleet, start(t, j))
+			}
+			j.Postgres = withName(t, j.Postgres, "victim")
+			for range *kills {
+				victim := start(t, j)
+				c.await(t, patience, "victim", capacity, capacity/processes)
+				s.recorded(t, capacity)
+				signal(t, victim, syscall.SIGKILL)
+				killed := time.Now()
+				var ended time.Time
+				eventually(t, prompt+patience, func() (bool, string) {
+					all, its := c.of(t, "victim", time.Time{})
+					if its == 0 && ended.IsZero() {
+						ended = time.Now()
+					}
+					return all == capacity && its == 0, fmt.Sprintf("%d backends, %d of them of the victim", all, its)
+				})
+				took := time.Since(ended)
+				t.Logf("its backends had ended %v after the kill, and its permits were in use again %v later", ended.Sub(killed), took)
+				if took > ttl/3 {
+					t.Errorf("its permits were out of use for %v: that is a lease's time", took)
+				}
+			}
+			for _, w := range fleet {
+				w.tell(t, end)
+			}
+			for i, w := range fleet {
+				if o := w.outcome(t); o.Ops == 0 {
+					t.Errorf("process %d did nothing", i)
+				}
+			}
+			cancel()
+			if peak, _ := seen.peak(t); peak > capacity {
+				t.Errorf("%d backends, capacity %d", peak, capacity)
+			}
+			s.nothingLeft(t, t.Name())
+		})
+	}
+}
+
+// Programs that end without Close, one after the other, and more of them than there are permits.
+// The one that lives, and has a connection that it hardly uses, sees their backends gone; and does
+// not give that connection away first.
+func TestProgramsThatEndWithoutClose(t *testing.T) {
+	const (
+		programs = 8
+		ttl      = 30 * time.Second
+	)
+	s := startServers(t, 100)
+	for _, integration := range []string{"pgxpool", "stdlib"} {
+		t.Run(integration, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			seen := s.watch(ctx)
+			j := job{
+				Redis: s.redis.URL(), Postgres: s.postgres.URL(), Semaphore: t.Name(), Capacity: 2, TTL: ttl,
+				Integration: integration, Fence: true, Goroutines: 1, Pause: time.Hour, Load: time.Hour,
+			}
+			start(t, j)
+			s.recorded(t, 1)
+			j.Fault = "exit"
+			began := time.Now()
+			for i := range programs {
+				p := start(t, j)
+				for range p.greet {
+				}
+				if err := <-p.err; err != nil {
+					t.Errorf("program %d: %v", i, err)
+				}
+				p.err <- nil // for the end of the test
+			}
+			took := time.Since(began)
+			t.Logf("%d programs took %v", programs, took)
+			if took > ttl*2/3 {
+				t.Errorf("%d programs took %v: one of them waited for a lease", programs, took)
+			}
+			cancel()
+			if peak, _ := seen.peak(t); peak > 2 {
+				t.Errorf("%d backends, capacity 2", peak)
+			}
+		})
+	}
+}
+
+// A process loses its subscription for good, while others wait for its permits. It keeps them, and
+// its connections.
+func TestLostSubscriptionCostsNothing(t *testing.T) {
+	const (
+		capacity = 6
+		ttl      = 30 * time.Second
+		user     = "deaf"
+	)
+	s := startServers(t, 100)
+	admin := func(args ...any) {
+		t.Helper()
+		if err := s.redisClient.Do(t.Context(), args...).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	admin("ACL", "SETUSER", user, "on", ">"+userSecret, "~*", "+@all")
+	_ = s.redisClient.Do(t.Context(), "ACL", "SETUSER", user, "allchannels").Err() // Redis 6.0 has no rules for channels
+	u, err := url.Parse(s.redis.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.User = url.UserPassword(user, userSecret)
+	for _, integration := range []string{"pgxpool", "stdlib"} {
+		t.Run(integration, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			seen, c := s.watch(ctx), s.census(t)
+			j := job{
+				Redis: s.redis.URL(), Postgres: s.postgres.URL(), Semaphore: t.Name(), Capacity: capacity, TTL: ttl,
+				Integration: integration, Fence: true, Goroutines: 10, Load: time.Hour, MaxQuery: 20 * time.Millisecond,
+			}
+			other := start(t, j)
+			j.Redis, j.Postgres = u.String(), withName(t, j.Postgres, user)
+			deaf := start(t, j)
+			c.await(t, patience, user, capacity, capacity/2)
+			s.recorded(t, capacity)
+			before := s.pidsOf(t, user)
+
+			admin("ACL", "SETUSER", user, "-subscribe", "-ssubscribe")
+			admin("CLIENT", "KILL", "TYPE", "pubsub", "USER", user)
+			s.looks(t, 5)
+			if after := s.pidsOf(t, user); after != before {
+				t.Errorf("it has the backends %s, and had %s", after, before)
+			}
+			if n := s.redisClient.HLen(t.Context(), "{passbuddy-"+t.Name()+"}:backends").Val(); n != capacity {
+				t.Errorf("%d backends are recorded, want %d", n, capacity)
+			}
+			for _, w := range []*worker{other, deaf} {
+				w.tell(t, end)
+			}
+			for i, w := range []*worker{other, deaf} {
+				if o := w.outcome(t); o.Ops == 0 {
+					t.Errorf("process %d did nothing", i)
+				}
+			}
+			cancel()
+			if peak, _ := seen.peak(t); peak > capacity {
+				t.Errorf("%d backends, capacity %d", peak, capacity)
+			}
+			s.nothingLeft(t, t.Name())
+			admin("ACL", "SETUSER", user, "+@all")
+		})
+	}
+}
+
+// looks waits until the one session that is still subscribed has been asked that often to look for
+// backends.
+func (s *servers) looks(t *testing.T, n int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	pattern := "{passbuddy-" + t.Name() + "}:push:*"
+	list, subscribe := s.redisClient.PubSubShardChannels, s.redisClient.SSubscribe
+	if list(ctx, pattern).Err() != nil { // before Redis 7
+		list, subscribe = s.redisClient.PubSubChannels, s.redisClient.Subscribe
+	}
+	var channels []string
+	eventually(t, patience, func() (bool, string) {
+		channels = list(ctx, pattern).Val()
+		return len(channels) == 1, fmt.Sprintf("subscribed to: %q", channels)
+	})
+	sub := subscribe(ctx, channels[0])
+	defer sub.Close()
+	for n > 0 {
+		m, err := sub.ReceiveMessage(ctx)
+		if err != nil {
+			t.Fatalf("%d looks are still to come: %v", n, err)
+		}
+		if strings.HasPrefix(m.Payload, "s ") {
+			n--
+		}
+	}
+}
+
+// pidsOf lists the backends that have that application_name.
+func (s *servers) pidsOf(t *testing.T, name string) (pids string) {
+	t.Helper()
+	c, err := s.connectAdmin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close(context.Background())
+	if err := c.QueryRow(t.Context(), `select coalesce(string_agg(pid::text, ' ' order by pid), '') from pg_stat_activity where application_name = $1`, name).Scan(&pids); err != nil {
+		t.Fatal(err)
+	}
+	return pids
+}

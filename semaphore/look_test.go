@@ -1,0 +1,352 @@
+package semaphore
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+const (
+	// lookEvery is LOOK of quarantine.lua.
+	lookEvery = 200 * time.Millisecond
+	longTTL   = 30 * time.Second
+)
+
+// kill ends a session as SIGKILL does. Postgres ends its backends that much later.
+func (f *fencer) kill(after time.Duration) {
+	f.s.link.setCut(true)
+	time.Sleep(after)
+	f.close(f.granted()...)
+}
+
+// close ends the backends of permits.
+func (f *fencer) close(permits ...*Permit) {
+	f.s.mu.Lock()
+	defer f.s.mu.Unlock()
+	pgMu.Lock()
+	defer pgMu.Unlock()
+	for _, p := range permits {
+		delete(*f.pg, p.backend)
+	}
+}
+
+// loseSubscription ends the subscription of a session for good. All else of it goes on.
+func (f *fencer) loseSubscription(t *testing.T) {
+	t.Helper()
+	if err := f.s.pubsub.Close(); err != nil {
+		t.Fatal(err)
+	}
+	synctest.Wait()
+}
+
+// looked are two sessions that hold two permits each of four, and one that waits.
+func looked(t *testing.T, w *world, cfg Config) (one, other *fencer, waiting *pending) {
+	t.Helper()
+	cfg.Capacity, cfg.TTL, cfg.MaxAttempts = 4, longTTL, -1
+	pg := &postgres{}
+	one, other = w.join(cfg).fencer(t, pg), w.join(cfg).fencer(t, pg)
+	one.open(2)
+	other.open(2)
+	waiting = w.join(Config{Capacity: 4, TTL: longTTL, MaxAttempts: -1}).later(t.Context())
+	if waiting.isDone() {
+		t.Fatal("bug in the test: not at capacity")
+	}
+	w.reckoned(t)
+	return one, other, waiting
+}
+
+// A process is killed. Its permits are free as soon as its backends are gone, not when their leases
+// end.
+func TestAKilledHolderCostsNoLease(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		victim, other, waiting := looked(t, w, Config{})
+		victim.s.later(t.Context()) // what it waits for must not be granted to it
+		second := other.s.later(t.Context())
+		victim.s.link.setCut(true)
+		time.Sleep(2 * time.Second)
+		if waiting.isDone() {
+			t.Fatal("granted while its backend lives")
+		}
+		began := time.Now()
+		victim.kill(0)
+		for !waiting.isDone() || !second.isDone() {
+			if time.Since(began) > time.Second {
+				t.Fatalf("not granted %v after the backends' end", time.Since(began))
+			}
+			time.Sleep(time.Millisecond)
+		}
+		t.Logf("granted %v after the backends' end", time.Since(began))
+		if waiting.err != nil || second.err != nil {
+			t.Errorf("%v, %v", waiting.err, second.err)
+		}
+		if n := other.asked.Load(); n > 0 {
+			t.Errorf("asked %d times to end backends", n)
+		}
+		w.reckoned(t)
+		if snap := other.s.snapshot(t); snap.Held != 4 || snap.Fencing != 0 {
+			t.Errorf("%+v", snap)
+		}
+	})
+}
+
+// One backend of a killed process is busy for longer than the other.
+func TestBackendsOfAKilledHolderEndOneByOne(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		victim, other, waiting := looked(t, w, Config{})
+		second := other.s.later(t.Context())
+		victim.s.link.setCut(true)
+		victim.close(victim.granted()[0])
+		time.Sleep(time.Second)
+		if !waiting.isDone() {
+			t.Error("the first is not granted")
+		}
+		if second.isDone() {
+			t.Error("the second is granted while its backend lives")
+		}
+		victim.close(victim.granted()[1])
+		time.Sleep(time.Second)
+		if !second.isDone() {
+			t.Error("the second is not granted")
+		}
+		w.reckoned(t)
+	})
+}
+
+// A session that lives and is not subscribed any more loses nothing, however long somebody waits;
+// and looks are paced.
+func TestASessionWithoutSubscriptionLosesNothing(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		deaf, other, waiting := looked(t, w, Config{})
+		deaf.loseSubscription(t)
+		const long = 2 * longTTL
+		time.Sleep(long)
+		synctest.Wait()
+		if waiting.isDone() {
+			t.Error("one of its permits was granted to another")
+		}
+		for _, p := range deaf.granted() {
+			if !p.Held() {
+				t.Error("a lease is lost")
+			}
+		}
+		if n := deaf.heard("lost"); n > 0 {
+			t.Errorf("%d leases are lost", n)
+		}
+		looks := other.looks.Load()
+		if looks == 0 || looks > int32(long/lookEvery)+1 {
+			t.Errorf("%d looks in %v", looks, long)
+		}
+		t.Logf("%d looks in %v", looks, long)
+		w.reckoned(t)
+	})
+}
+
+// It closes a connection and opens another under the same permit. Between the two the backend that
+// is recorded is gone, and the next one is there before it is recorded.
+func TestASessionWithoutSubscriptionReconnects(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		deaf, other, waiting := looked(t, w, Config{})
+		deaf.loseSubscription(t)
+		p := deaf.granted()[0]
+
+		// It says first that the permit covers none: then nobody can see its backend gone.
+		deaf.close(p)
+		vacate := deaf.share.Vacate(p)
+		if vacate == nil {
+			t.Fatal("Redis knows of a backend, and is not asked")
+		}
+		if err := vacate(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if deaf.share.Vacate(p) != nil {
+			t.Error("it would ask again")
+		}
+		time.Sleep(5 * time.Second) // the connect takes long
+		if waiting.isDone() || !p.Held() {
+			t.Fatal("granted to another, while a connection is opened under it")
+		}
+		if err := deaf.connect(p); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Second)
+		if waiting.isDone() || !p.Held() {
+			t.Fatal("granted to another, and covers a backend")
+		}
+
+		// Its backend is seen gone before it says so: it may not connect.
+		deaf.close(p)
+		time.Sleep(time.Second)
+		if !waiting.isDone() {
+			t.Fatal("its backend is gone, and the permit was not granted to another")
+		}
+		if err := deaf.share.Vacate(p)(t.Context()); !errors.Is(err, ErrLost) {
+			t.Errorf("it may connect under a permit of another: %v", err)
+		}
+		if n := len(*other.pg); n != 3 {
+			t.Errorf("%d backends, want 3", n)
+		}
+		time.Sleep(longTTL)
+		w.reckoned(t)
+	})
+}
+
+// What says that a permit covers none arrives late, or not: it is repeated, and a mark of the
+// former backend that strays changes nothing.
+func TestVacateIsOvertaken(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
+		f.open(1)
+		p := f.granted()[0]
+		if f.share.Vacate(f.s.newPermit(f.share)) == nil {
+			t.Error("a permit that is not held can cover a connection")
+		}
+		f.s.link.setCut(true)
+		if err := f.share.Vacate(p)(t.Context()); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("%v, want ErrUnavailable", err)
+		}
+		f.s.link.setCut(false)
+		time.Sleep(5 * time.Second)
+		f.end()
+		f.open(1)
+		p = f.granted()[0]
+		id := p.ID()
+		stray := f.share.Cover(p, Backend{PID: 102, Start: 1, Server: 1})
+		if err := f.share.Vacate(p)(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := stray(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := w.redis.HGet("{passbuddy-semaphore}:backends", id); !strings.HasPrefix(got, "0 0 0 ") {
+			t.Errorf("%q is recorded", got)
+		}
+		time.Sleep(2 * time.Second) // a heartbeat
+		if got := w.redis.HGet("{passbuddy-semaphore}:backends", id); !strings.HasPrefix(got, "0 0 0 ") {
+			t.Errorf("%q is recorded", got)
+		}
+		w.reckoned(t)
+	})
+}
+
+// A permit that covers no backend any more ends with its lease: there is nothing to end.
+func TestAVacantPermitIsNotQuarantined(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		sleeper, awake, waiting := frozen(t, w, Config{})
+		_ = waiting
+		sleeper.s.link.setCut(false)
+		p := sleeper.granted()[0]
+		sleeper.close(p)
+		if err := sleeper.share.Vacate(p)(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		awake.deaf.Store(true)
+		w.expire(t, awake.s, p)
+		if !waiting.isDone() {
+			t.Error("not granted")
+		}
+		if snap := awake.s.snapshot(t); snap.Fencing != 0 {
+			t.Errorf("%+v", snap)
+		}
+	})
+}
+
+// Nobody looks for anything while nobody waits, while all are subscribed, or in a semaphore that
+// nobody fences.
+func TestNobodyLooksInVain(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		pg := &postgres{}
+		cfg := Config{Capacity: 4, TTL: longTTL, MaxAttempts: -1}
+		a, b := w.join(cfg).fencer(t, pg), w.join(cfg).fencer(t, pg)
+		a.open(1)
+		b.open(1)
+		a.loseSubscription(t)
+		time.Sleep(longTTL)
+		if n := b.looks.Load(); n > 0 {
+			t.Errorf("%d looks while nobody waits", n)
+		}
+	})
+	inWorld(t, func(t *testing.T, w *world) {
+		a, b, _ := looked(t, w, Config{})
+		time.Sleep(longTTL)
+		if n := a.looks.Load() + b.looks.Load(); n > 0 {
+			t.Errorf("%d looks while all are subscribed", n)
+		}
+	})
+	inWorld(t, func(t *testing.T, w *world) {
+		cfg := Config{Capacity: 1, TTL: longTTL, MaxAttempts: -1}
+		a, b := w.join(cfg), w.join(cfg)
+		a.acquire(t)
+		b.later(t.Context())
+		a.link.setCut(true)
+		time.Sleep(2 * time.Second)
+		fields, err := w.redis.HKeys("{passbuddy-semaphore}:meta")
+		if err != nil || slices.Contains(fields, "look") {
+			t.Errorf("meta has the fields %q, %v", fields, err)
+		}
+	})
+}
+
+// The pool that looks does not get through to Postgres: nothing changes, and the lease is the
+// bound.
+func TestALookThatFailsChangesNothing(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		victim, other, waiting := looked(t, w, Config{})
+		other.deaf.Store(true)
+		victim.kill(0)
+		time.Sleep(longTTL / 2)
+		if waiting.isDone() {
+			t.Error("granted, and nobody has seen anything")
+		}
+		other.deaf.Store(false)
+		time.Sleep(time.Second)
+		if !waiting.isDone() {
+			t.Error("not granted after a look")
+		}
+		w.reckoned(t)
+	})
+}
+
+// The only session that could look has one connection, and would give it to the pool that waits. It
+// looks first. Where the session that does not listen lives, that holds nobody up for longer than a
+// second.
+func TestTheLookComesBeforeTheLastConnectionMoves(t *testing.T) {
+	for _, lives := range []bool{false, true} {
+		inWorld(t, func(t *testing.T, w *world) {
+			cfg := Config{Capacity: 2, TTL: longTTL, MaxAttempts: -1}
+			pg := &postgres{}
+			victim, keeper := w.join(cfg).fencer(t, pg), w.join(cfg).fencer(t, pg)
+			victim.open(1)
+			keeper.open(1)
+			newcomer := w.join(cfg).fencer(t, pg)
+			if lives {
+				victim.loseSubscription(t)
+			} else {
+				victim.s.link.setCut(true)
+			}
+			asked := func() int { return keeper.heard("wanted") + keeper.heard("recall") }
+			before := asked()
+			newcomer.share.Ask(1)
+			time.Sleep(700 * time.Millisecond)
+			if n := asked() - before; n > 0 {
+				t.Errorf("asked %d times for the only connection to look by", n)
+			}
+			if keeper.looks.Load() == 0 {
+				t.Error("it did not look")
+			}
+			if !lives {
+				victim.close(victim.granted()...)
+			}
+			time.Sleep(time.Second)
+			if n := asked() - before; (n > 0) != lives {
+				t.Errorf("the other lives: %v, and it was asked %d times", lives, n)
+			}
+			if got := newcomer.heard("granted") > 0; got == lives {
+				t.Errorf("the other lives: %v, and the newcomer was granted its permit: %v", lives, got)
+			}
+			w.reckoned(t)
+		})
+	}
+}
