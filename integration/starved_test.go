@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"database/sql"
-	"fmt"
 	"log/slog"
 	"os/exec"
 	"runtime"
@@ -161,7 +160,8 @@ func TestStarvedMachine(t *testing.T) {
 	if left != 0 && took < time.Second {
 		t.Errorf("%d permits are left in Redis 2 s after all had closed (%v)", left, err)
 	}
-	t.Log(fmt.Sprintf("%d operations, %d leases lost, %d permits left, the slowest answer of Redis took %v", done.Load(), lost.n.Load(), left, took))
+	t.Logf("%d operations, %d leases lost, %d permits left, the slowest answer of Redis took %v",
+		done.Load(), lost.n.Load(), left, took)
 }
 
 func scan(row *sql.Row) error {

@@ -85,12 +85,12 @@ type (
 	embedsRing      struct{ *redis.Ring }
 	embedsUniversal struct {
 		redis.UniversalClient
-		calls []string // not comparable
+		_ []string // not comparable
 	}
 	hidden       = redis.UniversalClient
 	embedsHidden struct {
 		hidden // shows no options
-		calls  []string
+		_      []string
 	}
 )
 
