@@ -24,6 +24,7 @@ const (
 	unnoticed  = 2 * time.Second
 	pastLease  = chaosTTL + time.Second
 	longestRun = 60 * time.Millisecond // of a query
+	queryMost  = 6 * time.Second       // its caller's time-out: longer than any fault that no query may notice
 
 	// grace is for what follows from a fault once it is over: a query that ends, a watchdog that runs, a connection that is found dead. It takes some
 	// milliseconds; this is what a machine in trouble can keep.
@@ -68,6 +69,14 @@ var chaosKinds = []*kind{
 	{name: "Postgres restarted", from: time.Second, to: time.Second, do: (*chaos).postgresRestarted},
 	{name: "Postgres crashed", from: time.Second, to: time.Second, do: (*chaos).postgresCrashed},
 	{name: "backends terminated", from: 500 * time.Millisecond, to: 2 * time.Second, do: (*chaos).terminated},
+
+	// What real set-ups do.
+	{name: "Redis forgets connections", from: 500 * time.Millisecond, to: unnoticed, rides: true, do: (*chaos).redisForgets},
+	{name: "Redis answers every 2 s", from: pastLease, to: pastLease + 2*time.Second, do: (*chaos).redisSlow},
+	{name: "Redis out of memory", from: pastLease, to: pastLease + 2*time.Second, do: (*chaos).redisFull},
+	{name: "demoted primary lives on", from: time.Second, to: unnoticed, do: (*chaos).demoted},
+	{name: "Postgres forgets connections", from: 0, to: time.Second, do: (*chaos).postgresForgets},
+	{name: "first host hangs", from: time.Second, to: 3 * time.Second, do: (*chaos).hostHangs},
 
 	// The operator.
 	{name: "capacity lowered", from: 2 * time.Second, to: 3 * time.Second, do: (*chaos).capacityLowered},

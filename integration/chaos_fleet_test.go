@@ -15,7 +15,7 @@ import (
 	"github.com/passbuddy/passbuddy/internal/throwaway"
 )
 
-// This file is the fleet of a chaos run: six processes, each behind two proxies of its own, of which those that end are replaced.
+// This file is the fleet of a chaos run: six processes, each behind proxies of its own, of which those that end are replaced.
 
 // process is one of the fleet. Its name tells the place, and how many had that before.
 type process struct {
@@ -28,6 +28,7 @@ type process struct {
 // place is where a process runs: what lies between it and the servers stays when it is replaced.
 type place struct {
 	redis, postgres *throwaway.Proxy
+	front           *throwaway.Proxy // to Postgres, too: the first host of the process's DSN
 	process         *process
 	had             int // processes
 }
@@ -80,7 +81,12 @@ func startFleet(t *testing.T, redisAddr, postgresAddr string, processes int, j j
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = p.Close() })
-		f.places = append(f.places, &place{redis: r, postgres: p})
+		front, err := throwaway.StartProxy(postgresAddr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = front.Close() })
+		f.places = append(f.places, &place{redis: r, postgres: p, front: front})
 	}
 	for i := range processes {
 		f.launch(i)
@@ -107,8 +113,9 @@ func (f *fleet) launch(at int) *process {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	dsn.Host = pl.postgres.Addr()
+	dsn.Host = pl.front.Addr() + "," + pl.postgres.Addr()
 	q := dsn.Query()
+	q.Set("connect_timeout", "5")
 	q.Set("application_name", p.name)
 	dsn.RawQuery = q.Encode()
 	j.Postgres = dsn.String()
@@ -267,6 +274,7 @@ func (f *fleet) redisProxies(at int, what func(*throwaway.Proxy)) {
 func (f *fleet) postgresProxies(at int, what func(*throwaway.Proxy)) {
 	for i, p := range f.places {
 		if at < 0 || at == i {
+			what(p.front)
 			what(p.postgres)
 		}
 	}

@@ -149,7 +149,7 @@ func startChaos(t *testing.T, seed uint64, fence bool) *chaos {
 	r.replica = second
 	r.job = job{
 		Postgres: r.postgres.URL(), Semaphore: "chaos", Capacity: chaosCapacity, TTL: chaosTTL, Goroutines: 10,
-		MinQuery: longestRun / 4, MaxQuery: longestRun,
+		MinQuery: longestRun / 4, MaxQuery: longestRun, QueryTimeout: queryMost,
 		Fence:  fence,
 		Endure: &endurance{Plain: "chaos-plain", PlainCapacity: chaosPlain, Takers: 2, Keep: 30 * time.Millisecond},
 	}

@@ -48,6 +48,7 @@ type job struct {
 	Load            time.Duration // at most: see worker.tell
 	MinQuery        time.Duration // queries last from this
 	MaxQuery        time.Duration // ... to this
+	QueryTimeout    time.Duration // of a query, its checkout excepted; 0: none
 	FirstQuery      time.Duration // the first queries of five goroutines last so long; 0: like all others
 	Pause           time.Duration // of a goroutine between two queries
 	Endure          *endurance    // of a process in a chaos run
@@ -380,6 +381,10 @@ func (p pgxPool) once(j job) (time.Duration, error) {
 		ctx, cancel = context.WithTimeout(ctx, cancelAfter)
 		defer cancel()
 	}
+	if j.QueryTimeout > 0 {
+		ctx, cancel = context.WithTimeout(ctx, j.QueryTimeout)
+		defer cancel()
+	}
 	_, err = c.Exec(ctx, text)
 	return waited, err
 }
@@ -422,6 +427,10 @@ func (p sqlPool) once(j job) (time.Duration, error) {
 		defer c.Close()
 		waited := time.Since(began)
 		j.served()
+		if j.QueryTimeout > 0 {
+			ctx, cancel = context.WithTimeout(ctx, j.QueryTimeout)
+			defer cancel()
+		}
 		tx, err := c.BeginTx(ctx, nil)
 		if err != nil {
 			return waited, err

@@ -298,6 +298,9 @@ func (l *Link) finish() {
 	_ = l.inner.Close()
 	close(l.gone)
 	l.cancel.Store(nil)
+	if p := l.peer.Load(); p != nil {
+		p.held.Store(nil) // the timer of suspect holds us for a while, and that would hold pgx's buffers
+	}
 	l.end()
 }
 
