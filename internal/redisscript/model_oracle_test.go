@@ -364,6 +364,9 @@ func (o *oracle) askLook(own string) (next int64, fresh bool) {
 	if len(able) == 0 || len(suspects) == 0 {
 		delete(o.Meta, "looks")
 		delete(o.Meta, "await")
+		if o.isLive(own, o.now) && !slices.Contains(o.listeners, own) {
+			o.setNum("look", o.now+oracleLook/2)
+		}
 		return o.now + oracleLook, false
 	}
 	if began := o.num("looks"); began == 0 || began > o.now || o.now-last > oracleDenied {

@@ -173,6 +173,9 @@ local function ask_look(own)
   end
   if #able == 0 or #suspects == 0 then
     redis.call('HDEL', meta, 'looks', 'await')
+    -- A session that lost its subscription sees nobody else missing. Another may see it missing, and
+    -- asks in between.
+    if listens[own] == false then redis.call('HSET', meta, 'look', whole(now + LOOK / 2)) end
     return now + LOOK, false
   end
   local began = pace_of('looks', 0, now)
