@@ -424,13 +424,13 @@ func (p sqlPool) once(j job) (time.Duration, error) {
 		if err != nil {
 			return 0, err
 		}
-		defer c.Close()
 		waited := time.Since(began)
 		j.served()
 		if j.QueryTimeout > 0 {
 			ctx, cancel = context.WithTimeout(ctx, j.QueryTimeout)
-			defer cancel()
+			defer cancel() // after Close, which discards a connection whose transaction's context has ended
 		}
+		defer c.Close()
 		tx, err := c.BeginTx(ctx, nil)
 		if err != nil {
 			return waited, err
