@@ -148,7 +148,7 @@ func (c *conn) useSlow(ctx context.Context) error {
 	case c.refused != nil:
 		return c.refused
 	case c.ph != nil && c.ph.broken.Load():
-		return c.told(driver.ErrBadConn)
+		return c.toldBefore()
 	case c.cn.cfg.Scope == PerCheckout:
 		c.cn.idle.checkedOut(c)
 		return neverBadConn(c.checkOut(ctx))
@@ -171,8 +171,10 @@ func (c *conn) useSlow(ctx context.Context) error {
 // ended under its user fails with an error that matches semaphore.ErrLost (or ErrClosed) and says
 // so.
 //
-// An operation that database/sql will try again on another connection keeps ErrBadConn itself: it
-// has lost nothing. A transaction or an sql.Conn has.
+// database/sql would try an operation again that fails with ErrBadConn, and Postgres may have executed
+// it: what the driver believes to be safe to retry is not, where we have ended the connection under
+// it. So a call on the DB itself gets an error that does not match ErrBadConn. Its connection is
+// closed when it is returned.
 func (c *conn) told(err error) error {
 	if err == nil || !c.ph.broken.Load() {
 		return err
@@ -181,20 +183,34 @@ func (c *conn) told(err error) error {
 	if why == nil || errors.Is(err, *why) || !errors.Is(err, driver.ErrBadConn) && !errors.Is(err, net.ErrClosed) && !errors.Is(err, pgconn.ErrConnClosed) {
 		return err
 	}
+	return &endedError{why: *why, bad: !retriedByDB()}
+}
+
+// toldBefore is told for an operation that has not begun: to try it again is safe.
+func (c *conn) toldBefore() error {
 	if retriedByDB() {
 		return driver.ErrBadConn
 	}
-	return &endedError{*why}
+	return c.told(driver.ErrBadConn)
 }
 
-// endedError matches ErrBadConn too, by which database/sql closes an sql.Conn.
-type endedError struct{ why error }
+// endedError matches ErrBadConn too if it is for an sql.Conn or a transaction: by that database/sql
+// closes an sql.Conn.
+type endedError struct {
+	why error
+	bad bool
+}
 
 func (e *endedError) Error() string {
 	return "passbuddy: this connection was ended while it was in use: " + e.why.Error()
 }
 
-func (e *endedError) Unwrap() []error { return []error{e.why, driver.ErrBadConn} }
+func (e *endedError) Unwrap() []error {
+	if e.bad {
+		return []error{e.why, driver.ErrBadConn}
+	}
+	return []error{e.why}
+}
 
 // ResetSession is the checkout of a connection that was used before. database/sql ignores every error but ErrBadConn.
 func (c *conn) ResetSession(ctx context.Context) error {

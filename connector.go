@@ -150,6 +150,9 @@ func (cn *connector) acquire(ctx context.Context) (checkout, error) {
 	for {
 		held, err := cn.acquireOnce(ctx)
 		if !cn.asksAgain(ctx, err) {
+			if err != nil && cn.isClosed() {
+				cn.sweep(0) // what a caller had been given that the close woke: it lies parked, and Close has swept
+			}
 			return held, err
 		}
 	}
@@ -185,14 +188,18 @@ func (cn *connector) acquireOnce(ctx context.Context) (checkout, error) {
 			break
 		}
 	}
+	tied := false // the turn, to the connection
+	defer func() {
+		if !tied { // also if the driver panics
+			cn.a.Exit()
+		}
+	}()
 	unit, err := cn.a.OpenWithin(ctx)
 	if err != nil {
-		cn.a.Exit()
 		return checkout{}, err
 	}
 	ph, err := cn.dial(ctx, unit)
 	if err != nil {
-		cn.a.Exit()
 		return checkout{}, err
 	}
 	if cn.cfg.Fence {
@@ -203,10 +210,10 @@ func (cn *connector) acquireOnce(ctx context.Context) (checkout, error) {
 	}
 	if err != nil {
 		unit.Leave()
-		cn.a.Exit()
 		ph.end(inBackground)
 		return checkout{}, err
 	}
+	tied = true
 	return checkout{ph, unit, unit.Epoch()}, nil
 }
 

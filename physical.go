@@ -181,10 +181,13 @@ func (ph *physical) endIdle() {
 // fence ends the connection at once if it can be done from outside. c is the unit whose lease is lost.
 func (ph *physical) fence(c *allotment.Conn) {
 	why := c.Ended()
-	if why != nil {
-		// Before broken is set. A connection that is not broken has no use for it: see breaks.
-		ph.why.Store(&why)
+	if why == nil { // it lived without a permit, and a caller may have it by now: then it ends at its return
+		if c.LeaveUncounted() {
+			ph.endIdle()
+		}
+		return
 	}
+	ph.why.Store(&why) // before broken is set. A connection that is not broken has no use for it: see breaks
 	if ph.cn.cfg.Scope == PerCheckout {
 		if !ph.cn.idle.breaks(ph, c) {
 			return

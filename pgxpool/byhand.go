@@ -23,10 +23,11 @@ import (
 // turn and its permit are taken before the connect begins, whose timeout is not for that wait.
 type byHand struct {
 	attempt
-	p    *pool
-	c    *allotment.Conn // a permit that no dial has used yet
-	err  error           // why there is none
-	turn bool
+	p       *pool
+	c       *allotment.Conn // a permit that no dial has used yet
+	err     error           // why there is none
+	turn    bool
+	restore func() // what is shown of the configuration is as it was
 }
 
 var _ pgx.ConnectTracer = (*tracer)(nil)
@@ -49,6 +50,7 @@ func (t *tracer) TraceConnectStart(ctx context.Context, data pgx.TraceConnectSta
 	h.dialer.Dial, h.dialer.Open = cfg.DialFunc, h.open
 	cfg.DialFunc = h.dialer.DialContext
 	after := cfg.AfterConnect
+	h.restore = func() { cfg.AfterConnect = after }
 	cfg.AfterConnect = func(ctx context.Context, pc *pgconn.PgConn) error {
 		if err := h.connected(ctx, pc); err != nil {
 			return err
@@ -69,8 +71,9 @@ func (t *tracer) TraceConnectEnd(ctx context.Context, data pgx.TraceConnectEndDa
 	if !ok {
 		return
 	}
+	h.restore()
 	h.endDials(data, t)
-	if data.Err != nil {
+	if failed(data) {
 		if h.c != nil {
 			h.c.Gone()
 		}

@@ -90,7 +90,7 @@ func (at *attempt) TraceConnectStart(ctx context.Context, data pgx.TraceConnectS
 func (at *attempt) TraceConnectEnd(ctx context.Context, data pgx.TraceConnectEndData) {
 	at.endDials(data, at.pool)
 	if at.ended != nil {
-		if data.Err != nil {
+		if failed(data) {
 			at.ended()
 		} else {
 			data.Conn.PgConn().CustomData()[attemptData] = at // for afterConnect
@@ -104,7 +104,7 @@ func (at *attempt) TraceConnectEnd(ctx context.Context, data pgx.TraceConnectEnd
 // endDials ends the attempt of the dialer. The socket that came of it learns whose it is, and the
 // configuration gets our tracer back, which shown is: pgx has read it, and shows it in Config.
 func (at *attempt) endDials(data pgx.TraceConnectEndData, shown pgx.QueryTracer) {
-	if data.Err != nil {
+	if failed(data) {
 		at.dialer.Fail()
 		return
 	}
@@ -117,6 +117,11 @@ func (at *attempt) endDials(data pgx.TraceConnectEndData, shown pgx.QueryTracer)
 		l.Opened(pc)
 	}
 	at.config.Tracer = shown
+}
+
+// failed reports whether no connection came of an attempt: also if a hook panicked.
+func failed(data pgx.TraceConnectEndData) bool {
+	return data.Err != nil || data.Conn == nil || data.Conn.PgConn() == nil
 }
 
 const attemptData = customData + "/attempt"

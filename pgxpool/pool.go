@@ -94,9 +94,18 @@ func healthy(conn *pgx.Conn) bool {
 
 // Fence ends c, whoever uses it.
 func (p *pool) Fence(c *allotment.Conn) {
-	if l, ok := c.Attached().(*socket.Link); ok {
-		l.FenceFor(c.Ended())
+	l, ok := c.Attached().(*socket.Link)
+	if !ok {
+		return
 	}
+	why := c.Ended()
+	if why == nil { // it lived without a permit, and a caller may have it by now: then it ends at its return
+		if c.LeaveUncounted() {
+			l.Close()
+		}
+		return
+	}
+	l.FenceFor(why)
 }
 
 // closeInPlace closes connections that the pool believes to be idle. It finds out when it next takes

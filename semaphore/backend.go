@@ -110,15 +110,15 @@ func (sh *Share) Cover(p *Permit, b Backend) (record func(context.Context) error
 }
 
 func (s *Semaphore) record(ctx context.Context, p *Permit, id, covered string) error {
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.TTL)
-	defer cancel()
-	// Not by the flights' connection, which is cut when a caller gives up. The heartbeat's client has two, and one is left for the heartbeat.
+	// Not by the flights' connection, which is cut when a caller gives up.
 	select {
 	case s.marking <- struct{}{}:
 		defer func() { <-s.marking }()
 	case <-ctx.Done():
 		return giveUp(ctx, fmt.Errorf("%w: no answer", ErrUnavailable))
 	}
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.TTL) // its own, not that of those before it
+	defer cancel()
 	for {
 		err := s.mark(ctx, id, covered)
 		if errors.Is(err, redisscript.ErrGone) {

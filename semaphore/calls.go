@@ -210,7 +210,9 @@ func (s *Semaphore) callFailed(c *call, err error) {
 	changed := false
 	if latest {
 		h.failed = s.sinceStart()
-		changed = s.setDown(err)
+		if len(h.calls) == 1 { // else the call that this one hedges may be answered yet: see noteSilence
+			changed = s.setDown(err)
+		}
 	}
 	log := latest && s.epoch != "" && !s.left
 	s.callEnds(c)
@@ -268,8 +270,8 @@ func (s *Semaphore) callAnswered(c *call, got redisscript.Renewed) {
 		}
 	}
 	if latest {
-		changed = s.setNoMemory(got.Full) || changed
-		again = lostState && s.holdsOtherThan(n.Permits)
+		changed = s.setNoMemory(got.Full, got.Now) || changed
+		again = lostState && (s.holdsOtherThan(n.Permits) || s.coversOtherThan(c))
 		s.applyFleet(c, got, again)
 	}
 	if again && !s.left {
@@ -321,6 +323,17 @@ func (s *Semaphore) callAnswered(c *call, got redisscript.Renewed) {
 	s.mu.Unlock()
 }
 
+// coversOtherThan reports whether a permit that c named has another record by now: in a state that was
+// lost, c has put its own back. s.mu is held.
+func (s *Semaphore) coversOtherThan(c *call) bool {
+	for i, backend := range c.renew.Backends {
+		if p := c.said[i]; s.permits[c.renew.Permits[i]] == p && p.covered() != backend {
+			return true
+		}
+	}
+	return false
+}
+
 // spares is how many connections lie ready where Redis is slow.
 const spares = 3
 
@@ -332,7 +345,8 @@ func (s *Semaphore) keepSpares() {
 		return
 	}
 	s.mu.Lock()
-	wanted := s.heart.rtt > s.cfg.TTL/8 && !s.left && !s.heart.opening && c.PoolStats().IdleConns < spares
+	// Not while a call is on its way: the next would find the idle connections taken.
+	wanted := s.heart.rtt > s.cfg.TTL/8 && len(s.heart.calls) <= 1 && !s.left && !s.heart.opening && c.PoolStats().IdleConns < spares
 	if wanted {
 		s.heart.opening = true
 		s.wg.Add(1)

@@ -359,14 +359,14 @@ func (s *Semaphore) arrived(b *batch, sent time.Duration, got redisscript.Exchan
 	s.mu.Lock()
 	changed := s.setDown(nil)
 	s.aloft = nil
-	if !got.All || len(b.asks) > 0 { // else the script did not look
-		changed = s.setNoMemory(got.Full) || changed
-	}
 	if b.x.Epoch != "" && b.x.Epoch != s.epoch {
 		// The heartbeat has found that Redis forgot, and this it did before. What it granted it forgot, too.
 		s.putBack(b)
 		s.mu.Unlock()
 		return
+	}
+	if !got.All || len(b.asks) > 0 { // else the script did not look
+		changed = s.setNoMemory(got.Full, got.Now) || changed
 	}
 	s.roundTrip = s.sinceStart() - sent
 	s.heart.rtt = max(s.heart.rtt, s.roundTrip)
@@ -442,8 +442,13 @@ func (s *Semaphore) arrived(b *batch, sent time.Duration, got redisscript.Exchan
 var errNoMemory = errors.New("OOM: Redis has reached maxmemory: " +
 	"leases are renewed, but nothing new is granted or queued")
 
-// setNoMemory notes whether Redis is out of memory, and reports whether that changed. s.mu is held.
-func (s *Semaphore) setNoMemory(full bool) (changed bool) {
+// setNoMemory notes whether Redis was out of memory at that time of its clock, and reports whether
+// that is news. Replies of the heartbeat and of flights come in any order. s.mu is held.
+func (s *Semaphore) setNoMemory(full bool, at int64) (changed bool) {
+	if at < s.memoryAt {
+		return false
+	}
+	s.memoryAt = at
 	if full == (s.noMemory != nil) {
 		return false
 	}

@@ -29,6 +29,9 @@ import (
 // startTimeout bounds what New does before it knows that Redis answers.
 const startTimeout = 5 * time.Second
 
+// leaveAfterFailure bounds how long New, which failed, tries to take back what it told Redis.
+const leaveAfterFailure = time.Second
+
 // closeTimeout bounds how long Close waits for connection pools to end their connections, and for Redis.
 const closeTimeout = 3 * time.Second
 
@@ -107,6 +110,7 @@ type Semaphore struct {
 	confirms   bool          // it is to be said at once
 	down       error         // why Redis did not answer the last call, or nil
 	noMemory   error         // why Redis grants nothing new although it answers, or nil
+	memoryAt   int64         // Redis's time of the last word on that
 	listening  listening
 	closed     bool // nothing is acquired any more
 	left       bool // nothing is sent any more
@@ -210,7 +214,13 @@ func newSemaphore(ctx context.Context, client redis.UniversalClient, ownClient b
 	if err := s.join(ctx); err != nil {
 		s.mu.Lock()
 		s.left = true
+		asked := s.heart.last > 0
 		s.mu.Unlock()
+		if asked { // Redis may have taken us in all the same
+			ctx, cancel := context.WithTimeout(context.Background(), leaveAfterFailure)
+			_ = s.leave(ctx, nil)
+			cancel()
+		}
 		s.cancel()
 		s.closeOwn()
 		beside.Wait()
@@ -246,9 +256,6 @@ func (s *Semaphore) join(ctx context.Context) error {
 	err := s.firstBeat(ctx)
 	asked.Wait()
 	if tooOld := server.check(); tooOld != nil {
-		if err == nil {
-			_ = s.leave(ctx, nil)
-		}
 		return fmt.Errorf("join %q: %w", s.base, unavailable(tooOld))
 	}
 	if err != nil && serverErr != nil {
@@ -460,7 +467,7 @@ func (s *Semaphore) leaveForGood(requests []string) error {
 		}
 	}
 	s.mu.Lock()
-	requests = s.takeDrops()
+	requests = append(requests, s.takeDrops()...) // all of it: what crossed may have brought back what the first one dropped
 	s.mu.Unlock()
 	return s.leave(ctx, requests)
 }

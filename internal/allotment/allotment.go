@@ -243,12 +243,12 @@ func (a *Allotment) enterSlow(ctx context.Context, w *waiter) error {
 		a.mu.Unlock()
 		return err
 	}
-	closing := closingOf(ctx)
+	closing := a.closingOf(ctx)
 	if isClosed(closing) {
 		a.mu.Unlock()
 		return ErrPoolClosed
 	}
-	if ctx.Value(urgentKey{}) != nil {
+	if ctx.Value(urgentKey{a}) != nil {
 		w.urgent = true
 		a.waiters.pushFront(w)
 	} else {

@@ -94,7 +94,7 @@ func (c *Conn) vacating() (record func(context.Context) error, err error) {
 // BackendsGone passes on what the fleet asks for, if the pool can do it.
 func (a *Allotment) BackendsGone(ctx context.Context, backends []semaphore.Backend) []bool {
 	if e, ok := a.pool.(BackendEnder); ok {
-		return e.BackendsGone(context.WithValue(ctx, urgentKey{}, true), backends)
+		return e.BackendsGone(context.WithValue(ctx, urgentKey{a}, true), backends)
 	}
 	return nil
 }
@@ -102,7 +102,7 @@ func (a *Allotment) BackendsGone(ctx context.Context, backends []semaphore.Backe
 // EndBackends passes on what the fleet asks for, if the pool can do it.
 func (a *Allotment) EndBackends(ctx context.Context, backends []semaphore.Backend) []bool {
 	if e, ok := a.pool.(BackendEnder); ok {
-		return e.EndBackends(context.WithValue(ctx, urgentKey{}, true), backends)
+		return e.EndBackends(context.WithValue(ctx, urgentKey{a}, true), backends)
 	}
 	return nil
 }
@@ -110,4 +110,4 @@ func (a *Allotment) EndBackends(ctx context.Context, backends []semaphore.Backen
 // urgentKey marks the context of a checkout that ends backends, or looks for them: it goes to the
 // head of the local queue. Its turn takes
 // milliseconds, and frees permits for everybody.
-type urgentKey struct{}
+type urgentKey struct{ a *Allotment }

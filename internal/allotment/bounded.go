@@ -17,7 +17,9 @@ import (
 // and not a state of the allotment: a configuration can be used for a second pool after the first
 // was closed.
 
-type boundKey struct{}
+// A dial can call its user's code, which can use another pool with the same context: keys name the
+// allotment.
+type boundKey struct{ a *Allotment }
 
 // bound is what ends the waits of a checkout, besides its context.
 type bound struct {
@@ -33,23 +35,23 @@ var ErrPoolClosed = errors.New("passbuddy: the pool is closed")
 // AcquireTimeout, and with what tells that its pool was closed. One that has them already keeps
 // them.
 func (a *Allotment) Bounded(ctx context.Context, closing <-chan struct{}) context.Context {
-	if ctx.Value(boundKey{}) != nil {
+	if ctx.Value(boundKey{a}) != nil {
 		return ctx
 	}
-	return context.WithValue(ctx, boundKey{}, bound{time.Now().Add(a.opts.AcquireTimeout), closing})
+	return context.WithValue(ctx, boundKey{a}, bound{time.Now().Add(a.opts.AcquireTimeout), closing})
 }
 
 // left is how long a caller may still wait.
 func (a *Allotment) left(ctx context.Context) time.Duration {
-	if b, ok := ctx.Value(boundKey{}).(bound); ok {
+	if b, ok := ctx.Value(boundKey{a}).(bound); ok {
 		return time.Until(b.end)
 	}
 	return a.opts.AcquireTimeout
 }
 
 // closingOf is what tells that the caller's pool was closed, or nil.
-func closingOf(ctx context.Context) <-chan struct{} {
-	b, _ := ctx.Value(boundKey{}).(bound)
+func (a *Allotment) closingOf(ctx context.Context) <-chan struct{} {
+	b, _ := ctx.Value(boundKey{a}).(bound)
 	return b.closing
 }
 

@@ -138,6 +138,20 @@ func (c *Conn) LeaveIdle() bool {
 	return true
 }
 
+// LeaveUncounted makes c leave if it is idle, and lives without a permit for longer than it may. It
+// reports whether c leaves by this call: the caller then ends it.
+func (c *Conn) LeaveUncounted() bool {
+	a := c.a
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if c.state != idle || !a.mustCountIn(c) {
+		return false
+	}
+	c.leave()
+	a.settle()
+	return true
+}
+
 // Current reports whether c is open, its lease not lost, and it was not claimed since that epoch.
 func (c *Conn) Current(epoch uint32) bool {
 	c.a.mu.Lock()

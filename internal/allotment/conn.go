@@ -166,7 +166,7 @@ func (a *Allotment) open(ctx context.Context) (*Conn, error) {
 		a.mu.Unlock()
 		return nil, fmt.Errorf("passbuddy: %w", semaphore.ErrClosed)
 	}
-	urgent := ctx.Value(urgentKey{}) != nil
+	urgent := ctx.Value(urgentKey{a}) != nil
 	if urgent {
 		a.unlend()
 	}
@@ -176,7 +176,7 @@ func (a *Allotment) open(ctx context.Context) (*Conn, error) {
 		a.mu.Unlock()
 		return c, nil
 	}
-	closing := closingOf(ctx)
+	closing := a.closingOf(ctx)
 	if isClosed(closing) {
 		a.mu.Unlock()
 		return nil, ErrPoolClosed

@@ -63,6 +63,7 @@ func (a *Allotment) moveCost() time.Duration {
 // connected notes that c can be used. The lock is held.
 func (c *Conn) connected() {
 	a := c.a
+	a.shut = false // the configuration serves another pool
 	if len(a.outlived) > 0 {
 		a.reopened = true
 		a.resolveSoon()

@@ -79,10 +79,7 @@ func (c *Conn) Doubt(s *Suspect) bool {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if c.state == gone {
-		return true
-	}
-	if a.closed {
+	if c.state == gone || a.closed {
 		return false
 	}
 	if c.state == out {
@@ -157,7 +154,7 @@ func (a *Allotment) resolve() {
 
 // round asks once, and returns how long to wait before the next time.
 func (a *Allotment) round(ender SuspectEnder) (pause time.Duration) {
-	ctx, cancel := context.WithTimeout(context.WithValue(context.Background(), urgentKey{}, true), resolveMost)
+	ctx, cancel := context.WithTimeout(context.WithValue(context.Background(), urgentKey{a}, true), resolveMost)
 	defer cancel()
 	lend := time.AfterFunc(lendAfter, a.lend)
 	defer func() {
@@ -192,7 +189,7 @@ func (a *Allotment) round(ender SuspectEnder) (pause time.Duration) {
 	})
 	switch {
 	case err == nil:
-	case errors.Is(err, semaphore.ErrClosed):
+	case errors.Is(err, semaphore.ErrClosed), errors.Is(err, ErrPoolClosed):
 		a.mu.Lock()
 		a.shut = true
 		a.mu.Unlock()
@@ -325,6 +322,10 @@ func (a *Allotment) More(ctx context.Context) *Conn {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if !p.Held() { // lost meanwhile: whoever was told of that did not find it here
+		a.fleet.Give(p)
+		return nil
+	}
 	a.owned++
 	a.spare = append(a.spare, p)
 	if a.closed {

@@ -362,7 +362,6 @@ func (o *oracle) askLook(own string) (next int64, fresh bool) {
 		}
 	}
 	if len(able) == 0 || len(suspects) == 0 {
-		delete(o.Meta, "looks")
 		delete(o.Meta, "await")
 		if o.isLive(own, o.now) && !slices.Contains(o.listeners, own) {
 			o.setNum("look", o.now+oracleLook/2)

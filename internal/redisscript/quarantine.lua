@@ -172,7 +172,7 @@ local function ask_look(own)
     end
   end
   if #able == 0 or #suspects == 0 then
-    redis.call('HDEL', meta, 'looks', 'await')
+    redis.call('HDEL', meta, 'await') -- not looks: a session that lives is no new row each time it connects again
     -- A session that lost its subscription sees nobody else missing. Another may see it missing, and
     -- asks in between.
     if listens[own] == false then redis.call('HSET', meta, 'look', whole(now + LOOK / 2)) end

@@ -53,7 +53,10 @@ func (s *Conn) Life() *allotment.Conn { return s.life }
 func (s *Conn) Link() *Link { return s.link }
 
 // Close starts the end of the connection; see [Link.Close].
-func (s *Conn) Close() error { return s.link.Close() }
+func (s *Conn) Close() error {
+	s.link.left.Store(true)
+	return s.link.Close()
+}
 
 func (s *Conn) Read(b []byte) (int, error) {
 	if s.link.closed.Load() {
@@ -83,10 +86,10 @@ func (s *Conn) Write(b []byte) (int, error) {
 	}
 	n, err := s.Conn.Write(b)
 	if err != nil {
-		s.link.note(err)
-		if s.link.closed.Load() {
+		if s.link.closed.Load() { // our own doing
 			return s.link.drop(b)
 		}
+		s.link.note(err)
 	}
 	runtime.KeepAlive(s)
 	return n, err

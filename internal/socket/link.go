@@ -6,6 +6,8 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
+	"strings"
 	"sync/atomic"
 	"time"
 	"weak"
@@ -47,6 +49,7 @@ type Link struct {
 	broken atomic.Bool           // the network has ended the connection: an EOF that follows is not the server's
 	why    atomic.Pointer[error] // see FenceFor
 	peeked atomic.Bool           // a read has failed for that: see endedError
+	left   atomic.Bool           // the driver has closed it
 	gone   chan struct{}
 	made   time.Duration // when the socket was, see now
 }
@@ -164,13 +167,18 @@ func (l *Link) errClosed() error {
 		return net.ErrClosed
 	}
 	err := &endedError{why: *why}
-	err.peeked.Store(!l.peeked.Swap(true))
+	switch {
+	case inBackground():
+		err.timeouts.Store(2) // one for the background reader, which drops it; over TLS the next reader gets the same error
+	case !l.peeked.Swap(true):
+		err.timeouts.Store(1)
+	}
 	return err
 }
 
 // drop is a write to a closed socket.
 func (l *Link) drop(b []byte) (int, error) {
-	if l.why.Load() == nil {
+	if l.why.Load() == nil || l.left.Load() {
 		return 0, net.ErrClosed
 	}
 	return len(b), nil
@@ -183,8 +191,8 @@ func (l *Link) drop(b []byte) (int, error) {
 // error is a timeout. So the error of the first read calls itself one, once: pgx asks a second time
 // before it reports one.
 type endedError struct {
-	why    error
-	peeked atomic.Bool
+	why      error
+	timeouts atomic.Int32
 }
 
 var _ net.Error = (*endedError)(nil)
@@ -194,7 +202,7 @@ func (e *endedError) Error() string {
 }
 
 func (e *endedError) Unwrap() []error { return []error{e.why, net.ErrClosed} }
-func (e *endedError) Timeout() bool   { return e.peeked.Swap(false) }
+func (e *endedError) Timeout() bool   { return e.timeouts.Load() > 0 && e.timeouts.Add(-1) >= 0 }
 func (e *endedError) Temporary() bool { return false }
 
 // sendCancel reports whether the server has taken the request. Whether it worked shows at the
@@ -311,3 +319,18 @@ func (l *Link) end() {
 }
 
 var longAgo = time.Unix(1, 0)
+
+// inBackground reports whether pgx's background reader reads.
+func inBackground() bool {
+	var pcs [32]uintptr
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(3, pcs[:])])
+	for {
+		f, more := frames.Next()
+		if strings.HasSuffix(f.Function, "bgreader.(*BGReader).bgRead") {
+			return true
+		}
+		if !more {
+			return false
+		}
+	}
+}

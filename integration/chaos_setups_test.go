@@ -1,0 +1,146 @@
+//go:build unix
+
+package integration
+
+import (
+	"context"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/passbuddy/passbuddy/internal/throwaway"
+)
+
+// This file is the faults of a chaos run that users' set-ups have shown.
+
+// A NAT or a firewall loses its table: connections to Redis are dead, and neither side hears of it.
+// The sessions find out by themselves, in time for their leases.
+func (r *chaos) redisForgets(s step) {
+	r.fleet.redisProxies(-1, (*throwaway.Proxy).Forget)
+	r.hold(s)
+	r.from(time.Now())
+}
+
+// Redis answers late, but within the leases: every reply waits for the next of the moments at which
+// replies pass, which are 2 s apart. No lease is lost, and no operation fails.
+func (r *chaos) redisSlow(s step) {
+	for end := time.Now().Add(s.length); time.Now().Before(end); {
+		r.fleet.redisProxies(-1, (*throwaway.Proxy).StallReplies)
+		time.Sleep(2 * time.Second)
+		r.fleet.redisProxies(-1, (*throwaway.Proxy).Resume)
+		time.Sleep(300 * time.Millisecond) // on a busy machine a proxy needs a moment to let through what it holds
+	}
+	r.from(time.Now())
+}
+
+// Redis reaches maxmemory for longer than a lease. Leases go on; nothing new is granted, and nobody
+// waits for so long that that would be an error.
+func (r *chaos) redisFull(s step) {
+	ctx := r.t.Context()
+	r.must(r.redis().ConfigSet(ctx, "maxmemory", "1").Err())
+	r.hold(s)
+	r.must(r.redis().ConfigSet(ctx, "maxmemory", "0").Err())
+	r.from(time.Now())
+}
+
+// A planned failover: the replica takes over, with all that the primary had, and the address leads to
+// it from then on. But the old primary lives on as its replica, and connections to it stay.
+func (r *chaos) demoted(s step) {
+	r.fleet.redisProxies(-1, (*throwaway.Proxy).Stall)
+	ctx, cancel := context.WithTimeout(r.t.Context(), time.Minute)
+	defer cancel()
+	r.must(r.replica.AwaitSync(ctx, r.primary))
+	r.must(r.replica.Follow(ctx, ""))
+	r.primary, r.replica = r.replica, r.primary
+	r.queues.at(r.primary.Addr())
+	r.must(r.replica.Follow(ctx, r.primary.Addr()))
+	r.fleet.redisProxies(-1, func(p *throwaway.Proxy) {
+		p.Retarget(r.primary.Addr())
+		p.Resume()
+	})
+	r.from(time.Now())
+	r.hold(s)
+	r.must(r.replica.AwaitSync(ctx, r.primary))
+}
+
+// The same to Postgres, whose backends live on. Queries fail by their callers' time-outs. Permits
+// stay counted until the backends have been ended over another connection; for that each pool may
+// lend itself one permit, once.
+func (r *chaos) postgresForgets(s step) {
+	began := time.Now()
+	r.fleet.postgresProxies(s.whose(), (*throwaway.Proxy).Forget)
+	lent := 1
+	if s.whose() < 0 {
+		lent = chaosProcesses
+	}
+	end := r.excused("permits lent to end the backends of lost connections", lent, nil)
+	r.hold(s)
+	over := began.Add(queryMost + longestRun + 2*grace)
+	end(over.Add(grace))
+	r.fleet.allow(s.whose(), began, over)
+	time.Sleep(time.Until(began.Add(queryMost)))
+	r.from(time.Now())
+}
+
+// The first host of a process's DSN accepts connections and says nothing. Its connections are reset,
+// so that it has to make new ones: by its second host.
+func (r *chaos) hostHangs(s step) {
+	hole, err := newBlackHole()
+	r.must(err)
+	defer hole.close()
+	front := r.fleet.places[max(s.process, 0)].front
+	at := time.Now()
+	one := s
+	one.way, one.process = 1, max(s.process, 0)
+	r.hadReset(one, at)
+	front.Retarget(hole.addr())
+	front.Reset()
+	r.fleet.allow(one.process, at, at.Add(grace))
+	r.hold(s)
+	r.await("connection by the second host", func() bool {
+		l, _ := r.ledger.last()
+		return !l.down && len(l.backends) >= int(usedLeast*float64(r.queues.capacityOf()))
+	})
+	front.Retarget(r.postgres.Addr())
+	hole.close()
+	r.from(time.Now())
+}
+
+// A blackHole accepts connections, and says nothing.
+type blackHole struct {
+	net.Listener
+	mu    sync.Mutex
+	conns []net.Conn
+}
+
+func newBlackHole() (*blackHole, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	h := &blackHole{Listener: l}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			h.mu.Lock()
+			h.conns = append(h.conns, c)
+			h.mu.Unlock()
+		}
+	}()
+	return h, nil
+}
+
+func (h *blackHole) addr() string { return h.Addr().String() }
+
+func (h *blackHole) close() {
+	_ = h.Close()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, c := range h.conns {
+		_ = c.Close()
+	}
+	h.conns = nil
+}
