@@ -46,9 +46,9 @@
 // while callers wait.
 //
 // After DB.Close, callers that wait for a permit get database/sql's own error, and nothing is
-// opened for them. An operation inside a transaction or an sql.Conn whose connection was ended
-// because its lease was lost fails with an error that matches [semaphore.ErrLost]. Operations of
-// the DB itself are tried again by database/sql.
+// opened for them. An operation whose connection is ended under it, because its lease was lost,
+// fails with an error that matches [semaphore.ErrLost]: Postgres may have executed it. An operation of
+// the DB itself that had not begun goes to another connection.
 package passbuddy
 
 import (
