@@ -92,11 +92,13 @@ var pgMu sync.Mutex
 var backendsMade atomic.Int64
 
 // live is how many backends there are.
-func (f *fencer) live() int {
+func (pg *postgres) live() int {
 	pgMu.Lock()
 	defer pgMu.Unlock()
-	return len(*f.pg)
+	return len(*pg)
 }
+
+func (f *fencer) live() int { return f.pg.live() }
 
 func (f *fencer) EndBackends(ctx context.Context, backends []Backend) []bool {
 	f.asked.Add(1)
@@ -330,8 +332,8 @@ func TestTheFirstToGetAConnectionEndsTheBackends(t *testing.T) {
 		}
 		time.Sleep(10 * time.Millisecond)
 		synctest.Wait()
-		if len(*pg) != 1 {
-			t.Errorf("%d backends live, want its own", len(*pg))
+		if pg.live() != 1 {
+			t.Errorf("%d backends live, want its own", pg.live())
 		}
 		newcomer.share.Ask(2)
 		newcomer.share.Ask(2)
@@ -388,8 +390,8 @@ func TestThreeOfFourFreeze(t *testing.T) {
 				t.Errorf("%d not granted: %v", i, p.err)
 			}
 		}
-		if len(*pg) != 2 {
-			t.Errorf("%d backends live", len(*pg))
+		if pg.live() != 2 {
+			t.Errorf("%d backends live", pg.live())
 		}
 		w.reckoned(t)
 	})
@@ -483,8 +485,8 @@ func TestBackendsSurviveStateLoss(t *testing.T) {
 				}
 				for !waiting.isDone() {
 					time.Sleep(time.Millisecond)
-					if waiting.isDone() && len(*pg) > 4 {
-						t.Fatalf("granted while %d backends live", len(*pg))
+					if waiting.isDone() && pg.live() > 4 {
+						t.Fatalf("granted while %d backends live", pg.live())
 					}
 				}
 				time.Sleep(5 * time.Second)
@@ -581,14 +583,14 @@ func TestCloseWhileEnding(t *testing.T) {
 			t.Errorf("Close took %v", took)
 		}
 		synctest.Wait()
-		if snap := a.s.snapshot(t); snap.Held != 3 || len(*pg) != 3 {
-			t.Errorf("%d backends live, %d permits are counted, want 3", len(*pg), snap.Held)
+		if snap := a.s.snapshot(t); snap.Held != 3 || pg.live() != 3 {
+			t.Errorf("%d backends live, %d permits are counted, want 3", pg.live(), snap.Held)
 		}
 		a.deaf.Store(false)
 		time.Sleep(12 * time.Second)
 		synctest.Wait()
-		if snap := a.s.snapshot(t); snap.Held != 1 || len(*pg) != 1 {
-			t.Errorf("a has one left: %d held, %d backends", snap.Held, len(*pg))
+		if snap := a.s.snapshot(t); snap.Held != 1 || pg.live() != 1 {
+			t.Errorf("a has one left: %d held, %d backends", snap.Held, pg.live())
 		}
 		w.reckoned(t)
 	})
