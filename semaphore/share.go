@@ -65,6 +65,16 @@ const withdrawAfter = 25 * time.Millisecond
 func (s *Semaphore) NewShare(sharer Sharer) (*Share, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	// A program can close pools faster than heartbeats come, which take them out. Two may be needed: one
+	// that crossed a close still counts its pool.
+	for range 2 {
+		if s.closed || s.sharers < maxSharers || len(s.vacant) > 0 {
+			break
+		}
+		s.mu.Unlock()
+		_ = s.beat(s.ctx)
+		s.mu.Lock()
+	}
 	if s.closed {
 		return nil, fmt.Errorf("%w", ErrClosed)
 	}

@@ -6,6 +6,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/alicebob/miniredis/v2"
@@ -130,6 +131,26 @@ func TestPoolsForEver(t *testing.T) {
 		}
 		if held, _ := w.redis.HKeys("{passbuddy-semaphore}:held"); len(held) != 0 {
 			t.Errorf("Redis counts what %q hold", held)
+		}
+	})
+}
+
+// Pools that Redis has heard of come and go faster than heartbeats, which take them out. A new one waits for
+// a heartbeat if all numbers are taken.
+func TestPoolsOutrunHeartbeats(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		s := w.join(Config{Capacity: 2, TTL: time.Hour})
+		began := time.Now()
+		for range maxSharers + 10 {
+			p := s.pool(t)
+			p.share.Ask(1)
+			p.share.Ask(0)
+			synctest.Wait()
+			p.give()
+			p.share.Close()
+		}
+		if took := time.Since(began); took > time.Minute {
+			t.Errorf("%d pools took %v: they waited for the heartbeat's tick", maxSharers+10, took)
 		}
 	})
 }
