@@ -1,191 +1,11 @@
 package semaphore
 
 import (
-	"context"
-	"errors"
-	"slices"
-	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 )
-
-// A fencer is a pool whose permits cover backends, and that ends those of others. A Postgres of the test's own knows which live.
-type fencer struct {
-	*pool
-	t  *testing.T
-	pg *postgres
-	s  *session
-
-	deaf  atomic.Bool // it does not get through to Postgres
-	stuck atomic.Bool // nor does it hear of that before it gives up; and its own connections do not end
-	asked atomic.Int32
-	looks atomic.Int32 // how often it was asked which backends are gone
-}
-
-// postgres is its backends: true for those that live.
-type postgres map[Backend]bool
-
-func (s *session) fencer(t *testing.T, pg *postgres) *fencer {
-	t.Helper()
-	f := &fencer{pool: &pool{}, t: t, pg: pg, s: s}
-	share, err := s.NewShare(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f.share = share
-	return f
-}
-
-// open acquires n permits and opens as many connections.
-func (f *fencer) open(n int) {
-	f.t.Helper()
-	had := len(f.granted())
-	for patience := 0; len(f.granted()) < had+n; patience++ {
-		f.share.Ask(had + n - len(f.granted()))
-		if len(f.granted()) < had+n {
-			time.Sleep(10 * time.Millisecond)
-		}
-		if patience == 300 {
-			f.t.Fatalf("granted %d of %d", len(f.granted())-had, n)
-		}
-	}
-	f.share.Ask(0)
-	time.Sleep(2 * withdrawAfter)
-	for _, p := range f.granted()[had:] {
-		if err := f.connect(p); err != nil {
-			f.t.Fatalf("Cover: %v", err)
-		}
-	}
-}
-
-func (f *fencer) granted() []*Permit {
-	synctest.Wait()
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return slices.Clone(f.permits)
-}
-
-// end gives back what it has.
-func (f *fencer) end() {
-	for range f.granted() {
-		f.give()
-	}
-}
-
-func (f *fencer) connect(p *Permit) error {
-	n := backendsMade.Add(1)
-	b := Backend{PID: uint32(n), Start: int64(1e15) + n, Server: 1}
-	pgMu.Lock()
-	(*f.pg)[b] = true
-	pgMu.Unlock()
-	return f.share.Cover(p, b)(f.t.Context())
-}
-
-// pgMu guards what EndBackends writes while a test reads.
-var pgMu sync.Mutex
-
-// backendsMade counts them: no two are the same.
-var backendsMade atomic.Int64
-
-// live is how many backends there are.
-func (pg *postgres) live() int {
-	pgMu.Lock()
-	defer pgMu.Unlock()
-	return len(*pg)
-}
-
-func (f *fencer) live() int { return f.pg.live() }
-
-func (f *fencer) EndBackends(ctx context.Context, backends []Backend) []bool {
-	f.asked.Add(1)
-	if f.stuck.Load() {
-		<-ctx.Done()
-		return nil
-	}
-	time.Sleep(3 * time.Millisecond)
-	gone := make([]bool, len(backends))
-	pgMu.Lock()
-	defer pgMu.Unlock()
-	for i, b := range backends {
-		b.Server = 1 // it is asked for by pid and start
-		if !f.deaf.Load() {
-			delete(*f.pg, b)
-		}
-		gone[i] = !(*f.pg)[b]
-	}
-	return gone
-}
-
-func (f *fencer) BackendsGone(_ context.Context, backends []Backend) []bool {
-	f.looks.Add(1)
-	time.Sleep(3 * time.Millisecond)
-	gone := make([]bool, len(backends))
-	pgMu.Lock()
-	defer pgMu.Unlock()
-	for i, b := range backends {
-		gone[i] = !(*f.pg)[b] && !f.deaf.Load()
-	}
-	return gone
-}
-
-func (f *fencer) Closed() {
-	if !f.stuck.Load() {
-		f.pool.Closed()
-	}
-}
-
-// reckoned fails unless everything that Redis counts is what there is.
-func (w *world) reckoned(t *testing.T) {
-	t.Helper()
-	synctest.Wait()
-	const base = "{passbuddy-semaphore}:"
-	ids, _ := w.redis.ZMembers("passbuddy-semaphore")
-	quarantined, _ := w.redis.HKeys(base + "quarantine")
-	if got := w.redis.HGet(base+"meta", "count"); got != "" && got != strconv.Itoa(len(ids)) {
-		t.Errorf("count is %s, there are %d permits", got, len(ids))
-	}
-	held := make(map[string]int)
-	for _, id := range ids {
-		if id[19:23] != "8000" && !slices.Contains(quarantined, id) {
-			held[id[:23]]++
-		}
-	}
-	sharers, _ := w.redis.HKeys(base + "held")
-	for _, sharer := range sharers {
-		if got := w.redis.HGet(base+"held", sharer); got != strconv.Itoa(held[sharer]) {
-			t.Errorf("%s holds %d, counted %s", sharer, held[sharer], got)
-		}
-	}
-	if len(held) > len(sharers) {
-		t.Errorf("%d sharers hold permits, %d are counted", len(held), len(sharers))
-	}
-	backends, _ := w.redis.HKeys(base + "backends")
-	for _, id := range backends {
-		if !slices.Contains(ids, id) {
-			t.Errorf("a backend is recorded for %s, which is not held", id)
-		}
-	}
-}
-
-// frozen is a fleet at capacity 4 in which one session that holds two permits stops, and another waits.
-func frozen(t *testing.T, w *world, cfg Config) (sleeper, awake *fencer, waiting *pending) {
-	cfg.Capacity, cfg.MaxAttempts = 4, -1
-	pg := &postgres{}
-	sleeper, awake = w.join(cfg).fencer(t, pg), w.join(cfg).fencer(t, pg)
-	sleeper.open(2)
-	awake.open(2)
-	w.reckoned(t)
-	waiting = w.join(Config{Capacity: 4, MaxAttempts: -1}).later(t.Context())
-	if waiting.isDone() {
-		t.Fatal("bug in the test: not at capacity")
-	}
-	sleeper.s.link.setCut(true)
-	return sleeper, awake, waiting
-}
 
 func TestAFrozenHoldersBackendIsEndedBeforeItsPermitIsGranted(t *testing.T) {
 	for _, ttl := range []time.Duration{time.Second, 5 * time.Second} {
@@ -307,8 +127,6 @@ func TestQuarantineIsBounded(t *testing.T) {
 // behind is how much later than the first the others in quarantine are free, and some.
 const behind = 1100 * time.Millisecond
 
-func must[T any](v T, _ error) T { return v }
-
 // All permits are in quarantine, and nobody has a connection: the first who gets one ends all other backends.
 func TestTheFirstToGetAConnectionEndsTheBackends(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
@@ -397,59 +215,6 @@ func TestThreeOfFourFreeze(t *testing.T) {
 	})
 }
 
-func TestCoverOfWhatIsNotHeldAnyMore(t *testing.T) {
-	inWorld(t, func(t *testing.T, w *world) {
-		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
-		f.open(1)
-		p := f.granted()[0]
-		if _, err := w.redis.ZRem("passbuddy-semaphore", p.ID()); err != nil {
-			t.Fatal(err)
-		}
-		if err := f.connect(p); !errors.Is(err, ErrLost) {
-			t.Errorf("what Redis does not know: %v, want ErrLost", err)
-		}
-		if p.Held() || f.heard("lost") != 1 {
-			t.Error("still held")
-		}
-		if err := f.connect(p); !errors.Is(err, ErrLost) {
-			t.Errorf("what was lost: %v, want ErrLost", err)
-		}
-		f.s.link.setCut(true)
-	})
-}
-
-func TestCoverWithoutRedis(t *testing.T) {
-	inWorld(t, func(t *testing.T, w *world) {
-		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
-		f.open(1)
-		f.s.link.setCut(true)
-		if err := f.connect(f.granted()[0]); !errors.Is(err, ErrUnavailable) {
-			t.Errorf("%v, want ErrUnavailable", err)
-		}
-	})
-}
-
-// A reply that is lost, or a Redis that is away for less than the lease, ends no connection that was just made.
-func TestCoverOutlastsAnOutage(t *testing.T) {
-	for name, away := range map[string]func(*link, bool){"cut off": (*link).setCut, "unheard": (*link).setDeaf} {
-		t.Run(name, func(t *testing.T) {
-			inWorld(t, func(t *testing.T, w *world) {
-				f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
-				f.open(1)
-				away(f.s.link, true)
-				time.AfterFunc(2*time.Second, func() { away(f.s.link, false) })
-				if err := f.connect(f.granted()[0]); err != nil {
-					t.Error(err)
-				}
-				if got := w.redis.HGet("{passbuddy-semaphore}:backends", f.granted()[0].ID()); got == "" {
-					t.Error("not recorded")
-				}
-				w.reckoned(t)
-			})
-		})
-	}
-}
-
 // State lost while all are awake: the next heartbeats say again what is covered. Then one freezes.
 func TestBackendsSurviveStateLoss(t *testing.T) {
 	const hash = "{passbuddy-semaphore}:"
@@ -496,69 +261,6 @@ func TestBackendsSurviveStateLoss(t *testing.T) {
 	}
 }
 
-// What is said of a connection that is gone comes after what is said of the next one under its permit.
-func TestCoverIsOvertaken(t *testing.T) {
-	inWorld(t, func(t *testing.T, w *world) {
-		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
-		f.open(1)
-		p := f.granted()[0]
-		first := f.share.Cover(p, Backend{PID: 101, Start: 2})
-		second := f.share.Cover(p, Backend{PID: 102, Start: 1}) // the server's clock was set back
-		id := p.ID()
-		recorded := func(want string) {
-			t.Helper()
-			if got := w.redis.HGet("{passbuddy-semaphore}:backends", id); !strings.HasPrefix(got, want+" ") {
-				t.Errorf("%q is recorded, want %q", got, want)
-			}
-		}
-		for _, record := range []func(context.Context) error{second, first} {
-			if err := record(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-			recorded("102 1")
-		}
-		w.redis.Del("{passbuddy-semaphore}:backends")
-		if err := first(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		recorded("101 2")
-		time.Sleep(2 * time.Second) // a heartbeat
-		recorded("102 1")
-
-		// The permit is given back meanwhile.
-		third := f.share.Cover(p, Backend{PID: 103, Start: 3})
-		f.end()
-		synctest.Wait()
-		if err := third(t.Context()); !errors.Is(err, ErrLost) {
-			t.Errorf("of a permit that is given back: %v, want ErrLost", err)
-		}
-		w.reckoned(t)
-	})
-}
-
-// A caller who gives up a slow request cuts its connection. That is no concern of those who connect.
-func TestCoverIsNotCut(t *testing.T) {
-	inWorld(t, func(t *testing.T, w *world) {
-		s := w.join(Config{Capacity: 1})
-		f := s.fencer(t, &postgres{})
-		f.open(1)
-		p := f.granted()[0]
-		s.link.setDeaf(true)
-		outcome := make(chan error, 1)
-		go func() { outcome <- f.connect(p) }()
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
-		defer cancel()
-		if _, err := s.TryAcquire(ctx); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("bug in the test: %v", err)
-		}
-		time.Sleep(200 * time.Millisecond)
-		s.link.setDeaf(false)
-		if err := <-outcome; err != nil {
-			t.Error(err)
-		}
-	})
-}
-
 // The session ends while it ends backends, and while it has a connection that does not end in time: nobody waits for the one, and the permit of
 // the other stays counted.
 func TestCloseWhileEnding(t *testing.T) {
@@ -591,22 +293,6 @@ func TestCloseWhileEnding(t *testing.T) {
 		synctest.Wait()
 		if snap := a.s.snapshot(t); snap.Held != 1 || pg.live() != 1 {
 			t.Errorf("a has one left: %d held, %d backends", snap.Held, pg.live())
-		}
-		w.reckoned(t)
-	})
-}
-
-// Who finds the state lost while it records re-asserts it first.
-func TestCoverFindsTheStateLost(t *testing.T) {
-	inWorld(t, func(t *testing.T, w *world) {
-		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
-		f.open(1)
-		w.redis.FlushAll()
-		if err := f.connect(f.granted()[0]); err != nil {
-			t.Fatal(err)
-		}
-		if !f.granted()[0].Held() || f.s.snapshot(t).Held != 1 {
-			t.Error("not held any more")
 		}
 		w.reckoned(t)
 	})
@@ -716,18 +402,6 @@ func TestTheFlagGoesWithTheLastBackend(t *testing.T) {
 		}
 		w.reckoned(t)
 	})
-}
-
-// expire ends the lease of p in Redis alone, and has Redis look.
-func (w *world) expire(t *testing.T, s *session, p *Permit) {
-	t.Helper()
-	if _, err := w.redis.ZAdd("passbuddy-semaphore", 1, p.ID()); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.SetCapacity(t.Context(), 0); err != nil {
-		t.Fatal(err)
-	}
-	synctest.Wait()
 }
 
 // A holder can live and not know it: its host slept, and its clock with it.

@@ -6,17 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"regexp"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
-	"github.com/alicebob/miniredis/v2"
 	"github.com/alicebob/miniredis/v2/server"
 	"github.com/redis/go-redis/v9"
 )
@@ -206,190 +203,6 @@ type noLimit struct{}
 
 func (noLimit) Allow() error       { return errors.New("the circuit is open") }
 func (noLimit) ReportResult(error) {}
-
-// A proxy refuses the subscription, an ACL does, or a proxy hangs up on it. New goes on at once,
-// waiters look again by themselves, and tries become rare. Once it is allowed the session is
-// subscribed.
-func TestRefusedSubscription(t *testing.T) {
-	for name, refuse := range map[string]func(*server.Peer){
-		"unknown command": func(c *server.Peer) { c.WriteError("ERR unknown command 'subscribe'") },
-		"ACL": func(c *server.Peer) {
-			c.WriteError("NOPERM this user has no permissions to run the 'subscribe' command")
-		},
-		"hangs up": func(c *server.Peer) { c.Close() },
-	} {
-		t.Run(name, func(t *testing.T) {
-			inWorld(t, func(t *testing.T, w *world) {
-				var mu sync.Mutex
-				tries, allowed := 0, false
-				count := func() int { mu.Lock(); defer mu.Unlock(); n := tries; tries = 0; return n }
-				w.answers(t, func(c *server.Peer, cmd string, _ ...string) bool {
-					if cmd != "SUBSCRIBE" {
-						return false
-					}
-					mu.Lock()
-					tries++
-					pass := allowed
-					mu.Unlock()
-					if !pass {
-						refuse(c) // without mu: it may wait for a script, whose commands come here, too
-					}
-					return !pass
-				})
-				var log bytes.Buffer
-				var logging sync.Mutex
-				logger := slog.New(slog.NewTextHandler(locked{&log, &logging}, nil))
-				began := time.Now()
-				s := w.join(Config{Capacity: 1, MaxAttempts: -1, Logger: logger})
-				if took := time.Since(began); took > time.Second {
-					t.Errorf("New waited %v for what was refused", took)
-				}
-				other := w.join(Config{Capacity: 1, MaxAttempts: -1})
-				p := other.acquire(t)
-				waiting := s.later(t.Context())
-				release(t, p)
-				time.Sleep(DefaultRetryInterval * 2)
-				if !waiting.isDone() || waiting.err != nil {
-					t.Errorf("a waiter that looks again by itself: done %v, %v", waiting.isDone(), waiting.err)
-				}
-				other.crash()
-				count()
-				time.Sleep(10 * time.Minute)
-				if n := count(); n > 40 {
-					t.Errorf("%d tries in 10 minutes", n)
-				}
-				logging.Lock()
-				warned := strings.Count(log.String(), "level=WARN")
-				logging.Unlock()
-				if warned != 1 {
-					t.Errorf("%d warnings, want one:\n%s", warned, log.String())
-				}
-				mu.Lock()
-				allowed = true
-				mu.Unlock()
-				time.Sleep(time.Minute + time.Second)
-				channel := s.keys.Channel(s.identity.session)
-				if n := w.redis.PubSubNumSub(channel)[channel]; n != 1 {
-					t.Errorf("%d subscriptions a minute after it was allowed", n)
-				}
-			})
-		})
-	}
-}
-
-type locked struct {
-	w  *bytes.Buffer
-	mu *sync.Mutex
-}
-
-func (l locked) Write(p []byte) (int, error) { l.mu.Lock(); defer l.mu.Unlock(); return l.w.Write(p) }
-
-// The primary is demoted and lives on, and the address leads to another server. Scripts follow
-// after a READONLY, and so does the subscription.
-func TestSubscriptionFollowsADemotion(t *testing.T) {
-	inWorld(t, func(t *testing.T, w *world) {
-		next := miniredis.NewMiniRedis()
-		defer next.Close()
-		var mu sync.Mutex
-		demoted := false
-		dial := func(context.Context, string, string) (net.Conn, error) {
-			mu.Lock()
-			defer mu.Unlock()
-			if demoted {
-				return next.Dial()
-			}
-			return w.redis.Dial()
-		}
-		w.answers(t, func(c *server.Peer, cmd string, _ ...string) bool {
-			mu.Lock()
-			defer mu.Unlock()
-			if demoted && (cmd == "EVALSHA" || cmd == "EVAL") {
-				c.WriteError("READONLY You can't write against a read only replica.")
-				return true
-			}
-			return false
-		})
-		c := redis.NewClient(&redis.Options{
-			Addr: "127.0.0.1:6379", Dialer: dial, Protocol: 2, DisableIdentity: true, DialerRetries: 1,
-		})
-		defer c.Close()
-		s, err := New(c, Config{Capacity: 2, TTL: 3 * time.Second, Logger: slog.New(slog.DiscardHandler)})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer s.Close()
-		p, err := s.Acquire(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(5 * time.Second)
-		mu.Lock()
-		demoted = true
-		mu.Unlock()
-		time.Sleep(2 * time.Second)
-		channel := s.keys.Channel(s.identity.session)
-		if n := next.PubSubNumSub(channel)[channel]; n != 1 {
-			t.Errorf("%d subscriptions at the new primary", n)
-		}
-		if n := w.redis.PubSubNumSub(channel)[channel]; n != 0 {
-			t.Errorf("%d subscriptions at the old one", n)
-		}
-		if !p.Held() {
-			t.Error("the lease is lost")
-		}
-	})
-}
-
-// Scripts and subscriptions always reach different servers. The session does not replace its
-// subscription at every heartbeat.
-func TestUnheardSubscriptionIsTriedRarely(t *testing.T) {
-	inWorld(t, func(t *testing.T, w *world) {
-		var mu sync.Mutex
-		tries := 0
-		w.answers(t, func(c *server.Peer, cmd string, args ...string) bool {
-			mu.Lock()
-			defer mu.Unlock()
-			if cmd == "SUBSCRIBE" {
-				tries++
-			}
-			if cmd == "PUBLISH" {
-				c.WriteInt(0)
-			}
-			return cmd == "PUBLISH"
-		})
-		w.join(Config{Capacity: 1})
-		time.Sleep(10 * time.Minute)
-		mu.Lock()
-		defer mu.Unlock()
-		if tries > 20 {
-			t.Errorf("%d subscriptions in 10 minutes", tries)
-		}
-	})
-}
-
-// A subscription that is heard stays.
-func TestHeardSubscriptionStays(t *testing.T) {
-	inWorld(t, func(t *testing.T, w *world) {
-		var mu sync.Mutex
-		tries := 0
-		w.answers(t, func(_ *server.Peer, cmd string, _ ...string) bool {
-			mu.Lock()
-			defer mu.Unlock()
-			if cmd == "SUBSCRIBE" {
-				tries++
-			}
-			return false
-		})
-		w.join(Config{Capacity: 1})
-		time.Sleep(10 * time.Minute)
-		synctest.Wait()
-		mu.Lock()
-		defer mu.Unlock()
-		if tries != 1 {
-			t.Errorf("%d subscriptions, want 1", tries)
-		}
-	})
-}
 
 // New retries for all of its 5 s while too few replicas acknowledge, or Redis still loads.
 func TestJoinTriesWhileRedisCannotYet(t *testing.T) {

@@ -1,0 +1,142 @@
+package semaphore
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestCoverOfWhatIsNotHeldAnyMore(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
+		f.open(1)
+		p := f.granted()[0]
+		if _, err := w.redis.ZRem("passbuddy-semaphore", p.ID()); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.connect(p); !errors.Is(err, ErrLost) {
+			t.Errorf("what Redis does not know: %v, want ErrLost", err)
+		}
+		if p.Held() || f.heard("lost") != 1 {
+			t.Error("still held")
+		}
+		if err := f.connect(p); !errors.Is(err, ErrLost) {
+			t.Errorf("what was lost: %v, want ErrLost", err)
+		}
+		f.s.link.setCut(true)
+	})
+}
+
+func TestCoverWithoutRedis(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
+		f.open(1)
+		f.s.link.setCut(true)
+		if err := f.connect(f.granted()[0]); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("%v, want ErrUnavailable", err)
+		}
+	})
+}
+
+// A reply that is lost, or a Redis that is away for less than the lease, ends no connection that was just made.
+func TestCoverOutlastsAnOutage(t *testing.T) {
+	for name, away := range map[string]func(*link, bool){"cut off": (*link).setCut, "unheard": (*link).setDeaf} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, func(t *testing.T, w *world) {
+				f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
+				f.open(1)
+				away(f.s.link, true)
+				time.AfterFunc(2*time.Second, func() { away(f.s.link, false) })
+				if err := f.connect(f.granted()[0]); err != nil {
+					t.Error(err)
+				}
+				if got := w.redis.HGet("{passbuddy-semaphore}:backends", f.granted()[0].ID()); got == "" {
+					t.Error("not recorded")
+				}
+				w.reckoned(t)
+			})
+		})
+	}
+}
+
+// What is said of a connection that is gone comes after what is said of the next one under its permit.
+func TestCoverIsOvertaken(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
+		f.open(1)
+		p := f.granted()[0]
+		first := f.share.Cover(p, Backend{PID: 101, Start: 2})
+		second := f.share.Cover(p, Backend{PID: 102, Start: 1}) // the server's clock was set back
+		id := p.ID()
+		recorded := func(want string) {
+			t.Helper()
+			if got := w.redis.HGet("{passbuddy-semaphore}:backends", id); !strings.HasPrefix(got, want+" ") {
+				t.Errorf("%q is recorded, want %q", got, want)
+			}
+		}
+		for _, record := range []func(context.Context) error{second, first} {
+			if err := record(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			recorded("102 1")
+		}
+		w.redis.Del("{passbuddy-semaphore}:backends")
+		if err := first(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		recorded("101 2")
+		time.Sleep(2 * time.Second) // a heartbeat
+		recorded("102 1")
+
+		// The permit is given back meanwhile.
+		third := f.share.Cover(p, Backend{PID: 103, Start: 3})
+		f.end()
+		synctest.Wait()
+		if err := third(t.Context()); !errors.Is(err, ErrLost) {
+			t.Errorf("of a permit that is given back: %v, want ErrLost", err)
+		}
+		w.reckoned(t)
+	})
+}
+
+// A caller who gives up a slow request cuts its connection. That is no concern of those who connect.
+func TestCoverIsNotCut(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		s := w.join(Config{Capacity: 1})
+		f := s.fencer(t, &postgres{})
+		f.open(1)
+		p := f.granted()[0]
+		s.link.setDeaf(true)
+		outcome := make(chan error, 1)
+		go func() { outcome <- f.connect(p) }()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		defer cancel()
+		if _, err := s.TryAcquire(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("bug in the test: %v", err)
+		}
+		time.Sleep(200 * time.Millisecond)
+		s.link.setDeaf(false)
+		if err := <-outcome; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Who finds the state lost while it records re-asserts it first.
+func TestCoverFindsTheStateLost(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
+		f.open(1)
+		w.redis.FlushAll()
+		if err := f.connect(f.granted()[0]); err != nil {
+			t.Fatal(err)
+		}
+		if !f.granted()[0].Held() || f.s.snapshot(t).Held != 1 {
+			t.Error("not held any more")
+		}
+		w.reckoned(t)
+	})
+}
