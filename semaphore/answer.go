@@ -128,7 +128,7 @@ func (s *Semaphore) arrived(b *batch, sent time.Duration, got redisscript.Exchan
 		s.tellWanted(sh, got.Waiting > 0, sent)
 	})
 	if b.offer != nil && got.Promised.Recalled > 0 {
-		b.offer.told(b.x.Epoch, got.Promised, 0, true)
+		b.offer.told(b.x.Offerer, b.x.Epoch, got.Promised, 0, true)
 	}
 }
 

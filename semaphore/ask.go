@@ -108,11 +108,12 @@ func (s *Semaphore) wait(ctx context.Context, a *ask) error {
 	return giveUp(ctx, reason)
 }
 
-// patience bounds a wait that ctx does not end earlier. A request that does not wait is bounded by one lease, after
-// which Redis's answer would be worth nothing.
+// patience bounds a wait that ctx does not end earlier. A request that does not wait in Redis's queue is
+// bounded by one lease from when it is sent: after that the answer would be worth nothing. Before, it may
+// have to let the flight under way land, which takes as long as replies do. s.mu is held.
 func (s *Semaphore) patience(kind redisscript.Kind) time.Duration {
 	if !waits(kind) {
-		return s.cfg.TTL
+		return s.cfg.TTL + min(2*s.heart.rtt, s.cfg.TTL)
 	}
 	if s.cfg.MaxAttempts < 0 {
 		return 0

@@ -4,12 +4,11 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
-	"sync"
 	"time"
 
 	"github.com/google/uuid"
+
 	"github.com/passbuddy/passbuddy/internal/redisscript"
-	"github.com/redis/go-redis/v9"
 )
 
 // A call is one round trip of the heartbeat. Several can be on their way, each over a connection of its
@@ -30,15 +29,15 @@ import (
 //     reply of a later state, has confirmed it.
 //   - A reply that found the state lost re-asserted what its call names. What was released since is
 //     dropped once more, however late that reply.
-//   - A pool that has closed leaves the session when a call has said that it holds nothing that was gathered
-//     after all had ended that said otherwise: one of those would have Redis count its permits again.
+//   - A pool leaves the session when a call has said that it holds nothing that was gathered after all
+//     had ended that said otherwise: one of those would have Redis count its permits again.
 type call struct {
 	n      uint64
 	sent   time.Duration
 	renew  redisscript.Renew
 	said   []*Permit // of renew.Permits
 	shares []*Share  // of renew.Sharers
-	ended  []*Share  // of those: closed, hold nothing, and no call on its way says otherwise
+	ended  []int     // of those: they hold and ask for nothing, and no call on its way says otherwise
 }
 
 // callsMost bounds the calls on their way: a few hedges, then one every fifth of a lease, for two leases.
@@ -59,7 +58,6 @@ type heart struct {
 	hedges   int              // calls since the last reply, but the first
 	silent   time.Duration    // since when nothing was answered, or 0
 	failed   time.Duration    // when the last call failed, or 0
-	opening  bool             // see keepSpares
 	rtt      time.Duration    // what replies take: the longest, forgotten little by little
 	due      time.Duration    // what nextCall said
 	ended    chan struct{}    // closed when a call ends, and replaced
@@ -141,12 +139,12 @@ func (s *Semaphore) gather() *call {
 		}
 	}
 	c.shares = append(c.shares, s.shares...)
-	for _, sh := range c.shares {
+	for i, sh := range c.shares {
 		n.Sharers = append(n.Sharers, redisscript.Sharer{Name: sh.name, Held: sh.held})
-		if !sh.closed || sh.held > 0 {
+		if sh.busy() {
 			sh.said = c.n
 		} else if !h.anyUpTo(sh.said) {
-			c.ended = append(c.ended, sh)
+			c.ended = append(c.ended, i)
 		}
 	}
 	n.MoveMicros = s.takeMoveCost()
@@ -272,7 +270,7 @@ func (s *Semaphore) callAnswered(c *call, got redisscript.Renewed) {
 	if latest {
 		changed = s.setNoMemory(got.Full, got.Now) || changed
 		again = lostState && (s.holdsOtherThan(n.Permits) || s.coversOtherThan(c))
-		s.applyFleet(c, got, again)
+		s.applyFleet(c, got, again, changed)
 	}
 	if again && !s.left {
 		next := s.gather()
@@ -311,13 +309,12 @@ func (s *Semaphore) callAnswered(c *call, got redisscript.Renewed) {
 			// With a state that is lost, what was owed to it is forgotten. Counts that have become less were
 			// deleted by somebody's hand.
 			if lostState || !reasserted && (tally.Recalled < said.Recalled || tally.Withdrawn < said.Withdrawn) {
-				c.shares[i].forgetOwed(tally)
+				c.shares[i].forgetOwed(n.Sharers[i].Name, tally)
 			} else {
-				c.shares[i].told(got.Epoch, tally, 0, false)
+				c.shares[i].told(n.Sharers[i].Name, got.Epoch, tally, 0, false)
 			}
 		}
 	}
-	s.keepSpares()
 	s.mu.Lock()
 	s.callEnds(c) // only now: who waits for it finds done what it asks for
 	s.mu.Unlock()
@@ -334,45 +331,10 @@ func (s *Semaphore) coversOtherThan(c *call) bool {
 	return false
 }
 
-// spares is how many connections lie ready where Redis is slow.
-const spares = 3
-
-// keepSpares opens connections for calls to come, where a reply takes more than an eighth of a lease: to open
-// one takes another round trip, and what a call is to renew may not have that much trust.
-func (s *Semaphore) keepSpares() {
-	c, single := s.own.(*redis.Client)
-	if !single {
-		return
-	}
-	s.mu.Lock()
-	// Not while a call is on its way: the next would find the idle connections taken.
-	wanted := s.heart.rtt > s.cfg.TTL/8 && len(s.heart.calls) <= 1 && !s.left && !s.heart.opening && c.PoolStats().IdleConns < spares
-	if wanted {
-		s.heart.opening = true
-		s.wg.Add(1)
-	}
-	s.mu.Unlock()
-	if !wanted {
-		return
-	}
-	go func() {
-		defer s.wg.Done()
-		ctx, cancel := context.WithTimeout(s.ctx, s.cfg.TTL)
-		defer cancel()
-		var all sync.WaitGroup
-		for range spares { // together, so that each has one of its own
-			all.Go(func() { _ = c.Ping(ctx).Err() })
-		}
-		all.Wait()
-		s.mu.Lock()
-		s.heart.opening = false
-		s.mu.Unlock()
-	}()
-}
-
 // applyFleet takes what the latest reply says of the fleet. again: the state was lost, and is not known
-// here before all that is held has been re-asserted. s.mu is held.
-func (s *Semaphore) applyFleet(c *call, got redisscript.Renewed, again bool) {
+// here before all that is held has been re-asserted. changed: pools are about to be told so, and some may
+// live without permits, and ask for them then. s.mu is held.
+func (s *Semaphore) applyFleet(c *call, got redisscript.Renewed, again, changed bool) {
 	h := &s.heart
 	h.applied, h.at = c.n, got.Now
 	if c.sent >= s.anchor.local {
@@ -384,8 +346,11 @@ func (s *Semaphore) applyFleet(c *call, got redisscript.Renewed, again bool) {
 	if !again {
 		s.epoch = got.Epoch
 	}
-	for _, sh := range c.ended {
-		s.removeShare(sh)
+	for _, i := range c.ended {
+		// It may have asked since, or come back under another number.
+		if sh := c.shares[i]; !changed && sh.name == c.renew.Sharers[i].Name && !sh.busy() && sh.said < c.n {
+			s.removeShare(sh)
+		}
 	}
 	if s.capacity != got.Capacity {
 		if got.Capacity != int64(s.cfg.Capacity) {

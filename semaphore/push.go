@@ -363,7 +363,7 @@ func (s *Semaphore) pushed(payload string) {
 		withdrawn, err2 := strconv.ParseInt(rest[3], 10, 64)
 		after, err3 := strconv.ParseInt(rest[4], 10, 32)
 		if sh := s.shareNamed(rest[1]); sh != nil && err1 == nil && err2 == nil && err3 == nil {
-			sh.told(rest[0], redisscript.Tally{Recalled: recalled, Withdrawn: withdrawn}, time.Duration(max(after, 0))*time.Millisecond, false)
+			sh.told(rest[1], rest[0], redisscript.Tally{Recalled: recalled, Withdrawn: withdrawn}, time.Duration(max(after, 0))*time.Millisecond, false)
 		}
 	case kind == "f":
 		var quarantine []string

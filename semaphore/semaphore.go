@@ -85,7 +85,7 @@ type Semaphore struct {
 	watchAt    time.Duration
 	shares     []*Share
 	sharers    int           // the highest number that a share ever had
-	vacant     []vacancy     // numbers of shares that are closed, to be used again
+	vacant     []vacancy     // numbers of shares that are away, to be used again
 	toldAt     time.Duration // when a push last said that somebody waits
 	epoch      string
 	sharded    bool

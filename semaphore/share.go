@@ -28,16 +28,27 @@ type Sharer interface {
 // A Share is one connection pool's part of the semaphore. The fleet's capacity is divided between shares by max-min fairness: one that
 // waits is served before one that holds more, and the largest gives back to one that has at least two fewer.
 //
+// It has a number in its session, and with that a name in Redis, only while it needs them:
+//
+//	         Ask, Try                 a heartbeat has said that it holds nothing, asks for nothing,
+//	away ----------------> seated ----------------------------------------------------------------> away
+//	                                  and none that said otherwise is on its way any more
+//
+// So nothing stays of a pool that its owner has closed, or forgotten, without a word to us: pgx tells
+// nobody of Pool.Close. A share that comes back may have another number.
+//
 // It is the base on which the integrations of this module are built. Programs that only want permits use [Semaphore.Acquire].
 type Share struct {
 	s      *Semaphore
-	number int
-	name   string
 	sharer Sharer
 
 	telling sync.Mutex // held while a tally is heard and carried out; taken before s.mu, and before the sharer's lock
 
 	// Guarded by s.mu.
+	seated   bool
+	number   int    // while it is seated
+	name     string // the same
+	trying   int    // calls of Try under way
 	want     int
 	ask      *ask // the one request under way, or nil
 	held     int
@@ -50,7 +61,7 @@ type Share struct {
 	closed   bool
 }
 
-// A vacancy is the number of a share that is closed and holds nothing. The next one to have it begins with the tally that was heard last: Redis
+// A vacancy is the number of a share that is away. The next one to have it begins with the tally that was heard last: Redis
 // goes on counting. No UUID of a permit comes again, for what follows the number in it does not.
 type vacancy struct {
 	number int
@@ -79,19 +90,37 @@ func (s *Semaphore) NewShare(sharer Sharer) (*Share, error) {
 		return nil, fmt.Errorf("%w", ErrClosed)
 	}
 	sh := &Share{s: s, sharer: sharer}
+	if !s.seat(sh) {
+		return nil, errManyShares
+	}
+	return sh, nil
+}
+
+var errManyShares = fmt.Errorf("semaphore: a session can have %d connection pools that hold or want something at a time, "+
+	"and those that did so since the last heartbeat count", maxSharers)
+
+// seat sees to it that sh has a number, if there is one. s.mu is held.
+func (s *Semaphore) seat(sh *Share) bool {
+	if sh.seated {
+		return true
+	}
 	if n := len(s.vacant); n > 0 {
 		sh.number, sh.heard = s.vacant[n-1].number, s.vacant[n-1].heard
 		s.vacant = s.vacant[:n-1]
 	} else if s.sharers < maxSharers {
 		s.sharers++
-		sh.number = s.sharers
+		sh.number, sh.heard = s.sharers, redisscript.Tally{}
 	} else {
-		return nil, fmt.Errorf("semaphore: a session can have %d connection pools at a time, and those that closed since the last heartbeat count", maxSharers)
+		return false
 	}
 	sh.name = s.identity.sharer(sh.number)
+	sh.seated, sh.said = true, 0
 	s.shares = append(s.shares, sh)
-	return sh, nil
+	return true
 }
+
+// busy reports whether sh holds or asks for anything. s.mu is held.
+func (sh *Share) busy() bool { return sh.held > 0 || sh.ask != nil || sh.trying > 0 }
 
 // Ask says how many permits more the pool could use now; it is a level, not an increment. One request is under way at a time,
 // for as many as are free, or for one.
@@ -100,10 +129,15 @@ func (sh *Share) Ask(n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	sh.want = n
-	sh.known = sh.known || n > 0
 	switch {
+	case s.closed && n > 0 && !sh.seated:
+		go sh.sharer.Closed() // it was away when the others were told
 	case s.closed:
+	case n > 0 && !s.seat(sh):
+		s.beatSoon() // others may be about to leave
+		time.AfterFunc(retryMost, sh.askAgain)
 	case n > 0 && sh.ask == nil:
+		sh.known = true
 		permits := make([]*Permit, min(n, shareMost, max(1, s.roomBelowMax())))
 		for i := range permits {
 			permits[i] = s.newPermit(sh)
@@ -121,6 +155,16 @@ func (sh *Share) Ask(n int) {
 				s.withdraw(sh.ask, ErrCapacity)
 			}
 		})
+	}
+}
+
+// askAgain is for a share that found no number.
+func (sh *Share) askAgain() {
+	sh.s.mu.Lock()
+	n := sh.want
+	sh.s.mu.Unlock()
+	if n > 0 {
+		sh.Ask(n)
 	}
 }
 
@@ -192,11 +236,11 @@ func (s *Semaphore) returnMoveCost(micros int64) {
 // hear takes a tally of recalls, and returns how many are new; below zero, how many were withdrawn. Tallies come by pushes, by the answers to
 // offers and by heartbeats, in any order and more than once. One of a state that is lost, or not known yet, says nothing: it is looked at under
 // the lock under which a heartbeat begins to count anew. telling is held.
-func (sh *Share) hear(epoch string, told redisscript.Tally) int {
+func (sh *Share) hear(name, epoch string, told redisscript.Tally) int {
 	s := sh.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if epoch != s.epoch {
+	if epoch != s.epoch || name != sh.name { // it has another number by now
 		return 0
 	}
 	before := sh.heard
@@ -206,10 +250,10 @@ func (sh *Share) hear(epoch string, told redisscript.Tally) int {
 
 // told carries out a tally of recalls; what is new is due after that time, or answers an offer. To hear it and to carry it out is one step:
 // if a later tally could come between, its withdrawals would find nothing to withdraw. s.mu is not held.
-func (sh *Share) told(epoch string, t redisscript.Tally, after time.Duration, offered bool) {
+func (sh *Share) told(name, epoch string, t redisscript.Tally, after time.Duration, offered bool) {
 	sh.telling.Lock()
 	defer sh.telling.Unlock()
-	switch n := sh.hear(epoch, t); {
+	switch n := sh.hear(name, epoch, t); {
 	case n > 0 && offered:
 		sh.sharer.Promised(n)
 	case n > 0:
@@ -230,13 +274,18 @@ func (sh *Share) owes() (heard redisscript.Tally, owed int) {
 }
 
 // forgetOwed begins to count anew, from t: what was owed is forgotten, there as here.
-func (sh *Share) forgetOwed(t redisscript.Tally) {
+func (sh *Share) forgetOwed(name string, t redisscript.Tally) {
 	sh.telling.Lock()
 	defer sh.telling.Unlock()
 	sh.s.mu.Lock()
-	sh.heard = t
+	same := name == sh.name
+	if same {
+		sh.heard = t
+	}
 	sh.s.mu.Unlock()
-	sh.sharer.Keep(sh.sharer.Owed())
+	if same {
+		sh.sharer.Keep(sh.sharer.Owed())
+	}
 }
 
 // Full reports whether the pool waits for a permit, and Redis has answered that none is free.
@@ -259,9 +308,19 @@ func (sh *Share) Err() error {
 // Try acquires one permit for the pool without waiting, as TryAcquire does. It does not pass through Granted.
 func (sh *Share) Try(ctx context.Context) (*Permit, error) {
 	sh.s.mu.Lock()
+	if !sh.s.seat(sh) {
+		sh.s.mu.Unlock()
+		return nil, errManyShares
+	}
 	sh.known = true
-	sh.s.mu.Unlock()
+	sh.trying++
 	p := sh.s.newPermit(sh)
+	sh.s.mu.Unlock()
+	defer func() {
+		sh.s.mu.Lock()
+		sh.trying--
+		sh.s.mu.Unlock()
+	}()
 	if err := sh.s.wait(ctx, sh.s.newAsk(redisscript.Try, nil, p)); err != nil {
 		return nil, err
 	}
@@ -288,6 +347,7 @@ func (s *Semaphore) removeShare(sh *Share) {
 	before := len(s.shares)
 	s.shares = slices.DeleteFunc(slices.Clone(s.shares), func(other *Share) bool { return other == sh })
 	if len(s.shares) < before {
+		sh.seated, sh.known = false, false
 		s.vacant = append(s.vacant, vacancy{sh.number, sh.heard})
 	}
 }

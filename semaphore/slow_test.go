@@ -223,6 +223,25 @@ func TestSlowRepliesLoseNoLease(t *testing.T) {
 	}
 }
 
+// The same with a single permit and no other traffic: only the heartbeat's calls renew it.
+func TestSuddenlySlowRepliesLoseNoLease(t *testing.T) {
+	for _, each := range []time.Duration{700 * time.Millisecond, 900 * time.Millisecond} {
+		for range 10 {
+			inWorld(t, func(t *testing.T, w *world) {
+				s, l := w.slowJoin(Config{Capacity: 2, MaxAttempts: -1}, always(0))
+				p := s.acquire(t)
+				time.Sleep(rand.N(5 * time.Second))
+				l.set(always(each))
+				time.Sleep(time.Minute)
+				if !p.Held() {
+					t.Errorf("%v each way: lease lost, though Redis answered in time", each)
+				}
+				l.set(always(0))
+			})
+		}
+	}
+}
+
 // A NAT forgets the connections: neither FIN nor RST. The calls that hang on them are hedged over new ones.
 func TestForgottenConnectionsLoseNoLease(t *testing.T) {
 	for _, ttl := range []time.Duration{time.Second, 5 * time.Second, time.Minute} {

@@ -46,7 +46,7 @@ func TestTalliesInAnyOrder(t *testing.T) {
 			d := &debtor{}
 			sh := &Share{s: &Semaphore{epoch: "e"}, sharer: d}
 			for _, s := range c.said {
-				sh.told(s.epoch, s.tally, 0, s.offered)
+				sh.told(sh.name, s.epoch, s.tally, 0, s.offered)
 			}
 			if d.owed != c.owes {
 				t.Errorf("owes %d, want %d", d.owed, c.owes)
