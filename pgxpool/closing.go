@@ -138,7 +138,10 @@ func (p *pool) look(pool *pgxpool.Pool) <-chan struct{} {
 	ctx, cancel := context.WithTimeout(context.Background(), lookMost)
 	defer cancel()
 	r := &reclaim{Context: ctx, look: true}
-	_, err := pool.Acquire(r)
+	conn, err := pool.Acquire(r)
+	if err == nil { // no hook of ours stood in the way
+		conn.Release()
+	}
 	found := &closing{pool: pool}
 	switch seen := r.seen.Load(); {
 	case seen != nil:

@@ -164,7 +164,7 @@ func (s *Semaphore) granted(ids []string, since time.Duration) map[*Share][]*Per
 	for _, id := range ids {
 		if p := s.permits[id]; p != nil { // an extension, or told twice
 			p.trusted.Store(max(p.trusted.Load(), int64(trusted)))
-			if a := s.asks[id]; a != nil {
+			if a := s.asks[id]; a != nil && since >= a.since { // else an older grant, pushed, that extends nothing
 				s.settle(a, nil)
 			}
 			if time.Duration(p.trusted.Load())-s.sinceStart() < s.roundTrip*4/3 {
@@ -181,8 +181,9 @@ func (s *Semaphore) granted(ids []string, since time.Duration) map[*Share][]*Per
 		case a.extends: // the lease was lost while this was on its way, and stays lost
 			s.settle(a, fmt.Errorf("%w", ErrLost))
 			continue
-		case trusted <= s.sinceStart():
-			// It took so long to hear of it that the lease may be over. Ask again, under the same name.
+		case trusted-s.sinceStart() <= s.worthHolding():
+			// It took so long to hear of it that the lease may be over, or will be before a renewal could
+			// be answered. Ask again, under the same name.
 			s.putOut(a)
 			s.fly()
 			continue
@@ -220,6 +221,15 @@ func (s *Semaphore) granted(ids []string, since time.Duration) map[*Share][]*Per
 		s.fly()
 	}
 	return shared
+}
+
+// worthHolding is the least trust with which a new grant is taken: as much as a renewal takes, if one that
+// is asked for again arrives with more than that. s.mu is held.
+func (s *Semaphore) worthHolding() time.Duration {
+	if rtt := s.heart.rtt; 2*rtt < s.cfg.TTL-s.margin {
+		return rtt
+	}
+	return 0
 }
 
 // hold makes p held until trusted. s.mu is held.

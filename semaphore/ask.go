@@ -27,6 +27,7 @@ type ask struct {
 
 	// Guarded by Semaphore.mu; err is read after done is closed.
 	err      error
+	since    time.Duration // when it was submitted
 	settled  bool
 	behind   bool // waits for room below Config.Max
 	queued   bool // in the outbox
@@ -129,6 +130,7 @@ func waits(kind redisscript.Kind) bool {
 // submit puts a into the outbox, or behind others where Config.Max leaves no room. The caller sends it. s.mu is held.
 func (s *Semaphore) submit(a *ask) {
 	if a.ids == nil {
+		a.since = s.sinceStart()
 		for _, p := range a.permits {
 			a.ids = append(a.ids, p.id)
 		}

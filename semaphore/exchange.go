@@ -116,6 +116,15 @@ func (s *Semaphore) carry(caller bool) {
 		if err = s.beat(s.ctx); err == nil {
 			sent, got, err = s.exchange(b)
 		}
+	case errors.Is(err, errUnproven) && caller:
+		s.mu.Lock()
+		s.putBack(b)
+		s.mu.Unlock()
+		return
+	case errors.Is(err, errUnproven):
+		if err = s.awaitRenewal(s.ctx); err == nil {
+			sent, got, err = s.exchange(b)
+		}
 	case err != nil && (s.landed() || isBroken(err)):
 		b.x.Offered = 0 // the answer to it may be what was lost, and would be another the second time: the heartbeat tells it
 		sent, got, err = s.exchange(b)
@@ -140,16 +149,23 @@ func (s *Semaphore) carry(caller bool) {
 	}
 }
 
+// errUnproven is why a flight has to wait: no call of the last lease's time has been answered. Redis may have
+// forgotten that there is a session whose leases are this short, and take a larger step of its clock for
+// none. A call has to say so first.
+var errUnproven = errors.New("no heartbeat was answered for a lease")
+
+// unproven reports whether a flight has to wait for that. s.mu is held.
+func (s *Semaphore) unproven(now time.Duration) bool { return now-s.renewed >= s.cfg.TTL }
+
 // exchange sends a batch, and returns when it was sent.
 func (s *Semaphore) exchange(b *batch) (sent time.Duration, got redisscript.Exchanged, err error) {
 	s.mu.Lock()
 	sent = s.sinceStart()
-	b.x.Epoch, b.x.Expected = s.epoch, s.anchor.expected(sent)
-	if sent-s.renewed >= s.cfg.TTL {
-		// Redis may have forgotten that there is a session whose leases are this short, and take a larger step of
-		// its clock for none. We have to say so first.
-		b.x.Epoch = ""
+	if s.unproven(sent) {
+		s.mu.Unlock()
+		return sent, got, errUnproven
 	}
+	b.x.Epoch, b.x.Expected = s.epoch, s.anchor.expected(sent)
 	s.aloft, s.aloftSince = b, sent
 	ctx, cancel := s.ctx, func() {}
 	if s.wires == nil {

@@ -190,6 +190,32 @@ func (s *Semaphore) beatWithin(ctx context.Context, limit time.Duration) error {
 	return err
 }
 
+// awaitRenewal returns once a call has been answered that was sent within the last lease, or if Redis was
+// silent for half a lease. Any call will do: what is on its way may be there earlier than a new one.
+func (s *Semaphore) awaitRenewal(ctx context.Context) error {
+	s.mu.Lock()
+	limit := s.silence()
+	s.mu.Unlock()
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, errSilent)
+	defer cancel()
+	for {
+		s.mu.Lock()
+		ended, under, unproven := s.heart.ended, len(s.heart.calls) > 0, s.unproven(s.sinceStart())
+		s.mu.Unlock()
+		switch {
+		case !unproven:
+			return nil
+		case !under:
+			return s.beatWithin(ctx, 2*s.cfg.TTL)
+		}
+		select {
+		case <-ended:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
 // holdsOtherThan reports whether a permit is held that is not in ids. s.mu is held.
 func (s *Semaphore) holdsOtherThan(ids []string) bool {
 	still := 0

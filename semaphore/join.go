@@ -90,10 +90,10 @@ func newSemaphore(ctx context.Context, client redis.UniversalClient, ownClient b
 		s.wg.Wait()
 		return nil, err
 	}
+	s.wg.Add(1)
+	go s.heartbeats() // from now on, for the rest may take long
 	beside.Wait()
 	s.subscribe(ctx)
-	s.wg.Add(1)
-	go s.heartbeats()
 	return s, nil
 }
 

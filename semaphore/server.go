@@ -39,7 +39,7 @@ func dedicated(c redis.UniversalClient, ttl time.Duration) lines {
 	longest := max(2*ttl, startTimeout)
 	// What was opened for hedges stays for a while: where Redis is slow, a new connection costs a second round
 	// trip, and a lease may not have that. It does not stay for so long that it is dead when it is needed.
-	hedgeIdle := max(ttl, min(4*ttl, time.Minute), time.Second)
+	hedgeIdle := max(ttl, min(12*ttl, time.Minute), time.Second)
 	ws := &wires{open: make(map[*wire]struct{}), dials: make(map[int]context.CancelFunc)}
 	switch caller := optionsOf(c).(type) {
 	case *redis.Options:

@@ -242,6 +242,103 @@ func TestSuddenlySlowRepliesLoseNoLease(t *testing.T) {
 	}
 }
 
+// A push that tells once more of a grant does not answer the request that is to extend it: that would be sent
+// one flight later, which a slow Redis may answer too late.
+func TestAnOldGrantExtendsNothing(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		s := w.join(Config{Capacity: 1})
+		p := s.acquire(t)
+		time.Sleep(time.Second)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.flying = true // this test flies itself
+		defer func() { s.flying = false }()
+		before := s.sinceStart() - time.Second
+		a := s.newAsk(redisscript.Hold, nil, p)
+		a.extends = true
+		s.submit(a)
+		s.granted([]string{p.id}, before)
+		if a.settled {
+			t.Error("settled by what was granted before it was asked for")
+		}
+		if b := s.nextBatch(); len(b.asks) != 1 {
+			t.Errorf("%d requests in the next flight, want the extension", len(b.asks))
+		}
+		s.granted([]string{p.id}, s.sinceStart())
+		if !a.settled {
+			t.Error("not settled by its own answer")
+		}
+	})
+}
+
+// A grant of which a session hears so late that no renewal can be answered in time is asked for again, not
+// held and lost. But where every reply takes that long, it is held.
+func TestALateGrantIsAskedForAgain(t *testing.T) {
+	for _, c := range []struct {
+		rtt, left time.Duration
+		held      bool
+	}{
+		{rtt: 2 * time.Second, left: 1900 * time.Millisecond, held: false},
+		{rtt: 2 * time.Second, left: 2100 * time.Millisecond, held: true},
+		{rtt: time.Millisecond, left: 2 * time.Millisecond, held: true},
+		{rtt: 0, left: 0, held: false},
+		{rtt: 2300 * time.Millisecond, left: time.Second, held: true},
+	} {
+		inWorld(t, func(t *testing.T, w *world) {
+			s := w.join(Config{Capacity: 1}) // leases of 5 s, 4.5 of them trusted
+			time.Sleep(10 * time.Second)
+			p := s.NewPermit()
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.flying = true // this test flies itself
+			defer func() { s.flying = false }()
+			s.heart.rtt = c.rtt
+			a := s.newAsk(redisscript.Wait, nil, p)
+			s.submit(a)
+			s.nextBatch()
+			s.granted(a.ids, s.sinceStart()+c.left-s.cfg.TTL+s.margin)
+			if held := s.permits[p.id] != nil; held != c.held {
+				t.Errorf("held with %v left, at %v a reply: %v", c.left, c.rtt, held)
+			}
+			if again := a.queued; again == c.held {
+				t.Errorf("asked for again with %v left, at %v a reply: %v", c.left, c.rtt, again)
+			}
+			delete(s.permits, p.id)
+		})
+	}
+}
+
+// While no call has been answered for a lease, nothing is sent that Redis would refuse: what is to be sent
+// waits for whichever call is answered first.
+func TestAFlightWaitsForACall(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		s, l := w.slowJoin(Config{Capacity: 2, MaxAttempts: -1}, always(0))
+		time.Sleep(time.Second)
+		l.silence(true)
+		time.Sleep(6 * time.Second)
+		l.mu.Lock()
+		l.holes = 0
+		l.mu.Unlock()
+		l.set(always(500 * time.Millisecond))
+		last := s.lastCall()
+		for s.lastCall() == last {
+			time.Sleep(time.Millisecond)
+		}
+		began := time.Now()
+		p := s.acquire(t)
+		if took := time.Since(began); took > 3*time.Second+100*time.Millisecond { // the call, over a new connection, then the flight
+			t.Errorf("the permit took %v", took)
+		}
+		release(t, p)
+	})
+}
+
+func (s *session) lastCall() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.heart.last
+}
+
 // A NAT forgets the connections: neither FIN nor RST. The calls that hang on them are hedged over new ones.
 func TestForgottenConnectionsLoseNoLease(t *testing.T) {
 	for _, ttl := range []time.Duration{time.Second, 5 * time.Second, time.Minute} {

@@ -103,8 +103,9 @@ func TestSubscriptionFollowsADemotion(t *testing.T) {
 		demoted := false
 		dial := func(context.Context, string, string) (net.Conn, error) {
 			mu.Lock()
-			defer mu.Unlock()
-			if demoted {
+			moved := demoted
+			mu.Unlock() // the server's lock may be held by who waits for mu, below
+			if moved {
 				return next.Dial()
 			}
 			return w.redis.Dial()
