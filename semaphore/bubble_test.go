@@ -46,14 +46,15 @@ type link struct {
 }
 
 func (l *link) dial(context.Context, string, string) (net.Conn, error) {
+	c, err := l.w.redis.Dial() // without the lock: the server's may be held by who waits for ours
+	if err != nil {
+		return nil, err
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.cut {
+		_ = c.Close()
 		return nil, errors.New("link is cut")
-	}
-	c, err := l.w.redis.Dial()
-	if err != nil {
-		return nil, err
 	}
 	l.conns = append(l.conns, c)
 	return &linkConn{Conn: c, l: l}, nil
