@@ -58,19 +58,7 @@ func TestKilledProcessCostsNoLease(t *testing.T) {
 					t.Errorf("its permits were out of use for %v: that is a lease's time", took)
 				}
 			}
-			for _, w := range fleet {
-				w.tell(t, end)
-			}
-			for i, w := range fleet {
-				if o := w.outcome(t); o.Ops == 0 {
-					t.Errorf("process %d did nothing", i)
-				}
-			}
-			cancel()
-			if peak, _ := seen.peak(t); peak > capacity {
-				t.Errorf("%d backends, capacity %d", peak, capacity)
-			}
-			s.nothingLeft(t, t.Name())
+			s.endsWell(t, fleet, cancel, seen, capacity)
 		})
 	}
 }
@@ -165,22 +153,29 @@ func TestLostSubscriptionCostsNothing(t *testing.T) {
 			if n := s.redisClient.HLen(t.Context(), "{passbuddy-"+t.Name()+"}:backends").Val(); n != capacity {
 				t.Errorf("%d backends are recorded, want %d", n, capacity)
 			}
-			for _, w := range []*worker{other, deaf} {
-				w.tell(t, end)
-			}
-			for i, w := range []*worker{other, deaf} {
-				if o := w.outcome(t); o.Ops == 0 {
-					t.Errorf("process %d did nothing", i)
-				}
-			}
-			cancel()
-			if peak, _ := seen.peak(t); peak > capacity {
-				t.Errorf("%d backends, capacity %d", peak, capacity)
-			}
-			s.nothingLeft(t, t.Name())
+			s.endsWell(t, []*worker{other, deaf}, cancel, seen, capacity)
 			admin("ACL", "SETUSER", user, "+@all")
 		})
 	}
+}
+
+// endsWell ends a fleet, and then the watch that saw: every process did something, the cap held, and nothing is
+// left in Redis.
+func (s *servers) endsWell(t *testing.T, fleet []*worker, stop context.CancelFunc, saw *witness, capacity int) {
+	t.Helper()
+	for _, w := range fleet {
+		w.tell(t, end)
+	}
+	for i, w := range fleet {
+		if o := w.outcome(t); o.Ops == 0 {
+			t.Errorf("process %d did nothing", i)
+		}
+	}
+	stop()
+	if peak, _ := saw.peak(t); peak > capacity {
+		t.Errorf("%d backends, capacity %d", peak, capacity)
+	}
+	s.nothingLeft(t, t.Name())
 }
 
 // looks waits until the one session that is still subscribed has been asked that often to look for
