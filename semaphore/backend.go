@@ -109,6 +109,10 @@ func (sh *Share) Cover(p *Permit, b Backend) (record func(context.Context) error
 	return func(ctx context.Context) error { return s.record(ctx, p, id, covered) }
 }
 
+// recordsAtOnce bounds the records on their way, and with them the connections to Redis: with a Redis whose
+// replies take long, a process that opens many connections at once waits for this many together.
+const recordsAtOnce = 4
+
 func (s *Semaphore) record(ctx context.Context, p *Permit, id, covered string) error {
 	// Not by the flights' connection, which is cut when a caller gives up.
 	select {
@@ -119,12 +123,26 @@ func (s *Semaphore) record(ctx context.Context, p *Permit, id, covered string) e
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.TTL) // its own, not that of those before it
 	defer cancel()
-	for {
-		err := s.mark(ctx, id, covered)
-		if errors.Is(err, redisscript.ErrGone) {
-			if err = s.beat(ctx); err == nil {
-				err = s.mark(ctx, id, covered)
-			}
+	s.mu.Lock()
+	patience := s.patienceOfCalls()
+	s.mu.Unlock()
+	// A mark can be said twice, and together. One that is unanswered is hedged over another connection, and goes
+	// on: a slow Redis may answer it in time. One that failed is repeated. A connection that was just made should
+	// not end because one reply was lost; once the lease is lost, the pool ends it.
+	answers := make(chan error, marksAtOnce)
+	err := fmt.Errorf("%w: no answer", ErrUnavailable)
+	for underWay := 0; ; {
+		if underWay < marksAtOnce {
+			underWay++
+			go func() { answers <- s.mark(ctx, id, covered) }()
+		}
+		select {
+		case err = <-answers:
+			underWay--
+		case <-time.After(patience):
+			continue
+		case <-ctx.Done():
+			return giveUp(ctx, err)
 		}
 		switch {
 		case err == nil:
@@ -140,25 +158,35 @@ func (s *Semaphore) record(ctx context.Context, p *Permit, id, covered string) e
 			s.mu.Unlock()
 			return fmt.Errorf("%w: %q does not hold it any more", ErrLost, s.base)
 		}
-		// A mark can be said twice, and a connection that is made should not end because one reply was lost. Once the lease is, the pool ends it.
+		err = unavailable(err)
 		select {
 		case <-time.After(min(s.cfg.RetryInterval, retryMost)):
 		case <-ctx.Done():
-			return giveUp(ctx, unavailable(err))
+			return giveUp(ctx, err)
 		}
 		if !p.Held() {
-			return unavailable(err)
+			return err
 		}
 	}
 }
 
+// marksAtOnce bounds the marks on their way for one record.
+const marksAtOnce = 3
+
+// mark records once, after a heartbeat if Redis does not know the session.
 func (s *Semaphore) mark(ctx context.Context, id, covered string) error {
-	s.mu.Lock()
-	epoch, expected, patience := s.epoch, s.anchor.expected(s.sinceStart()), s.patienceOfCalls()
-	s.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, patience) // a connection that hangs is replaced
-	defer cancel()
-	return redisscript.Mark(ctx, s.scripter(s.own), s.keys, expected, s.identity.session, epoch, id, covered)
+	for again := false; ; again = true {
+		s.mu.Lock()
+		epoch, expected := s.epoch, s.anchor.expected(s.sinceStart())
+		s.mu.Unlock()
+		err := redisscript.Mark(ctx, s.scripter(s.own), s.keys, expected, s.identity.session, epoch, id, covered)
+		if again || !errors.Is(err, redisscript.ErrGone) {
+			return err
+		}
+		if err := s.beat(ctx); err != nil {
+			return err
+		}
+	}
 }
 
 const (

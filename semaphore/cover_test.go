@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -27,6 +28,34 @@ func TestCoverOfWhatIsNotHeldAnyMore(t *testing.T) {
 			t.Errorf("what was lost: %v, want ErrLost", err)
 		}
 		f.s.link.setCut(true)
+	})
+}
+
+// Four connections are opened at once, and each is recorded within its own lease: they do not wait for one
+// another where a reply takes 2 s.
+func TestCoversOnASlowRedis(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		s, l := w.slowJoin(Config{Capacity: 4, MaxAttempts: -1}, always(0))
+		f := s.fencer(t, &postgres{})
+		f.open(4)
+		l.set(always(time.Second))
+		var all sync.WaitGroup
+		began := time.Now()
+		for _, p := range f.granted() {
+			all.Go(func() {
+				if err := f.connect(p); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		// Each may need a connection first, and the first records are given up where replies were fast before.
+		if took := time.Since(began); took > 9*time.Second {
+			t.Errorf("took %v", took)
+		}
+		l.set(always(0))
+		time.Sleep(5 * time.Second)
+		f.end()
 	})
 }
 

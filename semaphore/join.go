@@ -50,7 +50,7 @@ func newSemaphore(ctx context.Context, client redis.UniversalClient, ownClient b
 		margin: cfg.TTL / 10, start: time.Now(), log: cfg.Logger,
 		client: client, ownClient: ownClient,
 		permits: make(map[string]*Permit), asks: make(map[string]*ask), capacity: int64(cfg.Capacity), min: int64(cfg.Min),
-		marking: make(chan struct{}, 1), ending: make(map[string]*ending),
+		marking: make(chan struct{}, recordsAtOnce), ending: make(map[string]*ending),
 	}
 	l := dedicated(client, cfg.TTL)
 	s.own, s.flightClient, s.wires, s.listenTimeout = l.own, l.flights, l.wires, l.listenTimeout

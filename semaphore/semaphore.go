@@ -49,7 +49,7 @@ type Semaphore struct {
 	wg     sync.WaitGroup
 	pubsub *redis.PubSub
 
-	marking   chan struct{} // serialises record; taken before mu
+	marking   chan struct{} // bounds what record and freeGone do at once; taken before mu
 	closeOnce sync.Once
 	closeErr  error
 

@@ -86,9 +86,9 @@ func dedicated(c redis.UniversalClient, ttl time.Duration) lines {
 	}
 }
 
-// heartConns is what the heartbeat's client may open: for its calls, for a record of a backend, and for
+// heartConns is what the heartbeat's client may open: for its calls, for records of backends, and for
 // leaving. The subscription's connection does not count.
-const heartConns = callsMost + 3
+const heartConns = callsMost + recordsAtOnce*marksAtOnce + 2
 
 // optionsOf returns the options of c, or of the client that a struct of the caller's embeds. They
 // are *redis.Options, *redis.ClusterOptions or *redis.RingOptions, or nil if it finds none.
