@@ -3,6 +3,7 @@
 package integration
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -26,6 +27,7 @@ type backend struct {
 	pid     int32
 	process string // its application_name
 	started time.Time
+	doing   string // its state, since when, and its query
 }
 
 // An excuse is a window, declared in ARCHITECTURE.md, in which there may be more backends than the capacity. It says which ones do not count
@@ -124,13 +126,14 @@ func (c *chronicle) watch(ctx context.Context, url string) {
 }
 
 func backendsOf(ctx context.Context, conn *pgx.Conn) (found []backend, err error) {
-	rows, err := conn.Query(ctx, `select pid, application_name, backend_start from pg_stat_activity
+	rows, err := conn.Query(ctx, `select pid, application_name, backend_start,
+			concat_ws(' ', state, state_change::time(3), wait_event, left(query, 60)) from pg_stat_activity
 		where usename = '`+throwaway.Role+`' and backend_type = 'client backend'`)
 	if err != nil {
 		return nil, err
 	}
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (b backend, err error) {
-		return b, row.Scan(&b.pid, &b.process, &b.started)
+		return b, row.Scan(&b.pid, &b.process, &b.started, &b.doing)
 	})
 }
 
@@ -175,9 +178,22 @@ func (c *chronicle) add(l look, late time.Duration) {
 	over := l.over() - l.excused
 	c.peak = max(c.peak, over)
 	if over > 0 && c.violation == "" {
-		c.violation = fmt.Sprintf("%d backends, %d excused, capacity %d\nduring: %s\nexcuses: %s\nlooks before it:\n%s",
-			len(l.backends), l.excused, c.capacity, c.during, c.excusesText(l.at), c.recentText())
+		c.violation = fmt.Sprintf("%d backends, %d excused, capacity %d\nduring: %s\nexcuses: %s\nlooks before it:\n%s\nbackends:\n%s",
+			len(l.backends), l.excused, c.capacity, c.during, c.excusesText(l.at), c.recentText(), l.backendsText())
 	}
+}
+
+// backendsText lists the backends of a look by process and age.
+func (l look) backendsText() string {
+	backends := slices.Clone(l.backends)
+	slices.SortFunc(backends, func(a, b backend) int {
+		return cmp.Or(strings.Compare(a.process, b.process), a.started.Compare(b.started))
+	})
+	var text strings.Builder
+	for _, b := range backends {
+		fmt.Fprintf(&text, "  %s %d since %s: %s\n", b.process, b.pid, b.started.Format(clock), b.doing)
+	}
+	return text.String()
 }
 
 func (c *chronicle) excusesText(at time.Time) string {

@@ -124,17 +124,24 @@ func (s *Semaphore) record(ctx context.Context, p *Permit, id, covered string) e
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.TTL) // its own, not that of those before it
 	defer cancel()
 	s.mu.Lock()
-	patience := s.patienceOfCalls()
+	patience, most, limit := s.patienceOfCalls(), marksAtOnce, s.cfg.TTL
 	s.mu.Unlock()
+	if s.borrowed { // the connections are the application's
+		most, limit = 1, patience
+	}
 	// A mark can be said twice, and together. One that is unanswered is hedged over another connection, and goes
 	// on: a slow Redis may answer it in time. One that failed is repeated. A connection that was just made should
 	// not end because one reply was lost; once the lease is lost, the pool ends it.
 	answers := make(chan error, marksAtOnce)
 	err := fmt.Errorf("%w: no answer", ErrUnavailable)
 	for underWay := 0; ; {
-		if underWay < marksAtOnce {
+		if underWay < most {
 			underWay++
-			go func() { answers <- s.mark(ctx, id, covered) }()
+			go func() {
+				ctx, cancel := context.WithTimeout(ctx, limit)
+				defer cancel()
+				answers <- s.mark(ctx, id, covered)
+			}()
 		}
 		select {
 		case err = <-answers:
@@ -171,7 +178,7 @@ func (s *Semaphore) record(ctx context.Context, p *Permit, id, covered string) e
 }
 
 // marksAtOnce bounds the marks on their way for one record.
-const marksAtOnce = 3
+const marksAtOnce = 4
 
 // mark records once, after a heartbeat if Redis does not know the session.
 func (s *Semaphore) mark(ctx context.Context, id, covered string) error {

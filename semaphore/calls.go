@@ -30,7 +30,8 @@ import (
 //   - A reply that found the state lost re-asserted what its call names. What was released since is
 //     dropped once more, however late that reply.
 //   - A pool leaves the session when a call has said that it holds nothing that was gathered after all
-//     had ended that said otherwise: one of those would have Redis count its permits again.
+//     had ended that said otherwise: one of those would have Redis count its permits again. So might one
+//     that failed here, and is executed when Redis wakes up; pools stay, and are named, for some time then.
 type call struct {
 	n      uint64
 	sent   time.Duration
@@ -58,6 +59,7 @@ type heart struct {
 	hedges   int              // calls since the last reply, but the first
 	silent   time.Duration    // since when nothing was answered, or 0
 	failed   time.Duration    // when the last call failed, or 0
+	strays   time.Duration    // until when a call that failed here may still be executed
 	rtt      time.Duration    // what replies take: the longest, forgotten little by little
 	due      time.Duration    // what nextCall said
 	ended    chan struct{}    // closed when a call ends, and replaced
@@ -143,7 +145,7 @@ func (s *Semaphore) gather() *call {
 		n.Sharers = append(n.Sharers, redisscript.Sharer{Name: sh.name, Held: sh.held})
 		if sh.busy() {
 			sh.said = c.n
-		} else if !h.anyUpTo(sh.said) {
+		} else if !h.anyUpTo(sh.said) && s.sinceStart() >= h.strays {
 			c.ended = append(c.ended, i)
 		}
 	}
@@ -204,6 +206,7 @@ func (s *Semaphore) callFailed(c *call, err error) {
 	h := &s.heart
 	s.returnMoveCost(c.renew.MoveMicros)
 	h.err = err
+	h.strays = s.sinceStart() + 2*s.cfg.TTL
 	latest := c.n == h.last && h.answered < c.n
 	changed := false
 	if latest {
@@ -348,9 +351,20 @@ func (s *Semaphore) applyFleet(c *call, got redisscript.Renewed, again, changed 
 	}
 	for _, i := range c.ended {
 		// It may have asked since, or come back under another number.
-		if sh := c.shares[i]; !changed && sh.name == c.renew.Sharers[i].Name && !sh.busy() && sh.said < c.n {
-			s.removeShare(sh)
+		sh := c.shares[i]
+		if changed || sh.name != c.renew.Sharers[i].Name || sh.busy() || sh.said >= c.n {
+			continue
 		}
+		// It owes nothing. Who has the number next must not take what this reply tells for news.
+		if i < len(got.Recalls) && got.Epoch == s.epoch {
+			tally, said := got.Recalls[i], c.renew.Sharers[i].Heard
+			if tally.Recalled >= said.Recalled && tally.Withdrawn >= said.Withdrawn { // else Redis counts anew
+				tally.Recalled = max(tally.Recalled, sh.heard.Recalled)
+				tally.Withdrawn = max(tally.Withdrawn, sh.heard.Withdrawn)
+			}
+			sh.heard = tally
+		}
+		s.removeShare(sh)
 	}
 	if s.capacity != got.Capacity {
 		if got.Capacity != int64(s.cfg.Capacity) {

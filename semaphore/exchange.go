@@ -122,7 +122,17 @@ func (s *Semaphore) carry(caller bool) {
 		s.mu.Unlock()
 		return
 	case errors.Is(err, errUnproven):
-		if err = s.awaitRenewal(s.ctx); err == nil {
+		s.mu.Lock()
+		s.putBack(b) // where Close finds it
+		s.mu.Unlock()
+		err = s.awaitRenewal(s.ctx)
+		s.mu.Lock()
+		b = s.nextBatch()
+		s.mu.Unlock()
+		if b == nil {
+			return
+		}
+		if err == nil {
 			sent, got, err = s.exchange(b)
 		}
 	case err != nil && (s.landed() || isBroken(err)):

@@ -48,6 +48,7 @@ type Share struct {
 	seated   bool
 	number   int    // while it is seated
 	name     string // the same
+	stands   bool   // askAgain will run: no number was free
 	trying   int    // calls of Try under way
 	want     int
 	ask      *ask // the one request under way, or nil
@@ -125,17 +126,25 @@ func (sh *Share) busy() bool { return sh.held > 0 || sh.ask != nil || sh.trying 
 // Ask says how many permits more the pool could use now; it is a level, not an increment. One request is under way at a time,
 // for as many as are free, or for one.
 func (sh *Share) Ask(n int) {
+	sh.s.mu.Lock()
+	defer sh.s.mu.Unlock()
+	sh.setWant(n)
+}
+
+// setWant is Ask. s.mu is held.
+func (sh *Share) setWant(n int) {
 	s := sh.s
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	sh.want = n
 	switch {
 	case s.closed && n > 0 && !sh.seated:
 		go sh.sharer.Closed() // it was away when the others were told
 	case s.closed:
 	case n > 0 && !s.seat(sh):
-		s.beatSoon() // others may be about to leave
-		time.AfterFunc(retryMost, sh.askAgain)
+		if !sh.stands {
+			sh.stands = true
+			s.beatSoon() // others may be about to leave
+			time.AfterFunc(retryMost, sh.askAgain)
+		}
 	case n > 0 && sh.ask == nil:
 		sh.known = true
 		permits := make([]*Permit, min(n, shareMost, max(1, s.roomBelowMax())))
@@ -161,11 +170,9 @@ func (sh *Share) Ask(n int) {
 // askAgain is for a share that found no number.
 func (sh *Share) askAgain() {
 	sh.s.mu.Lock()
-	n := sh.want
-	sh.s.mu.Unlock()
-	if n > 0 {
-		sh.Ask(n)
-	}
+	defer sh.s.mu.Unlock()
+	sh.stands = false
+	sh.setWant(sh.want)
 }
 
 // Give releases a permit of this share, held or lost, in the background.
@@ -197,7 +204,7 @@ func (sh *Share) Offer(n int) {
 			return
 		}
 	}
-	if !s.closed {
+	if !s.closed && sh.seated {
 		s.offers = append(s.offers, offer{sh, n})
 		s.fly()
 	}
@@ -347,8 +354,9 @@ func (s *Semaphore) removeShare(sh *Share) {
 	before := len(s.shares)
 	s.shares = slices.DeleteFunc(slices.Clone(s.shares), func(other *Share) bool { return other == sh })
 	if len(s.shares) < before {
-		sh.seated, sh.known = false, false
 		s.vacant = append(s.vacant, vacancy{sh.number, sh.heard})
+		s.offers = slices.DeleteFunc(s.offers, func(o offer) bool { return o.share == sh })
+		sh.seated, sh.known, sh.name = false, false, ""
 	}
 }
 

@@ -57,8 +57,9 @@ func (a *Allotment) settle() {
 }
 
 // ask tells the engine how many permits are missing: one for each caller in the queue that it pays for (see cost.go) and its pool has room for,
-// one for each connection that lives without and one for each turn that has lost its unit (those two only
-// while there is a Redis to ask). The lock is held.
+// one for each connection that lives without, and one for each turn that has lost its unit. While Redis cannot be
+// asked the engine keeps the request, and with it the pool in its session: so the pool hears when Redis is back.
+// The lock is held.
 func (a *Allotment) ask() {
 	n, again := a.paying()
 	if again > 0 {
@@ -67,10 +68,7 @@ func (a *Allotment) ask() {
 	if n > 0 && a.opts.MaxConns > 0 {
 		n = min(n, max(0, a.opts.MaxConns+a.outside-(a.owned-a.due-a.evicting)))
 	}
-	if missing := a.uncounted + a.lacking(); missing > 0 && a.fleet.Err() == nil {
-		n += missing
-	}
-	a.fleet.Ask(n)
+	a.fleet.Ask(n + a.uncounted + a.lacking())
 }
 
 // settleIn settles again after d, or earlier. The lock is held.
