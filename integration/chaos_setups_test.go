@@ -66,7 +66,18 @@ func (r *chaos) demoted(s step) {
 // The same to Postgres, whose backends live on. Queries fail by their callers' time-outs. Permits
 // stay counted until the backends have been ended over another connection; for that each pool may
 // lend itself one permit, once.
+//
+// A backend is ended over a connection to the same address only, unless Config.Fence has recorded which it is. So without
+// that, connections by the second host end before.
 func (r *chaos) postgresForgets(s step) {
+	if !r.job.Fence {
+		r.hadReset(s, time.Now())
+		for i, p := range r.fleet.places {
+			if s.whose() < 0 || s.whose() == i {
+				p.postgres.Reset()
+			}
+		}
+	}
 	began := time.Now()
 	r.fleet.postgresProxies(s.whose(), (*throwaway.Proxy).Forget)
 	lent := 1

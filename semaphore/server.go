@@ -38,7 +38,8 @@ func dedicated(c redis.UniversalClient, ttl time.Duration) lines {
 	worth, patience := max(ttl-ttl/10, 20*time.Millisecond), max(ttl/2, 20*time.Millisecond)
 	longest := max(2*ttl, startTimeout)
 	// What was opened for hedges stays for a while: where Redis is slow, a new connection costs a second round
-	// trip, and a lease may not have that. It does not stay for so long that it is dead when it is needed.
+	// trip, and a lease may not have that. Few stay, and not for long: a network forgets what is idle, and each
+	// dead connection costs a call before the heartbeat opens a new one.
 	hedgeIdle := max(ttl, min(12*ttl, time.Minute), time.Second)
 	ws := &wires{open: make(map[*wire]struct{}), dials: make(map[int]context.CancelFunc)}
 	switch caller := optionsOf(c).(type) {
@@ -51,7 +52,7 @@ func dedicated(c redis.UniversalClient, ttl time.Duration) lines {
 				hurried(o.DialTimeout, o.ReadTimeout, o.WriteTimeout, patience)
 		}
 		for _, o := range []*redis.Options{&heart, &flights, &operator} {
-			o.MinIdleConns, o.MaxIdleConns, o.MaxActiveConns = 0, 0, 0
+			o.MinIdleConns, o.MaxIdleConns, o.MaxActiveConns = 0, hedgesKept, 0
 			// Identity: CLIENT SETINFO costs a round trip, and an ACL may forbid it.
 			o.ContextTimeoutEnabled, o.PushNotificationProcessor, o.DisableIdentity = true, nil, true
 			o.ClientSideCacheConfig, o.ClientSideCache = nil, nil
@@ -73,7 +74,7 @@ func dedicated(c redis.UniversalClient, ttl time.Duration) lines {
 			o.ReadTimeout, o.WriteTimeout = longest, longest
 		}
 		for _, o := range []*redis.ClusterOptions{&heart, &flights, &operator} {
-			o.MinIdleConns, o.MaxIdleConns, o.MaxActiveConns = 0, 0, 0
+			o.MinIdleConns, o.MaxIdleConns, o.MaxActiveConns = 0, hedgesKept, 0
 			o.ContextTimeoutEnabled, o.PushNotificationProcessor, o.DisableIdentity = true, nil, true
 			// The caller's reads may go to replicas; ours are writes, and subscriptions belong to the owner of the slot.
 			o.ReadOnly, o.RouteByLatency, o.RouteRandomly = false, false, false
@@ -85,6 +86,9 @@ func dedicated(c redis.UniversalClient, ttl time.Duration) lines {
 		return lines{own: c, flights: c, operator: c, borrowed: true}
 	}
 }
+
+// hedgesKept bounds the idle connections.
+const hedgesKept = 3
 
 // heartConns is what the heartbeat's client may open: for its calls, for records of backends, and for
 // leaving. The subscription's connection does not count.

@@ -367,6 +367,30 @@ func TestForgottenConnectionsLoseNoLease(t *testing.T) {
 	}
 }
 
+// The same where Redis was slow not long ago, and many calls were hedged: of the connections that were opened
+// for that, so few are kept that a call soon finds a new one.
+func TestForgottenConnectionsOfASlowTimeLoseNoLease(t *testing.T) {
+	for _, ttl := range []time.Duration{time.Second, 5 * time.Second, time.Minute} {
+		for range 5 {
+			inWorld(t, func(t *testing.T, w *world) {
+				s, l := w.slowJoin(Config{Capacity: 2, TTL: ttl, MaxAttempts: -1}, always(time.Millisecond))
+				p := s.acquire(t)
+				l.set(always(10 * time.Millisecond))
+				var calls sync.WaitGroup
+				for range 8 { // as hedges do, and records of backends
+					calls.Go(func() { _ = s.own.Ping(t.Context()).Err() })
+				}
+				calls.Wait()
+				l.set(always(time.Millisecond))
+				time.Sleep(rand.N(ttl))
+				l.forget()
+				time.Sleep(3 * ttl)
+				notLost(t, p)
+			})
+		}
+	}
+}
+
 // A reply that comes with a moment of trust left counts.
 func TestALateReplyCounts(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {

@@ -56,6 +56,7 @@ func (c *Conn) cover(b semaphore.Backend) (record func(context.Context) error, e
 	case c.permit == nil:
 		return nil, fmt.Errorf("passbuddy: while connecting: %w", semaphore.ErrLost)
 	}
+	c.recorded = &b
 	return m.Cover(c.permit, b), nil
 }
 

@@ -29,10 +29,11 @@ type Conn struct {
 
 	// Guarded by the allotment's lock.
 	state      state
-	lost       bool              // its lease is lost; it ends at the next occasion
-	since      time.Time         // when it began to be opened, or to leave
-	lapsed     *semaphore.Permit // with Options.Fence, if lost: the permit, which can be counted until we say that the backend is gone
-	swept      bool              // a sweep has seen it idle, at idleSeen
+	lost       bool               // its lease is lost; it ends at the next occasion
+	since      time.Time          // when it began to be opened, or to leave
+	lapsed     *semaphore.Permit  // with Options.Fence, if lost: the permit, which can be counted until we say that the backend is gone
+	recorded   *semaphore.Backend // with Options.Fence: its backend, as Redis knows it
+	swept      bool               // a sweep has seen it idle, at idleSeen
 	idleSeen   time.Time
 	pin        Pin
 	parked     bool   // idle, and in no pool; see Park

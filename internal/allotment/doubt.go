@@ -51,10 +51,11 @@ const (
 
 // A Suspect is the backend of a connection in doubt.
 type Suspect struct {
-	PID   uint32
-	Since time.Time // it was there: a backend of that PID which has started later is another
-	Addr  string    // of the server, as the socket knew it
-	Ended func()    // tells the socket that nobody waits for its backend any more; it may be called twice
+	PID      uint32
+	Since    time.Time         // it was there: a backend of that PID which has started later is another
+	Addr     string            // of the server, as the socket knew it
+	Recorded semaphore.Backend // with Options.Fence: which it is, exactly
+	Ended    func()            // tells the socket that nobody waits for its backend any more; it may be called twice
 
 	bound *time.Timer
 }
@@ -91,6 +92,9 @@ func (c *Conn) Doubt(s *Suspect) bool {
 	if a.doubts == nil {
 		a.doubts = make(map[*Conn]*Suspect)
 	}
+	if c.recorded != nil {
+		s.Recorded = *c.recorded
+	}
 	a.doubts[c], c.doubted = s, true
 	s.bound = time.AfterFunc(doubtMost, func() { a.giveUp(c) })
 	a.settle()
@@ -110,6 +114,7 @@ func (a *Allotment) undoubt(c *Conn) {
 func (a *Allotment) outlive(c *Conn) *Suspect {
 	s := a.doubts[c]
 	a.undoubt(c)
+	c.lapsed = nil // with Options.Fence it stays in quarantine, until somebody sees that backend gone
 	if len(a.outlived) < outlivedMost {
 		a.outlived = append(a.outlived, s)
 	}

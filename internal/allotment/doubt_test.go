@@ -9,12 +9,14 @@ import (
 	"time"
 
 	"github.com/passbuddy/passbuddy/internal/allotment"
+	"github.com/passbuddy/passbuddy/semaphore"
 )
 
 // losing is a process whose network loses connections.
 type losing struct {
 	*process
 	down   error         // why connects fail
+	unable error         // why it cannot ask
 	spares bool          // the server does not end what it is asked to
 	asked  [][]uint32    // which pids, each time
 	think  time.Duration // how long the server takes
@@ -26,11 +28,23 @@ var _ allotment.SuspectEnder = (*losing)(nil)
 
 func (fl *fleet) startLosing() *losing {
 	fl.t.Helper()
+	return fl.startLosingAs(allotment.Options{AcquireTimeout: time.Minute})
+}
+
+func (fl *fleet) startLosingAs(opts allotment.Options) *losing {
+	fl.t.Helper()
 	p := fl.start(allotment.Options{})
 	l := &losing{process: &process{fl: fl, sem: p.sem}, think: time.Millisecond}
-	l.Allotment = allotment.New(l, allotment.Options{AcquireTimeout: time.Minute})
+	l.Allotment = allotment.New(l, opts)
 	l.Attach(p.fleetOf(fl.t, l.Allotment))
 	return l
+}
+
+// Fence does nothing where the network has lost the connection: lose follows.
+func (l *losing) Fence(c *allotment.Conn) {
+	if l.unable == nil {
+		l.process.Fence(c)
+	}
 }
 
 // open checks out n more connections.
@@ -74,6 +88,9 @@ func (l *losing) lose(pid int) {
 }
 
 func (l *losing) EndSuspects(ctx context.Context, ask func(allotment.EndFunc)) error {
+	if l.unable != nil {
+		return l.unable
+	}
 	c, err := l.checkOut(ctx)
 	if err != nil {
 		return err
@@ -116,6 +133,36 @@ func (l *losing) served(n int) time.Duration {
 	}
 	callers.Wait()
 	return time.Since(began)
+}
+
+// With Fence a lease that is lost stays in quarantine while its backend is in doubt, whatever frees its place in the pool:
+// only a backend that was seen gone frees the permit for others.
+func TestALostLeaseInDoubtStaysInQuarantine(t *testing.T) {
+	for _, seen := range []bool{false, true} {
+		inFleet(t, 1, func(t *testing.T, fl *fleet) {
+			p := fl.startLosingAs(allotment.Options{AcquireTimeout: time.Minute, Fence: true})
+			p.open(1)
+			if err := p.conns[0].Mark(t.Context(), semaphore.Backend{PID: 1, Start: 1, Server: 1}); err != nil {
+				t.Fatal(err)
+			}
+			p.unable = errors.New("the server is down, it seems")
+			fl.redis.SetError("LOADING Redis is away")
+			time.Sleep(4900 * time.Millisecond) // it is lost
+			p.lose(0)
+			if seen {
+				p.conns[0].Gone()
+			} else {
+				synctest.Wait()
+				time.Sleep(2 * time.Second)
+			}
+			fl.redis.SetError("")
+			time.Sleep(4 * time.Second) // less than a quarantine
+			if quarantined := fl.held() == 1; quarantined == seen {
+				t.Errorf("its backend was seen gone: %v; its permit is in quarantine: %v", seen, quarantined)
+			}
+			time.Sleep(time.Minute)
+		})
+	}
 }
 
 // All permits are in doubt: one is lent to ask by, and nobody else's connection is opened before

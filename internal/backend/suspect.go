@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/passbuddy/passbuddy/internal/allotment"
+	"github.com/passbuddy/passbuddy/semaphore"
 )
 
 const (
@@ -26,8 +27,65 @@ const (
 // in with. Both are not gone either: clocks are set, and we do not know better.
 //
 // It asks nothing, and so finds nothing gone, about another server than pc's; nor through a pooler,
-// whose pids are its own.
+// whose pids are its own. A backend that was recorded says itself which server it is of, by whatever
+// address; of all others the address has to be the same.
 func EndSuspects(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.Suspect) (gone []bool, err error) {
+	gone = make([]bool, len(suspects))
+	var recorded, others []*allotment.Suspect
+	for _, s := range suspects {
+		if s.Recorded != (semaphore.Backend{}) {
+			recorded = append(recorded, s)
+		} else {
+			others = append(others, s)
+		}
+	}
+	ended, err := endRecorded(ctx, pc, recorded)
+	if err != nil {
+		return nil, err
+	}
+	rest, err := endByAddr(ctx, pc, others)
+	if err != nil {
+		return nil, err
+	}
+	for i, s := range suspects {
+		from := &rest
+		if s.Recorded != (semaphore.Backend{}) {
+			from = &ended
+		}
+		gone[i], *from = (*from)[0], (*from)[1:]
+	}
+	return gone, nil
+}
+
+// endRecorded is EndSuspects for those of which pid, start and server are known.
+func endRecorded(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.Suspect) (gone []bool, err error) {
+	gone = make([]bool, len(suspects))
+	if len(suspects) == 0 {
+		return gone, nil
+	}
+	first, cancel := context.WithTimeout(ctx, answerMost)
+	defer cancel()
+	_, at, err := ofServer(first, pc, shows([]semaphore.Backend{suspects[0].Recorded}))
+	if err != nil {
+		return nil, err
+	}
+	var here []semaphore.Backend
+	for _, s := range suspects {
+		if s.Recorded.Server == at {
+			here = append(here, s.Recorded)
+		}
+	}
+	ended := End(ctx, pc, here)
+	for i, s := range suspects {
+		if s.Recorded.Server == at {
+			gone[i], ended = ended[0], ended[1:]
+		}
+	}
+	return gone, nil
+}
+
+// endByAddr is EndSuspects for all others.
+func endByAddr(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.Suspect) (gone []bool, err error) {
 	gone = make([]bool, len(suspects))
 	addr := pc.Conn().RemoteAddr()
 	var pids, which []string

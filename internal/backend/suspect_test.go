@@ -61,6 +61,29 @@ func TestEndSuspects(t *testing.T) {
 		there.Addr = "192.0.2.1:5432"
 		before := suspect(younger)
 		before.Since = before.Since.Add(-time.Hour) // the pid was another's then
+		exact := func(c *pgx.Conn, server, start int64) *allotment.Suspect {
+			b, err := backend.Of(t.Context(), c.PgConn())
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.Server += server
+			b.Start += start
+			s := suspect(c)
+			s.Addr, s.Recorded = "192.0.2.1:5432", b
+			return s
+		}
+		hostTwo, restarted, reused := connect(t, pg.URL()), connect(t, pg.URL()), connect(t, pg.URL())
+		if gone := end(exact(restarted, 1, 0), suspect(self), exact(hostTwo, 0, 0), exact(reused, 0, 1)); !slices.Equal(gone, []bool{false, false, true, true}) {
+			t.Errorf("recorded ones are gone: %v", gone)
+		}
+		for name, c := range map[string]*pgx.Conn{"one of a server that was restarted since": restarted, "one whose pid was used again": reused} {
+			if !alive(c) {
+				t.Errorf("%s was ended", name)
+			}
+		}
+		if alive(hostTwo) {
+			t.Error("one that was recorded lives on: it was reached by another address")
+		}
 		began := time.Now()
 		gone := end(suspect(other), there, before, suspect(self), suspect(mine))
 		if !slices.Equal(gone, []bool{false, false, false, false, true}) {
