@@ -28,8 +28,8 @@ func (s *Semaphore) failed(b *batch, err error) {
 		case d.done <- unavailable(err):
 		default:
 		}
-		if (d.covered || now-d.since < s.cfg.TTL) && !s.left {
-			s.late = append(s.late, d)
+		if d.covered || now-d.since < s.cfg.TTL {
+			s.late = append(s.late, d) // if the session has left, leaveForGood looks once more
 		}
 	}
 	for _, a := range b.asks {

@@ -147,6 +147,9 @@ func (s *Semaphore) record(ctx context.Context, p *Permit, id, covered string) e
 		case err = <-answers:
 			underWay--
 		case <-time.After(patience):
+			if !p.Held() {
+				return err
+			}
 			continue
 		case <-ctx.Done():
 			return giveUp(ctx, err)

@@ -347,6 +347,11 @@ func (s *Semaphore) applyFleet(c *call, got redisscript.Renewed, again, changed 
 	s.heard(got.Listeners, c.sent)
 	s.limit, s.roster = got.Limit, got.Roster
 	if !again {
+		if s.epoch != got.Epoch { // Redis counts anew
+			for i := range s.vacant {
+				s.vacant[i].heard = redisscript.Tally{}
+			}
+		}
 		s.epoch = got.Epoch
 	}
 	for _, i := range c.ended {

@@ -105,27 +105,19 @@ func (s *Semaphore) carry(caller bool) {
 	}
 	sent, got, err := s.exchange(b)
 	switch {
-	case errors.Is(err, redisscript.ErrGone) && caller:
-		s.mu.Lock()
-		s.aloft = nil
-		s.putBack(b)
-		s.mu.Unlock()
-		return
-	case errors.Is(err, redisscript.ErrGone):
+	case errors.Is(err, redisscript.ErrGone) || errors.Is(err, errUnproven):
 		s.landed()
-		if err = s.beat(s.ctx); err == nil {
-			sent, got, err = s.exchange(b)
-		}
-	case errors.Is(err, errUnproven) && caller:
-		s.mu.Lock()
-		s.putBack(b)
-		s.mu.Unlock()
-		return
-	case errors.Is(err, errUnproven):
 		s.mu.Lock()
 		s.putBack(b) // where Close finds it
 		s.mu.Unlock()
-		err = s.awaitRenewal(s.ctx)
+		if caller {
+			return
+		}
+		renew := s.beat
+		if errors.Is(err, errUnproven) {
+			renew = s.awaitRenewal
+		}
+		err = renew(s.ctx)
 		s.mu.Lock()
 		b = s.nextBatch()
 		s.mu.Unlock()

@@ -30,7 +30,7 @@ type Sharer interface {
 //
 // It has a number in its session, and with that a name in Redis, only while it needs them:
 //
-//	         Ask, Try                 a heartbeat has said that it holds nothing, asks for nothing,
+//	     Ask, Try, Stay               a heartbeat has said that it holds nothing, asks for nothing,
 //	away ----------------> seated ----------------------------------------------------------------> away
 //	                                  and none that said otherwise is on its way any more
 //
@@ -48,6 +48,7 @@ type Share struct {
 	seated   bool
 	number   int    // while it is seated
 	name     string // the same
+	stays    bool   // see Stay
 	stands   bool   // askAgain will run: no number was free
 	trying   int    // calls of Try under way
 	want     int
@@ -120,8 +121,8 @@ func (s *Semaphore) seat(sh *Share) bool {
 	return true
 }
 
-// busy reports whether sh holds or asks for anything. s.mu is held.
-func (sh *Share) busy() bool { return sh.held > 0 || sh.ask != nil || sh.trying > 0 }
+// busy reports whether sh holds or asks for anything, or has said that it stays. s.mu is held.
+func (sh *Share) busy() bool { return sh.held > 0 || sh.ask != nil || sh.trying > 0 || sh.stays }
 
 // Ask says how many permits more the pool could use now; it is a level, not an increment. One request is under way at a time,
 // for as many as are free, or for one.
@@ -129,6 +130,22 @@ func (sh *Share) Ask(n int) {
 	sh.s.mu.Lock()
 	defer sh.s.mu.Unlock()
 	sh.setWant(n)
+}
+
+// Stay keeps the share in its session, or no longer, though it holds and asks for nothing: the pool has connections that
+// live without a permit, and must hear when Redis is back, or the session is closed.
+func (sh *Share) Stay(yes bool) {
+	s := sh.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sh.stays = yes
+	switch {
+	case !yes || sh.seated:
+	case s.closed:
+		go sh.sharer.Closed() // it was away when the others were told
+	default:
+		s.seat(sh)
+	}
 }
 
 // setWant is Ask. s.mu is held.

@@ -118,6 +118,7 @@ type Allotment struct {
 	ahead     ahead
 	debt      int
 	evicting  int
+	stays     bool // what the engine was told last: see Fleet.Stay
 	due       int
 	searching bool // a goroutine is in search
 	idle      Conn // ring of idle connections, most recently returned first

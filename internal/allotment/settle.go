@@ -57,9 +57,8 @@ func (a *Allotment) settle() {
 }
 
 // ask tells the engine how many permits are missing: one for each caller in the queue that it pays for (see cost.go) and its pool has room for,
-// one for each connection that lives without, and one for each turn that has lost its unit. While Redis cannot be
-// asked the engine keeps the request, and with it the pool in its session: so the pool hears when Redis is back.
-// The lock is held.
+// one for each connection that lives without and one for each turn that has lost its unit (those two only
+// while there is a Redis to ask: the pool then stays in its session, to hear when Redis is back). The lock is held.
 func (a *Allotment) ask() {
 	n, again := a.paying()
 	if again > 0 {
@@ -68,7 +67,23 @@ func (a *Allotment) ask() {
 	if n > 0 && a.opts.MaxConns > 0 {
 		n = min(n, max(0, a.opts.MaxConns+a.outside-(a.owned-a.due-a.evicting)))
 	}
-	a.fleet.Ask(n + a.uncounted + a.lacking())
+	missing := a.uncounted + a.lacking()
+	if missing > 0 && a.fleet.Err() == nil {
+		n += missing
+	}
+	if stays := missing > 0; stays != a.stays {
+		a.stays = stays
+		if f, ok := a.fleet.(stayer); ok {
+			f.Stay(stays)
+		}
+	}
+	a.fleet.Ask(n)
+}
+
+// stayer is a [Fleet] that a pool leaves by itself. [*semaphore.Share] is one.
+type stayer interface {
+	// Stay: the pool is to be told when Redis is back, or the engine is closed, though it holds and asks for nothing.
+	Stay(yes bool)
 }
 
 // settleIn settles again after d, or earlier. The lock is held.

@@ -1,8 +1,10 @@
 package backend
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -27,19 +29,21 @@ const (
 // in with. Both are not gone either: clocks are set, and we do not know better.
 //
 // It asks nothing, and so finds nothing gone, about another server than pc's; nor through a pooler,
-// whose pids are its own. A backend that was recorded says itself which server it is of, by whatever
+// whose pids are its own. Of a backend that was recorded it is known which server it is of, by whatever
 // address; of all others the address has to be the same.
 func EndSuspects(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.Suspect) (gone []bool, err error) {
 	gone = make([]bool, len(suspects))
-	var recorded, others []*allotment.Suspect
-	for _, s := range suspects {
-		if s.Recorded != (semaphore.Backend{}) {
-			recorded = append(recorded, s)
-		} else {
+	here, err := recordedHere(ctx, pc, suspects)
+	if err != nil {
+		return nil, err
+	}
+	var others []*allotment.Suspect
+	for i, s := range suspects {
+		if !here[i] {
 			others = append(others, s)
 		}
 	}
-	ended, err := endRecorded(ctx, pc, recorded)
+	ended, err := endRecorded(ctx, pc, suspects, here)
 	if err != nil {
 		return nil, err
 	}
@@ -47,9 +51,9 @@ func EndSuspects(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.S
 	if err != nil {
 		return nil, err
 	}
-	for i, s := range suspects {
+	for i := range suspects {
 		from := &rest
-		if s.Recorded != (semaphore.Backend{}) {
+		if here[i] {
 			from = &ended
 		}
 		gone[i], *from = (*from)[0], (*from)[1:]
@@ -57,31 +61,35 @@ func EndSuspects(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.S
 	return gone, nil
 }
 
-// endRecorded is EndSuspects for those of which pid, start and server are known.
-func endRecorded(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.Suspect) (gone []bool, err error) {
-	gone = make([]bool, len(suspects))
-	if len(suspects) == 0 {
-		return gone, nil
+// recordedHere tells of which it is known that they are of pc's server.
+func recordedHere(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.Suspect) (here []bool, err error) {
+	here = make([]bool, len(suspects))
+	i := slices.IndexFunc(suspects, func(s *allotment.Suspect) bool { return s.Recorded != semaphore.Backend{} })
+	if i < 0 {
+		return here, nil
 	}
-	first, cancel := context.WithTimeout(ctx, answerMost)
+	ctx, cancel := context.WithTimeout(ctx, answerMost)
 	defer cancel()
-	_, at, err := ofServer(first, pc, shows([]semaphore.Backend{suspects[0].Recorded}))
-	if err != nil {
-		return nil, err
-	}
-	var here []semaphore.Backend
-	for _, s := range suspects {
-		if s.Recorded.Server == at {
-			here = append(here, s.Recorded)
-		}
-	}
-	ended := End(ctx, pc, here)
+	_, at, err := ofServer(ctx, pc, shows([]semaphore.Backend{suspects[i].Recorded}))
 	for i, s := range suspects {
-		if s.Recorded.Server == at {
-			gone[i], ended = ended[0], ended[1:]
+		here[i] = s.Recorded.Server == at
+	}
+	return here, err
+}
+
+// endRecorded is EndSuspects for those that are here, by pid and start.
+func endRecorded(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.Suspect, here []bool) (gone []bool, err error) {
+	var backends []semaphore.Backend
+	for i, s := range suspects {
+		if here[i] {
+			backends = append(backends, s.Recorded)
 		}
 	}
-	return gone, nil
+	gone = End(ctx, pc, backends)
+	if pc.IsClosed() {
+		err = errors.New("passbuddy: the connection broke")
+	}
+	return gone, cmp.Or(err, ctx.Err())
 }
 
 // endByAddr is EndSuspects for all others.
