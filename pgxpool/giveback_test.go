@@ -25,7 +25,9 @@ func TestIdleGiveBack(t *testing.T) {
 			start := time.Now()
 			f.works(pools[(i+1)%2])
 			t.Logf("capacity %d: first query of the other process after %v", capacity, time.Since(start))
-			if d := time.Since(start); d > time.Second {
+			// What lies idle is offered within a second. On a slow machine the move takes its time; nobody waits for
+			// AcquireTimeout.
+			if d := time.Since(start); d > 10*time.Second {
 				t.Errorf("took %v", d)
 			}
 			if capacity > 1 {
