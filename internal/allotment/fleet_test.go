@@ -231,6 +231,26 @@ func TestTwoProcessesAlternateAtCapacityOne(t *testing.T) {
 	})
 }
 
+// The only permit lies idle in one of two processes, and the other wants it, in turn. A wait is bounded by the patience of
+// an idle permit, which grows with what moves have cost, and by one move.
+func TestTheOnlyPermitGoesBackAndForth(t *testing.T) {
+	for connect, most := range map[time.Duration]time.Duration{connectTime: 50 * time.Millisecond, 30 * time.Millisecond: 300 * time.Millisecond} {
+		inFleet(t, 1, func(t *testing.T, fl *fleet) {
+			fl.connect = connect
+			ps := []*process{fl.start(allotment.Options{}), fl.start(allotment.Options{})}
+			for i := range 12 {
+				began := time.Now()
+				if err := ps[i%2].use(t.Context(), 0); err != nil {
+					t.Fatal(err)
+				}
+				if took := time.Since(began); took > most {
+					t.Errorf("connects of %v: the permit came after %v", connect, took)
+				}
+			}
+		})
+	}
+}
+
 func TestIdlePermitGoesToWhoeverWaits(t *testing.T) {
 	for _, capacity := range []int{1, 5} {
 		t.Run(fmt.Sprint(capacity), func(t *testing.T) {
