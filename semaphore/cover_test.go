@@ -59,6 +59,27 @@ func TestCoversOnASlowRedis(t *testing.T) {
 	})
 }
 
+// Redis hangs, and the lease is lost while a backend is recorded: its caller does not wait for longer than that.
+func TestARecordEndsWithItsLease(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		s, l := w.slowJoin(Config{Capacity: 1}, always(0))
+		f := s.fencer(t, &postgres{})
+		f.open(1)
+		p := f.granted()[0]
+		l.silence(true)
+		time.Sleep(2500 * time.Millisecond)
+		lost := make(chan time.Time, 1)
+		go func() { <-p.Lost(); lost <- time.Now() }()
+		if err := f.connect(p); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("%v, want ErrUnavailable", err)
+		}
+		if late := time.Since(<-lost); late > DefaultTTL/4+time.Millisecond { // it looks that often
+			t.Errorf("it waited for %v after the loss", late)
+		}
+		l.silence(false)
+	})
+}
+
 func TestCoverWithoutRedis(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
