@@ -15,7 +15,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/redisscript"
 )
 
-// pool is a Sharer that notes what it is told. With obey it gives back what it is asked for.
+// pool is a Sharer that notes what it is told. With obey it gives back what is recalled, also what is granted only afterwards:
+// a recall can overtake the grant that it is about.
 type pool struct {
 	share *Share
 	obey  bool
@@ -23,6 +24,7 @@ type pool struct {
 	mu      sync.Mutex
 	told    []string
 	permits []*Permit
+	owed    int
 }
 
 func (p *pool) note(what string) {
@@ -58,14 +60,29 @@ func (p *pool) Granted(permits []*Permit) {
 	p.permits = append(p.permits, permits...)
 	p.told = append(p.told, "granted")
 	p.mu.Unlock()
+	p.pay()
 }
 
-func (p *pool) Recall(int, time.Duration) {
+func (p *pool) Recall(n int, _ time.Duration) {
 	p.note("recall")
 	if p.obey {
-		p.give()
+		p.mu.Lock()
+		p.owed += n
+		p.mu.Unlock()
+		p.pay()
 	}
 }
+
+// pay gives back what is owed, as far as the pool has it.
+func (p *pool) pay() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for ; p.owed > 0 && len(p.permits) > 0; p.owed-- {
+		p.share.Give(p.permits[0])
+		p.permits = p.permits[1:]
+	}
+}
+
 func (p *pool) Promised(int) { p.note("promised") }
 func (p *pool) Wanted(yes bool) {
 	if yes {
@@ -76,8 +93,18 @@ func (p *pool) Wanted(yes bool) {
 }
 func (p *pool) Lost(*Permit) { p.note("lost") }
 func (p *pool) Changed()     { p.note("changed") }
-func (p *pool) Owed() int    { return 0 }
-func (p *pool) Keep(int)     { p.note("keep") }
+func (p *pool) Owed() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.owed
+}
+
+func (p *pool) Keep(n int) {
+	p.note("keep")
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.owed -= min(n, p.owed)
+}
 func (p *pool) Closed() {
 	p.note("closed")
 	for range 100 {

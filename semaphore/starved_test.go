@@ -47,9 +47,9 @@ func TestMaxStarvesBehindTheHog(t *testing.T) {
 		}
 		a.share.Ask(2) // as allotment.settle does after a grant: two still wait
 		b.share.Ask(1)
-		time.Sleep(time.Hour)
+		time.Sleep(time.Minute)
 		if b.heard("granted") == 0 {
-			t.Errorf("a told %q, b told %q: starved for an hour", a.told, b.told)
+			t.Errorf("a told %q, b told %q: starved for a minute", a.told, b.told)
 		}
 	})
 }
@@ -70,9 +70,9 @@ func TestMaxStarvesWhileTheHogAsks(t *testing.T) {
 				a.share.Ask(1) // saturated: waits in Redis; shares are even, so it is not served
 				synctest.Wait()
 				b.share.Ask(1)
-				time.Sleep(time.Hour)
+				time.Sleep(time.Minute)
 				if b.heard("granted") == 0 {
-					t.Errorf("a told %q, b told %q: starved for an hour", a.told, b.told)
+					t.Errorf("a told %q, b told %q: starved for a minute", a.told, b.told)
 				}
 			})
 		})
