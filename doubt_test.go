@@ -2,21 +2,21 @@ package passbuddy
 
 import (
 	"context"
+	"github.com/passbuddy/passbuddy/internal/engine"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/passbuddy/passbuddy/internal/allotment"
-	"github.com/passbuddy/passbuddy/semaphore"
 )
 
 type tryFleet struct {
 	*fakeFleet
-	p *semaphore.Permit
+	p *engine.Permit
 }
 
-func (f tryFleet) Try(context.Context) (*semaphore.Permit, error) { return f.p, nil }
+func (f tryFleet) Try(context.Context) (*engine.Permit, error) { return f.p, nil }
 
 // More dials nothing under a permit whose lease ended before it came (the process was stopped).
 func TestMoreOfALostPermit(t *testing.T) {

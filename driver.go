@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"github.com/passbuddy/passbuddy/internal/engine"
 	"reflect"
 	"slices"
 	"sync"
@@ -67,7 +68,7 @@ func OpenDB(c driver.Connector, sem *semaphore.Semaphore, cfg Config) *sql.DB {
 	db := sql.OpenDB(wrapped)
 	if cn, ok := wrapped.(*connector); ok {
 		cn.db.Store(db)
-		db.SetMaxIdleConns(sem.Capacity() + 1) // one wrapper may be without a connection: see age.go
+		db.SetMaxIdleConns(sem.Engine(engine.Seam{}).Capacity() + 1) // one wrapper may be without a connection: see age.go
 	}
 	return db
 }
@@ -159,7 +160,7 @@ type fleetSource func(*allotment.Allotment) (leave func(), err error)
 
 func fromSemaphore(sem *semaphore.Semaphore) fleetSource {
 	return func(a *allotment.Allotment) (func(), error) {
-		share, err := a.Join(sem)
+		share, err := a.Join(sem.Engine(engine.Seam{}))
 		if err != nil {
 			return nil, err
 		}

@@ -37,7 +37,7 @@ func newSem(t testing.TB) *semaphore.Semaphore {
 		t.Fatal(err)
 	}
 	client := redis.NewClient(&redis.Options{Addr: m.Addr()})
-	sem, err := semaphore.New(client, semaphore.Config{Capacity: 7, Logger: slog.New(slog.DiscardHandler)})
+	sem, err := semaphore.New(context.Background(), client, semaphore.Config{Capacity: 7, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,6 +3,7 @@ package passbuddy_test
 import (
 	"context"
 	"database/sql"
+	"github.com/passbuddy/passbuddy/internal/engine"
 	"log"
 	"time"
 
@@ -35,7 +36,7 @@ func ExampleRegister() {
 		log.Fatal(err)
 	}
 	defer db.Close()
-	db.SetMaxIdleConns(sem.Capacity()) // idle ones are given back when another process needs them
+	db.SetMaxIdleConns(sem.Engine(engine.Seam{}).Capacity()) // idle ones are given back when another process needs them
 
 	var now time.Time
 	if err := db.QueryRowContext(ctx, "select now()").Scan(&now); err != nil {
@@ -76,7 +77,7 @@ func ExampleWrapConnector() {
 	connector := passbuddy.WrapConnector(inner, sem, passbuddy.Config{})
 	db := sql.OpenDB(connector) // or sql.OpenDB(otherWrapper(connector))
 	defer db.Close()
-	db.SetMaxIdleConns(sem.Capacity())
+	db.SetMaxIdleConns(sem.Engine(engine.Seam{}).Capacity())
 }
 
 // The capped driver can be registered, or wrapped again, by other means.

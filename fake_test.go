@@ -5,6 +5,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"github.com/passbuddy/passbuddy/internal/engine"
 	"io"
 	"log/slog"
 	"net"
@@ -27,8 +28,8 @@ type fakeFleet struct {
 	capacity int
 	held     int
 	want     int
-	stock    []*semaphore.Permit
-	out      []*semaphore.Permit
+	stock    []*engine.Permit
+	out      []*engine.Permit
 	flying   bool // one grant at a time, as the engine
 	a        *allotment.Allotment
 	err      error
@@ -44,7 +45,7 @@ func newFleet(t testing.TB, capacity int) *fakeFleet {
 		Addr: "127.0.0.1:6379", Protocol: 2, DisableIdentity: true,
 		Dialer: func(context.Context, string, string) (net.Conn, error) { return m.Dial() },
 	})
-	sem, err := semaphore.New(client, semaphore.Config{Capacity: most, TTL: 24 * time.Hour, Logger: slog.New(slog.DiscardHandler)})
+	sem, err := semaphore.New(context.Background(), client, semaphore.Config{Capacity: most, TTL: 24 * time.Hour, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,11 +102,11 @@ func (f *fakeFleet) grant() {
 	}()
 }
 
-func (f *fakeFleet) Give(p *semaphore.Permit) {
+func (f *fakeFleet) Give(p *engine.Permit) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	n := len(f.out)
-	f.out = slices.DeleteFunc(f.out, func(q *semaphore.Permit) bool { return p == q })
+	f.out = slices.DeleteFunc(f.out, func(q *engine.Permit) bool { return p == q })
 	if len(f.out) == n {
 		return // lost, see lose
 	}

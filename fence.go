@@ -10,7 +10,6 @@ import (
 
 	"github.com/passbuddy/passbuddy/internal/allotment"
 	"github.com/passbuddy/passbuddy/internal/backend"
-	"github.com/passbuddy/passbuddy/semaphore"
 )
 
 // This file is Config.Fence for database/sql.
@@ -47,19 +46,19 @@ func (ph *physical) mark(ctx context.Context, unit *allotment.Conn) error {
 var _ allotment.BackendEnder = (*connector)(nil)
 
 // EndBackends implements [allotment.BackendEnder].
-func (cn *connector) EndBackends(ctx context.Context, backends []semaphore.Backend) []bool {
+func (cn *connector) EndBackends(ctx context.Context, backends []allotment.Backend) []bool {
 	return cn.askOf(ctx, backends, backend.End)
 }
 
 // BackendsGone implements [allotment.BackendEnder].
-func (cn *connector) BackendsGone(ctx context.Context, backends []semaphore.Backend) []bool {
+func (cn *connector) BackendsGone(ctx context.Context, backends []allotment.Backend) []bool {
 	return cn.askOf(ctx, backends, backend.Gone)
 }
 
 // askOf asks something of those backends. Its connection is a caller's like any other; afterwards
 // it lies parked. One that is checked out of a DB that is closed is left alone, and nothing is
 // opened for it.
-func (cn *connector) askOf(ctx context.Context, backends []semaphore.Backend, ask backend.Asker) []bool {
+func (cn *connector) askOf(ctx context.Context, backends []allotment.Backend, ask backend.Asker) []bool {
 	cn.mu.Lock()
 	closed := cn.closed
 	cn.mu.Unlock()

@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"github.com/passbuddy/passbuddy/internal/engine"
 	"log/slog"
 	"math/rand/v2"
 	"os"
@@ -173,7 +174,7 @@ func openRegistered(t *testing.T, d driver.Driver, dsn string, sem *semaphore.Se
 	if err != nil {
 		t.Fatal(err)
 	}
-	db.SetMaxIdleConns(sem.Capacity())
+	db.SetMaxIdleConns(sem.Engine(engine.Seam{}).Capacity())
 	return db
 }
 

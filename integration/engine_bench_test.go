@@ -30,7 +30,7 @@ func startRedis(t testing.TB) (*throwaway.Redis, *redis.Client) {
 
 func join(t testing.TB, c *redis.Client, capacity int) *semaphore.Semaphore {
 	t.Helper()
-	s, err := semaphore.New(c, semaphore.Config{Name: t.Name(), Capacity: capacity, TTL: time.Minute, RetryInterval: 10 * time.Second, MaxAttempts: -1})
+	s, err := semaphore.New(context.Background(), c, semaphore.Config{Name: t.Name(), Capacity: capacity, TTL: time.Minute, RetryInterval: 10 * time.Second, MaxAttempts: -1})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -37,7 +37,7 @@ func TestSentinelFailover(t *testing.T) {
 	h := drive(t, semaphore.Config{Name: t.Name(), Capacity: 4, TTL: 5 * time.Second, WaitReplicas: 1}, 3, 10*time.Millisecond, clients[:2]...)
 	var idle [2]*semaphore.Semaphore // they hear of nothing but pushes
 	for i := range idle {
-		if idle[i], err = semaphore.New(clients[2+i], pushesOnly(t.Name()+"-pushes", 2)); err != nil {
+		if idle[i], err = semaphore.New(context.Background(), clients[2+i], pushesOnly(t.Name()+"-pushes", 2)); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = idle[i].Close() })
@@ -113,7 +113,7 @@ func TestCluster(t *testing.T) {
 	certain := drive(t, semaphore.Config{Name: names[1], Capacity: 4, TTL: ttl, WaitReplicas: 1}, 3, 10*time.Millisecond, client(), client())
 	var idle [2]*semaphore.Semaphore
 	for i := range idle {
-		if idle[i], err = semaphore.New(client(), pushesOnly(names[2], 2)); err != nil {
+		if idle[i], err = semaphore.New(context.Background(), client(), pushesOnly(names[2], 2)); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = idle[i].Close() })

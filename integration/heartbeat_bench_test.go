@@ -68,7 +68,7 @@ func joinMany(b *testing.B, c *redis.Client, sessions int, ttl time.Duration) {
 		wg.Wait()
 	})
 	each(b, sessions, func(int) error {
-		s, err := semaphore.New(c, semaphore.Config{
+		s, err := semaphore.New(context.Background(), c, semaphore.Config{
 			Name: "heartbeat", Capacity: heldByEach * sessions, TTL: ttl, Logger: slog.New(slog.DiscardHandler),
 		})
 		if err != nil {

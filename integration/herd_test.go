@@ -45,7 +45,7 @@ func drive(t *testing.T, cfg semaphore.Config, movers int, holding time.Duration
 	ctx, h.end = context.WithCancel(context.Background())
 	t.Cleanup(h.stop)
 	for _, c := range clients {
-		s, err := semaphore.New(c, cfg)
+		s, err := semaphore.New(context.Background(), c, cfg)
 		if err != nil {
 			t.Fatal(err)
 		}

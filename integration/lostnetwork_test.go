@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"github.com/passbuddy/passbuddy/internal/engine"
 	"log/slog"
 	"net"
 	"runtime"
@@ -34,7 +35,7 @@ var pools = map[string]func(t *testing.T, url string, sem *semaphore.Semaphore, 
 		if err != nil {
 			t.Fatal(err)
 		}
-		config.MaxConns = int32(sem.Capacity())
+		config.MaxConns = int32(sem.Engine(engine.Seam{}).Capacity())
 		pool, err := passpool.NewWithConfig(t.Context(), config, sem, cfg)
 		if err != nil {
 			t.Fatal(err)

@@ -190,7 +190,7 @@ func TestOpenAtANodeOfACluster(t *testing.T) {
 	}
 	cc := redis.NewClusterClient(c.Options())
 	t.Cleanup(func() { _ = cc.Close() })
-	s, err := semaphore.New(struct{ *redis.ClusterClient }{cc}, semaphore.Config{Name: t.Name(), Capacity: 2})
+	s, err := semaphore.New(context.Background(), struct{ *redis.ClusterClient }{cc}, semaphore.Config{Name: t.Name(), Capacity: 2})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -49,7 +49,7 @@ func replicaOf(t *testing.T, primary *throwaway.Redis) *throwaway.Redis {
 
 func (r *replicated) session(t *testing.T, cfg semaphore.Config) *semaphore.Semaphore {
 	t.Helper()
-	s, err := semaphore.New(dial(t, r.proxy.Addr()), cfg)
+	s, err := semaphore.New(context.Background(), dial(t, r.proxy.Addr()), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +77,7 @@ func TestWaitReplicasJoinsLater(t *testing.T) {
 	}
 	healed := make(chan error, 1)
 	time.AfterFunc(time.Second, func() { healed <- r.replica.HealReplication(context.Background()) })
-	s, err := semaphore.New(dial(t, r.proxy.Addr()), semaphore.Config{Name: t.Name(), WaitReplicas: 1})
+	s, err := semaphore.New(context.Background(), dial(t, r.proxy.Addr()), semaphore.Config{Name: t.Name(), WaitReplicas: 1})
 	if err != nil {
 		t.Errorf("New: %v", err)
 	} else {

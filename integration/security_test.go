@@ -259,7 +259,7 @@ func TestTLS(t *testing.T) {
 	t.Cleanup(func() { _ = opened.Close() })
 	c := redis.NewClient(r.Options())
 	t.Cleanup(func() { _ = c.Close() })
-	made, err := semaphore.New(c, cfg)
+	made, err := semaphore.New(context.Background(), c, cfg)
 	if err != nil {
 		t.Fatalf("New: %v", err)
 	}

@@ -85,7 +85,7 @@ func TestANewSemaphoreGrantsAtOnce(t *testing.T) {
 	if err := p.Release(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	s, err := semaphore.New(c, semaphore.Config{Name: "new", TTL: time.Hour})
+	s, err := semaphore.New(context.Background(), c, semaphore.Config{Name: "new", TTL: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}

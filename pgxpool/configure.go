@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/passbuddy/passbuddy/internal/engine"
 	"reflect"
 	"time"
 
@@ -84,7 +85,7 @@ func parsed(cfg any) bool {
 }
 
 func configure(cfg *pgxpool.Config, sem *semaphore.Semaphore, opts passbuddy.Config) (*pool, error) {
-	return configureWith(cfg, opts, func(a *allotment.Allotment) (share, error) { return a.Join(sem) })
+	return configureWith(cfg, opts, func(a *allotment.Allotment) (share, error) { return a.Join(sem.Engine(engine.Seam{})) })
 }
 
 // configureWith is configure with any engine.

@@ -8,7 +8,6 @@ import (
 
 	"github.com/passbuddy/passbuddy/internal/allotment"
 	"github.com/passbuddy/passbuddy/internal/backend"
-	"github.com/passbuddy/passbuddy/semaphore"
 )
 
 // This file is passbuddy.Config.Fence.
@@ -51,17 +50,17 @@ func isFencing(ctx context.Context) bool {
 var _ allotment.BackendEnder = (*pool)(nil)
 
 // EndBackends implements [allotment.BackendEnder].
-func (p *pool) EndBackends(ctx context.Context, backends []semaphore.Backend) []bool {
+func (p *pool) EndBackends(ctx context.Context, backends []allotment.Backend) []bool {
 	return p.askOf(ctx, backends, backend.End)
 }
 
 // BackendsGone implements [allotment.BackendEnder].
-func (p *pool) BackendsGone(ctx context.Context, backends []semaphore.Backend) []bool {
+func (p *pool) BackendsGone(ctx context.Context, backends []allotment.Backend) []bool {
 	return p.askOf(ctx, backends, backend.Gone)
 }
 
 // askOf asks something of those backends over a connection of the pool.
-func (p *pool) askOf(ctx context.Context, backends []semaphore.Backend, ask backend.Asker) []bool {
+func (p *pool) askOf(ctx context.Context, backends []allotment.Backend, ask backend.Asker) []bool {
 	known := p.known.Load()
 	if known == nil {
 		return nil // nobody has checked anything out of it yet

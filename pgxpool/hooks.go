@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/passbuddy/passbuddy/internal/engine"
 	"runtime"
 	"sync"
 	"weak"
@@ -46,7 +47,7 @@ func NewHooks(sem *semaphore.Semaphore, opts passbuddy.Config) *Hooks {
 	if sem == nil {
 		return &Hooks{err: errors.New("pgxpool: sem is nil")}
 	}
-	return newHooks(opts, func(a *allotment.Allotment) (share, error) { return a.Join(sem) })
+	return newHooks(opts, func(a *allotment.Allotment) (share, error) { return a.Join(sem.Engine(engine.Seam{})) })
 }
 
 func newHooks(opts passbuddy.Config, join func(*allotment.Allotment) (share, error)) *Hooks {

@@ -3,6 +3,7 @@ package pgxpool
 import (
 	"context"
 	"errors"
+	"github.com/passbuddy/passbuddy/internal/engine"
 	"sync/atomic"
 	"time"
 
@@ -11,13 +12,12 @@ import (
 
 	"github.com/passbuddy/passbuddy/internal/allotment"
 	"github.com/passbuddy/passbuddy/internal/socket"
-	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// share is the engine's side of a pool. [*semaphore.Share] is one.
+// share is the engine's side of a pool. [*engine.Pool] is one.
 type share interface {
 	allotment.Fleet
-	Try(ctx context.Context) (*semaphore.Permit, error)
+	Try(ctx context.Context) (*engine.Permit, error)
 	Close()
 }
 

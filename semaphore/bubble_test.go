@@ -118,7 +118,7 @@ func (w *world) join(cfg Config) *session {
 		cfg.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
 	c, l := w.client()
-	s, err := New(c, cfg)
+	s, err := New(context.Background(), c, cfg)
 	if err != nil {
 		w.t.Fatalf("New: %v", err)
 	}

@@ -123,7 +123,7 @@ func (w *world) vjoin(cfg Config) *vsession {
 		ttl = DefaultTTL
 	}
 	c := redis.NewClient(&redis.Options{Addr: "127.0.0.1:6379", Dialer: l.dial(min(5*time.Second, ttl/4)), Protocol: 2, DisableIdentity: true, DialerRetries: 1})
-	s, err := New(c, cfg)
+	s, err := New(context.Background(), c, cfg)
 	if err != nil {
 		w.t.Fatal(err)
 	}

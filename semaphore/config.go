@@ -9,6 +9,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/passbuddy/passbuddy/internal/engine"
 )
 
 // The defaults of a Config.
@@ -169,6 +171,19 @@ func (c Config) withDefaults() (Config, error) {
 		return c, refuse("RetryInterval", c.RetryInterval, "is too long, the most is "+maxRetryInterval.String())
 	}
 	return c, nil
+}
+
+// forEngine is c, with its defaults filled in, as the engine takes it.
+func (c Config) forEngine(base string) engine.Config {
+	patience := time.Duration(0)
+	if c.MaxAttempts > 0 {
+		patience = time.Duration(c.MaxAttempts) * c.RetryInterval
+	}
+	return engine.Config{
+		Base: base, Info: encodeInfo(c), Capacity: c.Capacity, Min: c.Min, Max: c.Max, Weight: c.Weight,
+		MaxWaiters: c.MaxWaiters, WaitReplicas: c.WaitReplicas, TTL: c.TTL, RetryInterval: c.RetryInterval,
+		Patience: patience, Logger: c.Logger,
+	}
 }
 
 func refuse(field string, value any, why string) error {

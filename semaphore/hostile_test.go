@@ -280,7 +280,7 @@ func TestHostileValues(t *testing.T) {
 				g.join = func(cfg Config) (*Semaphore, error) {
 					cfg.Logger = slog.New(slog.DiscardHandler)
 					c, l := w.client()
-					s, err := New(c, cfg)
+					s, err := New(context.Background(), c, cfg)
 					if err == nil {
 						t.Cleanup(func() { (&session{s, l, c}).crash() })
 					}
@@ -315,7 +315,7 @@ func TestHostileValuesOnRedis(t *testing.T) {
 			g := &siege{t: t, redis: c, cfg: Config{Name: name, Capacity: siegeCapacity, Min: 1, TTL: 400 * time.Millisecond, RetryInterval: 20 * time.Millisecond}}
 			g.join = func(cfg Config) (*Semaphore, error) {
 				cfg.Logger = slog.New(slog.DiscardHandler)
-				return New(c, cfg)
+				return New(context.Background(), c, cfg)
 			}
 			g.run(h)
 		})

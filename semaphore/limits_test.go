@@ -228,7 +228,7 @@ func TestLimitsAreRefusedByName(t *testing.T) {
 			"Config.Weight is 101":    {Weight: 101},
 			"Config.MaxWaiters is -1": {MaxWaiters: -1},
 		} {
-			if _, err := New(c, cfg); err == nil || !strings.Contains(err.Error(), field) {
+			if _, err := New(context.Background(), c, cfg); err == nil || !strings.Contains(err.Error(), field) {
 				t.Errorf("%+v: %v, want %q", cfg, err, field)
 			}
 		}

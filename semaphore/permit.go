@@ -3,15 +3,16 @@ package semaphore
 import (
 	"context"
 	"errors"
-	"fmt"
+	"sync"
 	"sync/atomic"
-	"time"
 
-	"github.com/passbuddy/passbuddy/internal/redisscript"
+	"github.com/passbuddy/passbuddy/internal/core"
+	"github.com/passbuddy/passbuddy/internal/engine"
 )
 
-// A Permit is one unit of the capacity. It is made by Acquire, TryAcquire and AcquireN, already held, or by
-// NewPermit, not held yet. It can be acquired again after it was released. All methods can be called concurrently.
+// A Permit is one unit of the capacity. Acquire, TryAcquire and AcquireN make permits that are held; NewPermit
+// makes one that is not held yet. It can be acquired again after it was released. All methods can be called
+// concurrently.
 //
 // The life of a permit:
 //
@@ -22,96 +23,48 @@ import (
 //	                          v                            | queues like anyone else
 //	                         lost -------------------------+
 //
-// Every time around it gets a new UUID: a release that was delayed on its way can
-// then never take away a later lease.
+// Every time around it gets a new UUID: a release that was delayed on its way can then never take away a later
+// lease.
 type Permit struct {
-	s     *Semaphore
-	share *Share // the connection pool it belongs to, nil for all others
+	s *Semaphore
 
-	// op is held by the one goroutine that acquires or releases; it is a channel so that waiting for it can be given up. A pool's permit has none: it is
-	// acquired and released through its Share alone, and there is one for each idle connection.
-	op chan struct{}
+	// turn is held by the one goroutine that acquires or releases. It is a channel, so that a caller can give up
+	// waiting for it.
+	turn chan struct{}
+	now  atomic.Pointer[engine.Permit] // the current or next lease's; changed with turn held
 
-	// trusted is until when the permit is held, in nanoseconds since the semaphore's start, even if Redis stays
-	// silent. Measured from before the request was sent, so a slow reply only shortens it. Zero when not held.
-	trusted atomic.Int64
-
-	// Guarded by s.mu.
-	id    string
-	state permitState
-	lost  chan struct{} // made when somebody asks for it
-	users int           // of Do, Bind and Handler: the last to leave releases
-
-	backend Backend // that it covers; see Share.Cover
-	marks   uint32  // how often it was said which that is, or that there is none
-	vacant  bool    // Redis has confirmed that there is none; see Share.Vacate
-
-	named uint64 // the last call of the heartbeat that names it
-
-	delivering bool // its pool has not heard yet of the grant, and must not hear of a loss before
+	mu    sync.Mutex
+	users int // of Do, Bind and Handler, guarded by mu: the last to leave releases
 }
 
-type permitState uint8
-
-const (
-	free permitState = iota
-	held
-	lost
-)
-
 // NewPermit returns a permit that is not held yet.
-func (s *Semaphore) NewPermit() *Permit { return s.newPermit(nil) }
-
-func (s *Semaphore) newPermit(share *Share) *Permit {
-	owner := s.identity.plain()
-	if share != nil {
-		owner = share.name
-	}
-	p := &Permit{s: s, share: share, id: s.identity.next(owner)}
-	if share == nil {
-		p.op = make(chan struct{}, 1)
-	}
+func (s *Semaphore) NewPermit() *Permit {
+	p := &Permit{s: s, turn: make(chan struct{}, 1)}
+	p.renew()
 	return p
 }
 
+// renew gives p a new UUID, under which it is not held.
+func (p *Permit) renew() { p.now.Store(p.s.engine.NewPermit()) }
+
 // ID is the UUID of the permit's current or next lease. It changes when the permit is acquired again after a
 // release or a loss.
-func (p *Permit) ID() string {
-	p.s.mu.Lock()
-	defer p.s.mu.Unlock()
-	return p.id
-}
+func (p *Permit) ID() string { return p.now.Load().ID }
 
-// Held reports whether the lease can be proven now. It asks only the local monotonic clock. Some time before Redis would give
-// the permit to another it turns false, also when Redis cannot be reached.
-func (p *Permit) Held() bool { return p.s.sinceStart() < time.Duration(p.trusted.Load()) }
+// Held reports whether the lease can be proven now. It asks only the local monotonic clock. Some time before
+// Redis would give the permit to another it turns false, also when Redis cannot be reached.
+func (p *Permit) Held() bool { return p.now.Load().Held() }
 
 // Lost is closed when the lease can no longer be proven. Acquiring the permit again makes a new channel.
-func (p *Permit) Lost() <-chan struct{} {
-	p.s.mu.Lock()
-	defer p.s.mu.Unlock()
-	if p.lost == nil {
-		p.lost = make(chan struct{})
-		if p.state == lost {
-			close(p.lost)
-		}
-	}
-	return p.lost
-}
+func (p *Permit) Lost() <-chan struct{} { return p.now.Load().Lost() }
 
-// lose makes p lost. s.mu is held.
-func (p *Permit) lose() {
-	p.state = lost
-	p.trusted.Store(0)
-	if p.lost != nil {
-		close(p.lost)
-	}
-}
-
-// Acquire acquires the permit, waiting its turn in the fleet, or extends the lease of one that is held.
+// Acquire acquires the permit, waiting its turn in the fleet, or extends the lease of one that is held. The
+// wait is bounded by MaxAttempts x RetryInterval, which is 2.5s by default, also under context.Background().
+// Config.MaxAttempts below zero lifts that bound.
 //
-// Errors: ErrCapacity if it was not granted within MaxAttempts x RetryInterval or before ctx ended; ErrUnavailable if Redis
-// did not answer in that time; ErrLost if it was held and Redis no longer knows it; ErrClosed. The context's error matches too if it was the cause.
+// Errors: ErrCapacity if it was not granted in that time or before ctx ended; ErrUnavailable if Redis did not
+// answer in that time; ErrLost if it was held and Redis no longer knows it; ErrClosed. The context's error
+// matches too if it was the cause.
 func (p *Permit) Acquire(ctx context.Context) error {
 	if err := p.begin(ctx, ErrCapacity); err != nil {
 		return err
@@ -140,133 +93,95 @@ var errBusy = errors.New("semaphore: not released, the permit is just being acqu
 // begin waits for its turn to change the permit; reason is why it has none if ctx ends first.
 func (p *Permit) begin(ctx context.Context, reason error) error {
 	select {
-	case p.op <- struct{}{}:
+	case p.turn <- struct{}{}:
 		return nil
 	default:
 	}
 	select {
-	case p.op <- struct{}{}:
+	case p.turn <- struct{}{}:
 		return nil
 	case <-ctx.Done():
-		return giveUp(ctx, reason)
+		return engine.GiveUp(ctx, reason)
 	}
 }
 
-func (p *Permit) end() { <-p.op }
+func (p *Permit) end() { <-p.turn }
 
-// acquire is entered with op held.
+// acquire is called with turn held.
 func (p *Permit) acquire(ctx context.Context) error {
-	s := p.s
-	s.mu.Lock()
-	if p.state == held && !p.Held() {
-		s.lose(p) // its time is over and the watchdog is about to say so
+	unit := p.now.Load()
+	switch unit.State() {
+	case core.Held:
+		return p.s.engine.Extend(ctx, unit)
+	case core.Lost:
+		p.renew()
+		unit = p.now.Load()
 	}
-	if p.state == held {
-		s.mu.Unlock()
-		return s.extend(ctx, p)
-	}
-	if p.state == lost {
-		p.renewID()
-	}
-	s.mu.Unlock()
-
-	err := s.wait(ctx, s.newAsk(redisscript.Wait, nil, p))
+	err := p.s.engine.Acquire(ctx, engine.Wait, unit)
 	if err != nil {
-		// What became of the request may be unknown, so its UUID is never used again.
-		s.mu.Lock()
-		p.renewID()
-		s.mu.Unlock()
+		p.renew() // what became of the request may be unknown, so its UUID is never used again
 	}
 	return err
 }
 
-// renewID makes the permit free, with a new UUID. s.mu is held.
-func (p *Permit) renewID() {
-	owner := p.s.identity.plain()
-	if p.share != nil {
-		owner = p.share.name
-	}
-	p.id = p.s.identity.next(owner)
-	if p.state == lost {
-		p.lost = nil
-	}
-	p.state = free
-	p.backend, p.marks, p.vacant = Backend{}, 0, false
-	p.trusted.Store(0)
-}
-
-// Release gives the permit back; the next in the fleet's queue gets it at once. Releasing one that is not held does nothing.
+// Release gives the permit back; the next in the fleet's queue gets it at once. Releasing one that is not held
+// does nothing.
 //
-// The release goes through even if ctx is done: it outlives its caller, bounded by the lease. An error means that Redis did not confirm it yet;
-// it is tried again in the background, and the lease is not renewed any more.
+// The release goes through even if ctx is done: it outlives its caller, bounded by the lease. An error means
+// that Redis did not confirm it yet; it is tried again in the background, and the lease is not renewed any
+// more.
 func (p *Permit) Release(ctx context.Context) error {
 	return p.releaseIf(ctx, func() bool { return true })
 }
 
-// releaseIf is Release if due, which is called with s.mu held, says so in the instant of the release.
+// releaseIf is Release if due says so in the instant of the release.
 func (p *Permit) releaseIf(ctx context.Context, due func() bool) error {
 	// The wait for a concurrent Acquire does heed ctx.
 	if err := p.begin(ctx, errBusy); err != nil {
 		return err
 	}
 	defer p.end()
-	s := p.s
-	s.mu.Lock()
-	if !due() || p.state == free || s.closed {
-		s.mu.Unlock()
-		return nil
+	released := false
+	err := p.s.engine.Release(p.now.Load(), func() bool {
+		released = due()
+		return released
+	})
+	if released && p.now.Load().State() == core.Released {
+		p.renew()
 	}
-	wasHeld := p.state == held
-	d := s.release(p)
-	if !wasHeld {
-		s.fly()
-		s.mu.Unlock()
-		return nil // lost: nobody counts on it, and Redis may be away
-	}
-	s.send(context.WithoutCancel(ctx), s.cfg.TTL)
-	select {
-	case err := <-d.done:
-		return err
-	default:
-	}
-	timer := time.NewTimer(s.cfg.TTL)
-	defer timer.Stop()
-	select {
-	case err := <-d.done:
-		return err
-	case <-timer.C:
-		return fmt.Errorf("release: %w", unavailable(context.DeadlineExceeded))
-	}
+	return err
 }
 
 // enter counts a user in, and leave one out; the last one releases the permit unless it is to be kept.
 func (p *Permit) enter(ctx context.Context, use bool) error {
-	p.s.mu.Lock()
+	p.mu.Lock()
 	p.users++
-	p.s.mu.Unlock()
+	p.mu.Unlock()
 	if !use {
 		return nil
 	}
 	if err := p.Use(ctx); err != nil {
-		p.s.mu.Lock()
+		p.mu.Lock()
 		p.users--
-		p.s.mu.Unlock()
+		p.mu.Unlock()
 		return err
 	}
 	return nil
 }
 
 func (p *Permit) leave(ctx context.Context, keep bool) error {
-	p.s.mu.Lock()
+	p.mu.Lock()
 	if keep || p.users > 1 {
 		p.users--
-		p.s.mu.Unlock()
+		p.mu.Unlock()
 		return nil
 	}
-	p.s.mu.Unlock()
-	// Who enters before the instant of the release uses the permit as it is, and we are not the last; who enters after it finds
-	// the permit free.
+	p.mu.Unlock()
+	// A user that enters before the instant of the release uses the permit as it is, and we are not the last; one
+	// that enters after it finds the permit free.
 	return p.releaseIf(context.WithoutCancel(ctx), func() bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
 		p.users--
 		return p.users == 0
 	})
@@ -288,8 +203,9 @@ func (p *Permit) whileHeld(ctx context.Context) (context.Context, func()) {
 	return ctx, func() { close(done); cancel(context.Canceled) }
 }
 
-// Do uses the permit (see Use), runs fn, and releases it. If the lease is lost meanwhile, fn's context ends with cause ErrLost and Do's
-// error matches ErrLost. When calls of Do, Bind and Handler overlap on one permit, the last to end releases.
+// Do uses the permit (see Use), runs fn, and releases it. If the lease is lost meanwhile, fn's context ends
+// with cause ErrLost and Do's error matches ErrLost. When calls of Do, Bind and Handler overlap on one permit,
+// the last to end releases.
 func (p *Permit) Do(ctx context.Context, fn func(context.Context) error) (err error) {
 	return p.run(ctx, false, fn)
 }

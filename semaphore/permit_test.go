@@ -192,7 +192,7 @@ func TestOverlappingUsersReleaseOnce(t *testing.T) {
 		if p.Held() {
 			t.Fatal("not released by the last")
 		}
-		keep := Bind(p, func(context.Context, struct{}) (string, error) { return "", errors.New("no") }, KeepHeld())
+		keep := Bind(p, func(context.Context, struct{}) (string, error) { return "", errors.New("no") }, BindOptions{KeepOnEnd: true})
 		if _, err := keep(t.Context(), struct{}{}); err == nil {
 			t.Fatal("the bound function's error is lost")
 		}

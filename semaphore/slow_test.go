@@ -113,7 +113,7 @@ func (w *world) slowJoin(cfg Config, delay func() time.Duration) (*session, *slo
 	l := &slowLink{w: w, delay: delay}
 	cfg.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
 	c := redis.NewClient(&redis.Options{Addr: "127.0.0.1:6379", Dialer: l.dial, DialerRetries: 1})
-	s, err := New(c, cfg)
+	s, err := New(context.Background(), c, cfg)
 	if err != nil {
 		w.t.Fatalf("New: %v", err)
 	}

@@ -4,21 +4,19 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"fmt"
-	"math"
 	"slices"
 	"time"
 
-	"github.com/passbuddy/passbuddy/internal/redisscript"
+	"github.com/passbuddy/passbuddy/internal/core"
 )
 
 // A Snapshot is the state of a semaphore at one instant, as Redis has it.
 type Snapshot struct {
-	Capacity int           // in force
-	Limit    int           // set by an operator with SetCapacity, or 0
-	Held     int           // permits held by anyone, other clients' included
-	Fencing  int           // of those: lease expired, and not free before their Postgres backends are gone; see passbuddy.Config.Fence
-	Gate     time.Duration // how long nothing new is granted, because Redis lost its state; usually 0
+	Capacity         int           // in force
+	OperatorCapacity int           // set by an operator with SetCapacity, or 0
+	Held             int           // permits held by anyone, other clients' included
+	Quarantined      int           // of those: lease expired, and not free before their Postgres backends are gone; see passbuddy.Config.Fence
+	GrantsPausedFor  time.Duration // how long nothing new is granted, because Redis lost its state; usually 0
 
 	Holders  []Holder  // sessions that hold permits, the largest first; other clients' permits have an empty Session
 	Waiters  []Waiter  // pending acquires, first in line first
@@ -51,9 +49,9 @@ type Session struct {
 
 // Snapshot reads the state from Redis. It changes nothing, and its cost grows with the number of permits, waiters and sessions.
 func (s *Semaphore) Snapshot(ctx context.Context) (Snapshot, error) {
-	raw, err := redisscript.Load(ctx, s.operator, s.keys)
+	raw, err := s.engine.Snapshot(ctx)
 	if err != nil {
-		return Snapshot{}, fmt.Errorf("snapshot of %q: %w", s.base, unavailable(err))
+		return Snapshot{}, err
 	}
 	owners := make(map[string]string, len(raw.Info))
 	infos := make(map[string]info, len(raw.Info))
@@ -63,8 +61,8 @@ func (s *Semaphore) Snapshot(ctx context.Context) (Snapshot, error) {
 		infos[id], owners[id] = i, clean(i.Owner)
 	}
 	out := Snapshot{
-		Capacity: int(raw.Capacity), Limit: int(raw.Limit), Held: len(raw.Permits), Fencing: len(raw.Quarantined),
-		Gate: max(0, until(raw.Gate, raw.Now)),
+		Capacity: int(raw.Capacity), OperatorCapacity: int(raw.Limit), Held: len(raw.Permits), Quarantined: len(raw.Quarantined),
+		GrantsPausedFor: max(0, core.Until(raw.Gate, raw.Now)),
 	}
 	holders := make(map[string][]string)
 	for id := range raw.Permits {
@@ -87,7 +85,7 @@ func (s *Semaphore) Snapshot(ctx context.Context) (Snapshot, error) {
 	}
 	for id, expiry := range raw.Sessions {
 		out.Sessions = append(out.Sessions, Session{
-			ID: id, Owner: owners[id], Capacity: int(raw.Declared[id]), Lease: until(expiry, raw.Now),
+			ID: id, Owner: owners[id], Capacity: int(raw.Declared[id]), Lease: core.Until(expiry, raw.Now),
 			Min: infos[id].Min, Max: infos[id].Max, Weight: max(1, infos[id].Weight),
 		})
 	}
@@ -97,12 +95,6 @@ func (s *Semaphore) Snapshot(ctx context.Context) (Snapshot, error) {
 	return out, nil
 }
 
-// until is the time from now to then, which anybody may have put further off than a Duration reaches. Both are in ms.
-func until(then, now int64) time.Duration {
-	const most = math.MaxInt64 / int64(time.Millisecond)
-	return time.Duration(max(-most, min(then-now, most))) * time.Millisecond
-}
-
 // sessionOf is the session that made a permit's UUID. Other clients' UUIDs name none that lives.
 func sessionOf(id string) string {
 	const length = 18
@@ -110,4 +102,20 @@ func sessionOf(id string) string {
 		return ""
 	}
 	return id[:length]
+}
+
+// info is what operators see of a session.
+type info struct {
+	Owner  string `json:"owner"`
+	Min    int    `json:"min,omitempty"`
+	Max    int    `json:"max,omitempty"`
+	Weight int    `json:"weight,omitempty"`
+}
+
+func encodeInfo(cfg Config) string {
+	b, err := json.Marshal(info{Owner: cfg.Owner, Min: cfg.Min, Max: cfg.Max, Weight: cfg.Weight})
+	if err != nil {
+		panic("bug: an owner that JSON cannot hold: " + err.Error())
+	}
+	return string(b)
 }

@@ -2,12 +2,12 @@ package allotment_test
 
 import (
 	"context"
+	"github.com/passbuddy/passbuddy/internal/engine"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/passbuddy/passbuddy/internal/allotment"
-	"github.com/passbuddy/passbuddy/semaphore"
 )
 
 // Who is the first to come back after an outage is granted all there is, and asked for most of it before he hears of the grant: none
@@ -48,6 +48,6 @@ func TestRecallsThatOvertakeTheirGrant(t *testing.T) {
 // hearsLate hears of grants later than of recalls.
 type hearsLate struct{ *allotment.Allotment }
 
-func (h hearsLate) Granted(permits []*semaphore.Permit) {
+func (h hearsLate) Granted(permits []*engine.Permit) {
 	time.AfterFunc(30*time.Millisecond, func() { h.Allotment.Granted(permits) })
 }

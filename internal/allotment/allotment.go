@@ -47,20 +47,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/passbuddy/passbuddy/internal/core"
+	"github.com/passbuddy/passbuddy/internal/engine"
 	"sync"
 	"time"
-
-	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// Fleet is what an allotment asks of the engine. [*semaphore.Share] is one.
+// Fleet is what an allotment asks of the engine. [*engine.Pool] is one.
 // No method blocks, and each may be called with the allotment's lock held.
 type Fleet interface {
-	Ask(n int)                // want n permits more; a level, not an increment
-	Give(p *semaphore.Permit) // release it, off the caller's path
-	Offer(n int)              // n units lie idle: does anyone need them?
-	Full() bool               // Redis has answered the last Ask, and had nothing free
-	Err() error               // why the engine cannot ask Redis now, or nil
+	Ask(n int)             // want n permits more; a level, not an increment
+	Give(p *engine.Permit) // release it, off the caller's path
+	Offer(n int)           // n units lie idle: does anyone need them?
+	Full() bool            // Redis has answered the last Ask, and had nothing free
+	Err() error            // why the engine cannot ask Redis now, or nil
 }
 
 // Pool is the integration's side. Both methods run without the allotment's lock.
@@ -108,9 +108,9 @@ type Allotment struct {
 	mu sync.Mutex
 
 	// Guarded by mu.
-	owned     int                 // permits, spare or under a connection
-	spare     []*semaphore.Permit // under no connection; nil is a permit this process gave itself
-	uncounted int                 // of owned: those without a permit of the fleet (FallbackConns, KeepOnLoss)
+	owned     int              // permits, spare or under a connection
+	spare     []*engine.Permit // under no connection; nil is a permit this process gave itself
+	uncounted int              // of owned: those without a permit of the fleet (FallbackConns, KeepOnLoss)
 	turns     int
 	conns     [gone + 1]int // connections by state
 	fixed     int           // of the idle ones: those that only their pool can use or end; see Pin
@@ -151,7 +151,7 @@ type Allotment struct {
 	outlived  []*Suspect         // of those that are gone by our count: backends that may live
 	reopened  bool               // a connection was opened since they were last asked about
 	resolving bool               // a goroutine is in resolve
-	lent      *semaphore.Permit  // owned, and nobody's but the urgent caller's: see lend
+	lent      *engine.Permit     // owned, and nobody's but the urgent caller's: see lend
 	shut      bool               // the pool is closed, and can ask nothing
 }
 
@@ -164,10 +164,10 @@ func New(pool Pool, opts Options) *Allotment {
 
 // Join connects the allotment to the engine. It, or Attach, is called once, before the first Enter. The lock is held all
 // along: what the engine tells the new share meanwhile waits until the allotment can answer.
-func (a *Allotment) Join(sem *semaphore.Semaphore) (*semaphore.Share, error) {
+func (a *Allotment) Join(session *engine.Session) (*engine.Pool, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	share, err := sem.NewShare(a)
+	share, err := session.NewPool(a)
 	if err != nil {
 		return nil, fmt.Errorf("passbuddy: %w", err)
 	}
@@ -238,7 +238,7 @@ func (a *Allotment) take(claim bool) *Conn {
 func (a *Allotment) enterSlow(ctx context.Context, w *waiter) error {
 	if a.closed {
 		a.mu.Unlock()
-		return fmt.Errorf("passbuddy: %w", semaphore.ErrClosed)
+		return fmt.Errorf("passbuddy: %w", core.ErrClosed)
 	}
 	if err := ctx.Err(); err != nil {
 		a.mu.Unlock()
@@ -294,7 +294,7 @@ func (a *Allotment) enterSlow(ctx context.Context, w *waiter) error {
 	if isClosed(closing) {
 		return ErrPoolClosed
 	}
-	if err := a.refusal(ctx, cause); a.returns != returns || !errors.Is(err, semaphore.ErrCapacity) {
+	if err := a.refusal(ctx, cause); a.returns != returns || !errors.Is(err, core.ErrCapacity) {
 		return err
 	} else {
 		return a.explainNested(err, time.Since(began))
@@ -306,10 +306,10 @@ func (a *Allotment) enterSlow(ctx context.Context, w *waiter) error {
 // known to be full gets the context's own error, as from a bare pool: who counts ErrCapacity to raise the capacity must not count those. The lock
 // is held.
 func (a *Allotment) refusal(ctx context.Context, cause error) error {
-	reason := semaphore.ErrCapacity
+	reason := core.ErrCapacity
 	if err := a.fleet.Err(); err != nil {
 		reason = err
-	} else if errors.Is(cause, semaphore.ErrCapacity) {
+	} else if errors.Is(cause, core.ErrCapacity) {
 		return cause // see OpenWithin
 	} else if ctx.Err() != nil && cause != nil && !a.fleet.Full() {
 		return ctx.Err()

@@ -2,13 +2,13 @@ package allotment_test
 
 import (
 	"context"
+	"github.com/passbuddy/passbuddy/internal/engine"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/passbuddy/passbuddy/internal/allotment"
-	"github.com/passbuddy/passbuddy/semaphore"
 )
 
 // The leases of backends that are recorded do not end by themselves. Who loses them, for Redis was away, says when those backends are
@@ -25,7 +25,7 @@ func TestWhatIsMarkedAndLostIsGivenBack(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if err := c.Mark(t.Context(), semaphore.Backend{PID: 1, Start: 1}); err != nil {
+				if err := c.Mark(t.Context(), allotment.Backend{PID: 1, Start: 1}); err != nil {
 					t.Fatal(err)
 				}
 				fl.count(1)
@@ -75,7 +75,7 @@ func TestAPermitIsVacatedBeforeItCoversTheNextConnection(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if err := c.Mark(t.Context(), semaphore.Backend{PID: 1, Start: 1, Server: 1}); err != nil {
+				if err := c.Mark(t.Context(), allotment.Backend{PID: 1, Start: 1, Server: 1}); err != nil {
 					t.Fatal(err)
 				}
 				if !c.CheckOut() || !c.Discard() {
@@ -103,7 +103,7 @@ func TestAPermitIsVacatedBeforeItCoversTheNextConnection(t *testing.T) {
 				if n := fl.held(); n != 1 {
 					t.Errorf("%d permits are held", n)
 				}
-				if err := c.Mark(t.Context(), semaphore.Backend{PID: 2, Start: 2, Server: 1}); err != nil {
+				if err := c.Mark(t.Context(), allotment.Backend{PID: 2, Start: 2, Server: 1}); err != nil {
 					t.Error(err)
 				}
 				c.Gone()
@@ -140,7 +140,7 @@ func TestUrgentTurn(t *testing.T) {
 		enter("first", t.Context())
 		enter("second", t.Context())
 		p.enter = func(ctx context.Context) { enter("urgent", ctx) }
-		if gone := p.Allotment.EndBackends(t.Context(), []semaphore.Backend{{PID: 1}}); len(gone) != 1 || !gone[0] {
+		if gone := p.Allotment.EndBackends(t.Context(), []allotment.Backend{{PID: 1}}); len(gone) != 1 || !gone[0] {
 			t.Errorf("gone: %v", gone)
 		}
 		for range 3 {
@@ -162,18 +162,18 @@ type ender struct {
 
 func (e *ender) Evict() bool           { return false }
 func (e *ender) Fence(*allotment.Conn) {}
-func (e *ender) BackendsGone(ctx context.Context, backends []semaphore.Backend) []bool {
-	return e.EndBackends(ctx, backends)
+func (e *ender) BackendsGone(ctx context.Context, backends []allotment.Backend) []bool {
+	return askOf(tags, func(b []Backend) []bool { return e.EndBackends(ctx, b) })
 }
-func (e *ender) EndBackends(ctx context.Context, _ []semaphore.Backend) []bool {
+func (e *ender) EndBackends(ctx context.Context, _ []allotment.Backend) []bool {
 	e.enter(ctx)
 	return []bool{true}
 }
 
 // fleetOf is a share of the process's session for another allotment.
-func (p *process) fleetOf(t *testing.T, a *allotment.Allotment) *semaphore.Share {
+func (p *process) fleetOf(t *testing.T, a *allotment.Allotment) *engine.Pool {
 	t.Helper()
-	share, err := p.sem.NewShare(a)
+	share, err := p.session.NewPool(a)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,9 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/passbuddy/passbuddy/internal/core"
 	"time"
-
-	"github.com/passbuddy/passbuddy/semaphore"
 )
 
 // AcquireTimeout bounds a whole checkout. A checkout can wait at several stations: for a turn, again for another one if the connection that came
@@ -71,7 +70,7 @@ func (a *Allotment) Overdue(ctx context.Context) bool { return a.left(ctx) <= 0 
 // OpenWithin is Open bounded by AcquireTimeout, too. The error then matches ErrCapacity.
 func (a *Allotment) OpenWithin(ctx context.Context) (*Conn, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, a.left(ctx),
-		fmt.Errorf("passbuddy: no connection ended within %v to make room: %w", a.opts.AcquireTimeout, semaphore.ErrCapacity))
+		fmt.Errorf("passbuddy: no connection ended within %v to make room: %w", a.opts.AcquireTimeout, core.ErrCapacity))
 	defer cancel()
 	return a.Open(ctx)
 }

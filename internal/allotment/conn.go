@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/passbuddy/passbuddy/internal/core"
+	"github.com/passbuddy/passbuddy/internal/engine"
 	"time"
-
-	"github.com/passbuddy/passbuddy/semaphore"
 )
 
 type state uint8
@@ -25,15 +25,15 @@ var ErrNoSpare = errors.New("passbuddy: no connection permit is free for a backg
 // Conn is one physical connection of the pool, from before its dial until its backend has ended.
 type Conn struct {
 	a      *Allotment
-	permit *semaphore.Permit
+	permit *engine.Permit
 
 	// Guarded by the allotment's lock.
 	state      state
-	lost       bool               // its lease is lost; it ends at the next occasion
-	since      time.Time          // when it began to be opened, or to leave
-	lapsed     *semaphore.Permit  // with Options.Fence, if lost: the permit, which can be counted until we say that the backend is gone
-	recorded   *semaphore.Backend // with Options.Fence: its backend, as Redis knows it
-	swept      bool               // a sweep has seen it idle, at idleSeen
+	lost       bool           // its lease is lost; it ends at the next occasion
+	since      time.Time      // when it began to be opened, or to leave
+	lapsed     *engine.Permit // with Options.Fence, if lost: the permit, which can be counted until we say that the backend is gone
+	recorded   *Backend       // with Options.Fence: its backend, as Redis knows it
+	swept      bool           // a sweep has seen it idle, at idleSeen
 	idleSeen   time.Time
 	pin        Pin
 	parked     bool   // idle, and in no pool; see Park
@@ -155,7 +155,7 @@ func (a *Allotment) Open(ctx context.Context) (*Conn, error) {
 			return c, nil
 		}
 		c.Gone()
-		if !errors.Is(err, semaphore.ErrLost) {
+		if !errors.Is(err, core.ErrLost) {
 			return nil, err
 		}
 	}
@@ -165,7 +165,7 @@ func (a *Allotment) open(ctx context.Context) (*Conn, error) {
 	a.mu.Lock()
 	if a.closed {
 		a.mu.Unlock()
-		return nil, fmt.Errorf("passbuddy: %w", semaphore.ErrClosed)
+		return nil, fmt.Errorf("passbuddy: %w", core.ErrClosed)
 	}
 	urgent := ctx.Value(urgentKey{a}) != nil
 	if urgent {
@@ -229,7 +229,7 @@ func (a *Allotment) OpenNow() *Conn {
 // OpenBackground is Open for a connection that nobody waits for. It never waits itself, takes no
 // permit from a local caller, and returns ErrNoSpare when none is free. p, if not nil, is a permit
 // acquired for it. With Options.Fence it asks Redis, as Open does.
-func (a *Allotment) OpenBackground(ctx context.Context, p *semaphore.Permit) (*Conn, error) {
+func (a *Allotment) OpenBackground(ctx context.Context, p *engine.Permit) (*Conn, error) {
 	c, err := a.openBackground(p)
 	if err != nil {
 		return nil, err
@@ -241,7 +241,7 @@ func (a *Allotment) OpenBackground(ctx context.Context, p *semaphore.Permit) (*C
 	return c, nil
 }
 
-func (a *Allotment) openBackground(p *semaphore.Permit) (*Conn, error) {
+func (a *Allotment) openBackground(p *engine.Permit) (*Conn, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if p != nil {

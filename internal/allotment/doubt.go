@@ -3,9 +3,9 @@ package allotment
 import (
 	"context"
 	"errors"
+	"github.com/passbuddy/passbuddy/internal/core"
+	"github.com/passbuddy/passbuddy/internal/engine"
 	"time"
-
-	"github.com/passbuddy/passbuddy/semaphore"
 )
 
 // This file is for connections that are closed on our side, and whose backends perhaps live on: the
@@ -52,10 +52,10 @@ const (
 // A Suspect is the backend of a connection in doubt.
 type Suspect struct {
 	PID      uint32
-	Since    time.Time         // it was there: a backend of that PID which has started later is another
-	Addr     string            // of the server, as the socket knew it
-	Recorded semaphore.Backend // with Options.Fence: which it is, exactly
-	Ended    func()            // tells the socket that nobody waits for its backend any more; it may be called twice
+	Since    time.Time // it was there: a backend of that PID which has started later is another
+	Addr     string    // of the server, as the socket knew it
+	Recorded Backend   // with Options.Fence: which it is, exactly
+	Ended    func()    // tells the socket that nobody waits for its backend any more; it may be called twice
 
 	bound *time.Timer
 }
@@ -194,7 +194,7 @@ func (a *Allotment) round(ender SuspectEnder) (pause time.Duration) {
 	})
 	switch {
 	case err == nil:
-	case errors.Is(err, semaphore.ErrClosed), errors.Is(err, ErrPoolClosed):
+	case errors.Is(err, core.ErrClosed), errors.Is(err, ErrPoolClosed):
 		a.mu.Lock()
 		a.shut = true
 		a.mu.Unlock()
@@ -208,7 +208,7 @@ func (a *Allotment) round(ender SuspectEnder) (pause time.Duration) {
 // waitsForPermit reports whether err says that there was no permit, or no time, rather than no
 // server.
 func waitsForPermit(err error) bool {
-	return errors.Is(err, semaphore.ErrCapacity) || errors.Is(err, semaphore.ErrUnavailable) || errors.Is(err, semaphore.ErrLost) ||
+	return errors.Is(err, core.ErrCapacity) || errors.Is(err, core.ErrUnavailable) || errors.Is(err, core.ErrLost) ||
 		errors.Is(err, context.DeadlineExceeded)
 }
 
@@ -316,7 +316,7 @@ func (a *Allotment) unlend() {
 // spare. Otherwise it returns nil.
 func (a *Allotment) More(ctx context.Context) *Conn {
 	f, ok := a.fleet.(interface {
-		Try(context.Context) (*semaphore.Permit, error)
+		Try(context.Context) (*engine.Permit, error)
 	})
 	if !ok {
 		return nil

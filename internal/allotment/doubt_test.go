@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/passbuddy/passbuddy/internal/allotment"
-	"github.com/passbuddy/passbuddy/semaphore"
 )
 
 // losing is a process whose network loses connections.
@@ -142,7 +141,7 @@ func TestALostLeaseInDoubtStaysInQuarantine(t *testing.T) {
 		inFleet(t, 1, func(t *testing.T, fl *fleet) {
 			p := fl.startLosingAs(allotment.Options{AcquireTimeout: time.Minute, Fence: true})
 			p.open(1)
-			if err := p.conns[0].Mark(t.Context(), semaphore.Backend{PID: 1, Start: 1, Server: 1}); err != nil {
+			if err := p.conns[0].Mark(t.Context(), allotment.Backend{PID: 1, Start: 1, Server: 1}); err != nil {
 				t.Fatal(err)
 			}
 			p.unable = errors.New("the server is down, it seems")

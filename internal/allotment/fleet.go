@@ -2,17 +2,17 @@ package allotment
 
 import (
 	"fmt"
+	"github.com/passbuddy/passbuddy/internal/core"
+	"github.com/passbuddy/passbuddy/internal/engine"
 	"slices"
 	"time"
-
-	"github.com/passbuddy/passbuddy/semaphore"
 )
 
 // The methods of this file are what the fleet tells the allotment; together they are
-// semaphore.Sharer. None blocks.
+// engine.Listener. None blocks.
 
 // Granted takes permits that arrived. A connection that lives without one is counted in first.
-func (a *Allotment) Granted(permits []*semaphore.Permit) {
+func (a *Allotment) Granted(permits []*engine.Permit) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.granted = time.Now()
@@ -40,7 +40,7 @@ func (a *Allotment) Granted(permits []*semaphore.Permit) {
 }
 
 // countIn puts p where a connection, or a spare unit, has none. The lock is held.
-func (a *Allotment) countIn(p *semaphore.Permit) bool {
+func (a *Allotment) countIn(p *engine.Permit) bool {
 	for i, s := range a.spare {
 		if s == nil {
 			a.spare[i] = p
@@ -230,7 +230,7 @@ func (a *Allotment) mustCountIn(c *Conn) bool {
 
 // Lost tells that the lease of p can no longer be proven. Its connection is fenced. With
 // KeepOnLoss, or within FallbackConns, it lives on uncounted until a new grant counts it in.
-func (a *Allotment) Lost(p *semaphore.Permit) {
+func (a *Allotment) Lost(p *engine.Permit) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for i, s := range a.spare {
@@ -270,7 +270,7 @@ func (a *Allotment) Closed() {
 	for _, q := range []*queue{&a.waiters, &a.openers} {
 		for q.len() > 0 {
 			w := q.pop()
-			w.err = fmt.Errorf("passbuddy: %w", semaphore.ErrClosed)
+			w.err = fmt.Errorf("passbuddy: %w", core.ErrClosed)
 			close(w.ready)
 		}
 	}

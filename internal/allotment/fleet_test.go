@@ -75,7 +75,7 @@ func (fl *fleet) startAs(cfg semaphore.Config, opts allotment.Options) *process 
 		Dialer: func(context.Context, string, string) (net.Conn, error) { return fl.redis.Dial() },
 	})
 	cfg.Capacity, cfg.Logger = fl.capacity, slog.New(slog.NewTextHandler(io.Discard, nil))
-	sem, err := semaphore.New(client, cfg)
+	sem, err := semaphore.New(context.Background(), client, cfg)
 	if err != nil {
 		fl.t.Fatal(err)
 	}

@@ -1,9 +1,8 @@
 package allotment
 
 import (
+	"github.com/passbuddy/passbuddy/internal/core"
 	"time"
-
-	"github.com/passbuddy/passbuddy/semaphore"
 )
 
 // This file is for a pool that hands out and takes back its idle connections by itself (pgxpool), while the allotment may have to close one
@@ -25,9 +24,9 @@ func (c *Conn) Ended() error {
 	defer c.a.mu.Unlock()
 	switch {
 	case c.lost:
-		return semaphore.ErrLost
+		return core.ErrLost
 	case c.a.closed:
-		return semaphore.ErrClosed
+		return core.ErrClosed
 	}
 	return nil
 }

@@ -1,9 +1,8 @@
 package allotment
 
 import (
+	"github.com/passbuddy/passbuddy/internal/engine"
 	"time"
-
-	"github.com/passbuddy/passbuddy/semaphore"
 )
 
 // settle brings the allotment to rest after a change: it pays debts, serves those who
@@ -80,7 +79,7 @@ func (a *Allotment) ask() {
 	a.fleet.Ask(n)
 }
 
-// stayer is a [Fleet] that a pool leaves by itself. [*semaphore.Share] is one.
+// stayer is a [Fleet] that a pool leaves by itself. [*engine.Pool] is one.
 type stayer interface {
 	// Stay: the pool is to be told when Redis is back, or the engine is closed, though it holds and asks for nothing.
 	Stay(yes bool)
@@ -170,7 +169,7 @@ func (a *Allotment) giveSpare() {
 
 // disown drops one permit from those owned and releases it; nil stands for one that
 // this process gave itself. The lock is held.
-func (a *Allotment) disown(p *semaphore.Permit) {
+func (a *Allotment) disown(p *engine.Permit) {
 	a.owned--
 	if p == nil {
 		a.uncounted--

@@ -1,11 +1,10 @@
 package allotment
 
 import (
+	"github.com/passbuddy/passbuddy/internal/engine"
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"github.com/passbuddy/passbuddy/semaphore"
 )
 
 // A late timer must not stand in the way of an earlier one: with connects of 1 s the look at the backlog is seconds away, and the next dial is due in
@@ -35,11 +34,11 @@ func TestSettleInKeepsTheEarlierTime(t *testing.T) {
 // quiet is a fleet that never answers.
 type quiet struct{}
 
-func (quiet) Ask(int)                {}
-func (quiet) Give(*semaphore.Permit) {}
-func (quiet) Offer(int)              {}
-func (quiet) Full() bool             { return false }
-func (quiet) Err() error             { return nil }
+func (quiet) Ask(int)             {}
+func (quiet) Give(*engine.Permit) {}
+func (quiet) Offer(int)           {}
+func (quiet) Full() bool          { return false }
+func (quiet) Err() error          { return nil }
 
 // A recall that came for a permit which had just been given back is void after a moment. A withdrawal is not for that one.
 func TestKeepIsNotForVoidRecalls(t *testing.T) {

@@ -9,14 +9,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/passbuddy/passbuddy/internal/allotment"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
-
-	"github.com/passbuddy/passbuddy/semaphore"
 )
 
 const (
@@ -33,30 +32,30 @@ const (
 
 // Of returns the backend of pc. It asks it one query, and is for pc's first use. It is an error if the server at the other end
 // is not the backend itself: one behind a pooler serves others too, and is not ours to end.
-func Of(ctx context.Context, pc *pgconn.PgConn) (semaphore.Backend, error) {
+func Of(ctx context.Context, pc *pgconn.PgConn) (allotment.Backend, error) {
 	rows, at, err := ofServer(ctx, pc, `select pid, `+start+` from pg_catalog.pg_stat_activity where pid = pg_backend_pid()`)
 	if err != nil {
-		return semaphore.Backend{}, fmt.Errorf("passbuddy: Config.Fence: asking for the backend of a new connection: %w", err)
+		return allotment.Backend{}, fmt.Errorf("passbuddy: Config.Fence: asking for the backend of a new connection: %w", err)
 	}
 	if len(rows) != 1 || rows[0].Start == 0 {
-		return semaphore.Backend{}, errors.New("passbuddy: Config.Fence: pg_stat_activity does not show a new connection's own backend")
+		return allotment.Backend{}, errors.New("passbuddy: Config.Fence: pg_stat_activity does not show a new connection's own backend")
 	}
 	rows[0].Server = at
 	if b := rows[0]; b.PID != pc.PID() {
-		return semaphore.Backend{}, fmt.Errorf("passbuddy: Config.Fence: the connection to backend %d goes through a pooler, which calls it %d: "+
+		return allotment.Backend{}, fmt.Errorf("passbuddy: Config.Fence: the connection to backend %d goes through a pooler, which calls it %d: "+
 			"Fence needs connections to Postgres itself", b.PID, pc.PID())
 	}
 	return rows[0], nil
 }
 
 // Asker is what End and Gone have in common.
-type Asker func(ctx context.Context, pc *pgconn.PgConn, backends []semaphore.Backend) (gone []bool)
+type Asker func(ctx context.Context, pc *pgconn.PgConn, backends []allotment.Backend) (gone []bool)
 
 // End has Postgres end those backends, and reports which are gone. pid and start must both match, so a pid that was used again is not
 // touched; and so must the role that pc has logged in with. One that is alive and not ours to end, or to see, is not gone.
 //
 // Between the look and the signal a backend can end by itself. Its pid is then used again only after all others were: no other process is hit.
-func End(ctx context.Context, pc *pgconn.PgConn, backends []semaphore.Backend) (gone []bool) {
+func End(ctx context.Context, pc *pgconn.PgConn, backends []allotment.Backend) (gone []bool) {
 	gone = make([]bool, len(backends))
 	if len(backends) == 0 {
 		return gone
@@ -99,7 +98,7 @@ func End(ctx context.Context, pc *pgconn.PgConn, backends []semaphore.Backend) (
 // Gone reports which of those backends are gone, and ends none. A backend of a server that was not
 // started when this one was is not gone: pc may be connected to another Postgres, which never had
 // it.
-func Gone(ctx context.Context, pc *pgconn.PgConn, backends []semaphore.Backend) (gone []bool) {
+func Gone(ctx context.Context, pc *pgconn.PgConn, backends []allotment.Backend) (gone []bool) {
 	gone = make([]bool, len(backends))
 	if len(backends) == 0 {
 		return gone
@@ -112,7 +111,7 @@ func Gone(ctx context.Context, pc *pgconn.PgConn, backends []semaphore.Backend) 
 }
 
 // shows asks for all that has one of their pids. Another role's backend_start is null for us.
-func shows(backends []semaphore.Backend) string {
+func shows(backends []allotment.Backend) string {
 	pids := make([]string, len(backends))
 	for i, b := range backends {
 		pids[i] = strconv.FormatUint(uint64(b.PID), 10)
@@ -121,14 +120,14 @@ func shows(backends []semaphore.Backend) string {
 }
 
 // isAmong reports whether b may be one of those that the server shows.
-func isAmong(b semaphore.Backend, alive []semaphore.Backend) bool {
-	return slices.ContainsFunc(alive, func(other semaphore.Backend) bool {
+func isAmong(b allotment.Backend, alive []allotment.Backend) bool {
+	return slices.ContainsFunc(alive, func(other allotment.Backend) bool {
 		return other.PID == b.PID && (other.Start == b.Start || other.Start == 0)
 	})
 }
 
 // ofServer is query, and tells when the server was started.
-func ofServer(ctx context.Context, pc *pgconn.PgConn, sql string) (rows []semaphore.Backend, at int64, err error) {
+func ofServer(ctx context.Context, pc *pgconn.PgConn, sql string) (rows []allotment.Backend, at int64, err error) {
 	all, err := query(ctx, pc, sql+" union all "+server)
 	for _, row := range all {
 		if row.PID == 0 {
@@ -145,12 +144,12 @@ func ofServer(ctx context.Context, pc *pgconn.PgConn, sql string) (rows []semaph
 
 // query runs a statement that returns pairs of numbers. The user may have left the connection in another role than it logged in with, which may
 // not see or end what this one may.
-func query(ctx context.Context, pc *pgconn.PgConn, sql string) ([]semaphore.Backend, error) {
+func query(ctx context.Context, pc *pgconn.PgConn, sql string) ([]allotment.Backend, error) {
 	results, err := pc.Exec(ctx, "set local role none; "+sql).ReadAll()
 	if err != nil {
 		return nil, err
 	}
-	var out []semaphore.Backend
+	var out []allotment.Backend
 	for _, row := range results[len(results)-1].Rows {
 		pid, err := strconv.ParseUint(string(row[0]), 10, 32)
 		if err != nil {
@@ -160,7 +159,7 @@ func query(ctx context.Context, pc *pgconn.PgConn, sql string) ([]semaphore.Back
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, semaphore.Backend{PID: uint32(pid), Start: at})
+		out = append(out, allotment.Backend{PID: uint32(pid), Start: at})
 	}
 	return out, nil
 }

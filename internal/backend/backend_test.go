@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/passbuddy/passbuddy/internal/allotment"
 	"net/url"
 	"slices"
 	"strings"
@@ -15,7 +16,6 @@ import (
 
 	"github.com/passbuddy/passbuddy/internal/backend"
 	"github.com/passbuddy/passbuddy/internal/throwaway"
-	"github.com/passbuddy/passbuddy/semaphore"
 )
 
 func server(t *testing.T) *throwaway.Postgres {
@@ -41,7 +41,7 @@ func connect(t *testing.T, dsn string) *pgx.Conn {
 	return c
 }
 
-func of(t *testing.T, c *pgx.Conn) semaphore.Backend {
+func of(t *testing.T, c *pgx.Conn) allotment.Backend {
 	t.Helper()
 	b, err := backend.Of(t.Context(), c.PgConn())
 	if err != nil {
@@ -68,9 +68,9 @@ func TestEnd(t *testing.T) {
 		}
 		ended := make(chan error, 1)
 		go func() { _, err := busy.Exec(context.Background(), "select pg_sleep(60)"); ended <- err }()
-		never := semaphore.Backend{PID: 4000000, Start: of1.Start}
+		never := allotment.Backend{PID: 4000000, Start: of1.Start}
 		began := time.Now()
-		if gone := backend.End(t.Context(), self.PgConn(), []semaphore.Backend{of1, of2, never}); !slices.Equal(gone, []bool{true, true, true}) {
+		if gone := backend.End(t.Context(), self.PgConn(), []allotment.Backend{of1, of2, never}); !slices.Equal(gone, []bool{true, true, true}) {
 			t.Errorf("gone: %v", gone)
 		}
 		t.Logf("two ended in %v", time.Since(began))
@@ -85,8 +85,8 @@ func TestEnd(t *testing.T) {
 	t.Run("a pid used again", func(t *testing.T) {
 		c := connect(t, pg.URL())
 		b := of(t, c)
-		before := semaphore.Backend{PID: b.PID, Start: b.Start - 1}
-		if gone := backend.End(t.Context(), self.PgConn(), []semaphore.Backend{before}); !gone[0] {
+		before := allotment.Backend{PID: b.PID, Start: b.Start - 1}
+		if gone := backend.End(t.Context(), self.PgConn(), []allotment.Backend{before}); !gone[0] {
 			t.Error("what had the pid before is not gone")
 		}
 		if !alive(c) {
@@ -95,7 +95,7 @@ func TestEnd(t *testing.T) {
 	})
 	t.Run("itself", func(t *testing.T) {
 		began := time.Now()
-		if gone := backend.End(t.Context(), self.PgConn(), []semaphore.Backend{of(t, self)}); gone[0] || !alive(self) {
+		if gone := backend.End(t.Context(), self.PgConn(), []allotment.Backend{of(t, self)}); gone[0] || !alive(self) {
 			t.Errorf("gone %v, alive %v", gone, alive(self))
 		}
 		if took := time.Since(began); took > 10*time.Second {
@@ -110,7 +110,7 @@ func TestEnd(t *testing.T) {
 		u.User = url.UserPassword("other", "other")
 		for name, c := range map[string]*pgx.Conn{"other": connect(t, u.String()), "superuser": connect(t, pg.AdminURL())} {
 			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-			gone := backend.End(ctx, self.PgConn(), []semaphore.Backend{of(t, c)})
+			gone := backend.End(ctx, self.PgConn(), []allotment.Backend{of(t, c)})
 			cancel()
 			if gone[0] || !alive(c) {
 				t.Errorf("%s: gone %v, alive %v", name, gone, alive(c))
@@ -120,7 +120,7 @@ func TestEnd(t *testing.T) {
 		c := connect(t, pg.URL())
 		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 		defer cancel()
-		if gone := backend.End(ctx, admin.PgConn(), []semaphore.Backend{of(t, c)}); gone[0] || !alive(c) {
+		if gone := backend.End(ctx, admin.PgConn(), []allotment.Backend{of(t, c)}); gone[0] || !alive(c) {
 			t.Error("a superuser ended another role's")
 		}
 	})
@@ -130,7 +130,7 @@ func TestEnd(t *testing.T) {
 			t.Fatal(err)
 		}
 		c := connect(t, pg.URL())
-		if gone := backend.End(t.Context(), set.PgConn(), []semaphore.Backend{of(t, c)}); !gone[0] || alive(c) {
+		if gone := backend.End(t.Context(), set.PgConn(), []allotment.Backend{of(t, c)}); !gone[0] || alive(c) {
 			t.Errorf("gone %v, alive %v", gone, alive(c))
 		}
 		var role string
@@ -143,7 +143,7 @@ func TestEnd(t *testing.T) {
 		c := connect(t, pg.URL())
 		b := of(t, c)
 		_ = dead.Close(t.Context())
-		if gone := backend.End(t.Context(), dead.PgConn(), []semaphore.Backend{b}); gone[0] {
+		if gone := backend.End(t.Context(), dead.PgConn(), []allotment.Backend{b}); gone[0] {
 			t.Error("gone, says a connection that is closed")
 		}
 	})
@@ -166,7 +166,7 @@ func TestGone(t *testing.T) {
 	before.Start--
 	ended, elsewhere := there, there
 	elsewhere.Server++
-	all := []semaphore.Backend{here, before, of(t, others), of(t, self), ended, elsewhere}
+	all := []allotment.Backend{here, before, of(t, others), of(t, self), ended, elsewhere}
 	look := func(by *pgx.Conn) []bool { return backend.Gone(t.Context(), by.PgConn(), all) }
 	if gone := look(self); !slices.Equal(gone, []bool{false, true, false, false, false, false}) {
 		t.Errorf("gone: %v, but all are there", gone)

@@ -12,7 +12,6 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/passbuddy/passbuddy/internal/allotment"
-	"github.com/passbuddy/passbuddy/semaphore"
 )
 
 const (
@@ -64,13 +63,13 @@ func EndSuspects(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.S
 // recordedHere tells of which it is known that they are of pc's server.
 func recordedHere(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.Suspect) (here []bool, err error) {
 	here = make([]bool, len(suspects))
-	i := slices.IndexFunc(suspects, func(s *allotment.Suspect) bool { return s.Recorded != semaphore.Backend{} })
+	i := slices.IndexFunc(suspects, func(s *allotment.Suspect) bool { return s.Recorded != allotment.Backend{} })
 	if i < 0 {
 		return here, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerMost)
 	defer cancel()
-	_, at, err := ofServer(ctx, pc, shows([]semaphore.Backend{suspects[i].Recorded}))
+	_, at, err := ofServer(ctx, pc, shows([]allotment.Backend{suspects[i].Recorded}))
 	for i, s := range suspects {
 		here[i] = s.Recorded.Server == at
 	}
@@ -79,7 +78,7 @@ func recordedHere(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.
 
 // endRecorded is EndSuspects for those that are here, by pid and start.
 func endRecorded(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.Suspect, here []bool) (gone []bool, err error) {
-	var backends []semaphore.Backend
+	var backends []allotment.Backend
 	for i, s := range suspects {
 		if here[i] {
 			backends = append(backends, s.Recorded)

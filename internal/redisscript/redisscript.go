@@ -1,5 +1,6 @@
 // Package redisscript holds the Lua scripts of the semaphore, its key schema, and one typed
-// function for each script. Only this package knows what a reply looks like.
+// function for each script. Only this package knows what a reply looks like; what it says is in
+// package message.
 //
 // Every script is safe to run twice with the same arguments, decides by Redis's clock alone, and
 // names all its keys, which share one Cluster slot. Scripts run by EVALSHA and fall back on EVAL, so the server's
@@ -10,12 +11,12 @@ import (
 	"cmp"
 	"context"
 	_ "embed"
-	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/passbuddy/passbuddy/internal/message"
 )
 
 var (
@@ -60,13 +61,6 @@ var (
 	goneScript     = redis.NewScript(memoryText + common + goneText)
 )
 
-// ErrGone is returned by Exchange to a session that Redis does not know, or that knows another epoch:
-// it must renew before it may ask for anything.
-var ErrGone = errors.New("session is unknown to Redis, or its state was lost")
-
-// Plain is the fourth group of the UUID of a permit that no connection pool holds. See common.lua.
-const Plain = "8000"
-
 // Keys are the names of one semaphore's state, in the order the scripts expect.
 type Keys struct {
 	all  []string
@@ -90,64 +84,10 @@ func (k Keys) All() []string { return append([]string(nil), k.all...) }
 // Channel is where pushes to a session go.
 func (k Keys) Channel(session string) string { return k.push + session }
 
-// Request is a set of permits that are granted together.
-func Request(ttlMillis int64, ids ...string) string {
-	return strconv.FormatInt(ttlMillis, 10) + " " + strings.Join(ids, " ")
-}
-
-// Kind says what happens to a request that cannot be granted at once.
-type Kind string
-
-// The kinds of requests.
-const (
-	Try   Kind = "t" // refused
-	Hold  Kind = "e" // refused: it extends what is held
-	Wait  Kind = "w" // queued, first come first served
-	Share Kind = "s" // queued for one permit, in the order of the shares
-	Join  Kind = "j" // Share, for a pool that was granted nothing yet
-)
-
-// Ask is a request and its kind.
-type Ask struct {
-	Kind    Kind
-	Request string
-}
-
-// Exchange is what a session wants of one round trip. Plain permits, each for itself, are named apart: they are the common case,
-// and cost Redis least.
-type Exchange struct {
-	Expected       int64 // Redis's clock as the session expects it, ms; 0 if it never heard of it
-	Session, Epoch string
-	TTLMillis      int64
-	Release        []string // plain permits: UUIDs
-	Waits, Tries   []string // plain permits wanted: UUIDs
-	Drop           []string // requests, as made by Request
-	Ask            []Ask
-	Offered        int    // units that lie idle ...
-	Offerer        string // ... with this sharer
-	MoveMicros     int64  // what a move was measured to cost, 0: nothing new
-	MostWaiting    int    // requests the queue has a place for, 0: any number
-	Load           bool   // Redis is not expected to know the script
-}
-
-// Exchanged is Redis's answer. Times are milliseconds of Redis's clock.
-type Exchanged struct {
-	All       bool  // everything was done: all that was wanted is granted, and nobody waits
-	Now, Wake int64 // Now: 0 if Redis did not look; Wake: when to look again if a request of this session is left waiting; 0 unknown
-	Waiting   int64 // requests of anyone left in the queue
-	Promised  Tally // of the sharer that offers, if some of what it offered is needed; else zero
-	Granted   []string
-	Refused   []string // first UUIDs
-	Crowded   []string // first UUIDs of requests for which the queue has no place
-	Free      int64    // permits held by nobody, though somebody may wait: those are held back
-	Full      bool     // Redis has reached maxmemory: see memory.lua
-	NoMemory  []string // first UUIDs of requests that were therefore neither granted nor queued
-}
-
-// Run executes the exchange. It returns ErrGone if the session must renew first.
-func (x Exchange) Run(ctx context.Context, c redis.Scripter, k Keys) (Exchanged, error) {
+// Exchange runs one. It returns message.ErrGone if the session must renew first.
+func Exchange(ctx context.Context, c redis.Scripter, k Keys, x message.Exchange) (message.Exchanged, error) {
 	args := make([]any, 0, 12+len(x.Release)+len(x.Waits)+len(x.Tries)+len(x.Drop)+2*len(x.Ask))
-	args = append(args, x.Expected, x.Session, x.Epoch, x.TTLMillis, len(x.Release), len(x.Waits), len(x.Tries), x.MostWaiting)
+	args = append(args, x.Expected, x.Session, x.Epoch, x.TTLMillis, len(x.Release), len(x.Waits), len(x.Tries), x.MaxWaiting)
 	for _, list := range [][]string{x.Release, x.Waits, x.Tries} {
 		for _, id := range list {
 			args = append(args, id)
@@ -164,16 +104,16 @@ func (x Exchange) Run(ctx context.Context, c redis.Scripter, k Keys) (Exchanged,
 	}
 	v, err := runOrLoad(ctx, exchangeScript, x.Load, c, k.all, args).Result()
 	if err != nil {
-		return Exchanged{}, explain(ctx, c, k, err)
+		return message.Exchanged{}, explain(ctx, c, k, err)
 	}
 	if now, plain := v.(int64); plain {
-		return Exchanged{All: true, Now: now}, nil
+		return message.Exchanged{All: true, Now: now}, nil
 	}
 	r := newReply(v)
 	if status := r.text(); status == "gone" {
-		return Exchanged{}, ErrGone
+		return message.Exchanged{}, message.ErrGone
 	}
-	out := Exchanged{Now: r.int(), Wake: r.int(), Waiting: r.int()}
+	out := message.Exchanged{Now: r.int(), Wake: r.int(), Waiting: r.int()}
 	if owed := tallies(r.ints()); len(owed) == 1 {
 		out.Promised = owed[0]
 	}
@@ -182,89 +122,30 @@ func (x Exchange) Run(ctx context.Context, c redis.Scripter, k Keys) (Exchanged,
 	return out, r.err
 }
 
-// A Tally counts what a sharer was ever asked to give back, and how many of those recalls were withdrawn since. Both only grow while a
-// state lasts, so whoever has heard an earlier one knows what is new, however often and in what order it is told.
-type Tally struct{ Recalled, Withdrawn int64 }
-
-func tallies(list []int64) []Tally {
-	out := make([]Tally, len(list)/2)
+func tallies(list []int64) []message.Tally {
+	out := make([]message.Tally, len(list)/2)
 	for i := range out {
-		out[i] = Tally{list[2*i], list[2*i+1]}
+		out[i] = message.Tally{Recalled: list[2*i], Withdrawn: list[2*i+1]}
 	}
 	return out
 }
 
-// Sharer is what a session reports about one of its connection pools.
-type Sharer struct {
-	Name       string
-	Held, Owed int   // permits it holds; of those, how many it is still to give back
-	Heard      Tally // the last it has heard
-}
-
-// Renew is a heartbeat, and how a session joins.
-type Renew struct {
-	Expected       int64  // Redis's clock as the session expects it, ms; 0 if it never heard of it
-	Session, Epoch string // Epoch: what it knows, "" if nothing yet
-	TTLMillis      int64
-	Capacity       int
-	Info           string // JSON
-	NewEpoch       string // used if there is none
-	Limit          int64  // the operator's capacity it knows, 0 if none: restored if state was lost
-	Min            int    // permits to be kept for the session
-	Roster         int64  // sessions there were when it last asked
-	MoveMicros     int64  // what a move was measured to cost, 0: nothing new
-	Permits        []string
-	Backends       []string // for each permit, the backend it covers, as for Mark, or ""
-	Sharers        []Sharer
-	Load           bool // Redis is not expected to know the script
-}
-
-// Renewed is Redis's answer. Times are milliseconds of Redis's clock.
-type Renewed struct {
-	Now      int64
-	Epoch    string
-	Capacity int64 // in force
-	Waiting  int64 // requests of anyone in the queue
-	Sharded  bool  // pushes go by sharded pub/sub
-	Gate     int64 // nothing new is granted before, because state was lost
-	Missing  []string
-	Limit    int64   // an operator's capacity, 0 if none
-	Recalls  []Tally // for each sharer
-	Min      int64   // permits kept for the session: less than it wants if the minima of all would be more than the capacity
-	Roster   int64   // live sessions
-
-	// Quarantine is for a session that recorded backends: "<UUID>", "<pid> <start> <until>", ...
-	Quarantine []string
-
-	// Listeners are the session's subscriptions at this server; -1 if unknown, or if it joins only
-	// now.
-	Listeners int64
-
-	Full bool // Redis has reached maxmemory: see memory.lua
-}
-
-// A RefusedMin refuses a session that joins with a minimum for which the others' leave no room.
-type RefusedMin struct{ Others, Capacity int64 }
-
-func (e RefusedMin) Error() string {
-	return fmt.Sprintf("the minima of the other sessions are %d in sum, and the capacity is %d", e.Others, e.Capacity)
-}
-
-// Run executes the heartbeat.
-func (n Renew) Run(ctx context.Context, c redis.Scripter, k Keys) (Renewed, error) {
-	args := make([]any, 0, 14+len(n.Permits)+5*len(n.Sharers))
+// Renew runs a heartbeat, or has a session join. It returns a message.RefusedMin if there is no room for the
+// minimum of a session that joins.
+func Renew(ctx context.Context, c redis.Scripter, k Keys, n message.Renewal) (message.Renewed, error) {
+	args := make([]any, 0, 14+len(n.Permits)+5*len(n.Pools))
 	covered := 0
 	for _, b := range n.Backends {
 		if b != "" {
 			covered++
 		}
 	}
-	args = append(args, n.Expected, n.Session, n.Epoch, n.TTLMillis, n.Capacity, n.Info, n.NewEpoch, len(n.Permits), len(n.Sharers), n.Limit,
-		n.Min, n.Roster, covered, n.MoveMicros)
+	args = append(args, n.Expected, n.Session, n.Epoch, n.TTLMillis, n.Capacity, n.Info, n.NewEpoch, len(n.Permits), len(n.Pools), n.Limit,
+		n.Min, n.Sessions, covered, n.MoveMicros)
 	for _, p := range n.Permits {
 		args = append(args, p)
 	}
-	for _, s := range n.Sharers {
+	for _, s := range n.Pools {
 		args = append(args, s.Name, s.Held, s.Owed, s.Heard.Recalled, s.Heard.Withdrawn)
 	}
 	for i, b := range n.Backends {
@@ -274,33 +155,30 @@ func (n Renew) Run(ctx context.Context, c redis.Scripter, k Keys) (Renewed, erro
 	}
 	v, err := runOrLoad(ctx, renewScript, n.Load, c, k.all, args).Result()
 	if err != nil {
-		return Renewed{}, explain(ctx, c, k, err)
+		return message.Renewed{}, explain(ctx, c, k, err)
 	}
 	r := newReply(v)
 	if r.text() == "refused" {
-		refused := RefusedMin{Others: r.int(), Capacity: r.int()}
-		return Renewed{}, cmp.Or[error](r.err, refused)
+		refused := message.RefusedMin{Others: r.int(), Capacity: r.int()}
+		return message.Renewed{}, cmp.Or[error](r.err, refused)
 	}
-	out := Renewed{Now: r.int(), Epoch: r.text(), Capacity: r.int(), Waiting: r.int(), Sharded: r.int() == 1, Gate: r.int(),
-		Missing: r.texts(), Limit: r.int(), Recalls: tallies(r.ints()), Min: r.int(), Roster: r.int(),
-		Quarantine: r.texts(), Listeners: r.int(), Full: r.int() == 1}
+	out := message.Renewed{Now: r.int(), Epoch: r.text(), Capacity: r.int(), Waiting: r.int(), Sharded: r.int() == 1, PausedUntil: r.int(),
+		Missing: r.texts(), Limit: r.int(), Recalls: tallies(r.ints()), Min: r.int(), Sessions: r.int(),
+		Quarantine: r.texts(), Subscribers: r.int(), Full: r.int() == 1}
 	return out, r.err
 }
 
-// ErrNotHeld is returned by Mark for a permit that is not held any more.
-var ErrNotHeld = errors.New("the permit is not held any more")
-
 // Mark records the backend, "<pid> <start> <server> <n>", that a permit covers: the n-th record. It
-// returns ErrGone if the session must renew first.
+// returns message.ErrGone if the session must renew first.
 func Mark(ctx context.Context, c redis.Scripter, k Keys, expected int64, session, epoch, id, backend string) error {
 	marked, err := markScript.Run(ctx, c, k.all, expected, session, epoch, id, backend).Int64()
 	switch {
 	case err != nil:
 		return fmt.Errorf("script mark: %w", err)
 	case marked < 0:
-		return ErrGone
+		return message.ErrGone
 	case marked == 0:
-		return ErrNotHeld
+		return message.ErrNotHeld
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package socket_test
 import (
 	"context"
 	"errors"
+	"github.com/passbuddy/passbuddy/internal/engine"
 	"io"
 	"net"
 	"runtime"
@@ -23,7 +24,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type fleet struct{}
 
 func (fleet) Ask(int)                 {}
-func (fleet) Give(*semaphore.Permit)  {}
+func (fleet) Give(*engine.Permit)     {}
 func (fleet) Offer(int)               {}
 func (fleet) Full() bool              { return true }
 func (fleet) Err() error              { return semaphore.ErrUnavailable }

@@ -1,4 +1,4 @@
-package semaphore
+package engine
 
 import (
 	"context"
@@ -6,6 +6,9 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/passbuddy/passbuddy/internal/message"
+	"github.com/passbuddy/passbuddy/internal/redisscript"
 )
 
 // replicated runs scripts, each followed by WAIT on the same connection, for Config.WaitReplicas: a failover to one of
@@ -78,9 +81,17 @@ func (r replicated) once(ctx context.Context, script func(redis.Pipeliner) *redi
 }
 
 // scripter is how scripts that grant or renew are run over c.
-func (s *Semaphore) scripter(c redis.UniversalClient) redis.Scripter {
+func (s *Session) scripter(c redis.UniversalClient) redis.Scripter {
 	if s.cfg.WaitReplicas == 0 {
 		return c
 	}
-	return replicated{c, s.base, s.cfg.WaitReplicas, max(s.cfg.TTL/10, 10*time.Millisecond)}
+	return replicated{c, s.cfg.Base, s.cfg.WaitReplicas, max(s.cfg.TTL/10, 10*time.Millisecond)}
+}
+
+func (s *Session) exchangeScript(ctx context.Context, x message.Exchange) (message.Exchanged, error) {
+	return redisscript.Exchange(ctx, s.scripter(s.clients.batches), s.keys, x)
+}
+
+func (s *Session) renewScript(ctx context.Context, x message.Renewal) (message.Renewed, error) {
+	return redisscript.Renew(ctx, s.scripter(s.clients.own), s.keys, x)
 }

@@ -1,0 +1,317 @@
+// Package core is the engine's protocol as a value: what one session of the fleet believes, asks for
+// and owes. It has no goroutine, clock, lock or I/O. A shell (package engine) tells it what happened
+// and at what local time, sends what it wants sent, and carries out its effects:
+//
+//	            Submit, Release, Ask, ...                Flush: NextBatch, then BatchAnswered or BatchFailed
+//	callers --------------------------->  Core  ------------------------------------------------> Redis
+//	        <---------------------------        <------------------------------------------------
+//	            Effects                      ^           Heartbeat: NextCall, then CallAnswered or CallFailed
+//	                                         |           Pushed
+//	                                         | Tick, at WakeAt
+//
+// Every method is told now, the local monotonic time since the session began. After each, the shell
+// takes the Effects.
+//
+// # What it keeps
+//
+//   - Held means proven. A permit is held until a local time before which Redis cannot have ended its
+//     lease (see trust.go). No event makes a permit held that Redis has not granted, under that UUID,
+//     to a request that is still waited for.
+//   - Every UUID that Redis may count is held, asked for, or among the drops, until Redis has answered
+//     that it is gone, or its lease is over.
+//   - Every request is settled: by a grant, a refusal, its caller's patience, or Close.
+//   - Batches of a session never overlap. So a withdrawal reaches Redis after the request that it
+//     withdraws.
+//   - Pushes only save time. What a push says is found by asking again.
+package core
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// The errors of the engine. Package semaphore shows them to its users.
+var (
+	ErrCapacity    = errors.New("semaphore: at capacity")
+	ErrUnavailable = errors.New("semaphore: Redis is unavailable")
+	ErrLost        = errors.New("semaphore: lease lost")
+	ErrClosed      = errors.New("semaphore: closed")
+)
+
+// Unavailable is ErrUnavailable with its cause.
+func Unavailable(cause error) error { return fmt.Errorf("%w: %w", ErrUnavailable, cause) }
+
+// Config is what a Core is made of.
+type Config struct {
+	Base          string // "<prefix>-<name>", for error texts
+	Session       string // see NewSession
+	Info          string // JSON, for operators
+	TTL, Margin   time.Duration
+	RetryInterval time.Duration
+	Capacity      int
+	Min, Max      int
+	MaxWaiters    int
+	Replicated    bool // grants are relied on only once this session's own call was acknowledged
+
+	NewPermit func() *Permit                          // makes the shell's kind of permit
+	NewEpoch  func() string                           // a new UUID
+	Random    func(below time.Duration) time.Duration // from 0 to that, both included
+}
+
+// Core is the state of one session.
+type Core struct {
+	cfg Config
+	fx  Effects
+
+	permits map[string]*Permit  // held
+	asked   map[string]*Request // not settled, under each of their UUIDs
+	lastID  uint64
+
+	// The batch in flight, and what the next ones are made of.
+	outbox       []*Request
+	drops        []*Drop
+	failedDrops  []*Drop // to be sent again
+	offers       []offer
+	inFlight     *Batch
+	flightDue    time.Duration // when the flight is looked at, 0: never
+	roundTrip    time.Duration // of the last batch
+	needsCall    uint64        // nothing is sent before this call of the heartbeat was answered ...
+	blockedSince time.Duration // ... and something waits for that since, 0: nothing
+	retryAt      time.Duration // when what is unanswered is asked for again, 0: never
+
+	heart     heart
+	renewed   time.Duration // when the latest call was sent that was answered
+	expireAt  time.Duration // when the earliest trust may end, 0: never
+	listening listening
+
+	pools                 []*Pool // those in the session
+	numbers               int     // the highest number that a pool ever had
+	vacant                []vacancy
+	standing, withdrawing []*Pool    // by when: see tickPools
+	waiting               []*Request // below Config.Max: see max.go
+	wants                 int        // permits asked for and not settled, those in waiting excepted
+	making                bool       // a pool was told to make room below Config.Max
+	moveCost              time.Duration
+	confirms              bool          // moveCost is to be said at once
+	toldAt                time.Duration // when a push last said that somebody waits
+
+	ending  map[string]*ending // see reaper.go
+	looking bool
+
+	// What Redis said last of the fleet.
+	epoch    string
+	sharded  bool
+	capacity int64
+	limit    int64 // set by an operator, or 0
+	min      int64 // kept for this session
+	sessions int64 // live ones
+	anchor   anchor
+	down     error // why Redis did not answer the last call, or nil
+	noMemory error // why Redis grants nothing new although it answers, or nil
+	memoryAt int64 // Redis's time of the last word on that
+
+	closed bool // nothing is acquired any more
+	left   bool // nothing is sent any more
+}
+
+// New returns the state of a session that has not joined yet.
+func New(cfg Config) *Core {
+	return &Core{
+		cfg: cfg, permits: make(map[string]*Permit), asked: make(map[string]*Request), ending: make(map[string]*ending),
+		heart: heart{calls: make(map[uint64]*Call)}, capacity: int64(cfg.Capacity), min: int64(cfg.Min),
+	}
+}
+
+// Effects are what the shell has to do, once it holds no lock. Everything else a Core does by itself.
+type Effects struct {
+	Flush     bool       // start sending batches, unless that is under way
+	Resend    *Batch     // send this batch once more, beside the first time: its connection may be dead
+	Heartbeat bool       // send a call of the heartbeat
+	Replace   bool       // close the subscription, so that it is replaced
+	Settled   []*Request // their callers go on
+	Dropped   []*Drop    // the outcome of their first try is known
+	Trust     []*Permit  // TrustedUntil or State has changed
+	Events    []Event    // for pools, in this order
+	End, Look []Record   // ask a pool that can to end these backends, or to look for them
+	LookEpoch string
+	Reaper    *Pool // the one to ask
+	Logs      []Log
+}
+
+// A Log is a line for the operator.
+type Log struct {
+	Text string
+	Args []any
+}
+
+func (c *Core) warn(text string, args ...any) {
+	c.fx.Logs = append(c.fx.Logs, Log{text, append([]any{"semaphore", c.cfg.Base}, args...)})
+}
+
+// Take returns the effects since the last Take.
+func (c *Core) Take() Effects {
+	fx := c.fx
+	fx.Flush = fx.Flush && c.inFlight == nil && !c.nothingToSend()
+	c.fx = Effects{}
+	return fx
+}
+
+// WakeAt is when Tick has to be called, 0 if never.
+func (c *Core) WakeAt() time.Duration {
+	at := time.Duration(0)
+	for _, t := range [...]time.Duration{c.heart.due, c.expireAt, c.retryAt, c.flightDue, c.poolsDue(), c.blockedDue()} {
+		if t > 0 && (at == 0 || t < at) {
+			at = t
+		}
+	}
+	return at
+}
+
+// Tick does what is due. An early Tick does nothing.
+func (c *Core) Tick(now time.Duration) {
+	if c.expireAt > 0 && now >= c.expireAt {
+		c.expire(now)
+	}
+	if c.left {
+		return
+	}
+	if c.flightDue > 0 && now >= c.flightDue {
+		c.lookAtFlight(now)
+	}
+	c.tickPools(now)
+	if due := c.blockedDue(); due > 0 && now >= due {
+		c.failBlocked(now, errSilent)
+	}
+	if c.retryAt > 0 && now >= c.retryAt {
+		c.retryAt = 0
+		c.repeat(now)
+	}
+	if c.heart.due > 0 && now >= c.heart.due {
+		c.beatIfDue(now)
+	}
+}
+
+// blockedDue is when what waits for a call of the heartbeat fails, 0: nothing waits.
+func (c *Core) blockedDue() time.Duration {
+	if c.blockedSince == 0 {
+		return 0
+	}
+	return c.blockedSince + c.silence()
+}
+
+// MaxRetryPause bounds the pause before what Redis did not answer is said again.
+const MaxRetryPause = 250 * time.Millisecond
+
+// retryIn repeats, after a pause, what is unanswered: requests that wait, in case their grant was pushed
+// and lost, and drops that failed. Jitter spreads the sessions.
+func (c *Core) retryIn(now, pause time.Duration) {
+	at := now + pause
+	if c.closed || c.retryAt > 0 && c.retryAt <= at {
+		return
+	}
+	if pause > 10*time.Millisecond {
+		at += c.cfg.Random(pause / 8)
+	}
+	c.retryAt = at
+}
+
+// repeat puts everything unanswered back into the outbox.
+func (c *Core) repeat(now time.Duration) {
+	c.drops = append(c.drops, c.failedDrops...)
+	c.failedDrops = nil
+	c.confirms = c.moveCost > 0
+	for id, r := range c.asked {
+		if id == r.ids[0] && !r.belowMax {
+			c.enqueue(r)
+		}
+	}
+	c.flush(now)
+}
+
+// setDown notes whether Redis answers. It tells the pools if that changed, and reports whether it did.
+func (c *Core) setDown(err error) (changed bool) {
+	changed = (err == nil) != (c.down == nil)
+	c.down = err
+	if changed {
+		c.tellAll(Changed)
+	}
+	return changed
+}
+
+// errNoMemory is why Redis grants nothing new.
+var errNoMemory = errors.New("OOM: Redis has reached maxmemory: " +
+	"leases are renewed, but nothing new is granted or queued")
+
+// setNoMemory notes whether Redis was out of memory at that time of its clock. It tells the pools if that
+// is news, and reports whether it is. Replies of the heartbeat and of batches come in any order.
+func (c *Core) setNoMemory(full bool, at int64) (changed bool) {
+	if at < c.memoryAt {
+		return false
+	}
+	c.memoryAt = at
+	if full == (c.noMemory != nil) {
+		return false
+	}
+	c.noMemory = nil
+	if full {
+		c.noMemory = errNoMemory
+		c.warn("Redis has reached maxmemory: leases are renewed, but nothing new is granted")
+	}
+	c.tellAll(Changed)
+	return true
+}
+
+// anchor ties Redis's clock to ours: what Redis did at redis, in ms, happened locally at or after local.
+type anchor struct {
+	local time.Duration
+	redis int64
+}
+
+// bound is the earliest local time at which Redis's clock can have shown t. It is never later than now.
+func (a anchor) bound(t int64, now time.Duration) time.Duration {
+	return min(now, a.local+time.Duration(t-a.redis-1)*time.Millisecond)
+}
+
+// expected is what Redis's clock should show at the local time at, in ms, or 0 if it was never heard of.
+func (a anchor) expected(at time.Duration) int64 {
+	if a.redis == 0 {
+		return 0
+	}
+	return a.redis + (at - a.local).Milliseconds()
+}
+
+// Expected is what Redis's clock should show now, in ms, or 0 if it was never heard of.
+func (c *Core) Expected(now time.Duration) int64 { return c.anchor.expected(now) }
+
+func (c *Core) ttlMillis() int64 { return c.cfg.TTL.Milliseconds() }
+
+// Until is the time from now to then, both in ms of Redis's clock. Anybody may have put then further off
+// than a Duration reaches.
+func Until(then, now int64) time.Duration {
+	const most = int64(1<<63-1) / int64(time.Millisecond)
+	return time.Duration(max(-most, min(then-now, most))) * time.Millisecond
+}
+
+// Err is why Redis cannot be asked now, matching ErrUnavailable, or nil.
+func (c *Core) Err() error {
+	switch {
+	case c.down != nil:
+		return Unavailable(c.down)
+	case c.noMemory != nil:
+		return Unavailable(c.noMemory)
+	}
+	return nil
+}
+
+// What the shell asks for.
+
+func (c *Core) Epoch() string                { return c.epoch }
+func (c *Core) Sharded() bool                { return c.sharded }
+func (c *Core) Closed() bool                 { return c.closed }
+func (c *Core) Left() bool                   { return c.left }
+func (c *Core) Down() error                  { return c.down }
+func (c *Core) RoundTrip() time.Duration     { return c.heart.rtt }
+func (c *Core) Held() int                    { return len(c.permits) }
+func (c *Core) KnownCapacity() int           { return max(int(c.capacity), c.cfg.Capacity) }
+func (c *Core) CapacitySet(now, limit int64) { c.capacity, c.limit = now, limit }

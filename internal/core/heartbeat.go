@@ -1,0 +1,418 @@
+package core
+
+import (
+	"maps"
+	"time"
+
+	"github.com/passbuddy/passbuddy/internal/message"
+)
+
+// When calls are sent. The session renews a third of a lease after the last call. Three things make the
+// next one earlier:
+//
+//   - The last call is unanswered. It is hedged by another one, over another connection, at first after
+//     twice the time that replies have been seen to take, then after four times as long, and at last every
+//     fifth of a lease. The calls before it go on: a reply within the trusted time counts, however late.
+//   - The trust of a permit ends early, because its grant took long to arrive. It is renewed with 45 % of a
+//     lease left, or with two round trips, one of them for a new connection, which is more where Redis is
+//     slow. A lease that a fast reply renewed has 57 % left when the regular call is due, so this adds no
+//     call then.
+//   - The last call failed. It is repeated after a twelfth of a lease.
+
+const (
+	// minHedge is how long a call is waited for before it is hedged, at the least: a pause of the garbage
+	// collector, or of a busy scheduler, is no reason.
+	minHedge = 50 * time.Millisecond
+	// maxHedge bounds the time between two calls while Redis is silent, however long a lease is.
+	maxHedge = 5 * time.Second
+	// MaxCalls bounds the calls on their way: a few hedges, then one every fifth of a lease, for two leases.
+	MaxCalls = 14
+)
+
+// A Call is one round trip of the heartbeat. Several can be on their way, each over a connection of its own,
+// so one that hangs does not keep the next from Redis:
+//
+//	NextCall (number, permits it names) --> on its way --> CallAnswered
+//	                                            |
+//	                                            +--> CallFailed
+//
+// Calls have numbers in the order in which they were made. Redis can execute them, and replies can arrive,
+// in any other order. What holds whatever the order:
+//
+//   - Trust only grows. A reply proves the leases that it names and does not miss, from when its call was
+//     sent; a permit that was released since, or lost, is not held under that UUID any more.
+//   - What a reply says of the fleet (capacity, epoch, minimum, recalls, waiting requests) is taken from
+//     the latest call only. An earlier one adds trust, and loses what Redis executed later than that.
+//   - A permit that a reply misses is lost, unless a reply that Redis gave later in the same state, or a
+//     reply of a later state, has confirmed it.
+//   - A reply that found the state lost re-asserted what its call names. What was released since is dropped
+//     once more, however late that reply.
+//   - A pool leaves the session when a call has said that it holds nothing, and that call was made after all
+//     had ended that said otherwise: one of those would have Redis count its permits again. So might one
+//     that failed here, and is executed when Redis wakes up; pools stay, and are named, for some time then.
+type Call struct {
+	X message.Renewal
+
+	n     uint64
+	sent  time.Duration
+	said  []*Permit // of X.Permits
+	pools []*Pool   // of X.Pools
+	ended []int     // of those: they hold and ask for nothing, and no call on its way says otherwise
+}
+
+// Number is how calls are told apart: they count from 1.
+func (k *Call) Number() uint64 { return k.n }
+
+// heart is the state of the heartbeat.
+type heart struct {
+	calls    map[uint64]*Call // on their way
+	last     uint64           // the number of the last call
+	applied  uint64           // of the latest whose reply said what is true of the fleet ...
+	at       int64            // ... and when Redis executed that
+	answered uint64           // of the latest that was answered, and need not be repeated
+	probed   time.Duration    // when that was sent ...
+	heard    time.Duration    // ... and answered
+	err      error            // of the last that failed
+	sent     time.Duration    // when the last call was sent
+	jitter   time.Duration    // by which the next one is early, so that sessions spread
+	hedges   int              // calls since the last reply, but the first
+	silent   time.Duration    // since when nothing was answered, or 0
+	failed   time.Duration    // when the last call failed, or 0
+	strays   time.Duration    // until when a call that failed here may still be executed
+	rtt      time.Duration    // what replies take: the longest, forgotten little by little
+	due      time.Duration    // when beatIfDue has to act next, 0 before the session has joined
+}
+
+// onTheWay reports whether a call with that number, or a later one, is on its way.
+func (h *heart) onTheWay(from uint64) bool {
+	for n := range h.calls {
+		if n >= from {
+			return true
+		}
+	}
+	return false
+}
+
+// anyUpTo reports whether a call with that number, or an earlier one, is on its way.
+func (h *heart) anyUpTo(last uint64) bool {
+	for n := range h.calls {
+		if n <= last {
+			return true
+		}
+	}
+	return false
+}
+
+// measured notes what a round trip took.
+func (h *heart) measured(took time.Duration) { h.rtt = max(took, h.rtt-h.rtt/16) }
+
+// LastCall is the number of the last call.
+func (c *Core) LastCall() uint64 { return c.heart.last }
+
+// CallState is what became of the call with that number: answered, itself or by a later one; or failed,
+// with no later one on its way. err is of the last call that failed.
+func (c *Core) CallState(n uint64) (answered, failed bool, err error) {
+	return c.heart.answered >= n, !c.heart.onTheWay(n), c.heart.err
+}
+
+// Joined starts the heartbeat, now that a first call was answered.
+func (c *Core) Joined(now time.Duration) { c.schedule(now) }
+
+// BeatSoon has a call sent now.
+func (c *Core) BeatSoon() { c.fx.Heartbeat = true }
+
+// schedule sets when the heartbeat has to act next.
+func (c *Core) schedule(now time.Duration) {
+	h, ttl := &c.heart, c.cfg.TTL
+	at := h.sent + ttl/3 - h.jitter
+	switch {
+	case h.calls[h.last] != nil:
+		at = h.sent + min(c.HedgeAfter()<<(2*min(h.hedges, 10)), ttl/5, maxHedge)
+	case h.failed > 0:
+		at = h.failed + ttl/12 - h.jitter
+	}
+	if len(h.calls) >= MaxCalls {
+		at = now + ttl/5 // one that ends schedules anew
+	}
+	least := h.sent + ttl/12 // permits come one by one; this keeps calls from doing so
+	if h.failed > 0 {
+		least = at
+	}
+	for _, p := range c.permits {
+		if h.calls[p.calls] == nil {
+			at = min(at, max(p.trusted-c.allowance(), least))
+		}
+	}
+	if h.silent > 0 && c.down == nil {
+		at = min(at, h.silent+c.silence())
+	}
+	h.due = max(at, 1)
+}
+
+// beatIfDue sends a call, or notes that Redis is silent.
+func (c *Core) beatIfDue(now time.Duration) {
+	c.schedule(now)
+	h := &c.heart
+	if now < h.due {
+		return
+	}
+	if h.silent > 0 && c.down == nil && now >= h.silent+c.silence() {
+		c.warn("heartbeat: no answer", "for", c.silence())
+		c.setDown(errSilent)
+		c.failBlocked(now, errSilent)
+		c.schedule(now)
+		if now < h.due {
+			return
+		}
+	}
+	c.fx.Heartbeat = true
+	h.due = now + c.cfg.TTL/12 // in case that no call is made: there are too many
+}
+
+// HedgeAfter is how long the first of a series of calls may take before another one is sent.
+func (c *Core) HedgeAfter() time.Duration {
+	if c.heart.rtt == 0 {
+		return c.cfg.TTL / 5
+	}
+	return min(max(2*c.heart.rtt, minHedge), c.cfg.TTL/5, maxHedge)
+}
+
+// allowance is how much trust a permit has left when it is renewed, at the least.
+func (c *Core) allowance() time.Duration {
+	return max(c.cfg.TTL*45/100, min(2*c.heart.rtt, c.cfg.TTL))
+}
+
+// silence is how long Redis may be silent before it counts as away: longer than the replies take of a Redis
+// that is slow, but renews leases in time.
+func (c *Core) silence() time.Duration {
+	return max(c.cfg.TTL/2, min(c.heart.rtt*5/2, c.cfg.TTL-c.cfg.Margin))
+}
+
+// Silence is how long Redis may be silent before it counts as away.
+func (c *Core) Silence() time.Duration { return c.silence() }
+
+// NextCall makes the next call, of what is held now. owed is how many permits each pool is still to give of
+// those that it was told of. It returns nil if the session has left, or if so many calls are on their way
+// that another one would not help.
+func (c *Core) NextCall(now time.Duration, owed map[*Pool]int) *Call {
+	h := &c.heart
+	if c.left || len(h.calls) >= MaxCalls {
+		return nil
+	}
+	k := &Call{n: h.last + 1, sent: now, X: message.Renewal{
+		Session: c.cfg.Session, TTLMillis: c.ttlMillis(), Capacity: c.cfg.Capacity, Info: c.cfg.Info, Min: c.cfg.Min,
+		Epoch: c.epoch, NewEpoch: c.cfg.NewEpoch(), Load: c.epoch == "", Limit: c.limit, Sessions: c.sessions,
+		Expected: c.anchor.expected(now), MoveMicros: c.takeMoveCost(),
+	}}
+	k.said = make([]*Permit, 0, len(c.permits))
+	for id, p := range c.permits {
+		k.X.Permits = append(k.X.Permits, id)
+		k.said = append(k.said, p)
+		p.calls = k.n
+		if p.records > 0 && k.X.Backends == nil {
+			k.X.Backends = make([]string, len(k.said)-1, len(c.permits))
+		}
+		if k.X.Backends != nil {
+			k.X.Backends = append(k.X.Backends, p.record())
+		}
+	}
+	for i, pool := range c.pools {
+		k.pools = append(k.pools, pool)
+		k.X.Pools = append(k.X.Pools, message.PoolReport{Name: pool.name, Held: pool.held, Heard: pool.heard,
+			Owed: min(owed[pool], pool.held)})
+		if pool.busy() {
+			pool.said = k.n
+		} else if !h.anyUpTo(pool.said) && now >= h.strays {
+			k.ended = append(k.ended, i)
+		}
+	}
+	if len(h.calls) == 0 {
+		h.hedges = 0
+	} else {
+		h.hedges++
+	}
+	h.last, h.sent, h.failed = k.n, now, 0
+	h.jitter = c.cfg.Random(c.cfg.TTL / 24)
+	if h.silent == 0 {
+		h.silent = now
+	}
+	h.calls[k.n] = k
+	if h.due > 0 {
+		c.schedule(now) // to be hedged in time
+	}
+	return k
+}
+
+// ends takes k out of the calls that are on their way.
+func (c *Core) ends(now time.Duration, k *Call) {
+	delete(c.heart.calls, k.n)
+	if c.heart.due > 0 {
+		c.schedule(now)
+	}
+}
+
+// CallFailed takes the end of a call that brought no reply, or an error. It says something of Redis if no
+// later call says more.
+func (c *Core) CallFailed(now time.Duration, k *Call, err error) {
+	h := &c.heart
+	c.returnMoveCost(k.X.MoveMicros)
+	h.err = err
+	h.strays = now + 2*c.cfg.TTL
+	if k.n == h.last && h.answered < k.n {
+		h.failed = now
+		if len(h.calls) == 1 { // else the call that this one hedges may be answered yet: see beatIfDue
+			c.setDown(err)
+		}
+		if c.epoch != "" && !c.left {
+			c.warn("heartbeat failed", "error", err)
+		}
+	}
+	c.ends(now, k)
+	if !h.onTheWay(max(c.needsCall, 1)) {
+		c.failBlocked(now, err)
+	}
+}
+
+// CallAnswered applies a reply.
+func (c *Core) CallAnswered(now time.Duration, k *Call, got message.Renewed) {
+	h := &c.heart
+	changed := c.setDown(nil)
+	h.measured(now - k.sent)
+	c.renewed = max(c.renewed, k.sent)
+	h.silent, h.hedges = 0, 0
+	for _, other := range h.calls {
+		if other.n > k.n && (h.silent == 0 || other.sent < h.silent) {
+			h.silent = other.sent
+		}
+	}
+	reasserted := k.X.Epoch != "" && k.X.Epoch != got.Epoch
+	// Another call has found a new state meanwhile, and this one neither knew it nor met it: which of the
+	// two states is there now, only another call can tell.
+	again := k.n > h.applied && k.X.Epoch != c.epoch && got.Epoch != c.epoch
+	latest := k.n > h.applied && !again
+	lostState := latest && reasserted && got.Epoch != c.epoch
+
+	c.confirm(now, k, got, reasserted, latest, again)
+	if latest {
+		changed = c.setNoMemory(got.Full, got.Now) || changed
+		again = lostState && (c.holdsOtherThan(k.X.Permits) || c.coversOtherThan(k))
+		c.applyFleet(now, k, got, again, changed)
+	}
+	switch {
+	case again && !c.left:
+		c.fx.Heartbeat = true
+	default:
+		if k.n > h.answered {
+			h.answered, h.probed, h.heard = k.n, k.sent, now
+		}
+		switch {
+		case lostState:
+			c.warn("Redis lost its state: permits re-asserted", "held", len(k.said))
+			c.repeat(now)
+		case latest && got.PausedUntil > got.Now:
+			c.retryIn(now, Until(got.PausedUntil+1, got.Now))
+		}
+	}
+	if latest {
+		c.tellWaiting(got.Waiting > 0, k.sent)
+		c.quarantined(now, got.Quarantine)
+		c.tellTallies(k, got, reasserted, lostState)
+	}
+	c.ends(now, k)
+	c.flush(now)
+}
+
+// confirm extends the trust of the permits that k names and Redis still has, and loses the others.
+func (c *Core) confirm(now time.Duration, k *Call, got message.Renewed, reasserted, latest, again bool) {
+	missing := make(map[string]bool, len(got.Missing))
+	for _, id := range got.Missing {
+		missing[id] = true
+	}
+	trusted := k.sent + c.cfg.TTL - c.cfg.Margin
+	for i, p := range k.said {
+		id := k.X.Permits[i]
+		switch {
+		case c.permits[id] != p:
+			// Released, or lost, while the call was on its way. That it is missing is no loss. But if state
+			// was lost, the call may have put it back after its release: release it once more.
+			if reasserted && p.state == Released {
+				c.drop(now, id)
+			}
+		case again, !latest && got.Epoch != c.epoch: // it speaks of a state that is gone
+		case missing[id] && (latest || got.Now >= c.heart.at):
+			c.lose(now, p)
+		case missing[id]:
+		default:
+			c.trust(p, trusted)
+		}
+	}
+}
+
+// holdsOtherThan reports whether a permit is held that is not in ids.
+func (c *Core) holdsOtherThan(ids []string) bool {
+	still := 0
+	for _, id := range ids {
+		if c.permits[id] != nil {
+			still++
+		}
+	}
+	return len(c.permits) > still
+}
+
+// coversOtherThan reports whether a permit that k named has another record by now: in a state that was
+// lost, k has put its own back.
+func (c *Core) coversOtherThan(k *Call) bool {
+	for i, record := range k.X.Backends {
+		if p := k.said[i]; c.permits[k.X.Permits[i]] == p && p.record() != record {
+			return true
+		}
+	}
+	return false
+}
+
+// applyFleet takes what the latest reply says of the fleet. again: the state was lost, and is not known here
+// before all that is held has been re-asserted. changed: pools are told that Redis is back, and some may live
+// without permits, and ask for them then.
+func (c *Core) applyFleet(now time.Duration, k *Call, got message.Renewed, again, changed bool) {
+	h := &c.heart
+	h.applied, h.at = k.n, got.Now
+	if k.sent >= c.anchor.local {
+		c.anchor = anchor{local: k.sent, redis: got.Now}
+	}
+	c.sharded = got.Sharded
+	c.subscribers(now, got.Subscribers, k.sent)
+	c.limit, c.sessions = got.Limit, got.Sessions
+	if !again {
+		if c.epoch != got.Epoch { // Redis counts anew
+			for i := range c.vacant {
+				c.vacant[i].heard = message.Tally{}
+			}
+		}
+		c.epoch = got.Epoch
+	}
+	if !changed {
+		c.leaveSeats(k, got)
+	}
+	if c.capacity != got.Capacity {
+		if got.Capacity != int64(c.cfg.Capacity) {
+			c.warn("the fleet's capacity is not what this session declares", "declared", c.cfg.Capacity, "in force", got.Capacity)
+		}
+		c.capacity = got.Capacity
+	}
+	if got.Min < c.min {
+		c.warn("the fleet's minima exceed its capacity", "declared", c.cfg.Min, "kept", got.Min)
+	}
+	c.min = got.Min
+}
+
+// quarantined takes which backends in quarantine Redis asks this session to end.
+func (c *Core) quarantined(now time.Duration, quarantine []string) {
+	still := make(map[string]bool, len(quarantine)/2)
+	var list []Record
+	for i := 0; i+1 < len(quarantine); i += 2 {
+		still[quarantine[i]] = true
+		list = append(list, newRecord(quarantine[i], quarantine[i+1], 2))
+	}
+	maps.DeleteFunc(c.ending, func(id string, e *ending) bool { return !e.underWay && !still[id] })
+	c.end(now, list)
+}

@@ -1,0 +1,382 @@
+package core
+
+import (
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/passbuddy/passbuddy/internal/message"
+)
+
+// A Pool is one connection pool's part of the session. Redis divides the capacity between the fleet's pools
+// by max-min fairness: one that waits is served before one that holds more, and the largest gives back to
+// one that has at least two fewer.
+//
+// A pool has a number in its session, and with that a name in Redis, only while it needs them:
+//
+//	     Ask, Try, Stay               a heartbeat has said that it holds nothing, asks for nothing,
+//	away ----------------> seated ----------------------------------------------------------------> away
+//	                                  and none that said otherwise is on its way any more
+//
+// So nothing stays of a pool that its owner has closed, or forgotten, without a word to us: pgx tells nobody
+// of Pool.Close. A pool that comes back may have another number.
+type Pool struct {
+	Owner any // the shell's
+
+	seated     bool
+	number     int           // while it is seated
+	name       string        // the same
+	stays      bool          // see Stay
+	numberAt   time.Duration // when it asks again for a number, for none was free; 0: it has no need
+	trying     int           // requests that do not wait, under way
+	want       int
+	request    *Request // the one that waits, or nil
+	held       int
+	everHeld   bool          // it was granted something, once
+	heard      message.Tally // of recalls
+	moving     bool          // granted something from the queue, and has not said since that it is connected: see Moved
+	withdrawAt time.Duration // when its request is withdrawn if it wants nothing then; 0: it does
+	known      bool          // Redis may know it
+	said       uint64        // the last call of the heartbeat that spoke of it as open, or holding
+	closed     bool
+}
+
+// Held is how many permits p holds.
+func (p *Pool) Held() int { return p.held }
+
+// A vacancy is the number of a pool that is away. The next pool to have it begins with the tally that was
+// heard last: Redis goes on counting. No UUID of a permit comes again, for what follows the number in it does
+// not.
+type vacancy struct {
+	number int
+	heard  message.Tally
+}
+
+// withdrawAfter is how long a request outlives its last local waiter. Waiters come and go with every query of
+// a busy pool; asking and withdrawing each time would send two commands for each.
+const withdrawAfter = 25 * time.Millisecond
+
+// An Event is something that a pool is to be told.
+type Event struct {
+	Kind    EventKind
+	Pool    *Pool
+	Permits []*Permit     // Granted, LeaseLost
+	N       int           // MakeRoom
+	After   time.Duration // MakeRoom, Told
+	Waiting bool          // Waiting: whether anyone in the fleet waits
+
+	// Told, Forget: a tally of recalls to the pool of that name, in the state of that epoch. See Hear.
+	Name, Epoch string
+	Tally       message.Tally
+	Offered     bool // it answers an offer
+}
+
+// An EventKind is what an Event is about.
+type EventKind uint8
+
+// The kinds of events.
+const (
+	Granted   EventKind = iota // permits asked for have arrived
+	LeaseLost                  // its lease can no longer be proven
+	Told                       // it was told a tally of recalls
+	Forget                     // recalls are counted anew, from a tally; what was owed is forgotten
+	MakeRoom                   // another pool of this session needs a permit: see max.go
+	Waiting                    // whether anyone in the fleet waits
+	Changed                    // Redis went away, or came back, or ran out of memory
+	Closing                    // the session is being closed: give everything back
+)
+
+func (c *Core) tell(e Event) { c.fx.Events = append(c.fx.Events, e) }
+
+// tellAll tells every pool.
+func (c *Core) tellAll(kind EventKind) {
+	for _, p := range c.pools {
+		c.tell(Event{Kind: kind, Pool: p})
+	}
+}
+
+// tellWaiting passes on what an answer to what was sent then says of the queue. An answer that nobody waits
+// is not news if a push said otherwise since.
+func (c *Core) tellWaiting(waiting bool, sent time.Duration) {
+	if !waiting && c.toldAt >= sent {
+		return
+	}
+	for _, p := range c.pools {
+		c.tell(Event{Kind: Waiting, Pool: p, Waiting: waiting})
+	}
+}
+
+// ErrManyPools is returned to a pool for which there is no number.
+var ErrManyPools = errors.New("semaphore: a session can have 4095 connection pools that hold or want something at a time, " +
+	"and those that did so since the last heartbeat count")
+
+// HasNumber reports whether a pool could have a number now.
+func (c *Core) HasNumber() bool { return c.numbers < maxPools || len(c.vacant) > 0 }
+
+// Join seats a new pool, if there is a number for it.
+func (c *Core) Join(p *Pool) bool { return c.seat(p) }
+
+// seat sees to it that p has a number, if there is one.
+func (c *Core) seat(p *Pool) bool {
+	if p.seated {
+		return true
+	}
+	if n := len(c.vacant); n > 0 {
+		p.number, p.heard = c.vacant[n-1].number, c.vacant[n-1].heard
+		c.vacant = c.vacant[:n-1]
+	} else if c.numbers < maxPools {
+		c.numbers++
+		p.number, p.heard = c.numbers, message.Tally{}
+	} else {
+		return false
+	}
+	p.name = c.poolName(p.number)
+	p.seated, p.said = true, 0
+	c.pools = append(c.pools, p)
+	return true
+}
+
+// busy reports whether p holds or asks for anything, or has said that it stays.
+func (p *Pool) busy() bool { return p.held > 0 || p.request != nil || p.trying > 0 || p.stays }
+
+// Pools are those in the session.
+func (c *Core) Pools() []*Pool { return c.pools }
+
+// Ask says how many permits more p could use now; it is a level, not an increment. One request is under way
+// at a time, for as many as are free, or for one.
+func (c *Core) Ask(now time.Duration, p *Pool, n int) {
+	p.want = n
+	switch {
+	case c.closed && n > 0 && !p.seated:
+		c.tell(Event{Kind: Closing, Pool: p}) // it was away when the others were told
+	case c.closed:
+	case n > 0 && !c.seat(p):
+		if p.numberAt == 0 {
+			p.numberAt = now + MaxRetryPause
+			c.standing = append(c.standing, p)
+			c.BeatSoon() // others may be about to leave
+		}
+	case n > 0 && p.request == nil:
+		p.known = true
+		permits := make([]*Permit, min(n, maxPoolRequest, max(1, c.roomBelowMax())))
+		for i := range permits {
+			permits[i] = c.newPermit(p)
+		}
+		p.request = &Request{Kind: message.Pool, Pool: p, Permits: permits}
+		c.Submit(now, p.request)
+	case n == 0 && p.request != nil && p.withdrawAt == 0:
+		p.withdrawAt = now + withdrawAfter
+		c.withdrawing = append(c.withdrawing, p)
+	}
+}
+
+// poolsDue is when tickPools has to act next, 0 if never. Both lists are in the order of their times.
+func (c *Core) poolsDue() time.Duration {
+	at := time.Duration(0)
+	if len(c.standing) > 0 {
+		at = c.standing[0].numberAt
+	}
+	if len(c.withdrawing) > 0 && (at == 0 || c.withdrawing[0].withdrawAt < at) {
+		at = c.withdrawing[0].withdrawAt
+	}
+	return at
+}
+
+// tickPools withdraws the requests of pools that want nothing any more, and asks for those that found no
+// number.
+func (c *Core) tickPools(now time.Duration) {
+	for len(c.withdrawing) > 0 && c.withdrawing[0].withdrawAt <= now {
+		p := c.withdrawing[0]
+		c.withdrawing = remove(c.withdrawing, 1)
+		p.withdrawAt = 0
+		if p.want == 0 && p.request != nil {
+			c.withdraw(now, p.request, ErrCapacity)
+		}
+	}
+	for len(c.standing) > 0 && c.standing[0].numberAt <= now {
+		p := c.standing[0]
+		c.standing = remove(c.standing, 1)
+		p.numberAt = 0
+		c.Ask(now, p, p.want)
+	}
+}
+
+// Stay keeps p in its session, or no longer, though it holds and asks for nothing: the pool has connections
+// that live without a permit, and must hear when Redis is back, or the session is closed.
+func (c *Core) Stay(p *Pool, yes bool) {
+	p.stays = yes
+	switch {
+	case !yes || p.seated:
+	case c.closed:
+		c.tell(Event{Kind: Closing, Pool: p}) // it was away when the others were told
+	default:
+		c.seat(p)
+	}
+}
+
+// Give releases a permit of a pool, held or lost.
+func (c *Core) Give(now time.Duration, permit *Permit) {
+	if c.left || c.Release(now, permit) == nil {
+		return
+	}
+	if r := permit.Pool.request; r != nil && !r.belowMax {
+		c.enqueue(r) // its rank in the queue was that of a larger pool
+		c.flush(now)
+	}
+}
+
+// Offer asks whether anyone in the fleet needs some of n permits that lie idle in p. The answer is Told with
+// Offered, or nothing.
+func (c *Core) Offer(now time.Duration, p *Pool, n int) {
+	for i := range c.offers {
+		if c.offers[i].pool == p {
+			c.offers[i].n = n
+			return
+		}
+	}
+	if !c.closed && p.seated {
+		c.offers = append(c.offers, offer{p, n})
+		c.flush(now)
+	}
+}
+
+// Moved tells what it has just cost to move a permit to p: to close a connection up to its server's end, to
+// be granted the permit, and to connect. The fleet paces the moves of permits by it, and the next turn of
+// rotation may wait for the end of this one: that is said at once, and all else with the next batch or
+// heartbeat.
+func (c *Core) Moved(now time.Duration, p *Pool, cost time.Duration) {
+	c.moveCost = max(cost, time.Microsecond)
+	if p.moving {
+		p.moving = false
+		c.confirms = true
+		c.flush(now)
+	}
+}
+
+// takeMoveCost is what a move was measured to cost since it was last taken, in microseconds, or 0.
+func (c *Core) takeMoveCost() int64 {
+	cost := c.moveCost.Microseconds()
+	c.moveCost, c.confirms = 0, false
+	return cost
+}
+
+// returnMoveCost undoes takeMoveCost, as Redis did not answer: rotation would wait for a move that has ended.
+// It is said again with what else is said next, or by repeat; not at once, for Redis may be away.
+func (c *Core) returnMoveCost(micros int64) {
+	if c.moveCost == 0 {
+		c.moveCost = time.Duration(micros) * time.Microsecond
+	}
+}
+
+// Hear takes the tally of an event of kind Told. It returns how many recalls are new; below zero, how many
+// were withdrawn. Tallies come by pushes, by the answers to offers and by heartbeats, in any order and more
+// than once. One of a state that is lost, or not known yet, says nothing.
+//
+// The shell carries out what Hear returns before it calls Hear again, and before it makes a call of the
+// heartbeat: that reports what was heard together with what is owed of it.
+func (c *Core) Hear(e Event) int {
+	p := e.Pool
+	if e.Epoch != c.epoch || e.Name != p.name { // it has another number by now
+		return 0
+	}
+	before := p.heard
+	p.heard = message.Tally{Recalled: max(before.Recalled, e.Tally.Recalled), Withdrawn: max(before.Withdrawn, e.Tally.Withdrawn)}
+	return int(p.heard.Recalled - before.Recalled - (p.heard.Withdrawn - before.Withdrawn))
+}
+
+// HearAnew takes the tally of an event of kind Forget, and reports whether its pool is to forget what it owes.
+func (c *Core) HearAnew(e Event) bool {
+	if e.Name != e.Pool.name {
+		return false
+	}
+	e.Pool.heard = e.Tally
+	return true
+}
+
+// tellTallies passes on what the latest reply of the heartbeat says of recalls.
+func (c *Core) tellTallies(k *Call, got message.Renewed, reasserted, lostState bool) {
+	for i, tally := range got.Recalls[:min(len(got.Recalls), len(k.pools))] {
+		said := k.X.Pools[i].Heard
+		e := Event{Kind: Told, Pool: k.pools[i], Name: k.X.Pools[i].Name, Epoch: got.Epoch, Tally: tally}
+		// With a state that is lost, what was owed to it is forgotten. Counts that have become less were
+		// deleted by somebody's hand.
+		if lostState || !reasserted && (tally.Recalled < said.Recalled || tally.Withdrawn < said.Withdrawn) {
+			e.Kind = Forget
+		} else if tally == e.Pool.heard {
+			continue
+		}
+		c.tell(e)
+	}
+}
+
+// leaveSeats takes pools out of the session that k has said hold and ask for nothing.
+func (c *Core) leaveSeats(k *Call, got message.Renewed) {
+	for _, i := range k.ended {
+		// It may have asked since, or come back under another number.
+		p := k.pools[i]
+		if p.name != k.X.Pools[i].Name || p.busy() || p.said >= k.n {
+			continue
+		}
+		// It owes nothing. The next pool with this number must not take what this reply tells for news.
+		if i < len(got.Recalls) && got.Epoch == c.epoch {
+			tally, said := got.Recalls[i], k.X.Pools[i].Heard
+			if tally.Recalled >= said.Recalled && tally.Withdrawn >= said.Withdrawn { // else Redis counts anew
+				tally.Recalled = max(tally.Recalled, p.heard.Recalled)
+				tally.Withdrawn = max(tally.Withdrawn, p.heard.Withdrawn)
+			}
+			p.heard = tally
+		}
+		c.removePool(p)
+	}
+}
+
+// removePool takes p out of the session.
+func (c *Core) removePool(p *Pool) {
+	i := slices.Index(c.pools, p)
+	if i < 0 {
+		return
+	}
+	c.pools = slices.Concat(c.pools[:i], c.pools[i+1:]) // a new list: others may be reading the old one
+	c.vacant = append(c.vacant, vacancy{p.number, p.heard})
+	c.offers = slices.DeleteFunc(c.offers, func(o offer) bool { return o.pool == p })
+	p.seated, p.known, p.name = false, false, ""
+}
+
+// PoolRequest is a request of p that does not wait, or nil if there is no number for p. TryEnds must be
+// called when it is settled.
+func (c *Core) PoolRequest(p *Pool) *Request {
+	if !c.seat(p) {
+		return nil
+	}
+	p.known = true
+	p.trying++
+	return &Request{Kind: message.Try, Permits: []*Permit{c.newPermit(p)}}
+}
+
+// TryEnds is the end of a PoolRequest.
+func (c *Core) TryEnds(p *Pool) { p.trying-- }
+
+// Full reports whether p waits for a permit, and Redis has answered that none is free.
+func (p *Pool) Full() bool { return p.request != nil && p.request.answered && p.request.full }
+
+// ClosePool takes p out of the session, once its last permit is given back.
+func (c *Core) ClosePool(now time.Duration, p *Pool) {
+	if p.request != nil {
+		c.withdraw(now, p.request, ErrCapacity)
+	}
+	// The next heartbeat that finds nothing held takes it out, here and from what Redis counts of it. Of one
+	// that never asked Redis knows nothing.
+	if !p.closed && !p.known {
+		c.removePool(p)
+	}
+	p.closed = true
+}
+
+func (c *Core) poolNamed(name string) *Pool {
+	for _, p := range c.pools {
+		if p.name == name {
+			return p
+		}
+	}
+	return nil
+}

@@ -1,0 +1,161 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"reflect"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/maintnotifications"
+
+	"github.com/passbuddy/passbuddy/internal/core"
+)
+
+// clients are the session's own, beside the caller's, so that a busy pool cannot starve it. They have the
+// caller's options. Those for batches and for the heartbeat give up early, for the session itself retries what
+// failed. The session uses a client as it is if it cannot find the client's options.
+type clients struct {
+	own      redis.UniversalClient // for the heartbeat, the subscription, records of backends and leaving
+	batches  redis.UniversalClient
+	operator redis.UniversalClient // for Snapshot and SetCapacity; connects when it is used
+	borrowed bool                  // all of them are the caller's client
+
+	listenTimeout time.Duration // for what the subscription does on its connection, 0: the client's
+}
+
+const (
+	// maxIdle bounds the idle connections that stay. What was opened for hedges stays for a while: where Redis
+	// is slow, a new connection costs a second round trip, and a lease may not have that. Few stay, and not for
+	// long: a network forgets what is idle, and each dead connection costs a call before the heartbeat opens a
+	// new one.
+	maxIdle = 3
+	// maxOwn is what the heartbeat's client may open: for its calls, for records of backends, and for leaving.
+	// The subscription's connection does not count.
+	maxOwn = core.MaxCalls + maxRecords*maxRecordTries + 2
+	// maxBatchConns is one connection for batches, and one for each time that a batch is sent once more.
+	maxBatchConns = 1 + core.MaxResends
+)
+
+// clientsLike makes clients with the options of c.
+func clientsLike(c redis.UniversalClient, ttl time.Duration) clients {
+	// The heartbeat's calls, batches, records and leaving bring contexts that end them. The subscription gives
+	// up earlier than all of them: nothing else notices that its connection hangs.
+	patience := max(ttl/2, 20*time.Millisecond)
+	longest := max(2*ttl, startTimeout)
+	hedgeIdle := max(ttl, min(12*ttl, time.Minute), time.Second)
+	switch caller := optionsOf(c).(type) {
+	case *redis.Options:
+		own, batches, operator := *caller, *caller, *caller
+		listen := shorter(own.ReadTimeout, patience)
+		for _, o := range []*redis.Options{&own, &batches} {
+			o.MaxRetries, o.DialerRetries, o.ConnMaxIdleTime = 1, 1, hedgeIdle
+			o.DialTimeout = shorter(o.DialTimeout, patience)
+			o.ReadTimeout, o.WriteTimeout = longest, longest
+		}
+		own.PoolSize, batches.PoolSize, batches.MaxRetries = maxOwn, maxBatchConns, -1
+		for _, o := range []*redis.Options{&own, &batches, &operator} {
+			o.MinIdleConns, o.MaxIdleConns, o.MaxActiveConns = 0, maxIdle, 0
+			// Identity: CLIENT SETINFO costs a round trip, and an ACL may forbid it.
+			o.ContextTimeoutEnabled, o.PushNotificationProcessor, o.DisableIdentity = true, nil, true
+			o.ClientSideCacheConfig, o.ClientSideCache = nil, nil
+			o.Limiter = nil // the application's own commands may trip it, and would end leases
+			o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+		}
+		return clients{own: redis.NewClient(&own), batches: redis.NewClient(&batches),
+			operator: redis.NewClient(&operator), listenTimeout: listen}
+	case *redis.ClusterOptions:
+		own, batches, operator := *caller, *caller, *caller
+		for _, o := range []*redis.ClusterOptions{&own, &batches} {
+			o.PoolSize, o.ConnMaxIdleTime = maxOwn, hedgeIdle
+			o.DialTimeout = shorter(o.DialTimeout, patience)
+			o.ReadTimeout, o.WriteTimeout = longest, longest
+		}
+		for _, o := range []*redis.ClusterOptions{&own, &batches, &operator} {
+			o.MinIdleConns, o.MaxIdleConns, o.MaxActiveConns = 0, maxIdle, 0
+			o.ContextTimeoutEnabled, o.PushNotificationProcessor, o.DisableIdentity = true, nil, true
+			// The caller's reads may go to replicas; ours are writes, and subscriptions belong to the owner of the slot.
+			o.ReadOnly, o.RouteByLatency, o.RouteRandomly = false, false, false
+			o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+		}
+		return clients{own: redis.NewClusterClient(&own), batches: redis.NewClusterClient(&batches),
+			operator: redis.NewClusterClient(&operator)}
+	default:
+		return clients{own: c, batches: c, operator: c, borrowed: true}
+	}
+}
+
+// shorter is d, or most if d is longer or has no bound.
+func shorter(d, most time.Duration) time.Duration {
+	if d <= 0 {
+		return most
+	}
+	return min(d, most)
+}
+
+// listener is the client of subscriptions.
+func (c clients) listener() redis.UniversalClient {
+	if own, single := c.own.(*redis.Client); single && c.listenTimeout > 0 {
+		return own.WithTimeout(c.listenTimeout)
+	}
+	return c.own
+}
+
+func (c clients) close() {
+	if c.borrowed {
+		return
+	}
+	for _, own := range []redis.UniversalClient{c.own, c.batches, c.operator} {
+		_ = own.Close()
+	}
+}
+
+// optionsOf returns the options of c, or of the client that a struct of the caller's embeds. They
+// are *redis.Options, *redis.ClusterOptions or *redis.RingOptions, or nil if it finds none.
+func optionsOf(c redis.UniversalClient) any {
+	switch c := c.(type) {
+	case interface{ Options() *redis.Options }: // *redis.Client, or a struct that embeds one
+		return c.Options()
+	case interface{ Options() *redis.ClusterOptions }:
+		return c.Options()
+	case interface{ Options() *redis.RingOptions }:
+		return c.Options()
+	}
+	v := reflect.Indirect(reflect.ValueOf(c))
+	if v.Kind() != reflect.Struct {
+		return nil
+	}
+	for i := range v.NumField() {
+		f := v.Type().Field(i)
+		if !f.Anonymous || !f.IsExported() || f.Type.Kind() != reflect.Interface {
+			continue
+		}
+		if embedded, ok := v.Field(i).Interface().(redis.UniversalClient); ok {
+			if o := optionsOf(embedded); o != nil {
+				return o
+			}
+		}
+	}
+	return nil
+}
+
+// checkClient refuses clients that a semaphore cannot live on.
+func checkClient(c redis.UniversalClient) error {
+	if c == nil || reflect.ValueOf(c).Kind() == reflect.Pointer && reflect.ValueOf(c).IsNil() {
+		return errors.New("semaphore: the Redis client is nil")
+	}
+	if _, ring := optionsOf(c).(*redis.RingOptions); ring {
+		return errors.New("semaphore: a *redis.Ring moves to another shard when it cannot reach one, " +
+			"and a semaphore is on one alone: use a client of that shard, or a Cluster")
+	}
+	return nil
+}
+
+// reloadSlots has go-redis find out again which node of a Cluster has our slot. By itself it does so when a
+// node says that the slot has moved, but not when the node is gone: then for a minute it would go on asking the
+// dead.
+func reloadSlots(ctx context.Context, c redis.UniversalClient) {
+	if cluster, ok := c.(*redis.ClusterClient); ok {
+		cluster.ReloadState(ctx)
+	}
+}

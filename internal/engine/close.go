@@ -1,0 +1,125 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/passbuddy/passbuddy/internal/core"
+	"github.com/passbuddy/passbuddy/internal/redisscript"
+)
+
+// closeTimeout bounds how long Close waits for connection pools to end their connections, and for Redis.
+const closeTimeout = 3 * time.Second
+
+// Close releases all permits and ends the session. Closing twice does nothing.
+func (s *Session) Close() error {
+	s.closeOnce.Do(func() { s.closeErr = s.close() })
+	return s.closeErr
+}
+
+func (s *Session) close() error {
+	s.stepAndTell(func(c *core.Core, now time.Duration) { c.Close(now) })
+	s.awaitReturns()
+	var requests []string
+	s.step(func(c *core.Core, now time.Duration) {
+		requests = c.Leave(now)
+		if s.timer != nil {
+			s.timer.Stop()
+		}
+	})
+	err := s.leaveForGood(requests)
+	s.cancel()
+	s.mu.Lock()
+	ps := s.pubsub
+	s.mu.Unlock()
+	_ = ps.Close()
+	s.clients.close() // which ends what still waits for a reply
+	s.wg.Wait()
+	if s.ownCaller {
+		_ = s.caller.Close()
+	}
+	if err != nil {
+		return fmt.Errorf("leave %q: %w", s.cfg.Base, core.Unavailable(err))
+	}
+	return nil
+}
+
+// awaitReturns waits until the connection pools have given everything back and nothing is on its way to Redis
+// any more, bounded.
+func (s *Session) awaitReturns() {
+	late := false
+	timer := time.AfterFunc(closeTimeout, func() {
+		s.mu.Lock()
+		late = true
+		s.mu.Unlock()
+		s.changed.Broadcast()
+	})
+	defer timer.Stop()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for !late && !s.core.Returned() {
+		s.changed.Wait()
+	}
+}
+
+// leaveForGood leaves, and leaves again if something was on its way meanwhile that Redis may have executed
+// after that: a call of the heartbeat would have us join anew, and a batch can have been granted permits that
+// nobody waits for any more. Nothing new begins. It waits for their replies for as long as they can be expected
+// to take, then leaves it at that.
+func (s *Session) leaveForGood(requests []string) error {
+	rtt := s.rtt()
+	ctx, cancel := context.WithTimeout(context.Background(), max(closeTimeout, min(4*rtt, 2*closeTimeout)))
+	defer cancel()
+	crossing := func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.core.Crossing()
+	}
+	crossed := crossing()
+	if err := s.leave(ctx, requests); err != nil || !crossed {
+		return err
+	}
+	late := time.NewTimer(min(closeTimeout/3, max(4*s.rtt(), time.Second/2)))
+	defer late.Stop()
+	for waiting := true; waiting && crossing(); {
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-late.C:
+			waiting = false
+		}
+	}
+	// All of it: what crossed may have brought back what the first one dropped.
+	s.step(func(c *core.Core, _ time.Duration) { requests = append(requests, c.Leftover()...) })
+	return s.leave(ctx, requests)
+}
+
+// leave takes the session out of Redis, with what requests name. It can be said twice, and is, over another
+// connection, if there is no answer for a while.
+func (s *Session) leave(ctx context.Context, requests []string) error {
+	s.mu.Lock()
+	epoch, again := s.core.Epoch(), max(s.core.HedgeAfter(), 4*s.core.RoundTrip(), closeTimeout/12)
+	s.mu.Unlock()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	const tries = 3
+	left := make(chan error, tries)
+	for sent, failed := 0, 0; ; {
+		if sent < tries {
+			sent++
+			s.wg.Go(func() {
+				left <- redisscript.Leave(ctx, s.clients.own, s.keys, true, s.expected(), s.name, epoch, requests)
+			})
+		}
+		select {
+		case err := <-left:
+			if failed++; err == nil || failed == sent && (sent == tries || !isBroken(err)) {
+				return err
+			}
+		case <-time.After(again):
+			again *= 2
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}

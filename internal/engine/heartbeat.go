@@ -1,0 +1,113 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/passbuddy/passbuddy/internal/core"
+	"github.com/passbuddy/passbuddy/internal/message"
+)
+
+// call sends a call of the heartbeat and takes its reply, for which it waits as long as limit.
+func (s *Session) call(limit time.Duration) error {
+	k := s.nextCall()
+	if k == nil {
+		return core.ErrClosed // or so many calls are on their way that the last of those has to do
+	}
+	return s.finish(k, limit)
+}
+
+// nextCall makes a call. What pools owe is asked while none is told anything, so it goes with what the core
+// says that they have heard.
+func (s *Session) nextCall() (k *core.Call) {
+	s.telling.Lock()
+	defer s.telling.Unlock()
+	s.mu.Lock()
+	pools := s.core.Pools()
+	s.mu.Unlock()
+	owed := make(map[*core.Pool]int, len(pools))
+	for _, p := range pools {
+		if n := p.Owner.(*Pool).listener.Owed(); n > 0 {
+			owed[p] = n
+		}
+	}
+	s.step(func(c *core.Core, now time.Duration) { k = c.NextCall(now, owed) })
+	return k
+}
+
+// finish sends k, and takes its reply.
+func (s *Session) finish(k *core.Call, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(s.ctx, limit)
+	defer cancel()
+	var got message.Renewed
+	var err error
+	for range 3 { // a connection that broke while it lay idle says nothing of the next
+		if got, err = s.renewScript(ctx, k.X); !isBroken(err) || ctx.Err() != nil {
+			break
+		}
+	}
+	if err != nil {
+		reloadSlots(s.ctx, s.clients.own)
+	}
+	s.stepAndTell(func(c *core.Core, now time.Duration) {
+		if err != nil {
+			c.CallFailed(now, k, err)
+		} else {
+			c.CallAnswered(now, k, got)
+		}
+	})
+	s.mu.Lock()
+	close(s.callEnded) // only now: a caller that waits for k finds done what it asked for
+	s.callEnded = make(chan struct{})
+	s.mu.Unlock()
+	return err
+}
+
+var errSilent = errors.New("no answer")
+
+// beat renews the session now. It returns once Redis has answered a call that was sent after beat began, or
+// such a call has failed, or Redis was silent for half a lease. Calls go on without it.
+func (s *Session) beat(ctx context.Context) error {
+	s.mu.Lock()
+	limit := s.core.Silence()
+	s.mu.Unlock()
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, errSilent)
+	defer cancel()
+	return s.beatWithin(ctx, 2*s.cfg.TTL)
+}
+
+// beatWithin is beat for as long as ctx allows, with a call of at most that length.
+func (s *Session) beatWithin(ctx context.Context, limit time.Duration) error {
+	k := s.nextCall()
+	s.mu.Lock()
+	n := s.core.LastCall() // if there are too many calls, the last of those has to do
+	if s.core.Left() {
+		s.mu.Unlock()
+		return core.ErrClosed
+	}
+	if k != nil {
+		n = k.Number()
+		s.background(func() { _ = s.finish(k, limit) })
+	}
+	s.mu.Unlock()
+	for {
+		s.mu.Lock()
+		answered, failed, cause := s.core.CallState(n)
+		ended := s.callEnded
+		s.mu.Unlock()
+		switch {
+		case answered:
+			return nil
+		case failed && cause == nil:
+			return core.ErrClosed // Redis has forgotten us, and we are leaving
+		case failed:
+			return cause
+		}
+		select {
+		case <-ended:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}

@@ -1,0 +1,206 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/passbuddy/passbuddy/internal/core"
+	"github.com/passbuddy/passbuddy/internal/message"
+	"github.com/passbuddy/passbuddy/internal/redisscript"
+)
+
+// A Reaper is a Listener whose pool can end Postgres backends that it did not open, and look for them. It
+// knows them by the tags that pools gave to Cover; of those to be ended the last word is missing. Only a
+// pool whose permits cover some is asked.
+type Reaper interface {
+	Listener
+	// BackendsGone reports which of those backends are gone, and ends none. It asks Postgres over a connection
+	// that the pool holds a permit for. A backend that the server may not show, or that another server has
+	// had, is not gone. It may block, for as long as ctx allows.
+	BackendsGone(ctx context.Context, tags []string) (gone []bool)
+	// EndBackends has Postgres end those backends, over a connection that the pool holds a permit for, and
+	// reports which are gone. It may block, for as long as ctx allows.
+	EndBackends(ctx context.Context, tags []string) (gone []bool)
+}
+
+// reapTimeout bounds one call of a Reaper: a checkout, and a query or the end of a backend. What it did not
+// achieve is asked for again.
+const reapTimeout = 5 * time.Second
+
+// reap has a pool end backends, or look for them.
+func (s *Session) reap(fx core.Effects) {
+	r, ok := fx.Reaper.Owner.(*Pool).listener.(Reaper)
+	ctx, cancel := context.WithTimeout(s.ctx, reapTimeout)
+	defer cancel()
+	var gone []bool
+	if len(fx.End) > 0 {
+		if ok {
+			gone = r.EndBackends(ctx, tags(fx.End))
+		}
+		s.stepAndTell(func(c *core.Core, now time.Duration) { c.Ended(now, fx.End, gone) })
+	}
+	if len(fx.Look) > 0 {
+		if ok {
+			gone = r.BackendsGone(ctx, tags(fx.Look))
+			s.freeGone(ctx, fx.LookEpoch, fx.Look, gone)
+		}
+		s.step(func(c *core.Core, _ time.Duration) { c.Looked() })
+	}
+}
+
+func tags(list []core.Record) []string {
+	out := make([]string, len(list))
+	for i, r := range list {
+		out[i] = r.Tag
+	}
+	return out
+}
+
+// freeGone has Redis free the permits whose backends are gone, as far as those are still recorded.
+func (s *Session) freeGone(ctx context.Context, epoch string, list []core.Record, gone []bool) {
+	var ids, records []string
+	for i, r := range list {
+		if i < len(gone) && gone[i] {
+			ids, records = append(ids, r.ID), append(records, r.Text)
+		}
+	}
+	if len(ids) == 0 {
+		return
+	}
+	select {
+	case s.recording <- struct{}{}:
+		defer func() { <-s.recording }()
+	case <-ctx.Done():
+		return
+	}
+	freed, err := redisscript.Gone(ctx, s.scripter(s.clients.own), s.keys, s.expected(), epoch, ids, records)
+	switch {
+	case err != nil && s.ctx.Err() == nil:
+		s.warn("permits whose Postgres backends are gone could not be freed", "error", err)
+	case freed > 0:
+		s.warn("a session ended without release: its Postgres backends are gone, and their permits free", "permits", freed)
+	}
+}
+
+// Vacate says that p covers no backend any more, because another connection is about to be opened under p.
+// It returns nil if Redis knows of none. Else the connection may be opened only after record returned nil:
+// see core.Core.Vacate. Errors of record are those of Cover's.
+func (p *Pool) Vacate(permit *Permit) (record func(context.Context) error) {
+	s := p.s
+	text, ok := "", false
+	s.step(func(c *core.Core, _ time.Duration) { text, ok = c.Vacate(&permit.Permit) })
+	switch {
+	case !ok:
+		return lostRecord
+	case text == "":
+		return nil
+	}
+	return func(ctx context.Context) error {
+		err := s.record(ctx, permit, text)
+		if err == nil {
+			s.step(func(c *core.Core, _ time.Duration) { c.Vacated(&permit.Permit, text) })
+		}
+		return err
+	}
+}
+
+// Cover says which backend permit covers, in place of what it covered before. It must be called before
+// another connection can be opened under permit, and is done at once; record then tells Redis. No connection
+// should be handed out before that returned nil: whatever happens to the process from then on, its backend
+// cannot outlive the permit by much, and cannot go uncounted. See core.Core.Cover for what crosses record.
+//
+// Errors of record: core.ErrLost if permit is not held any more; core.ErrUnavailable if Redis did not answer
+// for as long as its lease was trusted, a TTL at most; the context's.
+func (p *Pool) Cover(permit *Permit, tag string) (record func(context.Context) error) {
+	text, ok := "", false
+	p.s.step(func(c *core.Core, _ time.Duration) { text, ok = c.Cover(&permit.Permit, tag) })
+	if !ok {
+		return lostRecord
+	}
+	return func(ctx context.Context) error { return p.s.record(ctx, permit, text) }
+}
+
+func lostRecord(context.Context) error { return fmt.Errorf("%w", core.ErrLost) }
+
+const (
+	// maxRecords bounds the records on their way, and with them the connections to Redis: with a Redis whose
+	// replies take long, a process that opens many connections at once waits for this many together.
+	maxRecords = 4
+	// maxRecordTries bounds the calls on their way for one record.
+	maxRecordTries = 4
+)
+
+func (s *Session) record(ctx context.Context, p *Permit, text string) error {
+	select {
+	case s.recording <- struct{}{}:
+		defer func() { <-s.recording }()
+	case <-ctx.Done():
+		return GiveUp(ctx, fmt.Errorf("%w: no answer", core.ErrUnavailable))
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.TTL) // its own, not that of those before it
+	defer cancel()
+	patience, most, limit := s.patience(), maxRecordTries, s.cfg.TTL
+	if s.clients.borrowed { // the connections are the application's
+		most, limit = 1, patience
+	}
+	// A record can be said twice, and together. One that is unanswered is hedged over another connection, and
+	// goes on: a slow Redis may answer it in time. One that failed is repeated. A connection that was just made
+	// should not end because one reply was lost; once the lease is lost, the pool ends it.
+	answers := make(chan error, maxRecordTries)
+	err := fmt.Errorf("%w: no answer", core.ErrUnavailable)
+	for underWay := 0; ; {
+		if underWay < most {
+			underWay++
+			go func() {
+				ctx, cancel := context.WithTimeout(ctx, limit)
+				defer cancel()
+				answers <- s.recordOnce(ctx, p.ID, text)
+			}()
+		}
+		select {
+		case err = <-answers:
+			underWay--
+		case <-time.After(patience):
+			if !p.Held() {
+				return err
+			}
+			continue
+		case <-ctx.Done():
+			return GiveUp(ctx, err)
+		}
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, message.ErrNotHeld):
+			s.step(func(c *core.Core, now time.Duration) { c.NotHeld(now, &p.Permit) })
+			return fmt.Errorf("%w: %q does not hold it any more", core.ErrLost, s.cfg.Base)
+		}
+		err = core.Unavailable(err)
+		select {
+		case <-time.After(min(s.cfg.RetryInterval, core.MaxRetryPause)):
+		case <-ctx.Done():
+			return GiveUp(ctx, err)
+		}
+		if !p.Held() {
+			return err
+		}
+	}
+}
+
+// recordOnce records once, after a heartbeat if Redis does not know the session.
+func (s *Session) recordOnce(ctx context.Context, id, text string) error {
+	for again := false; ; again = true {
+		s.mu.Lock()
+		epoch, expected := s.core.Epoch(), s.core.Expected(s.now())
+		s.mu.Unlock()
+		err := redisscript.Mark(ctx, s.scripter(s.clients.own), s.keys, expected, s.name, epoch, id, text)
+		if again || !errors.Is(err, message.ErrGone) {
+			return err
+		}
+		if err := s.beat(ctx); err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,248 @@
+// Package engine is one session of the fleet: the shell around package core. It has the lock, the clock,
+// the timer and the connections to Redis that a core does without.
+//
+//	sender.go        sends batches, one at a time
+//	heartbeat.go     sends calls, several at a time where Redis is slow
+//	subscription.go  receives pushes
+//	session.go       step: the only way to the core, and the one place that carries out its effects
+//	pool.go          connection pools, which are told events in their order
+package engine
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/passbuddy/passbuddy/internal/core"
+	"github.com/passbuddy/passbuddy/internal/message"
+	"github.com/passbuddy/passbuddy/internal/redisscript"
+)
+
+// Config is a session's part of a fleet. All fields are set; package semaphore documents and checks them.
+type Config struct {
+	Base                                                 string // "<prefix>-<name>"
+	Info                                                 string // JSON, for operators
+	Capacity, Min, Max, Weight, MaxWaiters, WaitReplicas int
+	TTL, RetryInterval                                   time.Duration
+	Patience                                             time.Duration // bounds a wait whose ctx has no earlier end; 0: nothing does
+	Logger                                               *slog.Logger
+}
+
+// A Session is one process's membership in a fleet that shares a capacity. All methods can be called
+// concurrently.
+type Session struct {
+	cfg       Config
+	name      string // its part of each UUID
+	keys      redisscript.Keys
+	start     time.Time
+	clients   clients
+	caller    redis.UniversalClient // the one that New was given
+	ownCaller bool                  // Close closes it
+	recording chan struct{}         // bounds what record and freeGone do at once; taken before mu
+
+	ctx       context.Context // ends with Close
+	cancel    context.CancelFunc
+	wg        sync.WaitGroup
+	closeOnce sync.Once
+	closeErr  error
+
+	// telling is held while events are told to pools, and while a call of the heartbeat is made. It is taken
+	// before the pools' locks, and those before mu.
+	telling sync.Mutex
+
+	mu sync.Mutex
+
+	// Guarded by mu. No call to Redis or to a Listener is made with it held.
+	core       *core.Core
+	timer      *time.Timer
+	timerAt    time.Duration // when the timer fires, 0: never
+	starting   bool          // a sender is about to begin
+	events     []core.Event
+	delivering bool
+	changed    *sync.Cond    // signalled by each step once the session is closing
+	callEnded  chan struct{} // closed when a call ends, and replaced
+	pubsub     *redis.PubSub
+	refusals   int // of the subscription, in a row; only listen uses it
+}
+
+func newSession(client redis.UniversalClient, own bool, cfg Config) *Session {
+	s := &Session{
+		cfg: cfg, name: core.SessionName(uuid.New(), cfg.Weight), keys: redisscript.NewKeys(cfg.Base), start: time.Now(),
+		clients: clientsLike(client, cfg.TTL), caller: client, ownCaller: own,
+		recording: make(chan struct{}, maxRecords), callEnded: make(chan struct{}),
+	}
+	s.changed = sync.NewCond(&s.mu)
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.core = core.New(core.Config{
+		Base: cfg.Base, Session: s.name, Info: cfg.Info, TTL: cfg.TTL, Margin: cfg.TTL / 10, RetryInterval: cfg.RetryInterval,
+		Capacity: cfg.Capacity, Min: cfg.Min, Max: cfg.Max, MaxWaiters: cfg.MaxWaiters, Replicated: cfg.WaitReplicas > 0,
+		NewPermit: s.newPermit, NewEpoch: uuid.NewString,
+		Random: func(below time.Duration) time.Duration { return rand.N(below + 1) },
+	})
+	return s
+}
+
+func (s *Session) now() time.Duration { return time.Since(s.start) }
+
+// step runs f on the core with the lock held, and then carries out what follows. It does not tell pools
+// itself, and so may be called by those that are.
+func (s *Session) step(f func(c *core.Core, now time.Duration)) {
+	if s.stepLocked(f) {
+		go s.deliver()
+	}
+}
+
+// stepAndTell is step for the session's own goroutines: it tells the pools itself.
+func (s *Session) stepAndTell(f func(c *core.Core, now time.Duration)) {
+	if s.stepLocked(f) {
+		s.deliver()
+	}
+}
+
+// stepLocked is the way to the core. It reports whether the caller has to see to it that events are
+// delivered.
+func (s *Session) stepLocked(f func(c *core.Core, now time.Duration)) (deliver bool) {
+	s.mu.Lock()
+	f(s.core, s.now())
+	fx := s.core.Take()
+	for _, p := range fx.Trust {
+		p.Owner.(*Permit).mirror()
+	}
+	s.setTimer()
+	if !s.core.Left() {
+		if fx.Flush && !s.starting {
+			s.starting = true
+			s.background(s.send)
+		}
+		if fx.Heartbeat {
+			s.background(func() { _ = s.call(2 * s.cfg.TTL) })
+		}
+		if fx.Resend != nil {
+			s.background(func() { s.sendAgain(fx.Resend) })
+		}
+		if len(fx.End)+len(fx.Look) > 0 {
+			s.background(func() { s.reap(fx) })
+		}
+	}
+	if fx.Replace {
+		go s.pubsub.Close() // wakes listen; Close may wait for a dial that is under way
+	}
+	s.events = append(s.events, fx.Events...)
+	deliver = len(s.events) > 0 && !s.delivering
+	s.delivering = s.delivering || deliver
+	if s.core.Closed() {
+		s.changed.Broadcast()
+	}
+	s.mu.Unlock()
+
+	for _, r := range fx.Settled {
+		if r.Done != nil {
+			close(r.Done)
+		}
+	}
+	for _, d := range fx.Dropped {
+		close(d.Done)
+	}
+	for _, l := range fx.Logs {
+		s.cfg.Logger.Warn(l.Text, l.Args...)
+	}
+	return deliver
+}
+
+// background runs f, and has Close wait for it. s.mu is held, and the session has not left.
+func (s *Session) background(f func()) {
+	s.wg.Add(1)
+	go func() {
+		defer s.wg.Done()
+		f()
+	}()
+}
+
+// setTimer has tick called when the core wants it. A timer that fires early costs a look. s.mu is held.
+func (s *Session) setTimer() {
+	at := s.core.WakeAt()
+	if at == 0 || s.timerAt > 0 && s.timerAt <= at || s.core.Left() {
+		return
+	}
+	s.timerAt = at
+	if s.timer == nil {
+		s.timer = time.AfterFunc(at-s.now(), s.tick)
+	} else {
+		s.timer.Reset(at - s.now())
+	}
+}
+
+func (s *Session) tick() {
+	s.stepAndTell(func(c *core.Core, now time.Duration) {
+		s.timerAt = 0
+		c.Tick(now)
+	})
+}
+
+// pause waits for d, or for the end of the session.
+func (s *Session) pause(d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-s.ctx.Done():
+	}
+}
+
+func (s *Session) warn(text string, args ...any) {
+	s.cfg.Logger.Warn(text, append([]any{"semaphore", s.cfg.Base}, args...)...)
+}
+
+// Client is the Redis client that the session was made with. The session sends nothing over it.
+func (s *Session) Client() redis.UniversalClient { return s.caller }
+
+// KnownCapacity is the capacity in force as last heard, or what this session declares if that is more.
+func (s *Session) KnownCapacity() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.core.KnownCapacity()
+}
+
+// Capacity is what this session declares.
+func (s *Session) Capacity() int { return s.cfg.Capacity }
+
+// expected is what Redis's clock should show now.
+func (s *Session) expected() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.core.Expected(s.now())
+}
+
+// SetCapacity sets the capacity for the whole fleet, 0 withdraws it.
+func (s *Session) SetCapacity(ctx context.Context, n int) error {
+	capacity, err := redisscript.SetCapacity(ctx, s.clients.operator, s.keys, s.expected(), n)
+	if err != nil {
+		return fmt.Errorf("set capacity of %q: %w", s.cfg.Base, core.Unavailable(err))
+	}
+	s.step(func(c *core.Core, _ time.Duration) { c.CapacitySet(capacity, int64(n)) })
+	return nil
+}
+
+// Snapshot reads the state from Redis.
+func (s *Session) Snapshot(ctx context.Context) (redisscript.Snapshot, error) {
+	raw, err := redisscript.Load(ctx, s.clients.operator, s.keys)
+	if err != nil {
+		return raw, fmt.Errorf("snapshot of %q: %w", s.cfg.Base, core.Unavailable(err))
+	}
+	return raw, nil
+}
+
+// The kinds of requests that callers make.
+const (
+	Wait = message.Wait
+	Try  = message.Try
+)
+
+// Seam is the argument of semaphore.Semaphore.Engine.
+type Seam struct{}

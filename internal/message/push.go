@@ -1,0 +1,97 @@
+package message
+
+import (
+	"strconv"
+	"strings"
+)
+
+// A PushKind is the first word of a push. Pushes are hints that save time: what they say is in Redis
+// too, and is found by asking again.
+type PushKind string
+
+// The kinds of pushes, and the words that follow.
+const (
+	PushGranted PushKind = "g" // <epoch> <Redis's time> <UUID>...
+	PushWaiting PushKind = "w" // <pool>: somebody waits, so offer what lies idle
+	PushRecall  PushKind = "b" // <epoch> <pool> <recalled> <withdrawn> <ms>: its tally; what is new is due in ms
+	PushRepeat  PushKind = "r" // ask again
+	PushLost    PushKind = "l" // the state was lost: re-assert what is held
+	PushSelf    PushKind = "h" // in each heartbeat, to the session itself, so that Redis counts its subscriptions
+	PushEnd     PushKind = "f" // [<UUID> <pid> <start>]...: end these backends, whose permits are in quarantine
+	PushLookUp  PushKind = "s" // <epoch> [<UUID> <pid> <start> <server> <n>]...: see whether these backends are gone
+)
+
+// A Push is one parsed push. Fields that its kind does not have are zero.
+type Push struct {
+	Kind    PushKind
+	Epoch   string
+	Now     int64
+	IDs     []string // granted, or those of the backends
+	Records []string // of the backends, one for each ID
+	Pool    string
+	Tally   Tally
+	Millis  int64
+}
+
+// ParsePush reads a push. ok is false for one that no script of ours has sent.
+func ParsePush(payload string) (p Push, ok bool) {
+	words := strings.Fields(payload)
+	if len(words) == 0 {
+		return p, false
+	}
+	p.Kind = PushKind(words[0])
+	words = words[1:]
+	switch p.Kind {
+	case PushGranted:
+		if len(words) < 3 {
+			return p, false
+		}
+		p.Epoch, p.IDs = words[0], words[2:]
+		var err error
+		p.Now, err = strconv.ParseInt(words[1], 10, 64)
+		return p, err == nil
+	case PushWaiting:
+		if len(words) != 1 {
+			return p, false
+		}
+		p.Pool = words[0]
+		return p, true
+	case PushRecall:
+		if len(words) != 5 {
+			return p, false
+		}
+		p.Epoch, p.Pool = words[0], words[1]
+		var numbers [3]int64
+		for i, text := range words[2:] {
+			n, err := strconv.ParseInt(text, 10, 64)
+			if err != nil {
+				return p, false
+			}
+			numbers[i] = n
+		}
+		p.Tally = Tally{Recalled: numbers[0], Withdrawn: numbers[1]}
+		p.Millis = min(max(numbers[2], 0), 1<<31)
+		return p, true
+	case PushEnd:
+		p.backends(words, 2)
+		return p, true
+	case PushLookUp:
+		if len(words) == 0 {
+			return p, false
+		}
+		p.Epoch = words[0]
+		p.backends(words[1:], 4)
+		return p, true
+	case PushRepeat, PushLost, PushSelf:
+		return p, true
+	}
+	return p, false
+}
+
+// backends reads groups of a UUID and the words of a record. A group that is cut off is left out.
+func (p *Push) backends(words []string, record int) {
+	for ; len(words) > record; words = words[record+1:] {
+		p.IDs = append(p.IDs, words[0])
+		p.Records = append(p.Records, strings.Join(words[1:record+1], " "))
+	}
+}
