@@ -1,4 +1,5 @@
-// Package api lists the exported names of the library, so that a change of them is a change in a review.
+// Package api lists the exported names of the library, so that a change of them is a change in a
+// review.
 package api
 
 import (
@@ -139,7 +140,8 @@ func (l *list) pkg(p *doc.Package) {
 
 var index = regexp.MustCompile(`\biota\b`)
 
-// values lists constants or variables. In a group of constants, one without a value has the one before.
+// values lists constants or variables. In a group of constants, one without a value has the one
+// before.
 func (l *list) values(d *ast.GenDecl) {
 	var typ, value string
 	for i, s := range d.Specs {
@@ -178,7 +180,8 @@ func (l *list) typ(s *ast.TypeSpec) {
 	}
 }
 
-// fields lists the fields of a struct, or the methods of an interface. What has no name is embedded.
+// fields lists the fields of a struct, or the methods of an interface. A field without a name is
+// embedded.
 func (l *list) fields(of string, list *ast.FieldList, space string) {
 	for _, f := range list.List {
 		typ := source(f.Type)

@@ -41,7 +41,8 @@ func TestClockStep(t *testing.T) {
 	}
 }
 
-// A newcomer is the first to see a clock that was set. It cannot tell that from a fleet that has died.
+// A newcomer is the first to see a clock that was set. It cannot tell that from a fleet that has
+// died.
 func TestClockStepSeenByANewcomerFirst(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		a := w.join(Config{Capacity: 1})
@@ -76,9 +77,9 @@ func TestALongDeadFleetIsNotTakenForAClockStep(t *testing.T) {
 	})
 }
 
-// A step of the clock that is not noticed fits into the margin between the end of trust and the end of a lease.
-// Which steps are noticed depends on the shortest lease of the fleet, whichever session looks first, and for a
-// while also when that lease is gone.
+// A step of the clock that is not noticed fits into the margin between the end of trust and the end
+// of a lease. The shortest lease of the fleet decides which steps are noticed, whichever session
+// looks first. It does so for a while after it is gone, too.
 func TestClockStepsWithinALease(t *testing.T) {
 	for _, c := range []struct {
 		name         string

@@ -11,8 +11,9 @@ import (
 	"github.com/passbuddy/passbuddy/internal/redisscript"
 )
 
-// A batch that Redis refuses, because it knows another epoch, waits for a heartbeat. Close may come before the
-// heartbeat is answered. Then Close itself takes what the batch was to release out of Redis.
+// A batch that Redis refuses, because it knows another epoch, waits for a heartbeat. Close may come
+// before the heartbeat is answered. Then Close itself takes what the batch was to release out of
+// Redis.
 func TestCloseReleasesWhatWaitsForAHeartbeat(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		cfg := Config{Capacity: 2, Min: 1, TTL: time.Hour, MaxAttempts: -1} // with Min no release is plain

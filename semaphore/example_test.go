@@ -44,7 +44,8 @@ func Example() {
 	// Output: one of three, in the whole fleet
 }
 
-// The application has a client of its own: the session takes its options, and opens connections beside it.
+// The application has a client of its own: the session takes its options, and opens connections
+// beside it.
 func ExampleNew() {
 	ctx := context.Background()
 	opt, err := redis.ParseURL(redisURL())

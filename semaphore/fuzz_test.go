@@ -33,7 +33,8 @@ func inFuzz(f *testing.F) (*miniredis.Miniredis, *Semaphore) {
 	return mini, s
 }
 
-// What Redis holds about sessions comes from anybody. A snapshot of it can be read, and printed to a terminal.
+// Anybody can write what Redis holds about sessions. A snapshot of it can be read, and printed to a
+// terminal.
 func FuzzSnapshot(f *testing.F) {
 	mini, s := inFuzz(f)
 	for _, seed := range []struct {
@@ -94,7 +95,8 @@ func FuzzSnapshot(f *testing.F) {
 	})
 }
 
-// A Config is refused by the name of a field, or all that is in it is within bounds, and stays as it is.
+// A Config is refused by the name of a field, or all that is in it is within bounds, and stays as
+// it is.
 func FuzzConfig(f *testing.F) {
 	f.Add("", "", "", 0, 0, 0, 0, 0, int64(0), int64(0), 0, 0)
 	f.Add("p", "n", "web", 80, 2, 5, 3, 100, int64(5*time.Second), int64(time.Second), -1, 1)

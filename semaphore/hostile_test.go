@@ -19,7 +19,7 @@ import (
 
 var allHostile = flag.Bool("hostile", false, "try every hostile value, not one of each kind")
 
-// A hostile is what somebody put where our state should be.
+// A hostile is a value that an application, or an operator, puts where our state should be.
 type hostile struct {
 	key     string
 	command string // what puts it there
@@ -80,7 +80,8 @@ func hostiles(base string, every bool) (all []hostile) {
 		}
 		if slices.Contains(sets, i) {
 			all = append(all, misplaced(key, "HSET", "a", "hash"))
-			// Legal, if odd: another client's UUID, no dashes, spaces, nothing, what our own requests look like, bytes.
+			// Legal, if odd: another client's UUID, no dashes, spaces, nothing, what our own
+			// requests look like, bytes.
 			members := []any{"7b1c0f0e-2d3a-4c5b-8a69-0123456789ab", "nodashes", "with some spaces", "", "5000 x", "99999999999999999999 a", "\x00\xff", "min x"}
 			for _, score := range scores {
 				var args []any
@@ -104,9 +105,9 @@ func hostiles(base string, every bool) (all []hostile) {
 	return all
 }
 
-// A siege is a fleet that goes on while somebody puts something hostile into its state. Nothing may panic, hang,
-// or grant more than there is, and every error must say what is wrong. Once the keys that cannot be repaired are
-// deleted, all is well again.
+// A siege is a fleet that goes on while a hostile value is put into its state. Nothing may panic,
+// hang, or grant more than there is, and every error must say what is wrong. Once the keys that
+// cannot be repaired are deleted, all is well again.
 type siege struct {
 	t      *testing.T
 	a, b   *Semaphore
@@ -195,7 +196,8 @@ func (g *siege) run(h hostile) {
 	g.bounded("close", func(context.Context) error { return g.a.Close() })
 }
 
-// everything does all that can be done: each within its time, and none with an error that does not say why.
+// everything does all that can be done: each within its time, and none with an error that does not
+// say why.
 func (g *siege) everything(connPool *pool) {
 	keep := func(p *Permit, err error) error {
 		if err == nil {

@@ -38,7 +38,7 @@ func TestMinIsKeptWhileItIsNotUsed(t *testing.T) {
 		if !first.IsDone() || first.Err != nil {
 			t.Fatal("kept for a session that has left")
 		}
-		w.join(Config{Capacity: 5, Min: 5}) // nor does its minimum stand in the way of another's
+		w.join(Config{Capacity: 5, Min: 5}) // its minimum does not stand in the way of another's either
 	})
 }
 
@@ -139,7 +139,7 @@ func TestMaxWaitersBoundsTheQueue(t *testing.T) {
 		if !third.IsDone() || !errors.Is(third.Err, ErrCapacity) || !strings.Contains(third.Err.Error(), "2 wait") {
 			t.Fatalf("the third in a queue of two: %v", third.Err)
 		}
-		time.Sleep(2 * time.Second) // those who are in look again, and stay in
+		time.Sleep(2 * time.Second) // requests that are in the queue ask again, and stay in
 		release(t, held)
 		if !first.IsDone() || first.Err != nil || second.IsDone() {
 			t.Fatalf("first: %v", first.Err)

@@ -74,7 +74,8 @@ func TestNewSemaphoreDoesNotPayForStateLoss(t *testing.T) {
 	})
 }
 
-// A permit was released while Redis had forgotten it. A heartbeat that crossed the release does not put it back.
+// A permit was released while Redis had forgotten it. A heartbeat that crossed the release does not
+// put it back.
 func TestReleaseDuringStateLossStaysReleased(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		a := w.join(Config{Capacity: 1, TTL: time.Second, MaxAttempts: -1})
@@ -90,7 +91,8 @@ func TestReleaseDuringStateLossStaysReleased(t *testing.T) {
 	})
 }
 
-// A Node service on the original library shares the sorted set: its permits count, and expire by Redis's clock.
+// A Node service on the original library shares the sorted set: its permits count, and expire by
+// Redis's clock.
 func TestSharesTheSortedSetWithTheOriginal(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		a := w.join(Config{Prefix: "passbuddy", Name: "db", Capacity: 2, TTL: time.Second, MaxAttempts: -1})
@@ -135,7 +137,8 @@ func TestAllKeysShareOneSlot(t *testing.T) {
 	})
 }
 
-// Somebody deletes any one key. Nobody is granted what another holds, and all is well again after a while.
+// An operator deletes any one key. Nobody is granted what another holds, and all is well again
+// after a while.
 func TestAnyKeyDeleted(t *testing.T) {
 	for _, key := range redisscript.NewKeys("passbuddy-semaphore").All() {
 		t.Run(key, func(t *testing.T) {
@@ -171,8 +174,8 @@ func TestAnyKeyDeleted(t *testing.T) {
 	}
 }
 
-// After a loss of state, grants resume before a whole lease is over, once all sessions are back that any session
-// knew.
+// After a loss of state, grants resume before a whole lease is over, once all sessions are back
+// that any session knew.
 func TestThePauseEndsEarly(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		cfg := Config{Capacity: 3, MaxAttempts: -1}
@@ -191,7 +194,8 @@ func TestThePauseEndsEarly(t *testing.T) {
 	})
 }
 
-// A session that does not come back may still hold what it held. Then grants are paused for the whole lease.
+// A session that does not come back may still hold what it held. Then grants are paused for the
+// whole lease.
 func TestThePauseWaitsForTheMissing(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		cfg := Config{Capacity: 3, MaxAttempts: -1}

@@ -299,7 +299,7 @@ func TestLastUserToLeaveLooksAgain(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s := w.join(Config{Capacity: 1})
 		p := s.acquire(t)
-		p.turn <- struct{}{} // somebody extends it meanwhile
+		p.turn <- struct{}{} // another caller extends it meanwhile
 		first := make(chan error, 1)
 		go func() { first <- p.Do(t.Context(), func(context.Context) error { return nil }) }()
 		synctest.Wait()

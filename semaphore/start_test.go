@@ -81,8 +81,8 @@ func TestRingIsRefused(t *testing.T) {
 // maxSharers is how many connection pools a session has numbers for.
 const maxSharers = 0xfff
 
-// Pools that Redis has heard of come and go faster than heartbeats, which take them out. A new one waits for
-// a heartbeat if all numbers are taken.
+// Pools that Redis has heard of come and go faster than heartbeats, which take them out. A new one
+// waits for a heartbeat if all numbers are taken.
 func TestPoolsOutrunHeartbeats(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s := w.join(Config{Capacity: 2, TTL: time.Hour})

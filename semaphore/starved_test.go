@@ -7,8 +7,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/bubble"
 )
 
-// The head of the queue wants two permits, and one is free: the lease of a dead session is in the way of the
-// other. The waiter asks neither all the time nor too late.
+// The head of the queue wants two permits, and one is free: the lease of a dead session is in the
+// way of the other. The waiter asks neither all the time nor too late.
 func TestBigHeadSpins(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		cfg := Config{Capacity: 3, TTL: time.Minute, MaxAttempts: -1}

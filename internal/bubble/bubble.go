@@ -1,6 +1,6 @@
-// Package bubble runs tests in a bubble of fake time, with a Redis of their own and networks that can fail.
-// A test that waits ten seconds takes none, and a test that has to poll is told from one that was pushed to.
-// Only tests import it.
+// Package bubble runs tests in a bubble of fake time, with a Redis of their own and networks that
+// can fail. A test that waits ten seconds takes none, and a test that has to poll is told from one
+// that was pushed to. Only tests import it.
 package bubble
 
 import (
@@ -32,7 +32,8 @@ func Run(t *testing.T, f func(t *testing.T, w *World)) {
 	})
 }
 
-// Answers has f see each command first, those of scripts included. f returns true if it has answered.
+// Answers has f see each command first, those of scripts included. f returns true if it has
+// answered.
 func (w *World) Answers(t *testing.T, f func(c *server.Peer, cmd string, args ...string) bool) {
 	t.Helper()
 	c, err := w.Redis.Dial() // there is no server before
@@ -53,7 +54,8 @@ func (w *World) Client() (*redis.Client, *Link) {
 	return c, l
 }
 
-// Addr is the address of a World's Redis. It is an IP literal: a name would be looked up outside of the bubble.
+// Addr is the address of a World's Redis. It is an IP literal: a name would be looked up outside of
+// the bubble.
 const Addr = "127.0.0.1:6379"
 
 // Pending is a call under way.

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// A Listener is an engine.Listener that notes what it is told. P is *engine.Permit; package engine tests
-// itself, so this package cannot import it.
+// A Listener is an engine.Listener that notes what it is told. P is *engine.Permit; package engine
+// tests itself, so this package cannot import it.
 type Listener[P any] struct {
 	Return func(P) // gives a permit back to the engine
 	Obey   bool    // give back what is recalled, also what is granted only afterwards: a recall can overtake its grant

@@ -47,8 +47,8 @@ func (l *SlowLink) Forget() {
 	l.holes = l.conns
 }
 
-// Silence has all that is sent vanish. After Silence(false), only what goes over connections that were open
-// before then still does.
+// Silence has all that is sent vanish. After Silence(false), only what goes over connections that
+// were open before then still does.
 func (l *SlowLink) Silence(yes bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -12,8 +12,8 @@ import (
 	"github.com/alicebob/miniredis/v2"
 )
 
-// A StallLink is a network that can stand still: replies are held back and dials hang until it goes on, as in
-// a black hole. Deadlines end both.
+// A StallLink is a network that can stand still: replies are held back and dials hang until it goes
+// on, as in a black hole. Deadlines end both.
 type StallLink struct {
 	redis *miniredis.Miniredis
 

@@ -133,8 +133,8 @@ const (
 	maxEndPause = time.Minute
 )
 
-// All permits are in quarantine, and nobody has a connection. The first session that gets one ends all other
-// backends.
+// All permits are in quarantine, and nobody has a connection. The first session that gets one ends
+// all other backends.
 func TestTheFirstToGetAConnectionEndsTheBackends(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		pg := &postgres{}
@@ -222,7 +222,8 @@ func TestThreeOfFourFreeze(t *testing.T) {
 	})
 }
 
-// State is lost while all are awake: the next heartbeats say again what is covered. Then one session freezes.
+// State is lost while all are awake: the next heartbeats say again what is covered. Then one
+// session freezes.
 func TestBackendsSurviveStateLoss(t *testing.T) {
 	for name, lose := range map[string]func(w *world){
 		"all":        func(w *world) { w.Redis.FlushAll() },
@@ -267,8 +268,8 @@ func TestBackendsSurviveStateLoss(t *testing.T) {
 	}
 }
 
-// A session is closed while it ends backends, and while it has a connection that does not end in time. Close does
-// not wait for the first, and the permit of the second stays counted.
+// A session is closed while it ends backends, and while it has a connection that does not end in
+// time. Close does not wait for the first, and the permit of the second stays counted.
 func TestCloseWhileEnding(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		cfg := Config{Capacity: 4, Patience: forever}
@@ -304,7 +305,8 @@ func TestCloseWhileEnding(t *testing.T) {
 	})
 }
 
-// All sessions lose Redis for longer than a lease, end their connections and say so. Nothing is left to be ended.
+// All sessions lose Redis for longer than a lease, end their connections and say so. Nothing is
+// left to be ended.
 func TestPermitsGivenBackDuringAnOutageDoNotWaitForTheBound(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		pg := &postgres{}
@@ -337,8 +339,8 @@ func TestPermitsGivenBackDuringAnOutageDoNotWaitForTheBound(t *testing.T) {
 	})
 }
 
-// The minimum of a frozen session is not counted beside its permits in quarantine. It is whole again once the
-// session wakes.
+// The minimum of a frozen session is not counted beside its permits in quarantine. It is whole
+// again once the session wakes.
 func TestMinimumOfAFrozenSession(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		pg := &postgres{}

@@ -11,7 +11,6 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/passbuddy/passbuddy/internal/bubble"
-	"github.com/passbuddy/passbuddy/internal/core"
 	"github.com/passbuddy/passbuddy/internal/redisscript"
 )
 
@@ -19,7 +18,7 @@ const (
 	base    = "passbuddy-semaphore" // the sorted set of permits
 	keyBase = "{" + base + "}:"     // of all other keys
 
-	// What a session has that does not say otherwise.
+	// The configuration of a session that does not say otherwise.
 	defaultTTL   = 5 * time.Second
 	defaultRetry = 500 * time.Millisecond
 )
@@ -114,7 +113,8 @@ func (w *world) stallJoin(cfg Config) (*session, *bubble.StallLink) {
 	return &session{Session: s, client: c}, l
 }
 
-// get acquires a permit. It waits in the queue for as long as ctx, and the session's Patience, allow.
+// get acquires a permit. It waits in the queue for as long as ctx, and the session's Patience,
+// allow.
 func (s *Session) get(ctx context.Context) (*Permit, error) {
 	p := s.NewPermit()
 	return p, s.Acquire(ctx, Wait, p)
@@ -151,7 +151,7 @@ func release(t *testing.T, p *Permit) {
 // giveUp releases p.
 func giveUp(p *Permit) error { return p.s.Release(p, func() bool { return true }) }
 
-// A state is what Redis holds.
+// A state counts what is in Redis.
 type state struct{ Capacity, Held, Quarantined, Waiters, Sessions int }
 
 func (s *session) state(t *testing.T) state {
@@ -237,7 +237,7 @@ func (w *world) quarantined() []string {
 	return ids
 }
 
-// held is what Redis counts of pools.
+// held lists the pools of which Redis counts permits.
 func (w *world) held() []string {
 	names, _ := w.Redis.HKeys(keyBase + "held")
 	return names
@@ -253,13 +253,6 @@ func (w *world) expire(t *testing.T, s *session, p *Permit) {
 		t.Fatal(err)
 	}
 	synctest.Wait()
-}
-
-// isLost reports whether p was lost, without a look at the time.
-func isLost(p *Permit) bool {
-	p.s.mu.Lock()
-	defer p.s.mu.Unlock()
-	return p.Permit.State() == core.Lost
 }
 
 // hook runs do before each call of a script that match accepts.

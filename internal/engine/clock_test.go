@@ -9,8 +9,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// A session that was asleep for an hour, and its clock with it, finds Redis's clock an hour ahead. The other
-// sessions know better.
+// A session that was asleep for an hour, and its clock with it, finds Redis's clock an hour ahead.
+// The other sessions know better.
 func TestASleeperDoesNotTurnTheClockBack(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		a, b := w.join(Config{Capacity: 1}), w.join(Config{Capacity: 1})
@@ -27,7 +27,8 @@ func TestASleeperDoesNotTurnTheClockBack(t *testing.T) {
 		if !slept.Load() {
 			t.Fatal("bug in the test: nothing was sent")
 		}
-		// Less than a heartbeat: what it has missed since the others' last one, for the leases last longer by it.
+		// Less than a heartbeat: what it has missed since the others' last one, for the leases last
+		// longer by it.
 		if skew, _ := strconv.Atoi(w.Redis.HGet(keyBase+"meta", "skew")); skew < 0 || skew > 2000 {
 			t.Errorf("skew %d ms", skew)
 		}

@@ -34,8 +34,8 @@ func TestCoverOfWhatIsNotHeldAnyMore(t *testing.T) {
 	})
 }
 
-// Four connections are opened at once, and each is recorded within its own lease: they do not wait for one
-// another where a reply takes 2 s.
+// Four connections are opened at once, and each is recorded within its own lease: they do not wait
+// for one another where a reply takes 2 s.
 func TestCoversOnASlowRedis(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s, l := w.slowJoin(Config{Capacity: 4, Patience: forever}, bubble.Always(0))
@@ -52,7 +52,8 @@ func TestCoversOnASlowRedis(t *testing.T) {
 			})
 		}
 		all.Wait()
-		// Each may need a connection first, and the first records are given up where replies were fast before.
+		// Each may need a connection first, and the first records are given up where replies were
+		// fast before.
 		if took := time.Since(began); took > 9*time.Second {
 			t.Errorf("took %v", took)
 		}
@@ -62,7 +63,8 @@ func TestCoversOnASlowRedis(t *testing.T) {
 	})
 }
 
-// Redis hangs, and the lease is lost while a backend is recorded: its caller does not wait for longer than that.
+// Redis hangs, and the lease is lost while a backend is recorded: its caller does not wait for
+// longer than that.
 func TestARecordEndsWithItsLease(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s, l := w.slowJoin(Config{Capacity: 1}, bubble.Always(0))
@@ -94,7 +96,8 @@ func TestCoverWithoutRedis(t *testing.T) {
 	})
 }
 
-// A connection that was just made outlives a reply that is lost, and a Redis that is away for less than a lease.
+// A connection that was just made outlives a reply that is lost, and a Redis that is away for less
+// than a lease.
 func TestCoverOutlastsAnOutage(t *testing.T) {
 	for name, away := range map[string]func(*bubble.Link, bool){
 		"cut off": (*bubble.Link).SetCut, "unheard": (*bubble.Link).SetDeaf,
@@ -117,7 +120,8 @@ func TestCoverOutlastsAnOutage(t *testing.T) {
 	}
 }
 
-// What is said of a connection that is gone comes after what is said of the next one under its permit.
+// The record of a connection that is gone arrives after the record of the next one under its
+// permit.
 func TestCoverIsOvertaken(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})

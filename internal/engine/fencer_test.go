@@ -65,7 +65,7 @@ type fencer struct {
 	covers map[string]string // permit -> the tag of its backend
 
 	deaf  atomic.Bool  // it does not get through to Postgres
-	stuck atomic.Bool  // nor does it hear of that before it gives up; and its own connections do not end
+	stuck atomic.Bool  // Postgres does not answer it at all, and its own connections do not end
 	asked atomic.Int32 // how often it was asked to end backends
 	looks atomic.Int32 // how often it was asked which backends are gone
 }
@@ -176,7 +176,7 @@ func (w *world) recordedPermits() []string {
 	return ids
 }
 
-// reckoned fails unless everything that Redis counts is what there is.
+// reckoned fails unless all counts in Redis agree with the permits that are there.
 func (w *world) reckoned(t *testing.T) {
 	t.Helper()
 	synctest.Wait()

@@ -29,7 +29,8 @@ func TestOneCancelledCallerDeclaresRedisDown(t *testing.T) {
 	})
 }
 
-// The wait of a caller ends with its context, or with its patience, whatever the network does meanwhile.
+// The wait of a caller ends with its context, or with its patience, whatever the network does
+// meanwhile.
 func TestNoCallerIsHeldByTheNetwork(t *testing.T) {
 	soon := func(t *testing.T) context.Context {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
@@ -48,7 +49,9 @@ func TestNoCallerIsHeldByTheNetwork(t *testing.T) {
 				t.Errorf("held for %v, ctx ended after 20ms: %v", took, err)
 			}
 			l.Stall(false)
-			time.Sleep(time.Second) // go-redis dials with its subscription's lock held: fake time stands still for who waits for that
+			// go-redis dials with its subscription's lock held. Fake time stands still for a
+			// goroutine that waits for the lock.
+			time.Sleep(time.Second)
 		})
 	})
 	t.Run("gone", func(t *testing.T) {

@@ -72,8 +72,8 @@ func TestPlainWaiterIsNotStarvedByABusyPool(t *testing.T) {
 	}
 }
 
-// A call of the heartbeat that crosses Close would join the session anew, and the capacity that it declares
-// would bind the fleet for a lease.
+// A call of the heartbeat that crosses Close would join the session anew, and the capacity that it
+// declares would bind the fleet for a lease.
 func TestHeartbeatDoesNotCrossClose(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		a, b := w.join(Config{Capacity: 5}), w.join(Config{Capacity: 1})
@@ -108,7 +108,8 @@ func TestCloseTakesAPoolsRequestOutOfTheQueue(t *testing.T) {
 	})
 }
 
-// What the scripts count of a pool goes with its session, however that ends, and however wrong the counts are.
+// The scripts' counts of a pool go with its session, however that ends, and however wrong the
+// counts are.
 func TestCountsOfAPoolEndWithItsSession(t *testing.T) {
 	for _, how := range []string{"close", "crash"} {
 		t.Run(how, func(t *testing.T) {
@@ -145,7 +146,8 @@ func TestCountsOfAPoolEndWithItsSession(t *testing.T) {
 	}
 }
 
-// A release that fails while Close waits, or that is not answered, is said again when the session leaves.
+// A release that fails while Close waits, or that is not answered, is said again when the session
+// leaves.
 func TestReleaseThatFailsDuringCloseIsRepeated(t *testing.T) {
 	for _, how := range []string{"fails", "is not answered"} {
 		t.Run(how, func(t *testing.T) {
@@ -186,8 +188,8 @@ func TestReleaseThatFailsDuringCloseIsRepeated(t *testing.T) {
 	}
 }
 
-// isRelease reports whether these are the arguments of a batch that releases that plain permit. The script
-// leave gets more than a UUID in the argument that names one.
+// isRelease reports whether these are the arguments of a batch that releases that plain permit. The
+// script leave gets more than a UUID in the argument that names one.
 func isRelease(args []string, id string) bool {
 	for _, arg := range args {
 		if arg == id {

@@ -97,8 +97,8 @@ func TestBackendsOfAKilledHolderEndOneByOne(t *testing.T) {
 	})
 }
 
-// A session that lives, and is not subscribed any more, loses nothing, however long somebody waits. Looks are
-// paced.
+// A session that lives, and is not subscribed any more, loses nothing, however long others wait.
+// Looks are paced.
 func TestASessionWithoutSubscriptionLosesNothing(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		deaf, other, waiting := looked(t, w, Config{})
@@ -175,8 +175,8 @@ func TestASessionWithoutSubscriptionReconnects(t *testing.T) {
 	})
 }
 
-// The record that a permit covers none is lost: it is repeated. A record of the former backend that arrives late
-// changes nothing.
+// The record that a permit covers none is lost: it is repeated. A record of the former backend that
+// arrives late changes nothing.
 func TestVacateIsOvertaken(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
@@ -234,7 +234,8 @@ func TestAVacantPermitIsNotQuarantined(t *testing.T) {
 	})
 }
 
-// No session looks for backends while nobody waits, while all are subscribed, or where none are recorded.
+// No session looks for backends while nobody waits, while all are subscribed, or where none are
+// recorded.
 func TestNobodyLooksInVain(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		pg := &postgres{}

@@ -125,7 +125,8 @@ func TestRichestLooksAt64(t *testing.T) {
 	})
 }
 
-// A session that waits for what its minimum lacks is served first, and has it recalled from the largest holder.
+// A session that waits for what its minimum lacks is served first, and has it recalled from the
+// largest holder.
 func TestMinIsRecalledFromHoldersThatWereThereBefore(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		a, b := w.join(Config{Capacity: 2}), w.join(Config{Capacity: 2})
@@ -166,8 +167,8 @@ func TestMinIsNotRecalled(t *testing.T) {
 	})
 }
 
-// The script counts a permit of a pool's Try for the pool at once. Until a heartbeat put it right, Redis took the
-// pool for one that holds less, and granted it more than its part.
+// The script counts a permit of a pool's Try for the pool at once. Until a heartbeat put it right,
+// Redis took the pool for one that holds less, and granted it more than its part.
 func TestTryOfAPoolIsCountedAtOnce(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s := w.join(Config{Capacity: 3})
@@ -197,8 +198,8 @@ func TestTryOfAPoolIsCountedAtOnce(t *testing.T) {
 	})
 }
 
-// Pools come and go for as long as a session lives. Their numbers are used again, and nothing stays of one that
-// is closed.
+// Pools come and go for as long as a session lives. Their numbers are used again, and nothing stays
+// of one that is closed.
 func TestPoolsForEver(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s := w.join(Config{Capacity: 2, TTL: time.Second})

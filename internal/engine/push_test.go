@@ -39,7 +39,8 @@ func (*critic) Lost(*Permit)     {}
 func (*critic) Owed() int        { return 0 }
 func (*critic) Keep(int)         {}
 
-// Whatever is pushed, nobody holds a permit that was not asked for, or trusts one for longer than a lease.
+// No push makes a session hold a permit that it did not ask for, or trust one for longer than a
+// lease.
 func FuzzPush(f *testing.F) {
 	mini := miniredis.RunT(f)
 	c := redis.NewClient(&redis.Options{Addr: mini.Addr(), Protocol: 2, DisableIdentity: true})

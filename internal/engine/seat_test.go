@@ -6,8 +6,9 @@ import (
 	"time"
 )
 
-// Nothing stays of a pool that holds nothing and asks for nothing, whether anybody closed it or not. It comes
-// back with its next request, under any number. Then it is told what concerns it, and nothing else.
+// Nothing stays of a pool that holds nothing and asks for nothing, whether anybody closed it or
+// not. It comes back with its next request, under any number. Then it is told what concerns it, and
+// nothing else.
 func TestAPoolThatHoldsNothingLeaves(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		cfg := Config{Capacity: 4, TTL: 3 * time.Second}
@@ -50,8 +51,9 @@ func TestAPoolThatHoldsNothingLeaves(t *testing.T) {
 	})
 }
 
-// A recall whose push was lost is not news to the pool that has the number next: the permit was given back all
-// the same. Nor does that pool get the answer to an offer that was made under the number before.
+// A recall whose push was lost is not news to the pool that has the number next: the permit was
+// given back all the same. The answer to an offer that was made under that number does not reach it
+// either.
 func TestANumberComesWithoutDebts(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		cfg := Config{Capacity: 2, TTL: 3 * time.Second}

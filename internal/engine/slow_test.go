@@ -45,8 +45,8 @@ func TestOpenTakesThreeRoundTrips(t *testing.T) {
 	}
 }
 
-// Leases are renewed over a network that is slow, from the start or all of a sudden, as long as replies come
-// within the trusted time. Nothing that is asked for fails.
+// Leases are renewed over a network that is slow, from the start or all of a sudden, as long as
+// replies come within the trusted time. Nothing that is asked for fails.
 func TestSlowRepliesLoseNoLease(t *testing.T) {
 	for _, c := range []struct {
 		name        string
@@ -84,7 +84,8 @@ func TestSlowRepliesLoseNoLease(t *testing.T) {
 								}
 								time.Sleep(rand.N(10 * time.Second))
 								notLost(t, p)
-								// It waits for a lease at most; behind two batches that is not always enough.
+								// It waits for a lease at most; behind two batches that is not
+								// always enough.
 								if err := giveUp(p); err != nil && !errors.Is(err, core.ErrUnavailable) {
 									t.Error(err)
 								}
@@ -131,8 +132,8 @@ func TestSuddenlySlowRepliesLoseNoLease(t *testing.T) {
 	}
 }
 
-// While no call has been answered for a lease, nothing is sent that Redis would refuse. Batches wait for
-// whichever call is answered first.
+// While no call has been answered for a lease, nothing is sent that Redis would refuse. Batches
+// wait for whichever call is answered first.
 func TestABatchWaitsForACall(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s, l := w.slowJoin(Config{Capacity: 2, Patience: forever}, bubble.Always(0))
@@ -160,7 +161,8 @@ func (s *session) lastCall() uint64 {
 	return s.core.LastCall()
 }
 
-// A NAT forgets the connections: neither FIN nor RST. The calls that hang on them are hedged over new ones.
+// A NAT forgets the connections: neither FIN nor RST. The calls that hang on them are hedged over
+// new ones.
 func TestForgottenConnectionsLoseNoLease(t *testing.T) {
 	for _, ttl := range []time.Duration{time.Second, 5 * time.Second, time.Minute} {
 		t.Run(ttl.String(), func(t *testing.T) {
@@ -188,8 +190,8 @@ func TestForgottenConnectionsLoseNoLease(t *testing.T) {
 	}
 }
 
-// The same where Redis was slow not long ago, and many calls were hedged: of the connections that were opened
-// for that, so few are kept that a call soon finds a new one.
+// The same where Redis was slow not long ago, and many calls were hedged. Few of the connections
+// that were opened for that are kept. So a call soon finds a new one.
 func TestForgottenConnectionsOfASlowTimeLoseNoLease(t *testing.T) {
 	for _, ttl := range []time.Duration{time.Second, 5 * time.Second, time.Minute} {
 		for range 5 {
@@ -218,8 +220,8 @@ func TestALateReplyCounts(t *testing.T) {
 		s, l := w.slowJoin(Config{Capacity: 1}, bubble.Always(0))
 		p := s.acquire(t)
 		time.Sleep(time.Second)
-		// The next call leaves before 1.7 s, its reply and those of all that hedge it come 2.7 s later: the
-		// lease of the grant is trusted until 4.5 s.
+		// The next call leaves before 1.7 s, its reply and those of all that hedge it come 2.7 s
+		// later: the lease of the grant is trusted until 4.5 s.
 		l.SetDelay(bubble.Always(1350 * time.Millisecond))
 		time.Sleep(4 * time.Second)
 		l.SetDelay(bubble.Always(0))
@@ -253,7 +255,7 @@ func TestLeasesAreLostWhenRedisIsSilent(t *testing.T) {
 	})
 }
 
-// Calls are answered in another order than they were sent in. What the later one says stays.
+// Calls are answered in another order than they were sent in. The later call has the last word.
 func TestRepliesInAnotherOrder(t *testing.T) {
 	t.Run("released meanwhile, and put back", func(t *testing.T) {
 		inWorld(t, func(t *testing.T, w *world) {

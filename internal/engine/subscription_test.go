@@ -18,8 +18,9 @@ import (
 	"github.com/passbuddy/passbuddy/internal/bubble"
 )
 
-// A proxy refuses the subscription, an ACL does, or a proxy hangs up on it. Open goes on at once, waiters ask
-// again by themselves, and tries become rare. Once subscriptions are allowed the session is subscribed.
+// A proxy refuses the subscription, an ACL does, or a proxy hangs up on it. Open goes on at once,
+// waiters ask again by themselves, and tries become rare. Once subscriptions are allowed the
+// session is subscribed.
 func TestRefusedSubscription(t *testing.T) {
 	for name, refuse := range map[string]func(*server.Peer){
 		"unknown command": func(c *server.Peer) { c.WriteError("ERR unknown command 'subscribe'") },
@@ -94,8 +95,8 @@ type locked struct {
 
 func (l locked) Write(p []byte) (int, error) { l.mu.Lock(); defer l.mu.Unlock(); return l.w.Write(p) }
 
-// The primary is demoted and lives on, and the address leads to another server. Scripts follow
-// after a READONLY, and so does the subscription.
+// The primary is demoted and lives on, and the address leads to another server. After a
+// READONLY, scripts and the subscription follow.
 func TestSubscriptionFollowsADemotion(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		next := miniredis.NewMiniRedis()
@@ -105,7 +106,7 @@ func TestSubscriptionFollowsADemotion(t *testing.T) {
 		dial := func(context.Context, string, string) (net.Conn, error) {
 			mu.Lock()
 			moved := demoted
-			mu.Unlock() // the server's lock may be held by who waits for mu, below
+			mu.Unlock() // a goroutine that holds the server's lock may be waiting for mu, below
 			if moved {
 				return next.Dial()
 			}
