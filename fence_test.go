@@ -107,8 +107,8 @@ func TestFenceOfAFrozenProcess(t *testing.T) {
 					}
 				}
 				for _, sem := range []*semaphore.Semaphore{sleeping, waking} {
-					if snap, err := sem.Snapshot(context.Background()); err != nil || snap.Fencing > 0 {
-						t.Errorf("%d permits are left in quarantine, %v", snap.Fencing, err)
+					if snap, err := sem.Snapshot(context.Background()); err != nil || snap.Quarantined > 0 {
+						t.Errorf("%d permits are left in quarantine, %v", snap.Quarantined, err)
 					}
 					if err := sem.Close(); err != nil {
 						t.Error(err)

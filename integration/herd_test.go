@@ -155,8 +155,8 @@ func (h *herd) flows() {
 		ctx, cancel := context.WithTimeout(h.t.Context(), time.Second)
 		defer cancel()
 		snap, err := h.sessions[0].Snapshot(ctx)
-		why = fmt.Sprintf("%d sessions of %d, gate %v, error %v", len(snap.Sessions), len(h.sessions), snap.Gate, err)
-		return err == nil && snap.Gate == 0 && len(snap.Sessions) >= len(h.sessions), why
+		why = fmt.Sprintf("%d sessions of %d, gate %v, error %v", len(snap.Sessions), len(h.sessions), snap.GrantsPausedFor, err)
+		return err == nil && snap.GrantsPausedFor == 0 && len(snap.Sessions) >= len(h.sessions), why
 	})
 	for range 3 {
 		h.next(time.Now())

@@ -19,7 +19,7 @@ func TestRecallsThatOvertakeTheirGrant(t *testing.T) {
 		for range processes {
 			p := &process{fl: fl, sem: fl.start(allotment.Options{}).sem}
 			p.Allotment = allotment.New(p, allotment.Options{AcquireTimeout: time.Minute})
-			share, err := p.sem.NewShare(hearsLate{p.Allotment})
+			share, err := p.sem.Engine(engine.Seam{}).NewPool(hearsLate{p.Allotment})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -3,6 +3,7 @@ package allotment_test
 import (
 	"context"
 	"fmt"
+	"github.com/passbuddy/passbuddy/internal/engine"
 	"io"
 	"log/slog"
 	"net"
@@ -84,7 +85,7 @@ func (fl *fleet) startAs(cfg semaphore.Config, opts allotment.Options) *process 
 	}
 	p := &process{fl: fl, sem: sem}
 	p.Allotment = allotment.New(p, opts)
-	share, err := sem.NewShare(p.Allotment)
+	share, err := sem.Engine(engine.Seam{}).NewPool(p.Allotment)
 	if err != nil {
 		fl.t.Fatal(err)
 	}

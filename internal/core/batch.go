@@ -43,9 +43,9 @@ type Batch struct {
 
 // Again is b as it is sent again. The answer to an offer may be what was lost, and would be another the
 // second time: the heartbeat tells it.
-func (b *Batch) Again() message.Exchange {
+func (c *Core) Again(now time.Duration, b *Batch) message.Exchange {
 	x := b.X
-	x.Offered = 0
+	x.Offered, x.Expected = 0, c.anchor.expected(now)
 	return x
 }
 
@@ -63,6 +63,7 @@ func (c *Core) flush(now time.Duration) {
 		c.unblock(now)
 		return
 	}
+	c.blockedSince = 0
 	c.fx.Flush = true
 }
 
@@ -273,7 +274,7 @@ func (c *Core) failBlocked(now time.Duration, err error) {
 		return
 	}
 	c.blockedSince = 0
-	if c.inFlight != nil {
+	if c.inFlight != nil || !c.blocked(now) {
 		return
 	}
 	requests, drops := c.outbox, c.drops
@@ -284,7 +285,7 @@ func (c *Core) failBlocked(now time.Duration, err error) {
 	c.fail(now, requests, drops, err)
 }
 
-// BatchAnswered settles what Redis answered. again: what was answered is Batch.Again.
+// BatchAnswered settles what Redis answered. again: what was answered is Again.
 func (c *Core) BatchAnswered(now time.Duration, b *Batch, got message.Exchanged, again bool) {
 	if b != c.inFlight {
 		return // it was sent more than once, and this is not the first reply

@@ -37,14 +37,10 @@ func (s *Session) sendAgain(b *core.Batch) {
 // exchange sends b, has the core take what becomes of it, and returns the next batch. A batch whose connection
 // was broken is sent again at once: another one may be well.
 func (s *Session) exchange(b *core.Batch, again bool) (next *core.Batch) {
-	x := b.X
-	if again {
-		x = b.Again()
-	}
-	got, err := s.run(x)
+	got, err := s.run(b, again)
 	if isBroken(err) && s.ctx.Err() == nil {
 		again = true
-		got, err = s.run(b.Again())
+		got, err = s.run(b, again)
 	}
 	if err != nil && !errors.Is(err, message.ErrGone) {
 		reloadSlots(s.ctx, s.clients.batches)
@@ -67,7 +63,13 @@ func (s *Session) exchange(b *core.Batch, again bool) (next *core.Batch) {
 	return next
 }
 
-func (s *Session) run(x message.Exchange) (message.Exchanged, error) {
+func (s *Session) run(b *core.Batch, again bool) (message.Exchanged, error) {
+	x := b.X
+	if again {
+		s.mu.Lock()
+		x = s.core.Again(s.now(), b)
+		s.mu.Unlock()
+	}
 	ctx, cancel := context.WithTimeout(s.ctx, s.batchTimeout())
 	defer cancel()
 	return s.exchangeScript(ctx, x)
