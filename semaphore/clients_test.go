@@ -272,7 +272,7 @@ func TestCommandsAreThoseOfTheDocumentedACL(t *testing.T) {
 			return false
 		})
 		l := w.Link()
-		c := redis.NewClient(&redis.Options{Addr: "127.0.0.1:6379", Dialer: l.dial})
+		c := redis.NewClient(&redis.Options{Addr: "127.0.0.1:6379", Dialer: l.Dial})
 		defer c.Close()
 		s, err := New(t.Context(), c, Config{Capacity: 2})
 		if err != nil {

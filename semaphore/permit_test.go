@@ -184,7 +184,7 @@ func TestOverlappingUsersReleaseOnce(t *testing.T) {
 			done <- p.Do(t.Context(), func(context.Context) error { <-inner; return nil })
 		}()
 		synctest.Wait()
-		double := Bind(p, func(_ context.Context, n int) (int, error) { return 2 * n, nil })
+		double := Bind(p, func(_ context.Context, n int) (int, error) { return 2 * n, nil }, BindOptions{})
 		if got, err := double(t.Context(), 21); got != 42 || err != nil {
 			t.Fatalf("bound function: %d, %v", got, err)
 		}
