@@ -1,4 +1,4 @@
-package semaphore
+package engine
 
 import (
 	"testing"
@@ -6,41 +6,15 @@ import (
 	"time"
 )
 
-// seated counts the pools that have a number.
-func (s *session) seated() int {
-	synctest.Wait()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.shares)
-}
-
-// want asks until it holds n permits.
-func (p *pool) want(n int) {
-	for range 20 {
-		if p.share.Ask(max(0, n-p.holds())); p.holds() == n {
-			break
-		}
-		time.Sleep(50 * time.Millisecond)
-		synctest.Wait()
-	}
-	time.Sleep(2 * withdrawAfter)
-	synctest.Wait()
-}
-
-func (p *pool) holds() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return len(p.permits)
-}
-
-// Nothing stays of a pool that holds nothing and asks for nothing, whether anybody closed it or not. It comes
-// back with its next request, under any number, and is told what concerns it and nothing else.
+// Nothing stays of a pool that holds nothing and asks for nothing, whether anybody closed it or
+// not. It comes back with its next request, under any number. Then it is told what concerns it, and
+// nothing else.
 func TestAPoolThatHoldsNothingLeaves(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		cfg := Config{Capacity: 4, TTL: 3 * time.Second}
 		s, other := w.join(cfg), w.join(cfg)
 		a, b := s.pool(t), s.pool(t)
-		a.obey, b.obey = true, true
+		a.Obey, b.Obey = true, true
 		for round := range 4 { // numbers change hands
 			first, second := a, b
 			if round%2 == 1 {
@@ -48,35 +22,38 @@ func TestAPoolThatHoldsNothingLeaves(t *testing.T) {
 			}
 			first.want(1)
 			second.want(3)
-			if first.holds() != 1 || second.holds() != 3 {
-				t.Fatalf("round %d: %d and %d permits are held, want 1 and 3", round, first.holds(), second.holds())
+			if len(first.Permits()) != 1 || len(second.Permits()) != 3 {
+				t.Fatalf("round %d: %d and %d permits are held, want 1 and 3", round, len(first.Permits()), len(second.Permits()))
 			}
-			before, others := second.heard("recall"), first.heard("recall")
+			for _, p := range []*pool{first, second} {
+				if number := poolNumber(p.Permits()[0]); number > "002" {
+					t.Errorf("round %d: the number %s is used", round, number)
+				}
+			}
+			before, others := second.Heard("recall"), first.Heard("recall")
 			p := other.acquire(t) // from the one that holds most
-			if second.heard("recall") != before+1 || first.heard("recall") != others {
+			if second.Heard("recall") != before+1 || first.Heard("recall") != others {
 				t.Errorf("round %d: %d recalls of the pool that holds 3, %d of the one that holds 1, want one and none",
-					round, second.heard("recall")-before, first.heard("recall")-others)
+					round, second.Heard("recall")-before, first.Heard("recall")-others)
 			}
 			release(t, p)
-			first.give()
-			second.give()
-			second.give()
+			first.GiveBack()
+			second.GiveBack()
+			second.GiveBack()
 			time.Sleep(2 * cfg.TTL)
 			if n := s.seated(); n != 0 {
 				t.Errorf("round %d: %d pools that hold nothing have numbers", round, n)
 			}
-			if held, _ := w.redis.HKeys("{passbuddy-semaphore}:held"); len(held) != 0 {
+			if held := w.held(); len(held) != 0 {
 				t.Errorf("round %d: Redis counts what %q hold", round, held)
 			}
-		}
-		if s.sharers > 2 {
-			t.Errorf("%d numbers were used", s.sharers)
 		}
 	})
 }
 
-// A recall whose push was lost, of a permit that was given back all the same, is not news to whoever has the
-// number next. Nor is an offer that was made under that number.
+// A recall whose push was lost is not news to the pool that has the number next: the permit was
+// given back all the same. The answer to an offer that was made under that number does not reach it
+// either.
 func TestANumberComesWithoutDebts(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		cfg := Config{Capacity: 2, TTL: 3 * time.Second}
@@ -84,52 +61,49 @@ func TestANumberComesWithoutDebts(t *testing.T) {
 		a := s.pool(t)
 		a.want(1)
 		time.Sleep(cfg.TTL)
-		s.mu.Lock()
-		name := a.share.name
-		s.mu.Unlock()
-		a.give()
+		name := poolName(a.Permits()[0])
+		a.GiveBack()
 		synctest.Wait()
-		w.redis.HSet("{passbuddy-semaphore}:recalls", "+"+name, "1") // as the script counts
+		w.Redis.HSet(keyBase+"recalls", "+"+name, "1") // as the script counts
 		time.Sleep(2 * cfg.TTL)
 		if n := s.seated(); n != 0 {
 			t.Fatalf("%d pools have numbers", n)
 		}
-		a.share.Offer(1)
-		before := a.heard("recall")
+		a.Offer(1)
+		before := a.Heard("recall")
 		b := s.pool(t)
 		b.want(1)
 		time.Sleep(2 * cfg.TTL)
-		if s.mu.Lock(); b.share.name != name {
-			t.Errorf("bug in the test: it has the number of %q, want %q", b.share.name, name)
+		if got := poolName(b.Permits()[0]); got != name {
+			t.Errorf("bug in the test: it has the number of %q, want %q", got, name)
 		}
-		s.mu.Unlock()
-		if got := b.heard("recall"); got != 0 || a.heard("recall") != before {
+		if got := b.Heard("recall"); got != 0 || a.Heard("recall") != before {
 			t.Errorf("%d recalls of a pool that nobody wants anything of", got)
 		}
-		b.give()
+		b.GiveBack()
 	})
 }
 
-// One that waits stays, however long.
+// A pool that waits stays, however long.
 func TestAPoolThatWaitsStays(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		cfg := Config{Capacity: 1, TTL: time.Second}
 		s, other := w.join(cfg), w.join(cfg)
 		p := other.acquire(t)
 		waits := s.pool(t)
-		waits.share.Ask(1)
+		waits.Ask(1)
 		time.Sleep(10 * time.Second)
 		if n := s.seated(); n != 1 {
 			t.Fatalf("%d pools have numbers, want the one that waits", n)
 		}
 		release(t, p)
-		if waits.heard("granted") != 1 {
+		if waits.Heard("granted") != 1 {
 			t.Error("it is not granted what became free")
 		}
 	})
 }
 
-// One that was away when the session was closed is told so when it asks.
+// A pool that was away when the session was closed is told so when it asks.
 func TestAPoolThatWasAwayHearsOfTheClose(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s := w.join(Config{Capacity: 1, TTL: time.Second})
@@ -141,14 +115,14 @@ func TestAPoolThatWasAwayHearsOfTheClose(t *testing.T) {
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if p.heard("closed") != 0 {
+		if p.Heard("closed") != 0 {
 			t.Fatal("bug in the test: it was told with the others")
 		}
-		p.share.Ask(1)
-		if p.heard("closed") == 0 {
+		p.Ask(1)
+		if p.Heard("closed") == 0 {
 			t.Error("it waits for a permit of a session that is closed")
 		}
-		if _, err := p.share.Try(t.Context()); err == nil {
+		if _, err := p.Try(t.Context()); err == nil {
 			t.Error("Try of a closed session succeeded")
 		}
 	})
