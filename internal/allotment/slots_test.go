@@ -1,8 +1,12 @@
 package allotment
 
 import (
+	"context"
 	"math/rand/v2"
 	"testing"
+	"time"
+
+	"github.com/passbuddy/passbuddy/semaphore"
 )
 
 // available is derived. It must be what counting says: what the pool owns, but for turns, for what
@@ -54,6 +58,35 @@ func TestTurnsCoverTheSlotsThatAreOut(t *testing.T) {
 		}
 		if s.turns < s.n[out] || s.all() != 5 || s.coming() != s.turns-s.n[out] {
 			t.Fatalf("seed %d, step %d: %+v", seed, step, s)
+		}
+	}
+}
+
+// A caller gives up at the moment in which it is served, and the pool has handed the slot out past
+// the queue meanwhile: the slot has the caller's turn, and keeps it.
+func TestATurnThatAnotherSlotTookIsNotGivenBackTwice(t *testing.T) {
+	for range 50 { // a caller that is served and cancelled at once sees either
+		a := New(nil, Options{AcquireTimeout: time.Minute})
+		a.Attach(quiet{})
+		a.mu.Lock()
+		a.permits.add(new(semaphore.Permit))
+		s := a.newSlot()
+		a.mu.Unlock()
+		s.Ready()
+		ctx, cancel := context.WithCancel(t.Context())
+		a.mu.Lock()
+		w, err := a.queueForTurn(ctx, false)
+		a.mu.Unlock()
+		if err != nil || !s.CheckOut() { // as pgxpool's AcquireAllIdle
+			t.Fatal("bug in the test: not checked out")
+		}
+		cancel()
+		if err := a.awaitTurn(ctx, w); err == nil {
+			a.Exit()
+		}
+		s.Return(true)
+		if f := a.Figures(); f.Turns != 0 {
+			t.Fatalf("%+v", f)
 		}
 	}
 }

@@ -81,12 +81,12 @@ func (a *Allotment) awaitTurn(ctx context.Context, w *waiter) error {
 	if !a.waiters.withdraw(w) && w.err == nil {
 		// Served while the caller was giving up. The turn goes to the next one. A slot that came
 		// with it was never touched, and is idle again.
-		a.slots.turns--
 		if w.slot != nil {
 			w.slot.become(idle)
 			w.slot.parked = true // the wrapper that it was claimed from has lost it
 			w.slot = nil
 		}
+		a.slots.untie()
 	}
 	a.settle()
 	if isClosed(w.closing) {
