@@ -15,9 +15,11 @@ import (
 
 // recorder is an [Engine] that keeps backends. [*engine.Pool] is one.
 type recorder interface {
-	Cover(p *engine.Permit, b Backend) record
+	Cover(p *engine.Permit, tag string) record
 	Vacate(p *engine.Permit) record
 }
+
+var _ recorder = (*engine.Pool)(nil)
 
 // record is the second half of a record, which asks Redis.
 type record = func(context.Context) error
@@ -43,7 +45,7 @@ var _ engine.Reaper = (*Allotment)(nil)
 func (s *Slot) RecordBackend(ctx context.Context, b Backend) error {
 	record, err := s.underPermit(func(e recorder) record {
 		s.recorded = &b
-		return e.Cover(s.permit, b)
+		return e.Cover(s.permit, b.Tag())
 	})
 	if err != nil {
 		return fmt.Errorf("passbuddy: while connecting: %w", err)
