@@ -37,13 +37,15 @@ type Batch struct {
 	drops    []*Drop
 	offer    *Pool
 	sent     time.Duration
-	resent   int // how often it was sent once more because its connection seemed dead
-	failed   int // how many of those that were sent have failed
+	again    time.Duration // when it was sent again last, 0: it was not
+	resent   int           // how often it was sent once more because its connection seemed dead
+	failed   int           // how many of those that were sent have failed
 }
 
-// Again is b as it is sent again. The answer to an offer may be what was lost, and would be another the
+// Again is b as it is sent again now. The answer to an offer may be what was lost, and would be another the
 // second time: the heartbeat tells it.
 func (c *Core) Again(now time.Duration, b *Batch) message.Exchange {
+	b.again = now
 	x := b.X
 	x.Offered, x.Expected = 0, c.anchor.expected(now)
 	return x
@@ -180,11 +182,11 @@ func (c *Core) deadAfter() time.Duration {
 // MaxResends bounds how often one batch is sent once more.
 const MaxResends = 2
 
-// lookAtFlight has a batch sent once more if a slow Redis does not explain how long it takes: a call of the
-// heartbeat was sent after it, over another connection, and has been answered. If there was none yet it
-// sends one. While Redis answers nothing at all the flight stays as it is: its reply may come, too. Redis
-// executes what it reads in the order in which connections are ready, so the reply of the flight could be
-// late by little; it is waited for that little.
+// lookAtFlight has a batch sent once more if a slow Redis does not explain how long it takes: a call of
+// the heartbeat was sent after the batch was sent last, over another connection, and has been answered.
+// If there was none yet it sends one. While Redis answers nothing at all the flight stays as it is: its
+// reply may come, too. Redis executes what it reads in the order in which connections are ready, so the
+// reply of the flight could be late by little; it is waited for that little.
 //
 // It is armed by the first flight, looks at what is in flight then, and rests when nothing is: a flight
 // that is answered in time pays nothing for it.
@@ -195,22 +197,19 @@ func (c *Core) lookAtFlight(now time.Duration) {
 		return
 	}
 	h := &c.heart
-	age := b.sent
-	if b.resent > 0 {
-		age += time.Duration(b.resent) * c.deadAfter()
-	}
+	last := max(b.sent, b.again)
 	little := max(h.rtt/2, minHedge/5)
-	next := age + c.deadAfter() - now
+	next := last + c.deadAfter() - now
 	switch {
 	case next > 0:
-	case h.probed > b.sent && now-h.heard >= little:
+	case h.probed > last && now-h.heard >= little:
 		b.resent++
 		c.fx.Resend = b
 		next = c.deadAfter()
-	case h.probed > b.sent:
+	case h.probed > last:
 		next = little
 	default:
-		if h.sent <= b.sent {
+		if h.sent <= last {
 			c.fx.Heartbeat = true
 		}
 		next = little
@@ -236,12 +235,16 @@ func (c *Core) BatchFailed(now time.Duration, b *Batch, why Failure, err error) 
 		return // it was sent more often, and one of the others may be answered
 	}
 	c.inFlight = nil
-	if why == Gone {
+	if why == Gone && !c.gone {
+		c.gone = true
 		c.requeue(b) // where Leave finds it
 		c.needsCall = c.heart.last + 1
 		c.flush(now)
 		return
 	}
+	// Gone again, although a call was answered since: calls may reach another server than batches. Only the
+	// pause of what failed keeps the session from asking both in turn, as fast as they answer.
+	c.gone = false
 	c.setDown(err)
 	c.returnMoveCost(b.X.MoveMicros)
 	c.fail(now, b.requests, b.drops, err)
@@ -290,7 +293,7 @@ func (c *Core) BatchAnswered(now time.Duration, b *Batch, got message.Exchanged,
 	if b != c.inFlight {
 		return // it was sent more than once, and this is not the first reply
 	}
-	c.inFlight = nil
+	c.inFlight, c.gone = nil, false
 	c.setDown(nil)
 	if b.X.Epoch != "" && b.X.Epoch != c.epoch {
 		// The heartbeat has found that Redis forgot, and this it did before. What it granted it forgot, too.
@@ -302,6 +305,9 @@ func (c *Core) BatchAnswered(now time.Duration, b *Batch, got message.Exchanged,
 		c.setNoMemory(got.Full, got.Now)
 	}
 	c.roundTrip = now - b.sent
+	if again { // what the connection took that was given up says nothing of Redis
+		c.roundTrip = now - max(b.sent, b.again)
+	}
 	c.heart.rtt = max(c.heart.rtt, c.roundTrip)
 	if got.Now > 0 && b.sent >= c.anchor.local {
 		c.anchor = anchor{local: b.sent, redis: got.Now}

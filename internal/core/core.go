@@ -76,6 +76,7 @@ type Core struct {
 	inFlight     *Batch
 	flightDue    time.Duration // when the flight is looked at, 0: never
 	roundTrip    time.Duration // of the last batch
+	gone         bool          // Redis did not know the session when the last batch came
 	needsCall    uint64        // nothing is sent before this call of the heartbeat was answered ...
 	blockedSince time.Duration // ... and something waits for that since, 0: nothing
 	retryAt      time.Duration // when what is unanswered is asked for again, 0: never
