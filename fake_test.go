@@ -21,7 +21,7 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// fakeFleet is an engine with one sharer and any number of permits up to its capacity.
+// fakeFleet is an engine with one pool and any number of permits up to its capacity.
 type fakeFleet struct {
 	mu       sync.Mutex
 	capacity int
@@ -35,7 +35,8 @@ type fakeFleet struct {
 	left     int
 }
 
-// newFleet makes a fleet with that many permits, which are real: the allotment looks at their leases.
+// newFleet makes a fleet with that many permits, which are real: the allotment looks at their
+// leases.
 func newFleet(t testing.TB, capacity int) *fakeFleet {
 	t.Helper()
 	const most = 16
@@ -65,7 +66,7 @@ func newFleet(t testing.TB, capacity int) *fakeFleet {
 	return &fakeFleet{capacity: capacity, stock: permits}
 }
 
-func (f *fakeFleet) source() fleetSource {
+func (f *fakeFleet) source() engineSource {
 	return func(a *allotment.Allotment) (func(), error) {
 		f.a = a
 		a.Attach(f)
@@ -163,7 +164,7 @@ func (f *fakeFleet) lose(t *testing.T) {
 	}
 }
 
-// server is what the fake drivers connect to. It notices concurrent use of a connection.
+// The fake drivers connect to server. It notices concurrent use of a connection.
 type server struct {
 	t        *testing.T
 	dials    atomic.Int32

@@ -3,13 +3,16 @@ package pgxpool
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/passbuddy/passbuddy/internal/allotment"
+	"github.com/passbuddy/passbuddy/internal/backend"
 	"github.com/passbuddy/passbuddy/internal/socket"
 	"github.com/passbuddy/passbuddy/semaphore"
 )
@@ -22,17 +25,21 @@ type share interface {
 }
 
 const (
-	// reclaimMost bounds the search for one idle connection. It takes microseconds, unless all of MaxConns are out.
-	reclaimMost = time.Second
-	// missesMost is after how many searches in vain a connection that is idle by our count is closed from outside. The search
-	// pauses longer each time, so that is about a quarter of a second: enough for a Release to end.
-	missesMost = 8
-	// hijackCheck is how often a pool whose callers wait for MaxConns looks for connections that were taken out of it.
+	// reclaimTimeout bounds the search for one idle connection. It takes microseconds, unless all
+	// of MaxConns are out.
+	reclaimTimeout = time.Second
+	// maxMisses is after how many searches in vain a connection that is idle by our count is closed
+	// from outside. The search pauses longer each time, so that is about a quarter of a second:
+	// enough for a Release to end.
+	maxMisses = 8
+	// hijackCheck is how often a pool whose callers wait for MaxConns looks for connections that
+	// were taken out of it.
 	hijackCheck = 50 * time.Millisecond
 )
 
 // pool is one configured pool: the integration's side of its allotment.
 type pool struct {
+	backend.Lender
 	allot          *allotment.Allotment
 	share          share
 	user           hooks
@@ -40,23 +47,27 @@ type pool struct {
 	perCheckout    bool
 	fence          bool
 	acquireTimeout time.Duration
-	maxConns       int32
 	minConns       int
 	maxIdle        time.Duration
 
-	// known is the pool that pgx made of the config. Configure does not see it; the first checkout tells.
+	// known is the pool that pgx made of the config. Configure does not see it; the first checkout
+	// tells.
 	known    atomic.Pointer[pgxpool.Pool]
 	closings closings
 	misses   int // of Evict in a row; it has one caller at a time
 	watching atomic.Bool
 	arrivals arrivals
 
-	background attempts
+	background backgroundDials
 }
 
-var _ allotment.Pool = (*pool)(nil)
+var (
+	_ allotment.BackendEnder = (*pool)(nil)
+	_ allotment.SuspectEnder = (*pool)(nil)
+)
 
-// linkOf finds the socket of conn. It is nil for a connection that was not opened through our dialer.
+// linkOf finds the socket of conn. It is nil for a connection that was not opened through our
+// dialer.
 func linkOf(conn *pgx.Conn) *socket.Link {
 	pc := conn.PgConn()
 	if s, ok := pc.Conn().(*socket.Conn); ok {
@@ -69,7 +80,8 @@ func linkOf(conn *pgx.Conn) *socket.Link {
 	return l
 }
 
-// lifeOf finds the allotment's connection of conn, for the scope PerConnection. It is short enough to be inlined.
+// lifeOf finds the allotment's connection of conn, for the scope PerConnection. It is short enough
+// to be inlined.
 func lifeOf(conn *pgx.Conn) *allotment.Conn {
 	if s, ok := conn.PgConn().Conn().(*socket.Conn); ok {
 		return s.Life()
@@ -84,32 +96,34 @@ func lifeBelow(conn *pgx.Conn) *allotment.Conn {
 	return nil
 }
 
-// customData is where the Link of a connection is kept whose socket an AfterNetConnect hook has wrapped.
+// customData is where the Link of a connection is kept whose socket an AfterNetConnect hook has
+// wrapped.
 const customData = "github.com/passbuddy/passbuddy"
 
-// healthy tells what pgx will do with conn at its release: the same test as in pgxpool.Conn.Release.
+// healthy tells what pgx will do with conn at its release: the same test as in
+// pgxpool.Conn.Release.
 func healthy(conn *pgx.Conn) bool {
 	return !conn.IsClosed() && !conn.PgConn().IsBusy() && conn.PgConn().TxStatus() == 'I'
 }
 
-// Fence ends c, whoever uses it.
+// Fence aborts c, whoever uses it: its lease is lost.
 func (p *pool) Fence(c *allotment.Conn) {
 	l, ok := c.Attached().(*socket.Link)
 	if !ok {
 		return
 	}
 	why := c.Ended()
-	if why == nil { // it lived without a permit, and a caller may have it by now: then it ends at its return
+	if why == nil { // it lived without a permit. A caller may have it by now: it ends at its return
 		if c.LeaveUncounted() {
 			l.Close()
 		}
 		return
 	}
-	l.FenceFor(why)
+	l.AbortFor(why)
 }
 
-// closeInPlace closes connections that the pool believes to be idle. It finds out when it next takes
-// one: PrepareConn refuses it, or its ping fails.
+// closeInPlace closes connections that the pool believes to be idle. The pool finds out when it
+// next takes one: PrepareConn refuses it, or its ping fails.
 func closeInPlace(conns ...*allotment.Conn) {
 	for _, c := range conns {
 		if l, ok := c.Attached().(*socket.Link); ok {
@@ -118,17 +132,18 @@ func closeInPlace(conns ...*allotment.Conn) {
 	}
 }
 
-// Evict ends an idle connection through a checkout that is marked, and refused by PrepareConn: so it is the pool that
-// destroys the connection, and that decides whether it is idle at all.
+// Evict ends an idle connection through a checkout for evictIdle, which PrepareConn refuses. So the
+// pool destroys the connection, and the pool decides whether it is idle at all.
 //
-// It can fail to find one that is idle by our count: between TraceRelease and the end of Release, or when an abandoned
-// ping holds it. If it goes on like that, the connection is closed in place, where nobody can have it in use.
+// It can fail to find one that is idle by our count: between TraceRelease and the end of Release,
+// or when an abandoned ping holds it. If it goes on like that, the connection is closed in place,
+// where nobody can have it in use.
 func (p *pool) Evict() bool {
 	known := p.known.Load()
 	if known != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), reclaimMost)
+		ctx, cancel := context.WithTimeout(context.Background(), reclaimTimeout)
 		defer cancel()
-		r := &reclaim{Context: ctx}
+		r := &checkout{Context: ctx, pool: p, purpose: evictIdle}
 		conn, err := known.Acquire(r)
 		if err == nil { // a PrepareConn that was set after Configure let it through
 			conn.Release()
@@ -137,7 +152,7 @@ func (p *pool) Evict() bool {
 			p.misses = 0
 			return true
 		}
-		if p.misses++; p.misses < missesMost {
+		if p.misses++; p.misses < maxMisses {
 			return false
 		}
 	}
@@ -150,41 +165,26 @@ func (p *pool) Evict() bool {
 	return true
 }
 
-// reclaim is the context of a checkout that looks for an idle connection to end.
-type reclaim struct {
-	context.Context
-	look    bool // it looks for the closing of its pool, and ends nothing: see closingOf
-	evicted bool
-	seen    atomic.Pointer[<-chan struct{}]
-}
+var errReclaimed = errors.New(
+	"pgxpool: this checkout only looks for an idle connection to give up")
 
-type reclaimKey struct{}
-
-var errReclaimed = errors.New("pgxpool: this checkout only looks for an idle connection to give up")
-
-// Value lets BeforeConnect recognise the mark, which pgx wraps there.
-func (r *reclaim) Value(key any) any {
-	if key == (reclaimKey{}) {
-		return r
+// reclaim decides about the idle connection that the search has found.
+func (c *checkout) reclaim(conn *pgx.Conn) (bool, error) {
+	l := linkOf(conn)
+	if c.purpose == seeClose {
+		return !l.Closed(), errReclaimed
 	}
-	return r.Context.Value(key)
-}
-
-// prepare decides about the idle connection that the search has found.
-func (r *reclaim) prepare(conn *pgx.Conn) (bool, error) {
-	c := linkOf(conn).Conn()
-	if r.look {
-		return !linkOf(conn).Closed(), errReclaimed
-	}
-	if c == nil || !c.Usable() {
+	slot := l.Conn()
+	if slot == nil || !slot.Usable() {
 		return false, errReclaimed // closed in place, and left behind
 	}
-	r.evicted = c.Evict()
-	return !r.evicted, errReclaimed
+	c.evicted = slot.Evict()
+	return !c.evicted, errReclaimed
 }
 
-// watch looks out for connections outside the pool, hijacked or opened by hand, while callers wait for MaxConns. Hijack calls no hook, and frees a place
-// in the pool, for which the callers that wait must learn to ask.
+// watch looks out for connections outside the pool, hijacked or opened by hand, while callers wait
+// for MaxConns. Hijack calls no hook, and frees a place in the pool, for which the callers that
+// wait must learn to ask.
 func (p *pool) watch() {
 	if p.watching.CompareAndSwap(false, true) {
 		time.AfterFunc(hijackCheck, p.countOutside)
@@ -199,11 +199,32 @@ func (p *pool) countOutside() {
 		return
 	}
 	if known != nil {
-		// Both counts move while we look. A connection is checked out by ours only while it is
-		// acquired by pgx's, so a difference is no artefact of that; one that is too small is seen
-		// next time.
+		// Both counts move while we look. A connection is checked out by our count only while it is
+		// acquired by pgx's, so that does not make the difference too large. One that is too small
+		// is seen next time.
 		out -= int(known.Stat().AcquiredConns())
 	}
 	p.allot.SetOutside(max(0, out))
 	time.AfterFunc(hijackCheck, p.countOutside)
+}
+
+// lend is a [backend.Lender]'s.
+func (p *pool) lend(ctx context.Context, use func(*pgconn.PgConn)) error {
+	known := p.known.Load()
+	if known == nil {
+		return fmt.Errorf("pgxpool: nobody has checked anything out yet: %w",
+			semaphore.ErrCapacity)
+	}
+	conn, err := known.Acquire(&checkout{Context: ctx, pool: p, purpose: askServer})
+	switch {
+	case err == nil:
+	case errors.Is(err, errClosedPool(known)):
+		// The server may be up: what is in doubt stays counted.
+		return fmt.Errorf("pgxpool: %w: %w", err, semaphore.ErrClosed)
+	default:
+		return err
+	}
+	defer conn.Release()
+	use(conn.Conn().PgConn())
+	return nil
 }

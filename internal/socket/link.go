@@ -31,8 +31,8 @@ const (
 	drainAfterCancel = 5 * time.Second
 
 	cancelMost      = time.Second
-	fenceFirst      = 10 * time.Millisecond // an idle backend ends by itself within this
-	fenceAgainAtMax = time.Second
+	abortFirst      = 10 * time.Millisecond // an idle backend ends by itself within this
+	abortAgainAtMax = time.Second
 )
 
 // Link is the part of a wrapped socket that outlives the wrapper: what holds the permit and ends the connection. It must not
@@ -47,7 +47,7 @@ type Link struct {
 	heard  atomic.Bool           // the server has said something; suspect clears it, to see whether it still does
 	eof    atomic.Bool           // the server has closed its end
 	broken atomic.Bool           // the network has ended the connection: an EOF that follows is not the server's
-	why    atomic.Pointer[error] // see FenceFor
+	why    atomic.Pointer[error] // see AbortFor
 	peeked atomic.Bool           // a read has failed for that: see endedError
 	left   atomic.Bool           // the driver has closed it
 	gone   chan struct{}
@@ -57,7 +57,8 @@ type Link struct {
 // Conn is what ends with the socket, or nil.
 func (l *Link) Conn() *allotment.Conn { return l.conn.Load() }
 
-// Bind lets c end with the socket. It reports false if the lease of c is lost already; the caller must then Fence.
+// Bind lets c end with the socket. It reports false if the lease of c is lost already; the caller
+// must then Abort.
 func (l *Link) Bind(c *allotment.Conn) bool {
 	ok := c.Attach(l)
 	l.conn.Store(c)
@@ -132,13 +133,14 @@ func (l *Link) reset() {
 	_ = l.inner.Close()
 }
 
-// Fence is Close for a connection that must not live on: if its backend is busy, and so does not notice that
-// its client has gone, it is cancelled. Fence returns when the backend has ended, or after drainMost and some seconds.
-func (l *Link) Fence() {
+// Abort is Close for a connection that must not live on. If its backend is busy, and so does not
+// notice that its client has gone, it is cancelled. Abort returns when the backend has ended, or
+// after drainMost and some seconds.
+func (l *Link) Abort() {
 	l.Close()
-	timer := time.NewTimer(fenceFirst)
+	timer := time.NewTimer(abortFirst)
 	defer timer.Stop()
-	for pause := fenceFirst; ; {
+	for pause := abortFirst; ; {
 		select {
 		case <-l.gone:
 			return
@@ -146,18 +148,18 @@ func (l *Link) Fence() {
 		}
 		// Again and again: a cancel that arrives between two statements of a batch stops neither.
 		l.sendCancel()
-		pause = min(2*pause, fenceAgainAtMax)
+		pause = min(2*pause, abortAgainAtMax)
 		timer.Reset(pause)
 	}
 }
 
-// FenceFor is Fence for a connection that somebody uses: its reads fail with an error that matches
-// why, and net.ErrClosed as for any closed socket.
-func (l *Link) FenceFor(why error) {
+// AbortFor is Abort for a connection that is in use: its reads fail with an error that matches why,
+// and net.ErrClosed as for any closed socket.
+func (l *Link) AbortFor(why error) {
 	if why != nil {
 		l.why.Store(&why)
 	}
-	l.Fence()
+	l.Abort()
 }
 
 // errClosed is the error of a read from a closed socket.

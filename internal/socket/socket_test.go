@@ -28,7 +28,7 @@ func (fleet) Offer(int)               {}
 func (fleet) Full() bool              { return true }
 func (fleet) Err() error              { return semaphore.ErrUnavailable }
 func (fleet) Evict() bool             { return false }
-func (fleet) Fence(c *allotment.Conn) { c.Attached().(*socket.Link).Fence() }
+func (fleet) Fence(c *allotment.Conn) { c.Attached().(*socket.Link).Abort() }
 
 // one is an allotment that may hold one connection, and a caller who has the turn for it.
 func one(t *testing.T) *allotment.Allotment {
@@ -337,7 +337,7 @@ func TestFenceCancels(t *testing.T) {
 		}
 		return nil
 	})
-	l.Fence()
+	l.Abort()
 	if cancels < 2 {
 		t.Errorf("%d cancel requests", cancels)
 	}
