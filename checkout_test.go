@@ -318,7 +318,7 @@ func TestLateFence(t *testing.T) {
 			}
 			return nil
 		}))
-		b.cn.Fence(slot)
+		b.cn.Abort(slot)
 		if err := second.PingContext(context.Background()); err != nil {
 			t.Errorf("it suffers for a permit that it does not use: %v", err)
 		}
