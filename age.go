@@ -13,8 +13,8 @@ import (
 //
 // So one wrapper of the DB is the clock. The first that is returned while callers wait becomes it.
 // It gives its connection to the next caller as the others do, but is not closed for that: it stays
-// with database/sql, empty, and the caller who checks it out next waits in the queue as one whom
-// Connect serves. So it grows old, and database/sql closes it at its limit. That shows what the
+// with database/sql, empty. The caller that checks it out next waits in the queue as if Connect
+// served it. So the clock grows old, and database/sql closes it at its limit. That shows what the
 // limit is, at most: see closedForAge.
 //
 // Invariants:
@@ -23,14 +23,14 @@ import (
 //   - maxAge is 0, or at least the limit that was in force when the last clock was closed for its
 //     age.
 //   - A connection that was never handed over (moved) is as old as its wrapper, and left to
-//     database/sql. One that was is ended at its next claim, checkout or return once it is older
-//     than maxAge; or, if it lies idle, by its timer.
+//     database/sql. One that was handed over is closed at its next claim, checkout or return once
+//     it is older than maxAge; or, if it lies idle, by its timer.
 //
 // If the limit is raised, a clock gets older than maxAge. That shows at its next checkout, and
 // maxAge is forgotten.
 //
-// What stays: until the first clock is closed, that is one lifetime after callers first had to
-// wait, a connection can be as old as two lifetimes. And with SetMaxIdleConns(0) no clock lives
+// Two limits remain. Until the first clock is closed, that is, one lifetime after callers first had
+// to wait, a connection can be as old as two lifetimes. And with SetMaxIdleConns(0) no clock lives
 // beyond its first return.
 type ages struct {
 	maxAge atomic.Int64 // in nanoseconds; 0: nothing is known
@@ -44,7 +44,7 @@ func (a *ages) tooOld(ph *physical) bool {
 }
 
 // handOver gives the connection of the clock to the next caller, and reports whether c is the
-// clock. Statements that database/sql keeps bind the connection to its wrapper: then it is not.
+// clock. Statements that database/sql keeps bind the connection to its wrapper: then c is not.
 func (c *conn) handOver() bool {
 	if !c.clock {
 		if !c.cn.clock.CompareAndSwap(nil, c) {
@@ -57,9 +57,9 @@ func (c *conn) handOver() bool {
 	ph.statements = false // those of a transaction, which were closed with it
 	if c.cn.tooOld(ph) {
 		slot.LeaveAt(c.generation)
-		_ = ph.end(inBackground)
+		_ = ph.close(inBackground)
 	} else if !c.cn.park(slot) {
-		_ = ph.end(inBackground)
+		_ = ph.close(inBackground)
 	}
 	return true
 }
@@ -70,7 +70,8 @@ const clockSlack = time.Second
 
 // readClock is called when the clock is checked out.
 func (c *conn) readClock() {
-	if limit := c.cn.maxAge.Load(); limit > 0 && time.Since(c.born) > time.Duration(limit)+clockSlack {
+	limit := c.cn.maxAge.Load()
+	if limit > 0 && time.Since(c.born) > time.Duration(limit)+clockSlack {
 		c.cn.maxAge.CompareAndSwap(limit, 0)
 	}
 }
@@ -110,8 +111,8 @@ func (cn *connector) moves(ph *physical) {
 	}
 }
 
-// setExpiry sets the timer that ends ph if it lies idle when it is too old. A later learn replaces
-// it.
+// setExpiry sets the timer that closes ph if it lies idle when it is too old. A later learn
+// replaces it.
 func (cn *connector) setExpiry(ph *physical) {
 	limit := time.Duration(cn.maxAge.Load())
 	if limit == 0 {
@@ -121,18 +122,18 @@ func (cn *connector) setExpiry(ph *physical) {
 	if old := ph.expiry.Swap(timer); old != nil {
 		old.Stop()
 	}
-	if ph.ended.Load() {
-		timer.Stop() // end may have looked before
+	if ph.closeBegun.Load() {
+		timer.Stop() // close may have looked before
 	}
 }
 
-// expire ends ph if it is idle, as an eviction would. If it is in use its return finds out.
+// expire closes ph if it is idle, as an eviction would. If it is in use its return finds out.
 func (cn *connector) expire(ph *physical) {
 	ph.expiry.Store(nil)
 	switch {
 	case !cn.tooOld(ph):
 		cn.setExpiry(ph)
 	case ph.slot.LeaveIdle():
-		_ = ph.end(inBackground)
+		_ = ph.close(inBackground)
 	}
 }

@@ -9,7 +9,8 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// A permit is lost while its caller connects. Nothing was done under it: the caller asks for another.
+// A permit is lost while its caller connects. Nothing was done under it: the caller asks for
+// another.
 func TestAPermitLostWhileConnecting(t *testing.T) {
 	for _, scope := range scopes {
 		t.Run(scope.String(), func(t *testing.T) {

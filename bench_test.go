@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// quietConn is an in-memory driver that does nothing, so that what is left is database/sql's own cost and ours. It has what pgx's
-// stdlib has.
+// quietConn is an in-memory driver that does nothing, so that what is left is database/sql's own
+// cost and ours. It has what pgx's stdlib has.
 type quietConn struct{}
 
 func (*quietConn) Prepare(string) (driver.Stmt, error)      { return nil, driver.ErrSkip }
@@ -36,7 +36,8 @@ type quietConnector struct{}
 func (quietConnector) Connect(context.Context) (driver.Conn, error) { return new(quietConn), nil }
 func (quietConnector) Driver() driver.Driver                        { return nil }
 
-// BenchmarkWarmCheckout is one Exec on a warm connection: checkout, an operation that costs nothing, return.
+// BenchmarkWarmCheckout is one Exec on a warm connection: checkout, an operation that costs
+// nothing, return.
 func BenchmarkWarmCheckout(b *testing.B) {
 	run := func(b *testing.B, db *sql.DB) {
 		defer db.Close()

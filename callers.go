@@ -10,12 +10,13 @@ import (
 	"sync/atomic"
 )
 
-// This file holds all that PassBuddy reads off the call stack, in slow paths only. database/sql calls a driver in the same way for
-// different ends, and in five places the end matters. Each function names what it takes an unknown caller for, so that a
-// future database/sql, or a wrapper between it and us, errs on the safe side. TestCallers holds them to the real one.
+// This file holds all that PassBuddy reads off the call stack, in slow paths only. database/sql
+// calls a driver in the same way for different ends. In five places the end matters. Each
+// function says how it takes an unknown caller, so that a future database/sql, or a wrapper between
+// it and us, errs on the safe side. TestCallers holds them to the real one.
 
-// callers calls visit with the functions of database/sql on the stack, innermost first and without the package's name, until it
-// returns false.
+// callers calls visit with the functions of database/sql on the stack, innermost first and without
+// the package's name, until it returns false.
 func callers(visit func(name string) bool) {
 	callersAt(func(name string, _ int) bool { return visit(name) })
 }
@@ -26,7 +27,8 @@ func callersAt(visit func(name string, line int) bool) {
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(3, pcs[:])])
 	for {
 		frame, more := frames.Next()
-		if name, ok := strings.CutPrefix(frame.Function, "database/sql."); ok && !visit(name, frame.Line) {
+		name, ok := strings.CutPrefix(frame.Function, "database/sql.")
+		if ok && !visit(name, frame.Line) {
 			return
 		}
 		if !more {
@@ -35,11 +37,13 @@ func callersAt(visit func(name string, line int) bool) {
 	}
 }
 
-// connCalls is where database/sql's conn calls Connect, once that was seen: the place of callers who wait.
+// connCalls is where database/sql's conn calls Connect, once that was seen: the place of callers
+// that wait.
 var connCalls atomic.Uintptr
 
-// calledByOpener reports whether Connect is called for nobody in particular. An unknown caller is somebody. It is called by Connect, which
-// a saturated pool calls at each checkout: there one frame instead of all of them saves 8 µs of some 50.
+// calledByOpener reports whether database/sql's opener calls Connect, for no caller in particular.
+// An unknown caller is not the opener. Connect calls this, and a saturated pool calls Connect at
+// each checkout: there one frame instead of all of them saves 8 µs of some 50.
 func calledByOpener() (yes bool) {
 	var caller [1]uintptr // Connect's
 	if runtime.Callers(3, caller[:]) == 1 && caller[0] == connCalls.Load() {
@@ -49,7 +53,8 @@ func calledByOpener() (yes bool) {
 		yes = yes || name == "(*DB).openNewConnection"
 		return !yes
 	})
-	if frame, _ := runtime.CallersFrames(caller[:]).Next(); frame.Function == "database/sql.(*DB).conn" {
+	frame, _ := runtime.CallersFrames(caller[:]).Next()
+	if frame.Function == "database/sql.(*DB).conn" {
 		connCalls.Store(caller[0])
 	}
 	return yes
@@ -61,8 +66,8 @@ type statementKind int
 const (
 	closedByCall statementKind = iota // before the connection is returned
 	closedByTx                        // with its transaction, unless the connection is bad
-	keptByDB                          // when database/sql closes the connection or the user the statement
-	keptByConn                        // when the user closes it: maybe after the connection was returned
+	keptByDB                          // with the connection, or by the user
+	keptByConn                        // by the user: maybe after the connection was returned
 )
 
 // preparedFor tells what a statement is prepared for. An unknown caller keeps it.
@@ -86,9 +91,10 @@ func preparedFor() (kind statementKind) {
 	return kind
 }
 
-// operationFollows reports whether the checkout is for an operation that passes through the wrapper, which
-// can then refuse it with the real error. The others are DB.Conn, and a prepared statement unless the
-// wrapper is empty: then it is prepared there first. An unknown caller has none.
+// operationFollows reports whether the checkout is for an operation that passes through the
+// wrapper, which can then refuse it with the real error. The others are DB.Conn, and a prepared
+// statement unless the wrapper is empty: then it is prepared there first. For an unknown caller no
+// operation follows.
 func operationFollows(empty bool) (yes bool) {
 	below := false // database/sql's conn, which does the checkout for all of them
 	callers(func(name string) bool {
@@ -100,7 +106,8 @@ func operationFollows(empty bool) (yes bool) {
 			return true
 		}
 		switch name {
-		case "(*DB).exec", "(*DB).query", "(*DB).begin", "(*DB).prepare", "(*DB).PingContext", "(*DB).PingContext.func1":
+		case "(*DB).exec", "(*DB).query", "(*DB).begin", "(*DB).prepare",
+			"(*DB).PingContext", "(*DB).PingContext.func1":
 			yes = true
 		case "(*Stmt).connStmt":
 			yes = empty
@@ -122,8 +129,9 @@ func retriedByDB() (yes bool) {
 	return yes
 }
 
-// endedByUser reports whether a connection is returned because a transaction was committed or rolled back by its
-// user, and not by the end of its context. An unknown caller is not the user.
+// endedByUser reports whether a connection is returned because the user has committed or rolled
+// back its transaction, and not because the transaction's context ended. An unknown caller is not
+// the user.
 func endedByUser() (yes bool) {
 	callers(func(name string) bool {
 		yes = yes || name == "(*Tx).Commit" || name == "(*Tx).Rollback"
@@ -133,12 +141,13 @@ func endedByUser() (yes bool) {
 }
 
 // closedForAge reports whether database/sql closes a wrapper that lies at rest because of
-// SetConnMaxLifetime. conn does that in place of a checkout, and putConn after a return. An unknown caller
-// has another reason. So has its cleaner, which does not tell whether a wrapper was idle or alive for
-// too long: either way that leaves one wrapper less at rest, which says enough.
+// SetConnMaxLifetime. conn does that in place of a checkout, and putConn after a return. An unknown
+// caller has another reason. Its cleaner counts as another reason too: it does not tell whether a
+// wrapper was idle or alive for too long. Either way one wrapper less is at rest, which says
+// enough.
 //
-// putConn closes a wrapper in two places: one for those that are bad or too old, one for those that are
-// too many. They differ by their lines, see putConnLines.
+// putConn closes a wrapper in two places: one for those that are bad or too old, one for those that
+// are too many. They differ by their lines, see putConnLines.
 func closedForAge() (yes bool) {
 	callersAt(func(name string, line int) bool {
 		switch name {
@@ -147,7 +156,8 @@ func closedForAge() (yes bool) {
 		case "(*DB).putConn":
 			discards, tooMany := putConnLines()
 			yes = line == discards && discards != tooMany
-		case "(*DB).connectionCleaner", "(*DB).SetMaxIdleConns", "(*DB).Close", "(*DB).openNewConnection":
+		case "(*DB).connectionCleaner", "(*DB).SetMaxIdleConns", "(*DB).Close",
+			"(*DB).openNewConnection":
 		default:
 			return true
 		}
@@ -156,8 +166,9 @@ func closedForAge() (yes bool) {
 	return yes
 }
 
-// putConnLines finds out where database/sql's putConn closes a connection that is not valid, and where one
-// that is one idle connection too many. It asks the real one, so no other Go version's lines matter.
+// putConnLines finds out where database/sql's putConn closes a connection that is not valid, and
+// where one that is one idle connection too many. It asks the real one, so no other Go version's
+// lines matter.
 var putConnLines = sync.OnceValues(func() (discards, tooMany int) {
 	return putConnLine(false), putConnLine(true)
 })

@@ -76,7 +76,8 @@ func must(t *testing.T) func(_ any, err error) {
 	}
 }
 
-// TestFollowsConnector: this pgx's connectors can be given a dial function, and those of a pool are left alone.
+// TestFollowsConnector: this pgx's connectors can be given a dial function, and those of a pool are
+// left alone.
 func TestFollowsConnector(t *testing.T) {
 	cfg, err := pgx.ParseConfig("host=localhost")
 	if err != nil {
@@ -87,8 +88,8 @@ func TestFollowsConnector(t *testing.T) {
 	if own.Driver() != plain.Driver() {
 		t.Error("another driver")
 	}
-	at := newAttempt()
-	ctx, cancel := context.WithCancel(at.mark(context.Background()))
+	at := new(connectAttempt)
+	ctx, cancel := context.WithCancel(withAttempt(context.Background(), at))
 	cancel()
 	_, _ = own.Connect(ctx) // fails, but asks our dial function first
 	if at.dialer.Dial == nil {

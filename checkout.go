@@ -3,15 +3,14 @@ package passbuddy
 import (
 	"context"
 	"database/sql/driver"
-	"errors"
 	"fmt"
 
 	"github.com/passbuddy/passbuddy/internal/allotment"
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// This file is PerCheckout: a permit covers a connection from its checkout to its return. While it is
-// idle a wrapper is empty, and its connection lies in the connector's idleList:
+// This file is PerCheckout: a permit covers a connection from its checkout to its return. While it
+// is idle a wrapper is empty, and its connection lies in the connector's idleList:
 //
 //	           Connect, ResetSession, or the first operation:
 //	           a permit first, then an idle connection or a dial
@@ -20,15 +19,16 @@ import (
 //	  +---------------------------------------------------------------+
 //	           IsValid: the connection to the list, then the permit back
 //
-// database/sql uses a prepared statement past the wrapper, and takes the wrapper for the connection. So a
-// connection with statements stays in its wrapper while that is idle (pinned). Such a wrapper never
-// becomes empty, but ends with its connection. If callers wait, IsValid has database/sql close the
-// statements and the wrapper. Then closeCheckout puts the connection into the list.
+// database/sql uses a prepared statement past the wrapper, and takes the wrapper for the
+// connection. So a connection with statements stays in its wrapper while that is idle (pinned).
+// Such a wrapper never becomes empty, but ends with its connection. If callers wait, IsValid has
+// database/sql close the statements and the wrapper. Then closeCheckout puts the connection into
+// the list.
 
 // acquireCheckout waits for a permit and returns it with a connection.
 //
-// A waiting caller holds no connection, so it keeps none from others. A local return always reaches it, by
-// the queue of the allotment and by the list. So it does not matter that it waits inside Connect.
+// A waiting caller holds no connection, so it keeps none from others. A local return always reaches
+// it, by the queue of the allotment and by the list. So it may wait inside Connect.
 func (cn *connector) acquireCheckout(ctx context.Context) (checkout, error) {
 	slot, err := cn.enterCheckout(ctx)
 	if err != nil {
@@ -39,10 +39,11 @@ func (cn *connector) acquireCheckout(ctx context.Context) (checkout, error) {
 		slot.Gone()
 		return checkout{}, err
 	}
-	// A lease lost before this is found here; one lost later is told to breaks, which finds ph under slot.
+	// A lease lost before this is found here. One lost later is told to breakUnder, which finds ph
+	// under slot.
 	if !slot.Attach(ph) {
 		if !cn.idle.put(nil, ph) {
-			_ = ph.end(inBackground)
+			_ = ph.close(inBackground)
 		}
 		slot.Gone()
 		return checkout{}, fmt.Errorf("passbuddy: while connecting: %w", semaphore.ErrLost)
@@ -60,27 +61,19 @@ func (cn *connector) takeOrDial(ctx context.Context, slot *allotment.Slot) (*phy
 		if ph.resetForCheckout(ctx) {
 			return ph, nil
 		}
-		cn.idle.cover(ph, nil) // the permit stays here
-		_ = ph.end(inBackground)
+		cn.idle.setSlot(ph, nil) // the permit stays here
+		_ = ph.close(inBackground)
 		if ctx.Err() != nil {
 			// The driver may have failed because of that, and would fail with all the others too.
-			return nil, fmt.Errorf("passbuddy: while resetting an idle connection: %w", contextError(ctx))
+			return nil, fmt.Errorf("passbuddy: while resetting an idle connection: %w",
+				contextError(ctx))
 		}
 	}
 	ph, err := cn.dial(ctx, nil)
 	if err == nil {
-		cn.idle.cover(ph, slot)
+		cn.idle.setSlot(ph, slot)
 	}
 	return ph, err
-}
-
-// contextError is why ctx ended. It matches the context's own error too, where the cause is another.
-func contextError(ctx context.Context) error {
-	err, cause := ctx.Err(), context.Cause(ctx)
-	if errors.Is(cause, err) {
-		return cause
-	}
-	return fmt.Errorf("%w: %w", err, cause)
 }
 
 // enterCheckout waits for a permit that covers one checkout. Gone gives it back.
@@ -102,13 +95,10 @@ func (cn *connector) enterCheckout(ctx context.Context) (*allotment.Slot, error)
 	return slot, nil
 }
 
-// resetForCheckout is the driver's part of a checkout. IsValid was asked at the return, and nobody had
-// the connection since.
+// resetForCheckout is the driver's part of a checkout. IsValid was asked at the return, and nobody
+// had the connection since.
 func (ph *physical) resetForCheckout(ctx context.Context) bool {
-	if ph.pgx != nil && ph.pgx.IsClosed() {
-		return false
-	}
-	return ph.resetter == nil || !errors.Is(ph.resetter.ResetSession(ctx), driver.ErrBadConn)
+	return (ph.pgx == nil || !ph.pgx.IsClosed()) && ph.resetSession(ctx)
 }
 
 // checkOut makes the wrapper hold a connection under a permit.
@@ -123,7 +113,7 @@ func (c *conn) checkOut(ctx context.Context) error {
 	}
 	c.cn.begin()
 	defer c.cn.done()
-	ctx = c.cn.a.Bounded(ctx, c.cn.closing)
+	ctx = c.cn.a.Bounded(ctx, c.cn.closing) // the door, as in acquire
 	for {
 		if err := c.coverPinned(ctx); !c.cn.asksAgain(ctx, err) {
 			return err
@@ -137,9 +127,9 @@ func (c *conn) coverPinned(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c.cn.idle.cover(c.ph, slot)
+	c.cn.idle.setSlot(c.ph, slot)
 	if !slot.Attach(c.ph) {
-		c.cn.idle.cover(c.ph, nil)
+		c.cn.idle.setSlot(c.ph, nil)
 		slot.Gone()
 		return fmt.Errorf("passbuddy: %w", semaphore.ErrLost)
 	}
@@ -148,17 +138,17 @@ func (c *conn) coverPinned(ctx context.Context) error {
 }
 
 // resetCheckout is the checkout of a wrapper that was used before. database/sql ignores what
-// ResetSession returns, except ErrBadConn. So if the checkout is refused, the operation that follows
-// reports why.
+// ResetSession returns, except ErrBadConn. So if the checkout is refused, the operation that
+// follows reports why.
 //
-// Two callers have no such operation. DB.Conn has none, and a prepared statement does not pass through a
-// wrapper that holds its connection: it would run without a permit. They get ErrBadConn. database/sql then
-// tries twice more on the same goroutine with the same context, the last time by Connect, which returns
-// the error that refusals keeps for it.
+// Two callers have no such operation. DB.Conn has none, and a prepared statement does not pass
+// through a wrapper that holds its connection: it would run without a permit. They get ErrBadConn.
+// database/sql then tries twice more on the same goroutine with the same context, the last time by
+// Connect, which returns the error that refusals keeps for it.
 //
-// With SetMaxOpenConns the last try can get a returned wrapper instead, and ErrBadConn would reach the
-// user. If that wrapper is empty, each operation on it passes through it: DB.Conn succeeds, and they
-// report the error.
+// With SetMaxOpenConns the last try can get a returned wrapper instead, and ErrBadConn would reach
+// the user. If that wrapper is empty, each operation on it passes through it: DB.Conn succeeds, and
+// they report the error.
 func (c *conn) resetCheckout(ctx context.Context) error {
 	if c.cn.cfg.Scope == PerCheckout {
 		c.cn.idle.checkedOut(c)
@@ -194,12 +184,12 @@ func (c *conn) returnCheckout() bool {
 	case !c.held: // pinned, and its checkout was refused
 		return true
 	case ph.pinned == allotment.Held && c.cn.a.Figures().Waiting > 0:
-		// The caller that gets this permit has a wrapper without these statements, and would dial. So
-		// database/sql closes them now. It does so over this connection: the permit covers that too.
+		// The caller that gets this permit has a wrapper without these statements, and would dial.
+		// So database/sql closes them now, over this connection: the permit covers that too.
 		c.parking = true
 		return false
 	case ph.pinned != allotment.Free:
-		c.cn.idle.cover(ph, nil)
+		c.cn.idle.setSlot(ph, nil)
 		c.slot.Gone()
 		c.slot, c.held = nil, false
 		return true
@@ -208,15 +198,15 @@ func (c *conn) returnCheckout() bool {
 	slot := c.slot
 	c.ph, c.slot, c.held = nil, nil, false
 	if !c.cn.idle.put(c, ph) {
-		_ = ph.end(inBackground) // the permit comes back with the end of the backend
+		_ = ph.close(inBackground) // the permit comes back with the end of the backend
 		return true
 	}
-	slot.Gone() // after put, so that the caller who gets the permit finds the connection
+	slot.Gone() // after put, so that the caller that gets the permit finds the connection
 	return true
 }
 
-// closeCheckout is Close. database/sql may close a wrapper at rest, or one that is checked out: after an
-// error, or because returnCheckout wanted it.
+// closeCheckout is Close. database/sql may close a wrapper at rest, or one that is checked out:
+// after an error, or because returnCheckout wanted it.
 func (c *conn) closeCheckout() error {
 	if c.closed {
 		return nil
@@ -224,8 +214,8 @@ func (c *conn) closeCheckout() error {
 	c.closed = true
 	ph, slot := c.ph, c.slot
 	c.ph, c.slot, c.held = nil, nil, false
-	// After put, so that a connection which is put back here counts when the surplus is looked for.
-	defer c.cn.idle.shellClosed(c, ph == nil && c.resting && closedForAge())
+	// After put, so that a connection that is put back here counts when the surplus is looked for.
+	defer c.cn.idle.wrapperClosed(c, ph == nil && c.resting && closedForAge())
 	if ph == nil {
 		return nil
 	}
@@ -237,7 +227,7 @@ func (c *conn) closeCheckout() error {
 			return nil
 		}
 	}
-	// The permit of a connection that is closed while checked out is given back when its backend is gone, which
-	// may still be at work.
-	return ph.end(ph.where())
+	// The permit of a connection that is closed while checked out is given back when its backend is
+	// gone: the backend may still be at work.
+	return ph.close(ph.where())
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -14,8 +15,9 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// TestRandomCheckouts uses a DB in every way, while its limits change, connections die, dials fail, and
-// leases are lost. No connection is used by two at once, and in the end all is given back (see bubble).
+// TestRandomCheckouts uses a DB in every way, while its limits change, connections die, dials fail,
+// and leases are lost. No connection is used by two at once, and in the end all is given back (see
+// bubble).
 func TestRandomCheckouts(t *testing.T) {
 	for kindName, kind := range kinds {
 		for _, maxOpen := range []int{0, 6} {
@@ -76,11 +78,32 @@ func TestRandomCheckouts(t *testing.T) {
 							}
 						}
 					})
+					check := func(err error) {
+						for _, known := range []error{
+							context.DeadlineExceeded, sql.ErrTxDone, sql.ErrConnDone, failed,
+							semaphore.ErrLost,
+						} {
+							if errors.Is(err, known) {
+								return
+							}
+						}
+						// A lease that is lost while its connection is out ends that with
+						// ErrBadConn, as a broken connection does.
+						if err != nil && !errors.Is(err, driver.ErrBadConn) {
+							t.Error(err)
+						}
+					}
+					uses := append(slices.Clone(basicUses), (*randomUser).preparedTransaction,
+						(*randomUser).openStatement, (*randomUser).rawAndStatement)
 					for i := range 8 {
 						wg.Go(func() {
-							own := randomCheckouts(t, b.db, st, rand.New(rand.NewPCG(seed, uint64(i))), failed)
+							u := &randomUser{
+								db: b.db, st: st, check: check,
+								dice: rand.New(rand.NewPCG(seed, uint64(i))),
+							}
+							u.run(200, uses...)
 							mu.Lock()
-							statements = append(statements, own...)
+							statements = append(statements, u.open...)
 							mu.Unlock()
 						})
 					}
@@ -96,100 +119,4 @@ func TestRandomCheckouts(t *testing.T) {
 			})
 		}
 	}
-}
-
-// randomCheckouts returns the statements that it leaves open.
-func randomCheckouts(t *testing.T, db *sql.DB, st *sql.Stmt, r *rand.Rand, failed error) (statements []*sql.Stmt) {
-	check := func(err error) {
-		for _, known := range []error{context.DeadlineExceeded, sql.ErrTxDone, sql.ErrConnDone, failed, semaphore.ErrLost} {
-			if errors.Is(err, known) {
-				return
-			}
-		}
-		// A lease that is lost while its connection is out ends that with ErrBadConn, as a broken connection does.
-		if err != nil && !errors.Is(err, driver.ErrBadConn) {
-			t.Error(err)
-		}
-	}
-	for range 200 {
-		ctx, cancel := context.Background(), context.CancelFunc(func() {})
-		if r.IntN(4) == 0 {
-			ctx, cancel = context.WithTimeout(ctx, time.Duration(r.IntN(20))*time.Millisecond)
-		}
-		pause := func() { time.Sleep(time.Duration(r.IntN(10)) * time.Millisecond) }
-		switch r.IntN(8) {
-		case 0:
-			_, err := db.ExecContext(ctx, "x", r.IntN(9))
-			check(err)
-		case 1:
-			rows, err := db.QueryContext(ctx, "x")
-			check(err)
-			if err == nil {
-				pause()
-				_ = rows.Close()
-			}
-		case 2:
-			_, err := st.ExecContext(ctx)
-			check(err)
-		case 3:
-			tx, err := db.BeginTx(ctx, nil)
-			check(err)
-			if err == nil {
-				own, err := tx.PrepareContext(ctx, "x")
-				check(err)
-				if err == nil {
-					_, err = own.ExecContext(ctx)
-					check(err)
-				}
-				pause()
-				if r.IntN(2) == 0 {
-					check(tx.Rollback())
-				} else {
-					check(tx.Commit())
-				}
-			}
-		case 4:
-			c, err := db.Conn(ctx)
-			check(err)
-			if err == nil {
-				pause()
-				_, err := c.ExecContext(ctx, "x")
-				check(err)
-				_ = c.Close()
-			}
-		case 5:
-			c, err := db.Conn(ctx)
-			check(err)
-			if err == nil {
-				discard(c)
-			}
-		case 6:
-			own, err := db.PrepareContext(ctx, "x")
-			check(err)
-			if err == nil {
-				_, err = own.ExecContext(ctx)
-				check(err)
-				// Closing it waits for the lock of each connection that it was prepared on. ResetSession
-				// holds that while it waits for a permit, and fake time stops while a lock is waited for.
-				statements = append(statements, own)
-			}
-		case 7:
-			c, err := db.Conn(ctx)
-			check(err)
-			if err == nil {
-				check(c.Raw(func(dc any) error { _ = dc.(RawConn).Raw(); return nil }))
-				own, err := c.PrepareContext(ctx, "x")
-				check(err)
-				if err == nil {
-					_, err = own.ExecContext(ctx)
-					check(err)
-					_ = own.Close()
-				}
-				_ = c.Close()
-			}
-		}
-		cancel()
-		pause()
-	}
-	return statements
 }

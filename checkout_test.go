@@ -61,7 +61,8 @@ func busy(ctx context.Context, _ string) error {
 	return nil
 }
 
-// TestOpenFollowsPermits: many callers on few permits open as many connections as there are permits.
+// TestOpenFollowsPermits: many callers on few permits open as many connections as there are
+// permits.
 func TestOpenFollowsPermits(t *testing.T) {
 	for name, use := range checkoutUses {
 		for _, maxOpen := range []int{0, 10} {
@@ -138,14 +139,14 @@ func (b *bench) atOnce(t *testing.T, n int) {
 	synctest.Wait()
 }
 
-// TestSurplusEnds: the process has fewer permits than it had, and callers wait. The connections that the
-// permits do not suffice for are closed.
+// TestSurplusEnds: the process has fewer permits than it had, and callers wait. The connections
+// that the permits do not suffice for are closed.
 func TestSurplusEnds(t *testing.T) {
 	bubble(t, 4, full, Config{Scope: PerCheckout}, func(t *testing.T, b *bench) {
 		b.server.onExec = busy
 		b.atOnce(t, 4)
 		b.fleet.take(3)
-		stop := time.Now().Add(3 * parkedMost)
+		stop := time.Now().Add(3 * parkTimeout)
 		var wg sync.WaitGroup
 		for range 8 {
 			wg.Go(func() {
@@ -157,7 +158,7 @@ func TestSurplusEnds(t *testing.T) {
 				}
 			})
 		}
-		time.Sleep(2*parkedMost + 10*time.Millisecond)
+		time.Sleep(2*parkTimeout + 10*time.Millisecond)
 		if n := b.server.open.Load(); n != 1 {
 			t.Errorf("%d connections are open on one permit", n)
 		}
@@ -169,8 +170,8 @@ func TestSurplusEnds(t *testing.T) {
 	})
 }
 
-// TestDeadIdleConnections: a connection that the driver gives up at the checkout is closed, and the next
-// is tried.
+// TestDeadIdleConnections: a connection that the driver gives up at the checkout is closed, and the
+// next is tried.
 func TestDeadIdleConnections(t *testing.T) {
 	bubble(t, 3, full, Config{Scope: PerCheckout}, func(t *testing.T, b *bench) {
 		b.atOnce(t, 3)
@@ -191,8 +192,8 @@ func TestDeadIdleConnections(t *testing.T) {
 	})
 }
 
-// TestCancelledResetCostsOneConnection: a driver that fails because the caller has gone would fail with
-// all the others too.
+// TestCancelledResetCostsOneConnection: a driver that fails because the caller has gone would fail
+// with all the others too.
 func TestCancelledResetCostsOneConnection(t *testing.T) {
 	bubble(t, 3, full, Config{Scope: PerCheckout}, func(t *testing.T, b *bench) {
 		b.atOnce(t, 3)
@@ -264,8 +265,8 @@ func TestDialErrorsReachTheCaller(t *testing.T) {
 	}
 }
 
-// TestRefusedConnUnderMaxOpenConns: database/sql's last try gets a returned wrapper, where no error of
-// Connect can reach the caller.
+// TestRefusedConnUnderMaxOpenConns: database/sql's last try gets a returned wrapper, where no error
+// of Connect can reach the caller.
 func TestRefusedConnUnderMaxOpenConns(t *testing.T) {
 	bubble(t, 2, full, Config{Scope: PerCheckout, AcquireTimeout: time.Second}, func(t *testing.T, b *bench) {
 		b.db.SetMaxOpenConns(2)
@@ -301,7 +302,8 @@ func TestRefusalIsToldOnce(t *testing.T) {
 	}
 }
 
-// TestLateFence: the lease of a checkout is lost, and the connection is out again when the news comes.
+// TestLateFence: the lease of a checkout is lost, and the connection is out again when the news
+// comes.
 func TestLateFence(t *testing.T) {
 	bubble(t, 2, full, Config{Scope: PerCheckout}, func(t *testing.T, b *bench) {
 		first := b.conn(t)
@@ -324,7 +326,8 @@ func TestLateFence(t *testing.T) {
 	})
 }
 
-// TestFenceBeforeReturn: a connection whose lease was lost while it was out does not reach the list.
+// TestFenceBeforeReturn: a connection whose lease was lost while it was out does not reach the
+// list.
 func TestFenceBeforeReturn(t *testing.T) {
 	bubble(t, 2, full, Config{Scope: PerCheckout}, func(t *testing.T, b *bench) {
 		c := b.conn(t)

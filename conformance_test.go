@@ -131,8 +131,8 @@ func begin(db *sql.DB, opts *sql.TxOptions) []any {
 	return []any{tx.Commit()}
 }
 
-// TestConformance does the same to a bare DB and to a wrapped one, and compares both what comes back and what the driver was
-// called for.
+// TestConformance does the same to a bare DB and to a wrapped one, and compares both what comes
+// back and what the driver was called for.
 func TestConformance(t *testing.T) {
 	for kindName, kind := range kinds {
 		for _, scope := range scopes {
@@ -224,7 +224,8 @@ func TestCancelledTransaction(t *testing.T) {
 	}
 }
 
-// TestAdvertises: a wrapper has Exec and Query only if the driver's connection has, and the driver's own objects come through.
+// TestAdvertises: a wrapper has Exec and Query only if the driver's connection has, and the
+// driver's own objects come through.
 func TestAdvertises(t *testing.T) {
 	for kindName, kind := range kinds {
 		inBubble(t, kindName, func(t *testing.T) {

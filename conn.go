@@ -3,38 +3,35 @@ package passbuddy
 import (
 	"context"
 	"database/sql/driver"
-	"errors"
-	"net"
 	"time"
-
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/passbuddy/passbuddy/internal/allotment"
 )
 
-// conn is what database/sql has instead of the driver's connection. It refers to a physical connection, which it can
-// lose while it lies idle in database/sql's free list.
+// conn is the wrapper that database/sql has instead of the driver's connection. It refers to a
+// physical connection, which it can lose while it lies idle in database/sql's free list.
 //
 //	        first operation            IsValid
 //	empty -------------------> held --------------> idle
 //	                            |  ^ ResetSession    |
 //	                            |  +-----------------+
 //	       Close after IsValid  |                    | another's Connect claims its physical, or
-//	       (somebody waits, or  |                    | the fleet needs its permit
-//	       it must end)         v                    v
+//	       (a caller waits, or  |                    | the fleet needs its permit
+//	       it must be closed)   v                    v
 //	                         closed                 lost: ErrBadConn at the next checkout
 //
-// Who may touch the physical connection is decided in one place, under the allotment's lock, for each pair that can
-// meet over an idle connection:
+// Two can meet over an idle connection. For each such pair one place decides, under the allotment's
+// lock, which of them may touch the physical connection:
 //
-//   - a claim (another caller's Connect) and ResetSession: Retake names the generation in which we held it, and a
-//     claim begins a new one. If the claim was first we report ErrBadConn without having touched anything; if we were, it finds nothing idle.
-//     It may even have been used and returned since, by a new wrapper: then it is idle, but in another generation.
+//   - a claim (another caller's Connect) and ResetSession: Retake names the generation in which we
+//     held it, and a claim begins a new one. If the claim was first, we report ErrBadConn without
+//     having touched anything; if we were first, the claim finds nothing idle. A new wrapper may
+//     even have used and returned the connection since: then it is idle, but in another generation.
 //   - a claim and Close: the same, by LeaveAt.
-//   - an eviction and ResetSession: eviction makes it leave, and Retake takes only what is idle.
-//   - an eviction and Close: whoever comes second finds that end was called (physical.ended).
-//   - a fence and anything: it only sets a flag and closes the socket, both of which can be done at any time, and ends as an
-//     eviction does what it finds idle.
+//   - an eviction and ResetSession: the eviction makes it leave, and Retake takes only an idle one.
+//   - an eviction and Close: the second finds that close was called (physical.closeBegun).
+//   - an abort and anything: it only sets a flag and closes the socket, both of which can be done
+//     at any time, and closes, as an eviction does, a connection that it finds idle.
 //
 // That is PerConnection. In PerCheckout the wrapper is empty while it is idle: see checkout.go.
 //
@@ -46,11 +43,11 @@ type conn struct {
 	generation uint32
 
 	held    bool // checked out: operations may run
-	parking bool // IsValid said no because somebody waits; Close hands the connection on
+	parking bool // IsValid said no because a caller waits; Close hands the connection on
 
 	// PerCheckout, see checkout.go.
 	refused error     // why this checkout has no permit
-	born    time.Time // before database/sql's count of its age begins, so it is never taken for younger
+	born    time.Time // before database/sql's count of its age begins: never taken for younger
 	resting bool      // guarded by idleList.mu
 	closed  bool
 
@@ -61,21 +58,23 @@ type conn struct {
 	txCtx context.Context // see BeginTx
 }
 
-// RawConn is what [database/sql.Conn.Raw] passes to its function when the driver is wrapped. Raw is the driver's own connection:
+// RawConn is the value that [database/sql.Conn.Raw] passes to its function when the driver is
+// wrapped. Raw is the driver's own connection:
 //
 //	err := sqlConn.Raw(func(dc any) error {
 //		pgxConn := dc.(passbuddy.RawConn).Raw().(*stdlib.Conn).Conn()
 //		...
 //	})
 //
-// The rules of sql.Conn.Raw hold for it: it must not be used after the function has returned. Raw returns nil if the connection is lost, or
-// was not open yet and could not be opened; any other method of the wrapper, such as Ping, tells why.
+// The rules of sql.Conn.Raw hold for it: it must not be used after the function has returned. Raw
+// returns nil if the connection is lost, or was not open yet and could not be opened; any other
+// method of the wrapper, such as Ping, tells why.
 type RawConn interface {
 	driver.Conn
 	Raw() driver.Conn
 }
 
-// shape is which of the optional interfaces that change what database/sql does a connection has.
+// shape says which of the optional interfaces a connection has that change what database/sql does.
 type shape uint32
 
 const (
@@ -89,12 +88,13 @@ type wrapper interface {
 	base() *conn
 }
 
-// database/sql checks arguments in another order where a connection has no Exec or Query of its own, so a wrapper
-// must not have them either. All other interfaces have a fallback that makes no difference; see optional.go.
+// database/sql checks arguments in another order where a connection has no Exec or Query of its
+// own, so a wrapper must not have them either. All other interfaces have a fallback that makes no
+// difference; see optional.go.
 type (
 	execConn      struct{ conn }
 	queryConn     struct{ conn }
-	execQueryConn struct{ conn }
+	execQueryConn struct{ execConn }
 )
 
 func newConn(cn *connector, s shape) wrapper {
@@ -122,15 +122,15 @@ func (c *conn) hold(l checkout) {
 	c.held = true
 }
 
-// release undoes hold for a wrapper that database/sql's opener takes to the free list: nothing tells us if it stays there, so it
-// must not keep a permit.
-func (c *conn) release() {
+// empty undoes hold for a wrapper that database/sql's opener takes to the free list. Nothing tells
+// us if it stays there, so it must not keep a permit.
+func (c *conn) empty() {
 	if c.cn.cfg.Scope == PerCheckout {
 		c.returnCheckout() // it has no statements, so it stays open
 		return
 	}
 	if !c.cn.park(c.slot) {
-		_ = c.ph.end(inBackground)
+		_ = c.ph.close(inBackground)
 	}
 	c.ph, c.slot, c.held = nil, nil, false
 }
@@ -167,52 +167,8 @@ func (c *conn) useSlow(ctx context.Context) error {
 	return nil
 }
 
-// told is err, with which an operation failed, or what is behind it: a connection that we have
-// ended under its user fails with an error that matches semaphore.ErrLost (or ErrClosed) and says
-// so.
-//
-// database/sql would try an operation again that fails with ErrBadConn, and Postgres may have executed
-// it: what the driver believes to be safe to retry is not, where we have ended the connection under
-// it. So a call on the DB itself gets an error that does not match ErrBadConn. Its connection is
-// closed when it is returned.
-func (c *conn) told(err error) error {
-	if err == nil || !c.ph.broken.Load() {
-		return err
-	}
-	why := c.ph.why.Load()
-	if why == nil || errors.Is(err, *why) || !errors.Is(err, driver.ErrBadConn) && !errors.Is(err, net.ErrClosed) && !errors.Is(err, pgconn.ErrConnClosed) {
-		return err
-	}
-	return &endedError{why: *why, bad: !retriedByDB()}
-}
-
-// toldBefore is told for an operation that has not begun: to try it again is safe.
-func (c *conn) toldBefore() error {
-	if retriedByDB() {
-		return driver.ErrBadConn
-	}
-	return c.told(driver.ErrBadConn)
-}
-
-// endedError matches ErrBadConn too if it is for an sql.Conn or a transaction: by that database/sql
-// closes an sql.Conn.
-type endedError struct {
-	why error
-	bad bool
-}
-
-func (e *endedError) Error() string {
-	return "passbuddy: this connection was ended while it was in use: " + e.why.Error()
-}
-
-func (e *endedError) Unwrap() []error {
-	if e.bad {
-		return []error{e.why, driver.ErrBadConn}
-	}
-	return []error{e.why}
-}
-
-// ResetSession is the checkout of a connection that was used before. database/sql ignores every error but ErrBadConn.
+// ResetSession is the checkout of a connection that was used before. database/sql ignores every
+// error but ErrBadConn.
 func (c *conn) ResetSession(ctx context.Context) error {
 	if c.cn.evictions.Load() > 0 && c.refuseEviction(ctx) {
 		return driver.ErrBadConn // Close makes it leave
@@ -242,18 +198,8 @@ func (c *conn) ResetSession(ctx context.Context) error {
 	return nil
 }
 
-// refuseEviction reports whether this is a checkout by evictThroughDB.
-func (c *conn) refuseEviction(ctx context.Context) bool {
-	e, ok := ctx.Value(evictKey{}).(*eviction)
-	if ok {
-		e.stop()
-		e.done.Store(true)
-	}
-	return ok
-}
-
-// IsValid is the return of the connection. database/sql closes it if we say no, after the statements prepared on it: only then can it
-// be handed on to a caller that waits here.
+// IsValid is the return of the connection. If we say no, database/sql closes it, after the
+// statements prepared on it: only then can the connection be handed on to a caller that waits here.
 func (c *conn) IsValid() bool {
 	perCheckout := c.cn.cfg.Scope == PerCheckout
 	if c.ph == nil {
@@ -272,7 +218,7 @@ func (c *conn) IsValid() bool {
 		return c.returnCheckout()
 	}
 	if !c.held {
-		// Handed to a caller who had given up, and returned without a checkout.
+		// Handed to a caller that had given up, and returned without a checkout.
 		return c.slot.Current(c.generation)
 	}
 	tooOld := c.ph.moved.Load() && c.cn.tooOld(c.ph)
@@ -288,9 +234,9 @@ func (c *conn) IsValid() bool {
 	return false
 }
 
-// Close is called after IsValid said no, after an operation returned ErrBadConn, when the connection has been idle or alive for too
-// long, or with the DB. From database/sql's opener it is called with the lock on the whole DB held: but only on a connection that was never used,
-// which is empty.
+// Close is called after IsValid said no, after an operation returned ErrBadConn, when the
+// connection has been idle or alive for too long, or with the DB. The opener calls it with the lock
+// on the whole DB held: but only on a connection that was never used, which is empty.
 func (c *conn) Close() error {
 	if c.cn.cfg.Scope == PerCheckout {
 		return c.closeCheckout()
@@ -318,16 +264,7 @@ func (c *conn) Close() error {
 	if !slot.LeaveAt(c.generation) {
 		return nil // claimed: another wrapper has it
 	}
-	return ph.end(ph.where())
-}
-
-// where tells where the driver's Close may be called. If statements are left, the user may close them at any time, under the lock
-// that database/sql holds for us now: then here, as without PassBuddy. Else not in the caller's time.
-func (ph *physical) where() bool {
-	if ph.statements {
-		return inline
-	}
-	return inBackground
+	return ph.close(ph.where())
 }
 
 // Raw implements [RawConn].

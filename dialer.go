@@ -4,19 +4,19 @@ import (
 	"context"
 	"database/sql/driver"
 	"net"
-	"sync"
+	"reflect"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-
-	"github.com/passbuddy/passbuddy/internal/socket"
+	"github.com/jackc/pgx/v5/stdlib"
 )
 
 type dialFunc = func(ctx context.Context, network, address string) (net.Conn, error)
 
-// A Dialer lets permits follow the sockets of a driver that can be given a dial function and passes it the context of Connect: the permit
-// is then given back when the server has closed its end, and a connection whose lease is lost can be ended while it is in use. It is not needed
-// for pgx, where PassBuddy installs its own.
+// A Dialer lets permits follow the sockets of a driver that can be given a dial function and passes
+// it the context of Connect. The permit is then given back when the server has closed its end, and
+// a connection whose lease is lost can be ended while it is in use. It is not needed for pgx, where
+// PassBuddy installs its own.
 //
 // For lib/pq:
 //
@@ -25,16 +25,18 @@ type dialFunc = func(ctx context.Context, network, address string) (net.Conn, er
 //	c.Dialer(&passbuddy.Dialer{})
 //	db := passbuddy.OpenDB(c, sem, passbuddy.Config{})
 //
-// For pgx, where it was wrapped by others before PassBuddy sees it: cfg.DialFunc = (&passbuddy.Dialer{Next: cfg.DialFunc}).DialContext.
+// For pgx, where it was wrapped by others before PassBuddy sees it:
 //
-// A driver may dial several times in one Connect, and forget sockets that it has no use for: the
-// permit is that of the one it keeps, and the others are closed.
+//	cfg.DialFunc = (&passbuddy.Dialer{Next: cfg.DialFunc}).DialContext
+//
+// A driver may dial several times in one Connect, and forget sockets that it has no use for. The
+// permit is that of the socket it keeps, and the others are closed.
 //
 // On Linux the sockets have TCP_USER_TIMEOUT set to a minute, so that a peer that acknowledges
 // nothing is found out. A Next that sets one of its own, or turns keepalive off, has its way.
 //
-// Dials that are not part of a Connect, such as those of cancel requests, are passed on unchanged. The zero value is ready to use, for
-// any number of connections.
+// Dials that are not part of a Connect, such as those of cancel requests, are passed on unchanged.
+// The zero value is ready to use, for any number of connections.
 type Dialer struct {
 	// Next makes the socket. Default a zero net.Dialer's DialContext.
 	Next func(ctx context.Context, network, address string) (net.Conn, error)
@@ -46,13 +48,14 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 	if next == nil {
 		next = new(net.Dialer).DialContext
 	}
-	if at, ok := ctx.Value(attemptKey{}).(*attempt); ok {
+	if at, ok := ctx.Value(attemptKey{}).(*connectAttempt); ok {
 		return at.dial(ctx, next, network, address)
 	}
 	return next(ctx, network, address)
 }
 
-// Dial is DialContext without a context, for drivers that want such a method. Permits do not follow what it dials.
+// Dial is DialContext without a context, for drivers that want such a method. Permits do not follow
+// the sockets that it dials.
 func (d *Dialer) Dial(network, address string) (net.Conn, error) {
 	return d.DialContext(context.Background(), network, address)
 }
@@ -64,57 +67,66 @@ func (d *Dialer) DialTimeout(network, address string, timeout time.Duration) (ne
 	return d.DialContext(ctx, network, address)
 }
 
-// attempt follows the sockets that the driver dials during one Connect.
-type attempt struct {
-	dialer socket.Dialer
-	mu     sync.Mutex // guards the making of dialer.Dial
-}
-
-type attemptKey struct{}
-
-func newAttempt() *attempt { return &attempt{} }
-
-// mark returns the context by which the driver's dial function finds the attempt.
-func (at *attempt) mark(ctx context.Context) context.Context {
-	return context.WithValue(at.dialer.Begin(ctx), attemptKey{}, at)
-}
-
-// dial is next for a driver whose context descends from mark.
-func (at *attempt) dial(ctx context.Context, next dialFunc, network, address string) (net.Conn, error) {
-	at.mu.Lock()
-	if at.dialer.Dial == nil {
-		at.dialer.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
-			// Without the attempt: next may be a Dialer too.
-			return next(context.WithValue(ctx, attemptKey{}, nil), network, address)
+// followDriver returns d's connector for dsn. With pgx's stdlib it is one whose sockets we follow.
+func followDriver(d driver.Driver, dsn string) (driver.Connector, error) {
+	if std, ok := d.(*stdlib.Driver); ok {
+		// A dsn that does not parse is the name of a configuration (stdlib.RegisterConnConfig), or
+		// an error for stdlib to report.
+		if _, err := pgx.ParseConfig(dsn); err == nil {
+			return &pgxConnector{dsn: dsn, driver: std}, nil
 		}
 	}
-	at.mu.Unlock()
-	return at.dialer.DialContext(ctx, network, address)
+	if dc, ok := d.(driver.DriverContext); ok {
+		c, err := dc.OpenConnector(dsn)
+		if err != nil {
+			return nil, err
+		}
+		return followConnector(c), nil
+	}
+	return dsnConnector{dsn: dsn, driver: d}, nil
 }
 
-// finish ends a successful attempt, of which inner came. It returns its socket, or nil.
-func (at *attempt) finish(inner driver.Conn) *socket.Link {
-	var own *socket.Link
-	if c, ok := inner.(interface{ Conn() *pgx.Conn }); ok {
-		if c := c.Conn(); c != nil {
-			own = socket.Of(c.PgConn().Conn())
-		}
-	}
-	return at.dialer.End(own)
+// pgxConnector is stdlib's own connector for a dsn, with a dial function of ours.
+type pgxConnector struct {
+	dsn    string
+	driver *stdlib.Driver
 }
 
-// abandon ends a failed one: what it left open is closed (stdlib's connector does not, when its AfterConnect
-// fails), and then is called when no backend is left.
-func (at *attempt) abandon(then func()) {
-	tries := at.dialer.Fail()
-	if len(tries) == 0 {
-		then()
-		return
+// Connect parses the dsn each time, as stdlib's own does: service and password files may have
+// changed.
+func (c *pgxConnector) Connect(ctx context.Context) (driver.Conn, error) {
+	cfg, err := pgx.ParseConfig(c.dsn)
+	if err != nil {
+		return nil, err
 	}
-	go func() {
-		for _, l := range tries {
-			<-l.Gone()
-		}
-		then()
-	}()
+	cfg.DialFunc = (&Dialer{Next: cfg.DialFunc}).DialContext
+	return stdlib.GetConnector(*cfg).Connect(ctx)
+}
+
+func (c *pgxConnector) Driver() driver.Driver { return c.driver }
+
+// followConnector returns a copy of stdlib.GetConnector's result with a dial function of ours, and
+// any other connector as it is.
+//
+// The type is not exported, but its embedded pgx.ConnConfig is, and nothing else is touched here.
+// Should a later pgx look different, TestFollowsConnector fails, and connectors are used as they
+// are: awaitBackend says how we know the end of their backends then.
+func followConnector(c driver.Connector) driver.Connector {
+	v := reflect.ValueOf(c)
+	stdlibs := reflect.TypeFor[stdlib.Driver]().PkgPath()
+	if v.Kind() != reflect.Struct || v.Type().PkgPath() != stdlibs {
+		return c
+	}
+	own := reflect.New(v.Type()).Elem()
+	own.Set(v)
+	field := own.FieldByName("ConnConfig")
+	if !field.IsValid() || field.Type() != reflect.TypeFor[pgx.ConnConfig]() {
+		return c
+	}
+	cfg := field.Addr().Interface().(*pgx.ConnConfig)
+	if cfg.DialFunc == nil {
+		return c // GetPoolConnector: the sockets are its pool's
+	}
+	cfg.DialFunc = (&Dialer{Next: cfg.DialFunc}).DialContext
+	return own.Interface().(driver.Connector)
 }

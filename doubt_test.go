@@ -19,43 +19,39 @@ type tryFleet struct {
 
 func (f tryFleet) Try(context.Context) (*engine.Permit, error) { return f.p, nil }
 
-// More dials nothing under a permit whose lease ended before it came (the process was stopped).
-func TestMoreOfALostPermit(t *testing.T) {
+// OpenExtra dials nothing under a permit whose lease ended before it came (the process was stopped).
+func TestOpenExtraOfALostPermit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &server{t: t}
-		fleet := newFleet(t, 2)
-		db, cn := wrapped(t, s, full, fleet, Config{})
-		must(t)(nil, db.Ping())
-		p := fleet.stock[0]
-		_ = p.Release(context.Background())
+		b := newBench(t, 2, full, Config{})
+		a := b.cn.a
+		must(t)(nil, b.db.Ping())
+		p := b.fleet.stock[0]
+		_ = b.fleet.session.Release(p, func() bool { return true })
 		if p.Held() {
 			t.Fatal("held")
 		}
-		cn.a.Attach(tryFleet{fleet, p})
-		cn.a.Lost(p) // comes before More has the lock
-		if c := cn.a.OpenExtra(context.Background()); c != nil {
-			t.Errorf("a connection may be dialled under a lost permit; bound: usable %v, %+v", c.Usable(), cn.a.Figures())
+		a.Attach(tryFleet{b.fleet, p})
+		a.Lost(p) // comes before OpenExtra has the lock
+		if c := a.OpenExtra(context.Background()); c != nil {
+			t.Errorf("a connection may be dialled under a lost permit; bound: usable %v, %+v",
+				c.Usable(), a.Figures())
 			c.Gone()
 		}
-		cn.a.Attach(fleet)
-		_ = db.Close()
+		a.Attach(b.fleet)
+		_ = b.db.Close()
 		time.Sleep(time.Minute)
 	})
 }
 
-// DB.Close while the search for suspects waits: what is in doubt stays counted for as long as it is said.
+// DB.Close while the search for suspects waits: what is in doubt stays counted for as long as
+// promised.
 func TestCloseInDoubt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ctx := context.Background()
-		s := &server{t: t}
-		fleet := newFleet(t, 2)
-		db, cn := wrapped(t, s, full, fleet, Config{})
-		out, err := db.Conn(ctx)
-		must(t)(out, err)
-		ctx2 := cn.a.Bounded(ctx, cn.closing)
-		slot, err := cn.a.Enter(ctx2, true)
-		must(t)(slot, err)
-		c, err := cn.a.OpenWithin(ctx2)
+		b := newBench(t, 2, full, Config{})
+		out := b.conn(t)
+		ctx := b.cn.a.Bounded(context.Background(), b.cn.closing)
+		must(t)(b.cn.a.Enter(ctx, true))
+		c, err := b.cn.a.OpenWithin(ctx)
 		must(t)(c, err)
 		if !c.CheckOut() {
 			t.Fatal("CheckOut")
@@ -67,7 +63,7 @@ func TestCloseInDoubt(t *testing.T) {
 			c.Gone()
 		}})
 		time.Sleep(50 * time.Millisecond)
-		_ = db.Close()
+		_ = b.db.Close()
 		_ = out.Close()
 		time.Sleep(time.Minute)
 		if after := time.Duration(ended.Load()); after < 14*time.Second {
@@ -76,27 +72,24 @@ func TestCloseInDoubt(t *testing.T) {
 	})
 }
 
-// A connection that lived without a permit, and was to end while it was idle, is in use by now. It goes
-// on until it is returned.
+// A connection that lived without a permit, and was to end while it was idle, is in use by now. It
+// goes on until it is returned.
 func TestUncountedInUse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &server{t: t}
-		fleet := newFleet(t, 2)
-		db, cn := wrapped(t, s, full, fleet, Config{FallbackConns: 2})
-		must(t)(nil, db.Ping())
-		tx, err := db.Begin()
+		b := newBench(t, 2, full, Config{FallbackConns: 2})
+		must(t)(nil, b.db.Ping())
+		tx, err := b.db.Begin()
 		must(t)(tx, err)
 		var slot *allotment.Slot
-		for _, v := range cn.a.AllAttached() {
+		for _, v := range b.cn.a.AllAttached() {
 			slot = v.(*physical).slot
 		}
-		cn.Abort(slot) // as countInSoon's goroutine, which comes late
-		_, err = tx.Exec("x")
-		if err != nil {
+		b.cn.Abort(slot) // as countInSoon's goroutine, which comes late
+		if _, err := tx.Exec("x"); err != nil {
 			t.Errorf("in the transaction: %v", err)
 		}
 		_ = tx.Rollback()
-		_ = db.Close()
+		_ = b.db.Close()
 		time.Sleep(time.Minute)
 	})
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/passbuddy/passbuddy/internal/engine"
@@ -16,32 +17,37 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// Register makes d available to [sql.Open] under driverName, with its connections counted against sem. Each
-// sql.DB opened with it has its own part of the semaphore's permits.
+// Register makes d available to [sql.Open] under driverName, with its connections counted against
+// sem. Each sql.DB opened with it has its own part of the semaphore's permits.
 //
-// Like [sql.Register] it is for a program's start and panics on a programmer's bug: a nil driver or semaphore, a Config that is refused, a
-// name that is taken. The message names which.
+// Like [sql.Register] it is for a program's start and panics on a programmer's bug: a nil driver or
+// semaphore, a Config that is refused, a name that is taken. The message names which.
 //
-// Call SetMaxIdleConns on what sql.Open returns, with the semaphore's capacity; see the package documentation.
+// Call SetMaxIdleConns on the DB that sql.Open returns, with the semaphore's capacity; see the
+// package documentation.
 func Register(driverName string, d driver.Driver, sem *semaphore.Semaphore, cfg Config) {
 	w := newWrappedDriver(d, sem, cfg)
 	if w.err != nil {
-		panic(fmt.Sprintf("passbuddy: Register: %v", unprefixed{w.err}))
+		panic("passbuddy: Register: " + strings.TrimPrefix(w.err.Error(), "passbuddy: "))
 	}
 	if slices.Contains(sql.Drivers(), driverName) {
-		panic(fmt.Sprintf("passbuddy: Register: a driver named %q is registered already", driverName))
+		panic(fmt.Sprintf(
+			"passbuddy: Register: a driver named %q is registered already", driverName))
 	}
 	sql.Register(driverName, w)
 }
 
-// WrapDriver is Register for those who register, or open, by themselves. What it returns implements [driver.DriverContext].
+// WrapDriver is Register for those who register, or open, by themselves. The result implements
+// [driver.DriverContext].
 //
-// A nil argument or a Config that is refused makes every Open, OpenConnector and Connect return an error that names it.
+// A nil argument or a Config that is refused makes every Open, OpenConnector and Connect return an
+// error that names it.
 func WrapDriver(d driver.Driver, sem *semaphore.Semaphore, cfg Config) driver.Driver {
 	return newWrappedDriver(d, sem, cfg)
 }
 
-// WrapConnector counts the connections that c makes against sem. Use one result for one [sql.OpenDB].
+// WrapConnector counts the connections that c makes against sem. Use one result for one
+// [sql.OpenDB].
 //
 // A nil argument or a Config that is refused makes every Connect return an error that names it.
 func WrapConnector(c driver.Connector, sem *semaphore.Semaphore, cfg Config) driver.Connector {
@@ -60,26 +66,28 @@ func WrapConnector(c driver.Connector, sem *semaphore.Semaphore, cfg Config) dri
 	return newConnector(followConnector(c), c.Driver(), fromSemaphore(sem), cfg)
 }
 
-// OpenDB is [sql.OpenDB] with the connections counted against sem, and as many idle ones kept as the semaphore has permits: they
-// are given back when another process needs them.
+// OpenDB is [sql.OpenDB] with the connections counted against sem, and as many idle ones kept as
+// the semaphore has permits: they are given back when another process needs them.
 //
-// A nil argument or a Config that is refused makes every use of the DB return an error that names it.
+// A nil argument or a Config that is refused makes every use of the DB return an error that names
+// it.
 func OpenDB(c driver.Connector, sem *semaphore.Semaphore, cfg Config) *sql.DB {
 	wrapped := WrapConnector(c, sem, cfg)
 	db := sql.OpenDB(wrapped)
 	if cn, ok := wrapped.(*connector); ok {
 		cn.db.Store(db)
-		db.SetMaxIdleConns(sem.Engine(engine.Seam{}).Capacity() + 1) // one wrapper may be without a connection: see age.go
+		// One wrapper may be without a connection: see age.go.
+		db.SetMaxIdleConns(sem.Engine(engine.Seam{}).Capacity() + 1)
 	}
 	return db
 }
 
-// wrappedDriver is what WrapDriver returns.
+// wrappedDriver is WrapDriver's result.
 type wrappedDriver struct {
-	inner driver.Driver
-	open  fleetSource
-	cfg   Config
-	err   error
+	inner  driver.Driver
+	engine engineSource
+	cfg    Config
+	err    error
 
 	mu         sync.Mutex
 	connectors map[string]driver.Connector // by dsn, for Open alone
@@ -100,7 +108,10 @@ func newWrappedDriver(d driver.Driver, sem *semaphore.Semaphore, cfg Config) *wr
 	case err == nil:
 		err = cfg.suits(d)
 	}
-	return &wrappedDriver{inner: d, open: fromSemaphore(sem), cfg: cfg, err: err, connectors: make(map[string]driver.Connector)}
+	return &wrappedDriver{
+		inner: d, engine: fromSemaphore(sem), cfg: cfg, err: err,
+		connectors: make(map[string]driver.Connector),
+	}
 }
 
 // OpenConnector is called once by each sql.Open, so each DB has an allotment of its own.
@@ -112,11 +123,11 @@ func (d *wrappedDriver) OpenConnector(dsn string) (driver.Connector, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newConnector(inner, d, d.open, d.cfg), nil
+	return newConnector(inner, d, d.engine, d.cfg), nil
 }
 
-// Open is for callers that do not know DriverContext. Those with the same dsn share one allotment, for as long as
-// the driver lives.
+// Open is for callers that do not know DriverContext. Those with the same dsn share one allotment,
+// for as long as the driver lives.
 func (d *wrappedDriver) Open(dsn string) (driver.Conn, error) {
 	d.mu.Lock()
 	c, ok := d.connectors[dsn]
@@ -132,7 +143,8 @@ func (d *wrappedDriver) Open(dsn string) (driver.Conn, error) {
 	return c.Connect(context.Background())
 }
 
-// dsnConnector stands in for a driver without DriverContext, as in database/sql: the driver never sees the context.
+// dsnConnector stands in for a driver without DriverContext, as in database/sql: the driver never
+// sees the context.
 type dsnConnector struct {
 	dsn    string
 	driver driver.Driver
@@ -141,7 +153,7 @@ type dsnConnector struct {
 func (c dsnConnector) Connect(context.Context) (driver.Conn, error) { return c.driver.Open(c.dsn) }
 func (c dsnConnector) Driver() driver.Driver                        { return c.driver }
 
-// refusedConnector is what WrapConnector returns where it can only fail.
+// refusedConnector is WrapConnector's result where it can only fail.
 type refusedConnector struct {
 	inner driver.Connector
 	err   error
@@ -156,10 +168,10 @@ func (c *refusedConnector) Driver() driver.Driver {
 	return c.inner.Driver()
 }
 
-// fleetSource joins an allotment to the engine. What it returns takes it out again, once it holds nothing.
-type fleetSource func(*allotment.Allotment) (leave func(), err error)
+// engineSource joins an allotment to the engine. leave takes it out again, once it holds nothing.
+type engineSource func(*allotment.Allotment) (leave func(), err error)
 
-func fromSemaphore(sem *semaphore.Semaphore) fleetSource {
+func fromSemaphore(sem *semaphore.Semaphore) engineSource {
 	return func(a *allotment.Allotment) (func(), error) {
 		share, err := a.Join(sem.Engine(engine.Seam{}))
 		if err != nil {
@@ -175,16 +187,4 @@ func isNil(v any) bool {
 	}
 	r := reflect.ValueOf(v)
 	return r.Kind() == reflect.Pointer && r.IsNil()
-}
-
-// unprefixed prints an error of this package without the package's name, for a message that begins with it.
-type unprefixed struct{ err error }
-
-func (u unprefixed) String() string {
-	const prefix = "passbuddy: "
-	s := u.err.Error()
-	if len(s) > len(prefix) && s[:len(prefix)] == prefix {
-		return s[len(prefix):]
-	}
-	return s
 }

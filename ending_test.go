@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -36,7 +37,8 @@ func TestCloseWhileOut(t *testing.T) {
 	}
 }
 
-// TestSlowClose: the driver's Close takes its time, and nobody waits for it but those who need the permit.
+// TestSlowClose: the driver's Close takes its time, and only callers that need the permit wait for
+// it.
 func TestSlowClose(t *testing.T) {
 	bubble(t, 1, full, Config{}, func(t *testing.T, b *bench) {
 		b.server.onClose = func() { time.Sleep(time.Minute) }
@@ -61,8 +63,8 @@ func TestSlowClose(t *testing.T) {
 	})
 }
 
-// TestStatementOutlivesBadConnection: a Tx ends with a bad connection, and its user closes the statements after that, as deferred calls do. The
-// driver must not see both at once.
+// TestStatementOutlivesBadConnection: a Tx ends with a bad connection, and its user closes the
+// statements after that, as deferred calls do. The driver must not see both at once.
 func TestStatementOutlivesBadConnection(t *testing.T) {
 	for range 100 {
 		bubble(t, 1, full, Config{}, func(t *testing.T, b *bench) {
@@ -109,7 +111,7 @@ func TestFence(t *testing.T) {
 	}
 }
 
-// TestClosedSemaphore: nobody is served, idle connections end, those that are out fail.
+// TestClosedSemaphore: no caller is served, idle connections end, those that are out fail.
 func TestClosedSemaphore(t *testing.T) {
 	bubble(t, 2, full, Config{}, func(t *testing.T, b *bench) {
 		out, idle := b.conn(t), b.conn(t)
@@ -129,8 +131,8 @@ func TestClosedSemaphore(t *testing.T) {
 	})
 }
 
-// TestRandomUse: whatever is done, no connection is used twice at once (the fake driver sees it), there are never too many,
-// and in the end all is given back.
+// TestRandomUse: whatever is done, no connection is used twice at once (the fake driver sees it),
+// there are never too many, and in the end all is given back.
 func TestRandomUse(t *testing.T) {
 	for kindName, kind := range kinds {
 		for _, scope := range scopes {
@@ -150,14 +152,21 @@ func TestRandomUse(t *testing.T) {
 						}
 						var wg sync.WaitGroup
 						for i := range 8 {
-							r := rand.New(rand.NewPCG(seed, uint64(i)))
-							uses := 7
-							if scope == PerCheckout {
-								// Closing a statement waits for the connection's lock, which ResetSession holds while it waits for a
-								// permit; and fake time does not pass while a lock is waited for.
-								uses = 6
+							u := &randomUser{
+								db: b.db, st: st, dice: rand.New(rand.NewPCG(seed, uint64(i))),
+								check: func(err error) {
+									if err != nil && !errors.Is(err, context.DeadlineExceeded) &&
+										!errors.Is(err, sql.ErrTxDone) {
+										t.Error(err)
+									}
+								},
 							}
-							wg.Go(func() { randomUse(t, b.db, st, r, uses) })
+							uses := basicUses
+							if scope == PerConnection {
+								// In PerCheckout: see openStatement.
+								uses = append(slices.Clone(uses), (*randomUser).outlivingStatement)
+							}
+							wg.Go(func() { u.run(150, uses...) })
 						}
 						wg.Go(func() {
 							r := rand.New(rand.NewPCG(seed, 99))
@@ -181,73 +190,5 @@ func TestRandomUse(t *testing.T) {
 				})
 			}
 		}
-	}
-}
-
-func randomUse(t *testing.T, db *sql.DB, st *sql.Stmt, r *rand.Rand, uses int) {
-	check := func(err error) {
-		if err != nil && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, sql.ErrTxDone) {
-			t.Error(err)
-		}
-	}
-	for range 150 {
-		ctx, cancel := context.Background(), context.CancelFunc(func() {})
-		if r.IntN(4) == 0 {
-			ctx, cancel = context.WithTimeout(ctx, time.Duration(r.IntN(20))*time.Millisecond)
-		}
-		pause := func() { time.Sleep(time.Duration(r.IntN(10)) * time.Millisecond) }
-		switch r.IntN(uses) {
-		case 0:
-			_, err := db.ExecContext(ctx, "x")
-			check(err)
-		case 1:
-			rows, err := db.QueryContext(ctx, "x")
-			check(err)
-			if err == nil {
-				pause()
-				_ = rows.Close()
-			}
-		case 2:
-			_, err := st.ExecContext(ctx)
-			check(err)
-		case 3:
-			tx, err := db.BeginTx(ctx, nil)
-			check(err)
-			if err == nil {
-				pause()
-				if err := tx.Commit(); !errors.Is(err, context.DeadlineExceeded) {
-					check(err)
-				}
-			}
-		case 4:
-			c, err := db.Conn(ctx)
-			check(err)
-			if err == nil {
-				pause()
-				_, err := c.ExecContext(ctx, "x")
-				check(err)
-				_ = c.Close()
-			}
-		case 5:
-			c, err := db.Conn(ctx)
-			check(err)
-			if err == nil {
-				discard(c)
-			}
-		case 6:
-			c, err := db.Conn(ctx)
-			check(err)
-			if err == nil {
-				own, err := c.PrepareContext(ctx, "x")
-				check(err)
-				_ = c.Close()
-				pause()
-				if own != nil {
-					_ = own.Close()
-				}
-			}
-		}
-		cancel()
-		pause()
 	}
 }

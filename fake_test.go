@@ -23,8 +23,9 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// fakeFleet is an engine with one sharer and any number of permits up to its capacity.
+// fakeFleet is an engine with one pool and any number of permits up to its capacity.
 type fakeFleet struct {
+	session  *engine.Session
 	mu       sync.Mutex
 	capacity int
 	held     int
@@ -37,7 +38,8 @@ type fakeFleet struct {
 	left     int
 }
 
-// newFleet makes a fleet with that many permits, which are real: the allotment looks at their leases.
+// newFleet makes a fleet with that many permits, which are real: the allotment looks at their
+// leases.
 func newFleet(t testing.TB, capacity int) *fakeFleet {
 	t.Helper()
 	const most = 16
@@ -50,7 +52,7 @@ func newFleet(t testing.TB, capacity int) *fakeFleet {
 	if err != nil {
 		t.Fatal(err)
 	}
-	permits, err := sem.AcquireN(context.Background(), most)
+	permits, err := sem.Engine(engine.Seam{}).AcquireN(context.Background(), engine.Wait, most)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,10 +66,10 @@ func newFleet(t testing.TB, capacity int) *fakeFleet {
 		}
 		m.Close()
 	})
-	return &fakeFleet{capacity: capacity, stock: permits}
+	return &fakeFleet{capacity: capacity, stock: permits, session: sem.Engine(engine.Seam{})}
 }
 
-func (f *fakeFleet) source() fleetSource {
+func (f *fakeFleet) source() engineSource {
 	return func(a *allotment.Allotment) (func(), error) {
 		f.a = a
 		a.Attach(f)
@@ -165,7 +167,7 @@ func (f *fakeFleet) lose(t *testing.T) {
 	}
 }
 
-// server is what the fake drivers connect to. It notices concurrent use of a connection.
+// The fake drivers connect to server. It notices concurrent use of a connection.
 type server struct {
 	t        *testing.T
 	dials    atomic.Int32

@@ -19,7 +19,8 @@ import (
 
 var fenced = passbuddy.Config{Fence: true}
 
-// freeze ends, in Redis alone, the leases of the permits that cover the backends of those sessions: as if their process had been stopped for so long.
+// freeze ends, in Redis alone, the leases of the permits that cover the backends of those sessions:
+// as if their process had been stopped for so long.
 func freeze(t *testing.T, by *semaphore.Semaphore, pids ...string) {
 	t.Helper()
 	ctx := context.Background()
@@ -61,7 +62,8 @@ func checkout(t *testing.T, db *sql.DB) *sql.Conn {
 	return c
 }
 
-// Each way to open a DB over pgx; with a prepared statement on the connection by which backends are ended, and without.
+// Each way to open a DB over pgx; with a prepared statement on the connection by which backends are
+// ended, and without.
 func TestFenceOfAFrozenProcess(t *testing.T) {
 	s := start(t)
 	for _, name := range []string{"pgx registered", "pgx connector"} {
@@ -70,7 +72,8 @@ func TestFenceOfAFrozenProcess(t *testing.T) {
 			t.Run(fmt.Sprintf("%s/prepared %v", name, prepared), func(t *testing.T) {
 				const capacity = 3
 				peak := s.watch(t)
-				// Who sleeps is long between two heartbeats, which would have it end its connections itself.
+				// The sleeper is long between two heartbeats, which would have it end its
+				// connections itself.
 				sleeping, waking := s.sessionFor(t, capacity, time.Minute), s.session(t, capacity)
 				sleeper, awake := open(t, s, sleeping, fenced), open(t, s, waking, fenced)
 				a, b := checkout(t, sleeper), checkout(t, sleeper)
@@ -164,8 +167,8 @@ func TestFenceIsRefused(t *testing.T) {
 	}
 }
 
-// The lease is over when the connection is there: its process slept while it opened it. The connection is not handed out. Its caller gets
-// another one.
+// The lease is over when the connection is there: its process slept while it opened it. The
+// connection is not handed out. Its caller gets another one.
 func TestFenceRefusesAConnectionWhoseLeaseIsOver(t *testing.T) {
 	s := start(t)
 	sem := s.session(t, 2)

@@ -44,7 +44,8 @@ func TestIdleIsGivenBack(t *testing.T) {
 	}
 }
 
-// TestPinnedGivesBackAtItsNextUse: without the DB and without the socket, a connection with statements is given back when it is next touched.
+// TestPinnedGivesBackAtItsNextUse: without the DB and without the socket, a connection with
+// statements is given back when it is next touched.
 func TestPinnedGivesBackAtItsNextUse(t *testing.T) {
 	bubble(t, 2, full, Config{}, func(t *testing.T, b *bench) {
 		st, err := b.db.Prepare("x")
@@ -129,7 +130,8 @@ func TestOpener(t *testing.T) {
 	}
 }
 
-// TestOpenerIsFirst: the opener makes the very first connection, and when it comes nobody wants it any more.
+// TestOpenerIsFirst: the opener makes the very first connection, and when it comes nobody wants it
+// any more.
 func TestOpenerIsFirst(t *testing.T) {
 	for _, scope := range scopes {
 		t.Run(scope.String(), func(t *testing.T) {

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// TestMaxIdleConns: a wrapper that database/sql closes at rest takes a connection with it. If callers
-// wait, the connection goes to them.
+// TestMaxIdleConns: a wrapper that database/sql closes at rest takes a connection with it. If
+// callers wait, the connection goes to them.
 func TestMaxIdleConns(t *testing.T) {
 	for _, maxIdle := range []int{0, 2} {
 		t.Run(fmt.Sprint(maxIdle), func(t *testing.T) {
@@ -77,8 +77,8 @@ func TestConnMaxIdleTime(t *testing.T) {
 // TestConnMaxLifetime: it is the connection that must not grow older, not only its wrapper.
 func TestConnMaxLifetime(t *testing.T) {
 	const limit, tolerance = 10 * time.Second, time.Second
-	// With fewer idle wrappers than callers, wrappers are closed before they reach the limit, and nothing
-	// shows it.
+	// With fewer idle wrappers than callers, wrappers are closed before they reach the limit, and
+	// nothing shows it.
 	for callers, maxIdles := range map[int][]int{1: {1, 20}, 12: {12, 20}} {
 		for i := range 2 * len(maxIdles) {
 			scope, maxIdle := scopes[i%2], maxIdles[i/2]

@@ -15,9 +15,9 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// TestLostLeaseOverPgx takes Redis away for longer than the lease. What runs, and what comes next
-// on the same connection, fails with an error that says so; prepared statements and Commit do not
-// pass through the wrapper.
+// TestLostLeaseOverPgx takes Redis away for longer than the lease. The running operation, and the
+// next one on the same connection, fail with an error that says so. Prepared statements and Commit
+// do not pass through the wrapper.
 func TestLostLeaseOverPgx(t *testing.T) {
 	s := start(t)
 	for _, scope := range []passbuddy.Scope{passbuddy.PerConnection, passbuddy.PerCheckout} {

@@ -5,10 +5,11 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"errors"
+	"fmt"
 )
 
-// The optional interfaces of driver.Conn. Each is passed on to the driver's connection, and where that lacks it, does what
-// database/sql does without it (ctxutil.go there).
+// The optional interfaces of driver.Conn. Each is passed on to the driver's connection. Where that
+// lacks it, our method does as database/sql does without it (ctxutil.go there).
 
 var (
 	_ driver.Conn               = (*conn)(nil)
@@ -42,7 +43,8 @@ func (c *conn) Prepare(query string) (driver.Stmt, error) {
 	return c.PrepareContext(context.Background(), query)
 }
 
-// PrepareContext returns the driver's own Stmt. What database/sql may do with it past us decides about the connection; see pin.
+// PrepareContext returns the driver's own Stmt. database/sql may close it past us, and when it may
+// decides who can have the connection; see pin.
 func (c *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
 	if err := c.use(ctx); err != nil {
 		return nil, err
@@ -73,10 +75,12 @@ func (c *conn) Begin() (driver.Tx, error) {
 
 // BeginTx returns the driver's own Tx.
 //
-// When the context of a transaction ends before it is committed or rolled back, database/sql rolls it back; and it discards the connection,
-// unless that has both a SessionResetter and a Validator. Ours always has: where the driver's has not, IsValid looks at the context and
-// discards in the same case. On a transaction of an sql.Conn it can look only when that is closed: until then the sql.Conn
-// stays usable, and if the context has ended by then, be it after a commit, the connection is discarded.
+// When the context of a transaction ends before it is committed or rolled back, database/sql rolls
+// it back. It also discards the connection, unless that has both a SessionResetter and a Validator.
+// Our wrapper always has both. Where the driver's connection has not, IsValid looks at the context
+// and discards in the same case. On a transaction of an sql.Conn it can look only when that is
+// closed: until then the sql.Conn stays usable. If the context has ended by then, be it after a
+// commit, the connection is discarded.
 func (c *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
 	if err := c.use(ctx); err != nil {
 		return nil, err
@@ -106,8 +110,9 @@ func (c *conn) begin(ctx context.Context, opts driver.TxOptions) (driver.Tx, err
 	return tx, err
 }
 
-// CheckNamedValue is called for each argument, before the operation. ErrSkip stands for not having it. On an empty connection,
-// there is nobody to ask yet, nor a context to open it with: ExecContext and QueryContext check later.
+// CheckNamedValue is called for each argument, before the operation. ErrSkip stands for not having
+// it. An empty wrapper has no driver's connection to ask yet, and no context to open one with:
+// ExecContext and QueryContext check later, by checkLate.
 func (c *conn) CheckNamedValue(v *driver.NamedValue) error {
 	switch {
 	case c.ph == nil:
@@ -118,75 +123,109 @@ func (c *conn) CheckNamedValue(v *driver.NamedValue) error {
 	return c.ph.checker.CheckNamedValue(v)
 }
 
-func (c *execConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+func (c *execConn) ExecContext(
+	ctx context.Context, query string, args []driver.NamedValue,
+) (driver.Result, error) {
 	return c.exec(ctx, query, args)
 }
 
-func (c *execQueryConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	return c.exec(ctx, query, args)
-}
-
-func (c *queryConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+func (c *queryConn) QueryContext(
+	ctx context.Context, query string, args []driver.NamedValue,
+) (driver.Rows, error) {
 	return c.query(ctx, query, args)
 }
 
-func (c *execQueryConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+func (c *execQueryConn) QueryContext(
+	ctx context.Context, query string, args []driver.NamedValue,
+) (driver.Rows, error) {
 	return c.query(ctx, query, args)
 }
 
-func (c *conn) exec(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	unchecked := c.ph == nil
-	if err := c.use(ctx); err != nil {
+func (c *conn) exec(
+	ctx context.Context, query string, args []driver.NamedValue,
+) (res driver.Result, err error) {
+	if args, err = c.useChecked(ctx, args); err != nil {
 		return nil, err
-	}
-	if unchecked {
-		var err error
-		if args, err = c.checkLate(args); err != nil {
-			return nil, err
-		}
 	}
 	switch {
 	case c.ph.execer != nil:
-		res, err := c.ph.execer.ExecContext(ctx, query, args)
+		res, err = c.ph.execer.ExecContext(ctx, query, args)
 		return res, c.told(err)
 	case c.ph.oldExecer != nil:
 		values, err := plainValues(ctx, args)
 		if err != nil {
 			return nil, err
 		}
-		res, err := c.ph.oldExecer.Exec(query, values)
+		res, err = c.ph.oldExecer.Exec(query, values)
 		return res, c.told(err)
 	}
 	return nil, driver.ErrSkip
 }
 
-func (c *conn) query(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
-	unchecked := c.ph == nil
-	if err := c.use(ctx); err != nil {
+func (c *conn) query(
+	ctx context.Context, query string, args []driver.NamedValue,
+) (rows driver.Rows, err error) {
+	if args, err = c.useChecked(ctx, args); err != nil {
 		return nil, err
-	}
-	if unchecked {
-		var err error
-		if args, err = c.checkLate(args); err != nil {
-			return nil, err
-		}
 	}
 	switch {
 	case c.ph.queryer != nil:
-		rows, err := c.ph.queryer.QueryContext(ctx, query, args)
+		rows, err = c.ph.queryer.QueryContext(ctx, query, args)
 		return rows, c.told(err)
 	case c.ph.oldQuery != nil:
 		values, err := plainValues(ctx, args)
 		if err != nil {
 			return nil, err
 		}
-		rows, err := c.ph.oldQuery.Query(query, values)
+		rows, err = c.ph.oldQuery.Query(query, values)
 		return rows, c.told(err)
 	}
 	return nil, driver.ErrSkip
 }
 
-// plainValues is database/sql's namedValueToValue, and its look at the context before a driver that knows none.
+// useChecked is use for an operation with arguments, which it returns as the driver is to get them.
+func (c *conn) useChecked(
+	ctx context.Context, args []driver.NamedValue,
+) ([]driver.NamedValue, error) {
+	unchecked := c.ph == nil
+	if err := c.use(ctx); err != nil {
+		return nil, err
+	}
+	if unchecked {
+		return c.checkLate(args)
+	}
+	return args, nil
+}
+
+// checkLate does for an operation that opened its connection what database/sql's
+// driverArgsConnLocked would have done before it: CheckNamedValue has let the arguments through as
+// they came.
+func (c *conn) checkLate(args []driver.NamedValue) ([]driver.NamedValue, error) {
+	kept := args[:0]
+	for _, v := range args {
+		v.Ordinal = len(kept) + 1
+		err := driver.ErrSkip
+		if c.ph.checker != nil {
+			err = c.ph.checker.CheckNamedValue(&v)
+		}
+		if errors.Is(err, driver.ErrSkip) {
+			v.Value, err = driver.DefaultParameterConverter.ConvertValue(v.Value)
+		}
+		switch {
+		case err == nil:
+			kept = append(kept, v)
+		case errors.Is(err, driver.ErrRemoveArgument):
+		case v.Name != "":
+			return nil, fmt.Errorf("sql: converting argument with name %q type: %w", v.Name, err)
+		default:
+			return nil, fmt.Errorf("sql: converting argument $%d type: %w", v.Ordinal, err)
+		}
+	}
+	return kept, nil
+}
+
+// plainValues is database/sql's namedValueToValue, and its look at the context before a driver that
+// knows none.
 func plainValues(ctx context.Context, args []driver.NamedValue) ([]driver.Value, error) {
 	values := make([]driver.Value, len(args))
 	for i, a := range args {

@@ -15,10 +15,11 @@ import (
 
 // physical is one connection of the driver. It can pass from one wrapper to another (see conn).
 //
-// Nothing calls a method of inner while another may run: database/sql holds its lock on the wrapper through an operation, and a wrapper
-// that does not hold the connection never calls it. Two things reach an idle connection past its wrapper, and pinned
-// tells whether they might: prepared statements, which database/sql closes when it likes. While they might, inner is
-// called from its own wrapper only; from outside the socket can be closed, no more.
+// Nothing calls a method of inner while another may run. database/sql holds its lock on the wrapper
+// through an operation, and a wrapper that does not hold the connection never calls it. Prepared
+// statements, which database/sql closes when it likes, reach an idle connection past its wrapper;
+// pinned tells whether they might. While they might, inner is called from its own wrapper only:
+// from outside the socket can be closed, no more.
 type physical struct {
 	cn    *connector
 	inner driver.Conn
@@ -29,20 +30,22 @@ type physical struct {
 
 	opened time.Time
 
-	// Written by who has checked the connection out, or opens it; slot in PerCheckout under idleList.mu too.
-	slot       *allotment.Slot // PerConnection: its permit. PerCheckout: the one that covers the checkout, or nil
+	// Written by the caller that has checked the connection out, or opens it; slot in PerCheckout
+	// under idleList.mu too. PerConnection: slot is its permit. PerCheckout: slot is the permit
+	// that covers the checkout, or nil.
+	slot       *allotment.Slot
 	pinned     allotment.Pin
-	statements bool // somebody may still close a statement on it, even after it was closed
+	statements bool // a statement on it may still be closed, even after it was closed itself
 
 	moved  atomic.Bool                // it was handed over past its wrapper: see age.go
 	expiry atomic.Pointer[time.Timer] // see age.go
 
-	broken atomic.Bool           // its lease is lost: it fails at the next operation
-	why    atomic.Pointer[error] // with broken: why it was ended while it may have been in use, or nil
-	ended  atomic.Bool           // end was called
+	broken     atomic.Bool           // its lease is lost: it fails at the next operation
+	why        atomic.Pointer[error] // with broken: why it ended while in use, maybe; or nil
+	closeBegun atomic.Bool           // close was called
 }
 
-// optional is what inner implements beyond driver.Conn, asserted once.
+// optional holds those of driver.Conn's optional interfaces that inner implements, asserted once.
 type optional struct {
 	pinger    driver.Pinger
 	execer    driver.ExecerContext
@@ -83,16 +86,18 @@ func newPhysical(cn *connector, inner driver.Conn, link *socket.Link) *physical 
 	return ph
 }
 
-// reset does what database/sql does before it hands out a used connection, for one that changes hands past it.
+// reset does for a connection that changes hands past database/sql what that does before it hands
+// out a used one.
 func (ph *physical) reset(ctx context.Context) bool {
-	if !ph.valid() {
-		return false
-	}
+	return ph.valid() && ph.resetSession(ctx)
+}
+
+func (ph *physical) resetSession(ctx context.Context) bool {
 	return ph.resetter == nil || !errors.Is(ph.resetter.ResetSession(ctx), driver.ErrBadConn)
 }
 
-// valid is the driver's IsValid. pgx's stdlib has none, and would let dead connections, with their permits, lie in the pool until
-// their next checkout.
+// valid is the driver's IsValid. pgx's stdlib has none, and would let dead connections, with their
+// permits, lie in the pool until their next checkout.
 func (ph *physical) valid() bool {
 	switch {
 	case ph.broken.Load():
@@ -103,104 +108,6 @@ func (ph *physical) valid() bool {
 		return false
 	}
 	return true
-}
-
-// Where the driver's Close is called.
-const (
-	inBackground = false // database/sql may hold its lock on the whole DB, and the driver's Close is I/O
-	inline       = true
-)
-
-// end closes the connection, once. Its permit comes back when the backend is gone. The caller is the only one who may call inner.
-func (ph *physical) end(where bool) error {
-	if !ph.ended.CompareAndSwap(false, true) {
-		return nil
-	}
-	if timer := ph.expiry.Load(); timer != nil {
-		timer.Stop()
-	}
-	ph.cn.endBegins()
-	if ph.link != nil {
-		if ph.cn.cfg.Scope == PerCheckout && ph.slot != nil {
-			ph.link.Bind(ph.slot) // its owner is done with it: whatever comes of the backend, the permit is the socket's
-		}
-		ph.link.Leaving()
-	}
-	if where {
-		evicted := ph.link != nil && ph.link.Closed()
-		err := ph.inner.Close()
-		go ph.follow()
-		if evicted {
-			return nil // what the driver makes of a socket that we have closed is not its user's concern
-		}
-		return err
-	}
-	go func() {
-		_ = ph.inner.Close() // as database/sql does on most of its paths
-		ph.follow()
-	}()
-	return nil
-}
-
-// cleanUpMost is how long pgx may go on with a connection that it has closed (pgconn's asyncClose).
-const cleanUpMost = 15 * time.Second
-
-// follow waits until the backend is gone, as well as that can be known.
-func (ph *physical) follow() {
-	if ph.link != nil {
-		<-ph.link.Gone() // as late as its owner likes, where it was hijacked
-	} else {
-		if ph.pgx != nil {
-			timer := time.NewTimer(cleanUpMost)
-			select {
-			case <-ph.pgx.PgConn().CleanupDone():
-			case <-timer.C:
-			}
-			timer.Stop()
-		}
-		time.Sleep(ph.cn.linger.duration())
-	}
-	if ph.slot != nil {
-		ph.slot.Gone()
-	}
-	ph.cn.endDone()
-}
-
-// endIdle ends a connection that lies idle in database/sql's free list, or parked, and was made to leave. Its wrapper, if there is one,
-// finds out at its next checkout.
-func (ph *physical) endIdle() {
-	if ph.pinned == allotment.Free {
-		_ = ph.end(inBackground)
-		return
-	}
-	// The wrapper will call inner's Close, at its next checkout or with the DB; the backend ends now.
-	ph.broken.Store(true)
-	_ = ph.link.Close()
-}
-
-// abort ends the connection at once if it can be done from outside. c is the slot whose lease is lost.
-func (ph *physical) abort(c *allotment.Slot) {
-	why := c.AbortCause()
-	if why == nil { // it lived without a permit, and a caller may have it by now: then it ends at its return
-		if c.LeaveUncounted() {
-			ph.endIdle()
-		}
-		return
-	}
-	ph.why.Store(&why) // before broken is set. A connection that is not broken has no use for it: see breaks
-	if ph.cn.cfg.Scope == PerCheckout {
-		if !ph.cn.idle.breaks(ph, c) {
-			return
-		}
-	} else {
-		ph.broken.Store(true)
-		if c.LeaveIdle() {
-			_ = ph.end(inBackground)
-		}
-	}
-	if ph.link != nil {
-		ph.link.AbortFor(why)
-	}
 }
 
 // pin notes that a statement was prepared which database/sql keeps.

@@ -95,7 +95,8 @@ func (s *stack) sessionFor(t testing.TB, capacity int, ttl time.Duration) *semap
 	return sem
 }
 
-// watch samples how many backends the role has, until the result is called, which returns the most there were.
+// watch samples how many backends the role has, until the result is called, which returns the most
+// there were.
 func (s *stack) watch(t testing.TB) (peak func() int) {
 	t.Helper()
 	c, err := pgx.Connect(context.Background(), s.postgres.AdminURL())
@@ -136,7 +137,8 @@ func opener(open func(t *testing.T, s *stack, sem *semaphore.Semaphore, cfg pass
 
 var registered atomic.Int32
 
-// openers are the ways to open a wrapped DB. The first is followed by what is known of its connections' ends.
+// openers are the ways to open a wrapped DB. The first is followed by what is known of its
+// connections' ends.
 var openers = map[string]func(t *testing.T, s *stack, sem *semaphore.Semaphore, cfg passbuddy.Config) *sql.DB{
 	"pgx registered": opener(func(t *testing.T, s *stack, sem *semaphore.Semaphore, cfg passbuddy.Config) *sql.DB {
 		return openRegistered(t, stdlib.GetDefaultDriver(), s.postgres.URL(), sem, cfg)
@@ -179,8 +181,8 @@ func openRegistered(t *testing.T, d driver.Driver, dsn string, sem *semaphore.Se
 	return db
 }
 
-// TestCap: four sessions, as of four processes, use more connections than there are permits, in every way that
-// ends connections. The server's own view never shows more than the capacity.
+// TestCap: four sessions, as of four processes, use more connections than there are permits, in
+// every way that ends connections. The server's own view never shows more than the capacity.
 func TestCap(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: this needs real servers and some seconds")
@@ -336,7 +338,8 @@ func TestFailingAfterConnect(t *testing.T) {
 	}
 }
 
-// TestIdleMovesBetweenDrivers: all permits lie idle under one driver, also under a prepared statement, and another's first query is served.
+// TestIdleMovesBetweenDrivers: all permits lie idle under one driver, also under a prepared
+// statement, and another's first query is served.
 func TestIdleMovesBetweenDrivers(t *testing.T) {
 	s := start(t)
 	for from, openFrom := range openers {

@@ -5,15 +5,18 @@ import (
 	"context"
 	"reflect"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 )
 
-// refusals remembers for a moment why checkouts were refused, so that database/sql's retries of the same checkout are refused
-// without another wait, and the last one with the reason. See resetCheckout.
+// refusals remembers for a moment why checkouts were refused. database/sql's retries of the same
+// checkout are then refused without another wait, and the last one with the reason. See
+// resetCheckout.
 //
-// The context alone does not name a checkout: many have context.Background. The goroutine does, as database/sql
-// retries on its caller's; the context is compared too, lest something is left over from a checkout that ended otherwise.
+// The context alone does not name a checkout: many have context.Background. The goroutine does,
+// since database/sql retries on its caller's. The context is compared too, in case a refusal is
+// left over from a checkout that ended otherwise.
 type refusals struct {
 	mu   sync.Mutex
 	list []refusal
@@ -28,8 +31,8 @@ type refusal struct {
 }
 
 const (
-	refusalsMost = 64
-	refusalKept  = time.Second
+	maxRefusals = 64
+	refusalKept = time.Second
 )
 
 func (r *refusals) add(ctx context.Context, err error) {
@@ -38,60 +41,52 @@ func (r *refusals) add(ctx context.Context, err error) {
 	if len(r.list) == 0 {
 		time.AfterFunc(refusalKept, r.forget)
 	}
-	if len(r.list) == refusalsMost {
-		r.list = append(r.list[:0], r.list[1:]...)
+	if len(r.list) == maxRefusals {
+		r.list = slices.Delete(r.list, 0, 1)
 	}
-	r.list = append(r.list, refusal{goroutine: goroutine(), ctx: ctx, err: err, at: time.Now()})
+	known := refusal{goroutine: goroutine(), ctx: ctx, err: err, at: time.Now()}
+	r.list = append(r.list, known)
 }
 
-// retries is how often database/sql tries a checkout again that was refused with ErrBadConn: once more
-// with an idle connection, then with a new one.
+// retries is how often database/sql tries a checkout again that was refused with ErrBadConn: once
+// more with an idle connection, then with a new one.
 const retries = 2
 
 // of returns why this checkout was refused just now, or nil. With last, it will not be tried again.
 func (r *refusals) of(ctx context.Context, last bool) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	i := r.find(ctx)
-	if i < 0 {
-		return nil
-	}
-	err := r.list[i].err
-	if last {
-		r.list = append(r.list[:i], r.list[i+1:]...)
-	}
+	err, _ := r.find(ctx, func(*refusal) bool { return last })
 	return err
 }
 
 // again is of for a retry, and reports whether it is the last.
 func (r *refusals) again(ctx context.Context) (err error, last bool) {
+	return r.find(ctx, func(known *refusal) bool {
+		known.tries++
+		return known.tries >= retries
+	})
+}
+
+// find returns why this checkout was refused, or nil, and whether last says that it will not be
+// tried again. The refusal is then forgotten.
+func (r *refusals) find(ctx context.Context, last func(*refusal) bool) (err error, over bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	i := r.find(ctx)
+	if len(r.list) == 0 {
+		return nil, false
+	}
+	me := goroutine()
+	i := slices.IndexFunc(r.list, func(known refusal) bool {
+		return known.goroutine == me && sameContext(known.ctx, ctx) &&
+			time.Since(known.at) < refusalKept
+	})
 	if i < 0 {
 		return nil, false
 	}
-	known := &r.list[i]
-	known.tries++
-	err, last = known.err, known.tries >= retries
-	if last {
-		r.list = append(r.list[:i], r.list[i+1:]...)
+	err, over = r.list[i].err, last(&r.list[i])
+	if over {
+		r.list = slices.Delete(r.list, i, i+1)
 	}
-	return err, last
-}
-
-// find needs mu. It returns -1 if this checkout was not refused.
-func (r *refusals) find(ctx context.Context) int {
-	if len(r.list) == 0 {
-		return -1
-	}
-	me := goroutine()
-	for i, known := range r.list {
-		if known.goroutine == me && sameContext(known.ctx, ctx) && time.Since(known.at) < refusalKept {
-			return i
-		}
-	}
-	return -1
+	return err, over
 }
 
 // sameContext compares contexts, of which some cannot be compared.

@@ -12,12 +12,12 @@ import (
 	"time"
 )
 
-// bubble runs f with a DB over a fake server under a fake clock, and checks at the end that everything was given back.
+// bubble runs f with a DB over a fake server under a fake clock, and checks at the end that
+// everything was given back.
 func bubble(t *testing.T, capacity int, kind func(fakeConn) driver.Conn, cfg Config, f func(t *testing.T, b *bench)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		b := &bench{server: &server{t: t}, fleet: newFleet(t, capacity)}
-		b.db, b.cn = wrapped(t, b.server, kind, b.fleet, cfg)
+		b := newBench(t, capacity, kind, cfg)
 		f(t, b)
 		_ = b.db.Close()
 		time.Sleep(time.Minute)
@@ -42,6 +42,13 @@ type bench struct {
 	fleet  *fakeFleet
 	db     *sql.DB
 	cn     *connector
+}
+
+func newBench(t *testing.T, capacity int, kind func(fakeConn) driver.Conn, cfg Config) *bench {
+	t.Helper()
+	b := &bench{server: &server{t: t}, fleet: newFleet(t, capacity)}
+	b.db, b.cn = wrapped(t, b.server, kind, b.fleet, cfg)
+	return b
 }
 
 func (b *bench) conn(t *testing.T) *sql.Conn {
@@ -107,8 +114,8 @@ func TestHandOverIsFirstComeFirstServed(t *testing.T) {
 	})
 }
 
-// TestParking: with database/sql's default of two idle connections, a busy DB hands its connections from caller to
-// caller and does not reconnect.
+// TestParking: with database/sql's default of two idle connections, a busy DB hands its connections
+// from caller to caller and does not reconnect.
 func TestParking(t *testing.T) {
 	bubble(t, 5, full, Config{}, func(t *testing.T, b *bench) {
 		b.db.SetMaxIdleConns(2)
@@ -154,7 +161,7 @@ func TestParkedIsSwept(t *testing.T) {
 		if n := b.server.open.Load(); n != 1 {
 			t.Fatalf("%d connections, none is parked", n)
 		}
-		time.Sleep(3 * parkedMost)
+		time.Sleep(3 * parkTimeout)
 		synctest.Wait()
 		if n := b.server.open.Load(); n != 0 {
 			t.Errorf("%d connections are still parked", n)
@@ -162,8 +169,8 @@ func TestParkedIsSwept(t *testing.T) {
 	})
 }
 
-// TestClaim: a Connect takes over the connection of a wrapper that lies idle, which then never touches it again, not
-// even when it is idle again in other hands.
+// TestClaim: a Connect takes over the connection of a wrapper that lies idle, which then never
+// touches it again, not even when it is idle again in other hands.
 func TestClaim(t *testing.T) {
 	bubble(t, 1, full, Config{}, func(t *testing.T, b *bench) {
 		ctx := context.Background()
@@ -212,7 +219,8 @@ func TestClaim(t *testing.T) {
 	})
 }
 
-// TestClaimFindsItDead: the connection that came with the turn is unusable, and another is opened in its place.
+// TestClaimFindsItDead: the connection that came with the turn is unusable, and another is opened
+// in its place.
 func TestClaimFindsItDead(t *testing.T) {
 	bubble(t, 1, full, Config{}, func(t *testing.T, b *bench) {
 		ctx := context.Background()
@@ -234,7 +242,8 @@ func TestClaimFindsItDead(t *testing.T) {
 	})
 }
 
-// TestClaimedSocketCloses: the same, but its socket is closed while it is looked at, which ends the turn too.
+// TestClaimedSocketCloses: the same, but its socket is closed while it is looked at, which ends the
+// turn too.
 func TestClaimedSocketCloses(t *testing.T) {
 	bubble(t, 1, full, Config{}, func(t *testing.T, b *bench) {
 		ctx := context.Background()
@@ -260,7 +269,8 @@ func TestClaimedSocketCloses(t *testing.T) {
 	})
 }
 
-// TestWaiterBehindStatement: the only connection lies idle with a statement, and a caller waits who cannot have it as it is.
+// TestWaiterBehindStatement: the only connection lies idle with a statement, and a caller waits who
+// cannot have it as it is.
 func TestWaiterBehindStatement(t *testing.T) {
 	bubble(t, 1, full, Config{}, func(t *testing.T, b *bench) {
 		b.cn.db.Store(b.db)
@@ -281,7 +291,8 @@ func TestWaiterBehindStatement(t *testing.T) {
 	})
 }
 
-// TestStatementsKeepTheirConnection: while database/sql may close a statement on an idle connection, that does not change hands.
+// TestStatementsKeepTheirConnection: while database/sql may close a statement on an idle
+// connection, that does not change hands.
 func TestStatementsKeepTheirConnection(t *testing.T) {
 	for kindName, kind := range map[string]func(fakeConn) driver.Conn{"none": plain, "all": full} {
 		t.Run(kindName, func(t *testing.T) {

@@ -9,43 +9,29 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// A turn that comes with a return comes just before the connection is idle in the pool:
+// A turn that comes with a return comes just before the connection is idle in the pool, because
 // TraceRelease runs first. A caller that enters the pool too early finds nothing idle and opens a
-// connection. For that one, the connection that was meant for the caller must be closed. So it
-// waits until one is idle for it, and one for each caller that arrived before it and is still on
-// its way. To see that some connection is idle is not enough, for two can see the same.
+// connection, for which the one that it was meant to have must be closed. So it waits until there
+// are as many idle connections as arrivals up to it that are still on their way. To see that one
+// connection is idle is not enough, for two callers can see the same one.
 //
 // The count is a hint. Callers that did not wait for their turn are not in it. A caller that is
-// overtaken takes the overtaker's connection when that is idle. What the count gets wrong costs a
-// reconnect, or the moment that letReturn waits at most.
+// overtaken takes the overtaker's connection when that is idle. A wrong count costs a reconnect, or
+// the moment that letReturn waits at most.
 
-// arrivals counts the callers whose turn came with a return: how many have come, and how many of
-// them have a connection, open one, or gave up.
+// arrivals counts the callers whose turn came with a return: those that have come, and those of
+// them that are through, because they have a connection, open one, or gave up.
 type arrivals struct {
 	come, through atomic.Int64
 }
 
-// arrival is the context of one of them.
-type arrival struct {
-	context.Context
-	of   *arrivals
-	over atomic.Bool
-}
-
-type arrivalKey struct{}
-
-func (a *arrival) Value(key any) any {
-	if key == (arrivalKey{}) {
-		return a
-	}
-	return a.Context.Value(key)
-}
-
 // arrive waits for the connection that a turn came with.
-func (a *arrivals) arrive(ctx context.Context, pool *pgxpool.Pool) context.Context {
-	place := a.come.Add(1)
-	letReturn(func() bool { return a.served(place, pool.Stat().IdleConns()) })
-	return &arrival{Context: ctx, of: a}
+func (p *pool) arrive(ctx context.Context, pool *pgxpool.Pool) context.Context {
+	c := p.withCheckout(ctx)
+	c.arriving.Store(true)
+	place := p.arrivals.come.Add(1)
+	letReturn(func() bool { return p.arrivals.served(place, pool.Stat().IdleConns()) })
+	return c
 }
 
 // served reports whether, of so many idle connections, one is for the caller that came in that
@@ -54,11 +40,12 @@ func (a *arrivals) served(place int64, idle int32) bool {
 	return int64(idle) >= place-a.through.Load()
 }
 
-// end ends what arrive began. It is idempotent. A caller that had to open a connection is through
-// when that begins; otherwise the callers behind it would wait for the time of a connect.
-func (a *arrival) end() {
-	if !a.over.Swap(true) {
-		a.of.through.Add(1)
+// endArrival ends what arrive began. It is idempotent. A caller that has to open a connection
+// counts as through when that begins; otherwise the callers behind it would wait for a whole
+// connect.
+func (c *checkout) endArrival() {
+	if c != nil && c.arriving.CompareAndSwap(true, false) {
+		c.pool.arrivals.through.Add(1)
 	}
 }
 

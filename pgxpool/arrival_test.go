@@ -7,7 +7,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Two who were woken by two returns do not both take the first connection that is idle for theirs.
+// Two callers that were woken by two returns do not both take the first idle connection for theirs.
 func TestArrivalsWaitForTheirOwn(t *testing.T) {
 	cfg, err := pgxpool.ParseConfig("")
 	if err != nil {
@@ -19,10 +19,10 @@ func TestArrivalsWaitForTheirOwn(t *testing.T) {
 	}
 	defer none.Close()
 
-	var a arrivals
+	p := new(pool)
 	type key struct{}
 	outer := context.WithValue(t.Context(), key{}, "the caller's")
-	first, second := a.arrive(outer, none), a.arrive(outer, none)
+	first, second := p.arrive(outer, none), p.arrive(outer, none)
 	if first.Value(key{}) != "the caller's" {
 		t.Error("the caller's values are lost")
 	}
@@ -35,16 +35,16 @@ func TestArrivalsWaitForTheirOwn(t *testing.T) {
 		{"nothing is idle", func() {}, 0, false},
 		{"one is idle, for the first", func() {}, 1, false},
 		{"two are idle", func() {}, 2, true},
-		{"one is idle, and the first has his", first.Value(arrivalKey{}).(*arrival).end, 1, true},
-		{"one is idle, and the first has said so twice", first.Value(arrivalKey{}).(*arrival).end, 0, false},
+		{"one is idle, and the first has its own", p.checkoutAbove(first).endArrival, 1, true},
+		{"none is idle, and the first has said so twice", p.checkoutAbove(first).endArrival, 0, false},
 	} {
 		tt.do()
-		if got := a.served(2, tt.idle); got != tt.want {
+		if got := p.arrivals.served(2, tt.idle); got != tt.want {
 			t.Errorf("%s: served is %v for the second", tt.when, got)
 		}
 	}
-	second.(*arrival).end()
-	if come, through := a.come.Load(), a.through.Load(); come != through {
+	p.checkoutOf(second).endArrival()
+	if come, through := p.arrivals.come.Load(), p.arrivals.through.Load(); come != through {
 		t.Errorf("%d came, %d are through", come, through)
 	}
 }

@@ -9,7 +9,8 @@ import (
 	"github.com/passbuddy/passbuddy"
 )
 
-// BenchmarkWarmCheckout is a checkout and return of a connection that lies idle: nothing is sent, neither to Postgres nor to Redis.
+// BenchmarkWarmCheckout is a checkout and return of a connection that lies idle: nothing is sent,
+// neither to Postgres nor to Redis.
 func BenchmarkWarmCheckout(b *testing.B) {
 	checkout := func(b *testing.B, pool *pgxpool.Pool) {
 		b.Helper()

@@ -51,7 +51,7 @@ func TestOpenedByHand(t *testing.T) {
 				t.Errorf("%d backends", n)
 			}
 			conn.Release()
-			// What lies idle in the pool makes room.
+			// An idle connection of the pool makes room.
 			if opts.Scope == passbuddy.PerConnection {
 				listen, err := pgx.ConnectConfig(ctxb, pool.Config().ConnConfig)
 				ok(t, err)

@@ -11,36 +11,38 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// In the scope PerCheckout an allotment.Slot stands for one checkout, not for a connection: it is
+// In the scope PerCheckout an allotment.Slot stands for one checkout, not for a connection. It is
 // opened with the turn, bound to the socket while the caller has it, and gone at the return. There
-// is never an idle one, so what is free is a spare permit, and goes to the next local caller or
-// back to the fleet at once.
+// is never an idle one, so a free permit is a spare one, and goes to the next local caller or back
+// to the fleet at once.
 
-// closingFunc returns what is closed when the caller's pool is. It is asked only of a caller that
-// waits.
+// closingFunc returns the channel that is closed when the caller's pool is. It is asked only of a
+// caller that waits. A nil closingFunc is for a checkout of ours, which the engine bounds.
 type closingFunc func() <-chan struct{}
 
 // openTurn puts the turn that its caller has under a permit, for the scope PerCheckout. If it
 // cannot, the turn is given back. A permit is at hand, unless it was lost since the turn was given.
 // One that is lost before its caller has used it is replaced, for as long as the caller may wait.
 // The context that is returned carries the end of that wait, where there was one.
-func openTurn(ctx context.Context, a *allotment.Allotment, closing closingFunc) (context.Context, *allotment.Slot, error) {
+func openTurn(
+	ctx context.Context, a *allotment.Allotment, closing closingFunc,
+) (context.Context, *allotment.Slot, error) {
 	for {
-		c, err := a.OpenNow(), error(nil)
-		if c == nil {
-			if !isFencing(ctx) {
+		slot, err := a.OpenNow(), error(nil)
+		if slot == nil {
+			if closing != nil {
 				ctx = a.Bounded(ctx, closing())
 			}
-			c, err = a.OpenWithin(ctx)
+			slot, err = a.OpenWithin(ctx)
 		}
 		if err != nil {
 			a.Exit()
 			return ctx, nil, err
 		}
-		if c.CheckOut() {
-			return ctx, c, nil
+		if slot.CheckOut() {
+			return ctx, slot, nil
 		}
-		c.Gone()
+		slot.Gone()
 		a.Exit()
 		if ctx, err = enterAgain(ctx, a, closing); err != nil {
 			return ctx, nil, err
@@ -49,8 +51,10 @@ func openTurn(ctx context.Context, a *allotment.Allotment, closing closingFunc) 
 }
 
 // enterAgain takes another turn for a checkout whose permit was lost before it was of use.
-func enterAgain(ctx context.Context, a *allotment.Allotment, closing closingFunc) (context.Context, error) {
-	if !isFencing(ctx) {
+func enterAgain(
+	ctx context.Context, a *allotment.Allotment, closing closingFunc,
+) (context.Context, error) {
+	if closing != nil {
 		ctx = a.Bounded(ctx, closing())
 		if ctx.Err() == nil && !a.Overdue(ctx) {
 			_, err := a.Enter(ctx, false)
@@ -60,62 +64,65 @@ func enterAgain(ctx context.Context, a *allotment.Allotment, closing closingFunc
 	return ctx, fmt.Errorf("passbuddy: during the checkout: %w", semaphore.ErrLost)
 }
 
-// turn is the context of a checkout that has its permit.
-type turn struct {
-	context.Context
-	c *allotment.Slot
+// closingFor is the closingFunc of a checkout from pool.
+func (p *pool) closingFor(c *checkout, pool *pgxpool.Pool) closingFunc {
+	if c.asksServer() {
+		return nil
+	}
+	return func() <-chan struct{} {
+		if pool == nil {
+			return nil
+		}
+		return p.closingOf(pool)
+	}
 }
 
 // bindTurn puts a turn that was just taken under a permit.
 func (p *pool) bindTurn(ctx context.Context, pool *pgxpool.Pool) context.Context {
-	ctx, c, err := openTurn(ctx, p.allot, func() <-chan struct{} { return p.closingOf(pool) })
+	ctx, slot, err := openTurn(ctx, p.allot, p.closingFor(p.checkoutOf(ctx), pool))
 	if err != nil {
-		return &refused{ctx, asClosed(err, pool)}
+		return p.refuse(ctx, asClosed(err, pool))
 	}
-	return &turn{ctx, c}
+	c := p.withCheckout(ctx)
+	c.slot = slot
+	return c
 }
 
 // endTurn binds the permit to the connection that the caller got, or gives it back.
-func (p *pool) endTurn(ctx context.Context, data pgxpool.TraceAcquireEndData) {
-	t, ok := ctx.(*turn)
+func (c *checkout) endTurn(data pgxpool.TraceAcquireEndData) {
 	switch {
-	case !ok: // refused
+	case c == nil || c.err != nil: // refused
 	case data.Err != nil:
-		t.c.Gone()
+		c.slot.Gone()
 	default:
-		if l := linkOf(data.Conn); !l.Bind(t.c) {
+		if l := linkOf(data.Conn); !l.Bind(c.slot) {
 			go l.AbortFor(semaphore.ErrLost) // lost after PrepareConn
 		}
 	}
 }
 
 // prepareTurn takes another permit for a checkout whose lease was lost while it waited for the
-// connection, which nobody has used yet. AcquireAllIdle comes without a turn, and is not counted.
-func (p *pool) prepareTurn(ctx context.Context, l *socket.Link) (bool, error) {
+// connection, which nobody has used yet. AcquireAllIdle comes without a turn, and is not counted: c
+// is nil.
+func (p *pool) prepareTurn(c *checkout, l *socket.Link) (bool, error) {
 	if l.Closed() {
 		return false, nil
 	}
-	t, ok := ctx.(*turn)
-	if !ok || t.c.Usable() {
+	if c == nil {
 		return true, nil
 	}
-	closing := func() <-chan struct{} {
-		if known := p.known.Load(); known != nil {
-			return p.closingOf(known)
-		}
-		return nil
-	}
-	for !t.c.Usable() {
-		again, err := enterAgain(t.Context, p.allot, closing)
+	for !c.slot.Usable() {
+		closing := p.closingFor(c, p.known.Load())
+		ctx, err := enterAgain(c.Context, p.allot, closing)
 		if err != nil {
 			return true, err
 		}
-		again, c, err := openTurn(again, p.allot, closing)
+		ctx, slot, err := openTurn(ctx, p.allot, closing)
 		if err != nil {
 			return true, err
 		}
-		t.c.Gone()
-		t.Context, t.c = again, c
+		c.slot.Gone()
+		c.Context, c.slot = ctx, slot
 	}
 	return true, nil
 }
@@ -126,8 +133,8 @@ func endCheckout(l *socket.Link, ok bool) bool {
 	if !ok {
 		return false
 	}
-	if c := l.Unbind(); c != nil {
-		c.Gone()
+	if slot := l.Unbind(); slot != nil {
+		slot.Gone()
 	}
 	return !l.Closed()
 }

@@ -82,7 +82,8 @@ func TestPerCheckoutCapsUse(t *testing.T) {
 	}
 }
 
-// TestPerCheckoutKeepsPermitOfBusyBackend: a cancelled query counts until its backend is gone, and so does a hijacked connection.
+// TestPerCheckoutEnds: a cancelled query counts until its backend is gone, and a hijacked connection
+// until it is closed.
 func TestPerCheckoutEnds(t *testing.T) {
 	f := newFleet(t, 1)
 	pool := f.process(passbuddy.Config{Scope: passbuddy.PerCheckout})

@@ -19,10 +19,11 @@ import (
 //
 // But Close cancels the context in which puddle opens connections for callers, and BeforeConnect
 // sees that context: its Done channel is closed exactly when the pool is. So the first connection
-// that a caller opens shows it. Where a caller has to wait for some time before any was opened, we
-// have the pool try to open one, which BeforeConnect refuses; pgx's Stat counts it as a new
-// connection. (Background connections of MinConns are opened in another context, which has a
-// deadline.) While idle connections keep the pool from opening one, it is asked again and again.
+// that a caller opens shows it. Where a caller has to wait for some time before any was opened, a
+// checkout for seeClose has the pool try to open one. BeforeConnect refuses it, and pgx's Stat
+// counts it as a new connection. (Background connections of MinConns are opened in another context,
+// which has a deadline.) While idle connections keep the pool from opening one, it is asked again
+// and again.
 //
 // Several pools can be made of one configuration and share its permits. BeforeConnect cannot tell
 // whose context it sees, so what it sees counts only while one pool is known. A closed pool does
@@ -61,7 +62,8 @@ func (p *pool) meet(pool *pgxpool.Pool) {
 		return
 	}
 	if before != nil {
-		if last := p.closings.last.Load(); last == nil || last.pool != before || !isClosed(last.done) {
+		last := p.closings.last.Load()
+		if last == nil || last.pool != before || !isClosed(last.done) {
 			p.closings.several.Store(true)
 		}
 	}
@@ -82,12 +84,13 @@ func (p *pool) saw(ctx context.Context) {
 }
 
 const (
-	lookTimeout = 10 * time.Millisecond // bounds a look, which takes microseconds
-	pollFirst   = 20 * time.Millisecond // a pool that starts mostly opens its first connection before that
-	pollEvery   = 100 * time.Millisecond
+	lookTimeout = 10 * time.Millisecond // a look takes microseconds
+	// pollFirst is long enough for most pools that start to open their first connection before.
+	pollFirst = 20 * time.Millisecond
+	pollEvery = 100 * time.Millisecond
 )
 
-// closingOf returns what is closed when pool is.
+// closingOf returns the channel that is closed when pool is.
 func (p *pool) closingOf(pool *pgxpool.Pool) <-chan struct{} {
 	if last := p.closings.last.Load(); last != nil && last.pool == pool {
 		return last.done
@@ -125,9 +128,9 @@ func (p *pool) poll(asked *poll) {
 	time.AfterFunc(pollEvery, func() { p.poll(asked) })
 }
 
-// look returns what is closed when pool is, or nil if it cannot tell now: if an idle connection
-// comes instead of an attempt to open one, or no place is free in the pool. In the latter case a
-// caller learns of the Close at the next return, as in pgx. mu is held.
+// look returns the channel that is closed when pool is. It returns nil if it cannot tell now: an
+// idle connection comes instead of an attempt to open one, or no place is free in the pool. In the
+// latter case a caller learns of the Close at the next return, as in pgx. mu is held.
 func (p *pool) look(pool *pgxpool.Pool) <-chan struct{} {
 	if last := p.closings.last.Load(); last != nil && last.pool == pool {
 		return last.done
@@ -137,15 +140,15 @@ func (p *pool) look(pool *pgxpool.Pool) <-chan struct{} {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), lookTimeout)
 	defer cancel()
-	r := &reclaim{Context: ctx, look: true}
-	conn, err := pool.Acquire(r)
+	c := &checkout{Context: ctx, pool: p, purpose: seeClose}
+	conn, err := pool.Acquire(c)
 	if err == nil { // no hook of ours stood in the way
 		conn.Release()
 	}
 	found := &closing{pool: pool}
-	switch seen := r.seen.Load(); {
-	case seen != nil:
-		found.done = *seen
+	switch poolDone := c.poolDone.Load(); {
+	case poolDone != nil:
+		found.done = *poolDone
 	case err == nil || errors.Is(err, errReclaimed) || ctx.Err() != nil:
 		return nil
 	default:
@@ -177,8 +180,8 @@ var closedPool struct {
 	err  error
 }
 
-// errClosedPool is pgx's error for calls on a closed pool: puddle's ErrClosedPool. We ask a pool
-// for it that was made of the same configuration and closed at once. It never opens anything.
+// errClosedPool is pgx's error for calls on a closed pool: puddle's ErrClosedPool. We ask a
+// pool for it that was made of the same configuration and closed at once. It never opens anything.
 func errClosedPool(pool *pgxpool.Pool) error {
 	closedPool.once.Do(func() {
 		closedPool.err = errors.New("closed pool")
@@ -191,7 +194,8 @@ func errClosedPool(pool *pgxpool.Pool) error {
 			return
 		}
 		other.Close()
-		if _, err := other.Acquire(context.Background()); err != nil && !errors.Is(err, errReclaimed) {
+		_, err = other.Acquire(context.Background())
+		if err != nil && !errors.Is(err, errReclaimed) {
 			closedPool.err = err
 		}
 	})

@@ -13,7 +13,7 @@ import (
 	passpool "github.com/passbuddy/passbuddy/pgxpool"
 )
 
-// closedPool is what pgx says of a closed pool.
+// closedPool is pgx's error for a closed pool.
 func (f *fleet) closedPool(t *testing.T) error {
 	t.Helper()
 	pool, err := pgxpool.NewWithConfig(ctxb, f.config(""))

@@ -19,26 +19,30 @@ import (
 )
 
 // New is pgx's New with the connections under sem.
-func New(ctx context.Context, connString string, sem *semaphore.Semaphore, opts passbuddy.Config) (*pgxpool.Pool, error) {
-	cfg, err := pgxpool.ParseConfig(connString)
+func New(
+	ctx context.Context, connString string, sem *semaphore.Semaphore, cfg passbuddy.Config,
+) (*pgxpool.Pool, error) {
+	config, err := pgxpool.ParseConfig(connString)
 	if err != nil {
 		return nil, err
 	}
-	return NewWithConfig(ctx, cfg, sem, opts)
+	return NewWithConfig(ctx, config, sem, cfg)
 }
 
-// NewWithConfig is pgx's NewWithConfig with the connections under sem. It configures a copy: cfg
+// NewWithConfig is pgx's NewWithConfig with the connections under sem. It configures a copy: config
 // can be used again.
-func NewWithConfig(ctx context.Context, cfg *pgxpool.Config, sem *semaphore.Semaphore, opts passbuddy.Config) (*pgxpool.Pool, error) {
-	if err := check(cfg, sem); err != nil {
+func NewWithConfig(
+	ctx context.Context, config *pgxpool.Config, sem *semaphore.Semaphore, cfg passbuddy.Config,
+) (*pgxpool.Pool, error) {
+	if err := check(config, sem); err != nil {
 		return nil, err
 	}
-	cfg = cfg.Copy()
-	p, err := configure(cfg, sem, opts)
+	config = config.Copy()
+	p, err := configure(config, sem, cfg)
 	if err != nil {
 		return nil, err
 	}
-	pool, err := pgxpool.NewWithConfig(ctx, cfg)
+	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
 		p.share.Close()
 		return nil, err
@@ -47,86 +51,95 @@ func NewWithConfig(ctx context.Context, cfg *pgxpool.Config, sem *semaphore.Sema
 	return pool, nil
 }
 
-// Configure sets the hooks of cfg, so that the pool that pgx makes of it holds its connections
-// under sem. cfg must come from pgx's ParseConfig, and is for one pool: its copies share its
+// Configure sets the hooks of config, so that the pool that pgx makes of it holds its connections
+// under sem. The config must come from pgx's ParseConfig, and is for one pool: its copies share its
 // permits.
 //
-// The hooks that cfg has already are kept: they run before PassBuddy's own, and a tracer of
+// The hooks that config has already are kept: they run before PassBuddy's own, and a tracer of
 // acquires sees the wait for a permit too. Hooks that are set later replace PassBuddy's and break
 // the promise; set them before. An AfterRelease hook makes Release asynchronous in pgx; the permit
 // is then handed on when the hook is done.
 //
-// It returns an error, and leaves cfg as it was, if cfg or sem is nil, cfg was not made by
-// ParseConfig or is configured already, opts are refused, or sem is closed (matching
-// [semaphore.ErrClosed]).
-func Configure(cfg *pgxpool.Config, sem *semaphore.Semaphore, opts passbuddy.Config) error {
-	if err := check(cfg, sem); err != nil {
+// It leaves config as it was, and returns an error, if config or sem is nil, or config was not made
+// by ParseConfig or is configured already. Other reasons are a cfg that is refused, and a sem that
+// is closed (the error matches [semaphore.ErrClosed]).
+func Configure(config *pgxpool.Config, sem *semaphore.Semaphore, cfg passbuddy.Config) error {
+	if err := check(config, sem); err != nil {
 		return err
 	}
-	_, err := configure(cfg, sem, opts)
+	_, err := configure(config, sem, cfg)
 	return err
 }
 
-func check(cfg *pgxpool.Config, sem *semaphore.Semaphore) error {
+func check(config *pgxpool.Config, sem *semaphore.Semaphore) error {
 	switch {
-	case cfg == nil:
-		return errors.New("pgxpool: cfg is nil")
+	case config == nil:
+		return errors.New("pgxpool: config is nil")
 	case sem == nil:
 		return errors.New("pgxpool: sem is nil")
-	case cfg.ConnConfig == nil || !parsed(cfg) || !parsed(cfg.ConnConfig):
-		return errors.New("pgxpool: cfg was not made by pgxpool.ParseConfig")
+	case config.ConnConfig == nil || !parsed(config) || !parsed(config.ConnConfig):
+		return errors.New("pgxpool: config was not made by pgxpool.ParseConfig")
 	}
-	if _, ok := cfg.ConnConfig.Tracer.(*tracer); ok {
-		return errors.New("pgxpool: cfg is configured already; call Configure once for each pool, on a Config of its own")
+	if _, ok := config.ConnConfig.Tracer.(*tracer); ok {
+		return errors.New("pgxpool: config is configured already; " +
+			"call Configure once for each pool, on a Config of its own")
 	}
 	return nil
 }
 
-// parsed reports whether pgx would accept cfg: it panics otherwise. The mark is not exported;
+// parsed reports whether pgx would accept config: it panics otherwise. The mark is not exported;
 // should it be renamed one day, pgx's own check remains.
-func parsed(cfg any) bool {
-	mark := reflect.ValueOf(cfg).Elem().FieldByName("createdByParseConfig")
+func parsed(config any) bool {
+	mark := reflect.ValueOf(config).Elem().FieldByName("createdByParseConfig")
 	return !mark.IsValid() || mark.Kind() != reflect.Bool || mark.Bool()
 }
 
-func configure(cfg *pgxpool.Config, sem *semaphore.Semaphore, opts passbuddy.Config) (*pool, error) {
-	return configureWith(cfg, opts, func(a *allotment.Allotment) (share, error) { return a.Join(sem.Engine(engine.Seam{})) })
+// joinFunc joins an allotment to the engine.
+type joinFunc func(*allotment.Allotment) (share, error)
+
+func configure(
+	config *pgxpool.Config, sem *semaphore.Semaphore, cfg passbuddy.Config,
+) (*pool, error) {
+	return configureWith(config, cfg,
+		func(a *allotment.Allotment) (share, error) { return a.Join(sem.Engine(engine.Seam{})) })
 }
 
 // configureWith is configure with any engine.
-func configureWith(cfg *pgxpool.Config, opts passbuddy.Config, join func(*allotment.Allotment) (share, error)) (*pool, error) {
-	opts, err := opts.WithDefaults()
+func configureWith(config *pgxpool.Config, cfg passbuddy.Config, join joinFunc) (*pool, error) {
+	cfg, err := cfg.WithDefaults()
 	if err != nil {
 		return nil, err
 	}
 	p := &pool{
-		perCheckout:    opts.Scope == passbuddy.PerCheckout,
-		fence:          opts.Fence,
-		acquireTimeout: opts.AcquireTimeout,
-		maxConns:       cfg.MaxConns,
-		minConns:       int(cfg.MinConns),
-		maxIdle:        cfg.MaxConnIdleTime,
+		perCheckout:    cfg.Scope == passbuddy.PerCheckout,
+		fence:          cfg.Fence,
+		acquireTimeout: cfg.AcquireTimeout,
+		minConns:       int(config.MinConns),
+		maxIdle:        config.MaxConnIdleTime,
 		user: hooks{
-			tracer:        cfg.ConnConfig.Tracer,
-			beforeConnect: cfg.BeforeConnect,
-			afterConnect:  cfg.AfterConnect,
-			prepareConn:   cfg.PrepareConn,
-			afterRelease:  cfg.AfterRelease,
-			beforeClose:   cfg.BeforeClose,
-			shouldPing:    cfg.ShouldPing,
+			tracer:        config.ConnConfig.Tracer,
+			beforeConnect: config.BeforeConnect,
+			afterConnect:  config.AfterConnect,
+			prepareConn:   config.PrepareConn,
+			afterRelease:  config.AfterRelease,
+			beforeClose:   config.BeforeClose,
+			shouldPing:    config.ShouldPing,
 		},
 	}
-	if p.user.prepareConn == nil && cfg.BeforeAcquire != nil {
-		before := cfg.BeforeAcquire
-		p.user.prepareConn = func(ctx context.Context, conn *pgx.Conn) (bool, error) { return before(ctx, conn), nil }
+	if p.user.prepareConn == nil && config.BeforeAcquire != nil {
+		before := config.BeforeAcquire
+		p.user.prepareConn = func(ctx context.Context, conn *pgx.Conn) (bool, error) {
+			return before(ctx, conn), nil
+		}
 	}
+	p.Lend = p.lend
 	p.allot = allotment.New(p, allotment.Options{
 		PerCheckout:    p.perCheckout,
-		AcquireTimeout: opts.AcquireTimeout,
-		KeepOnLoss:     opts.KeepOnLoss,
-		FallbackConns:  opts.FallbackConns,
-		Fence:          opts.Fence,
-		MaxConns:       int(cfg.MaxConns),
+		AcquireTimeout: cfg.AcquireTimeout,
+		KeepOnLoss:     cfg.KeepOnLoss,
+		FallbackConns:  cfg.FallbackConns,
+		Fence:          cfg.Fence,
+		MaxConns:       int(config.MaxConns),
 	})
 	if p.share, err = join(p.allot); err != nil {
 		return nil, fmt.Errorf("pgxpool: %w", err)
@@ -140,14 +153,14 @@ func configureWith(cfg *pgxpool.Config, opts passbuddy.Config, join func(*allotm
 		t.release, _ = p.user.tracer.(pgxpool.ReleaseTracer)
 	}
 	t.plain = t.acquire == nil && !p.perCheckout
-	cfg.ConnConfig.Tracer, p.tracer = t, t
-	cfg.BeforeConnect = p.beforeConnect
-	cfg.AfterConnect = p.afterConnect
-	cfg.BeforeClose = p.beforeClose
-	cfg.PrepareConn = p.prepareConn
-	cfg.ShouldPing = p.shouldPing
+	config.ConnConfig.Tracer, p.tracer = t, t
+	config.BeforeConnect = p.beforeConnect
+	config.AfterConnect = p.afterConnect
+	config.BeforeClose = p.beforeClose
+	config.PrepareConn = p.prepareConn
+	config.ShouldPing = p.shouldPing
 	if p.user.afterRelease != nil {
-		cfg.AfterRelease = p.afterRelease
+		config.AfterRelease = p.afterRelease
 	}
 	return p, nil
 }

@@ -25,7 +25,7 @@ func TestBadInput(t *testing.T) {
 	configured := f.config("")
 	ok(t, passpool.Configure(configured, sem, passbuddy.Config{}))
 	for want, try := range map[string]func() error{
-		"cfg is nil":         func() error { return passpool.Configure(nil, sem, passbuddy.Config{}) },
+		"config is nil":      func() error { return passpool.Configure(nil, sem, passbuddy.Config{}) },
 		"sem is nil":         func() error { return passpool.Configure(f.config(""), nil, passbuddy.Config{}) },
 		"ParseConfig":        func() error { return passpool.Configure(&pgxpool.Config{}, sem, passbuddy.Config{}) },
 		"configured already": func() error { return passpool.Configure(configured, sem, passbuddy.Config{}) },
@@ -58,7 +58,8 @@ func TestBadInput(t *testing.T) {
 	}
 }
 
-// TestCallersContext: whoever stops waiting gets both reasons, at once, and leaves nothing in the queue.
+// TestCallersContext: whoever stops waiting gets both reasons, at once, and leaves nothing in the
+// queue.
 func TestCallersContext(t *testing.T) {
 	for _, scope := range []passbuddy.Scope{passbuddy.PerConnection, passbuddy.PerCheckout} {
 		t.Run(scope.String(), func(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/passbuddy/passbuddy/internal/allotment"
+	"github.com/passbuddy/passbuddy/internal/backend"
 	"github.com/passbuddy/passbuddy/internal/socket"
 )
 
@@ -20,52 +21,62 @@ import (
 // TraceConnectStart is the one place where the attempt's context can be marked, and it puts the
 // user's tracer in its own place before the connection reads it.
 type connectAttempt struct {
-	*multitracer.Tracer // the user's; unused as long as pgx reads ConnConfig.Tracer after TraceConnectStart
-	user                pgx.QueryTracer
-	pool                pgx.QueryTracer // the pool's, for connections that are opened by hand from this one's Config
-	config              *pgx.ConnConfig
-	dialer              socket.Dialer
-	ended               func() // for a background attempt: see background
+	// Tracer is the user's. It is unused as long as pgx reads ConnConfig.Tracer after
+	// TraceConnectStart.
+	*multitracer.Tracer
+	p      *pool
+	user   pgx.QueryTracer
+	config *pgx.ConnConfig
+	dialer socket.Dialer
+	ctx    context.Context // has the checkout's deadline, which recordBackend needs
+	ended  func()          // for a background attempt: see backgroundDials
 }
 
 var noTracer = new(multitracer.Tracer)
 
+func (at *connectAttempt) init(p *pool, user pgx.QueryTracer) {
+	at.p, at.user, at.Tracer = p, user, noTracer
+	if user != nil {
+		at.Tracer = multitracer.New(user)
+	}
+}
+
 func (p *pool) beforeConnect(ctx context.Context, cfg *pgx.ConnConfig) error {
-	if r, ok := ctx.Value(reclaimKey{}).(*reclaim); ok {
+	c := p.checkoutAbove(ctx)
+	if c.reclaims() {
 		closes := ctx.Done()
-		r.seen.Store(&closes)
-		return errReclaimed // there is nothing idle, and a search must not open anything
+		c.poolDone.Store(&closes)
+		return errReclaimed // nothing is idle, and the checkout must not open anything
 	}
-	if a, ok := ctx.Value(arrivalKey{}).(*arrival); ok {
-		a.end()
-	}
+	c.endArrival()
 	cfg.Tracer = p.user.tracer
 	if p.user.beforeConnect != nil {
 		if err := p.user.beforeConnect(ctx, cfg); err != nil {
 			return err
 		}
 	}
-	at := &connectAttempt{Tracer: noTracer, user: cfg.Tracer, pool: p.tracer}
-	if at.user != nil {
-		at.Tracer = multitracer.New(at.user)
-	}
+	at := new(connectAttempt)
+	at.init(p, cfg.Tracer)
 	at.dialer.Dial = cfg.DialFunc
+	// pgx opens for a caller with a context that has no deadline (it outlives the caller), and for
+	// MinConns and MinIdleConns with one.
+	_, background := ctx.Deadline()
 	if !p.perCheckout {
 		at.dialer.Open, at.dialer.OpenExtra = p.open, p.allot.OpenExtra
-		// pgx opens for a caller with a context that has no deadline (it outlives the caller), and
-		// for MinConns and MinIdleConns with one.
-		if _, background := ctx.Deadline(); background {
+		if background {
 			at.ended = p.background.begin()
 			at.dialer.Open = p.backgroundOpener(at.ended)
 		}
 	}
-	if _, background := ctx.Deadline(); !background {
+	if !background {
 		p.saw(ctx)
 	}
 	cfg.DialFunc = at.dialer.DialContext
 	cfg.Tracer = at
 	if after := cfg.AfterNetConnect; after != nil {
-		cfg.AfterNetConnect = func(ctx context.Context, config *pgconn.Config, nc net.Conn) (net.Conn, error) {
+		cfg.AfterNetConnect = func(
+			ctx context.Context, config *pgconn.Config, nc net.Conn,
+		) (net.Conn, error) {
 			wrapped, err := after(ctx, config, nc)
 			if err != nil {
 				nc.Close() // pgx closes only what the hook returned
@@ -79,32 +90,43 @@ func (p *pool) beforeConnect(ctx context.Context, cfg *pgx.ConnConfig) error {
 	return nil
 }
 
-func (at *connectAttempt) TraceConnectStart(ctx context.Context, data pgx.TraceConnectStartData) context.Context {
+// TraceConnectStart is the door of a checkout that had its turn without waiting: AcquireTimeout
+// becomes its deadline here. A checkout that had to wait for its turn keeps the deadline that it
+// got then.
+func (at *connectAttempt) TraceConnectStart(
+	ctx context.Context, data pgx.TraceConnectStartData,
+) context.Context {
 	data.ConnConfig.Tracer = at.user
 	at.config = data.ConnConfig
 	if t, ok := at.user.(pgx.ConnectTracer); ok {
 		ctx = t.TraceConnectStart(ctx, data)
 	}
+	if at.ended == nil && !at.p.perCheckout {
+		ctx = at.p.allot.Bounded(ctx, nil)
+	}
+	at.ctx = ctx
 	return at.dialer.Begin(ctx)
 }
 
 func (at *connectAttempt) TraceConnectEnd(ctx context.Context, data pgx.TraceConnectEndData) {
-	at.endDials(data, at.pool)
-	if at.ended != nil {
-		if failed(data) {
+	at.endDials(data)
+	switch {
+	case failed(data):
+		if at.ended != nil {
 			at.ended()
-		} else {
-			data.Conn.PgConn().CustomData()[attemptData] = at // for afterConnect
 		}
+	case at.ended != nil || at.p.fence:
+		data.Conn.PgConn().CustomData()[attemptData] = at // for afterConnect
 	}
 	if t, ok := at.user.(pgx.ConnectTracer); ok {
 		t.TraceConnectEnd(ctx, data)
 	}
 }
 
-// endDials ends the attempt of the dialer. The socket that came of it learns whose it is, and the
-// configuration gets our tracer back, which shown is: pgx has read it, and shows it in Config.
-func (at *connectAttempt) endDials(data pgx.TraceConnectEndData, shown pgx.QueryTracer) {
+// endDials ends the attempt of the dialer. The socket that came of it learns whose it is. The
+// configuration gets the pool's tracer back: pgx has read it, and shows it in Config, by which
+// users open connections by hand.
+func (at *connectAttempt) endDials(data pgx.TraceConnectEndData) {
 	if failed(data) {
 		at.dialer.Fail()
 		return
@@ -117,7 +139,7 @@ func (at *connectAttempt) endDials(data pgx.TraceConnectEndData, shown pgx.Query
 		}
 		l.Opened(pc)
 	}
-	at.config.Tracer = shown
+	at.config.Tracer = at.p.tracer
 }
 
 // failed reports whether no connection came of an attempt: also if a hook panicked.
@@ -127,8 +149,15 @@ func failed(data pgx.TraceConnectEndData) bool {
 
 const attemptData = customData + "/attempt"
 
-// refusalHold is how long a refused background attempt keeps its refusal to itself.
-const refusalHold = time.Second
+func (at *connectAttempt) recordBackend(slot *allotment.Slot, pc *pgconn.PgConn) error {
+	if slot == nil {
+		return errUntracked
+	}
+	return backend.Record(at.ctx, at.p.allot, slot, pc)
+}
+
+// refusalTimeout is how long a refused background attempt keeps its refusal to itself.
+const refusalTimeout = time.Second
 
 // backgroundOpener returns how a background attempt gets its permit.
 //
@@ -140,14 +169,14 @@ func (p *pool) backgroundOpener(ended func()) func(context.Context) (*allotment.
 		if refusal != nil {
 			return nil, refusal // the next host of the same attempt
 		}
-		var c *allotment.Slot
-		if c, refusal = p.openBackground(ctx); refusal != nil {
+		var slot *allotment.Slot
+		if slot, refusal = p.openBackground(ctx); refusal != nil {
 			ended()
-			ctx, cancel := context.WithTimeout(ctx, refusalHold)
+			ctx, cancel := context.WithTimeout(ctx, refusalTimeout)
 			defer cancel()
 			p.background.wait(ctx)
 		}
-		return c, refusal
+		return slot, refusal
 	}
 }
 
@@ -189,17 +218,19 @@ func (b *backgroundDials) wait(ctx context.Context) {
 }
 
 // open takes a permit for a caller that has a turn. It waits at most for a connection to end, or
-// its pool's Close: nothing else cancels ctx, which is puddle's; a timeout of the connect shows as
-// that.
+// its pool's Close: nothing else cancels ctx, which is puddle's. A timeout of the connect shows as
+// a timeout.
 func (p *pool) open(ctx context.Context) (*allotment.Slot, error) {
-	c, err := p.allot.OpenWithin(ctx)
-	if err != nil {
-		if known := p.known.Load(); known != nil && (errors.Is(err, allotment.ErrPoolClosed) || ctx.Err() == context.Canceled) {
-			err = fmt.Errorf("passbuddy: while waiting for a connection permit: %w", errClosedPool(known))
-		}
-		return nil, err
+	slot, err := p.allot.OpenWithin(ctx)
+	if err == nil {
+		return slot, nil
 	}
-	return c, nil
+	known := p.known.Load()
+	if known != nil && (errors.Is(err, allotment.ErrPoolClosed) || ctx.Err() == context.Canceled) {
+		err = fmt.Errorf("passbuddy: while waiting for a connection permit: %w",
+			errClosedPool(known))
+	}
+	return nil, err
 }
 
 // openBackground takes a permit that nobody waits for, or none.
@@ -207,36 +238,39 @@ func (p *pool) open(ctx context.Context) (*allotment.Slot, error) {
 // pgx answers a refusal by not ending idle connections that are past MaxConnIdleTime, not until the
 // wish for MinConns is fulfilled. At capacity that can be never, so they are ended here.
 func (p *pool) openBackground(ctx context.Context) (*allotment.Slot, error) {
-	c, err := p.allot.OpenBackground(ctx, nil)
+	slot, err := p.allot.OpenBackground(ctx, nil)
 	if errors.Is(err, allotment.ErrNoSpare) {
 		if permit, tryErr := p.share.Try(ctx); tryErr != nil {
 			err = tryErr
 		} else {
-			c, err = p.allot.OpenBackground(ctx, permit)
+			slot, err = p.allot.OpenBackground(ctx, permit)
 		}
 	}
 	if err != nil {
 		closeInPlace(p.allot.SweepIdle(p.maxIdle, p.minConns)...)
 		return nil, fmt.Errorf("pgxpool: a background connection: %w", err)
 	}
-	return c, nil
+	return slot, nil
 }
 
 var errUntracked = errors.New("pgxpool: bug: a connection was opened without a permit")
 
 func (p *pool) afterConnect(ctx context.Context, conn *pgx.Conn) error {
 	l := linkOf(conn)
-	if l == nil {
+	data := conn.PgConn().CustomData()
+	at, ok := data[attemptData].(*connectAttempt)
+	if l == nil || p.fence && !ok {
 		return errUntracked
 	}
-	data := conn.PgConn().CustomData()
-	if at, ok := data[attemptData].(*connectAttempt); ok {
+	if ok {
 		delete(data, attemptData)
-		defer at.ended()
+		if at.ended != nil {
+			defer at.ended()
+		}
 	}
 	if p.fence {
 		// Before anything else: until it is recorded, nobody else can end it.
-		if err := p.recordBackend(ctx, l.Slot(), conn.PgConn()); err != nil {
+		if err := at.recordBackend(l.Slot(), conn.PgConn()); err != nil {
 			return err // pgx closes it
 		}
 	}
@@ -245,8 +279,8 @@ func (p *pool) afterConnect(ctx context.Context, conn *pgx.Conn) error {
 			return err // pgx closes it
 		}
 	}
-	if c := l.Slot(); c != nil {
-		c.Ready()
+	if slot := l.Slot(); slot != nil {
+		slot.Ready()
 	}
 	return nil
 }
@@ -256,8 +290,8 @@ func (p *pool) beforeClose(conn *pgx.Conn) {
 		p.user.beforeClose(conn)
 	}
 	if l := linkOf(conn); l != nil {
-		if c := l.Slot(); c != nil {
-			c.Leave()
+		if slot := l.Slot(); slot != nil {
+			slot.Leave()
 		}
 		l.Leaving()
 	}

@@ -24,7 +24,8 @@ var fenced = passbuddy.Config{Fence: true}
 // asleep is long between two heartbeats, which would have it end its connections itself.
 func asleep(cfg *semaphore.Config) { cfg.TTL = time.Minute }
 
-// freeze ends, in Redis alone, the leases of those permits that cover the backends of conns: as if their process had been stopped for so long.
+// freeze ends, in Redis alone, the leases of those permits that cover the backends of conns: as if
+// their process had been stopped for so long.
 func (f *fleet) freeze(by *semaphore.Semaphore, conns ...*pgxpool.Conn) {
 	f.t.Helper()
 	ctx := context.Background()
@@ -67,7 +68,8 @@ func acquire(t *testing.T, pool *pgxpool.Pool) *pgxpool.Conn {
 	return c
 }
 
-// In each of pgx's query modes: backends are recorded when a connection is handed out, and ended over another pool's connection.
+// In each of pgx's query modes: backends are recorded when a connection is handed out, and ended
+// over another pool's connection.
 func TestFenceOfAFrozenProcess(t *testing.T) {
 	for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeCacheStatement, pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol} {
 		t.Run(mode.String(), func(t *testing.T) {
@@ -110,7 +112,8 @@ func TestFenceOfAFrozenProcess(t *testing.T) {
 	}
 }
 
-// Who ends the backends passes the callers that wait for a connection, and the user's hooks do not see him.
+// The checkout that ends backends passes the callers that wait for a connection, and the user's
+// hooks do not see it.
 func TestFencePassesTheQueue(t *testing.T) {
 	f := newFleet(t, 2)
 	var prepared, traced atomic.Int32
@@ -164,7 +167,8 @@ func (a *acquireTracer) TraceAcquireStart(ctx context.Context, _ *pgxpool.Pool, 
 func (a *acquireTracer) TraceAcquireEnd(context.Context, *pgxpool.Pool, pgxpool.TraceAcquireEndData) {
 }
 
-// The lease is over when the connection is there: its process slept while it opened it. The connection is not handed out.
+// The lease is over when the connection is there: its process slept while it opened it. The
+// connection is not handed out.
 func TestFenceRefusesAConnectionWhoseLeaseIsOver(t *testing.T) {
 	f := newFleet(t, 2)
 	sem := f.semaphore()

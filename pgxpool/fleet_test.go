@@ -18,7 +18,8 @@ import (
 
 var stress = flag.Duration("stress", 2*time.Second, "how long each stress test runs")
 
-// TestCapHoldsUnderFaults runs four processes with everything that ends a connection the hard way, and watches the server.
+// TestCapHoldsUnderFaults runs four processes with everything that ends a connection the hard way,
+// and watches the server.
 func TestCapHoldsUnderFaults(t *testing.T) {
 	for _, c := range []struct {
 		name string

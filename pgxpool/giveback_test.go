@@ -25,7 +25,8 @@ func TestIdleGiveBack(t *testing.T) {
 			start := time.Now()
 			f.works(pools[(i+1)%2])
 			t.Logf("capacity %d: first query of the other process after %v", capacity, time.Since(start))
-			// How soon is a matter of what moves cost on this machine; internal/allotment has the bound, in fake time.
+			// How soon is a matter of what moves cost on this machine; internal/allotment has the
+			// bound, in fake time.
 			if d := time.Since(start); d > 10*time.Second {
 				t.Errorf("took %v", d)
 			}
@@ -36,7 +37,8 @@ func TestIdleGiveBack(t *testing.T) {
 		if p := peak(); p > capacity {
 			t.Errorf("%d backends at the peak", p)
 		}
-		// It was the pool that destroyed what it gave back: none is left behind that pgx takes for a connection.
+		// It was the pool that destroyed what it gave back: none is left behind that pgx takes for
+		// a connection.
 		eventually(t, "both pools know what they have", func() bool {
 			return int(pools[0].Stat().TotalConns()+pools[1].Stat().TotalConns()) == f.backends()
 		})
@@ -76,7 +78,8 @@ func TestProgress(t *testing.T) {
 	}
 }
 
-// TestEvictionBeforeFirstCheckout: Configure does not see the pool, and MinConns opened connections before anybody asked for one.
+// TestEvictionBeforeFirstCheckout: Configure does not see the pool, and MinConns opened connections
+// before anybody asked for one.
 func TestEvictionBeforeFirstCheckout(t *testing.T) {
 	f := newFleet(t, 2)
 	cfg := f.config("")
@@ -113,7 +116,8 @@ func TestMinConnsOnlyTries(t *testing.T) {
 	}
 }
 
-// TestIdleTimeWithoutMinIdle: a wish for idle connections that cannot be fulfilled does not keep old ones alive.
+// TestIdleTimeWithoutMinIdle: a wish for idle connections that cannot be fulfilled does not keep
+// old ones alive.
 func TestIdleTimeWithoutMinIdle(t *testing.T) {
 	f := newFleet(t, 3)
 	hold, err := f.process(passbuddy.Config{}).Acquire(ctxb)

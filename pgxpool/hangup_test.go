@@ -9,8 +9,8 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// A caller that hangs up while permits are free gets its context's own error, as from a bare pool: who counts ErrCapacity to raise the capacity
-// must not count those.
+// A caller that hangs up while permits are free gets its context's own error, as from a bare pool:
+// who counts ErrCapacity to raise the capacity must not count those.
 func TestCallerThatHangsUpIsNotAtCapacity(t *testing.T) {
 	f := newFleet(t, 20)
 	for _, scope := range []passbuddy.Scope{passbuddy.PerConnection, passbuddy.PerCheckout} {

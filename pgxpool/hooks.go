@@ -22,9 +22,9 @@ import (
 // their pgxpool.Config by hand:
 //
 //	hooks := passpool.NewHooks(sem, passbuddy.Config{})
-//	cfg.PrepareConn = hooks.PrepareConn
-//	cfg.AfterRelease = hooks.AfterRelease
-//	cfg.BeforeClose = hooks.BeforeClose
+//	config.PrepareConn = hooks.PrepareConn
+//	config.AfterRelease = hooks.AfterRelease
+//	config.BeforeClose = hooks.BeforeClose
 //
 // All three are needed. [Configure] does more; prefer it. The gaps of this way are those of pgx's
 // hooks:
@@ -32,7 +32,7 @@ import (
 //   - AfterRelease makes Release asynchronous: a checkout that follows at once can find its
 //     connection not back yet, and open another. Expect more connections than with Configure.
 //   - A connection that was busy, in a transaction or closed at its release gives its permit back
-//     when the pool destroys it, which is before its backend has ended if the query was cancelled.
+//     when the pool destroys it. If its query was cancelled, that is before its backend has ended.
 //   - A hijacked connection keeps its permit until it is collected as garbage.
 //   - A caller waits for its permit with a connection of the pool already in its hands. With
 //     MaxConns callers waiting, others wait for them.
@@ -45,29 +45,30 @@ type Hooks struct {
 	err   error
 }
 
-// NewHooks returns hooks whose permits come from sem. The Scope of opts is not looked at. Arguments
+// NewHooks returns hooks whose permits come from sem. The Scope of cfg is not looked at. Arguments
 // that are refused make every checkout fail with the reason.
-func NewHooks(sem *semaphore.Semaphore, opts passbuddy.Config) *Hooks {
+func NewHooks(sem *semaphore.Semaphore, cfg passbuddy.Config) *Hooks {
 	if sem == nil {
 		return &Hooks{err: errors.New("pgxpool: sem is nil")}
 	}
-	return newHooks(opts, func(a *allotment.Allotment) (share, error) { return a.Join(sem.Engine(engine.Seam{})) })
+	return newHooks(cfg, func(a *allotment.Allotment) (share, error) { return a.Join(sem.Engine(engine.Seam{})) })
 }
 
-func newHooks(opts passbuddy.Config, join func(*allotment.Allotment) (share, error)) *Hooks {
-	opts, err := opts.WithDefaults()
-	if err == nil && opts.Fence {
-		err = errors.New("pgxpool: Config.Fence: only the permits of PerConnection cover a backend, and these hooks are PerCheckout")
+func newHooks(cfg passbuddy.Config, join joinFunc) *Hooks {
+	cfg, err := cfg.WithDefaults()
+	if err == nil && cfg.Fence {
+		err = errors.New("pgxpool: Config.Fence: " +
+			"only the permits of PerConnection cover a backend, and these hooks are PerCheckout")
 	}
 	if err != nil {
 		return &Hooks{err: err}
 	}
 	h := &Hooks{}
-	h.allot = allotment.New(hooksPool{}, allotment.Options{
+	h.allot = allotment.New(holders{}, allotment.Options{
 		PerCheckout:    true,
-		AcquireTimeout: opts.AcquireTimeout,
-		KeepOnLoss:     opts.KeepOnLoss,
-		FallbackConns:  opts.FallbackConns,
+		AcquireTimeout: cfg.AcquireTimeout,
+		KeepOnLoss:     cfg.KeepOnLoss,
+		FallbackConns:  cfg.FallbackConns,
 	})
 	sh, err := join(h.allot)
 	if err != nil {
@@ -78,7 +79,7 @@ func newHooks(opts passbuddy.Config, join func(*allotment.Allotment) (share, err
 }
 
 // PrepareConn waits for a permit. If there is none for as long as the caller, or AcquireTimeout,
-// allows, the connection goes back to the pool. The checkout then fails with an error that matches
+// allows, the connection goes back to the pool, and the checkout fails. The error matches
 // [semaphore.ErrCapacity] or [semaphore.ErrUnavailable], and the context's error if that was the
 // cause.
 func (h *Hooks) PrepareConn(ctx context.Context, conn *pgx.Conn) (bool, error) {
@@ -86,7 +87,7 @@ func (h *Hooks) PrepareConn(ctx context.Context, conn *pgx.Conn) (bool, error) {
 		return true, h.err
 	}
 	held := holderOf(conn)
-	// A checkout that failed after us (another hook that ours was called from) called no hook at
+	// A checkout that failed after us (in a hook of the user's that calls ours) called no hook at
 	// its end.
 	held.giveBack()
 	ctx = h.allot.Bounded(ctx, nil)
@@ -105,7 +106,8 @@ func (h *Hooks) PrepareConn(ctx context.Context, conn *pgx.Conn) (bool, error) {
 }
 
 // BeforeAcquire is PrepareConn for pgx before 5.7.6. It cannot return the error: the pool destroys
-// a connection for which there is no permit, and tries again with another.
+// a connection for which there is no permit, and tries again with another. Each try has its own
+// AcquireTimeout.
 func (h *Hooks) BeforeAcquire(ctx context.Context, conn *pgx.Conn) bool {
 	_, err := h.PrepareConn(ctx, conn)
 	return err == nil
@@ -126,16 +128,16 @@ func (h *Hooks) BeforeClose(conn *pgx.Conn) {
 	}
 }
 
-// hooksPool is the side of Hooks that only the allotment calls.
-type hooksPool struct{}
+// holders is the allotment's pool.
+type holders struct{}
 
 // Evict is never asked for: with PerCheckout no connection has a permit while it is idle.
-func (hooksPool) Evict() bool { return false }
+func (holders) Evict() bool { return false }
 
-// Abort ends the connection that is out under c.
-func (hooksPool) Abort(c *allotment.Slot) {
-	if held, ok := c.Attached().(*holder); ok {
-		held.abort(c)
+// Abort ends the connection that is out under slot: its lease is lost.
+func (holders) Abort(slot *allotment.Slot) {
+	if held, ok := slot.Attached().(*holder); ok {
+		held.abort(slot)
 	}
 }
 
@@ -191,7 +193,7 @@ func (h *holder) abort(c *allotment.Slot) {
 	}
 	h.mu.Unlock()
 	if out {
-		ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
+		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 		defer cancel()
 		_ = pc.CancelRequest(ctx)
 	}

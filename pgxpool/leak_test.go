@@ -27,8 +27,8 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// The ways in which a permit could get lost, one test each. In all of them the capacity is 1: a second process that
-// can still work is the proof that nothing leaked.
+// The ways in which a permit could get lost, one test each. In all of them the capacity is 1: a
+// second process that can still work is the proof that nothing leaked.
 
 var ctxb = context.Background()
 
@@ -39,7 +39,8 @@ func ok(t *testing.T, err error) {
 	}
 }
 
-// works checks that the fleet's one permit can be had, within the time that a lost one would take to expire.
+// works checks that the fleet's one permit can be had, within the time that a lost one would take
+// to expire.
 func (f *fleet) works(pool *pgxpool.Pool) {
 	f.t.Helper()
 	ctx, cancel := context.WithTimeout(ctxb, 4*time.Second)
@@ -96,7 +97,8 @@ func TestConnectFails(t *testing.T) {
 
 func noSuchHost(context.Context, string) ([]string, error) { return nil, errors.New("no such host") }
 
-// TestCallerGivesUp: pgx goes on opening the connection for which nobody waits any more, and parks it idle.
+// TestCallerGivesUp: pgx goes on opening the connection for which nobody waits any more, and parks
+// it idle.
 func TestCallerGivesUp(t *testing.T) {
 	f := newFleet(t, 1)
 	dialling, proceed := make(chan struct{}), make(chan struct{})
@@ -220,8 +222,8 @@ func TestMaxConnsBoundsPermits(t *testing.T) {
 	wg.Wait()
 }
 
-// TestCancelledStatement: pgx returns to its caller at once, and closes the connection up to 15 seconds later. Until then
-// the backend is there, and the permit with it.
+// TestCancelledStatement: pgx returns to its caller at once, and closes the connection up to 15
+// seconds later. Until then the backend is there, and the permit with it.
 func TestCancelledStatement(t *testing.T) {
 	for _, scope := range []passbuddy.Scope{passbuddy.PerConnection, passbuddy.PerCheckout} {
 		t.Run(scope.String(), func(t *testing.T) { cancelledStatement(t, scope) })

@@ -71,8 +71,8 @@ func TestLeaseLost(t *testing.T) {
 				}
 			}
 			ok(t, rd.Restart(ctxb))
-			// Nothing new is granted before every holder had the time to come back. Uncounted connections are counted in or
-			// replaced.
+			// Nothing new is granted before every holder had the time to come back. Uncounted
+			// connections are counted in or replaced.
 			eventually(t, "all of the capacity can be had again, and is counted", func() bool {
 				for range 3 {
 					c, err := pool.Acquire(ctxb)

@@ -24,8 +24,8 @@ func (copySource) Next() bool             { time.Sleep(time.Millisecond); return
 func (copySource) Values() ([]any, error) { return []any{1}, nil }
 func (copySource) Err() error             { return nil }
 
-// TestLostLeaseIsNamed takes Redis away for longer than the lease: whatever runs on a connection, and
-// whatever comes first after that, fails with an error that matches ErrLost.
+// TestLostLeaseIsNamed takes Redis away for longer than the lease: whatever runs on a connection,
+// and whatever comes first after that, fails with an error that matches ErrLost.
 func TestLostLeaseIsNamed(t *testing.T) {
 	running := map[string]func(conn *pgx.Conn) error{
 		"Exec":           func(conn *pgx.Conn) error { _, err := conn.Exec(ctxb, "select pg_sleep(60)"); return err },

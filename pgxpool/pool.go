@@ -3,16 +3,20 @@ package pgxpool
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"time"
 
 	"github.com/passbuddy/passbuddy/internal/engine"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/passbuddy/passbuddy/internal/allotment"
+	"github.com/passbuddy/passbuddy/internal/backend"
 	"github.com/passbuddy/passbuddy/internal/socket"
+	"github.com/passbuddy/passbuddy/semaphore"
 )
 
 // share is the engine's side of a pool. [*engine.Pool] is one.
@@ -37,6 +41,7 @@ const (
 
 // pool is one configured pool: the integration's side of its allotment.
 type pool struct {
+	backend.Lender
 	allot          *allotment.Allotment
 	share          share
 	user           hooks
@@ -44,7 +49,6 @@ type pool struct {
 	perCheckout    bool
 	fence          bool
 	acquireTimeout time.Duration
-	maxConns       int32
 	minConns       int
 	maxIdle        time.Duration
 
@@ -59,7 +63,10 @@ type pool struct {
 	background backgroundDials
 }
 
-var _ allotment.Pool = (*pool)(nil)
+var (
+	_ allotment.BackendEnder = (*pool)(nil)
+	_ allotment.SuspectEnder = (*pool)(nil)
+)
 
 // linkOf finds the socket of conn. It is nil for a connection that was not opened through our
 // dialer.
@@ -75,7 +82,7 @@ func linkOf(conn *pgx.Conn) *socket.Link {
 	return l
 }
 
-// slotOf finds the slot of conn, for the scope PerConnection. It is short enough to be inlined.
+// slotOf finds the slot of conn, for the scope PerConnection.
 func slotOf(conn *pgx.Conn) *allotment.Slot {
 	if s, ok := conn.PgConn().Conn().(*socket.Conn); ok {
 		return s.Slot()
@@ -100,15 +107,15 @@ func healthy(conn *pgx.Conn) bool {
 	return !conn.IsClosed() && !conn.PgConn().IsBusy() && conn.PgConn().TxStatus() == 'I'
 }
 
-// Abort ends the connection of c, whoever uses it.
-func (p *pool) Abort(c *allotment.Slot) {
-	l, ok := c.Attached().(*socket.Link)
+// Abort ends the connection of slot, whoever uses it: its lease is lost.
+func (p *pool) Abort(slot *allotment.Slot) {
+	l, ok := slot.Attached().(*socket.Link)
 	if !ok {
 		return
 	}
-	why := c.AbortCause()
-	if why == nil { // it lived without a permit, and a caller may have it by now: then it ends at its return
-		if c.LeaveUncounted() {
+	why := slot.AbortCause()
+	if why == nil { // it lived without a permit. A caller may have it by now: it ends at its return
+		if slot.LeaveUncounted() {
 			l.Close()
 		}
 		return
@@ -116,18 +123,18 @@ func (p *pool) Abort(c *allotment.Slot) {
 	l.AbortFor(why)
 }
 
-// closeInPlace closes connections that the pool believes to be idle. It finds out when it next
-// takes one: PrepareConn refuses it, or its ping fails.
-func closeInPlace(conns ...*allotment.Slot) {
-	for _, c := range conns {
-		if l, ok := c.Attached().(*socket.Link); ok {
+// closeInPlace closes connections that the pool believes to be idle. The pool finds out when it
+// next takes one: PrepareConn refuses it, or its ping fails.
+func closeInPlace(slots ...*allotment.Slot) {
+	for _, slot := range slots {
+		if l, ok := slot.Attached().(*socket.Link); ok {
 			l.Close()
 		}
 	}
 }
 
-// Evict ends an idle connection through a checkout that is marked, and refused by PrepareConn: so
-// it is the pool that destroys the connection, and that decides whether it is idle at all.
+// Evict ends an idle connection through a checkout for evictIdle, which PrepareConn refuses. So the
+// pool destroys the connection, and the pool decides whether it is idle at all.
 //
 // It can fail to find one that is idle by our count: between TraceRelease and the end of Release,
 // or when an abandoned ping holds it. If it goes on like that, the connection is closed in place,
@@ -137,7 +144,7 @@ func (p *pool) Evict() bool {
 	if known != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), reclaimTimeout)
 		defer cancel()
-		r := &reclaim{Context: ctx}
+		r := &checkout{Context: ctx, pool: p, purpose: evictIdle}
 		conn, err := known.Acquire(r)
 		if err == nil { // a PrepareConn that was set after Configure let it through
 			conn.Release()
@@ -151,45 +158,29 @@ func (p *pool) Evict() bool {
 		}
 	}
 	p.misses = 0
-	c := p.allot.EvictIdle()
-	if c == nil {
+	slot := p.allot.EvictIdle()
+	if slot == nil {
 		return false
 	}
-	closeInPlace(c)
+	closeInPlace(slot)
 	return true
 }
 
-// reclaim is the context of a checkout that looks for an idle connection to end.
-type reclaim struct {
-	context.Context
-	look    bool // it looks for the closing of its pool, and ends nothing: see closingOf
-	evicted bool
-	seen    atomic.Pointer[<-chan struct{}]
-}
+var errReclaimed = errors.New(
+	"pgxpool: this checkout only looks for an idle connection to give up")
 
-type reclaimKey struct{}
-
-var errReclaimed = errors.New("pgxpool: this checkout only looks for an idle connection to give up")
-
-// Value lets BeforeConnect recognise the mark, which pgx wraps there.
-func (r *reclaim) Value(key any) any {
-	if key == (reclaimKey{}) {
-		return r
+// reclaim decides about the idle connection that the search has found.
+func (c *checkout) reclaim(conn *pgx.Conn) (bool, error) {
+	l := linkOf(conn)
+	if c.purpose == seeClose {
+		return !l.Closed(), errReclaimed
 	}
-	return r.Context.Value(key)
-}
-
-// prepare decides about the idle connection that the search has found.
-func (r *reclaim) prepare(conn *pgx.Conn) (bool, error) {
-	c := linkOf(conn).Slot()
-	if r.look {
-		return !linkOf(conn).Closed(), errReclaimed
-	}
-	if c == nil || !c.Usable() {
+	slot := l.Slot()
+	if slot == nil || !slot.Usable() {
 		return false, errReclaimed // closed in place, and left behind
 	}
-	r.evicted = c.Evict()
-	return !r.evicted, errReclaimed
+	c.evicted = slot.Evict()
+	return !c.evicted, errReclaimed
 }
 
 // watch looks out for connections outside the pool, hijacked or opened by hand, while callers wait
@@ -209,11 +200,32 @@ func (p *pool) countOutside() {
 		return
 	}
 	if known != nil {
-		// Both counts move while we look. A connection is checked out by ours only while it is
-		// acquired by pgx's, so a difference is no artefact of that; one that is too small is seen
-		// next time.
+		// Both counts move while we look. A connection is checked out by our count only while it is
+		// acquired by pgx's, so that does not make the difference too large. One that is too small
+		// is seen next time.
 		out -= int(known.Stat().AcquiredConns())
 	}
 	p.allot.SetOutside(max(0, out))
 	time.AfterFunc(hijackCheck, p.countOutside)
+}
+
+// lend is a [backend.Lender]'s.
+func (p *pool) lend(ctx context.Context, use func(*pgconn.PgConn)) error {
+	known := p.known.Load()
+	if known == nil {
+		return fmt.Errorf("pgxpool: nobody has checked anything out yet: %w",
+			semaphore.ErrCapacity)
+	}
+	conn, err := known.Acquire(&checkout{Context: ctx, pool: p, purpose: askServer})
+	switch {
+	case err == nil:
+	case errors.Is(err, errClosedPool(known)):
+		// The server may be up: what is in doubt stays counted.
+		return fmt.Errorf("pgxpool: %w: %w", err, semaphore.ErrClosed)
+	default:
+		return err
+	}
+	defer conn.Release()
+	use(conn.Conn().PgConn())
+	return nil
 }

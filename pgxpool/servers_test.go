@@ -23,7 +23,8 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// The servers of this package's tests: one of each, started when first needed. Every test uses names of its own.
+// The servers of this package's tests: one of each, started when first needed. Every test uses
+// names of its own.
 var (
 	startPostgres = sync.OnceValues(func() (*throwaway.Postgres, error) {
 		return throwaway.StartPostgres(context.Background(), throwaway.PostgresOptions{})
@@ -173,7 +174,8 @@ func eventually(t testing.TB, what string, holds func() bool) {
 	}
 }
 
-// witness samples the number of backends until the returned function is called, which tells the peak.
+// witness samples the number of backends until the returned function is called, which tells the
+// peak.
 func (f *fleet) witness() (peak func() int) {
 	f.t.Helper()
 	conn, err := pgx.Connect(context.Background(), f.pg.AdminURL())

@@ -16,7 +16,7 @@ import (
 type tracer struct {
 	*multitracer.Tracer
 	*pool
-	plain   bool                  // a checkout that succeeds has nothing to end: PerConnection, and the user traces none
+	plain   bool                  // PerConnection, and the user traces no acquires
 	acquire pgxpool.AcquireTracer // the user's, or nil
 	release pgxpool.ReleaseTracer // the user's, or nil
 }
@@ -28,31 +28,37 @@ var (
 )
 
 // TraceAcquireStart waits for a turn. A warm checkout gets the very same ctx back.
-func (t *tracer) TraceAcquireStart(ctx context.Context, pool *pgxpool.Pool, data pgxpool.TraceAcquireStartData) context.Context {
-	if _, ok := ctx.(*reclaim); ok {
+//
+// It is the door of a checkout that has to wait: AcquireTimeout becomes a deadline here, and
+// travels in the context to every later wait.
+func (t *tracer) TraceAcquireStart(
+	ctx context.Context, pool *pgxpool.Pool, data pgxpool.TraceAcquireStartData,
+) context.Context {
+	c := t.checkoutOf(ctx)
+	if c.reclaims() {
 		return ctx
 	}
 	if t.known.Load() != pool {
 		t.meet(pool)
 	}
-	if t.acquire != nil && !isFencing(ctx) {
+	if t.acquire != nil && !c.asksServer() {
 		ctx = t.acquire.TraceAcquireStart(ctx, pool, data)
 	}
 	if !t.allot.TryEnter() {
 		t.watch()
 		closing := t.closingOf(pool)
 		if isClosed(closing) {
-			return &refused{ctx, errClosedPool(pool)}
+			return t.refuse(ctx, errClosedPool(pool))
 		}
-		if !isFencing(ctx) { // which is told by the context's own type, and bounds itself
+		if !c.asksServer() {
 			ctx = t.allot.Bounded(ctx, closing)
 		}
 		warm, err := t.allot.EnterPool(ctx)
 		if err != nil {
-			return &refused{ctx, asClosed(err, pool)}
+			return t.refuse(ctx, asClosed(err, pool))
 		}
 		if warm && !t.perCheckout { // a checkout's turn comes with a permit, not with a connection
-			ctx = t.arrivals.arrive(ctx, pool)
+			ctx = t.arrive(ctx, pool)
 		}
 	}
 	if t.perCheckout {
@@ -61,30 +67,24 @@ func (t *tracer) TraceAcquireStart(ctx context.Context, pool *pgxpool.Pool, data
 	return ctx
 }
 
-// TraceAcquireEnd gives the turn back if the checkout failed. If not, prepareConn has tied it to
-// the connection.
-func (t *tracer) TraceAcquireEnd(ctx context.Context, pool *pgxpool.Pool, data pgxpool.TraceAcquireEndData) {
-	if a, ok := ctx.(*arrival); ok {
-		a.end()
-		ctx = a.Context
-	}
-	if t.plain && data.Err == nil {
+// TraceAcquireEnd gives the turn back if the checkout failed. Otherwise prepareConn has tied it to
+// the connection, and if t is plain, nothing is left to do.
+func (t *tracer) TraceAcquireEnd(
+	ctx context.Context, pool *pgxpool.Pool, data pgxpool.TraceAcquireEndData,
+) {
+	c := t.checkoutOf(ctx)
+	c.endArrival()
+	if t.plain && data.Err == nil || c.reclaims() {
 		return
 	}
-	if _, ok := ctx.(*reclaim); ok {
-		return
-	}
-	if t.acquire != nil && !isFencing(ctx) {
+	if t.acquire != nil && !c.asksServer() {
 		t.acquire.TraceAcquireEnd(ctx, pool, data)
 	}
-	if t.perCheckout {
-		t.endTurn(ctx, data)
-		return
-	}
-	if data.Err != nil {
-		if _, ok := ctx.(*refused); !ok {
-			t.allot.Exit()
-		}
+	switch {
+	case t.perCheckout:
+		c.endTurn(data)
+	case data.Err != nil && (c == nil || c.err == nil):
+		t.allot.Exit()
 	}
 }
 
@@ -99,14 +99,14 @@ func (t *tracer) TraceRelease(pool *pgxpool.Pool, data pgxpool.TraceReleaseData)
 		return // not idle before the user's hook is done with it: see afterRelease
 	}
 	if t.plain { // giveBack, inlined
-		if c := slotOf(data.Conn); c != nil && c.Return(ok) {
+		if slot := slotOf(data.Conn); slot != nil && slot.Return(ok) {
 			return
 		}
 	} else if t.giveBack(data.Conn, ok) {
 		return
 	}
 	if ok {
-		end(data.Conn)
+		closeConn(data.Conn)
 	}
 }
 
@@ -115,23 +115,23 @@ func (p *pool) giveBack(conn *pgx.Conn, ok bool) bool {
 	if p.perCheckout {
 		return endCheckout(linkOf(conn), ok)
 	}
-	c := slotOf(conn)
-	return c != nil && c.Return(ok)
+	slot := slotOf(conn)
+	return slot != nil && slot.Return(ok)
 }
 
-// endTimeout bounds the write of a Terminate.
-const endTimeout = time.Second
+// closeTimeout bounds the write of a Terminate.
+const closeTimeout = time.Second
 
-// end closes a connection that its pool will then destroy. It does not wait for the server.
-func end(conn *pgx.Conn) {
-	ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
+// closeConn closes a connection that its pool will then destroy. It does not wait for the server.
+func closeConn(conn *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	_ = conn.Close(ctx)
 }
 
-// afterRelease is set only where the user has such a hook. A connection that does not stay, because
-// pgx has decided so before (it has expired) or by the hook, is closed, and so leaves the
-// allotment.
+// afterRelease is set only where the user has such a hook. A connection that does not stay is
+// closed, and so leaves the allotment, be it because the connection has expired, which pgx decides
+// before the hook, or because the hook refuses it.
 func (p *pool) afterRelease(conn *pgx.Conn) bool {
 	if !p.user.afterRelease(conn) {
 		return false
@@ -140,47 +140,33 @@ func (p *pool) afterRelease(conn *pgx.Conn) bool {
 }
 
 // prepareConn ties the turn to the connection, and refuses one that was closed in place while it
-// was idle. It is the last to decide: what it lets pass is handed out, and from here on nobody but
-// Abort closes it.
+// was idle. It is the last to decide: a connection that it lets pass is handed out, and from here
+// on only an abort closes it under its user.
 func (p *pool) prepareConn(ctx context.Context, conn *pgx.Conn) (bool, error) {
-	if r, ok := ctx.(*reclaim); ok {
-		return r.prepare(conn)
+	c := p.checkoutOf(ctx)
+	if c.reclaims() {
+		return c.reclaim(conn)
 	}
-	if p.user.prepareConn != nil && !isFencing(ctx) {
+	if p.user.prepareConn != nil && !c.asksServer() {
 		if ok, err := p.user.prepareConn(ctx, conn); !ok || err != nil {
 			return ok, err
 		}
 	}
 	if p.perCheckout {
-		return p.prepareTurn(ctx, linkOf(conn))
+		return p.prepareTurn(c, linkOf(conn))
 	}
-	c := slotOf(conn)
-	return c != nil && c.CheckOut(), nil
+	slot := slotOf(conn)
+	return slot != nil && slot.CheckOut(), nil
 }
 
-// shouldPing spares the search for idle connections a round trip to the server.
+// shouldPing spares the search for idle connections a round trip to the server. A checkout that
+// asks the server needs no ping either: its own query follows, and has a bound.
 func (p *pool) shouldPing(ctx context.Context, params pgxpool.ShouldPingParams) bool {
 	if p.user.shouldPing == nil && params.IdleDuration <= pingAfter {
 		return false
 	}
-	if _, ok := ctx.(*reclaim); ok || isFencing(ctx) { // whose own query follows, and has a bound
+	if c := p.checkoutOf(ctx); c.reclaims() || c.asksServer() {
 		return false
 	}
 	return p.user.shouldPing == nil || p.user.shouldPing(ctx, params)
 }
-
-// refused is the context of a checkout that got no turn: done, with the reason as its error. pgx
-// returns that error to the caller before it does anything else.
-type refused struct {
-	context.Context
-	err error
-}
-
-func (r *refused) Done() <-chan struct{} { return done }
-func (r *refused) Err() error            { return r.err }
-
-var done = func() chan struct{} {
-	c := make(chan struct{})
-	close(c)
-	return c
-}()

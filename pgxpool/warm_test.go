@@ -13,7 +13,8 @@ import (
 	passpool "github.com/passbuddy/passbuddy/pgxpool"
 )
 
-// TestWarmCheckoutSendsNothing counts on the server: commands beyond heartbeats would show, whatever the client thinks.
+// TestWarmCheckoutSendsNothing counts on the server: commands beyond heartbeats would show,
+// whatever the client thinks.
 func TestWarmCheckoutSendsNothing(t *testing.T) {
 	f := newFleet(t, 2)
 	pool := f.process(passbuddy.Config{})
@@ -67,8 +68,9 @@ func TestWarmCheckoutAllocatesNothing(t *testing.T) {
 	}
 }
 
-// TestContendedReturns is for the race between TraceRelease and the end of Release: a caller who is woken by the former may find no idle connection,
-// and goes to open one. He must neither exceed the cap nor get stuck.
+// TestContendedReturns is for the race between TraceRelease and the end of Release: a caller who is
+// woken by the former may find no idle connection, and goes to open one. He must neither exceed the
+// cap nor get stuck.
 func TestContendedReturns(t *testing.T) {
 	const capacity = 2
 	f := newFleet(t, capacity)

@@ -38,9 +38,11 @@ type Permit struct {
 }
 
 // NewPermit returns a permit that is not held yet.
-func (s *Semaphore) NewPermit() *Permit {
+func (s *Semaphore) NewPermit() *Permit { return s.newPermit(s.engine.NewPermit()) }
+
+func (s *Semaphore) newPermit(now *engine.Permit) *Permit {
 	p := &Permit{s: s, turn: make(chan struct{}, 1)}
-	p.renew()
+	p.now.Store(now)
 	return p
 }
 

@@ -115,21 +115,13 @@ func parseURL(rawURL string) (*redis.Options, error) {
 // RetryInterval, which is 2.5s by default, also under context.Background(). Config.MaxAttempts below zero
 // lifts that bound. Errors are those of [Permit.Acquire].
 func (s *Semaphore) Acquire(ctx context.Context) (*Permit, error) {
-	p := s.NewPermit()
-	if err := s.engine.Acquire(ctx, engine.Wait, p.now.Load()); err != nil {
-		return nil, err
-	}
-	return p, nil
+	return first(s.acquire(ctx, engine.Wait, 1))
 }
 
 // TryAcquire acquires a permit if one is free and nobody waits for it. It makes one round trip and never waits
 // for a permit; it returns ErrCapacity where Acquire would wait.
 func (s *Semaphore) TryAcquire(ctx context.Context) (*Permit, error) {
-	p := s.NewPermit()
-	if err := s.engine.Acquire(ctx, engine.Try, p.now.Load()); err != nil {
-		return nil, err
-	}
-	return p, nil
+	return first(s.acquire(ctx, engine.Try, 1))
 }
 
 // AcquireN waits for n permits together: it gets all of them or none, within the bound of Acquire. While it is
@@ -145,15 +137,26 @@ func (s *Semaphore) AcquireN(ctx context.Context, n int) ([]*Permit, error) {
 	if s.cfg.Max > 0 && n > s.cfg.Max {
 		return nil, fmt.Errorf("%w: Config.Max is %d, %d permits were asked for together", ErrCapacity, s.cfg.Max, n)
 	}
-	permits, units := make([]*Permit, n), make([]*engine.Permit, n)
-	for i := range permits {
-		permits[i] = s.NewPermit()
-		units[i] = permits[i].now.Load()
-	}
-	if err := s.engine.Acquire(ctx, engine.Wait, units...); err != nil {
+	return s.acquire(ctx, engine.Wait, n)
+}
+
+func (s *Semaphore) acquire(ctx context.Context, kind message.Kind, n int) ([]*Permit, error) {
+	held, err := s.engine.AcquireN(ctx, kind, n)
+	if err != nil {
 		return nil, err
 	}
+	permits := make([]*Permit, n)
+	for i, p := range held {
+		permits[i] = s.newPermit(p)
+	}
 	return permits, nil
+}
+
+func first(permits []*Permit, err error) (*Permit, error) {
+	if err != nil {
+		return nil, err
+	}
+	return permits[0], nil
 }
 
 // Client is the Redis client that was given to New, or made by Open. The session sends nothing over it: see

@@ -52,9 +52,6 @@ func Of(ctx context.Context, pc *pgconn.PgConn) (allotment.Backend, error) {
 	return rows[0], nil
 }
 
-// Asker is what End and Gone have in common.
-type Asker func(ctx context.Context, pc *pgconn.PgConn, backends []allotment.Backend) (gone []bool)
-
 // End has Postgres end those backends, and reports which are gone. pid and start must both match,
 // so a pid that was used again is not touched. So must the role that pc has logged in with. One
 // that is alive and not ours to end, or to see, is not gone.

@@ -76,6 +76,18 @@ func (s *Session) Acquire(ctx context.Context, kind message.Kind, permits ...*Pe
 	return s.wait(ctx, r)
 }
 
+// AcquireN acquires n permits together, or none, as Acquire does.
+func (s *Session) AcquireN(ctx context.Context, kind message.Kind, n int) ([]*Permit, error) {
+	permits := make([]*Permit, n)
+	for i := range permits {
+		permits[i] = s.NewPermit()
+	}
+	if err := s.Acquire(ctx, kind, permits...); err != nil {
+		return nil, err
+	}
+	return permits, nil
+}
+
 // Extend renews the lease of one held permit at once.
 func (s *Session) Extend(ctx context.Context, p *Permit) error {
 	err := s.wait(ctx, &core.Request{Kind: message.Hold, Permits: []*core.Permit{&p.Permit}, Extends: true})

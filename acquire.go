@@ -1,0 +1,124 @@
+package passbuddy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/passbuddy/passbuddy/internal/allotment"
+	"github.com/passbuddy/passbuddy/semaphore"
+)
+
+// checkout is a connection, and the permit that covers it or this use of it.
+type checkout struct {
+	ph         *physical
+	slot       *allotment.Slot
+	generation uint32 // of slot, PerConnection: see conn
+}
+
+// acquire waits for a permit and returns it with a connection. A caller whose permit is lost before
+// it has its connection asks again: nothing was done over it yet. The connection that was made
+// meanwhile ends.
+//
+// This is the door of a checkout. AcquireTimeout becomes a deadline here, which travels in the
+// context to every later wait: for a turn, for a permit, for the record of the backend, and for
+// each of them again. If database/sql tries an operation again that failed with ErrBadConn, that is
+// another checkout, with a deadline of its own.
+func (cn *connector) acquire(ctx context.Context) (checkout, error) {
+	cn.begin()
+	defer cn.done()
+	if cn.isClosed() {
+		return checkout{}, allotment.ErrPoolClosed
+	}
+	ctx = cn.a.Bounded(ctx, cn.closing)
+	for {
+		held, err := cn.acquireOnce(ctx)
+		if !cn.asksAgain(ctx, err) {
+			if err != nil && cn.isClosed() {
+				// A connection that was given to a caller which Close woke lies parked, and Close
+				// has swept already.
+				cn.sweep(0)
+			}
+			return held, err
+		}
+	}
+}
+
+// asksAgain reports whether err says that a permit was lost too early to be of use, and its caller
+// may still wait.
+func (cn *connector) asksAgain(ctx context.Context, err error) bool {
+	return errors.Is(err, semaphore.ErrLost) && ctx.Err() == nil && !cn.a.Overdue(ctx)
+}
+
+func (cn *connector) acquireOnce(ctx context.Context) (checkout, error) {
+	if cn.cfg.Scope == PerCheckout {
+		return cn.acquireCheckout(ctx)
+	}
+	for {
+		slot, err := cn.a.Enter(ctx, true)
+		if err != nil {
+			return checkout{}, err
+		}
+		if slot == nil {
+			break
+		}
+		// The turn came with an idle connection: parked, or claimed from a wrapper that lies in
+		// database/sql's free list.
+		ph := slot.Attached().(*physical)
+		if !cn.tooOld(ph) && ph.reset(ctx) {
+			cn.moves(ph)
+			return checkout{ph, slot, slot.Generation()}, nil
+		}
+		// If its socket was closed under us, the turn has ended with it, and we queue for another.
+		turn := slot.Discard()
+		ph.close(inBackground)
+		if turn {
+			break
+		}
+	}
+	tied := false // the turn, to the connection
+	defer func() {
+		if !tied { // also if the driver panics
+			cn.a.Exit()
+		}
+	}()
+	slot, err := cn.a.OpenWithin(ctx)
+	if err != nil {
+		return checkout{}, err
+	}
+	ph, err := cn.dial(ctx, slot)
+	if err != nil {
+		return checkout{}, err
+	}
+	if cn.cfg.Fence {
+		err = ph.recordBackend(ctx, slot)
+	}
+	if err == nil && (!slot.Attach(ph) || !slot.CheckOut()) {
+		err = fmt.Errorf("passbuddy: while connecting: %w", semaphore.ErrLost)
+	}
+	if err != nil {
+		slot.Leave()
+		ph.close(inBackground)
+		return checkout{}, err
+	}
+	tied = true
+	return checkout{ph, slot, slot.Generation()}, nil
+}
+
+// giveBack ends a checkout that leaves no wrapper behind: the next caller has the connection, or it
+// is closed.
+func (cn *connector) giveBack(held checkout) {
+	ph := held.ph
+	if cn.cfg.Scope == PerCheckout {
+		if ph.valid() && cn.idle.put(nil, ph) {
+			held.slot.Gone() // after put: see returnCheckout
+		} else {
+			_ = ph.close(inBackground)
+		}
+		return
+	}
+	if !ph.valid() || !cn.park(held.slot) {
+		held.slot.Leave()
+		_ = ph.close(inBackground)
+	}
+}
