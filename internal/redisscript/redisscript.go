@@ -52,8 +52,10 @@ var (
 	//go:embed gone.lua
 	goneText string
 
-	// The shared parts: each uses what those before it define.
-	common = commonText + repairText + stateText + levelsText + quarantineText + queueText + recallsText
+	// The shared parts: each uses what those before it define. A text may have 200 local variables at
+	// its top level, and 200 registers in miniredis; so the longest scripts end in a function main.
+	common = commonText + repairText + stateText + levelsText + quarantineText + queueText +
+		recallsText
 
 	exchangeScript = redis.NewScript(plain + memoryText + common + exchangeText)
 	renewScript    = redis.NewScript(memoryText + common + renewText)
