@@ -14,6 +14,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/passbuddy/passbuddy"
+	"github.com/passbuddy/passbuddy/internal/engine"
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
@@ -40,7 +41,7 @@ func freeze(t *testing.T, by *semaphore.Semaphore, pids ...string) {
 	if found != len(pids) {
 		t.Fatalf("%d of backends %q are recorded: %v", found, pids, backends)
 	}
-	if err := by.SetCapacity(ctx, by.Capacity()); err != nil { // has Redis look
+	if err := by.SetCapacity(ctx, by.Engine(engine.Seam{}).Capacity()); err != nil { // has Redis look
 		t.Fatal(err)
 	}
 }
