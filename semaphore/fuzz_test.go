@@ -33,66 +33,6 @@ func inFuzz(f *testing.F) (*miniredis.Miniredis, *Semaphore) {
 	return mini, s
 }
 
-// fuzzSharer is told what a push says.
-type fuzzSharer struct {
-	Sharer
-	wrong atomic.Pointer[string] // a heartbeat that a push asked for may still be on its way when its test has ended
-}
-
-func (s *fuzzSharer) complain(format string, args ...any) {
-	wrong := fmt.Sprintf(format, args...)
-	s.wrong.Store(&wrong)
-}
-
-func (s *fuzzSharer) Granted([]*Permit) { s.complain("granted by a push what was not asked for") }
-func (s *fuzzSharer) Recall(n int, after time.Duration) {
-	if n < 1 || after < 0 {
-		s.complain("recalled: %d, after %v", n, after)
-	}
-}
-func (*fuzzSharer) Wanted(bool)  {}
-func (*fuzzSharer) Changed()     {}
-func (*fuzzSharer) Closed()      {}
-func (*fuzzSharer) Lost(*Permit) {}
-func (*fuzzSharer) Owed() int    { return 0 }
-func (*fuzzSharer) Keep(int)     {}
-
-// Whatever is pushed, it makes nobody hold a permit that he did not ask for, nor trust one for longer than a lease.
-func FuzzPush(f *testing.F) {
-	_, s := inFuzz(f)
-	told := &fuzzSharer{}
-	sh, err := s.NewShare(told)
-	if err != nil {
-		f.Fatal(err)
-	}
-	held, err := s.Acquire(context.Background())
-	if err != nil {
-		f.Fatal(err)
-	}
-	id, epoch, name := held.ID(), s.epoch, sh.name
-	for _, seed := range []string{
-		"g " + epoch + " 1790000000000 " + id, "g " + epoch + " 9223372036854775807 " + id, "g " + epoch + " -9223372036854775808 x", "g " + epoch + " x " + id,
-		"g e 5 a", "g", "g " + epoch, "w " + name, "w", "w x y", "b " + epoch + " " + name + " 1 0 0", "b " + epoch + " " + name + " 9 3 50", "b e " + name + " 1 0 0", "b " + epoch + " " + name, "b " + name + " t", "b x t", "r", "l", "", " ", "\x00", "q x",
-		"g " + epoch + " 1 " + id + " " + id + " " + name,
-	} {
-		f.Add(seed)
-	}
-	f.Fuzz(func(t *testing.T, payload string) {
-		s.pushed(strings.NewReplacer("EPOCH", epoch, "ID", id, "SHARE", name).Replace(payload))
-		if wrong := told.wrong.Swap(nil); wrong != nil {
-			t.Error(*wrong)
-		}
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if len(s.permits) != 1 || s.permits[id] != held {
-			t.Errorf("holds %v", s.permits)
-		}
-		if until := time.Duration(held.trusted.Load()); until > s.sinceStart()+s.cfg.TTL {
-			t.Errorf("trusted for %v, a lease is %v", until-s.sinceStart(), s.cfg.TTL)
-		}
-	})
-}
-
 // What Redis holds about sessions comes from anybody. A snapshot of it can be read, and printed to a terminal.
 func FuzzSnapshot(f *testing.F) {
 	mini, s := inFuzz(f)
@@ -230,29 +170,4 @@ func FuzzURL(f *testing.F) {
 func openly(raw, secret string) bool {
 	u, err := url.Parse(raw)
 	return err == nil && (strings.Contains(u.Scheme, secret) || !strings.Contains(u.Path+u.RawQuery+u.Fragment+u.Opaque, "@") && strings.Contains(u.Path+u.RawQuery, secret))
-}
-
-// The session's clock is tied to Redis's by what Redis says: whatever that is, trust never counts from later than now.
-func FuzzAnchor(f *testing.F) {
-	f.Add(int64(0), int64(1790000000000), int64(1790000000100), int64(time.Second))
-	f.Add(int64(math.MaxInt64), int64(math.MinInt64), int64(math.MaxInt64), int64(math.MinInt64))
-	f.Fuzz(func(t *testing.T, local, told, at, now int64) {
-		a := anchor{local: time.Duration(local), redis: told}
-		if got := a.bound(at, time.Duration(now)); got > time.Duration(now) {
-			t.Errorf("%v, which is after %v", got, time.Duration(now))
-		}
-		_ = strconv.FormatInt(a.expected(time.Duration(now)), 10)
-	})
-}
-
-// A time that is further off than a Duration reaches is far off, not past: a waiter that took it for past looked again every millisecond.
-func TestUntil(t *testing.T) {
-	for _, c := range []struct {
-		then, now int64
-		want      time.Duration
-	}{{7, 5, 2 * time.Millisecond}, {5, 7, -2 * time.Millisecond}, {1 << 53, 0, math.MaxInt64 / 1_000_000 * 1_000_000}, {0, 1 << 53, -math.MaxInt64 / 1_000_000 * 1_000_000}} {
-		if got := until(c.then, c.now); got != c.want {
-			t.Errorf("from %d to %d: %v, want %v", c.now, c.then, got, c.want)
-		}
-	}
 }

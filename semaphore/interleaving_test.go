@@ -123,60 +123,6 @@ func (s *session) pool(t *testing.T) *pool {
 	return p
 }
 
-// The watchdog ends the lease while an extension is on its way. What is lost stays lost: its Lost is closed.
-func TestExtensionThatCrossesALossDoesNotRevive(t *testing.T) {
-	inWorld(t, func(t *testing.T, w *world) {
-		s := w.join(Config{Capacity: 2})
-		p := s.acquire(t)
-		a := s.newAsk(redisscript.Try, nil, p)
-		a.extends = true
-		s.mu.Lock()
-		s.submit(a)
-		s.fly()
-		s.lose(p)
-		s.mu.Unlock()
-		<-a.done
-		if !errors.Is(a.err, ErrLost) || p.Held() {
-			t.Errorf("extended what was lost: %v, held %v", a.err, p.Held())
-		}
-		if got := s.snapshot(t).Held; got != 1 {
-			t.Errorf("%d held in Redis: the lease under a connection that is being fenced must not be given away", got)
-		}
-		if err := s.Close(); err != nil { // closes Lost of what it believes held
-			t.Error(err)
-		}
-	})
-}
-
-// The same, and the caller gave up, too.
-func TestWithdrawnExtensionDoesNotReleaseWhatWasLost(t *testing.T) {
-	inWorld(t, func(t *testing.T, w *world) {
-		s := w.join(Config{Capacity: 2})
-		p := s.acquire(t)
-		a := s.newAsk(redisscript.Try, nil, p)
-		a.extends = true
-		s.mu.Lock()
-		s.submit(a)
-		s.lose(p)
-		b := s.nextBatch()
-		s.withdraw(a, ErrCapacity)
-		s.mu.Unlock()
-		got, err := b.x.Run(t.Context(), s.client, s.keys)
-		b.x.Epoch = s.epoch
-		if err != nil {
-			got, err = b.x.Run(t.Context(), s.client, s.keys)
-		}
-		if err != nil || len(got.Granted) != 1 {
-			t.Fatalf("bug in the test: %v, %v", got, err)
-		}
-		s.arrived(b, s.sinceStart(), got)
-		synctest.Wait()
-		if got := s.snapshot(t).Held; got != 1 {
-			t.Errorf("%d held in Redis: the lease under a connection that is being fenced must not be given away", got)
-		}
-	})
-}
-
 // Redis forgot the permit and has room: that is a loss, not a new lease under the old name.
 func TestExtensionDoesNotAcquireAnew(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
@@ -231,30 +177,6 @@ func TestLastUserToLeaveLooksAgain(t *testing.T) {
 	})
 }
 
-// A pool that hears of a loss before it hears of the grant would keep the permit for good.
-func TestLossIsToldAfterTheGrant(t *testing.T) {
-	inWorld(t, func(t *testing.T, w *world) {
-		s := w.join(Config{Capacity: 1})
-		p := s.pool(t)
-		permit := s.newPermit(p.share)
-		a := s.newAsk(redisscript.Share, p.share, permit)
-		s.mu.Lock()
-		s.submit(a)
-		shared := s.granted(a.ids, s.sinceStart())
-		s.lose(permit)
-		s.mu.Unlock()
-		synctest.Wait()
-		s.deliver(shared)
-		synctest.Wait()
-		p.mu.Lock()
-		told := strings.Join(p.told, " ")
-		p.mu.Unlock()
-		if i, j := strings.Index(told, "granted"), strings.Index(told, "lost"); i < 0 || j < i {
-			t.Errorf("told %q, want the loss after the grant", told)
-		}
-	})
-}
-
 // A busy pool gives nothing back by itself. A plain Acquire must not wait for ever behind it.
 func TestPlainWaiterIsNotStarvedByABusyPool(t *testing.T) {
 	for _, capacity := range []int{1, 4} {
@@ -279,35 +201,6 @@ func TestPlainWaiterIsNotStarvedByABusyPool(t *testing.T) {
 			}
 		})
 	}
-}
-
-// An ask can be in the outbox again when the reply to its first time settles it. It must not be sent then.
-func TestSettledAskIsNotSentAgain(t *testing.T) {
-	inWorld(t, func(t *testing.T, w *world) {
-		s := w.join(Config{Capacity: 1})
-		p := s.NewPermit()
-		a := s.newAsk(redisscript.Wait, nil, p)
-		s.mu.Lock()
-		s.flying = true // this test flies itself
-		s.submit(a)
-		first := s.nextBatch()
-		first.x.Epoch, first.x.Expected = s.epoch, time.Now().UnixMilli()
-		s.repeat() // the subscription came back, say
-		s.mu.Unlock()
-		got, err := first.x.Run(t.Context(), s.client, s.keys)
-		if err != nil {
-			t.Fatal(err)
-		}
-		s.arrived(first, s.sinceStart(), got)
-		s.mu.Lock()
-		s.release(p)
-		second := s.nextBatch()
-		s.flying = false
-		s.mu.Unlock()
-		if second == nil || len(second.x.Release) != 1 || len(second.x.Ask) != 0 {
-			t.Errorf("sent %+v, want the release alone", second.x)
-		}
-	})
 }
 
 // delay holds back heartbeats on the session's own connection.
@@ -422,27 +315,6 @@ func TestClosedShareLeavesWithItsLastPermit(t *testing.T) {
 	})
 }
 
-// The answer to an exchange that was sent before somebody began to wait must not cancel the push that told so.
-func TestStaleCalmDoesNotCancelAPush(t *testing.T) {
-	inWorld(t, func(t *testing.T, w *world) {
-		s := w.join(Config{Capacity: 2})
-		p := s.pool(t)
-		synctest.Wait()
-		sent := s.sinceStart()
-		time.Sleep(time.Millisecond)
-		s.pushed("w " + p.share.name)
-		s.arrived(&batch{x: redisscript.Exchange{Epoch: s.epoch}}, sent, redisscript.Exchanged{Now: time.Now().UnixMilli()})
-		if p.heard("calm") != 0 {
-			t.Error("calmed by an answer older than the push")
-		}
-		time.Sleep(time.Millisecond)
-		s.arrived(&batch{x: redisscript.Exchange{Epoch: s.epoch}}, s.sinceStart(), redisscript.Exchanged{Now: time.Now().UnixMilli()})
-		if p.heard("calm") != 1 {
-			t.Error("never calmed")
-		}
-	})
-}
-
 // A name can hold what PUBSUB takes for a pattern.
 func TestStateLossIsSeenUnderAnyName(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
@@ -457,52 +329,6 @@ func TestStateLossIsSeenUnderAnyName(t *testing.T) {
 		w.join(Config{Name: "x", Capacity: 1})
 		if _, err := w.join(Config{Name: "*", Capacity: 1}).TryAcquire(t.Context()); err != nil {
 			t.Errorf("the first permit of a new semaphore: %v", err)
-		}
-	})
-}
-
-// While Close waits for pools, a release that Redis did not answer is said again with the goodbye.
-func TestReleaseThatFailsDuringCloseIsRepeated(t *testing.T) {
-	inWorld(t, func(t *testing.T, w *world) {
-		a, b := w.join(Config{Capacity: 1, TTL: time.Minute}), w.join(Config{Capacity: 1, TTL: time.Minute})
-		p := a.acquire(t)
-		a.mu.Lock()
-		a.flying = true // this test flies itself
-		a.release(p)
-		batch := a.nextBatch()
-		a.closed = true
-		a.mu.Unlock()
-		a.failed(batch, errors.New("no answer"))
-		a.mu.Lock()
-		a.flying = false
-		a.mu.Unlock()
-		if err := a.Close(); err != nil {
-			t.Fatal(err)
-		}
-		if got := b.snapshot(t).Held; got != 0 {
-			t.Errorf("%d held after Close", got)
-		}
-	})
-}
-
-// A waiter looks again within RetryInterval, not some time after.
-func TestLookingAgainIsWithinRetryInterval(t *testing.T) {
-	inWorld(t, func(t *testing.T, w *world) {
-		cfg := Config{Capacity: 1, RetryInterval: 400 * time.Millisecond, MaxAttempts: -1}
-		for range 20 {
-			a, b := w.join(cfg), w.join(cfg)
-			p := a.acquire(t)
-			waiting := b.later(t.Context())
-			_ = b.pubsub.Close()
-			synctest.Wait()
-			release(t, p)
-			<-waiting.done
-			if waiting.err != nil || waiting.took > cfg.RetryInterval {
-				t.Fatalf("granted after %v: %v", waiting.took, waiting.err)
-			}
-			a.crash()
-			b.crash()
-			time.Sleep(10 * time.Second)
 		}
 	})
 }

@@ -149,31 +149,6 @@ func TestMaxBoundsASession(t *testing.T) {
 	})
 }
 
-// One pool holds all that the session may; another of its pools must not starve.
-func TestMaxIsSharedByThePoolsOfASession(t *testing.T) {
-	inWorld(t, func(t *testing.T, w *world) {
-		s := w.join(Config{Capacity: 5, Max: 1})
-		a, b := s.pool(t), s.pool(t)
-		a.obey, b.obey = true, true
-		a.share.Ask(3)
-		if a.heard("granted") != 1 {
-			t.Fatal("bug in the test: nothing granted")
-		}
-		b.share.Ask(1)
-		if b.heard("granted") != 1 {
-			t.Fatalf("a told %q, b told %q: no room was made", a.told, b.told)
-		}
-		if got := s.snapshot(t).Held; got != 1 {
-			t.Errorf("%d held, Max is 1", got)
-		}
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.asked != 0 && len(s.behind) == 0 {
-			t.Errorf("%d permits counted as asked for", s.asked)
-		}
-	})
-}
-
 func TestAGivenUpRequestLeavesItsPlaceBelowMax(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s := w.join(Config{Capacity: 1, Max: 1, MaxAttempts: 1, RetryInterval: 100 * time.Millisecond})

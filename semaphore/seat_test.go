@@ -75,60 +75,6 @@ func TestAPoolThatHoldsNothingLeaves(t *testing.T) {
 	})
 }
 
-// A recall whose push was lost, of a permit that was given back all the same, is not news to whoever has the
-// number next. Nor is an offer that was made under that number.
-func TestANumberComesWithoutDebts(t *testing.T) {
-	inWorld(t, func(t *testing.T, w *world) {
-		cfg := Config{Capacity: 2, TTL: 3 * time.Second}
-		s := w.join(cfg)
-		a := s.pool(t)
-		a.want(1)
-		time.Sleep(cfg.TTL)
-		s.mu.Lock()
-		name := a.share.name
-		s.mu.Unlock()
-		a.give()
-		synctest.Wait()
-		w.redis.HSet("{passbuddy-semaphore}:recalls", "+"+name, "1") // as the script counts
-		time.Sleep(2 * cfg.TTL)
-		if n := s.seated(); n != 0 {
-			t.Fatalf("%d pools have numbers", n)
-		}
-		a.share.Offer(1)
-		before := a.heard("recall")
-		b := s.pool(t)
-		b.want(1)
-		time.Sleep(2 * cfg.TTL)
-		if s.mu.Lock(); b.share.name != name {
-			t.Errorf("bug in the test: it has the number of %q, want %q", b.share.name, name)
-		}
-		s.mu.Unlock()
-		if got := b.heard("recall"); got != 0 || a.heard("recall") != before {
-			t.Errorf("%d recalls of a pool that nobody wants anything of", got)
-		}
-		b.give()
-	})
-}
-
-// One that waits stays, however long.
-func TestAPoolThatWaitsStays(t *testing.T) {
-	inWorld(t, func(t *testing.T, w *world) {
-		cfg := Config{Capacity: 1, TTL: time.Second}
-		s, other := w.join(cfg), w.join(cfg)
-		p := other.acquire(t)
-		waits := s.pool(t)
-		waits.share.Ask(1)
-		time.Sleep(10 * time.Second)
-		if n := s.seated(); n != 1 {
-			t.Fatalf("%d pools have numbers, want the one that waits", n)
-		}
-		release(t, p)
-		if waits.heard("granted") != 1 {
-			t.Error("it is not granted what became free")
-		}
-	})
-}
-
 // One that was away when the session was closed is told so when it asks.
 func TestAPoolThatWasAwayHearsOfTheClose(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
