@@ -73,15 +73,16 @@ func TestLeaveGivesOutAllThatRedisMayCount(t *testing.T) {
 	if !s.Crossing() {
 		t.Error("nothing crosses the end, although a batch is in flight")
 	}
+	s.seen = Effects{}
 	s.answer(b, message.Exchanged{Granted: []string{inFlight.ID, tried.ID}})
+	if s.seen.Flush || s.NextBatch(s.now) != nil || s.NextCall(s.now, nil) != nil {
+		t.Error("something is sent by a session that has left")
+	}
 	if got := named(s.Leftover()); !slices.Contains(got, inFlight.ID) || !slices.Contains(got, tried.ID) {
 		t.Errorf("left over are %q, want what was granted meanwhile", got)
 	}
 	if s.Crossing() {
 		t.Error("something crosses the end, although all was answered")
-	}
-	if s.NextBatch(s.now) != nil || s.NextCall(s.now, nil) != nil {
-		t.Error("something is sent by a session that has left")
 	}
 }
 
@@ -127,6 +128,28 @@ func TestReleaseThatFailsDuringCloseIsRepeated(t *testing.T) {
 	}
 	if got := named(s.Leave(s.now)); !slices.Equal(got, []string{p.ID}) {
 		t.Errorf("left with %q, want the release", got)
+	}
+}
+
+// While Redis does not answer, what is to be sent would keep Close for as long as it may wait. What is held
+// ends with its lease then.
+func TestCloseDoesNotWaitForADeadRedis(t *testing.T) {
+	s := start(t, Config{Capacity: 2})
+	p, q := s.acquire(), s.acquire()
+	s.release(p)
+	s.BatchFailed(s.now, s.batch(), Failed, errors.New("connection reset"))
+	s.release(q)
+	s.Close(s.now)
+	if s.take(); !s.Returned() {
+		t.Error("Close waits for a release that Redis will not answer")
+	}
+	s.batch()
+	if !s.Returned() {
+		t.Error("Close waits for a batch that Redis will not answer")
+	}
+	want := []string{p.ID, q.ID}
+	if got := named(s.Leave(s.now)); !slices.Equal(got, want) {
+		t.Errorf("left with %q, want %q", got, want)
 	}
 }
 
@@ -207,19 +230,20 @@ func TestCloseWaitsForPools(t *testing.T) {
 	}
 }
 
-// A call crosses the end. Redis may have executed it after the session left, which then would have joined
-// anew: the shell has it leave again. Nothing that the reply says begins anything.
+// Calls cross the end. Redis may have executed them after the session left, which then would have joined
+// anew: the shell has it leave again. Nothing that replies say begins anything.
 func TestACallThatCrossesTheEnd(t *testing.T) {
 	s := start(t, Config{Capacity: 2})
 	s.acquire()
-	k := s.call()
+	k, another := s.call(), s.call()
 	s.Close(s.now)
 	s.Leave(s.now)
 	if s.take(); !s.Crossing() {
-		t.Error("nothing crosses the end, although a call is on its way")
+		t.Error("nothing crosses the end, although calls are on their way")
 	}
 	s.seen = Effects{}
 	s.replied(k, message.Renewed{Epoch: "another", PausedUntil: redis(s.now) + 1000})
+	s.replied(another, message.Renewed{Epoch: "a third"})
 	if s.Crossing() {
 		t.Error("something crosses the end, although all was answered")
 	}

@@ -112,7 +112,7 @@ func TestMaxIsSharedByThePoolsOfASession(t *testing.T) {
 	if a.times("recall") != 1 || a.owed != 1 || a.after != turnBelowMax {
 		t.Errorf("told %q, to give %d after %v; want 1 recalled after a turn", a.told, a.owed, a.after)
 	}
-	b.ask(2)
+	s.wantsOne(message.Wait) // which waits, too
 	s.pass(time.Second)
 	if a.times("recall") != 1 {
 		t.Errorf("told %q: one permit is recalled twice", a.told)

@@ -165,8 +165,8 @@ func TestHedgesSlowDown(t *testing.T) {
 	s.call()
 	sent := s.now
 	s.pass(20 * ttl)
-	if len(at) != MaxCalls-1 {
-		t.Fatalf("%d hedges, want %d", len(at), MaxCalls-1)
+	if len(at) != MaxCalls-1 || s.nextCall() != nil {
+		t.Fatalf("%d hedges, and perhaps another call; want %d", len(at), MaxCalls-1)
 	}
 	if at[0] != sent+100*time.Millisecond || at[1] != at[0]+400*time.Millisecond || at[2] != at[1]+ttl/5 {
 		t.Errorf("hedges at %v, the first call was sent at %v", at, sent)
