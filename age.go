@@ -52,13 +52,13 @@ func (c *conn) handOver() bool {
 		}
 		c.clock = true
 	}
-	ph, unit := c.ph, c.unit
-	c.ph, c.unit, c.held = nil, nil, false
+	ph, slot := c.ph, c.slot
+	c.ph, c.slot, c.held = nil, nil, false
 	ph.statements = false // those of a transaction, which were closed with it
 	if c.cn.tooOld(ph) {
-		unit.LeaveAt(c.epoch)
+		slot.LeaveAt(c.generation)
 		_ = ph.end(inBackground)
-	} else if !c.cn.park(unit) {
+	} else if !c.cn.park(slot) {
 		_ = ph.end(inBackground)
 	}
 	return true
@@ -132,7 +132,7 @@ func (cn *connector) expire(ph *physical) {
 	switch {
 	case !cn.tooOld(ph):
 		cn.setExpiry(ph)
-	case ph.unit.LeaveIdle():
+	case ph.slot.LeaveIdle():
 		_ = ph.end(inBackground)
 	}
 }

@@ -30,30 +30,30 @@ import (
 // A waiting caller holds no connection, so it keeps none from others. A local return always reaches it, by
 // the queue of the allotment and by the list. So it does not matter that it waits inside Connect.
 func (cn *connector) acquireCheckout(ctx context.Context) (checkout, error) {
-	unit, err := cn.enterCheckout(ctx)
+	slot, err := cn.enterCheckout(ctx)
 	if err != nil {
 		return checkout{}, err
 	}
-	ph, err := cn.takeOrDial(ctx, unit)
+	ph, err := cn.takeOrDial(ctx, slot)
 	if err != nil {
-		unit.Gone()
+		slot.Gone()
 		return checkout{}, err
 	}
-	// A lease lost before this is found here; one lost later is told to breaks, which finds ph under unit.
-	if !unit.Attach(ph) {
+	// A lease lost before this is found here; one lost later is told to breaks, which finds ph under slot.
+	if !slot.Attach(ph) {
 		if !cn.idle.put(nil, ph) {
 			_ = ph.end(inBackground)
 		}
-		unit.Gone()
+		slot.Gone()
 		return checkout{}, fmt.Errorf("passbuddy: while connecting: %w", semaphore.ErrLost)
 	}
-	return checkout{ph: ph, unit: unit}, nil
+	return checkout{ph: ph, slot: slot}, nil
 }
 
-// takeOrDial returns a connection under unit.
-func (cn *connector) takeOrDial(ctx context.Context, unit *allotment.Conn) (*physical, error) {
+// takeOrDial returns a connection under slot.
+func (cn *connector) takeOrDial(ctx context.Context, slot *allotment.Slot) (*physical, error) {
 	for {
-		ph := cn.idle.take(unit)
+		ph := cn.idle.take(slot)
 		if ph == nil {
 			break
 		}
@@ -69,7 +69,7 @@ func (cn *connector) takeOrDial(ctx context.Context, unit *allotment.Conn) (*phy
 	}
 	ph, err := cn.dial(ctx, nil)
 	if err == nil {
-		cn.idle.cover(ph, unit)
+		cn.idle.cover(ph, slot)
 	}
 	return ph, err
 }
@@ -84,22 +84,22 @@ func contextError(ctx context.Context) error {
 }
 
 // enterCheckout waits for a permit that covers one checkout. Gone gives it back.
-func (cn *connector) enterCheckout(ctx context.Context) (*allotment.Conn, error) {
+func (cn *connector) enterCheckout(ctx context.Context) (*allotment.Slot, error) {
 	cn.idle.waiting.Add(1)
 	defer cn.idle.waiting.Add(-1)
 	if _, err := cn.a.Enter(ctx, false); err != nil {
 		return nil, err
 	}
-	unit, err := cn.a.OpenWithin(ctx)
-	if err == nil && !unit.CheckOut() {
-		unit.Gone()
+	slot, err := cn.a.OpenWithin(ctx)
+	if err == nil && !slot.CheckOut() {
+		slot.Gone()
 		err = fmt.Errorf("passbuddy: %w", semaphore.ErrLost)
 	}
 	if err != nil {
 		cn.a.Exit()
 		return nil, err
 	}
-	return unit, nil
+	return slot, nil
 }
 
 // resetForCheckout is the driver's part of a checkout. IsValid was asked at the return, and nobody had
@@ -133,17 +133,17 @@ func (c *conn) checkOut(ctx context.Context) error {
 
 // coverPinned puts the connection that the wrapper holds under a permit.
 func (c *conn) coverPinned(ctx context.Context) error {
-	unit, err := c.cn.enterCheckout(ctx)
+	slot, err := c.cn.enterCheckout(ctx)
 	if err != nil {
 		return err
 	}
-	c.cn.idle.cover(c.ph, unit)
-	if !unit.Attach(c.ph) {
+	c.cn.idle.cover(c.ph, slot)
+	if !slot.Attach(c.ph) {
 		c.cn.idle.cover(c.ph, nil)
-		unit.Gone()
+		slot.Gone()
 		return fmt.Errorf("passbuddy: %w", semaphore.ErrLost)
 	}
-	c.unit, c.held = unit, true
+	c.slot, c.held = slot, true
 	return nil
 }
 
@@ -200,18 +200,18 @@ func (c *conn) returnCheckout() bool {
 		return false
 	case ph.pinned != allotment.Free:
 		c.cn.idle.cover(ph, nil)
-		c.unit.Gone()
-		c.unit, c.held = nil, false
+		c.slot.Gone()
+		c.slot, c.held = nil, false
 		return true
 	}
 	ph.statements = false // those of a transaction, which were closed with it
-	unit := c.unit
-	c.ph, c.unit, c.held = nil, nil, false
+	slot := c.slot
+	c.ph, c.slot, c.held = nil, nil, false
 	if !c.cn.idle.put(c, ph) {
 		_ = ph.end(inBackground) // the permit comes back with the end of the backend
 		return true
 	}
-	unit.Gone() // after put, so that the caller who gets the permit finds the connection
+	slot.Gone() // after put, so that the caller who gets the permit finds the connection
 	return true
 }
 
@@ -222,8 +222,8 @@ func (c *conn) closeCheckout() error {
 		return nil
 	}
 	c.closed = true
-	ph, unit := c.ph, c.unit
-	c.ph, c.unit, c.held = nil, nil, false
+	ph, slot := c.ph, c.slot
+	c.ph, c.slot, c.held = nil, nil, false
 	// After put, so that a connection which is put back here counts when the surplus is looked for.
 	defer c.cn.idle.shellClosed(c, ph == nil && c.resting && closedForAge())
 	if ph == nil {
@@ -233,7 +233,7 @@ func (c *conn) closeCheckout() error {
 		ph.setPin(allotment.Free)
 		ph.statements = false
 		if c.cn.idle.put(nil, ph) {
-			unit.Gone()
+			slot.Gone()
 			return nil
 		}
 	}

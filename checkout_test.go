@@ -307,7 +307,7 @@ func TestLateFence(t *testing.T) {
 		first := b.conn(t)
 		var before *physical
 		must(t)(nil, first.Raw(func(dc any) error { before = dc.(wrapper).base().ph; return nil }))
-		unit := before.unit
+		slot := before.slot
 		_ = first.Close()
 		second := b.conn(t)
 		must(t)(nil, second.Raw(func(dc any) error {
@@ -316,7 +316,7 @@ func TestLateFence(t *testing.T) {
 			}
 			return nil
 		}))
-		b.cn.Fence(unit)
+		b.cn.Abort(slot)
 		if err := second.PingContext(context.Background()); err != nil {
 			t.Errorf("it suffers for a permit that it does not use: %v", err)
 		}

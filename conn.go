@@ -27,9 +27,9 @@ import (
 // Who may touch the physical connection is decided in one place, under the allotment's lock, for each pair that can
 // meet over an idle connection:
 //
-//   - a claim (another caller's Connect) and ResetSession: Retake names the epoch in which we held it, and a
+//   - a claim (another caller's Connect) and ResetSession: Retake names the generation in which we held it, and a
 //     claim begins a new one. If the claim was first we report ErrBadConn without having touched anything; if we were, it finds nothing idle.
-//     It may even have been used and returned since, by a new wrapper: then it is idle, but in another epoch.
+//     It may even have been used and returned since, by a new wrapper: then it is idle, but in another generation.
 //   - a claim and Close: the same, by LeaveAt.
 //   - an eviction and ResetSession: eviction makes it leave, and Retake takes only what is idle.
 //   - an eviction and Close: whoever comes second finds that end was called (physical.ended).
@@ -40,10 +40,10 @@ import (
 //
 // Its fields need no lock: database/sql calls one method at a time.
 type conn struct {
-	cn    *connector
-	ph    *physical // nil: empty
-	unit  *allotment.Conn
-	epoch uint32
+	cn         *connector
+	ph         *physical // nil: empty
+	slot       *allotment.Slot
+	generation uint32
 
 	held    bool // checked out: operations may run
 	parking bool // IsValid said no because somebody waits; Close hands the connection on
@@ -118,7 +118,7 @@ func (c *conn) base() *conn { return c }
 
 // hold makes l the wrapper's connection, checked out.
 func (c *conn) hold(l checkout) {
-	c.ph, c.unit, c.epoch = l.ph, l.unit, l.epoch
+	c.ph, c.slot, c.generation = l.ph, l.slot, l.generation
 	c.held = true
 }
 
@@ -129,10 +129,10 @@ func (c *conn) release() {
 		c.returnCheckout() // it has no statements, so it stays open
 		return
 	}
-	if !c.cn.park(c.unit) {
+	if !c.cn.park(c.slot) {
 		_ = c.ph.end(inBackground)
 	}
-	c.ph, c.unit, c.held = nil, nil, false
+	c.ph, c.slot, c.held = nil, nil, false
 }
 
 // use is the first thing of every operation. It costs two loads when the connection is checked out.
@@ -159,7 +159,7 @@ func (c *conn) useSlow(ctx context.Context) error {
 			return neverBadConn(err)
 		}
 		c.hold(l)
-	case !c.unit.Retake(c.epoch):
+	case !c.slot.Retake(c.generation):
 		return driver.ErrBadConn
 	default:
 		c.held = true
@@ -231,7 +231,7 @@ func (c *conn) ResetSession(ctx context.Context) error {
 			return err
 		}
 	} else {
-		if !c.unit.Retake(c.epoch) {
+		if !c.slot.Retake(c.generation) {
 			return driver.ErrBadConn
 		}
 		c.held = true
@@ -273,10 +273,10 @@ func (c *conn) IsValid() bool {
 	}
 	if !c.held {
 		// Handed to a caller who had given up, and returned without a checkout.
-		return c.unit.Current(c.epoch)
+		return c.slot.Current(c.generation)
 	}
 	tooOld := c.ph.moved.Load() && c.cn.tooOld(c.ph)
-	if !tooOld && c.unit.Keep() {
+	if !tooOld && c.slot.Keep() {
 		c.held, c.returned = false, true
 		return true
 	}
@@ -302,20 +302,20 @@ func (c *conn) Close() error {
 	if ph == nil {
 		return nil
 	}
-	unit := c.unit
-	c.ph, c.unit = nil, nil
+	slot := c.slot
+	c.ph, c.slot = nil, nil
 	if c.parking && ph.pinned != allotment.Fixed && ph.valid() {
 		// database/sql has closed the statements it kept on it, just now.
 		if ph.pinned == allotment.Held {
 			ph.setPin(allotment.Free)
 		}
 		ph.statements = false
-		if c.cn.park(unit) {
+		if c.cn.park(slot) {
 			return nil
 		}
 		// The fleet had asked for it back.
 	}
-	if !unit.LeaveAt(c.epoch) {
+	if !slot.LeaveAt(c.generation) {
 		return nil // claimed: another wrapper has it
 	}
 	return ph.end(ph.where())

@@ -133,9 +133,9 @@ func (cn *connector) Connect(ctx context.Context) (driver.Conn, error) {
 
 // checkout is a connection, and the permit that covers it or this use of it.
 type checkout struct {
-	ph    *physical
-	unit  *allotment.Conn
-	epoch uint32
+	ph         *physical
+	slot       *allotment.Slot
+	generation uint32
 }
 
 // acquire waits for a permit and returns it with a connection. A caller whose permit is lost before it has its
@@ -168,21 +168,21 @@ func (cn *connector) acquireOnce(ctx context.Context) (checkout, error) {
 		return cn.acquireCheckout(ctx)
 	}
 	for {
-		unit, err := cn.a.Enter(ctx, true)
+		slot, err := cn.a.Enter(ctx, true)
 		if err != nil {
 			return checkout{}, err
 		}
-		if unit == nil {
+		if slot == nil {
 			break
 		}
 		// The turn came with an idle connection: parked, or claimed from a wrapper that lies in database/sql's free list.
-		ph := unit.Attached().(*physical)
+		ph := slot.Attached().(*physical)
 		if !cn.tooOld(ph) && ph.reset(ctx) {
 			cn.moves(ph)
-			return checkout{ph, unit, unit.Epoch()}, nil
+			return checkout{ph, slot, slot.Generation()}, nil
 		}
 		// If its socket was closed under us, the turn has ended with it, and we queue for another.
-		turn := unit.Discard()
+		turn := slot.Discard()
 		ph.end(inBackground)
 		if turn {
 			break
@@ -194,46 +194,46 @@ func (cn *connector) acquireOnce(ctx context.Context) (checkout, error) {
 			cn.a.Exit()
 		}
 	}()
-	unit, err := cn.a.OpenWithin(ctx)
+	slot, err := cn.a.OpenWithin(ctx)
 	if err != nil {
 		return checkout{}, err
 	}
-	ph, err := cn.dial(ctx, unit)
+	ph, err := cn.dial(ctx, slot)
 	if err != nil {
 		return checkout{}, err
 	}
 	if cn.cfg.Fence {
-		err = ph.mark(ctx, unit)
+		err = ph.recordBackend(ctx, slot)
 	}
-	if err == nil && (!unit.Attach(ph) || !unit.CheckOut()) {
+	if err == nil && (!slot.Attach(ph) || !slot.CheckOut()) {
 		err = fmt.Errorf("passbuddy: while connecting: %w", semaphore.ErrLost)
 	}
 	if err != nil {
-		unit.Leave()
+		slot.Leave()
 		ph.end(inBackground)
 		return checkout{}, err
 	}
 	tied = true
-	return checkout{ph, unit, unit.Epoch()}, nil
+	return checkout{ph, slot, slot.Generation()}, nil
 }
 
-// dial opens a connection under unit, which may be nil. If that fails, unit is given back as soon as no
+// dial opens a connection under slot, which may be nil. If that fails, slot is given back as soon as no
 // backend is left of the attempt.
-func (cn *connector) dial(ctx context.Context, unit *allotment.Conn) (ph *physical, err error) {
+func (cn *connector) dial(ctx context.Context, slot *allotment.Slot) (ph *physical, err error) {
 	at := newAttempt()
-	if unit != nil {
-		at.dialer.More = cn.a.More
+	if slot != nil {
+		at.dialer.OpenExtra = cn.a.OpenExtra
 	}
 	start := time.Now()
 	defer func() {
 		if ph == nil { // also if the driver panics
-			if unit != nil {
-				unit.Leave()
+			if slot != nil {
+				slot.Leave()
 			}
 			cn.begin()
 			at.abandon(func() {
-				if unit != nil {
-					unit.Gone()
+				if slot != nil {
+					slot.Gone()
 				}
 				cn.done()
 			})
@@ -251,10 +251,10 @@ func (cn *connector) dial(ctx context.Context, unit *allotment.Conn) (ph *physic
 	}
 	cn.linger.took(time.Since(start))
 	ph = newPhysical(cn, inner, at.finish(inner))
-	if ph.link != nil && unit != nil {
-		ph.link.Bind(unit) // Attach tells again what it found out
+	if ph.link != nil && slot != nil {
+		ph.link.Bind(slot) // Attach tells again what it found out
 	}
-	ph.unit = unit
+	ph.slot = slot
 	cn.shapeSeen.Store(1 + uint32(ph.shape))
 	cn.begin()
 	return ph, nil
@@ -339,8 +339,8 @@ func (cn *connector) endDone() {
 
 // park gives an inner connection, whose wrapper is being closed, to a caller that waits, or keeps it a while for the next.
 // It reports false if the connection must be closed instead.
-func (cn *connector) park(unit *allotment.Conn) bool {
-	if !unit.Park() {
+func (cn *connector) park(slot *allotment.Slot) bool {
+	if !slot.Park() {
 		return false
 	}
 	cn.mu.Lock()
@@ -359,11 +359,11 @@ func (cn *connector) park(unit *allotment.Conn) bool {
 func (cn *connector) sweep(maxIdle time.Duration) {
 	cn.mu.Lock()
 	// Under mu, so that who parks one either is seen by this sweep, or sees that no sweep will follow.
-	old, more := cn.a.Sweep(maxIdle)
+	old, more := cn.a.SweepParked(maxIdle)
 	cn.sweeping = more
 	cn.mu.Unlock()
-	for _, unit := range old {
-		unit.Attached().(*physical).end(inBackground)
+	for _, slot := range old {
+		slot.Attached().(*physical).end(inBackground)
 	}
 	if more {
 		time.AfterFunc(maxIdle, func() { cn.sweep(maxIdle) })
@@ -376,8 +376,8 @@ var errEvicting = errors.New("passbuddy: nothing is idle")
 
 // Evict implements [allotment.Pool].
 func (cn *connector) Evict() bool {
-	if unit := cn.a.EvictIdle(); unit != nil {
-		unit.Attached().(*physical).endIdle()
+	if slot := cn.a.EvictIdle(); slot != nil {
+		slot.Attached().(*physical).endIdle()
 		return true
 	}
 	return cn.evictThroughDB()
@@ -410,15 +410,15 @@ type eviction struct {
 	done atomic.Bool
 }
 
-// Fence implements [allotment.Pool]: the lease that covers c is lost. A connection whose socket we follow ends at once; one that lies idle
+// Abort implements [allotment.Pool]: the lease that covers c is lost. A connection whose socket we follow ends at once; one that lies idle
 // too. For another driver's connection in use that cannot be done, since nothing may call it while an
 // operation runs: it fails at its next operation, and is closed when it is returned.
-func (cn *connector) Fence(c *allotment.Conn) {
+func (cn *connector) Abort(c *allotment.Slot) {
 	switch v := c.Attached().(type) {
 	case *physical:
-		v.fence(c)
+		v.abort(c)
 	case *socket.Link:
-		v.FenceFor(c.Ended())
+		v.AbortFor(c.AbortCause())
 	}
 	// nil: still being opened. Attach will report false.
 }

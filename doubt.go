@@ -39,14 +39,14 @@ func (cn *connector) putBack(held checkout) {
 	ph := held.ph
 	if cn.cfg.Scope == PerCheckout {
 		if ph.valid() && cn.idle.put(nil, ph) {
-			held.unit.Gone() // after put: see returnCheckout
+			held.slot.Gone() // after put: see returnCheckout
 		} else {
 			_ = ph.end(inBackground)
 		}
 		return
 	}
-	if !ph.valid() || !cn.park(held.unit) {
-		held.unit.Leave()
+	if !ph.valid() || !cn.park(held.slot) {
+		held.slot.Leave()
 		_ = ph.end(inBackground)
 	}
 }

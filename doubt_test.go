@@ -2,11 +2,12 @@ package passbuddy
 
 import (
 	"context"
-	"github.com/passbuddy/passbuddy/internal/engine"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/passbuddy/passbuddy/internal/engine"
 
 	"github.com/passbuddy/passbuddy/internal/allotment"
 )
@@ -32,7 +33,7 @@ func TestMoreOfALostPermit(t *testing.T) {
 		}
 		cn.a.Attach(tryFleet{fleet, p})
 		cn.a.Lost(p) // comes before More has the lock
-		if c := cn.a.More(context.Background()); c != nil {
+		if c := cn.a.OpenExtra(context.Background()); c != nil {
 			t.Errorf("a connection may be dialled under a lost permit; bound: usable %v, %+v", c.Usable(), cn.a.Figures())
 			c.Gone()
 		}
@@ -52,8 +53,8 @@ func TestCloseInDoubt(t *testing.T) {
 		out, err := db.Conn(ctx)
 		must(t)(out, err)
 		ctx2 := cn.a.Bounded(ctx, cn.closing)
-		unit, err := cn.a.Enter(ctx2, true)
-		must(t)(unit, err)
+		slot, err := cn.a.Enter(ctx2, true)
+		must(t)(slot, err)
 		c, err := cn.a.OpenWithin(ctx2)
 		must(t)(c, err)
 		if !c.CheckOut() {
@@ -85,11 +86,11 @@ func TestUncountedInUse(t *testing.T) {
 		must(t)(nil, db.Ping())
 		tx, err := db.Begin()
 		must(t)(tx, err)
-		var unit *allotment.Conn
+		var slot *allotment.Slot
 		for _, v := range cn.a.AllAttached() {
-			unit = v.(*physical).unit
+			slot = v.(*physical).slot
 		}
-		cn.Fence(unit) // as countInSoon's goroutine, which comes late
+		cn.Abort(slot) // as countInSoon's goroutine, which comes late
 		_, err = tx.Exec("x")
 		if err != nil {
 			t.Errorf("in the transaction: %v", err)

@@ -6,10 +6,11 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
-	"github.com/passbuddy/passbuddy/internal/engine"
 	"reflect"
 	"slices"
 	"sync"
+
+	"github.com/passbuddy/passbuddy/internal/engine"
 
 	"github.com/passbuddy/passbuddy/internal/allotment"
 	"github.com/passbuddy/passbuddy/semaphore"

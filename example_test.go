@@ -3,9 +3,10 @@ package passbuddy_test
 import (
 	"context"
 	"database/sql"
-	"github.com/passbuddy/passbuddy/internal/engine"
 	"log"
 	"time"
+
+	"github.com/passbuddy/passbuddy/internal/engine"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/stdlib"

@@ -5,7 +5,6 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
-	"github.com/passbuddy/passbuddy/internal/engine"
 	"io"
 	"log/slog"
 	"net"
@@ -14,6 +13,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/passbuddy/passbuddy/internal/engine"
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/redis/go-redis/v9"

@@ -22,11 +22,11 @@ func (c Config) suits(d driver.Driver) error {
 	return nil
 }
 
-// mark records the backend of a new connection. It asks the server and Redis.
+// recordBackend records the backend of a new connection. It asks the server and Redis.
 //
 // It refuses a connection whose socket we do not follow: when that is closed we only guess at the end of its backend; and while a prepared
 // statement pins it nobody could end another's by it.
-func (ph *physical) mark(ctx context.Context, unit *allotment.Conn) error {
+func (ph *physical) recordBackend(ctx context.Context, slot *allotment.Slot) error {
 	switch {
 	case ph.pgx == nil:
 		return fmt.Errorf("passbuddy: Config.Fence: there is no pgx connection in this %T", ph.inner)
@@ -40,7 +40,7 @@ func (ph *physical) mark(ctx context.Context, unit *allotment.Conn) error {
 	if err != nil {
 		return err
 	}
-	return unit.Mark(ctx, b)
+	return slot.RecordBackend(ctx, b)
 }
 
 var _ allotment.BackendEnder = (*connector)(nil)
@@ -70,8 +70,8 @@ func (cn *connector) askOf(ctx context.Context, backends []allotment.Backend, as
 		return nil
 	}
 	gone := ask(ctx, held.ph.pgx.PgConn(), backends)
-	if !held.ph.valid() || !cn.park(held.unit) {
-		held.unit.Leave()
+	if !held.ph.valid() || !cn.park(held.slot) {
+		held.slot.Leave()
 		_ = held.ph.end(inBackground)
 	}
 	return gone

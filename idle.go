@@ -32,7 +32,7 @@ type idleList struct {
 
 	mu sync.Mutex
 
-	// Guarded by mu. So is the field unit of a physical connection, see cover.
+	// Guarded by mu. So is the field slot of a physical connection, see cover.
 	free     []*physical // the one returned last is the last
 	shells   int         // wrappers that database/sql has and callers inside Connect
 	resting  int         // of those: returned and empty, in database/sql's free list
@@ -63,7 +63,7 @@ func (l *idleList) put(c *conn, ph *physical) (kept bool) {
 	defer l.mu.Unlock()
 	kept = !l.closed && !ph.broken.Load() && !l.tooOld(ph)
 	if kept {
-		ph.unit = nil
+		ph.slot = nil
 		l.free = append(l.free, ph)
 	}
 	if c != nil {
@@ -73,8 +73,8 @@ func (l *idleList) put(c *conn, ph *physical) (kept bool) {
 	return kept
 }
 
-// take removes the connection that was returned last and puts it under unit, or returns nil.
-func (l *idleList) take(unit *allotment.Conn) (ph *physical) {
+// take removes the connection that was returned last and puts it under slot, or returns nil.
+func (l *idleList) take(slot *allotment.Slot) (ph *physical) {
 	var old []*physical
 	l.mu.Lock()
 	for ph == nil && len(l.free) > 0 {
@@ -86,7 +86,7 @@ func (l *idleList) take(unit *allotment.Conn) (ph *physical) {
 			old = append(old, last)
 			continue
 		}
-		last.unit = unit
+		last.slot = slot
 		ph = last
 	}
 	l.watch()
@@ -95,19 +95,19 @@ func (l *idleList) take(unit *allotment.Conn) (ph *physical) {
 	return ph
 }
 
-// cover puts ph, which is in its owner's hands, under unit; nil is for no permit.
-func (l *idleList) cover(ph *physical, unit *allotment.Conn) {
+// cover puts ph, which is in its owner's hands, under slot; nil is for no permit.
+func (l *idleList) cover(ph *physical, slot *allotment.Slot) {
 	l.mu.Lock()
-	ph.unit = unit
+	ph.slot = slot
 	l.mu.Unlock()
 }
 
-// breaks marks ph as broken if it is under unit still. The news of a lost lease comes from outside, and
+// breaks marks ph as broken if it is under slot still. The news of a lost lease comes from outside, and
 // ph may have been returned and lent again since, under another permit: then it is left alone.
-func (l *idleList) breaks(ph *physical, unit *allotment.Conn) bool {
+func (l *idleList) breaks(ph *physical, slot *allotment.Slot) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if ph.unit != unit {
+	if ph.slot != slot {
 		return false
 	}
 	ph.broken.Store(true)

@@ -29,8 +29,8 @@ type physical struct {
 
 	opened time.Time
 
-	// Written by who has checked the connection out, or opens it; unit in PerCheckout under idleList.mu too.
-	unit       *allotment.Conn // PerConnection: its permit. PerCheckout: the one that covers the checkout, or nil
+	// Written by who has checked the connection out, or opens it; slot in PerCheckout under idleList.mu too.
+	slot       *allotment.Slot // PerConnection: its permit. PerCheckout: the one that covers the checkout, or nil
 	pinned     allotment.Pin
 	statements bool // somebody may still close a statement on it, even after it was closed
 
@@ -121,8 +121,8 @@ func (ph *physical) end(where bool) error {
 	}
 	ph.cn.endBegins()
 	if ph.link != nil {
-		if ph.cn.cfg.Scope == PerCheckout && ph.unit != nil {
-			ph.link.Bind(ph.unit) // its owner is done with it: whatever comes of the backend, the permit is the socket's
+		if ph.cn.cfg.Scope == PerCheckout && ph.slot != nil {
+			ph.link.Bind(ph.slot) // its owner is done with it: whatever comes of the backend, the permit is the socket's
 		}
 		ph.link.Leaving()
 	}
@@ -160,8 +160,8 @@ func (ph *physical) follow() {
 		}
 		time.Sleep(ph.cn.linger.duration())
 	}
-	if ph.unit != nil {
-		ph.unit.Gone()
+	if ph.slot != nil {
+		ph.slot.Gone()
 	}
 	ph.cn.endDone()
 }
@@ -178,9 +178,9 @@ func (ph *physical) endIdle() {
 	_ = ph.link.Close()
 }
 
-// fence ends the connection at once if it can be done from outside. c is the unit whose lease is lost.
-func (ph *physical) fence(c *allotment.Conn) {
-	why := c.Ended()
+// abort ends the connection at once if it can be done from outside. c is the slot whose lease is lost.
+func (ph *physical) abort(c *allotment.Slot) {
+	why := c.AbortCause()
 	if why == nil { // it lived without a permit, and a caller may have it by now: then it ends at its return
 		if c.LeaveUncounted() {
 			ph.endIdle()
@@ -199,7 +199,7 @@ func (ph *physical) fence(c *allotment.Conn) {
 		}
 	}
 	if ph.link != nil {
-		ph.link.FenceFor(why)
+		ph.link.AbortFor(why)
 	}
 }
 
@@ -226,10 +226,10 @@ func (ph *physical) setPin(p allotment.Pin) {
 	switch {
 	case ph.cn.cfg.Scope == PerCheckout: // its permits cover no idle connection
 	case p == allotment.Free:
-		ph.unit.Pin(allotment.Free)
+		ph.slot.Pin(allotment.Free)
 	case ph.link != nil:
-		ph.unit.Pin(allotment.Held) // by its socket it can always be ended
+		ph.slot.Pin(allotment.Held) // by its socket it can always be ended
 	default:
-		ph.unit.Pin(allotment.Fixed)
+		ph.slot.Pin(allotment.Fixed)
 	}
 }

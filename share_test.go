@@ -242,10 +242,10 @@ func TestClaimedSocketCloses(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		unit := old.(wrapper).base().unit
+		slot := old.(wrapper).base().slot
 		old.(driver.Validator).IsValid()
 		b.server.onReset = func(*fakeConn) error {
-			unit.Leave() // as the socket does
+			slot.Leave() // as the socket does
 			return driver.ErrBadConn
 		}
 		now, err := b.cn.Connect(ctx)

@@ -9,14 +9,18 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// A turn that comes with a return comes just before the connection is idle in the pool (TraceRelease runs first). Who enters the pool
-// too early finds nothing idle and opens a connection, for which the one that he was meant to have must be closed. So he waits until there is one for him
-// and for each who arrived before him and is still on his way: to see that some connection is idle is not enough, for two can see the same.
+// A turn that comes with a return comes just before the connection is idle in the pool:
+// TraceRelease runs first. A caller that enters the pool too early finds nothing idle and opens a
+// connection. For that one, the connection that was meant for the caller must be closed. So it
+// waits until one is idle for it, and one for each caller that arrived before it and is still on
+// its way. To see that some connection is idle is not enough, for two can see the same.
 //
-// The count is a hint. Callers who did not wait for their turn are not in it, and one who is overtaken takes the overtaker's connection when
-// that is idle: what it gets wrong costs a reconnect, or the moment that letReturn waits at most.
+// The count is a hint. Callers that did not wait for their turn are not in it. A caller that is
+// overtaken takes the overtaker's connection when that is idle. What the count gets wrong costs a
+// reconnect, or the moment that letReturn waits at most.
 
-// arrivals counts those whose turn came with a return: who has come, and who of them has a connection, opens one, or gave up.
+// arrivals counts the callers whose turn came with a return: how many have come, and how many of
+// them have a connection, open one, or gave up.
 type arrivals struct {
 	come, through atomic.Int64
 }
@@ -44,20 +48,23 @@ func (a *arrivals) arrive(ctx context.Context, pool *pgxpool.Pool) context.Conte
 	return &arrival{Context: ctx, of: a}
 }
 
-// served reports whether, of so many idle connections, one is for him who came in that place.
+// served reports whether, of so many idle connections, one is for the caller that came in that
+// place.
 func (a *arrivals) served(place int64, idle int32) bool {
 	return int64(idle) >= place-a.through.Load()
 }
 
-// end ends what arrive began. Twice is once: who had to open one is through when that begins, lest others wait for the time of a connect.
+// end ends what arrive began. It is idempotent. A caller that had to open a connection is through
+// when that begins; otherwise the callers behind it would wait for the time of a connect.
 func (a *arrival) end() {
 	if !a.over.Swap(true) {
 		a.of.through.Add(1)
 	}
 }
 
-// letReturn waits a moment until the connection is there. Mostly some yields will do; where the returning thread has lost its processor it takes a
-// time slice, which is still less than a reconnect.
+// letReturn waits a moment until the connection is there. Mostly some yields will do. Where the
+// returning thread has lost its processor it takes a time slice, which is still less than a
+// reconnect.
 func letReturn(there func() bool) {
 	const (
 		yields = 50

@@ -22,9 +22,9 @@ import (
 // byHand is such an attempt. It is an attempt of the pool's for all that concerns the socket. Its
 // turn and its permit are taken before the connect begins, whose timeout is not for that wait.
 type byHand struct {
-	attempt
+	connectAttempt
 	p       *pool
-	c       *allotment.Conn // a permit that no dial has used yet
+	c       *allotment.Slot // a permit that no dial has used yet
 	err     error           // why there is none
 	turn    bool
 	restore func() // what is shown of the configuration is as it was
@@ -35,7 +35,7 @@ var _ pgx.ConnectTracer = (*tracer)(nil)
 // TraceConnectStart puts a connection that is opened by hand under a permit.
 func (t *tracer) TraceConnectStart(ctx context.Context, data pgx.TraceConnectStartData) context.Context {
 	cfg := data.ConnConfig // pgx's own copy, for this connection
-	h := &byHand{p: t.pool, attempt: attempt{Tracer: noTracer, user: t.user.tracer, config: cfg}}
+	h := &byHand{p: t.pool, connectAttempt: connectAttempt{Tracer: noTracer, user: t.user.tracer, config: cfg}}
 	cfg.Tracer = h.user
 	if h.user != nil {
 		h.Tracer = multitracer.New(h.user)
@@ -97,7 +97,7 @@ func (h *byHand) enter(ctx context.Context) {
 	h.turn = true
 }
 
-func (h *byHand) permit(ctx context.Context) (*allotment.Conn, error) {
+func (h *byHand) permit(ctx context.Context) (*allotment.Slot, error) {
 	if c := h.p.allot.OpenNow(); c != nil {
 		return c, nil
 	}
@@ -106,7 +106,7 @@ func (h *byHand) permit(ctx context.Context) (*allotment.Conn, error) {
 
 // open is the dialer's. A second dial of the same attempt (another host, or without TLS) needs
 // another permit, which the first has left.
-func (h *byHand) open(ctx context.Context) (c *allotment.Conn, err error) {
+func (h *byHand) open(ctx context.Context) (c *allotment.Slot, err error) {
 	switch {
 	case h.err != nil:
 		return nil, h.err
@@ -120,12 +120,12 @@ func (h *byHand) open(ctx context.Context) (c *allotment.Conn, err error) {
 // connected ties the turn to the connection. It is the first that sees it.
 func (h *byHand) connected(ctx context.Context, pc *pgconn.PgConn) error {
 	l := h.dialer.Last()
-	if l == nil || l.Conn() == nil {
+	if l == nil || l.Slot() == nil {
 		return errUntracked
 	}
-	c := l.Conn()
+	c := l.Slot()
 	if h.p.fence {
-		if err := h.p.markBackend(ctx, c, pc); err != nil {
+		if err := h.p.recordBackend(ctx, c, pc); err != nil {
 			return err
 		}
 	}

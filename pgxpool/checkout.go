@@ -11,18 +11,20 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// In the scope PerCheckout an allotment.Conn stands for one checkout, not for a connection: it is opened with
-// the turn, bound to the socket while the caller has it, and gone at the return. There is never an idle one, so what
-// is free is a spare permit, and goes to the next local caller or back to the fleet at once.
+// In the scope PerCheckout an allotment.Slot stands for one checkout, not for a connection: it is
+// opened with the turn, bound to the socket while the caller has it, and gone at the return. There
+// is never an idle one, so what is free is a spare permit, and goes to the next local caller or
+// back to the fleet at once.
 
-// closingFunc returns what is closed when the caller's pool is. It is asked only of a caller that waits.
+// closingFunc returns what is closed when the caller's pool is. It is asked only of a caller that
+// waits.
 type closingFunc func() <-chan struct{}
 
 // openTurn puts the turn that its caller has under a permit, for the scope PerCheckout. If it
 // cannot, the turn is given back. A permit is at hand, unless it was lost since the turn was given.
 // One that is lost before its caller has used it is replaced, for as long as the caller may wait.
 // The context that is returned carries the end of that wait, where there was one.
-func openTurn(ctx context.Context, a *allotment.Allotment, closing closingFunc) (context.Context, *allotment.Conn, error) {
+func openTurn(ctx context.Context, a *allotment.Allotment, closing closingFunc) (context.Context, *allotment.Slot, error) {
 	for {
 		c, err := a.OpenNow(), error(nil)
 		if c == nil {
@@ -61,7 +63,7 @@ func enterAgain(ctx context.Context, a *allotment.Allotment, closing closingFunc
 // turn is the context of a checkout that has its permit.
 type turn struct {
 	context.Context
-	c *allotment.Conn
+	c *allotment.Slot
 }
 
 // bindTurn puts a turn that was just taken under a permit.
@@ -82,7 +84,7 @@ func (p *pool) endTurn(ctx context.Context, data pgxpool.TraceAcquireEndData) {
 		t.c.Gone()
 	default:
 		if l := linkOf(data.Conn); !l.Bind(t.c) {
-			go l.FenceFor(semaphore.ErrLost) // lost after PrepareConn
+			go l.AbortFor(semaphore.ErrLost) // lost after PrepareConn
 		}
 	}
 }
@@ -118,8 +120,8 @@ func (p *pool) prepareTurn(ctx context.Context, l *socket.Link) (bool, error) {
 	return true, nil
 }
 
-// endCheckout gives the permit back, if the connection goes back in good order. If it does not, its backend may
-// still run a query: then the permit ends with the socket.
+// endCheckout gives the permit back, if the connection goes back in good order. If it does not, its
+// backend may still run a query: then the permit ends with the socket.
 func endCheckout(l *socket.Link, ok bool) bool {
 	if !ok {
 		return false

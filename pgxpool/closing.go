@@ -82,9 +82,9 @@ func (p *pool) saw(ctx context.Context) {
 }
 
 const (
-	lookMost  = 10 * time.Millisecond // bounds a look, which takes microseconds
-	pollFirst = 20 * time.Millisecond // a pool that starts mostly opens its first connection before that
-	pollEvery = 100 * time.Millisecond
+	lookTimeout = 10 * time.Millisecond // bounds a look, which takes microseconds
+	pollFirst   = 20 * time.Millisecond // a pool that starts mostly opens its first connection before that
+	pollEvery   = 100 * time.Millisecond
 )
 
 // closingOf returns what is closed when pool is.
@@ -135,7 +135,7 @@ func (p *pool) look(pool *pgxpool.Pool) <-chan struct{} {
 	if s := pool.Stat(); s.AcquiredConns()+s.ConstructingConns() >= s.MaxConns() {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), lookMost)
+	ctx, cancel := context.WithTimeout(context.Background(), lookTimeout)
 	defer cancel()
 	r := &reclaim{Context: ctx, look: true}
 	conn, err := pool.Acquire(r)
@@ -177,8 +177,8 @@ var closedPool struct {
 	err  error
 }
 
-// errClosedPool is what pgx returns for calls on a closed pool: puddle's ErrClosedPool. We ask a
-// pool for it that was made of the same configuration and closed at once. It never opens anything.
+// errClosedPool is pgx's error for calls on a closed pool: puddle's ErrClosedPool. We ask a pool
+// for it that was made of the same configuration and closed at once. It never opens anything.
 func errClosedPool(pool *pgxpool.Pool) error {
 	closedPool.once.Do(func() {
 		closedPool.err = errors.New("closed pool")

@@ -4,9 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"github.com/passbuddy/passbuddy/internal/engine"
 	"reflect"
 	"time"
+
+	"github.com/passbuddy/passbuddy/internal/engine"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/multitracer"
@@ -26,7 +27,8 @@ func New(ctx context.Context, connString string, sem *semaphore.Semaphore, opts 
 	return NewWithConfig(ctx, cfg, sem, opts)
 }
 
-// NewWithConfig is pgx's NewWithConfig with the connections under sem. It configures a copy: cfg can be used again.
+// NewWithConfig is pgx's NewWithConfig with the connections under sem. It configures a copy: cfg
+// can be used again.
 func NewWithConfig(ctx context.Context, cfg *pgxpool.Config, sem *semaphore.Semaphore, opts passbuddy.Config) (*pgxpool.Pool, error) {
 	if err := check(cfg, sem); err != nil {
 		return nil, err
@@ -45,15 +47,18 @@ func NewWithConfig(ctx context.Context, cfg *pgxpool.Config, sem *semaphore.Sema
 	return pool, nil
 }
 
-// Configure sets the hooks of cfg, so that the pool that pgx makes of it holds its connections under sem.
-// cfg must come from pgx's ParseConfig, and is for one pool: its copies share its permits.
+// Configure sets the hooks of cfg, so that the pool that pgx makes of it holds its connections
+// under sem. cfg must come from pgx's ParseConfig, and is for one pool: its copies share its
+// permits.
 //
-// The hooks that cfg has already are kept: they run before PassBuddy's own, and a tracer of acquires sees the wait for a permit too. Hooks that are set
-// later replace PassBuddy's and break the promise; set them before. An AfterRelease hook makes
-// Release asynchronous in pgx; the permit is then handed on when the hook is done.
+// The hooks that cfg has already are kept: they run before PassBuddy's own, and a tracer of
+// acquires sees the wait for a permit too. Hooks that are set later replace PassBuddy's and break
+// the promise; set them before. An AfterRelease hook makes Release asynchronous in pgx; the permit
+// is then handed on when the hook is done.
 //
-// It returns an error, and leaves cfg as it was, if cfg or sem is nil, cfg was not made by ParseConfig or is configured already, opts are
-// refused, or sem is closed (matching [semaphore.ErrClosed]).
+// It returns an error, and leaves cfg as it was, if cfg or sem is nil, cfg was not made by
+// ParseConfig or is configured already, opts are refused, or sem is closed (matching
+// [semaphore.ErrClosed]).
 func Configure(cfg *pgxpool.Config, sem *semaphore.Semaphore, opts passbuddy.Config) error {
 	if err := check(cfg, sem); err != nil {
 		return err
@@ -77,8 +82,8 @@ func check(cfg *pgxpool.Config, sem *semaphore.Semaphore) error {
 	return nil
 }
 
-// parsed reports whether pgx would accept cfg: it panics otherwise. The mark is not exported; should it be
-// renamed one day, pgx's own check remains.
+// parsed reports whether pgx would accept cfg: it panics otherwise. The mark is not exported;
+// should it be renamed one day, pgx's own check remains.
 func parsed(cfg any) bool {
 	mark := reflect.ValueOf(cfg).Elem().FieldByName("createdByParseConfig")
 	return !mark.IsValid() || mark.Kind() != reflect.Bool || mark.Bool()
@@ -116,7 +121,7 @@ func configureWith(cfg *pgxpool.Config, opts passbuddy.Config, join func(*allotm
 		p.user.prepareConn = func(ctx context.Context, conn *pgx.Conn) (bool, error) { return before(ctx, conn), nil }
 	}
 	p.allot = allotment.New(p, allotment.Options{
-		Detached:       p.perCheckout,
+		PerCheckout:    p.perCheckout,
 		AcquireTimeout: opts.AcquireTimeout,
 		KeepOnLoss:     opts.KeepOnLoss,
 		FallbackConns:  opts.FallbackConns,

@@ -16,9 +16,10 @@ import (
 	"github.com/passbuddy/passbuddy/internal/socket"
 )
 
-// attempt is one attempt to connect. It is the tracer of that connect alone: TraceConnectStart is the one place where the
-// attempt's context can be marked, and it puts the user's tracer in its own place before the connection reads it.
-type attempt struct {
+// connectAttempt is one attempt to connect. It is the tracer of that connect alone:
+// TraceConnectStart is the one place where the attempt's context can be marked, and it puts the
+// user's tracer in its own place before the connection reads it.
+type connectAttempt struct {
 	*multitracer.Tracer // the user's; unused as long as pgx reads ConnConfig.Tracer after TraceConnectStart
 	user                pgx.QueryTracer
 	pool                pgx.QueryTracer // the pool's, for connections that are opened by hand from this one's Config
@@ -44,15 +45,15 @@ func (p *pool) beforeConnect(ctx context.Context, cfg *pgx.ConnConfig) error {
 			return err
 		}
 	}
-	at := &attempt{Tracer: noTracer, user: cfg.Tracer, pool: p.tracer}
+	at := &connectAttempt{Tracer: noTracer, user: cfg.Tracer, pool: p.tracer}
 	if at.user != nil {
 		at.Tracer = multitracer.New(at.user)
 	}
 	at.dialer.Dial = cfg.DialFunc
 	if !p.perCheckout {
-		at.dialer.Open, at.dialer.More = p.open, p.allot.More
-		// pgx opens for a caller with a context that has no deadline (it outlives the caller), and for MinConns and
-		// MinIdleConns with one.
+		at.dialer.Open, at.dialer.OpenExtra = p.open, p.allot.OpenExtra
+		// pgx opens for a caller with a context that has no deadline (it outlives the caller), and
+		// for MinConns and MinIdleConns with one.
 		if _, background := ctx.Deadline(); background {
 			at.ended = p.background.begin()
 			at.dialer.Open = p.backgroundOpener(at.ended)
@@ -78,7 +79,7 @@ func (p *pool) beforeConnect(ctx context.Context, cfg *pgx.ConnConfig) error {
 	return nil
 }
 
-func (at *attempt) TraceConnectStart(ctx context.Context, data pgx.TraceConnectStartData) context.Context {
+func (at *connectAttempt) TraceConnectStart(ctx context.Context, data pgx.TraceConnectStartData) context.Context {
 	data.ConnConfig.Tracer = at.user
 	at.config = data.ConnConfig
 	if t, ok := at.user.(pgx.ConnectTracer); ok {
@@ -87,7 +88,7 @@ func (at *attempt) TraceConnectStart(ctx context.Context, data pgx.TraceConnectS
 	return at.dialer.Begin(ctx)
 }
 
-func (at *attempt) TraceConnectEnd(ctx context.Context, data pgx.TraceConnectEndData) {
+func (at *connectAttempt) TraceConnectEnd(ctx context.Context, data pgx.TraceConnectEndData) {
 	at.endDials(data, at.pool)
 	if at.ended != nil {
 		if failed(data) {
@@ -103,7 +104,7 @@ func (at *attempt) TraceConnectEnd(ctx context.Context, data pgx.TraceConnectEnd
 
 // endDials ends the attempt of the dialer. The socket that came of it learns whose it is, and the
 // configuration gets our tracer back, which shown is: pgx has read it, and shows it in Config.
-func (at *attempt) endDials(data pgx.TraceConnectEndData, shown pgx.QueryTracer) {
+func (at *connectAttempt) endDials(data pgx.TraceConnectEndData, shown pgx.QueryTracer) {
 	if failed(data) {
 		at.dialer.Fail()
 		return
@@ -126,23 +127,23 @@ func failed(data pgx.TraceConnectEndData) bool {
 
 const attemptData = customData + "/attempt"
 
-// refusalMost is how long a refused background attempt keeps its refusal to itself.
-const refusalMost = time.Second
+// refusalHold is how long a refused background attempt keeps its refusal to itself.
+const refusalHold = time.Second
 
 // backgroundOpener returns how a background attempt gets its permit.
 //
-// pgx opens several at a time, and cancels them all when the first one fails. A refusal comes at once, so it would undo those that did get
-// a permit: it waits for them.
-func (p *pool) backgroundOpener(ended func()) func(context.Context) (*allotment.Conn, error) {
+// pgx opens several at a time, and cancels them all when the first one fails. A refusal comes at
+// once, so it would undo those that did get a permit: it waits for them.
+func (p *pool) backgroundOpener(ended func()) func(context.Context) (*allotment.Slot, error) {
 	var refusal error
-	return func(ctx context.Context) (*allotment.Conn, error) {
+	return func(ctx context.Context) (*allotment.Slot, error) {
 		if refusal != nil {
 			return nil, refusal // the next host of the same attempt
 		}
-		var c *allotment.Conn
+		var c *allotment.Slot
 		if c, refusal = p.openBackground(ctx); refusal != nil {
 			ended()
-			ctx, cancel := context.WithTimeout(ctx, refusalMost)
+			ctx, cancel := context.WithTimeout(ctx, refusalHold)
 			defer cancel()
 			p.background.wait(ctx)
 		}
@@ -150,15 +151,15 @@ func (p *pool) backgroundOpener(ended func()) func(context.Context) (*allotment.
 	}
 }
 
-// attempts counts background attempts that are under way.
-type attempts struct {
+// backgroundDials counts background attempts that are under way.
+type backgroundDials struct {
 	mu   sync.Mutex
 	n    int           // guarded by mu
 	none chan struct{} // closed when n falls to zero; guarded by mu
 }
 
 // begin counts one more, and returns how to end it, once or more.
-func (b *attempts) begin() (end func()) {
+func (b *backgroundDials) begin() (end func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.n++; b.n == 1 {
@@ -174,7 +175,7 @@ func (b *attempts) begin() (end func()) {
 }
 
 // wait returns when none is under way.
-func (b *attempts) wait(ctx context.Context) {
+func (b *backgroundDials) wait(ctx context.Context) {
 	b.mu.Lock()
 	none, n := b.none, b.n
 	b.mu.Unlock()
@@ -190,7 +191,7 @@ func (b *attempts) wait(ctx context.Context) {
 // open takes a permit for a caller that has a turn. It waits at most for a connection to end, or
 // its pool's Close: nothing else cancels ctx, which is puddle's; a timeout of the connect shows as
 // that.
-func (p *pool) open(ctx context.Context) (*allotment.Conn, error) {
+func (p *pool) open(ctx context.Context) (*allotment.Slot, error) {
 	c, err := p.allot.OpenWithin(ctx)
 	if err != nil {
 		if known := p.known.Load(); known != nil && (errors.Is(err, allotment.ErrPoolClosed) || ctx.Err() == context.Canceled) {
@@ -203,9 +204,9 @@ func (p *pool) open(ctx context.Context) (*allotment.Conn, error) {
 
 // openBackground takes a permit that nobody waits for, or none.
 //
-// pgx answers a refusal by not ending idle connections that are past MaxConnIdleTime, not until the wish for MinConns is fulfilled. At
-// capacity that can be never, so they are ended here.
-func (p *pool) openBackground(ctx context.Context) (*allotment.Conn, error) {
+// pgx answers a refusal by not ending idle connections that are past MaxConnIdleTime, not until the
+// wish for MinConns is fulfilled. At capacity that can be never, so they are ended here.
+func (p *pool) openBackground(ctx context.Context) (*allotment.Slot, error) {
 	c, err := p.allot.OpenBackground(ctx, nil)
 	if errors.Is(err, allotment.ErrNoSpare) {
 		if permit, tryErr := p.share.Try(ctx); tryErr != nil {
@@ -229,13 +230,13 @@ func (p *pool) afterConnect(ctx context.Context, conn *pgx.Conn) error {
 		return errUntracked
 	}
 	data := conn.PgConn().CustomData()
-	if at, ok := data[attemptData].(*attempt); ok {
+	if at, ok := data[attemptData].(*connectAttempt); ok {
 		delete(data, attemptData)
 		defer at.ended()
 	}
 	if p.fence {
 		// Before anything else: until it is recorded, nobody else can end it.
-		if err := p.mark(ctx, l.Conn(), conn); err != nil {
+		if err := p.recordBackend(ctx, l.Slot(), conn.PgConn()); err != nil {
 			return err // pgx closes it
 		}
 	}
@@ -244,7 +245,7 @@ func (p *pool) afterConnect(ctx context.Context, conn *pgx.Conn) error {
 			return err // pgx closes it
 		}
 	}
-	if c := l.Conn(); c != nil {
+	if c := l.Slot(); c != nil {
 		c.Ready()
 	}
 	return nil
@@ -255,7 +256,7 @@ func (p *pool) beforeClose(conn *pgx.Conn) {
 		p.user.beforeClose(conn)
 	}
 	if l := linkOf(conn); l != nil {
-		if c := l.Conn(); c != nil {
+		if c := l.Slot(); c != nil {
 			c.Leave()
 		}
 		l.Leaving()

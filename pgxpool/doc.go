@@ -1,23 +1,25 @@
-// Package pgxpool puts the connections of a [pgxpool.Pool] under the permits of a [semaphore.Semaphore]: all pools
-// that share the semaphore, in any number of processes, together never hold more Postgres backends than its capacity.
+// Package pgxpool puts the connections of a [pgxpool.Pool] under the permits of a
+// [semaphore.Semaphore]: all pools that share the semaphore, in any number of processes, together
+// never hold more Postgres backends than its capacity.
 //
 //	import passpool "github.com/passbuddy/passbuddy/pgxpool"
 //
 //	pool, err := passpool.New(ctx, url, sem, passbuddy.Config{})
 //
-// The result is pgx's own pool. A checkout waits while the fleet is at capacity, first come, first served; a return lets the
-// next one in; a connection that lies idle is given up when another process waits. A checkout of a warm connection
-// sends nothing to Redis.
+// The result is pgx's own pool. A checkout waits while the fleet is at capacity, first come, first
+// served; a return lets the next one in; a connection that lies idle is given up when another
+// process waits. A checkout of a warm connection sends nothing to Redis.
 //
 // # Permits follow sockets
 //
-// With [passbuddy.PerConnection] a permit is taken before a socket is dialled, and comes back when the server has closed its end: that is when
-// the backend is gone. So it makes no difference who closes the connection: the pool, pgx after a cancelled query (up to 15
-// seconds later), the owner of a hijacked connection, or the garbage collector.
+// With [passbuddy.PerConnection] a permit is taken before a socket is dialled, and comes back when
+// the server has closed its end: that is when the backend is gone. So it makes no difference who
+// closes the connection: the pool, pgx after a cancelled query (up to 15 seconds later), the owner
+// of a hijacked connection, or the garbage collector.
 //
-// With [passbuddy.PerCheckout] a permit is taken at each checkout and given back at each return. A connection that does not go back
-// in good order keeps the permit until its backend is gone. Idle connections are not counted, nor are
-// those that [pgxpool.Pool.AcquireAllIdle] hands out.
+// With [passbuddy.PerCheckout] a permit is taken at each checkout and given back at each return. A
+// connection that does not go back in good order keeps the permit until its backend is gone. Idle
+// connections are not counted, nor are those that [pgxpool.Pool.AcquireAllIdle] hands out.
 //
 // # Connections opened by hand
 //
@@ -35,15 +37,15 @@
 //
 // # MaxConns
 //
-// MaxConns stays what it is in pgx: the most connections of this process. It may be smaller than the capacity, and the
-// process then never asks for more permits than that. Where only the fleet's capacity should count, set it to
-// the number of goroutines that query at the same time.
+// MaxConns stays what it is in pgx: the most connections of this process. It may be smaller than
+// the capacity, and the process then never asks for more permits than that. Where only the fleet's
+// capacity should count, set it to the number of goroutines that query at the same time.
 //
-// MinConns and MinIdleConns are wishes: a connection that nobody waits for is opened only if a permit is free, and given up
-// to whoever waits.
+// MinConns and MinIdleConns are wishes: a connection that nobody waits for is opened only if a
+// permit is free, and given up to whoever waits.
 //
 // # What it does not cover
 //
-// Cancel requests, which Postgres does not count either. A connection lost to the network without a word, whose backend lives on: its permit comes back 20 seconds after
-// the close at the latest.
+// Cancel requests, which Postgres does not count either. A connection lost to the network without a
+// word, whose backend lives on: its permit comes back 20 seconds after the close at the latest.
 package pgxpool

@@ -3,7 +3,6 @@ package pgxpool
 import (
 	"context"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/passbuddy/passbuddy/internal/allotment"
@@ -12,13 +11,9 @@ import (
 
 // This file is passbuddy.Config.Fence.
 
-// mark records the backend of a new connection. It asks the server and Redis.
-func (p *pool) mark(ctx context.Context, c *allotment.Conn, conn *pgx.Conn) error {
-	return p.markBackend(ctx, c, conn.PgConn())
-}
-
-func (p *pool) markBackend(ctx context.Context, c *allotment.Conn, pc *pgconn.PgConn) error {
-	if c == nil {
+// recordBackend records the backend of a new connection. It asks the server and Redis.
+func (p *pool) recordBackend(ctx context.Context, s *allotment.Slot, pc *pgconn.PgConn) error {
+	if s == nil {
 		return errUntracked
 	}
 	// pgx's ctx has no deadline: it outlives the caller.
@@ -28,12 +23,12 @@ func (p *pool) markBackend(ctx context.Context, c *allotment.Conn, pc *pgconn.Pg
 	if err != nil {
 		return err
 	}
-	return c.Mark(ctx, b)
+	return s.RecordBackend(ctx, b)
 }
 
 // fencing is the context of a checkout that is to end backends of others, or to look for them. The
-// user's hooks are spared it, as far as pgx tells it
-// from others: those of its release see it, and Stat counts it.
+// user's hooks are spared it, as far as pgx tells it from others: those of its release see it, and
+// Stat counts it.
 type fencing struct{ context.Context }
 
 func isFencing(ctx context.Context) bool {
@@ -59,7 +54,7 @@ func (p *pool) BackendsGone(ctx context.Context, backends []allotment.Backend) [
 	return p.askOf(ctx, backends, backend.Gone)
 }
 
-// askOf asks something of those backends over a connection of the pool.
+// askOf asks about those backends over a connection of the pool.
 func (p *pool) askOf(ctx context.Context, backends []allotment.Backend, ask backend.Asker) []bool {
 	known := p.known.Load()
 	if known == nil {

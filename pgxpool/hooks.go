@@ -4,10 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"github.com/passbuddy/passbuddy/internal/engine"
 	"runtime"
 	"sync"
 	"weak"
+
+	"github.com/passbuddy/passbuddy/internal/engine"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -17,21 +18,24 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// Hooks is the scope [passbuddy.PerCheckout] as plain functions, for those who set the hooks of their pgxpool.Config by hand:
+// Hooks is the scope [passbuddy.PerCheckout] as plain functions, for those who set the hooks of
+// their pgxpool.Config by hand:
 //
 //	hooks := passpool.NewHooks(sem, passbuddy.Config{})
 //	cfg.PrepareConn = hooks.PrepareConn
 //	cfg.AfterRelease = hooks.AfterRelease
 //	cfg.BeforeClose = hooks.BeforeClose
 //
-// All three are needed. [Configure] does more; prefer it. The gaps of this way are those of pgx's hooks:
+// All three are needed. [Configure] does more; prefer it. The gaps of this way are those of pgx's
+// hooks:
 //
-//   - AfterRelease makes Release asynchronous: a checkout that follows at once can find its connection not back yet, and open
-//     another. Expect more connections than with Configure.
-//   - A connection that was busy, in a transaction or closed at its release gives its permit back when the pool destroys it, which is
-//     before its backend has ended if the query was cancelled.
+//   - AfterRelease makes Release asynchronous: a checkout that follows at once can find its
+//     connection not back yet, and open another. Expect more connections than with Configure.
+//   - A connection that was busy, in a transaction or closed at its release gives its permit back
+//     when the pool destroys it, which is before its backend has ended if the query was cancelled.
 //   - A hijacked connection keeps its permit until it is collected as garbage.
-//   - A caller waits for his permit with a connection of the pool already in his hands. With MaxConns callers waiting, others wait for them.
+//   - A caller waits for its permit with a connection of the pool already in its hands. With
+//     MaxConns callers waiting, others wait for them.
 //   - AcquireAllIdle runs PrepareConn for each connection, and so waits for a permit for each.
 //   - A caller that waits in PrepareConn does not learn that its pool was closed, and Close waits
 //     for it.
@@ -41,8 +45,8 @@ type Hooks struct {
 	err   error
 }
 
-// NewHooks returns hooks whose permits come from sem. The Scope of opts is not looked at. Arguments that are
-// refused make every checkout fail with the reason.
+// NewHooks returns hooks whose permits come from sem. The Scope of opts is not looked at. Arguments
+// that are refused make every checkout fail with the reason.
 func NewHooks(sem *semaphore.Semaphore, opts passbuddy.Config) *Hooks {
 	if sem == nil {
 		return &Hooks{err: errors.New("pgxpool: sem is nil")}
@@ -59,8 +63,8 @@ func newHooks(opts passbuddy.Config, join func(*allotment.Allotment) (share, err
 		return &Hooks{err: err}
 	}
 	h := &Hooks{}
-	h.allot = allotment.New(h, allotment.Options{
-		Detached:       true,
+	h.allot = allotment.New(hooksPool{}, allotment.Options{
+		PerCheckout:    true,
 		AcquireTimeout: opts.AcquireTimeout,
 		KeepOnLoss:     opts.KeepOnLoss,
 		FallbackConns:  opts.FallbackConns,
@@ -73,15 +77,17 @@ func newHooks(opts passbuddy.Config, join func(*allotment.Allotment) (share, err
 	return h
 }
 
-// PrepareConn waits for a permit. If there is none for as long as the caller, or AcquireTimeout, allows, the connection goes
-// back to the pool, and the checkout fails with an error that matches [semaphore.ErrCapacity] or
-// [semaphore.ErrUnavailable], and the context's error if that was the cause.
+// PrepareConn waits for a permit. If there is none for as long as the caller, or AcquireTimeout,
+// allows, the connection goes back to the pool. The checkout then fails with an error that matches
+// [semaphore.ErrCapacity] or [semaphore.ErrUnavailable], and the context's error if that was the
+// cause.
 func (h *Hooks) PrepareConn(ctx context.Context, conn *pgx.Conn) (bool, error) {
 	if h.err != nil {
 		return true, h.err
 	}
 	held := holderOf(conn)
-	// A checkout that failed after us (another hook that ours was called from) called no hook at its end.
+	// A checkout that failed after us (another hook that ours was called from) called no hook at
+	// its end.
 	held.giveBack()
 	ctx = h.allot.Bounded(ctx, nil)
 	if _, err := h.allot.Enter(ctx, false); err != nil {
@@ -98,8 +104,8 @@ func (h *Hooks) PrepareConn(ctx context.Context, conn *pgx.Conn) (bool, error) {
 	return true, nil
 }
 
-// BeforeAcquire is PrepareConn for pgx before 5.7.6. It cannot return the error: the pool destroys a connection for which there is no permit, and
-// tries again with another.
+// BeforeAcquire is PrepareConn for pgx before 5.7.6. It cannot return the error: the pool destroys
+// a connection for which there is no permit, and tries again with another.
 func (h *Hooks) BeforeAcquire(ctx context.Context, conn *pgx.Conn) bool {
 	_, err := h.PrepareConn(ctx, conn)
 	return err == nil
@@ -120,22 +126,26 @@ func (h *Hooks) BeforeClose(conn *pgx.Conn) {
 	}
 }
 
-// Evict is never asked for: with PerCheckout no connection has a permit while it is idle.
-func (h *Hooks) Evict() bool { return false }
+// hooksPool is the side of Hooks that only the allotment calls.
+type hooksPool struct{}
 
-// Fence ends the connection that is out under c.
-func (h *Hooks) Fence(c *allotment.Conn) {
+// Evict is never asked for: with PerCheckout no connection has a permit while it is idle.
+func (hooksPool) Evict() bool { return false }
+
+// Abort ends the connection that is out under c.
+func (hooksPool) Abort(c *allotment.Slot) {
 	if held, ok := c.Attached().(*holder); ok {
-		held.fence(c)
+		held.abort(c)
 	}
 }
 
-// holder is kept with a connection and holds the permit of its checkout. It does not keep the connection alive.
+// holder is kept with a connection and holds the permit of its checkout. It does not keep the
+// connection alive.
 type holder struct {
 	conn weak.Pointer[pgconn.PgConn]
 
 	mu sync.Mutex
-	c  *allotment.Conn // guarded by mu; nil between two checkouts
+	c  *allotment.Slot // guarded by mu; nil between two checkouts
 }
 
 func holderOf(conn *pgx.Conn) *holder {
@@ -150,7 +160,7 @@ func holderOf(conn *pgx.Conn) *holder {
 }
 
 // take reports false if the lease of c is lost already.
-func (h *holder) take(c *allotment.Conn) bool {
+func (h *holder) take(c *allotment.Slot) bool {
 	h.mu.Lock()
 	h.c = c
 	h.mu.Unlock()
@@ -171,7 +181,7 @@ func (h *holder) giveBack() bool {
 	return ok
 }
 
-func (h *holder) fence(c *allotment.Conn) {
+func (h *holder) abort(c *allotment.Slot) {
 	pc := h.conn.Value()
 	h.mu.Lock()
 	// The lock keeps the checkout from ending between the look and the close.
@@ -181,7 +191,7 @@ func (h *holder) fence(c *allotment.Conn) {
 	}
 	h.mu.Unlock()
 	if out {
-		ctx, cancel := context.WithTimeout(context.Background(), endMost)
+		ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
 		defer cancel()
 		_ = pc.CancelRequest(ctx)
 	}

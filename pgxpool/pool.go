@@ -3,9 +3,10 @@ package pgxpool
 import (
 	"context"
 	"errors"
-	"github.com/passbuddy/passbuddy/internal/engine"
 	"sync/atomic"
 	"time"
+
+	"github.com/passbuddy/passbuddy/internal/engine"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -16,18 +17,21 @@ import (
 
 // share is the engine's side of a pool. [*engine.Pool] is one.
 type share interface {
-	allotment.Fleet
+	allotment.Engine
 	Try(ctx context.Context) (*engine.Permit, error)
 	Close()
 }
 
 const (
-	// reclaimMost bounds the search for one idle connection. It takes microseconds, unless all of MaxConns are out.
-	reclaimMost = time.Second
-	// missesMost is after how many searches in vain a connection that is idle by our count is closed from outside. The search
-	// pauses longer each time, so that is about a quarter of a second: enough for a Release to end.
-	missesMost = 8
-	// hijackCheck is how often a pool whose callers wait for MaxConns looks for connections that were taken out of it.
+	// reclaimTimeout bounds the search for one idle connection. It takes microseconds, unless all
+	// of MaxConns are out.
+	reclaimTimeout = time.Second
+	// maxMisses is after how many searches in vain a connection that is idle by our count is closed
+	// from outside. The search pauses longer each time, so that is about a quarter of a second:
+	// enough for a Release to end.
+	maxMisses = 8
+	// hijackCheck is how often a pool whose callers wait for MaxConns looks for connections that
+	// were taken out of it.
 	hijackCheck = 50 * time.Millisecond
 )
 
@@ -44,19 +48,21 @@ type pool struct {
 	minConns       int
 	maxIdle        time.Duration
 
-	// known is the pool that pgx made of the config. Configure does not see it; the first checkout tells.
+	// known is the pool that pgx made of the config. Configure does not see it; the first checkout
+	// tells.
 	known    atomic.Pointer[pgxpool.Pool]
 	closings closings
 	misses   int // of Evict in a row; it has one caller at a time
 	watching atomic.Bool
 	arrivals arrivals
 
-	background attempts
+	background backgroundDials
 }
 
 var _ allotment.Pool = (*pool)(nil)
 
-// linkOf finds the socket of conn. It is nil for a connection that was not opened through our dialer.
+// linkOf finds the socket of conn. It is nil for a connection that was not opened through our
+// dialer.
 func linkOf(conn *pgx.Conn) *socket.Link {
 	pc := conn.PgConn()
 	if s, ok := pc.Conn().(*socket.Conn); ok {
@@ -69,48 +75,50 @@ func linkOf(conn *pgx.Conn) *socket.Link {
 	return l
 }
 
-// lifeOf finds the allotment's connection of conn, for the scope PerConnection. It is short enough to be inlined.
-func lifeOf(conn *pgx.Conn) *allotment.Conn {
+// slotOf finds the slot of conn, for the scope PerConnection. It is short enough to be inlined.
+func slotOf(conn *pgx.Conn) *allotment.Slot {
 	if s, ok := conn.PgConn().Conn().(*socket.Conn); ok {
-		return s.Life()
+		return s.Slot()
 	}
-	return lifeBelow(conn)
+	return slotBelow(conn)
 }
 
-func lifeBelow(conn *pgx.Conn) *allotment.Conn {
+func slotBelow(conn *pgx.Conn) *allotment.Slot {
 	if l := linkOf(conn); l != nil {
-		return l.Conn()
+		return l.Slot()
 	}
 	return nil
 }
 
-// customData is where the Link of a connection is kept whose socket an AfterNetConnect hook has wrapped.
+// customData is where the Link of a connection is kept whose socket an AfterNetConnect hook has
+// wrapped.
 const customData = "github.com/passbuddy/passbuddy"
 
-// healthy tells what pgx will do with conn at its release: the same test as in pgxpool.Conn.Release.
+// healthy tells what pgx will do with conn at its release: the same test as in
+// pgxpool.Conn.Release.
 func healthy(conn *pgx.Conn) bool {
 	return !conn.IsClosed() && !conn.PgConn().IsBusy() && conn.PgConn().TxStatus() == 'I'
 }
 
-// Fence ends c, whoever uses it.
-func (p *pool) Fence(c *allotment.Conn) {
+// Abort ends the connection of c, whoever uses it.
+func (p *pool) Abort(c *allotment.Slot) {
 	l, ok := c.Attached().(*socket.Link)
 	if !ok {
 		return
 	}
-	why := c.Ended()
+	why := c.AbortCause()
 	if why == nil { // it lived without a permit, and a caller may have it by now: then it ends at its return
 		if c.LeaveUncounted() {
 			l.Close()
 		}
 		return
 	}
-	l.FenceFor(why)
+	l.AbortFor(why)
 }
 
-// closeInPlace closes connections that the pool believes to be idle. It finds out when it next takes
-// one: PrepareConn refuses it, or its ping fails.
-func closeInPlace(conns ...*allotment.Conn) {
+// closeInPlace closes connections that the pool believes to be idle. It finds out when it next
+// takes one: PrepareConn refuses it, or its ping fails.
+func closeInPlace(conns ...*allotment.Slot) {
 	for _, c := range conns {
 		if l, ok := c.Attached().(*socket.Link); ok {
 			l.Close()
@@ -118,15 +126,16 @@ func closeInPlace(conns ...*allotment.Conn) {
 	}
 }
 
-// Evict ends an idle connection through a checkout that is marked, and refused by PrepareConn: so it is the pool that
-// destroys the connection, and that decides whether it is idle at all.
+// Evict ends an idle connection through a checkout that is marked, and refused by PrepareConn: so
+// it is the pool that destroys the connection, and that decides whether it is idle at all.
 //
-// It can fail to find one that is idle by our count: between TraceRelease and the end of Release, or when an abandoned
-// ping holds it. If it goes on like that, the connection is closed in place, where nobody can have it in use.
+// It can fail to find one that is idle by our count: between TraceRelease and the end of Release,
+// or when an abandoned ping holds it. If it goes on like that, the connection is closed in place,
+// where nobody can have it in use.
 func (p *pool) Evict() bool {
 	known := p.known.Load()
 	if known != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), reclaimMost)
+		ctx, cancel := context.WithTimeout(context.Background(), reclaimTimeout)
 		defer cancel()
 		r := &reclaim{Context: ctx}
 		conn, err := known.Acquire(r)
@@ -137,7 +146,7 @@ func (p *pool) Evict() bool {
 			p.misses = 0
 			return true
 		}
-		if p.misses++; p.misses < missesMost {
+		if p.misses++; p.misses < maxMisses {
 			return false
 		}
 	}
@@ -172,7 +181,7 @@ func (r *reclaim) Value(key any) any {
 
 // prepare decides about the idle connection that the search has found.
 func (r *reclaim) prepare(conn *pgx.Conn) (bool, error) {
-	c := linkOf(conn).Conn()
+	c := linkOf(conn).Slot()
 	if r.look {
 		return !linkOf(conn).Closed(), errReclaimed
 	}
@@ -183,8 +192,9 @@ func (r *reclaim) prepare(conn *pgx.Conn) (bool, error) {
 	return !r.evicted, errReclaimed
 }
 
-// watch looks out for connections outside the pool, hijacked or opened by hand, while callers wait for MaxConns. Hijack calls no hook, and frees a place
-// in the pool, for which the callers that wait must learn to ask.
+// watch looks out for connections outside the pool, hijacked or opened by hand, while callers wait
+// for MaxConns. Hijack calls no hook, and frees a place in the pool, for which the callers that
+// wait must learn to ask.
 func (p *pool) watch() {
 	if p.watching.CompareAndSwap(false, true) {
 		time.AfterFunc(hijackCheck, p.countOutside)

@@ -9,9 +9,10 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// tracer is where a checkout waits and ends. What is no concern of ours goes to the user's tracer.
+// tracer is where a checkout waits and ends. Everything else goes to the user's tracer.
 //
-// The pool alone has it: beforeConnect gives each connection the user's own tracer, so that queries pay nothing.
+// The pool alone has it: beforeConnect gives each connection the user's own tracer, so that queries
+// pay nothing.
 type tracer struct {
 	*multitracer.Tracer
 	*pool
@@ -60,7 +61,8 @@ func (t *tracer) TraceAcquireStart(ctx context.Context, pool *pgxpool.Pool, data
 	return ctx
 }
 
-// TraceAcquireEnd gives the turn back if the checkout failed. If not, prepareConn has tied it to the connection.
+// TraceAcquireEnd gives the turn back if the checkout failed. If not, prepareConn has tied it to
+// the connection.
 func (t *tracer) TraceAcquireEnd(ctx context.Context, pool *pgxpool.Pool, data pgxpool.TraceAcquireEndData) {
 	if a, ok := ctx.(*arrival); ok {
 		a.end()
@@ -97,7 +99,7 @@ func (t *tracer) TraceRelease(pool *pgxpool.Pool, data pgxpool.TraceReleaseData)
 		return // not idle before the user's hook is done with it: see afterRelease
 	}
 	if t.plain { // giveBack, inlined
-		if c := lifeOf(data.Conn); c != nil && c.Return(ok) {
+		if c := slotOf(data.Conn); c != nil && c.Return(ok) {
 			return
 		}
 	} else if t.giveBack(data.Conn, ok) {
@@ -113,22 +115,23 @@ func (p *pool) giveBack(conn *pgx.Conn, ok bool) bool {
 	if p.perCheckout {
 		return endCheckout(linkOf(conn), ok)
 	}
-	c := lifeOf(conn)
+	c := slotOf(conn)
 	return c != nil && c.Return(ok)
 }
 
-// endMost bounds the write of a Terminate.
-const endMost = time.Second
+// endTimeout bounds the write of a Terminate.
+const endTimeout = time.Second
 
 // end closes a connection that its pool will then destroy. It does not wait for the server.
 func end(conn *pgx.Conn) {
-	ctx, cancel := context.WithTimeout(context.Background(), endMost)
+	ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
 	defer cancel()
 	_ = conn.Close(ctx)
 }
 
-// afterRelease is set only where the user has such a hook. Whatever pgx decides before it (the connection has
-// expired) or the hook does, a connection that does not stay is closed, and so leaves the allotment.
+// afterRelease is set only where the user has such a hook. A connection that does not stay, because
+// pgx has decided so before (it has expired) or by the hook, is closed, and so leaves the
+// allotment.
 func (p *pool) afterRelease(conn *pgx.Conn) bool {
 	if !p.user.afterRelease(conn) {
 		return false
@@ -136,8 +139,9 @@ func (p *pool) afterRelease(conn *pgx.Conn) bool {
 	return p.giveBack(conn, healthy(conn))
 }
 
-// prepareConn ties the turn to the connection, and refuses one that was closed in place while it was idle. It is the last to decide:
-// what it lets pass is handed out, and from here on nobody but Fence closes it.
+// prepareConn ties the turn to the connection, and refuses one that was closed in place while it
+// was idle. It is the last to decide: what it lets pass is handed out, and from here on nobody but
+// Abort closes it.
 func (p *pool) prepareConn(ctx context.Context, conn *pgx.Conn) (bool, error) {
 	if r, ok := ctx.(*reclaim); ok {
 		return r.prepare(conn)
@@ -150,7 +154,7 @@ func (p *pool) prepareConn(ctx context.Context, conn *pgx.Conn) (bool, error) {
 	if p.perCheckout {
 		return p.prepareTurn(ctx, linkOf(conn))
 	}
-	c := lifeOf(conn)
+	c := slotOf(conn)
 	return c != nil && c.CheckOut(), nil
 }
 
@@ -165,8 +169,8 @@ func (p *pool) shouldPing(ctx context.Context, params pgxpool.ShouldPingParams) 
 	return p.user.shouldPing == nil || p.user.shouldPing(ctx, params)
 }
 
-// refused is the context of a checkout that got no turn: done, with the reason as its error. pgx returns that error to
-// the caller before it does anything else.
+// refused is the context of a checkout that got no turn: done, with the reason as its error. pgx
+// returns that error to the caller before it does anything else.
 type refused struct {
 	context.Context
 	err error

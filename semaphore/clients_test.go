@@ -18,18 +18,6 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// answers has f see each command first, those of scripts included. f returns true if it has
-// answered.
-func (w *world) answers(t *testing.T, f func(c *server.Peer, cmd string, args ...string) bool) {
-	t.Helper()
-	c, err := w.redis.Dial() // there is no server before
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = c.Close() })
-	w.redis.Server().SetPreHook(f)
-}
-
 // tenant is a hook that prefixes every key, as applications do that share one Redis between
 // tenants.
 type tenant struct{}
@@ -53,10 +41,10 @@ func (tenant) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 // A hook of the caller's client changes no key of the session's: all calls speak of one semaphore.
 func TestHooksOfTheClientReachNoKeys(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		c, _ := w.client()
+		c, _ := w.Client()
 		c.AddHook(tenant{})
 		defer c.Close()
-		s, err := New(c, Config{Capacity: 4})
+		s, err := New(t.Context(), c, Config{Capacity: 4})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -78,7 +66,6 @@ func TestHooksOfTheClientReachNoKeys(t *testing.T) {
 
 type (
 	embedsClient    struct{ *redis.Client }
-	embedsCluster   struct{ *redis.ClusterClient }
 	embedsRing      struct{ *redis.Ring }
 	embedsUniversal struct {
 		redis.UniversalClient
@@ -106,18 +93,18 @@ func TestWrappedClient(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inWorld(t, func(t *testing.T, w *world) {
 				var log bytes.Buffer
-				l := &link{w: w}
+				l := w.Link()
 				unknown := strings.Contains(name, "shows no")
 				size := 2
 				if unknown {
 					size = 20 // go-redis's timers of those that wait for a connection pass from bubble to bubble, and crash there
 				}
 				c := redis.NewClient(&redis.Options{
-					Addr: "127.0.0.1:6379", Dialer: l.dial, Protocol: 2, DisableIdentity: true, PoolSize: size,
+					Addr: "127.0.0.1:6379", Dialer: l.Dial, Protocol: 2, DisableIdentity: true, PoolSize: size,
 				})
 				defer c.Close()
 				logger := slog.New(slog.NewTextHandler(&log, nil))
-				s, err := New(wrap(c), Config{Capacity: 2, TTL: 2 * time.Second, Logger: logger})
+				s, err := New(t.Context(), wrap(c), Config{Capacity: 2, TTL: 2 * time.Second, Logger: logger})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -163,54 +150,15 @@ func TestWrappedRingIsRefused(t *testing.T) {
 		embedsRing{ring}, &embedsRing{ring},
 		embedsUniversal{UniversalClient: ring}, &embedsUniversal{UniversalClient: embedsRing{ring}},
 	} {
-		if _, err := New(c, Config{}); err == nil || !strings.Contains(err.Error(), "Ring") || errors.Is(err, ErrUnavailable) {
+		if _, err := New(t.Context(), c, Config{}); err == nil || !strings.Contains(err.Error(), "Ring") || errors.Is(err, ErrUnavailable) {
 			t.Errorf("New(%T): %v, want a refusal that names the Ring", c, err)
 		}
 	}
 }
 
-// The session's clients have the caller's options, but for those that are for the caller's own
-// calls.
-func TestOptionsOfOwnClients(t *testing.T) {
-	c := redis.NewClient(&redis.Options{
-		Addr: "127.0.0.1:1", ClientName: "name", DB: 3, Limiter: noLimit{}, MinIdleConns: 5,
-	})
-	defer c.Close()
-	cluster := redis.NewClusterClient(&redis.ClusterOptions{
-		Addrs: []string{"127.0.0.1:1"}, ClientName: "name", RouteRandomly: true,
-	})
-	defer cluster.Close()
-	for _, caller := range []redis.UniversalClient{c, embedsClient{c}, cluster, embedsCluster{cluster}} {
-		l := dedicated(caller, DefaultTTL)
-		for name, own := range map[string]redis.UniversalClient{
-			"own": l.own, "flights": l.flights, "operator": l.operator,
-		} {
-			defer own.Close()
-			switch o := optionsOf(own).(type) {
-			case *redis.Options:
-				if o.ClientName != "name" || o.DB != 3 || o.Limiter != nil || o.MinIdleConns != 0 ||
-					!o.DisableIdentity {
-					t.Errorf("%T, %s: %+v", caller, name, o)
-				}
-			case *redis.ClusterOptions:
-				if o.ClientName != "name" || o.RouteRandomly || !o.DisableIdentity {
-					t.Errorf("%T, %s: %+v", caller, name, o)
-				}
-			default:
-				t.Errorf("%T, %s: a client of kind %T", caller, name, own)
-			}
-		}
-	}
-}
-
-type noLimit struct{}
-
-func (noLimit) Allow() error       { return errors.New("the circuit is open") }
-func (noLimit) ReportResult(error) {}
-
 // New retries for all of its 5 s while too few replicas acknowledge, or Redis still loads.
 func TestJoinTriesWhileRedisCannotYet(t *testing.T) {
-	const ready = 3 * time.Second
+	const ready, startTimeout = 3 * time.Second, 5 * time.Second
 	for name, answer := range map[string]func(c *server.Peer, cmd string, late bool) bool{
 		"replicas": func(c *server.Peer, cmd string, late bool) bool {
 			if cmd == "WAIT" {
@@ -234,12 +182,12 @@ func TestJoinTriesWhileRedisCannotYet(t *testing.T) {
 			for _, never := range []bool{false, true} {
 				inWorld(t, func(t *testing.T, w *world) {
 					began := time.Now()
-					w.answers(t, func(c *server.Peer, cmd string, _ ...string) bool {
+					w.Answers(t, func(c *server.Peer, cmd string, _ ...string) bool {
 						return answer(c, cmd, !never && time.Since(began) >= ready)
 					})
-					c, _ := w.client()
+					c, _ := w.Client()
 					defer c.Close()
-					s, err := New(c, Config{WaitReplicas: 1, Logger: slog.New(slog.DiscardHandler)})
+					s, err := New(t.Context(), c, Config{WaitReplicas: 1, Logger: slog.New(slog.DiscardHandler)})
 					took := time.Since(began)
 					if err == nil {
 						defer s.Close()
@@ -315,7 +263,7 @@ func TestCommandsAreThoseOfTheDocumentedACL(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		var mu sync.Mutex
 		denied := make(map[string]bool)
-		w.answers(t, func(_ *server.Peer, cmd string, _ ...string) bool {
+		w.Answers(t, func(_ *server.Peer, cmd string, _ ...string) bool {
 			mu.Lock()
 			defer mu.Unlock()
 			if !given[cmd] {
@@ -323,10 +271,10 @@ func TestCommandsAreThoseOfTheDocumentedACL(t *testing.T) {
 			}
 			return false
 		})
-		l := &link{w: w}
-		c := redis.NewClient(&redis.Options{Addr: "127.0.0.1:6379", Dialer: l.dial})
+		l := w.Link()
+		c := redis.NewClient(&redis.Options{Addr: "127.0.0.1:6379", Dialer: l.Dial})
 		defer c.Close()
-		s, err := New(c, Config{Capacity: 2})
+		s, err := New(t.Context(), c, Config{Capacity: 2})
 		if err != nil {
 			t.Fatal(err)
 		}

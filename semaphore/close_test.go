@@ -7,18 +7,22 @@ import (
 	"time"
 
 	"github.com/alicebob/miniredis/v2/server"
+
+	"github.com/passbuddy/passbuddy/internal/redisscript"
 )
 
-// A flight that Redis refuses, because it knows another epoch, waits for a heartbeat. Close, which may come
-// before the heartbeat is answered, takes what the flight was to release out of Redis itself.
+// A batch that Redis refuses, because it knows another epoch, waits for a heartbeat. Close may come
+// before the heartbeat is answered. Then Close itself takes what the batch was to release out of
+// Redis.
 func TestCloseReleasesWhatWaitsForAHeartbeat(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		cfg := Config{Capacity: 2, Min: 1, TTL: time.Hour, MaxAttempts: -1} // with Min no release is plain
 		a := w.join(cfg)
 		p := a.acquire(t)
-		w.redis.HSet(a.keys.All()[2], "epoch", "another")
+		keys := redisscript.NewKeys("passbuddy-semaphore").All()
+		w.Redis.HSet(keys[2], "epoch", "another")
 		heartbeats := 0
-		w.answers(t, func(_ *server.Peer, _ string, args ...string) bool {
+		w.Answers(t, func(_ *server.Peer, _ string, args ...string) bool {
 			for _, arg := range args {
 				if strings.Contains(arg, `"owner"`) {
 					heartbeats++
@@ -32,13 +36,13 @@ func TestCloseReleasesWhatWaitsForAHeartbeat(t *testing.T) {
 		if heartbeats == 0 {
 			t.Fatal("bug in the test: the release waits for no heartbeat")
 		}
-		if held, _ := w.redis.ZMembers(a.keys.All()[0]); len(held) != 1 {
+		if held, _ := w.Redis.ZMembers(keys[0]); len(held) != 1 {
 			t.Fatalf("bug in the test: %q are held", held)
 		}
 		if err := a.Close(); err != nil {
 			t.Error(err)
 		}
-		if held, _ := w.redis.ZMembers(a.keys.All()[0]); len(held) != 0 {
+		if held, _ := w.Redis.ZMembers(keys[0]); len(held) != 0 {
 			t.Errorf("%q stay held for an hour", held)
 		}
 	})

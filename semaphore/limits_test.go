@@ -1,6 +1,7 @@
 package semaphore
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -28,16 +29,16 @@ func TestMinIsKeptWhileItIsNotUsed(t *testing.T) {
 			}
 		}
 		release(t, p[0])
-		if first.isDone() {
+		if first.IsDone() {
 			t.Fatal("what was kept is not kept after its first use")
 		}
 		if err := a.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if !first.isDone() || first.err != nil {
+		if !first.IsDone() || first.Err != nil {
 			t.Fatal("kept for a session that has left")
 		}
-		w.join(Config{Capacity: 5, Min: 5}) // nor does its minimum stand in the way of another's
+		w.join(Config{Capacity: 5, Min: 5}) // its minimum does not stand in the way of another's either
 	})
 }
 
@@ -46,13 +47,13 @@ func TestMinEndsWithItsSession(t *testing.T) {
 		a := w.join(Config{Capacity: 2, Min: 2, TTL: time.Second})
 		b := w.join(Config{Capacity: 2, TTL: time.Second, MaxAttempts: -1})
 		waiting := b.later(t.Context())
-		if waiting.isDone() {
+		if waiting.IsDone() {
 			t.Fatal("granted what is kept for another")
 		}
-		a.link.setCut(true)
+		a.link.SetCut(true)
 		time.Sleep(1500 * time.Millisecond) // a lease, and a heartbeat that finds it over
-		if !waiting.isDone() || waiting.err != nil {
-			t.Fatalf("kept for a session that is dead: %v", waiting.err)
+		if !waiting.IsDone() || waiting.Err != nil {
+			t.Fatalf("kept for a session that is dead: %v", waiting.Err)
 		}
 	})
 }
@@ -60,59 +61,18 @@ func TestMinEndsWithItsSession(t *testing.T) {
 func TestMinimaNeverExceedTheCapacity(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.join(Config{Capacity: 5, Min: 3})
-		c, _ := w.client()
+		c, _ := w.Client()
 		defer c.Close()
-		_, err := New(c, Config{Capacity: 5, Min: 3})
+		_, err := New(t.Context(), c, Config{Capacity: 5, Min: 3})
 		if !errors.Is(err, ErrCapacity) || !strings.Contains(err.Error(), "Config.Min is 3") {
 			t.Fatalf("minima of 3 and 3 at capacity 5: %v", err)
 		}
-		if got := len(w.redis.Keys()); got == 0 {
+		if got := len(w.Redis.Keys()); got == 0 {
 			t.Fatal("bug in the test")
 		}
 		b := w.join(Config{Capacity: 5, Min: 2})
 		if snap := b.snapshot(t); len(snap.Sessions) != 2 {
 			t.Errorf("%d sessions, want the refused one not among them", len(snap.Sessions))
-		}
-	})
-}
-
-// Who waits for what its minimum lacks is served first, and has it recalled from the largest.
-func TestMinIsRecalledFromHoldersThatWereThereBefore(t *testing.T) {
-	inWorld(t, func(t *testing.T, w *world) {
-		a, b := w.join(Config{Capacity: 2}), w.join(Config{Capacity: 2})
-		pool := a.pool(t)
-		pool.obey = true
-		pool.share.Ask(2)
-		if pool.heard("granted") == 0 {
-			t.Fatal("bug in the test: nothing granted")
-		}
-		waiting := b.later(t.Context()) // a plain request has a claim to one
-		if !waiting.isDone() {
-			t.Fatal("bug in the test: the pool does not obey")
-		}
-		late := w.join(Config{Capacity: 2, Min: 1})
-		p := late.later(t.Context())
-		if !p.isDone() || p.err != nil {
-			t.Fatalf("a minimum was not recalled from a holder of one: %v", p.err)
-		}
-	})
-}
-
-// Nothing of a minimum is recalled, and its idle permits stay.
-func TestMinIsNotRecalled(t *testing.T) {
-	inWorld(t, func(t *testing.T, w *world) {
-		a := w.join(Config{Capacity: 2, Min: 2, MaxAttempts: -1})
-		pool := a.pool(t)
-		pool.share.Ask(2)
-		if pool.heard("granted") == 0 {
-			t.Fatal("bug in the test: nothing granted")
-		}
-		b := w.join(Config{Capacity: 2, MaxAttempts: -1})
-		waiting := b.later(t.Context())
-		pool.share.Offer(2)
-		time.Sleep(10 * time.Second)
-		if waiting.isDone() || pool.heard("recall") > 0 || pool.heard("promised") > 0 {
-			t.Errorf("told %q: a minimum was asked back", pool.told)
 		}
 	})
 }
@@ -133,17 +93,17 @@ func TestMaxBoundsASession(t *testing.T) {
 			t.Fatalf("%d held, %d waiters in Redis", got.Held, len(got.Waiters))
 		}
 		release(t, p)
-		if !first.isDone() || second.isDone() {
-			t.Fatalf("after one release: first %v, second %v", first.isDone(), second.isDone())
+		if !first.IsDone() || second.IsDone() {
+			t.Fatalf("after one release: first %v, second %v", first.IsDone(), second.IsDone())
 		}
-		release(t, first.permit)
-		if !second.isDone() {
+		release(t, first.Result)
+		if !second.IsDone() {
 			t.Fatal("the second was forgotten")
 		}
 		if p.Held() {
 			t.Fatal("bug in the test")
 		}
-		if err := second.permit.Acquire(t.Context()); err != nil {
+		if err := second.Result.Acquire(t.Context()); err != nil {
 			t.Errorf("extending at Max: %v", err)
 		}
 	})
@@ -161,7 +121,7 @@ func TestAGivenUpRequestLeavesItsPlaceBelowMax(t *testing.T) {
 		}
 		a, b := s.later(t.Context()), s.later(t.Context())
 		time.Sleep(time.Second)
-		if !a.isDone() || !b.isDone() {
+		if !a.IsDone() || !b.IsDone() {
 			t.Fatal("still waiting")
 		}
 		release(t, held)
@@ -176,23 +136,23 @@ func TestMaxWaitersBoundsTheQueue(t *testing.T) {
 		held := a.acquire(t)
 		first, second := a.later(t.Context()), b.later(t.Context())
 		third := b.later(t.Context())
-		if !third.isDone() || !errors.Is(third.err, ErrCapacity) || !strings.Contains(third.err.Error(), "2 wait") {
-			t.Fatalf("the third in a queue of two: %v", third.err)
+		if !third.IsDone() || !errors.Is(third.Err, ErrCapacity) || !strings.Contains(third.Err.Error(), "2 wait") {
+			t.Fatalf("the third in a queue of two: %v", third.Err)
 		}
-		time.Sleep(2 * time.Second) // those who are in look again, and stay in
+		time.Sleep(2 * time.Second) // requests that are in the queue ask again, and stay in
 		release(t, held)
-		if !first.isDone() || first.err != nil || second.isDone() {
-			t.Fatalf("first: %v", first.err)
+		if !first.IsDone() || first.Err != nil || second.IsDone() {
+			t.Fatalf("first: %v", first.Err)
 		}
-		if third = b.later(t.Context()); third.isDone() {
-			t.Fatalf("there is a place again: %v", third.err)
+		if third = b.later(t.Context()); third.IsDone() {
+			t.Fatalf("there is a place again: %v", third.Err)
 		}
 	})
 }
 
 func TestLimitsAreRefusedByName(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		c, _ := w.client()
+		c, _ := w.Client()
 		defer c.Close()
 		for field, cfg := range map[string]Config{
 			"Config.Min is -1":        {Min: -1},

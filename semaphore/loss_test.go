@@ -3,12 +3,9 @@ package semaphore
 import (
 	"errors"
 	"slices"
-	"strconv"
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"github.com/redis/go-redis/v9"
 
 	"github.com/passbuddy/passbuddy/internal/redisscript"
 )
@@ -20,30 +17,30 @@ func TestStateLossDoesNotGrantTwice(t *testing.T) {
 		a, b := w.join(cfg), w.join(cfg)
 		p, q := a.acquire(t), b.acquire(t)
 		time.Sleep(100 * time.Millisecond)
-		w.redis.FlushAll()
+		w.Redis.FlushAll()
 
 		// A stranger comes first. It must not be granted what a and b hold.
 		c := w.join(cfg)
 		if _, err := c.TryAcquire(t.Context()); !errors.Is(err, ErrCapacity) {
 			t.Fatalf("granted right after the loss: %v", err)
 		}
-		if c.snapshot(t).Gate == 0 {
+		if c.snapshot(t).GrantsPausedFor == 0 {
 			t.Fatal("new grants are not held back")
 		}
 		time.Sleep(3100 * time.Millisecond)
 		if !p.Held() || !q.Held() {
 			t.Fatal("holders lost what they hold")
 		}
-		if snap := c.snapshot(t); snap.Held != 2 || snap.Gate != 0 {
+		if snap := c.snapshot(t); snap.Held != 2 || snap.GrantsPausedFor != 0 {
 			t.Fatalf("not re-asserted: %+v", snap)
 		}
 		waiting := c.later(t.Context())
-		if waiting.isDone() {
+		if waiting.IsDone() {
 			t.Fatal("over capacity after the loss")
 		}
 		release(t, p)
-		if !waiting.isDone() || waiting.err != nil {
-			t.Fatalf("nothing is granted after the loss: %v", waiting.err)
+		if !waiting.IsDone() || waiting.Err != nil {
+			t.Fatalf("nothing is granted after the loss: %v", waiting.Err)
 		}
 	})
 }
@@ -54,14 +51,14 @@ func TestWaitersSurviveStateLoss(t *testing.T) {
 		a, b := w.join(cfg), w.join(cfg)
 		p := a.acquire(t)
 		waiting := b.later(t.Context())
-		w.redis.FlushAll()
+		w.Redis.FlushAll()
 		time.Sleep(3 * time.Second)
-		if waiting.isDone() {
+		if waiting.IsDone() {
 			t.Fatal("granted while a holds the only permit")
 		}
 		release(t, p)
-		if !waiting.isDone() || waiting.err != nil {
-			t.Fatalf("the waiter was forgotten: %v", waiting.err)
+		if !waiting.IsDone() || waiting.Err != nil {
+			t.Fatalf("the waiter was forgotten: %v", waiting.Err)
 		}
 	})
 }
@@ -77,12 +74,13 @@ func TestNewSemaphoreDoesNotPayForStateLoss(t *testing.T) {
 	})
 }
 
-// A permit released while Redis had forgotten it must not be put back by a heartbeat that crossed the release.
+// A permit was released while Redis had forgotten it. A heartbeat that crossed the release does not
+// put it back.
 func TestReleaseDuringStateLossStaysReleased(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		a := w.join(Config{Capacity: 1, TTL: time.Second, MaxAttempts: -1})
 		p := a.acquire(t)
-		w.redis.FlushAll()
+		w.Redis.FlushAll()
 		release(t, p)
 		synctest.Wait()
 		if got := a.snapshot(t).Held; got != 0 {
@@ -93,27 +91,28 @@ func TestReleaseDuringStateLossStaysReleased(t *testing.T) {
 	})
 }
 
-// A Node service on the original library shares the sorted set: its permits count, and expire by Redis's clock.
+// A Node service on the original library shares the sorted set: its permits count, and expire by
+// Redis's clock.
 func TestSharesTheSortedSetWithTheOriginal(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		a := w.join(Config{Prefix: "passbuddy", Name: "db", Capacity: 2, TTL: time.Second, MaxAttempts: -1})
 		foreign := "7b1c0f0e-2d3a-4c5b-8a69-0123456789ab"
-		if _, err := w.redis.ZAdd("passbuddy-db", float64(time.Now().Add(5*time.Second).UnixMilli()), foreign); err != nil {
+		if _, err := w.Redis.ZAdd("passbuddy-db", float64(time.Now().Add(5*time.Second).UnixMilli()), foreign); err != nil {
 			t.Fatal(err)
 		}
 		a.acquire(t)
 		waiting := a.later(t.Context())
-		if waiting.isDone() {
+		if waiting.IsDone() {
 			t.Fatal("the original's permit was not counted")
 		}
 		if snap := a.snapshot(t); snap.Held != 2 || len(snap.Holders) != 2 {
 			t.Fatalf("snapshot %+v", snap)
 		}
-		<-waiting.done
-		if waiting.err != nil || waiting.took > 5100*time.Millisecond {
-			t.Fatalf("granted after %v: %v, want when the foreign lease expired", waiting.took, waiting.err)
+		<-waiting.Done
+		if waiting.Err != nil || waiting.Took > 5100*time.Millisecond {
+			t.Fatalf("granted after %v: %v, want when the foreign lease expired", waiting.Took, waiting.Err)
 		}
-		members, err := w.redis.ZMembers("passbuddy-db")
+		members, err := w.Redis.ZMembers("passbuddy-db")
 		if err != nil || slices.Contains(members, foreign) || len(members) != 2 {
 			t.Fatalf("members %q, %v: the expired foreign permit is still there", members, err)
 		}
@@ -126,7 +125,7 @@ func TestAllKeysShareOneSlot(t *testing.T) {
 		a := w.join(Config{Prefix: "p", Name: "n", Capacity: 1})
 		a.acquire(t)
 		a.later(t.Context())
-		keys := w.redis.Keys()
+		keys := w.Redis.Keys()
 		if len(keys) < 5 {
 			t.Fatalf("keys %q: the test looks at too little", keys)
 		}
@@ -138,7 +137,8 @@ func TestAllKeysShareOneSlot(t *testing.T) {
 	})
 }
 
-// Somebody deletes a key, whichever. Nobody may be granted what another holds, and all is well again after a while.
+// An operator deletes any one key. Nobody is granted what another holds, and all is well again
+// after a while.
 func TestAnyKeyDeleted(t *testing.T) {
 	for _, key := range redisscript.NewKeys("passbuddy-semaphore").All() {
 		t.Run(key, func(t *testing.T) {
@@ -146,12 +146,12 @@ func TestAnyKeyDeleted(t *testing.T) {
 				cfg := Config{Capacity: 3, Min: 1, MaxAttempts: -1}
 				a, b := w.join(cfg), w.join(cfg)
 				pool := a.pool(t)
-				pool.obey = true
+				pool.Obey = true
 				pool.share.Ask(1)
 				p, q := a.acquire(t), b.acquire(t)
 				waiting := b.later(t.Context())
 				time.Sleep(time.Second)
-				w.redis.Del(key)
+				w.Redis.Del(key)
 				if got, err := a.TryAcquire(t.Context()); err == nil {
 					t.Errorf("granted %s although all are held", got.ID())
 				}
@@ -166,23 +166,24 @@ func TestAnyKeyDeleted(t *testing.T) {
 				}
 				release(t, p)
 				time.Sleep(5 * time.Second)
-				if !waiting.isDone() || waiting.err != nil {
-					t.Errorf("the waiter was forgotten: %v", waiting.err)
+				if !waiting.IsDone() || waiting.Err != nil {
+					t.Errorf("the waiter was forgotten: %v", waiting.Err)
 				}
 			})
 		})
 	}
 }
 
-// After state loss grants flow again before a whole lease is over, once all are back whom anybody knew.
-func TestTheGateOpensEarly(t *testing.T) {
+// After a loss of state, grants resume before a whole lease is over, once all sessions are back
+// that any session knew.
+func TestThePauseEndsEarly(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		cfg := Config{Capacity: 3, MaxAttempts: -1}
 		a, b := w.join(cfg), w.join(cfg)
 		a.acquire(t)
 		b.acquire(t)
 		time.Sleep(5 * time.Second)
-		w.redis.FlushAll()
+		w.Redis.FlushAll()
 		began := time.Now()
 		if got := a.acquire(t); !got.Held() {
 			t.Error("not held")
@@ -193,24 +194,43 @@ func TestTheGateOpensEarly(t *testing.T) {
 	})
 }
 
-// One who does not come back may still hold what it held: then it takes the whole lease.
-func TestTheGateWaitsForTheMissing(t *testing.T) {
+// A session that does not come back may still hold what it held. Then grants are paused for the
+// whole lease.
+func TestThePauseWaitsForTheMissing(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		cfg := Config{Capacity: 3, MaxAttempts: -1}
 		a, b := w.join(cfg), w.join(cfg)
 		held := b.acquire(t)
 		time.Sleep(5 * time.Second)
-		b.link.setCut(true)
-		w.redis.FlushAll()
+		b.link.SetCut(true)
+		w.Redis.FlushAll()
 		waiting := a.later(t.Context())
-		for !waiting.isDone() {
+		for !waiting.IsDone() {
 			time.Sleep(10 * time.Millisecond)
 		}
 		if held.Held() {
 			t.Error("granted while the missing one still believed in its lease")
 		}
-		if waiting.err != nil || waiting.took > 6*time.Second {
-			t.Errorf("%v after %v", waiting.err, waiting.took)
+		if waiting.Err != nil || waiting.Took > 6*time.Second {
+			t.Errorf("%v after %v", waiting.Err, waiting.Took)
+		}
+	})
+}
+
+// A name can hold what PUBSUB takes for a pattern.
+func TestStateLossIsSeenUnderAnyName(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		cfg := Config{Name: `a[b]*?\c`, Capacity: 1}
+		a := w.join(cfg)
+		a.acquire(t)
+		w.Redis.FlushAll()
+		b := w.join(cfg)
+		if _, err := b.TryAcquire(t.Context()); !errors.Is(err, ErrCapacity) {
+			t.Errorf("granted right after the loss: %v", err)
+		}
+		w.join(Config{Name: "x", Capacity: 1})
+		if _, err := w.join(Config{Name: "*", Capacity: 1}).TryAcquire(t.Context()); err != nil {
+			t.Errorf("the first permit of a new semaphore: %v", err)
 		}
 	})
 }

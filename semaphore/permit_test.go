@@ -34,14 +34,14 @@ func TestPermitLife(t *testing.T) {
 		if p.ID() != id {
 			t.Fatal("the UUID changed by acquiring")
 		}
-		if members, err := w.redis.ZMembers("passbuddy-semaphore"); err != nil || !slices.Equal(members, []string{id}) {
+		if members, err := w.Redis.ZMembers("passbuddy-semaphore"); err != nil || !slices.Equal(members, []string{id}) {
 			t.Fatalf("the original's sorted set holds %q, %v, want the permit", members, err)
 		}
-		before := w.redis.CommandCount()
+		before := w.Redis.CommandCount()
 		if err := p.Use(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if w.redis.CommandCount() != before {
+		if w.Redis.CommandCount() != before {
 			t.Fatal("using a held permit asked Redis")
 		}
 		release(t, p)
@@ -63,17 +63,17 @@ func TestAcquireExtendsWhatIsHeld(t *testing.T) {
 		s := w.join(Config{Capacity: 1, TTL: 3 * time.Second})
 		p := s.acquire(t)
 		time.Sleep(500 * time.Millisecond) // before the first heartbeat
-		before := p.trusted.Load()
+		before := p.trustedUntil()
 		if err := p.Acquire(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if got := time.Duration(p.trusted.Load() - before); got != 500*time.Millisecond {
+		if got := p.trustedUntil() - before; got != 500*time.Millisecond {
 			t.Fatalf("extended by %v, want 500ms", got)
 		}
 		if s.snapshot(t).Held != 1 {
 			t.Fatal("extending took a second permit")
 		}
-		if _, err := w.redis.ZRem("passbuddy-semaphore", p.ID()); err != nil {
+		if _, err := w.Redis.ZRem("passbuddy-semaphore", p.ID()); err != nil {
 			t.Fatal(err)
 		}
 		other := s.NewPermit()
@@ -87,6 +87,12 @@ func TestAcquireExtendsWhatIsHeld(t *testing.T) {
 			t.Fatal("the wrong one is held")
 		}
 	})
+}
+
+// trustedUntil is read while all goroutines of the bubble wait.
+func (p *Permit) trustedUntil() time.Duration {
+	synctest.Wait()
+	return p.now.Load().TrustedUntil()
 }
 
 func TestReleaseOutlivesItsContext(t *testing.T) {
@@ -108,14 +114,14 @@ func TestReleaseIsRepeatedUntilRedisAnswers(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s, other := w.join(Config{Capacity: 1, TTL: time.Minute}), w.join(Config{Capacity: 1, TTL: time.Minute})
 		p := s.acquire(t)
-		s.link.setCut(true)
+		s.link.SetCut(true)
 		if err := p.Release(t.Context()); !errors.Is(err, ErrUnavailable) {
 			t.Fatalf("Release without Redis: %v", err)
 		}
 		if p.Held() {
 			t.Fatal("held after a release")
 		}
-		s.link.setCut(false)
+		s.link.SetCut(false)
 		time.Sleep(5 * time.Second)
 		synctest.Wait()
 		if other.snapshot(t).Held != 0 {
@@ -155,7 +161,7 @@ func TestDoEndsWhenTheLeaseIsLost(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s := w.join(Config{Capacity: 1, TTL: time.Second})
 		err := s.NewPermit().Do(t.Context(), func(ctx context.Context) error {
-			s.link.setCut(true)
+			s.link.SetCut(true)
 			<-ctx.Done()
 			if !errors.Is(context.Cause(ctx), ErrLost) {
 				t.Errorf("cause %v, want ErrLost", context.Cause(ctx))
@@ -178,7 +184,7 @@ func TestOverlappingUsersReleaseOnce(t *testing.T) {
 			done <- p.Do(t.Context(), func(context.Context) error { <-inner; return nil })
 		}()
 		synctest.Wait()
-		double := Bind(p, func(_ context.Context, n int) (int, error) { return 2 * n, nil })
+		double := Bind(p, func(_ context.Context, n int) (int, error) { return 2 * n, nil }, BindOptions{})
 		if got, err := double(t.Context(), 21); got != 42 || err != nil {
 			t.Fatalf("bound function: %d, %v", got, err)
 		}
@@ -197,7 +203,7 @@ func TestOverlappingUsersReleaseOnce(t *testing.T) {
 			t.Fatal("the bound function's error is lost")
 		}
 		if !p.Held() {
-			t.Fatal("KeepHeld did not keep")
+			t.Fatal("KeepOnEnd did not keep")
 		}
 	})
 }
@@ -239,29 +245,96 @@ func TestHandlerAtCapacityAnswers503(t *testing.T) {
 	})
 }
 
-// A caller who carries his own request is not held up by a Redis that does not answer.
-func TestACallerWhoGivesUpIsNotHeldUpByRedis(t *testing.T) {
+// A caller that gives up is not held up by a Redis that does not answer.
+func TestACallerThatGivesUpIsNotHeldUpByRedis(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s := w.join(Config{Capacity: 1})
 		release(t, s.acquire(t))
-		s.link.setDeaf(true)
+		s.link.SetDeaf(true)
 		ctx, cancel := context.WithCancel(t.Context())
 		began := time.Now()
 		waiting := s.later(ctx)
 		time.Sleep(20 * time.Millisecond)
 		cancel()
-		<-waiting.done
+		<-waiting.Done
 		if took := time.Since(began); took > 100*time.Millisecond {
 			t.Errorf("returned %v after the call, 20ms of them given", took)
 		}
-		if !errors.Is(waiting.err, context.Canceled) {
-			t.Errorf("error %v", waiting.err)
+		if !errors.Is(waiting.Err, context.Canceled) {
+			t.Errorf("error %v", waiting.Err)
 		}
-		s.link.setDeaf(false)
+		s.link.SetDeaf(false)
 		time.Sleep(2 * time.Second) // a connection whose handshake was lost is found dead after a fifth of a lease
 		if got := s.snapshot(t).Held; got != 0 {
 			t.Errorf("%d held: what was given up was granted, and kept", got)
 		}
 		s.acquire(t)
+	})
+}
+
+// Redis forgot the permit and has room. That is a loss, not a new lease under the old UUID.
+func TestExtensionDoesNotAcquireAnew(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		s := w.join(Config{Capacity: 2})
+		p := s.acquire(t)
+		if _, err := w.Redis.ZRem("passbuddy-semaphore", p.ID()); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Acquire(t.Context()); !errors.Is(err, ErrLost) {
+			t.Errorf("extending what Redis forgot: %v, want ErrLost", err)
+		}
+		select {
+		case <-p.Lost():
+		default:
+			t.Error("Lost is open")
+		}
+		if got := s.snapshot(t).Held; got != 0 {
+			t.Errorf("%d held, want 0", got)
+		}
+	})
+}
+
+// One user leaves, and is about to release, when another comes and finds the permit held.
+func TestLastUserToLeaveLooksAgain(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		s := w.join(Config{Capacity: 1})
+		p := s.acquire(t)
+		p.turn <- struct{}{} // another caller extends it meanwhile
+		first := make(chan error, 1)
+		go func() { first <- p.Do(t.Context(), func(context.Context) error { return nil }) }()
+		synctest.Wait()
+		stay, second := make(chan struct{}), make(chan error, 1)
+		go func() {
+			second <- p.Do(t.Context(), func(context.Context) error {
+				<-stay
+				if !p.Held() {
+					t.Error("the permit was released under its user")
+				}
+				return nil
+			})
+		}()
+		synctest.Wait()
+		<-p.turn
+		synctest.Wait()
+		close(stay)
+		if err := errors.Join(<-first, <-second); err != nil {
+			t.Error(err)
+		}
+		if p.Held() || s.snapshot(t).Held != 0 {
+			t.Error("the last to leave did not release")
+		}
+	})
+}
+
+func TestCancelledTryMatchesItsContext(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		s := w.join(Config{Capacity: 5})
+		s.link.SetDeaf(true)
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
+		defer cancel()
+		if _, err := s.TryAcquire(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("does not match its context's error: %v", err)
+		}
+		s.link.SetDeaf(false)
 	})
 }

@@ -31,7 +31,7 @@ func TestConfigNamesTheFieldItRefuses(t *testing.T) {
 		"RetryInterval": {{RetryInterval: -1}, {RetryInterval: time.Microsecond}, {RetryInterval: 1000 * time.Hour}},
 	} {
 		for _, cfg := range cfgs {
-			_, err := New(client, cfg)
+			_, err := New(t.Context(), client, cfg)
 			if err == nil || !strings.Contains(err.Error(), "Config."+field) {
 				t.Errorf("%+v: error %v does not name %s", cfg, err, field)
 			}
@@ -45,7 +45,7 @@ func TestConfigNamesTheFieldItRefuses(t *testing.T) {
 	}
 }
 
-// Numbers that are passed later are refused there, by name and with their bounds, and not by a script.
+// Numbers that methods take are refused by name, with their bounds, and not by a script.
 func TestNumbersAreBounded(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s := w.join(Config{Capacity: maxCapacity})
@@ -73,70 +73,16 @@ func TestNumbersAreBounded(t *testing.T) {
 func TestRingIsRefused(t *testing.T) {
 	ring := redis.NewRing(&redis.RingOptions{Addrs: map[string]string{"a": "127.0.0.1:1", "b": "127.0.0.1:2"}})
 	defer ring.Close()
-	if _, err := New(ring, Config{}); err == nil || !strings.Contains(err.Error(), "Ring") || errors.Is(err, ErrUnavailable) {
+	if _, err := New(t.Context(), ring, Config{}); err == nil || !strings.Contains(err.Error(), "Ring") || errors.Is(err, ErrUnavailable) {
 		t.Errorf("New: %v, want a refusal that names the Ring", err)
 	}
 }
 
-// Options of a Cluster client that send reads elsewhere are for the caller's own calls.
-func TestRoutingIsOurOwn(t *testing.T) {
-	c := redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{"127.0.0.1:1"}, ReadOnly: true, RouteByLatency: true, RouteRandomly: true})
-	defer c.Close()
-	l := dedicated(c, DefaultTTL)
-	defer l.own.Close()
-	defer l.flights.Close()
-	for name, own := range map[string]redis.UniversalClient{"own": l.own, "flights": l.flights} {
-		if o := own.(*redis.ClusterClient).Options(); o.ReadOnly || o.RouteByLatency || o.RouteRandomly {
-			t.Errorf("%s: ReadOnly %v, RouteByLatency %v, RouteRandomly %v", name, o.ReadOnly, o.RouteByLatency, o.RouteRandomly)
-		}
-	}
-}
+// maxSharers is how many connection pools a session has numbers for.
+const maxSharers = 0xfff
 
-// Only a policy that evicts keys without a TTL can evict ours.
-func TestOnlyPoliciesForAllKeysAreWarnedOf(t *testing.T) {
-	for policy, warns := range map[string]bool{"noeviction": false, "volatile-lru": false, "volatile-ttl": false, "allkeys-lru": true, "allkeys-random": true, "": false} {
-		info := parseServerInfo("maxmemory:1000\r\nmaxmemory_policy:" + policy + "\r\n")
-		if got := info.mayEvict(); got != warns {
-			t.Errorf("%q: %v, want %v", policy, got, warns)
-		}
-	}
-}
-
-// Pools come and go for as long as a session lives. Their numbers are used again, and nothing stays of one that is closed.
-func TestPoolsForEver(t *testing.T) {
-	inWorld(t, func(t *testing.T, w *world) {
-		s := w.join(Config{Capacity: 2, TTL: time.Second})
-		for range maxSharers + 10 { // without a heartbeat in between
-			s.pool(t).share.Close()
-		}
-		for range 50 {
-			p := s.pool(t)
-			p.share.Ask(1)
-			time.Sleep(100 * time.Millisecond)
-			if p.heard("granted") == 0 {
-				t.Fatal("a pool with a number that was used before is granted nothing")
-			}
-			if n := p.heard("recall"); n > 0 {
-				t.Fatalf("recalled %d times, for the pools that had its number before", n)
-			}
-			p.give()
-			p.share.Close()
-			time.Sleep(2 * time.Second) // heartbeats
-		}
-		s.mu.Lock()
-		shares, numbers := len(s.shares), s.sharers
-		s.mu.Unlock()
-		if shares != 0 || numbers > 2 {
-			t.Errorf("%d pools are left, %d numbers were used", shares, numbers)
-		}
-		if held, _ := w.redis.HKeys("{passbuddy-semaphore}:held"); len(held) != 0 {
-			t.Errorf("Redis counts what %q hold", held)
-		}
-	})
-}
-
-// Pools that Redis has heard of come and go faster than heartbeats, which take them out. A new one waits for
-// a heartbeat if all numbers are taken.
+// Pools that Redis has heard of come and go faster than heartbeats, which take them out. A new one
+// waits for a heartbeat if all numbers are taken.
 func TestPoolsOutrunHeartbeats(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s := w.join(Config{Capacity: 2, TTL: time.Hour})
@@ -168,20 +114,20 @@ func TestOwnerIsCleaned(t *testing.T) {
 func TestNewWithoutClient(t *testing.T) {
 	var typed *redis.Client
 	for _, c := range []redis.UniversalClient{nil, typed} {
-		if _, err := New(c, Config{}); err == nil || !strings.Contains(err.Error(), "client is nil") {
+		if _, err := New(t.Context(), c, Config{}); err == nil || !strings.Contains(err.Error(), "client is nil") {
 			t.Errorf("New(%v): %v", c, err)
 		}
 	}
 }
 
-// unavailableWithin fails unless New ends in time, with ErrUnavailable and a text.
+// unavailableWithin fails unless New ends in time, with ErrUnavailable and that text.
 func unavailableWithin(t *testing.T, limit time.Duration, o *redis.Options, text string) {
 	t.Helper()
 	c := redis.NewClient(o)
 	defer c.Close()
 	failed := make(chan error, 1)
 	go func() {
-		_, err := New(c, Config{})
+		_, err := New(t.Context(), c, Config{})
 		failed <- err
 	}()
 	select {

@@ -33,8 +33,12 @@ const (
 	// maxOwn is what the heartbeat's client may open: for its calls, for records of backends, and for leaving.
 	// The subscription's connection does not count.
 	maxOwn = core.MaxCalls + maxRecords*maxRecordTries + 2
-	// maxBatchConns is one connection for batches, and one for each time that a batch is sent once more.
-	maxBatchConns = 1 + core.MaxResends
+	// maxIdleBatch is maxIdle for batches. They never overlap, so one connection is enough. A batch that hangs
+	// on a dead connection is sent once more over a new one, not over another dead one.
+	maxIdleBatch = 1
+	// maxBatchConns is one connection for batches, one for each time that a batch is sent once more, and some for
+	// batches that hang: a dead connection counts until its time-out.
+	maxBatchConns = 1 + core.MaxResends + 5
 )
 
 // clientsLike makes clients with the options of c.
@@ -62,6 +66,7 @@ func clientsLike(c redis.UniversalClient, ttl time.Duration) clients {
 			o.Limiter = nil // the application's own commands may trip it, and would end leases
 			o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 		}
+		batches.MaxIdleConns = maxIdleBatch
 		return clients{own: redis.NewClient(&own), batches: redis.NewClient(&batches),
 			operator: redis.NewClient(&operator), listenTimeout: listen}
 	case *redis.ClusterOptions:
@@ -78,6 +83,7 @@ func clientsLike(c redis.UniversalClient, ttl time.Duration) clients {
 			o.ReadOnly, o.RouteByLatency, o.RouteRandomly = false, false, false
 			o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 		}
+		batches.MaxIdleConns = maxIdleBatch
 		return clients{own: redis.NewClusterClient(&own), batches: redis.NewClusterClient(&batches),
 			operator: redis.NewClusterClient(&operator)}
 	default:

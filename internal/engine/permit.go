@@ -29,7 +29,7 @@ func (s *Session) newPermit() *core.Permit {
 // mirror takes what the core has changed. s.mu is held.
 func (p *Permit) mirror() {
 	p.trusted.Store(int64(p.TrustedUntil()))
-	if p.State() == core.Lost && p.lost != nil {
+	if p.Permit.State() == core.Lost && p.lost != nil {
 		close(p.lost)
 	}
 }

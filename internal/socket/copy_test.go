@@ -88,8 +88,8 @@ func (e *endless) Read(b []byte) (int, error) {
 	return 1, nil
 }
 
-// CopyFrom on a connection that was ended under it leaves its reader alone once it has returned: a user
-// who tries again with the same file would lose what is read besides.
+// CopyFrom on a connection that was ended under it leaves its reader alone once it has returned: a
+// user who tries again with the same file would lose what is read besides.
 func TestCopyFromOfAnEndedConnection(t *testing.T) {
 	addr := fakePG(t, func(b *pgproto3.Backend) {
 		b.Send(&pgproto3.CopyInResponse{})
@@ -97,7 +97,7 @@ func TestCopyFromOfAnEndedConnection(t *testing.T) {
 	})
 	c, l := connectFake(t, addr)
 	src := new(endless)
-	go func() { time.Sleep(100 * time.Millisecond); l.FenceFor(semaphore.ErrLost) }()
+	go func() { time.Sleep(100 * time.Millisecond); l.AbortFor(semaphore.ErrLost) }()
 	if _, err := c.PgConn().CopyFrom(context.Background(), src, "copy t from stdin"); !errors.Is(err, semaphore.ErrLost) {
 		t.Errorf("CopyFrom: %v, want ErrLost", err)
 	}

@@ -1,4 +1,4 @@
-package semaphore
+package engine
 
 import (
 	"bytes"
@@ -14,11 +14,13 @@ import (
 	"github.com/alicebob/miniredis/v2"
 	"github.com/alicebob/miniredis/v2/server"
 	"github.com/redis/go-redis/v9"
+
+	"github.com/passbuddy/passbuddy/internal/bubble"
 )
 
-// A proxy refuses the subscription, an ACL does, or a proxy hangs up on it. New goes on at once,
-// waiters look again by themselves, and tries become rare. Once it is allowed the session is
-// subscribed.
+// A proxy refuses the subscription, an ACL does, or a proxy hangs up on it. Open goes on at once,
+// waiters ask again by themselves, and tries become rare. Once subscriptions are allowed the
+// session is subscribed.
 func TestRefusedSubscription(t *testing.T) {
 	for name, refuse := range map[string]func(*server.Peer){
 		"unknown command": func(c *server.Peer) { c.WriteError("ERR unknown command 'subscribe'") },
@@ -32,7 +34,7 @@ func TestRefusedSubscription(t *testing.T) {
 				var mu sync.Mutex
 				tries, allowed := 0, false
 				count := func() int { mu.Lock(); defer mu.Unlock(); n := tries; tries = 0; return n }
-				w.answers(t, func(c *server.Peer, cmd string, _ ...string) bool {
+				w.Answers(t, func(c *server.Peer, cmd string, _ ...string) bool {
 					if cmd != "SUBSCRIBE" {
 						return false
 					}
@@ -49,17 +51,17 @@ func TestRefusedSubscription(t *testing.T) {
 				var logging sync.Mutex
 				logger := slog.New(slog.NewTextHandler(locked{&log, &logging}, nil))
 				began := time.Now()
-				s := w.join(Config{Capacity: 1, MaxAttempts: -1, Logger: logger})
+				s := w.join(Config{Capacity: 1, Patience: forever, Logger: logger})
 				if took := time.Since(began); took > time.Second {
-					t.Errorf("New waited %v for what was refused", took)
+					t.Errorf("Open waited %v for what was refused", took)
 				}
-				other := w.join(Config{Capacity: 1, MaxAttempts: -1})
+				other := w.join(Config{Capacity: 1, Patience: forever})
 				p := other.acquire(t)
 				waiting := s.later(t.Context())
 				release(t, p)
-				time.Sleep(DefaultRetryInterval * 2)
-				if !waiting.isDone() || waiting.err != nil {
-					t.Errorf("a waiter that looks again by itself: done %v, %v", waiting.isDone(), waiting.err)
+				time.Sleep(defaultRetry * 2)
+				if !waiting.IsDone() || waiting.Err != nil {
+					t.Errorf("a waiter that asks again by itself: done %v, %v", waiting.IsDone(), waiting.Err)
 				}
 				other.crash()
 				count()
@@ -77,8 +79,8 @@ func TestRefusedSubscription(t *testing.T) {
 				allowed = true
 				mu.Unlock()
 				time.Sleep(time.Minute + time.Second)
-				channel := s.keys.Channel(s.identity.session)
-				if n := w.redis.PubSubNumSub(channel)[channel]; n != 1 {
+				channel := s.keys.Channel(s.name)
+				if n := w.Redis.PubSubNumSub(channel)[channel]; n != 1 {
 					t.Errorf("%d subscriptions a minute after it was allowed", n)
 				}
 			})
@@ -93,8 +95,8 @@ type locked struct {
 
 func (l locked) Write(p []byte) (int, error) { l.mu.Lock(); defer l.mu.Unlock(); return l.w.Write(p) }
 
-// The primary is demoted and lives on, and the address leads to another server. Scripts follow
-// after a READONLY, and so does the subscription.
+// The primary is demoted and lives on, and the address leads to another server. After a
+// READONLY, scripts and the subscription follow.
 func TestSubscriptionFollowsADemotion(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		next := miniredis.NewMiniRedis()
@@ -104,13 +106,13 @@ func TestSubscriptionFollowsADemotion(t *testing.T) {
 		dial := func(context.Context, string, string) (net.Conn, error) {
 			mu.Lock()
 			moved := demoted
-			mu.Unlock() // the server's lock may be held by who waits for mu, below
+			mu.Unlock() // a goroutine that holds the server's lock may be waiting for mu, below
 			if moved {
 				return next.Dial()
 			}
-			return w.redis.Dial()
+			return w.Redis.Dial()
 		}
-		w.answers(t, func(c *server.Peer, cmd string, _ ...string) bool {
+		w.Answers(t, func(c *server.Peer, cmd string, _ ...string) bool {
 			mu.Lock()
 			defer mu.Unlock()
 			if demoted && (cmd == "EVALSHA" || cmd == "EVAL") {
@@ -120,15 +122,12 @@ func TestSubscriptionFollowsADemotion(t *testing.T) {
 			return false
 		})
 		c := redis.NewClient(&redis.Options{
-			Addr: "127.0.0.1:6379", Dialer: dial, Protocol: 2, DisableIdentity: true, DialerRetries: 1,
+			Addr: bubble.Addr, Dialer: dial, Protocol: 2, DisableIdentity: true, DialerRetries: 1,
 		})
 		defer c.Close()
-		s, err := New(c, Config{Capacity: 2, TTL: 3 * time.Second, Logger: slog.New(slog.DiscardHandler)})
-		if err != nil {
-			t.Fatal(err)
-		}
+		s := w.open(c, Config{Capacity: 2, TTL: 3 * time.Second})
 		defer s.Close()
-		p, err := s.Acquire(t.Context())
+		p, err := s.get(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -137,11 +136,11 @@ func TestSubscriptionFollowsADemotion(t *testing.T) {
 		demoted = true
 		mu.Unlock()
 		time.Sleep(2 * time.Second)
-		channel := s.keys.Channel(s.identity.session)
+		channel := s.keys.Channel(s.name)
 		if n := next.PubSubNumSub(channel)[channel]; n != 1 {
 			t.Errorf("%d subscriptions at the new primary", n)
 		}
-		if n := w.redis.PubSubNumSub(channel)[channel]; n != 0 {
+		if n := w.Redis.PubSubNumSub(channel)[channel]; n != 0 {
 			t.Errorf("%d subscriptions at the old one", n)
 		}
 		if !p.Held() {
@@ -156,7 +155,7 @@ func TestUnheardSubscriptionIsTriedRarely(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		var mu sync.Mutex
 		tries := 0
-		w.answers(t, func(c *server.Peer, cmd string, args ...string) bool {
+		w.Answers(t, func(c *server.Peer, cmd string, args ...string) bool {
 			mu.Lock()
 			defer mu.Unlock()
 			if cmd == "SUBSCRIBE" {
@@ -182,7 +181,7 @@ func TestHeardSubscriptionStays(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		var mu sync.Mutex
 		tries := 0
-		w.answers(t, func(_ *server.Peer, cmd string, _ ...string) bool {
+		w.Answers(t, func(_ *server.Peer, cmd string, _ ...string) bool {
 			mu.Lock()
 			defer mu.Unlock()
 			if cmd == "SUBSCRIBE" {

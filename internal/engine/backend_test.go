@@ -1,10 +1,12 @@
-package semaphore
+package engine
 
 import (
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/passbuddy/passbuddy/internal/bubble"
 )
 
 func TestAFrozenHoldersBackendIsEndedBeforeItsPermitIsGranted(t *testing.T) {
@@ -13,31 +15,31 @@ func TestAFrozenHoldersBackendIsEndedBeforeItsPermitIsGranted(t *testing.T) {
 			inWorld(t, func(t *testing.T, w *world) {
 				sleeper, awake, waiting := frozen(t, w, Config{TTL: ttl})
 				began := time.Now()
-				for !waiting.isDone() {
+				for !waiting.IsDone() {
 					if time.Since(began) > ttl+time.Second {
 						t.Fatalf("not granted %v after the freeze", time.Since(began))
 					}
 					time.Sleep(time.Millisecond)
-					if waiting.isDone() && awake.live() > 3 {
+					if waiting.IsDone() && awake.pg.live() > 3 {
 						t.Fatal("granted while its backend lives")
 					}
 				}
-				if waiting.err != nil {
-					t.Fatal(waiting.err)
+				if waiting.Err != nil {
+					t.Fatal(waiting.Err)
 				}
 				t.Logf("granted %v after the freeze", time.Since(began))
 				time.Sleep(ttl / 2) // the second lease began when the joining was over, a little later: the next heartbeat finds it
 				synctest.Wait()
-				if n := awake.live(); n != 2 {
-					t.Errorf("%d backends live, want those of who is awake", n)
+				if n := awake.pg.live(); n != 2 {
+					t.Errorf("%d backends live, want those of the session that is awake", n)
 				}
 				w.reckoned(t)
-				if snap := awake.s.snapshot(t); snap.Held != 3 || snap.Fencing != 0 {
+				if snap := awake.s.state(t); snap.Held != 3 || snap.Quarantined != 0 {
 					t.Errorf("%+v", snap)
 				}
 
 				// It wakes: lost is lost, and it queues like anyone else.
-				sleeper.s.link.setCut(false)
+				sleeper.s.link.SetCut(false)
 				time.Sleep(2 * ttl)
 				for _, p := range sleeper.granted() {
 					if p.Held() {
@@ -48,7 +50,7 @@ func TestAFrozenHoldersBackendIsEndedBeforeItsPermitIsGranted(t *testing.T) {
 				sleeper.open(1)
 				time.Sleep(ttl)
 				w.reckoned(t)
-				if got := awake.s.snapshot(t).Held; got != 4 {
+				if got := awake.s.state(t).Held; got != 4 {
 					t.Errorf("%d held, want 4", got)
 				}
 			})
@@ -56,27 +58,27 @@ func TestAFrozenHoldersBackendIsEndedBeforeItsPermitIsGranted(t *testing.T) {
 	}
 }
 
-// The engine asks nothing of a semaphore that nobody fences.
+// The engine asks nothing of a semaphore in which no backend is recorded.
 func TestNothingIsKeptWithoutBackends(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		a, b := w.join(Config{Capacity: 1, MaxAttempts: -1}), w.join(Config{Capacity: 1, MaxAttempts: -1})
-		pool := a.pool(t)
-		pool.share.Ask(1)
-		if pool.heard("granted") != 1 {
+		a, b := w.join(Config{Capacity: 1, Patience: forever}), w.join(Config{Capacity: 1, Patience: forever})
+		p := a.pool(t)
+		p.Ask(1)
+		if p.Heard("granted") != 1 {
 			t.Fatal("bug in the test: nothing granted")
 		}
 		waiting := b.later(t.Context())
-		a.link.setCut(true)
+		a.link.SetCut(true)
 		time.Sleep(5100 * time.Millisecond)
-		if !waiting.isDone() || waiting.err != nil {
-			t.Errorf("a lease without a backend did not end with itself: %v", waiting.err)
+		if !waiting.IsDone() || waiting.Err != nil {
+			t.Errorf("a lease without a backend did not end with itself: %v", waiting.Err)
 		}
-		for _, key := range w.redis.Keys() {
+		for _, key := range w.Redis.Keys() {
 			if strings.HasSuffix(key, ":backends") || strings.HasSuffix(key, ":quarantine") {
 				t.Errorf("there is a key %s", key)
 			}
 		}
-		if got := w.redis.HGet("{passbuddy-semaphore}:meta", "fence"); got != "" {
+		if got := w.Redis.HGet(keyBase+"meta", "fence"); got != "" {
 			t.Errorf("fence is %q", got)
 		}
 	})
@@ -90,54 +92,59 @@ func TestQuarantineIsBounded(t *testing.T) {
 		second := awake.s.later(t.Context())
 		began := time.Now()
 		time.Sleep(14 * time.Second) // at the least, a lease less a heartbeat and the bound
-		if snap := awake.s.snapshot(t); waiting.isDone() || snap.Held != 4 || snap.Fencing != 2 {
+		if snap := awake.s.state(t); waiting.IsDone() || snap.Held != 4 || snap.Quarantined != 2 {
 			t.Fatalf("granted too early: %+v", snap)
 		}
 		if n := awake.asked.Load(); n < 3 {
 			t.Errorf("asked %d times only", n)
 		}
-		for !waiting.isDone() {
+		for !waiting.IsDone() {
 			time.Sleep(time.Millisecond)
 		}
 		if took := time.Since(began); took > 15100*time.Millisecond {
 			t.Errorf("granted after %v", took)
 		}
-		if second.isDone() {
+		if second.IsDone() {
 			t.Error("the second, too: nobody had time to end its backend")
 		}
 		time.Sleep(behind)
-		if !second.isDone() {
+		if !second.IsDone() {
 			t.Error("the second was not granted")
 		}
 		w.reckoned(t)
 
-		// It is not forgotten: who gets through ends it.
+		// It is not forgotten: a session that gets through ends it.
 		awake.deaf.Store(false)
-		time.Sleep(endAgainMost)
-		if len(*awake.pg) != 2 {
-			t.Errorf("%d backends live", len(*awake.pg))
+		time.Sleep(maxEndPause)
+		if n := awake.pg.live(); n != 2 {
+			t.Errorf("%d backends live", n)
 		}
-		if n := len(must(w.redis.HKeys("{passbuddy-semaphore}:quarantine"))); n != 0 {
+		if n := len(w.quarantined()); n != 0 {
 			t.Errorf("%d still asked for", n)
 		}
 		w.reckoned(t)
 	})
 }
 
-// behind is how much later than the first the others in quarantine are free, and some.
-const behind = 1100 * time.Millisecond
+const (
+	// behind is how much later than the first the others in quarantine are free, and some.
+	behind = 1100 * time.Millisecond
+	// maxEndPause is the longest pause before a backend is ended again: core.maxEndPause.
+	maxEndPause = time.Minute
+)
 
-// All permits are in quarantine, and nobody has a connection: the first who gets one ends all other backends.
+// All permits are in quarantine, and nobody has a connection. The first session that gets one ends
+// all other backends.
 func TestTheFirstToGetAConnectionEndsTheBackends(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		pg := &postgres{}
-		cfg := Config{Capacity: 3, MaxAttempts: -1}
+		cfg := Config{Capacity: 3, Patience: forever}
 		sleeper, newcomer := w.join(cfg).fencer(t, pg), w.join(cfg).fencer(t, pg)
 		sleeper.open(3)
-		newcomer.share.Ask(3)
-		sleeper.s.link.setCut(true)
+		newcomer.Ask(3)
+		sleeper.s.link.SetCut(true)
 		began := time.Now()
-		for newcomer.heard("granted") == 0 {
+		for newcomer.Heard("granted") == 0 {
 			time.Sleep(time.Millisecond)
 		}
 		t.Logf("granted after %v", time.Since(began))
@@ -153,11 +160,11 @@ func TestTheFirstToGetAConnectionEndsTheBackends(t *testing.T) {
 		if pg.live() != 1 {
 			t.Errorf("%d backends live, want its own", pg.live())
 		}
-		newcomer.share.Ask(2)
-		newcomer.share.Ask(2)
+		newcomer.Ask(2)
+		newcomer.Ask(2)
 		time.Sleep(time.Second)
 		w.reckoned(t)
-		if snap := newcomer.s.snapshot(t); snap.Fencing != 0 {
+		if snap := newcomer.s.state(t); snap.Quarantined != 0 {
 			t.Errorf("%+v", snap)
 		}
 	})
@@ -174,7 +181,7 @@ func TestHeartbeatsAskAgain(t *testing.T) {
 		}
 		time.Sleep(10 * time.Millisecond)
 		awake.deaf.Store(false) // but that one was in vain
-		for !waiting.isDone() {
+		for !waiting.IsDone() {
 			time.Sleep(time.Millisecond)
 		}
 		if took := time.Since(began); took > 9*time.Second {
@@ -184,28 +191,28 @@ func TestHeartbeatsAskAgain(t *testing.T) {
 	})
 }
 
-// The last who can be asked is the one who looks.
+// The last session that can be asked is the one that looks.
 func TestThreeOfFourFreeze(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		pg := &postgres{}
-		cfg := Config{Capacity: 8, MaxAttempts: -1}
+		cfg := Config{Capacity: 8, Patience: forever}
 		var fleet []*fencer
 		for range 4 {
 			f := w.join(cfg).fencer(t, pg)
 			f.open(2)
 			fleet = append(fleet, f)
 		}
-		var waiting []*pending
+		var waiting []*bubble.Pending[*Permit]
 		for range 6 {
 			waiting = append(waiting, fleet[3].s.later(t.Context()))
 		}
 		for _, f := range fleet[:3] {
-			f.s.link.setCut(true)
+			f.s.link.SetCut(true)
 		}
 		time.Sleep(6 * time.Second)
 		for i, p := range waiting {
-			if !p.isDone() || p.err != nil {
-				t.Errorf("%d not granted: %v", i, p.err)
+			if !p.IsDone() || p.Err != nil {
+				t.Errorf("%d not granted: %v", i, p.Err)
 			}
 		}
 		if pg.live() != 2 {
@@ -215,19 +222,19 @@ func TestThreeOfFourFreeze(t *testing.T) {
 	})
 }
 
-// State lost while all are awake: the next heartbeats say again what is covered. Then one freezes.
+// State is lost while all are awake: the next heartbeats say again what is covered. Then one
+// session freezes.
 func TestBackendsSurviveStateLoss(t *testing.T) {
-	const hash = "{passbuddy-semaphore}:"
 	for name, lose := range map[string]func(w *world){
-		"all":        func(w *world) { w.redis.FlushAll() },
-		"backends":   func(w *world) { w.redis.Del(hash + "backends") },
-		"meta":       func(w *world) { w.redis.Del(hash + "meta") },
-		"permits":    func(w *world) { w.redis.Del("passbuddy-semaphore") },
+		"all":        func(w *world) { w.Redis.FlushAll() },
+		"backends":   func(w *world) { w.Redis.Del(keyBase + "backends") },
+		"meta":       func(w *world) { w.Redis.Del(keyBase + "meta") },
+		"permits":    func(w *world) { w.Redis.Del(base) },
 		"meta after": nil,
 	} {
 		t.Run(name, func(t *testing.T) {
 			inWorld(t, func(t *testing.T, w *world) {
-				cfg := Config{Capacity: 4, MaxAttempts: -1}
+				cfg := Config{Capacity: 4, Patience: forever}
 				pg := &postgres{}
 				sleeper, awake := w.join(cfg).fencer(t, pg), w.join(cfg).fencer(t, pg)
 				sleeper.open(2)
@@ -236,7 +243,7 @@ func TestBackendsSurviveStateLoss(t *testing.T) {
 					lose(w)
 					time.Sleep(7 * time.Second)
 					w.reckoned(t)
-					if n := len(must(w.redis.HKeys(hash + "backends"))); n != 4 {
+					if n := len(w.recordedPermits()); n != 4 {
 						t.Errorf("%d backends recorded, want 4", n)
 					}
 				}
@@ -244,13 +251,13 @@ func TestBackendsSurviveStateLoss(t *testing.T) {
 					t.Fatal(err)
 				}
 				waiting := awake.s.later(t.Context())
-				sleeper.s.link.setCut(true)
+				sleeper.s.link.SetCut(true)
 				if lose == nil {
-					w.redis.Del(hash + "meta")
+					w.Redis.Del(keyBase + "meta")
 				}
-				for !waiting.isDone() {
+				for !waiting.IsDone() {
 					time.Sleep(time.Millisecond)
-					if waiting.isDone() && pg.live() > 4 {
+					if waiting.IsDone() && pg.live() > 4 {
 						t.Fatalf("granted while %d backends live", pg.live())
 					}
 				}
@@ -261,11 +268,11 @@ func TestBackendsSurviveStateLoss(t *testing.T) {
 	}
 }
 
-// The session ends while it ends backends, and while it has a connection that does not end in time: nobody waits for the one, and the permit of
-// the other stays counted.
+// A session is closed while it ends backends, and while it has a connection that does not end in
+// time. Close does not wait for the first, and the permit of the second stays counted.
 func TestCloseWhileEnding(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		cfg := Config{Capacity: 4, MaxAttempts: -1}
+		cfg := Config{Capacity: 4, Patience: forever}
 		pg := &postgres{}
 		a, b := w.join(cfg).fencer(t, pg), w.join(cfg).fencer(t, pg)
 		a.open(2)
@@ -285,40 +292,41 @@ func TestCloseWhileEnding(t *testing.T) {
 			t.Errorf("Close took %v", took)
 		}
 		synctest.Wait()
-		if snap := a.s.snapshot(t); snap.Held != 3 || pg.live() != 3 {
+		if snap := a.s.state(t); snap.Held != 3 || pg.live() != 3 {
 			t.Errorf("%d backends live, %d permits are counted, want 3", pg.live(), snap.Held)
 		}
 		a.deaf.Store(false)
 		time.Sleep(12 * time.Second)
 		synctest.Wait()
-		if snap := a.s.snapshot(t); snap.Held != 1 || pg.live() != 1 {
+		if snap := a.s.state(t); snap.Held != 1 || pg.live() != 1 {
 			t.Errorf("a has one left: %d held, %d backends", snap.Held, pg.live())
 		}
 		w.reckoned(t)
 	})
 }
 
-// All lose Redis for longer than a lease, end their connections and say so. Nobody then has to end anything.
+// All sessions lose Redis for longer than a lease, end their connections and say so. Nothing is
+// left to be ended.
 func TestPermitsGivenBackDuringAnOutageDoNotWaitForTheBound(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		pg := &postgres{}
-		cfg := Config{Capacity: 2, MaxAttempts: -1}
+		cfg := Config{Capacity: 2, Patience: forever}
 		a, b := w.join(cfg).fencer(t, pg), w.join(cfg).fencer(t, pg)
 		a.open(1)
 		b.open(1)
 		for _, f := range []*fencer{a, b} {
-			f.s.link.setCut(true)
+			f.s.link.SetCut(true)
 		}
 		time.Sleep(6 * time.Second)
 		for _, f := range []*fencer{a, b} {
-			if f.heard("lost") != 1 {
+			if f.Heard("lost") != 1 {
 				t.Fatal("bug in the test: nothing lost")
 			}
 			f.end()
 		}
 		time.Sleep(20 * time.Second)
 		for _, f := range []*fencer{a, b} {
-			f.s.link.setCut(false)
+			f.s.link.SetCut(false)
 		}
 		began := time.Now()
 		a.open(1)
@@ -331,21 +339,22 @@ func TestPermitsGivenBackDuringAnOutageDoNotWaitForTheBound(t *testing.T) {
 	})
 }
 
-// The minimum of a frozen session is not counted beside its permits in quarantine, and is whole again when it wakes.
+// The minimum of a frozen session is not counted beside its permits in quarantine. It is whole
+// again once the session wakes.
 func TestMinimumOfAFrozenSession(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		pg := &postgres{}
-		a := w.join(Config{Capacity: 4, Min: 2, MaxAttempts: -1}).fencer(t, pg)
-		b := w.join(Config{Capacity: 4, Min: 1, MaxAttempts: -1}).fencer(t, pg)
+		a := w.join(Config{Capacity: 4, Min: 2, Patience: forever}).fencer(t, pg)
+		b := w.join(Config{Capacity: 4, Min: 1, Patience: forever}).fencer(t, pg)
 		a.open(2)
 		b.open(2)
 		b.s.later(t.Context())
 		b.s.later(t.Context())
-		a.s.link.setCut(true)
+		a.s.link.SetCut(true)
 		b.deaf.Store(true)
 		time.Sleep(5500 * time.Millisecond)
-		reserve := func() string { return w.redis.HGet("{passbuddy-semaphore}:meta", "reserve") }
-		if snap := b.s.snapshot(t); snap.Fencing != 2 {
+		reserve := func() string { return w.Redis.HGet(keyBase+"meta", "reserve") }
+		if snap := b.s.state(t); snap.Quarantined != 2 {
 			t.Fatalf("bug in the test: %+v", snap)
 		}
 		time.Sleep(2 * time.Second)
@@ -353,29 +362,29 @@ func TestMinimumOfAFrozenSession(t *testing.T) {
 			t.Errorf("reserved %s: the frozen one's minimum is kept beside its permits", got)
 		}
 		w.reckoned(t)
-		a.s.link.setCut(false)
+		a.s.link.SetCut(false)
 		time.Sleep(2 * time.Second)
 		a.end()
 		time.Sleep(4 * time.Second)
 		w.reckoned(t)
-		if free := w.redis.HGet("{passbuddy-semaphore}:reserves", "free "+a.s.identity.session); free != "2" {
+		if free := w.Redis.HGet(keyBase+"reserves", "free "+a.s.name); free != "2" {
 			t.Errorf("a lacks %s of its minimum, want 2", free)
 		}
 	})
 }
 
-// Plain permits cover nothing: their leases end as ever, in a fenced semaphore too.
+// Plain permits cover nothing. Their leases end as ever, also where pools record backends.
 func TestPlainPermitsAreNotQuarantined(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		cfg := Config{Capacity: 2, MaxAttempts: -1}
+		cfg := Config{Capacity: 2, Patience: forever}
 		f := w.join(cfg).fencer(t, &postgres{})
 		f.open(1)
 		a := w.join(cfg)
 		a.acquire(t)
 		waiting := f.s.later(t.Context())
-		a.link.setCut(true)
+		a.link.SetCut(true)
 		time.Sleep(5100 * time.Millisecond)
-		if !waiting.isDone() || waiting.err != nil {
+		if !waiting.IsDone() || waiting.Err != nil {
 			t.Error("not granted when the lease of a plain permit expired")
 		}
 		if n := f.asked.Load(); n != 0 {
@@ -385,12 +394,12 @@ func TestPlainPermitsAreNotQuarantined(t *testing.T) {
 	})
 }
 
-// Once nothing is fenced any more, nothing is looked up any more.
+// Once no backend is recorded any more, the scripts look for none.
 func TestTheFlagGoesWithTheLastBackend(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
 		f.open(2)
-		flag := func() string { return w.redis.HGet("{passbuddy-semaphore}:meta", "fence") }
+		flag := func() string { return w.Redis.HGet(keyBase+"meta", "fence") }
 		time.Sleep(3 * time.Second)
 		if flag() == "" {
 			t.Fatal("bug in the test: no flag")
@@ -404,7 +413,7 @@ func TestTheFlagGoesWithTheLastBackend(t *testing.T) {
 	})
 }
 
-// A holder can live and not know it: its host slept, and its clock with it.
+// A holder can live and not know of its loss: its host slept, and its clock with it.
 func TestWhatIsInQuarantineIsNotRenewed(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		f := w.join(Config{Capacity: 4, Min: 2}).fencer(t, &postgres{})
@@ -414,36 +423,36 @@ func TestWhatIsInQuarantineIsNotRenewed(t *testing.T) {
 		w.expire(t, f.s, p)
 		w.reckoned(t)
 		time.Sleep(4 * time.Second)
-		if p.Held() || f.heard("lost") != 1 {
+		if p.Held() || f.Heard("lost") != 1 {
 			t.Error("it has its permit back")
 		}
-		if snap := f.s.snapshot(t); snap.Fencing != 1 || snap.Held != 2 || !kept.Held() {
+		if snap := f.s.state(t); snap.Quarantined != 1 || snap.Held != 2 || !kept.Held() {
 			t.Errorf("%+v", snap)
 		}
 		w.reckoned(t)
 		for range 2 {
-			if free := w.redis.HGet("{passbuddy-semaphore}:reserves", "free "+f.s.identity.session); free != "1" {
+			if free := w.Redis.HGet(keyBase+"reserves", "free "+f.s.name); free != "1" {
 				t.Errorf("its minimum lacks %s, want 1", free)
 			}
-			w.redis.Del("{passbuddy-semaphore}:reserves") // and counted anew
+			w.Redis.Del(keyBase + "reserves") // and counted anew
 			time.Sleep(2 * time.Second)
 		}
-		f.share.Give(p) // it has ended the connection itself
+		f.Give(p) // it has ended the connection itself
 		w.reckoned(t)
-		if snap := f.s.snapshot(t); snap.Fencing != 0 || snap.Held != 1 {
+		if snap := f.s.state(t); snap.Quarantined != 0 || snap.Held != 1 {
 			t.Errorf("%+v", snap)
 		}
 	})
 }
 
-// What leaves the quarantine is not counted out once more.
+// A permit that leaves the quarantine is not counted out once more.
 func TestQuarantineCountsForNobody(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		f := w.join(Config{Capacity: 4}).fencer(t, &postgres{})
 		f.open(3)
 		w.expire(t, f.s, f.granted()[0])
 		time.Sleep(10 * time.Millisecond) // no heartbeat, which would count anew
-		if snap := f.s.snapshot(t); snap.Fencing != 0 || snap.Held != 2 {
+		if snap := f.s.state(t); snap.Quarantined != 0 || snap.Held != 2 {
 			t.Errorf("%+v", snap)
 		}
 		w.reckoned(t)
@@ -456,9 +465,9 @@ func TestQuarantineWithoutMeta(t *testing.T) {
 		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
 		f.open(1)
 		f.deaf.Store(true)
-		w.redis.Del("{passbuddy-semaphore}:meta")
+		w.Redis.Del(keyBase + "meta")
 		w.expire(t, f.s, f.granted()[0])
-		if snap := f.s.snapshot(t); snap.Fencing != 1 {
+		if snap := f.s.state(t); snap.Quarantined != 1 {
 			t.Errorf("%+v", snap)
 		}
 	})

@@ -1,4 +1,4 @@
-package semaphore
+package engine
 
 import (
 	"context"
@@ -8,6 +8,9 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/passbuddy/passbuddy/internal/bubble"
+	"github.com/passbuddy/passbuddy/internal/core"
 )
 
 func TestCoverOfWhatIsNotHeldAnyMore(t *testing.T) {
@@ -15,30 +18,30 @@ func TestCoverOfWhatIsNotHeldAnyMore(t *testing.T) {
 		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
 		f.open(1)
 		p := f.granted()[0]
-		if _, err := w.redis.ZRem("passbuddy-semaphore", p.ID()); err != nil {
+		if _, err := w.Redis.ZRem(base, p.ID); err != nil {
 			t.Fatal(err)
 		}
-		if err := f.connect(p); !errors.Is(err, ErrLost) {
+		if err := f.connect(p); !errors.Is(err, core.ErrLost) {
 			t.Errorf("what Redis does not know: %v, want ErrLost", err)
 		}
-		if p.Held() || f.heard("lost") != 1 {
+		if p.Held() || f.Heard("lost") != 1 {
 			t.Error("still held")
 		}
-		if err := f.connect(p); !errors.Is(err, ErrLost) {
+		if err := f.connect(p); !errors.Is(err, core.ErrLost) {
 			t.Errorf("what was lost: %v, want ErrLost", err)
 		}
-		f.s.link.setCut(true)
+		f.s.link.SetCut(true)
 	})
 }
 
-// Four connections are opened at once, and each is recorded within its own lease: they do not wait for one
-// another where a reply takes 2 s.
+// Four connections are opened at once, and each is recorded within its own lease: they do not wait
+// for one another where a reply takes 2 s.
 func TestCoversOnASlowRedis(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		s, l := w.slowJoin(Config{Capacity: 4, MaxAttempts: -1}, always(0))
+		s, l := w.slowJoin(Config{Capacity: 4, Patience: forever}, bubble.Always(0))
 		f := s.fencer(t, &postgres{})
 		f.open(4)
-		l.set(always(time.Second))
+		l.SetDelay(bubble.Always(time.Second))
 		var all sync.WaitGroup
 		began := time.Now()
 		for _, p := range f.granted() {
@@ -49,34 +52,36 @@ func TestCoversOnASlowRedis(t *testing.T) {
 			})
 		}
 		all.Wait()
-		// Each may need a connection first, and the first records are given up where replies were fast before.
+		// Each may need a connection first, and the first records are given up where replies were
+		// fast before.
 		if took := time.Since(began); took > 9*time.Second {
 			t.Errorf("took %v", took)
 		}
-		l.set(always(0))
+		l.SetDelay(bubble.Always(0))
 		time.Sleep(5 * time.Second)
 		f.end()
 	})
 }
 
-// Redis hangs, and the lease is lost while a backend is recorded: its caller does not wait for longer than that.
+// Redis hangs, and the lease is lost while a backend is recorded: its caller does not wait for
+// longer than that.
 func TestARecordEndsWithItsLease(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		s, l := w.slowJoin(Config{Capacity: 1}, always(0))
+		s, l := w.slowJoin(Config{Capacity: 1}, bubble.Always(0))
 		f := s.fencer(t, &postgres{})
 		f.open(1)
 		p := f.granted()[0]
-		l.silence(true)
+		l.Silence(true)
 		time.Sleep(2500 * time.Millisecond)
 		lost := make(chan time.Time, 1)
 		go func() { <-p.Lost(); lost <- time.Now() }()
-		if err := f.connect(p); !errors.Is(err, ErrUnavailable) {
+		if err := f.connect(p); !errors.Is(err, core.ErrUnavailable) {
 			t.Errorf("%v, want ErrUnavailable", err)
 		}
-		if late := time.Since(<-lost); late > DefaultTTL/4+time.Millisecond { // it looks that often
+		if late := time.Since(<-lost); late > defaultTTL/4+time.Millisecond { // it looks that often
 			t.Errorf("it waited for %v after the loss", late)
 		}
-		l.silence(false)
+		l.Silence(false)
 	})
 }
 
@@ -84,16 +89,19 @@ func TestCoverWithoutRedis(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
 		f.open(1)
-		f.s.link.setCut(true)
-		if err := f.connect(f.granted()[0]); !errors.Is(err, ErrUnavailable) {
+		f.s.link.SetCut(true)
+		if err := f.connect(f.granted()[0]); !errors.Is(err, core.ErrUnavailable) {
 			t.Errorf("%v, want ErrUnavailable", err)
 		}
 	})
 }
 
-// A reply that is lost, or a Redis that is away for less than the lease, ends no connection that was just made.
+// A connection that was just made outlives a reply that is lost, and a Redis that is away for less
+// than a lease.
 func TestCoverOutlastsAnOutage(t *testing.T) {
-	for name, away := range map[string]func(*link, bool){"cut off": (*link).setCut, "unheard": (*link).setDeaf} {
+	for name, away := range map[string]func(*bubble.Link, bool){
+		"cut off": (*bubble.Link).SetCut, "unheard": (*bubble.Link).SetDeaf,
+	} {
 		t.Run(name, func(t *testing.T) {
 			inWorld(t, func(t *testing.T, w *world) {
 				f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
@@ -103,7 +111,7 @@ func TestCoverOutlastsAnOutage(t *testing.T) {
 				if err := f.connect(f.granted()[0]); err != nil {
 					t.Error(err)
 				}
-				if got := w.redis.HGet("{passbuddy-semaphore}:backends", f.granted()[0].ID()); got == "" {
+				if w.recorded(f.granted()[0]) == "" {
 					t.Error("not recorded")
 				}
 				w.reckoned(t)
@@ -112,18 +120,18 @@ func TestCoverOutlastsAnOutage(t *testing.T) {
 	}
 }
 
-// What is said of a connection that is gone comes after what is said of the next one under its permit.
+// The record of a connection that is gone arrives after the record of the next one under its
+// permit.
 func TestCoverIsOvertaken(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
 		f.open(1)
 		p := f.granted()[0]
-		first := f.share.Cover(p, Backend{PID: 101, Start: 2})
-		second := f.share.Cover(p, Backend{PID: 102, Start: 1}) // the server's clock was set back
-		id := p.ID()
+		first := f.Cover(p, "101 2 0")
+		second := f.Cover(p, "102 1 0") // the server's clock was set back
 		recorded := func(want string) {
 			t.Helper()
-			if got := w.redis.HGet("{passbuddy-semaphore}:backends", id); !strings.HasPrefix(got, want+" ") {
+			if got := w.recorded(p); !strings.HasPrefix(got, want+" ") {
 				t.Errorf("%q is recorded, want %q", got, want)
 			}
 		}
@@ -133,7 +141,7 @@ func TestCoverIsOvertaken(t *testing.T) {
 			}
 			recorded("102 1")
 		}
-		w.redis.Del("{passbuddy-semaphore}:backends")
+		w.Redis.Del(keyBase + "backends")
 		if err := first(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -142,49 +150,49 @@ func TestCoverIsOvertaken(t *testing.T) {
 		recorded("102 1")
 
 		// The permit is given back meanwhile.
-		third := f.share.Cover(p, Backend{PID: 103, Start: 3})
+		third := f.Cover(p, "103 3 0")
 		f.end()
 		synctest.Wait()
-		if err := third(t.Context()); !errors.Is(err, ErrLost) {
+		if err := third(t.Context()); !errors.Is(err, core.ErrLost) {
 			t.Errorf("of a permit that is given back: %v, want ErrLost", err)
 		}
 		w.reckoned(t)
 	})
 }
 
-// A caller who gives up a slow request cuts its connection. That is no concern of those who connect.
-func TestCoverIsNotCut(t *testing.T) {
+// A caller that gives up a slow request is no concern of those that connect.
+func TestCoverOutlivesACallerThatGivesUp(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s := w.join(Config{Capacity: 1})
 		f := s.fencer(t, &postgres{})
 		f.open(1)
 		p := f.granted()[0]
-		s.link.setDeaf(true)
+		s.link.SetDeaf(true)
 		outcome := make(chan error, 1)
 		go func() { outcome <- f.connect(p) }()
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 		defer cancel()
-		if _, err := s.TryAcquire(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := s.try(ctx); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("bug in the test: %v", err)
 		}
 		time.Sleep(200 * time.Millisecond)
-		s.link.setDeaf(false)
+		s.link.SetDeaf(false)
 		if err := <-outcome; err != nil {
 			t.Error(err)
 		}
 	})
 }
 
-// Who finds the state lost while it records re-asserts it first.
+// A session that finds the state lost while it records re-asserts the permit first.
 func TestCoverFindsTheStateLost(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
 		f.open(1)
-		w.redis.FlushAll()
+		w.Redis.FlushAll()
 		if err := f.connect(f.granted()[0]); err != nil {
 			t.Fatal(err)
 		}
-		if !f.granted()[0].Held() || f.s.snapshot(t).Held != 1 {
+		if !f.granted()[0].Held() || f.s.state(t).Held != 1 {
 			t.Error("not held any more")
 		}
 		w.reckoned(t)

@@ -1,4 +1,4 @@
-package semaphore
+package engine
 
 import (
 	"errors"
@@ -7,6 +7,9 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/passbuddy/passbuddy/internal/bubble"
+	"github.com/passbuddy/passbuddy/internal/core"
 )
 
 const (
@@ -15,43 +18,22 @@ const (
 	longTTL   = 30 * time.Second
 )
 
-// kill ends a session as SIGKILL does. Postgres ends its backends that much later.
-func (f *fencer) kill(after time.Duration) {
-	f.s.link.setCut(true)
-	time.Sleep(after)
+// kill ends a session as SIGKILL does. Postgres ends its backends at once.
+func (f *fencer) kill() {
+	f.s.link.SetCut(true)
 	f.close(f.granted()...)
 }
 
-// close ends the backends of permits.
-func (f *fencer) close(permits ...*Permit) {
-	f.s.mu.Lock()
-	defer f.s.mu.Unlock()
-	pgMu.Lock()
-	defer pgMu.Unlock()
-	for _, p := range permits {
-		delete(*f.pg, p.backend)
-	}
-}
-
-// loseSubscription ends the subscription of a session for good. All else of it goes on.
-func (f *fencer) loseSubscription(t *testing.T) {
-	t.Helper()
-	if err := f.s.pubsub.Close(); err != nil {
-		t.Fatal(err)
-	}
-	synctest.Wait()
-}
-
 // looked are two sessions that hold two permits each of four, and one that waits.
-func looked(t *testing.T, w *world, cfg Config) (one, other *fencer, waiting *pending) {
+func looked(t *testing.T, w *world, cfg Config) (one, other *fencer, waiting *bubble.Pending[*Permit]) {
 	t.Helper()
-	cfg.Capacity, cfg.TTL, cfg.MaxAttempts = 4, longTTL, -1
+	cfg.Capacity, cfg.TTL, cfg.Patience = 4, longTTL, forever
 	pg := &postgres{}
 	one, other = w.join(cfg).fencer(t, pg), w.join(cfg).fencer(t, pg)
 	one.open(2)
 	other.open(2)
-	waiting = w.join(Config{Capacity: 4, TTL: longTTL, MaxAttempts: -1}).later(t.Context())
-	if waiting.isDone() {
+	waiting = w.join(Config{Capacity: 4, TTL: longTTL, Patience: forever}).later(t.Context())
+	if waiting.IsDone() {
 		t.Fatal("bug in the test: not at capacity")
 	}
 	w.reckoned(t)
@@ -65,28 +47,28 @@ func TestAKilledHolderCostsNoLease(t *testing.T) {
 		victim, other, waiting := looked(t, w, Config{})
 		victim.s.later(t.Context()) // what it waits for must not be granted to it
 		second := other.s.later(t.Context())
-		victim.s.link.setCut(true)
+		victim.s.link.SetCut(true)
 		time.Sleep(2 * time.Second)
-		if waiting.isDone() {
+		if waiting.IsDone() {
 			t.Fatal("granted while its backend lives")
 		}
 		began := time.Now()
-		victim.kill(0)
-		for !waiting.isDone() || !second.isDone() {
+		victim.kill()
+		for !waiting.IsDone() || !second.IsDone() {
 			if time.Since(began) > time.Second {
 				t.Fatalf("not granted %v after the backends' end", time.Since(began))
 			}
 			time.Sleep(time.Millisecond)
 		}
 		t.Logf("granted %v after the backends' end", time.Since(began))
-		if waiting.err != nil || second.err != nil {
-			t.Errorf("%v, %v", waiting.err, second.err)
+		if waiting.Err != nil || second.Err != nil {
+			t.Errorf("%v, %v", waiting.Err, second.Err)
 		}
 		if n := other.asked.Load(); n > 0 {
 			t.Errorf("asked %d times to end backends", n)
 		}
 		w.reckoned(t)
-		if snap := other.s.snapshot(t); snap.Held != 4 || snap.Fencing != 0 {
+		if snap := other.s.state(t); snap.Held != 4 || snap.Quarantined != 0 {
 			t.Errorf("%+v", snap)
 		}
 	})
@@ -97,34 +79,34 @@ func TestBackendsOfAKilledHolderEndOneByOne(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		victim, other, waiting := looked(t, w, Config{})
 		second := other.s.later(t.Context())
-		victim.s.link.setCut(true)
+		victim.s.link.SetCut(true)
 		victim.close(victim.granted()[0])
 		time.Sleep(time.Second)
-		if !waiting.isDone() {
+		if !waiting.IsDone() {
 			t.Error("the first is not granted")
 		}
-		if second.isDone() {
+		if second.IsDone() {
 			t.Error("the second is granted while its backend lives")
 		}
 		victim.close(victim.granted()[1])
 		time.Sleep(time.Second)
-		if !second.isDone() {
+		if !second.IsDone() {
 			t.Error("the second is not granted")
 		}
 		w.reckoned(t)
 	})
 }
 
-// A session that lives and is not subscribed any more loses nothing, however long somebody waits;
-// and looks are paced.
+// A session that lives, and is not subscribed any more, loses nothing, however long others wait.
+// Looks are paced.
 func TestASessionWithoutSubscriptionLosesNothing(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		deaf, other, waiting := looked(t, w, Config{})
-		deaf.loseSubscription(t)
+		deaf.s.loseSubscription(t)
 		const long = 2 * longTTL
 		time.Sleep(long)
 		synctest.Wait()
-		if waiting.isDone() {
+		if waiting.IsDone() {
 			t.Error("one of its permits was granted to another")
 		}
 		for _, p := range deaf.granted() {
@@ -132,7 +114,7 @@ func TestASessionWithoutSubscriptionLosesNothing(t *testing.T) {
 				t.Error("a lease is lost")
 			}
 		}
-		if n := deaf.heard("lost"); n > 0 {
+		if n := deaf.Heard("lost"); n > 0 {
 			t.Errorf("%d leases are lost", n)
 		}
 		looks := other.looks.Load()
@@ -149,43 +131,43 @@ func TestASessionWithoutSubscriptionLosesNothing(t *testing.T) {
 func TestASessionWithoutSubscriptionReconnects(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		deaf, other, waiting := looked(t, w, Config{})
-		deaf.loseSubscription(t)
+		deaf.s.loseSubscription(t)
 		p := deaf.granted()[0]
 
 		// It says first that the permit covers none: then nobody can see its backend gone.
 		deaf.close(p)
-		vacate := deaf.share.Vacate(p)
+		vacate := deaf.Vacate(p)
 		if vacate == nil {
 			t.Fatal("Redis knows of a backend, and is not asked")
 		}
 		if err := vacate(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if deaf.share.Vacate(p) != nil {
+		if deaf.Vacate(p) != nil {
 			t.Error("it would ask again")
 		}
 		time.Sleep(5 * time.Second) // the connect takes long
-		if waiting.isDone() || !p.Held() {
+		if waiting.IsDone() || !p.Held() {
 			t.Fatal("granted to another, while a connection is opened under it")
 		}
 		if err := deaf.connect(p); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(5 * time.Second)
-		if waiting.isDone() || !p.Held() {
+		if waiting.IsDone() || !p.Held() {
 			t.Fatal("granted to another, and covers a backend")
 		}
 
 		// Its backend is seen gone before it says so: it may not connect.
 		deaf.close(p)
 		time.Sleep(time.Second)
-		if !waiting.isDone() {
+		if !waiting.IsDone() {
 			t.Fatal("its backend is gone, and the permit was not granted to another")
 		}
-		if err := deaf.share.Vacate(p)(t.Context()); !errors.Is(err, ErrLost) {
+		if err := deaf.Vacate(p)(t.Context()); !errors.Is(err, core.ErrLost) {
 			t.Errorf("it may connect under a permit of another: %v", err)
 		}
-		if n := len(*other.pg); n != 3 {
+		if n := other.pg.live(); n != 3 {
 			t.Errorf("%d backends, want 3", n)
 		}
 		time.Sleep(longTTL)
@@ -193,38 +175,37 @@ func TestASessionWithoutSubscriptionReconnects(t *testing.T) {
 	})
 }
 
-// What says that a permit covers none arrives late, or not: it is repeated, and a mark of the
-// former backend that strays changes nothing.
+// The record that a permit covers none is lost: it is repeated. A record of the former backend that
+// arrives late changes nothing.
 func TestVacateIsOvertaken(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
 		f.open(1)
 		p := f.granted()[0]
-		if f.share.Vacate(f.s.newPermit(f.share)) == nil {
+		if f.Vacate(f.s.NewPermit()) == nil {
 			t.Error("a permit that is not held can cover a connection")
 		}
-		f.s.link.setCut(true)
-		if err := f.share.Vacate(p)(t.Context()); !errors.Is(err, ErrUnavailable) {
+		f.s.link.SetCut(true)
+		if err := f.Vacate(p)(t.Context()); !errors.Is(err, core.ErrUnavailable) {
 			t.Errorf("%v, want ErrUnavailable", err)
 		}
-		f.s.link.setCut(false)
+		f.s.link.SetCut(false)
 		time.Sleep(5 * time.Second)
 		f.end()
 		f.open(1)
 		p = f.granted()[0]
-		id := p.ID()
-		stray := f.share.Cover(p, Backend{PID: 102, Start: 1, Server: 1})
-		if err := f.share.Vacate(p)(t.Context()); err != nil {
+		stray := f.Cover(p, "102 1 1")
+		if err := f.Vacate(p)(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		if err := stray(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if got := w.redis.HGet("{passbuddy-semaphore}:backends", id); !strings.HasPrefix(got, "0 0 0 ") {
+		if got := w.recorded(p); !strings.HasPrefix(got, "0 0 0 ") {
 			t.Errorf("%q is recorded", got)
 		}
 		time.Sleep(2 * time.Second) // a heartbeat
-		if got := w.redis.HGet("{passbuddy-semaphore}:backends", id); !strings.HasPrefix(got, "0 0 0 ") {
+		if got := w.recorded(p); !strings.HasPrefix(got, "0 0 0 ") {
 			t.Errorf("%q is recorded", got)
 		}
 		w.reckoned(t)
@@ -236,33 +217,33 @@ func TestAVacantPermitIsNotQuarantined(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		sleeper, awake, waiting := frozen(t, w, Config{})
 		_ = waiting
-		sleeper.s.link.setCut(false)
+		sleeper.s.link.SetCut(false)
 		p := sleeper.granted()[0]
 		sleeper.close(p)
-		if err := sleeper.share.Vacate(p)(t.Context()); err != nil {
+		if err := sleeper.Vacate(p)(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		awake.deaf.Store(true)
 		w.expire(t, awake.s, p)
-		if !waiting.isDone() {
+		if !waiting.IsDone() {
 			t.Error("not granted")
 		}
-		if snap := awake.s.snapshot(t); snap.Fencing != 0 {
+		if snap := awake.s.state(t); snap.Quarantined != 0 {
 			t.Errorf("%+v", snap)
 		}
 	})
 }
 
-// Nobody looks for anything while nobody waits, while all are subscribed, or in a semaphore that
-// nobody fences.
+// No session looks for backends while nobody waits, while all are subscribed, or where none are
+// recorded.
 func TestNobodyLooksInVain(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		pg := &postgres{}
-		cfg := Config{Capacity: 4, TTL: longTTL, MaxAttempts: -1}
+		cfg := Config{Capacity: 4, TTL: longTTL, Patience: forever}
 		a, b := w.join(cfg).fencer(t, pg), w.join(cfg).fencer(t, pg)
 		a.open(1)
 		b.open(1)
-		a.loseSubscription(t)
+		a.s.loseSubscription(t)
 		time.Sleep(longTTL)
 		if n := b.looks.Load(); n > 0 {
 			t.Errorf("%d looks while nobody waits", n)
@@ -276,13 +257,13 @@ func TestNobodyLooksInVain(t *testing.T) {
 		}
 	})
 	inWorld(t, func(t *testing.T, w *world) {
-		cfg := Config{Capacity: 1, TTL: longTTL, MaxAttempts: -1}
+		cfg := Config{Capacity: 1, TTL: longTTL, Patience: forever}
 		a, b := w.join(cfg), w.join(cfg)
 		a.acquire(t)
 		b.later(t.Context())
-		a.link.setCut(true)
+		a.link.SetCut(true)
 		time.Sleep(2 * time.Second)
-		fields, err := w.redis.HKeys("{passbuddy-semaphore}:meta")
+		fields, err := w.Redis.HKeys(keyBase + "meta")
 		if err != nil || slices.Contains(fields, "look") {
 			t.Errorf("meta has the fields %q, %v", fields, err)
 		}
@@ -295,14 +276,14 @@ func TestALookThatFailsChangesNothing(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		victim, other, waiting := looked(t, w, Config{})
 		other.deaf.Store(true)
-		victim.kill(0)
+		victim.kill()
 		time.Sleep(longTTL / 2)
-		if waiting.isDone() {
+		if waiting.IsDone() {
 			t.Error("granted, and nobody has seen anything")
 		}
 		other.deaf.Store(false)
 		time.Sleep(time.Second)
-		if !waiting.isDone() {
+		if !waiting.IsDone() {
 			t.Error("not granted after a look")
 		}
 		w.reckoned(t)
@@ -315,20 +296,20 @@ func TestALookThatFailsChangesNothing(t *testing.T) {
 func TestTheLookComesBeforeTheLastConnectionMoves(t *testing.T) {
 	for _, lives := range []bool{false, true} {
 		inWorld(t, func(t *testing.T, w *world) {
-			cfg := Config{Capacity: 2, TTL: longTTL, MaxAttempts: -1}
+			cfg := Config{Capacity: 2, TTL: longTTL, Patience: forever}
 			pg := &postgres{}
 			victim, keeper := w.join(cfg).fencer(t, pg), w.join(cfg).fencer(t, pg)
 			victim.open(1)
 			keeper.open(1)
 			newcomer := w.join(cfg).fencer(t, pg)
 			if lives {
-				victim.loseSubscription(t)
+				victim.s.loseSubscription(t)
 			} else {
-				victim.s.link.setCut(true)
+				victim.s.link.SetCut(true)
 			}
-			asked := func() int { return keeper.heard("wanted") + keeper.heard("recall") }
+			asked := func() int { return keeper.Heard("wanted") + keeper.Heard("recall") }
 			before := asked()
-			newcomer.share.Ask(1)
+			newcomer.Ask(1)
 			time.Sleep(700 * time.Millisecond)
 			if n := asked() - before; n > 0 {
 				t.Errorf("asked %d times for the only connection to look by", n)
@@ -343,7 +324,7 @@ func TestTheLookComesBeforeTheLastConnectionMoves(t *testing.T) {
 			if n := asked() - before; (n > 0) != lives {
 				t.Errorf("the other lives: %v, and it was asked %d times", lives, n)
 			}
-			if got := newcomer.heard("granted") > 0; got == lives {
+			if got := newcomer.Heard("granted") > 0; got == lives {
 				t.Errorf("the other lives: %v, and the newcomer was granted its permit: %v", lives, got)
 			}
 			w.reckoned(t)

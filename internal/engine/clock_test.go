@@ -1,0 +1,59 @@
+package engine
+
+import (
+	"strconv"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// A session that was asleep for an hour, and its clock with it, finds Redis's clock an hour ahead.
+// The other sessions know better.
+func TestASleeperDoesNotTurnTheClockBack(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, b := w.join(Config{Capacity: 1}), w.join(Config{Capacity: 1})
+		time.Sleep(10 * time.Second)
+		var slept atomic.Bool
+		b.beforeBatches(func(cmd redis.Cmder) {
+			args := cmd.Args()
+			at := 3 + args[2].(int) // Exchange.Expected, the first behind the keys
+			if !slept.Swap(true) {
+				args[at] = args[at].(int64) - time.Hour.Milliseconds()
+			}
+		})
+		b.acquire(t)
+		if !slept.Load() {
+			t.Fatal("bug in the test: nothing was sent")
+		}
+		// Less than a heartbeat: what it has missed since the others' last one, for the leases last
+		// longer by it.
+		if skew, _ := strconv.Atoi(w.Redis.HGet(keyBase+"meta", "skew")); skew < 0 || skew > 2000 {
+			t.Errorf("skew %d ms", skew)
+		}
+		if a.state(t).Held != 1 {
+			t.Error("not held")
+		}
+	})
+}
+
+// The clock is set by less than a lease, and a newcomer is the first to see it.
+func TestNewcomerAfterStepShorterThanTTL(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		cfg := Config{Capacity: 1, Patience: forever}
+		a, b := w.join(cfg), w.join(cfg)
+		p := a.acquire(t)
+		time.Sleep(1 * time.Second)
+		if err := b.beat(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(300 * time.Millisecond)
+		w.Redis.SetTime(time.Now().Add(3800 * time.Millisecond))
+		c := w.join(cfg)
+		q, err := c.try(t.Context())
+		if err == nil && p.Held() && q.Held() {
+			t.Error("two hold the only permit")
+		}
+	})
+}

@@ -1,0 +1,84 @@
+package engine
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// Redis is slow for 60 ms once, and the context of one caller ends. That says nothing of Redis.
+func TestOneCancelledCallerDeclaresRedisDown(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		s, l := w.stallJoin(Config{Capacity: 5})
+		p := s.pool(t)
+		s.acquire(t)
+		l.Stall(true)
+		time.AfterFunc(60*time.Millisecond, func() { l.Stall(false) })
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
+		defer cancel()
+		_, err := s.get(ctx)
+		t.Logf("%v", err)
+		if err := p.Err(); err != nil {
+			t.Errorf("Err: %v: FallbackConns may open connections now", err)
+		}
+		if p.Heard("changed") > 0 {
+			t.Errorf("told %q", p.Told())
+		}
+	})
+}
+
+// The wait of a caller ends with its context, or with its patience, whatever the network does
+// meanwhile.
+func TestNoCallerIsHeldByTheNetwork(t *testing.T) {
+	soon := func(t *testing.T) context.Context {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		t.Cleanup(cancel)
+		return ctx
+	}
+	t.Run("dial", func(t *testing.T) {
+		inWorld(t, func(t *testing.T, w *world) {
+			s, l := w.stallJoin(Config{Capacity: 5, TTL: time.Minute})
+			s.acquire(t)
+			l.Break()
+			l.Stall(true) // the network is gone: no RST, dials hang
+			began := time.Now()
+			_, err := s.get(soon(t))
+			if took := time.Since(began); took > 100*time.Millisecond {
+				t.Errorf("held for %v, ctx ended after 20ms: %v", took, err)
+			}
+			l.Stall(false)
+			// go-redis dials with its subscription's lock held. Fake time stands still for a
+			// goroutine that waits for the lock.
+			time.Sleep(time.Second)
+		})
+	})
+	t.Run("gone", func(t *testing.T) {
+		inWorld(t, func(t *testing.T, w *world) {
+			s, l := w.stallJoin(Config{Capacity: 5, TTL: time.Minute})
+			s.acquire(t)
+			s.beforeHeartbeats(func(redis.Cmder) { l.Stall(true) }) // a stall that begins after "gone" was answered
+			w.Redis.FlushAll()
+			defer l.Stall(false)
+			began := time.Now()
+			_, err := s.get(soon(t))
+			if took := time.Since(began); took > 100*time.Millisecond {
+				t.Errorf("held for %v, ctx ended after 20ms: %v", took, err)
+			}
+		})
+	})
+	t.Run("patience", func(t *testing.T) {
+		inWorld(t, func(t *testing.T, w *world) {
+			s, l := w.stallJoin(Config{Capacity: 5, TTL: time.Minute, Patience: 40 * time.Millisecond, RetryInterval: 20 * time.Millisecond})
+			s.acquire(t)
+			l.Stall(true)
+			began := time.Now()
+			_, err := s.get(context.Background())
+			if took := time.Since(began); took > 200*time.Millisecond {
+				t.Errorf("held for %v, the patience is 40ms: %v", took, err)
+			}
+			l.Stall(false)
+		})
+	})
+}

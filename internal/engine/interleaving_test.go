@@ -1,0 +1,261 @@
+package engine
+
+import (
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/alicebob/miniredis/v2/server"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/passbuddy/passbuddy/internal/bubble"
+	"github.com/passbuddy/passbuddy/internal/core"
+)
+
+// A heldUp listener is told of its grant, and does not come back from that before the test lets it.
+type heldUp struct {
+	*pool
+	told chan *Permit
+	on   chan struct{}
+}
+
+func (l heldUp) Granted(permits []*Permit) {
+	l.told <- permits[0]
+	<-l.on
+	l.pool.Granted(permits)
+}
+
+// A pool that hears of a loss before it hears of the grant would keep the permit for good.
+func TestLossIsToldAfterTheGrant(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		s := w.join(Config{Capacity: 1})
+		l := heldUp{&pool{}, make(chan *Permit), make(chan struct{})}
+		l.join(t, s, l)
+		l.Ask(1)
+		permit := <-l.told
+		s.step(func(c *core.Core, now time.Duration) { c.NotHeld(now, &permit.Permit) })
+		close(l.on)
+		synctest.Wait()
+		told := l.Told()
+		if i, j := strings.Index(told, "granted"), strings.Index(told, "lost"); i < 0 || j < i {
+			t.Errorf("told %q, want the loss after the grant", told)
+		}
+	})
+}
+
+// A busy pool gives nothing back by itself. A plain request does not wait for ever behind it.
+func TestPlainWaiterIsNotStarvedByABusyPool(t *testing.T) {
+	for _, capacity := range []int{1, 4} {
+		inWorld(t, func(t *testing.T, w *world) {
+			cfg := Config{Capacity: capacity, Patience: forever}
+			a, b := w.join(cfg), w.join(cfg)
+			p := a.pool(t)
+			for range 2 { // its even part, and the rest when nobody else has asked for a while
+				p.Ask(capacity)
+				time.Sleep(50 * time.Millisecond)
+			}
+			if held := a.state(t).Held; held != capacity {
+				t.Fatalf("bug in the test: the pool holds %d", held)
+			}
+			p.Obey = true
+			waiting := b.later(t.Context())
+			time.Sleep(100 * time.Millisecond)
+			if !waiting.IsDone() || waiting.Err != nil {
+				t.Errorf("capacity %d: not served: %v", capacity, waiting.Err)
+			}
+			if got := p.Heard("recall"); got != 1 {
+				t.Errorf("capacity %d: %d recalls for one waiter", capacity, got)
+			}
+		})
+	}
+}
+
+// A call of the heartbeat that crosses Close would join the session anew, and the capacity that it
+// declares would bind the fleet for a lease.
+func TestHeartbeatDoesNotCrossClose(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, b := w.join(Config{Capacity: 5}), w.join(Config{Capacity: 1})
+		b.beforeHeartbeats(func(redis.Cmder) { time.Sleep(300 * time.Millisecond) })
+		time.Sleep(1700 * time.Millisecond) // the first call is on its way
+		if err := b.Close(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		if got := a.state(t); got.Sessions != 1 || got.Capacity != 5 {
+			t.Errorf("left behind: %+v", got)
+		}
+	})
+}
+
+// The queue holds only the first UUID of a pool's request.
+func TestCloseTakesAPoolsRequestOutOfTheQueue(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, b := w.join(Config{Capacity: 1}), w.join(Config{Capacity: 1})
+		a.acquire(t)
+		b.pool(t).Ask(5)
+		synctest.Wait()
+		if got := a.state(t).Waiters; got != 1 {
+			t.Fatalf("bug in the test: %d waiters", got)
+		}
+		if err := b.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if got := a.state(t).Waiters; got != 0 {
+			t.Errorf("%d requests are left in the queue", got)
+		}
+	})
+}
+
+// The scripts' counts of a pool go with its session, however that ends, and however wrong the
+// counts are.
+func TestCountsOfAPoolEndWithItsSession(t *testing.T) {
+	for _, how := range []string{"close", "crash"} {
+		t.Run(how, func(t *testing.T) {
+			inWorld(t, func(t *testing.T, w *world) {
+				cfg := Config{Capacity: 3, TTL: time.Second, Patience: forever}
+				a, b := w.join(cfg), w.join(cfg)
+				p := b.pool(t)
+				p.Ask(2)
+				if p.Heard("granted") == 0 {
+					t.Fatal("bug in the test: nothing granted")
+				}
+				name := poolName(p.Permits()[0])
+				// A call of the heartbeat that crossed a release, and a recall that found nothing.
+				if _, err := w.Redis.ZAdd(keyBase+"shares", 2.8, name); err != nil {
+					t.Fatal(err)
+				}
+				w.Redis.HSet(keyBase+"debts", name, "7")
+				if how == "crash" {
+					b.crash()
+				} else if err := b.Close(); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(3 * time.Second)
+				if got := a.state(t); got.Held != 0 {
+					t.Errorf("held %d", got.Held)
+				}
+				for _, key := range w.Redis.Keys() {
+					if strings.HasSuffix(key, ":shares") || strings.HasSuffix(key, ":debts") {
+						t.Errorf("key %q is left", key)
+					}
+				}
+			})
+		})
+	}
+}
+
+// A release that fails while Close waits, or that is not answered, is said again when the session
+// leaves.
+func TestReleaseThatFailsDuringCloseIsRepeated(t *testing.T) {
+	for _, how := range []string{"fails", "is not answered"} {
+		t.Run(how, func(t *testing.T) {
+			inWorld(t, func(t *testing.T, w *world) {
+				cfg := Config{Capacity: 1, TTL: time.Minute}
+				a, b := w.join(cfg), w.join(cfg)
+				p := a.acquire(t)
+				var mu sync.Mutex
+				batches := 0
+				w.Answers(t, func(c *server.Peer, cmd string, args ...string) bool {
+					if cmd != "EVALSHA" || !isRelease(args, p.ID) {
+						return false
+					}
+					mu.Lock()
+					batches++
+					mu.Unlock()
+					if how == "fails" {
+						time.Sleep(500 * time.Millisecond)
+						c.WriteError("ERR it was lost")
+					}
+					return true
+				})
+				released := bubble.Later(func() (struct{}, error) { return struct{}{}, giveUp(p) })
+				if err := a.Close(); err != nil {
+					t.Fatal(err)
+				}
+				<-released.Done
+				mu.Lock()
+				defer mu.Unlock()
+				if batches == 0 {
+					t.Error("bug in the test: the release was not sent")
+				}
+				if got := b.state(t).Held; got != 0 {
+					t.Errorf("%d held after Close", got)
+				}
+			})
+		})
+	}
+}
+
+// isRelease reports whether these are the arguments of a batch that releases that plain permit. The
+// script leave gets more than a UUID in the argument that names one.
+func isRelease(args []string, id string) bool {
+	for _, arg := range args {
+		if arg == id {
+			return true
+		}
+	}
+	return false
+}
+
+// A waiter asks again within RetryInterval, not some time after.
+func TestAskingAgainIsWithinRetryInterval(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		cfg := Config{Capacity: 1, RetryInterval: 400 * time.Millisecond, Patience: forever}
+		for range 20 {
+			a, b := w.join(cfg), w.join(cfg)
+			p := a.acquire(t)
+			waiting := b.later(t.Context())
+			b.loseSubscription(t)
+			release(t, p)
+			<-waiting.Done
+			if waiting.Err != nil || waiting.Took > cfg.RetryInterval {
+				t.Fatalf("granted after %v: %v", waiting.Took, waiting.Err)
+			}
+			a.crash()
+			b.crash()
+			time.Sleep(10 * time.Second)
+		}
+	})
+}
+
+// A push that is lost costs no more than RetryInterval.
+func TestLostPushCostsOnlyTime(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		cfg := Config{Capacity: 1, RetryInterval: 300 * time.Millisecond}
+		a, b := w.join(cfg), w.join(cfg)
+		p := a.acquire(t)
+		waiting := b.later(t.Context())
+		b.loseSubscription(t) // from here on nothing can be pushed to b
+		release(t, p)
+		if waiting.IsDone() {
+			t.Fatal("bug in the test: the push was not lost")
+		}
+		<-waiting.Done
+		if waiting.Err != nil || waiting.Took > 400*time.Millisecond {
+			t.Fatalf("granted after %v: %v, want within RetryInterval", waiting.Took, waiting.Err)
+		}
+	})
+}
+
+// A subscription is back soon, and with it the recall that was pushed meanwhile.
+func TestLostRecall(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a := w.join(Config{Capacity: 1, TTL: time.Minute})
+		b := w.join(Config{Capacity: 1, TTL: time.Minute, Patience: forever})
+		p := a.pool(t)
+		p.Obey = true
+		p.Ask(1)
+		if p.Heard("granted") != 1 {
+			t.Fatal("bug in the test")
+		}
+		a.link.SetCut(true) // for an instant, in which the recall is pushed
+		q := b.later(t.Context())
+		a.link.SetCut(false)
+		<-q.Done
+		if q.Took > time.Second {
+			t.Errorf("waited %v; the subscription was back long before: %q", q.Took, p.Told())
+		}
+	})
+}
