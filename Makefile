@@ -31,11 +31,12 @@ test: ## Run all tests with the race detector, against throwaway Postgres and Re
 demo: setup ## Show a fleet of processes on one Postgres, without PassBuddy and with it (ARGS='-cap 10 -duration 5s')
 	@$(GO) run ./cmd/passbuddy demo $(ARGS)
 
-lint: ## Check formatting, go vet, staticcheck, what the library imports, and shell scripts
+lint: ## Check formatting, go vet, staticcheck, what the library imports, that its core is pure, and shell scripts
 	@files=$$(gofmt -l .); if [ -n "$$files" ]; then echo "not formatted, run make fmt:"; echo "$$files"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
 	@scripts/check-imports.sh
+	@scripts/check-core.sh
 	@if command -v shellcheck >/dev/null; then shellcheck scripts/*.sh .ci/run; fi
 
 vuln: ## Look for known vulnerabilities in what is called here; says so where vuln.go.dev cannot be reached

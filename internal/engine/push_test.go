@@ -59,6 +59,7 @@ func FuzzPush(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
+	f.Cleanup(func() { pool.Give(probe) }) // else Close waits for it
 	name := poolName(probe)
 	held, err := s.get(context.Background())
 	if err != nil {

@@ -1,0 +1,268 @@
+package core
+
+import (
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/passbuddy/passbuddy/internal/message"
+)
+
+// A session is closed while all that can be under way is. Close settles every request. What Leave gives out
+// is every UUID that Redis may count or have in its queue, and none of which it can know nothing.
+func TestLeaveGivesOutAllThatRedisMayCount(t *testing.T) {
+	s := start(t, Config{Capacity: 20})
+	failedLate := s.acquire()
+	unsent, flying := s.acquire(), s.acquire()
+	held := s.acquire()
+	covers := s.acquire()
+	s.Cover(covers, "1 2 3")
+	pool := s.pool()
+	pool.gets(2)
+	pool.ask(3)
+	inQueue, waits := s.wantsOne(message.Wait)
+	s.answer(s.batch(), queued)
+	poolWaits := pool.request
+	s.release(failedLate)
+	s.BatchFailed(s.now, s.batch(), Failed, errors.New("connection reset"))
+	s.release(flying)
+	inFlight, crosses := s.wantsOne(message.Wait)
+	tried, tries := s.wantsOne(message.Try)
+	b := s.batch()
+	s.release(unsent)
+	never, neverSent := s.wantsOne(message.Wait)
+
+	pool.obey = false
+	kept := slices.Clone(pool.permits)
+	pool.permits = nil // its connections do not end in time
+	s.Close(s.now)
+	s.take()
+	for _, r := range []*Request{waits, poolWaits, crosses, tries, neverSent} {
+		if !r.settled || !errors.Is(r.err, ErrClosed) {
+			t.Errorf("a request is not settled by Close: %v", r.err)
+		}
+	}
+	if pool.times("closed") != 1 {
+		t.Errorf("the pool is told %q", pool.told)
+	}
+	if s.Returned() {
+		t.Error("all is returned, while a pool holds permits and a batch is in flight")
+	}
+	requests := s.Leave(s.now)
+	s.take()
+	want := []string{failedLate.ID, unsent.ID, flying.ID, held.ID, kept[0].ID, kept[1].ID, inQueue.ID,
+		inFlight.ID, tried.ID}
+	want = append(want, poolWaits.ids...)
+	slices.Sort(want)
+	if got := named(requests); !slices.Equal(got, want) {
+		t.Errorf("left with\n%q, want\n%q; %q covers a backend that may live, %q was never sent",
+			got, want, covers.ID, never.ID)
+	}
+	// The queue holds a pool's request under its first UUID alone.
+	if !slices.Contains(requests, message.Permits(ttl.Milliseconds(), poolWaits.ids[0])) {
+		t.Errorf("left with %q, which does not take the pool's request out of the queue", requests)
+	}
+	for _, p := range []*Permit{held, covers, kept[0]} {
+		if p.State() != Lost || p.TrustedUntil() != 0 || !slices.Contains(s.seen.Trust, p) {
+			t.Error("a permit is held after its session has left")
+		}
+	}
+
+	// The batch in flight crosses the end, and brings back what Leave has removed.
+	if !s.Crossing() {
+		t.Error("nothing crosses the end, although a batch is in flight")
+	}
+	s.seen = Effects{}
+	s.answer(b, message.Exchanged{Granted: []string{inFlight.ID, tried.ID}})
+	if s.seen.Flush || s.NextBatch(s.now) != nil || s.NextCall(s.now, nil) != nil {
+		t.Error("something is sent by a session that has left")
+	}
+	if got := named(s.Leftover()); !slices.Contains(got, inFlight.ID) || !slices.Contains(got, tried.ID) {
+		t.Errorf("left over are %q, want what was granted meanwhile", got)
+	}
+	if s.Crossing() {
+		t.Error("something crosses the end, although all was answered")
+	}
+}
+
+// What a batch in flight drops may not arrive. It is among what is left over until the batch is answered, and
+// when it has failed.
+func TestLeftoverHasWhatIsInFlight(t *testing.T) {
+	s := start(t, Config{Capacity: 2})
+	p := s.acquire()
+	s.release(p)
+	b := s.batch()
+	s.Close(s.now)
+	if got := named(s.Leave(s.now)); !slices.Equal(got, []string{p.ID}) {
+		t.Errorf("left with %q, want what is in flight", got)
+	}
+	s.BatchFailed(s.now, b, Failed, errors.New("connection reset"))
+	if got := named(s.Leftover()); !slices.Equal(got, []string{p.ID}) {
+		t.Errorf("left over are %q, want what failed", got)
+	}
+	if got := s.Leftover(); len(got) != 0 {
+		t.Errorf("left over are %q for the second time", got)
+	}
+}
+
+// While Close waits for pools, a release fails that Redis did not answer. It is said again as the session
+// leaves, and not before: there is no time for a pause.
+func TestReleaseThatFailsDuringCloseIsRepeated(t *testing.T) {
+	s := start(t, Config{})
+	p := s.acquire()
+	d := s.release(p)
+	d.Done = make(chan struct{})
+	b := s.batch()
+	s.Close(s.now)
+	s.BatchFailed(s.now, b, Failed, errors.New("connection reset"))
+	s.take()
+	if !slices.Contains(s.seen.Dropped, d) || !errors.Is(d.Err, ErrUnavailable) {
+		t.Errorf("its caller is told %v", d.Err)
+	}
+	if s.retryAt != 0 {
+		t.Error("a closed session pauses to try again")
+	}
+	if !s.Returned() {
+		t.Error("Close waits, although Redis does not answer")
+	}
+	if got := named(s.Leave(s.now)); !slices.Equal(got, []string{p.ID}) {
+		t.Errorf("left with %q, want the release", got)
+	}
+}
+
+// While Redis does not answer, what is to be sent would keep Close for as long as it may wait. What is held
+// ends with its lease then.
+func TestCloseDoesNotWaitForADeadRedis(t *testing.T) {
+	s := start(t, Config{Capacity: 2})
+	p, q := s.acquire(), s.acquire()
+	s.release(p)
+	s.BatchFailed(s.now, s.batch(), Failed, errors.New("connection reset"))
+	s.release(q)
+	s.Close(s.now)
+	if s.take(); !s.Returned() {
+		t.Error("Close waits for a release that Redis will not answer")
+	}
+	s.batch()
+	if !s.Returned() {
+		t.Error("Close waits for a batch that Redis will not answer")
+	}
+	want := []string{p.ID, q.ID}
+	if got := named(s.Leave(s.now)); !slices.Equal(got, want) {
+		t.Errorf("left with %q, want %q", got, want)
+	}
+}
+
+// A caller waits for the outcome of its release. It hears of it at the latest when the session leaves.
+func TestLeaveSettlesReleases(t *testing.T) {
+	s := start(t, Config{})
+	d := s.release(s.acquire())
+	d.Done = make(chan struct{})
+	s.Close(s.now)
+	s.Leave(s.now)
+	if s.take(); !d.known || d.Err != nil || !slices.Contains(s.seen.Dropped, d) {
+		t.Errorf("known %v, %v", d.known, d.Err)
+	}
+}
+
+// Requests are withdrawn while the session still listens, by the drops of a last batch. A grant that crosses
+// that is dropped with it, and held by nobody.
+func TestAGrantThatCrossesCloseIsDropped(t *testing.T) {
+	for name, grant := range map[string]func(s *stage, b *Batch, id string){
+		"by a reply": func(s *stage, b *Batch, id string) { s.answer(b, all) },
+		"by a push": func(s *stage, b *Batch, id string) {
+			s.answer(b, queued)
+			s.grantPushed(s.now, id)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := start(t, Config{})
+			p, r := s.wantsOne(message.Wait)
+			b := s.batch()
+			s.Close(s.now)
+			s.take()
+			if s.Returned() {
+				t.Error("Close does not wait for the batch in flight")
+			}
+			if grant(s, b, p.ID); s.holds(p) || !errors.Is(r.err, ErrClosed) {
+				t.Errorf("held %v, and its caller is told %v", s.holds(p), r.err)
+			}
+			if s.Returned() {
+				t.Error("Close does not wait for the withdrawal")
+			}
+			last := s.batch()
+			if !slices.Contains(last.dropped(), p.ID) || len(last.asks()) != 0 {
+				t.Errorf("the last batch is %+v, want the withdrawal", last.X)
+			}
+			if s.answer(last, all); !s.Returned() {
+				t.Error("Close waits for nothing")
+			}
+		})
+	}
+}
+
+// Close waits for pools that hold permits. They give them back, and Redis is told by batches.
+func TestCloseWaitsForPools(t *testing.T) {
+	s := start(t, Config{Capacity: 2})
+	p := s.pool()
+	p.gets(2)
+	permits := p.permits
+	p.permits = nil // it is told, and its connections take their time
+	s.Close(s.now)
+	if s.take(); s.Returned() {
+		t.Fatal("Close does not wait for the pool")
+	}
+	p.permits = permits
+	p.give()
+	s.answer(s.batch(), all)
+	if s.Returned() {
+		t.Error("Close does not wait for the second permit")
+	}
+	p.give()
+	if s.take(); s.Returned() {
+		t.Error("Close does not wait until Redis is told")
+	}
+	if s.answer(s.batch(), all); !s.Returned() {
+		t.Error("Close waits for nothing")
+	}
+	if got := s.Leave(s.now); len(got) != 0 {
+		t.Errorf("left with %q, want nothing", got)
+	}
+}
+
+// Calls cross the end. Redis may have executed them after the session left, which then would have joined
+// anew: the shell has it leave again. Nothing that replies say begins anything.
+func TestACallThatCrossesTheEnd(t *testing.T) {
+	s := start(t, Config{Capacity: 2})
+	s.acquire()
+	k, another := s.call(), s.call()
+	s.Close(s.now)
+	s.Leave(s.now)
+	if s.take(); !s.Crossing() {
+		t.Error("nothing crosses the end, although calls are on their way")
+	}
+	s.seen = Effects{}
+	s.replied(k, message.Renewed{Epoch: "another", PausedUntil: redis(s.now) + 1000})
+	s.replied(another, message.Renewed{Epoch: "a third"})
+	if s.Crossing() {
+		t.Error("something crosses the end, although all was answered")
+	}
+	if s.seen.Heartbeat || s.seen.Flush || s.seen.Replace || len(s.permits) != 0 {
+		t.Errorf("a session that has left begins %+v", s.seen)
+	}
+}
+
+// A closed session acquires nothing: a pool that asks is not heard, and an offer is not made.
+func TestNothingIsAcquiredAfterClose(t *testing.T) {
+	s := start(t, Config{})
+	p := s.pool()
+	s.Offer(s.now, &p.Pool, 1)
+	s.Close(s.now)
+	s.take()
+	p.ask(1)
+	s.Offer(s.now, &p.Pool, 1)
+	s.pass(time.Second)
+	if p.request != nil || s.NextBatch(s.now) != nil {
+		t.Error("something is asked for, or offered, after Close")
+	}
+}

@@ -1,0 +1,161 @@
+package core
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/passbuddy/passbuddy/internal/message"
+)
+
+// kinds are the kinds of events, in their order.
+func kinds(events []Event) (kinds []EventKind) {
+	for _, e := range events {
+		kinds = append(kinds, e.Kind)
+	}
+	return kinds
+}
+
+// inOrder reports whether those kinds are among the events, in that order.
+func inOrder(events []Event, want ...EventKind) bool {
+	at := 0
+	for _, kind := range kinds(events) {
+		if at < len(want) && kind == want[at] {
+			at++
+		}
+	}
+	return at == len(want)
+}
+
+// A pool that hears of a recall before it hears of the grant may take the recall for one of a permit that it
+// gave back. So events are in the order in which the core has seen what they are about, also if the shell has
+// taken no effects in between.
+func TestAGrantIsToldBeforeItsRecall(t *testing.T) {
+	for name, grant := range map[string]func(s *stage, b *Batch, id string){
+		"by a reply": func(s *stage, b *Batch, id string) { s.BatchAnswered(s.now, b, all, false) },
+		"by a push": func(s *stage, b *Batch, id string) {
+			s.Pushed(s.now, message.Push{Kind: message.PushGranted, Epoch: "e", Now: redis(s.now), IDs: []string{id}})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := start(t, Config{})
+			p := s.pool()
+			p.ask(1)
+			b := s.batch()
+			grant(s, b, p.request.ids[0])
+			s.Pushed(s.now, message.Push{Kind: message.PushRecall, Epoch: "e", Pool: p.name,
+				Tally: message.Tally{Recalled: 1}, Millis: 30})
+			events := s.Take().Events
+			if !inOrder(events, Granted, Told) {
+				t.Errorf("told %v, want the grant, then the recall", kinds(events))
+			}
+			for _, e := range events {
+				s.deliver(e)
+			}
+			if len(p.permits) != 1 || p.owed != 1 || p.after != 30*time.Millisecond {
+				t.Errorf("it has %d permits, and owes %d after %v", len(p.permits), p.owed, p.after)
+			}
+		})
+	}
+}
+
+// All that one reply grants to a pool is told at once, and each pool hears of its own.
+func TestAPoolIsToldItsGrantsTogether(t *testing.T) {
+	s := start(t, Config{Capacity: 5})
+	a, b := s.pool(), s.pool()
+	a.ask(3)
+	b.ask(2)
+	s.answer(s.batch(), all)
+	if a.times("granted") != 1 || len(a.permits) != 3 || b.times("granted") != 1 || len(b.permits) != 2 {
+		t.Errorf("told %q with %d permits, and %q with %d", a.told, len(a.permits), b.told, len(b.permits))
+	}
+	for _, p := range []*pool{a, b} {
+		for _, permit := range p.permits {
+			if permit.Pool != &p.Pool {
+				t.Errorf("%s is told to another pool than it is of", permit.ID)
+			}
+		}
+	}
+}
+
+// Redis grants a part of what a pool asks for. The rest is not asked for any more: the pool does so itself.
+func TestAPoolTakesAPart(t *testing.T) {
+	s := start(t, Config{Capacity: 2})
+	p := s.pool()
+	p.ask(3)
+	r := p.request
+	s.answer(s.batch(), message.Exchanged{Granted: r.ids[:2]})
+	if len(p.permits) != 2 || p.held != 2 || p.request != nil || !r.settled || len(s.asked) != 0 {
+		t.Errorf("it has %d permits, holds %d, and %d UUIDs are asked for", len(p.permits), p.held, len(s.asked))
+	}
+	if r.Permits[2].State() != Fresh {
+		t.Error("it holds what was not granted")
+	}
+}
+
+// A lease is lost after its grant was told, also where one reply does both: it grants to one request of a
+// pool, and misses what an extension was to renew.
+func TestALossFollowsItsGrant(t *testing.T) {
+	s := start(t, Config{Capacity: 3})
+	p := s.pool()
+	p.gets(1)
+	old := p.permits[0]
+	p.ask(1)
+	s.extend(old)
+	b := s.batch()
+	s.BatchAnswered(s.now, b, message.Exchanged{Now: redis(s.now), Granted: p.request.ids, Refused: []string{old.ID}}, false)
+	s.lose(s.now, b.requests[0].Permits[0])
+	if events := s.Take().Events; !inOrder(events, Granted, LeaseLost, LeaseLost) {
+		t.Errorf("told %v, want the grant, then the losses", kinds(events))
+	}
+}
+
+// Redis goes away and comes back, and each pool is told each of that once, before what it is asked to do next.
+func TestPoolsHearThatRedisIsBack(t *testing.T) {
+	s := start(t, Config{})
+	p := s.pool()
+	p.ask(1)
+	s.BatchFailed(s.now, s.batch(), Failed, errors.New("connection reset"))
+	if s.take(); p.times("changed") != 1 || s.Err() == nil || !errors.Is(s.Err(), ErrUnavailable) {
+		t.Errorf("told %q, error %v", p.told, s.Err())
+	}
+	s.pass(MaxRetryPause)
+	s.BatchFailed(s.now, s.batch(), Failed, errors.New("connection reset"))
+	if s.take(); p.times("changed") != 1 {
+		t.Errorf("told %q, want no news", p.told)
+	}
+	s.seen = Effects{}
+	s.pass(MaxRetryPause)
+	s.answer(s.batch(), all)
+	if p.times("changed") != 2 || s.Err() != nil || !inOrder(s.seen.Events, Changed, Granted) {
+		t.Errorf("told %q, error %v", p.told, s.Err())
+	}
+}
+
+// Redis runs out of memory and grants nothing new, but answers. Of two replies that tell of that, the one that
+// Redis gave later counts.
+func TestPoolsHearThatRedisIsFull(t *testing.T) {
+	s := start(t, Config{})
+	p := s.pool()
+	s.Stay(&p.Pool, true)
+	_, try := s.wantsOne(message.Try)
+	_, wait := s.wantsOne(message.Wait)
+	s.answer(s.batch(), message.Exchanged{Full: true, Now: redis(s.now) + 2, NoMemory: append(try.ids, wait.ids...)})
+	if !errors.Is(s.Err(), ErrUnavailable) || p.times("changed") != 1 || s.Down() != nil {
+		t.Errorf("error %v, told %q", s.Err(), p.told)
+	}
+	if !errors.Is(try.err, ErrUnavailable) || wait.settled {
+		t.Errorf("the one that does not wait: %v; the one that waits: settled %v", try.err, wait.settled)
+	}
+	if err := s.GiveUp(s.now, wait, time.Second); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("its patience ends: %v", err)
+	}
+	s.replied(s.call(), message.Renewed{Now: redis(s.now) - 1})
+	if p.times("changed") != 1 {
+		t.Error("a reply that Redis gave earlier has the last word")
+	}
+	s.replied(s.call(), message.Renewed{Now: redis(s.now) + 3})
+	if s.Err() != nil || p.times("changed") != 2 {
+		t.Errorf("error %v, told %q", s.Err(), p.told)
+	}
+}

@@ -1,0 +1,220 @@
+package core
+
+import (
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/passbuddy/passbuddy/internal/message"
+)
+
+// The trust of a permit ends while its extension is on its way, and Redis extends the lease. What is lost
+// stays lost: the shell has told its owner. Nor is the lease given away, for the connection under it is still
+// being ended.
+func TestExtensionThatCrossesALossDoesNotRevive(t *testing.T) {
+	s := start(t, Config{Capacity: 2})
+	p := s.acquire()
+	r := s.extend(p)
+	b := s.batch()
+	s.pass(ttl - margin)
+	if p.State() != Lost {
+		t.Fatal("bug in the test: the trust is not over")
+	}
+	s.answer(b, all)
+	if !r.settled || !errors.Is(r.err, ErrLost) || p.State() != Lost || s.holds(p) {
+		t.Errorf("extended what was lost: %v, state %d", r.err, p.State())
+	}
+	s.Close(s.now)
+	if left := s.Leave(s.now); len(left) != 0 {
+		t.Errorf("Redis is to remove %q: the lease under a connection that is being ended must not be given away", left)
+	}
+}
+
+// The same, and the caller has given up, too. Its withdrawal is of the request, and not of the permit.
+func TestWithdrawnExtensionDoesNotReleaseWhatWasLost(t *testing.T) {
+	s := start(t, Config{Capacity: 2})
+	p := s.acquire()
+	r := s.extend(p)
+	s.lose(s.now, p)
+	b := s.batch()
+	if err := s.GiveUp(s.now, r, time.Second); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("the caller is told %v, want that Redis has not answered", err)
+	}
+	s.answer(b, message.Exchanged{Granted: []string{p.ID}})
+	s.Close(s.now)
+	if left := s.Leave(s.now); len(left) != 0 {
+		t.Errorf("Redis is to remove %q: the lease under a connection that is being ended must not be given away", left)
+	}
+}
+
+// Redis forgot the permit. That is a loss, even where there is room: no new lease begins under the old name.
+func TestExtensionDoesNotAcquireAnew(t *testing.T) {
+	s := start(t, Config{Capacity: 2})
+	p := s.acquire()
+	r := s.extend(p)
+	b := s.batch()
+	if len(b.X.Ask) != 1 || b.X.Ask[0].Kind != message.Hold {
+		t.Errorf("it asks for %+v, want only what holds", b.X.Ask)
+	}
+	s.seen = Effects{}
+	s.answer(b, message.Exchanged{Free: 1, Refused: []string{p.ID}})
+	if !errors.Is(r.err, ErrLost) || p.State() != Lost {
+		t.Errorf("extending what Redis forgot: %v, state %d", r.err, p.State())
+	}
+	if !slices.Contains(s.seen.Trust, p) {
+		t.Error("the shell is not told of the loss")
+	}
+}
+
+// The caller's patience ends while the grant is on its way. The grant goes back.
+func TestGrantThatCrossesTheEndOfPatienceGoesBack(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		order func(s *stage, b *Batch, giveUp func())
+	}{
+		{"first the grant", func(s *stage, b *Batch, giveUp func()) {
+			s.answer(b, all)
+			giveUp()
+		}},
+		{"first the end", func(s *stage, b *Batch, giveUp func()) {
+			giveUp()
+			s.answer(b, all)
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := start(t, Config{})
+			p, r := s.wantsOne(message.Wait)
+			c.order(s, s.batch(), func() {
+				if s.GiveUp(s.now, r, time.Second) == nil {
+					t.Error("a caller that gave up is told that it has the permit")
+				}
+				s.take()
+			})
+			if s.holds(p) {
+				t.Error("nobody waits for the permit, and it is held")
+			}
+			if got := s.batch().dropped(); !slices.Contains(got, p.ID) {
+				t.Errorf("the next batch drops %q, want the permit among them", got)
+			}
+		})
+	}
+}
+
+// A withdrawal reaches Redis after the request: batches do not overlap, and it is in a later one.
+func TestWithdrawalFollowsItsRequest(t *testing.T) {
+	s := start(t, Config{})
+	p, r := s.wantsOne(message.Wait)
+	first := s.batch()
+	_ = s.GiveUp(s.now, r, time.Second)
+	if s.take(); s.NextBatch(s.now) != nil {
+		t.Fatal("the withdrawal can overtake its request")
+	}
+	s.answer(first, queued)
+	if second := s.batch(); !slices.Equal(second.dropped(), []string{p.ID}) || len(second.asks()) != 0 {
+		t.Errorf("sent %+v, want the withdrawal alone", second.X)
+	}
+}
+
+// A request that was never sent is withdrawn without a word to Redis.
+func TestUnsentRequestIsWithdrawnHere(t *testing.T) {
+	s := start(t, Config{})
+	_, r := s.wantsOne(message.Wait)
+	_ = s.GiveUp(s.now, r, time.Second)
+	if s.take(); s.NextBatch(s.now) != nil {
+		t.Error("something is sent of a request of which Redis knows nothing")
+	}
+}
+
+// A pool that hears of a loss before it hears of the grant would keep the permit for good. Here both happen
+// before the shell has told the pool anything.
+func TestLossIsToldAfterTheGrant(t *testing.T) {
+	s := start(t, Config{})
+	p := s.pool()
+	p.ask(1)
+	b := s.batch()
+	permit := p.request.Permits[0]
+	s.BatchAnswered(s.now, b, all, false)
+	s.lose(s.now, permit)
+	s.take()
+	if i, j := slices.Index(p.told, "granted"), slices.Index(p.told, "lost"); i < 0 || j < i {
+		t.Errorf("told %q, want the loss after the grant", p.told)
+	}
+}
+
+// A request can be in the outbox again when the reply to its first time settles it. It must not be sent then:
+// the permit may even be released by now.
+func TestSettledRequestIsNotSentAgain(t *testing.T) {
+	s := start(t, Config{})
+	p, _ := s.wantsOne(message.Wait)
+	first := s.batch()
+	s.Resubscribed(s.now) // which repeats what waits
+	s.answer(first, all)
+	s.release(p)
+	second := s.batch()
+	if len(second.X.Release) != 1 || len(second.asks()) != 0 {
+		t.Errorf("sent %+v, want the release alone", second.X)
+	}
+}
+
+// The answer to a batch that was sent before somebody began to wait must not cancel the push that told so.
+func TestStaleCalmDoesNotCancelAPush(t *testing.T) {
+	s := start(t, Config{Capacity: 2})
+	p := s.pool()
+	answer := func(between func()) {
+		s.Offer(s.now, &p.Pool, 1)
+		b := s.batch()
+		s.pass(time.Millisecond)
+		between()
+		s.answer(b, message.Exchanged{})
+	}
+	before := p.times("calm")
+	answer(func() {
+		s.Pushed(s.now, message.Push{Kind: message.PushWaiting, Pool: p.name})
+		s.take()
+	})
+	if p.times("wanted") != 1 || p.times("calm") != before {
+		t.Errorf("told %q: calmed by an answer older than the push", p.told)
+	}
+	s.pass(time.Millisecond)
+	if answer(func() {}); p.times("calm") != before+1 {
+		t.Errorf("told %q: never calmed", p.told)
+	}
+}
+
+// A waiter asks again within RetryInterval, not some time after, whatever the jitter: a grant whose push was
+// lost waits no longer than that.
+func TestAskingAgainIsWithinRetryInterval(t *testing.T) {
+	for _, latest := range []bool{false, true} {
+		s := start(t, Config{RetryInterval: 400 * time.Millisecond})
+		s.latest = latest
+		p, r := s.wantsOne(message.Wait)
+		s.answer(s.batch(), queued)
+		s.seen = Effects{}
+		s.pass(400 * time.Millisecond)
+		if !s.seen.Flush {
+			t.Fatal("it does not ask again")
+		}
+		b := s.batch()
+		if !slices.Equal(b.X.Waits, []string{p.ID}) {
+			t.Errorf("it asks for %q, want the same again", b.X.Waits)
+		}
+		if s.answer(b, all); !s.holds(p) || !r.settled {
+			t.Error("the grant whose push was lost is not found")
+		}
+	}
+}
+
+// Redis says when something of the fleet expires. A waiter asks again then, if that is earlier.
+func TestAskingAgainWhenSomethingExpires(t *testing.T) {
+	s := start(t, Config{})
+	s.wantsOne(message.Wait)
+	s.answer(s.batch(), message.Exchanged{Waiting: 1, Wake: redis(s.now + 7*time.Millisecond)})
+	s.seen = Effects{}
+	if s.pass(7 * time.Millisecond); s.seen.Flush {
+		t.Error("it asks before Redis's clock can show that time")
+	}
+	if s.pass(time.Millisecond); !s.seen.Flush {
+		t.Error("it does not ask again")
+	}
+}

@@ -1,0 +1,195 @@
+package core
+
+import (
+	"testing"
+	"time"
+
+	"github.com/passbuddy/passbuddy/internal/message"
+)
+
+// A push that tells once more of a grant does not answer the request that is to extend it: the extension
+// would be sent one batch later, which a slow Redis may answer too late.
+func TestAnOldGrantExtendsNothing(t *testing.T) {
+	s := start(t, Config{})
+	p := s.acquire()
+	granted := s.now
+	s.pass(time.Second)
+	r := s.extend(p)
+	s.grantPushed(granted, p.ID)
+	if r.settled {
+		t.Error("settled by what was granted before it was asked for")
+	}
+	b := s.batch()
+	if len(b.requests) != 1 {
+		t.Errorf("%d requests in the next batch, want the extension", len(b.requests))
+	}
+	if s.answer(b, all); !r.settled || r.err != nil {
+		t.Error("not settled by its own answer")
+	}
+}
+
+// A grant of which a session hears so late that no renewal can be answered in time is asked for again, not
+// held and lost. But where every reply takes that long, it is held.
+func TestALateGrantIsAskedForAgain(t *testing.T) {
+	for _, c := range []struct {
+		rtt, left time.Duration
+		held      bool
+	}{
+		{rtt: 2 * time.Second, left: 1900 * time.Millisecond, held: false},
+		{rtt: 2 * time.Second, left: 2100 * time.Millisecond, held: true},
+		{rtt: time.Millisecond, left: 2 * time.Millisecond, held: true},
+		{rtt: 0, left: 0, held: false},
+		{rtt: 2300 * time.Millisecond, left: time.Second, held: true},
+	} {
+		s := start(t, Config{}) // leases of 5 s, 4.5 of them trusted
+		s.beat = s.renew
+		s.pass(10 * time.Second)
+		s.renew(s.call()) // ties the clocks at a whole millisecond
+		s.heart.rtt = c.rtt
+		p, r := s.wantsOne(message.Wait)
+		s.batch()
+		s.grantPushed(s.now+c.left-ttl+margin, p.ID)
+		if held := s.permits[p.ID] != nil; held != c.held {
+			t.Errorf("held with %v left, at %v a reply: %v", c.left, c.rtt, held)
+		}
+		if r.queued == c.held {
+			t.Errorf("asked for again with %v left, at %v a reply: %v", c.left, c.rtt, r.queued)
+		}
+	}
+}
+
+// A grant that was long on its way is held, and extended with the next batch: the heartbeat would have to
+// make a connection first.
+func TestAHastyGrantIsExtendedAtOnce(t *testing.T) {
+	s := start(t, Config{})
+	p, _ := s.wantsOne(message.Wait)
+	b := s.batch()
+	s.pass(3 * time.Second) // which leaves 1.5 of 4.5 s
+	s.answer(b, all)
+	if !s.holds(p) {
+		t.Fatal("not held")
+	}
+	next := s.batch()
+	if len(next.requests) != 1 || !next.requests[0].Extends || next.requests[0].Permits[0] != p {
+		t.Errorf("sent %+v, want the extension", next.X)
+	}
+	s.answer(next, all)
+	if left := p.TrustedUntil() - s.now; left != ttl-margin {
+		t.Errorf("trusted for %v more after the extension", left)
+	}
+}
+
+// Trust counts from before the request was sent, however late the reply is.
+func TestTrustCountsFromBeforeTheRequest(t *testing.T) {
+	s := start(t, Config{Capacity: 2})
+	p, _ := s.wantsOne(message.Wait)
+	b := s.batch()
+	sent := s.now
+	s.pass(time.Second)
+	s.answer(b, all)
+	if p.TrustedUntil() != sent+ttl-margin {
+		t.Errorf("trusted until %v, the batch was sent at %v", p.TrustedUntil(), sent)
+	}
+	k := s.call()
+	sent = s.now
+	s.pass(time.Second)
+	s.renew(k)
+	if p.TrustedUntil() != sent+ttl-margin {
+		t.Errorf("trusted until %v, the call was sent at %v", p.TrustedUntil(), sent)
+	}
+	q, _ := s.wantsOne(message.Wait)
+	s.answer(s.batch(), queued)
+	granted := s.now
+	s.pass(100 * time.Millisecond)
+	s.grantPushed(granted, q.ID)
+	if !s.holds(q) || q.TrustedUntil() > granted+ttl-margin {
+		t.Errorf("trusted until %v, Redis granted it at %v", q.TrustedUntil(), granted)
+	}
+}
+
+// A reply that comes with a moment of trust left counts: 2.7 s after its call, and 4.3 s after the grant.
+func TestALateReplyCounts(t *testing.T) {
+	s := start(t, Config{})
+	p := s.acquire()
+	s.pass(1600 * time.Millisecond)
+	k := s.call()
+	s.pass(2700 * time.Millisecond)
+	if !s.holds(p) {
+		t.Fatal("bug in the test: the trust is over before the reply")
+	}
+	s.renew(k)
+	s.pass(1700 * time.Millisecond)
+	if !s.holds(p) {
+		t.Error("lost, although Redis answered in time")
+	}
+	if s.pass(100 * time.Millisecond); s.holds(p) || p.State() != Lost {
+		t.Error("held for longer than the call proves")
+	}
+}
+
+// Redis is away for longer than a lease. Leases are lost once they cannot be proven, some calls wait, and no
+// more than some. All is as it should be once Redis answers.
+func TestLeasesAreLostWhenRedisIsSilent(t *testing.T) {
+	s := start(t, Config{})
+	p := s.acquire()
+	var calls []*Call
+	s.beat = func(k *Call) { calls = append(calls, k) }
+	if s.pass(ttl - margin - 1); !s.holds(p) {
+		t.Error("lost while it is trusted")
+	}
+	if s.pass(1); s.holds(p) || p.State() != Lost {
+		t.Error("held without proof")
+	}
+	if s.Down() == nil || len(calls) < 3 {
+		t.Errorf("down: %v, after %d calls", s.Down(), len(calls))
+	}
+	s.pass(time.Minute)
+	if len(s.heart.calls) > MaxCalls {
+		t.Errorf("%d calls on their way, the most is %d", len(s.heart.calls), MaxCalls)
+	}
+	for _, k := range calls {
+		s.CallFailed(s.now, k, errSilent)
+	}
+	s.beat = s.renew
+	s.pass(ttl)
+	if s.Down() != nil {
+		t.Errorf("down: %v, although Redis answers", s.Down())
+	}
+	s.release(p)
+	q, _ := s.wantsOne(message.Wait)
+	if s.answer(s.batch(), all); !s.holds(q) {
+		t.Error("nothing is granted any more")
+	}
+}
+
+// Leases are renewed in time as long as replies take 40 % of a lease, from the start or all of a sudden.
+func TestSlowRepliesLoseNoLease(t *testing.T) {
+	for _, sudden := range []bool{false, true} {
+		s := start(t, Config{})
+		type reply struct {
+			k  *Call
+			at time.Duration
+		}
+		var onTheWay []reply
+		takes := 2 * time.Second
+		if sudden {
+			takes = 0
+		}
+		s.beat = func(k *Call) { onTheWay = append(onTheWay, reply{k, s.now + takes}) }
+		p := s.acquire()
+		for range 6000 { // a minute
+			s.pass(10 * time.Millisecond)
+			if s.now > 10*time.Second {
+				takes = 2 * time.Second
+			}
+			for len(onTheWay) > 0 && onTheWay[0].at <= s.now {
+				k := onTheWay[0].k
+				onTheWay = onTheWay[1:]
+				s.renew(k)
+			}
+			if !s.holds(p) {
+				t.Fatalf("lost at %v, although Redis answered in time", s.now)
+			}
+		}
+	}
+}

@@ -1,0 +1,151 @@
+package core
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/passbuddy/passbuddy/internal/message"
+)
+
+// Redis granted, forgot everything, and is heard of in this order: a call that finds the new state, then the
+// grant. The grant is of the state that is lost, so another session may be granted the same permit.
+func TestAGrantFromBeforeTheLossIsAskedForAgain(t *testing.T) {
+	for name, grant := range map[string]func(s *stage, b *Batch, id string){
+		"reply": func(s *stage, b *Batch, id string) {
+			s.findsAnotherState()
+			s.answer(b, all)
+		},
+		"push": func(s *stage, b *Batch, id string) {
+			s.answer(b, queued)
+			s.findsAnotherState()
+			s.Pushed(s.now, message.Push{Kind: message.PushGranted, Epoch: "e", Now: redis(s.now), IDs: []string{id}})
+			s.take()
+		},
+		"push of a state not heard of yet": func(s *stage, b *Batch, id string) {
+			s.answer(b, queued)
+			s.Pushed(s.now, message.Push{Kind: message.PushGranted, Epoch: "another", Now: redis(s.now), IDs: []string{id}})
+			s.take()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := start(t, Config{})
+			p, r := s.wantsOne(message.Wait)
+			if grant(s, s.batch(), p.ID); s.holds(p) || r.settled {
+				t.Error("believed in a grant that Redis forgot")
+			}
+			b := s.batch()
+			if !slices.Equal(b.X.Waits, []string{p.ID}) || b.X.Epoch != s.state {
+				t.Errorf("sent %+v, want the request again", b.X)
+			}
+			if s.answer(b, all); !s.holds(p) || !r.settled {
+				t.Error("not granted anew")
+			}
+		})
+	}
+}
+
+// findsAnotherState has a call find that Redis forgot everything.
+func (s *stage) findsAnotherState() {
+	s.tb.Helper()
+	k := s.call()
+	s.state = "another"
+	s.renew(k)
+}
+
+// A call is made, Redis forgets, and a grant from before arrives while the call is on its way. The call puts
+// back all that it names, which is not all that is held. The new state does not count before another call has
+// put back the rest: nothing is asked of it, so nothing can be granted twice.
+func TestAGrantThatTheCallMissedIsReasserted(t *testing.T) {
+	s := start(t, Config{Capacity: 2})
+	p := s.acquire()
+	q, _ := s.wantsOne(message.Wait)
+	b := s.batch()
+	k := s.call()
+	s.answer(b, all)
+	s.state = "another"
+	s.seen = Effects{}
+	s.renew(k)
+	if s.Epoch() != "e" || !s.seen.Heartbeat {
+		t.Errorf("epoch %q, another call: %v; want a call first that names both", s.Epoch(), s.seen.Heartbeat)
+	}
+	next := s.call()
+	got := slices.Sorted(slices.Values(next.X.Permits))
+	if want := []string{p.ID, q.ID}; !slices.Equal(got, want) {
+		t.Errorf("the next call names %q, want %q", got, want)
+	}
+	if next.X.Epoch != "e" {
+		t.Errorf("the next call knows the epoch %q, want the one before: it is to re-assert", next.X.Epoch)
+	}
+	if s.renew(next); s.Epoch() != "another" || !s.holds(p) || !s.holds(q) {
+		t.Errorf("epoch %q, held: %v and %v", s.Epoch(), s.holds(p), s.holds(q))
+	}
+}
+
+// The state is lost. What waited is asked for again, in the new state, where nobody knows of it.
+func TestWaitersSurviveALoss(t *testing.T) {
+	s := start(t, Config{})
+	p, _ := s.wantsOne(message.Wait)
+	s.answer(s.batch(), queued)
+	s.findsAnotherState()
+	b := s.batch()
+	if !slices.Equal(b.X.Waits, []string{p.ID}) || b.X.Epoch != "another" {
+		t.Errorf("sent %+v, want the request", b.X)
+	}
+}
+
+// Grants are paused after a loss of state. What waits is asked for again when the pause is over.
+func TestWaitersAskWhenGrantsAreNotPausedAnyMore(t *testing.T) {
+	s := start(t, Config{RetryInterval: ttl})
+	s.wantsOne(message.Wait)
+	s.answer(s.batch(), queued)
+	s.retryAt = 0 // the interval is far off
+	pause := ttl / 5
+	s.replied(s.call(), message.Renewed{PausedUntil: redis(s.now + pause)})
+	s.seen = Effects{}
+	if s.pass(pause); s.seen.Flush {
+		t.Error("asked while grants are paused")
+	}
+	if s.pass(pause / 4); !s.seen.Flush {
+		t.Error("not asked for when grants begin again")
+	}
+}
+
+// Recalls are counted anew with a new state. What was owed to the old one is forgotten, and a push of the old
+// one that comes late recalls nothing.
+func TestRecallsAreCountedAnewAfterALoss(t *testing.T) {
+	s := start(t, Config{Capacity: 3})
+	p := s.pool()
+	p.gets(3)
+	s.recall(p, 2)
+	if p.owed != 2 {
+		t.Fatalf("bug in the test: it owes %d", p.owed)
+	}
+	s.tallies[p.name] = message.Tally{}
+	s.findsAnotherState()
+	if p.owed != 0 {
+		t.Errorf("it owes %d to a state that is lost", p.owed)
+	}
+	s.Pushed(s.now, message.Push{Kind: message.PushRecall, Epoch: "e", Pool: p.name, Tally: message.Tally{Recalled: 3}})
+	if s.take(); p.owed != 0 {
+		t.Errorf("it owes %d by a push of the state that is lost", p.owed)
+	}
+	if s.recall(p, 1); p.owed != 1 {
+		t.Errorf("it owes %d, want the 1 of the new state", p.owed)
+	}
+}
+
+// Somebody deletes the counts by hand. That they have become less is no reason to recall anything.
+func TestDeletedCountsRecallNothing(t *testing.T) {
+	s := start(t, Config{Capacity: 3})
+	p := s.pool()
+	p.gets(3)
+	s.recall(p, 2)
+	s.tallies[p.name] = message.Tally{}
+	s.renew(s.call())
+	if p.owed != 0 {
+		t.Errorf("it owes %d, although Redis counts none", p.owed)
+	}
+	if s.recall(p, 1); p.owed != 1 {
+		t.Errorf("it owes %d, want the 1 that is new", p.owed)
+	}
+}

@@ -1,0 +1,196 @@
+package core
+
+import (
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/passbuddy/passbuddy/internal/message"
+)
+
+// hangs is a session whose batch, with one request, gets no reply over its first connection. A call that was
+// made after the batch is answered over another one. So the core has the batch sent once more.
+func hangs(t *testing.T, kind message.Kind) (s *stage, p *Permit, r *Request, b *Batch) {
+	t.Helper()
+	s = start(t, Config{Capacity: 2})
+	p, r = s.wantsOne(kind)
+	b = s.batch()
+	s.beat = s.renew
+	s.pass(s.deadAfter() + minHedge)
+	if s.seen.Resend != b {
+		t.Fatal("the batch is not sent once more")
+	}
+	s.seen = Effects{}
+	return s, p, r, b
+}
+
+// Both copies are answered. The first reply counts, whichever copy it is of. The second changes nothing,
+// whatever it says, and does not end the batch that is in flight by then.
+func TestOfTwoRepliesTheFirstCounts(t *testing.T) {
+	for name, again := range map[string]bool{"of the first copy": false, "of the second": true} {
+		t.Run(name, func(t *testing.T) {
+			s, p, r, b := hangs(t, message.Wait)
+			s.Again(s.now, b)
+			s.BatchAnswered(s.now, b, all, again)
+			if s.take(); !s.holds(p) || !r.settled || r.err != nil {
+				t.Fatalf("the first reply does not count: held %v, %v", s.holds(p), r.err)
+			}
+			trusted := p.TrustedUntil()
+			s.seen = Effects{}
+			s.pass(time.Millisecond)
+			s.BatchAnswered(s.now, b, message.Exchanged{Now: redis(s.now), Refused: []string{p.ID}}, !again)
+			if s.take(); !s.holds(p) || p.TrustedUntil() != trusted || len(s.seen.Trust)+len(s.seen.Settled) != 0 {
+				t.Errorf("the second reply counts, too: held %v", s.holds(p))
+			}
+			s.release(p)
+			next := s.batch()
+			s.BatchAnswered(s.now, b, all, again)
+			s.BatchFailed(s.now, b, Gone, message.ErrGone)
+			s.BatchFailed(s.now, b, Failed, errors.New("connection reset"))
+			if s.take(); s.inFlight != next || s.holds(p) || s.Down() != nil {
+				t.Error("what becomes of a batch that was answered ends the batch after it")
+			}
+		})
+	}
+}
+
+// While a copy is on its way the next batch waits, as it does for the first: a withdrawal must not overtake
+// its request.
+func TestNoBatchBesideACopy(t *testing.T) {
+	s, _, r, b := hangs(t, message.Wait)
+	s.Again(s.now, b)
+	_ = s.GiveUp(s.now, r, time.Second)
+	if s.take(); s.NextBatch(s.now) != nil {
+		t.Error("the withdrawal can overtake its request")
+	}
+}
+
+// The copy says the same as the batch. Only Redis's clock has moved on, and an offer is not made twice: the
+// reply that was lost may have promised what another pool has been granted since. A call tells of that.
+func TestACopySaysTheSame(t *testing.T) {
+	s := start(t, Config{Capacity: 2})
+	p := s.pool()
+	p.gets(1)
+	s.Offer(s.now, &p.Pool, 1)
+	q, _ := s.wantsOne(message.Wait)
+	b := s.batch()
+	s.pass(time.Second)
+	again := s.Again(s.now, b)
+	if again.Offered != 0 || b.X.Offered != 1 || again.Expected != redis(s.now) {
+		t.Errorf("the copy offers %d at %d", again.Offered, again.Expected)
+	}
+	if !slices.Equal(again.Waits, []string{q.ID}) || again.Epoch != b.X.Epoch || again.Session != b.X.Session ||
+		again.TTLMillis != b.X.TTLMillis {
+		t.Errorf("the copy is %+v of %+v", again, b.X)
+	}
+	s.seen = Effects{}
+	s.BatchAnswered(s.now, b, all, true)
+	if s.take(); !s.seen.Heartbeat {
+		t.Error("no call asks for the answer to the offer")
+	}
+}
+
+// While Redis answers nothing at all, its reply to the batch may come, too.
+func TestASilentRedisGetsNoCopy(t *testing.T) {
+	s := start(t, Config{})
+	s.wantsOne(message.Wait)
+	s.batch()
+	calls := 0
+	s.beat = func(*Call) { calls++ }
+	if s.pass(s.deadAfter()); calls != 1 {
+		t.Errorf("%d calls ask whether Redis answers, want 1", calls)
+	}
+	if s.pass(ttl); s.seen.Resend != nil {
+		t.Error("sent once more, although nothing shows that the connection is dead")
+	}
+}
+
+// A call that was sent before the batch proves nothing of the time since.
+func TestAnEarlierCallProvesNothing(t *testing.T) {
+	s := start(t, Config{})
+	k := s.call()
+	s.pass(time.Millisecond)
+	s.wantsOne(message.Wait)
+	s.batch()
+	s.renew(k)
+	if s.pass(2 * s.deadAfter()); s.seen.Resend != nil {
+		t.Error("sent once more by the proof of an earlier call")
+	}
+}
+
+// A copy hangs, too. It takes another call to prove that, sent after the copy, and there are no more than
+// MaxResends copies.
+func TestEachCopyNeedsItsProof(t *testing.T) {
+	s, _, _, b := hangs(t, message.Wait)
+	for copies := 1; copies < MaxResends; copies++ {
+		s.Again(s.now, b)
+		var k *Call
+		s.beat = func(call *Call) { k = call }
+		if s.pass(s.deadAfter() + minHedge); s.seen.Resend != nil || k == nil {
+			t.Fatalf("sent once more by the proof that the copy before needed; a call asks: %v", k != nil)
+		}
+		s.renew(k)
+		s.beat = s.renew
+		if s.pass(minHedge); s.seen.Resend != b {
+			t.Fatalf("%d copies hang, and there is no other", copies)
+		}
+		s.seen = Effects{}
+	}
+	s.Again(s.now, b)
+	if s.pass(3 * s.deadAfter()); s.seen.Resend != nil {
+		t.Errorf("more than %d copies", MaxResends)
+	}
+}
+
+// A batch has failed once all of its copies have. Until then one of them may be answered.
+func TestABatchFailsWithItsLastCopy(t *testing.T) {
+	reset := errors.New("connection reset")
+	s, p, r, b := hangs(t, message.Try)
+	s.Again(s.now, b)
+	s.BatchFailed(s.now, b, Failed, reset)
+	if s.take(); r.settled || s.Down() != nil {
+		t.Fatalf("failed with its first copy: %v", r.err)
+	}
+	s.BatchFailed(s.now, b, Failed, reset)
+	if s.take(); !errors.Is(r.err, ErrUnavailable) || !errors.Is(r.err, reset) || s.Down() == nil {
+		t.Errorf("not failed with its last copy: %v", r.err)
+	}
+	if got := s.batch().X.Drop; !slices.Equal(named(got), []string{p.ID}) {
+		t.Errorf("dropped %q, want what may have been granted all the same", got)
+	}
+
+	s, p, r, b = hangs(t, message.Try)
+	s.BatchFailed(s.now, b, Failed, reset)
+	s.BatchAnswered(s.now, b, all, true)
+	if s.take(); !s.holds(p) || r.err != nil {
+		t.Errorf("the copy that was answered does not count: %v", r.err)
+	}
+}
+
+// What a connection takes that is dead says nothing of how long replies take. If it did, the next dead one
+// would be found three times later.
+func TestADeadConnectionDoesNotCountAsSlow(t *testing.T) {
+	s, p, _, b := hangs(t, message.Wait)
+	before, rtt := s.deadAfter(), s.RoundTrip()
+	s.Again(s.now, b)
+	s.pass(time.Millisecond)
+	s.BatchAnswered(s.now, b, all, true)
+	if s.take(); s.RoundTrip() > max(rtt, time.Millisecond) || s.deadAfter() != before {
+		t.Errorf("replies count as taking %v, and a connection as dead after %v", s.RoundTrip(), s.deadAfter())
+	}
+	if p.TrustedUntil() != b.sent+ttl-margin {
+		t.Errorf("trusted until %v, the first copy was sent at %v and may have been executed then", p.TrustedUntil(), b.sent)
+	}
+}
+
+// A reply of a slow Redis, to the first copy, is measured as what it is.
+func TestASlowReplyCountsAsSlow(t *testing.T) {
+	s, _, _, b := hangs(t, message.Wait)
+	s.Again(s.now, b)
+	s.pass(time.Millisecond)
+	s.answer(b, all)
+	if s.RoundTrip() != s.now-b.sent {
+		t.Errorf("replies count as taking %v, want %v", s.RoundTrip(), s.now-b.sent)
+	}
+}

@@ -1,0 +1,131 @@
+package core
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/passbuddy/passbuddy/internal/message"
+)
+
+// unheard has a call answered by a server that has no subscription of the session.
+func (s *stage) unheard() {
+	s.tb.Helper()
+	k := s.call()
+	s.CallAnswered(s.now, k, message.Renewed{Now: redis(s.now), Epoch: s.state, Capacity: int64(s.cfg.Capacity)})
+	s.take()
+}
+
+// Another server answers the heartbeats than the one that has the subscription. The subscription is replaced;
+// if the new one is unheard, too, the pauses double, up to a bound.
+func TestAnUnheardSubscriptionIsReplaced(t *testing.T) {
+	s := start(t, Config{})
+	s.SetConfirmed(s.now, true)
+	s.pass(1)
+	for pause := ttl / 4; ; pause = min(2*pause, MaxRefusedPause) {
+		s.seen = Effects{}
+		if s.unheard(); !s.seen.Replace || s.Confirmed() {
+			t.Fatalf("not replaced; the pause before it is %v", pause)
+		}
+		if !s.TakeUnheard() || s.TakeUnheard() {
+			t.Error("that it was closed for being unheard is told once")
+		}
+		s.SetConfirmed(s.now, true)
+		s.pass(pause - 1)
+		s.seen = Effects{}
+		if s.unheard(); s.seen.Replace {
+			t.Fatalf("replaced again before a pause of %v", pause)
+		}
+		s.pass(1)
+		if pause == MaxRefusedPause {
+			break
+		}
+	}
+}
+
+// A subscription counts that Redis confirmed before the call was sent. Of one that was confirmed since, of one
+// that is not confirmed, and where the server does not say, a call says nothing.
+func TestACallSaysNothingOfALaterSubscription(t *testing.T) {
+	const yes, no, unsaid = 1, -1, 0
+	for name, c := range map[string]struct {
+		before, since int   // what Redis has confirmed before the call was sent, and while it was on its way
+		counts        int64 // subscriptions, as the answer says
+		replaced      bool
+	}{
+		"confirmed since":   {before: unsaid, since: yes, counts: 0},
+		"not confirmed":     {before: unsaid, since: unsaid, counts: 0},
+		"broken since":      {before: yes, since: no, counts: 0},
+		"the count unknown": {before: yes, since: unsaid, counts: -1},
+		"heard":             {before: yes, since: unsaid, counts: 1},
+		"unheard":           {before: yes, since: unsaid, counts: 0, replaced: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := start(t, Config{})
+			if c.before != unsaid {
+				s.SetConfirmed(s.now, c.before == yes)
+			}
+			s.pass(1)
+			k := s.call()
+			s.pass(1)
+			if c.since != unsaid {
+				s.SetConfirmed(s.now, c.since == yes)
+			}
+			s.CallAnswered(s.now, k, message.Renewed{Now: redis(s.now), Epoch: "e", Capacity: 1, Subscribers: c.counts})
+			if s.take(); s.seen.Replace != c.replaced {
+				t.Errorf("replaced: %v, want %v", s.seen.Replace, c.replaced)
+			}
+		})
+	}
+}
+
+// What was pushed while there was no subscription is lost. So what waits is asked for again, and a call learns
+// of recalls.
+func TestASubscriptionThatIsBackAsksAgain(t *testing.T) {
+	s := start(t, Config{})
+	p, _ := s.wantsOne(message.Wait)
+	s.answer(s.batch(), queued)
+	s.seen = Effects{}
+	s.Resubscribed(s.now)
+	if s.take(); !s.seen.Heartbeat {
+		t.Error("no call is made")
+	}
+	if b := s.batch(); !slices.Equal(b.X.Waits, []string{p.ID}) {
+		t.Errorf("sent %+v, want what waits", b.X)
+	}
+}
+
+// Pushes that say no more than that something is to be asked.
+func TestPushesThatAsk(t *testing.T) {
+	s := start(t, Config{})
+	p, _ := s.wantsOne(message.Wait)
+	s.answer(s.batch(), queued)
+	s.seen = Effects{}
+	s.Pushed(s.now, message.Push{Kind: message.PushSelf})
+	if s.take(); s.seen.Flush || s.seen.Heartbeat {
+		t.Errorf("a push to itself has effects: %+v", s.seen)
+	}
+	s.Pushed(s.now, message.Push{Kind: message.PushLost})
+	if s.take(); !s.seen.Heartbeat {
+		t.Error("no call looks whether the state is lost")
+	}
+	s.Pushed(s.now, message.Push{Kind: message.PushRepeat})
+	if b := s.batch(); !slices.Equal(b.X.Waits, []string{p.ID}) {
+		t.Errorf("sent %+v, want what waits", b.X)
+	}
+}
+
+// A grant is relied on only once a call of the session's own was acknowledged by replicas. So a push of it has
+// the session ask.
+func TestAReplicatedGrantIsAskedFor(t *testing.T) {
+	s := start(t, Config{Replicated: true})
+	p, r := s.wantsOne(message.Wait)
+	s.answer(s.batch(), queued)
+	s.pass(time.Millisecond)
+	s.grantPushed(s.now, p.ID)
+	if s.holds(p) || r.settled {
+		t.Error("relied on a push")
+	}
+	if s.answer(s.batch(), all); !s.holds(p) {
+		t.Error("not held once its own batch was acknowledged")
+	}
+}

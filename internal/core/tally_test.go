@@ -1,0 +1,78 @@
+package core
+
+import (
+	"testing"
+
+	"github.com/passbuddy/passbuddy/internal/message"
+)
+
+// However tallies come, the pool owes what was recalled and not withdrawn.
+func TestTalliesInAnyOrder(t *testing.T) {
+	tally := func(recalled, withdrawn int64) message.Tally {
+		return message.Tally{Recalled: recalled, Withdrawn: withdrawn}
+	}
+	type said struct {
+		epoch   string
+		tally   message.Tally
+		offered bool // it answers an offer
+	}
+	push := func(recalled, withdrawn int64) said { return said{"e", tally(recalled, withdrawn), false} }
+	for name, c := range map[string]struct {
+		said []said
+		owes int
+	}{
+		"told twice": {[]said{push(1, 0), push(1, 0), push(2, 0), push(2, 0)}, 2},
+		"late":       {[]said{push(3, 0), push(1, 0), push(2, 0)}, 3},
+		"one lost":   {[]said{push(1, 0), push(3, 1)}, 2},
+		"withdrawn":  {[]said{push(2, 0), push(2, 2)}, 0},
+		"the answer to an offer, before its pushes": {
+			[]said{push(2, 0), {"e", tally(3, 2), true}, push(2, 1), push(2, 2), push(3, 2)}, 1},
+		"of a state that is lost": {[]said{push(1, 0), {"old", tally(5700, 5600), false}, {"old", tally(99, 0), true}}, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := start(t, Config{Capacity: 3})
+			p := s.pool()
+			for _, told := range c.said {
+				s.deliver(Event{Kind: Told, Pool: &p.Pool, Name: p.name, Epoch: told.epoch, Tally: told.tally,
+					Offered: told.offered})
+			}
+			if p.owed != c.owes {
+				t.Errorf("owes %d, want %d", p.owed, c.owes)
+			}
+		})
+	}
+}
+
+// A tally comes by a push, by the answer to an offer, and by a call, each in its own way, and counts once.
+func TestATallyCountsOnceByWhicheverWay(t *testing.T) {
+	s := start(t, Config{Capacity: 3})
+	p := s.pool()
+	p.gets(3)
+	s.Offer(s.now, &p.Pool, 2)
+	b := s.batch()
+	k := s.call()
+	s.recall(p, 1)
+	s.answer(b, message.Exchanged{Promised: s.tallies[p.name]})
+	s.renew(k)
+	s.renew(s.call())
+	if p.owed != 1 {
+		t.Errorf("owes %d, want the 1 that was recalled; told %q", p.owed, p.told)
+	}
+}
+
+// A call reports what a pool has heard together with what it owes of that. Redis takes the rest for given.
+func TestACallReportsWhatIsOwed(t *testing.T) {
+	s := start(t, Config{Capacity: 3})
+	p := s.pool()
+	p.gets(2)
+	s.recall(p, 1)
+	want := message.PoolReport{Name: p.name, Held: 2, Owed: 1, Heard: message.Tally{Recalled: 1}}
+	if got := s.call().X.Pools; len(got) != 1 || got[0] != want {
+		t.Errorf("said %+v, want %+v", got, want)
+	}
+	p.owed = 5 // more than it holds: recalls that came before their grants
+	want.Owed = 2
+	if got := s.call().X.Pools; len(got) != 1 || got[0] != want {
+		t.Errorf("said %+v, want %+v", got, want)
+	}
+}
