@@ -1,7 +1,8 @@
 //go:build ignore
 
-// Check-core reports what makes a package more than a value: goroutines, channels, clocks, locks and I/O.
-// Its arguments are the package's folder, and the Go files in it, without tests. See check-core.sh.
+// Check-core reports goroutines, channel operations, clocks, locks and I/O in a package that is to
+// be a value. Its arguments are the package's folder, and the Go files in it, without tests. See
+// check-core.sh.
 package main
 
 import (
@@ -17,8 +18,8 @@ import (
 	"strings"
 )
 
-// pure are the packages that may be imported, and what of them may be named: all, if there is no expression.
-// A package that is not here is refused, so a new one has to be thought of once.
+// pure are the packages that may be imported, and what of them may be named: all, if there is no
+// expression. A package that is not here is refused, so a new one has to be thought of once.
 var pure = map[string]*regexp.Regexp{
 	"cmp": nil, "errors": nil, "maps": nil, "slices": nil, "strings": nil, "strconv": nil, "math": nil, "math/bits": nil,
 	"unicode": nil, "unicode/utf8": nil,
@@ -45,8 +46,9 @@ func main() {
 		}
 		files = append(files, f)
 	}
-	// Types are looked at for what is a channel, and which package a name is of. What other packages declare is
-	// not needed for that, so they are not read, and errors that come of it do not count.
+	// Types tell which expressions are channels, and which package a name is of. That needs no
+	// declaration of another package. So those are not read, and errors for want of them do not
+	// count.
 	info := &types.Info{Types: make(map[ast.Expr]types.TypeAndValue), Uses: make(map[*ast.Ident]types.Object)}
 	conf := types.Config{Importer: unread{}, Error: func(error) {}}
 	_, _ = conf.Check("core", fset, files, info)

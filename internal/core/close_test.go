@@ -9,8 +9,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// A session is closed while all that can be under way is. Close settles every request. What Leave gives out
-// is every UUID that Redis may count or have in its queue, and none of which it can know nothing.
+// A session is closed while all that can be under way is. Close settles every request. Leave gives
+// out every UUID that Redis may count or have in its queue, and none that was never sent.
 func TestLeaveGivesOutAllThatRedisMayCount(t *testing.T) {
 	s := start(t, Config{Capacity: 20})
 	failedLate := s.acquire()
@@ -86,8 +86,8 @@ func TestLeaveGivesOutAllThatRedisMayCount(t *testing.T) {
 	}
 }
 
-// What a batch in flight drops may not arrive. It is among what is left over until the batch is answered, and
-// when it has failed.
+// The drops of a batch in flight may not arrive. They are left over until the batch is answered,
+// and after it has failed.
 func TestLeftoverHasWhatIsInFlight(t *testing.T) {
 	s := start(t, Config{Capacity: 2})
 	p := s.acquire()
@@ -106,8 +106,8 @@ func TestLeftoverHasWhatIsInFlight(t *testing.T) {
 	}
 }
 
-// While Close waits for pools, a release fails that Redis did not answer. It is said again as the session
-// leaves, and not before: there is no time for a pause.
+// While Close waits for pools, a release fails that Redis did not answer. It is said again as the
+// session leaves, and not before: there is no time for a pause.
 func TestReleaseThatFailsDuringCloseIsRepeated(t *testing.T) {
 	s := start(t, Config{})
 	p := s.acquire()
@@ -131,8 +131,8 @@ func TestReleaseThatFailsDuringCloseIsRepeated(t *testing.T) {
 	}
 }
 
-// While Redis does not answer, what is to be sent would keep Close for as long as it may wait. What is held
-// ends with its lease then.
+// Redis does not answer. Close does not wait for drops that are not sent, or not answered: the
+// permits end with their leases.
 func TestCloseDoesNotWaitForADeadRedis(t *testing.T) {
 	s := start(t, Config{Capacity: 2})
 	p, q := s.acquire(), s.acquire()
@@ -153,7 +153,8 @@ func TestCloseDoesNotWaitForADeadRedis(t *testing.T) {
 	}
 }
 
-// A caller waits for the outcome of its release. It hears of it at the latest when the session leaves.
+// A caller waits for the outcome of its release. It hears of it at the latest when the session
+// leaves.
 func TestLeaveSettlesReleases(t *testing.T) {
 	s := start(t, Config{})
 	d := s.release(s.acquire())
@@ -165,8 +166,8 @@ func TestLeaveSettlesReleases(t *testing.T) {
 	}
 }
 
-// Requests are withdrawn while the session still listens, by the drops of a last batch. A grant that crosses
-// that is dropped with it, and held by nobody.
+// Requests are withdrawn while the session still listens, by the drops of a last batch. A grant
+// that crosses that is dropped with it, and held by nobody.
 func TestAGrantThatCrossesCloseIsDropped(t *testing.T) {
 	for name, grant := range map[string]func(s *stage, b *Batch, id string){
 		"by a reply": func(s *stage, b *Batch, id string) { s.answer(b, all) },
@@ -230,8 +231,8 @@ func TestCloseWaitsForPools(t *testing.T) {
 	}
 }
 
-// Calls cross the end. Redis may have executed them after the session left, which then would have joined
-// anew: the shell has it leave again. Nothing that replies say begins anything.
+// Calls cross the end. Redis may have executed them after the session left, which then would have
+// joined anew: the shell has it leave again. Nothing that replies say begins anything.
 func TestACallThatCrossesTheEnd(t *testing.T) {
 	s := start(t, Config{Capacity: 2})
 	s.acquire()

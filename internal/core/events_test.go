@@ -27,14 +27,15 @@ func inOrder(events []Event, want ...EventKind) bool {
 	return at == len(want)
 }
 
-// A pool that hears of a recall before it hears of the grant may take the recall for one of a permit that it
-// gave back. So events are in the order in which the core has seen what they are about, also if the shell has
-// taken no effects in between.
+// A pool that hears of a recall before it hears of the grant may take the recall for one of a
+// permit that it gave back. So events are in the order in which the core has seen what they are
+// about, also if the shell has taken no effects in between.
 func TestAGrantIsToldBeforeItsRecall(t *testing.T) {
 	for name, grant := range map[string]func(s *stage, b *Batch, id string){
 		"by a reply": func(s *stage, b *Batch, id string) { s.BatchAnswered(s.now, b, all, false) },
 		"by a push": func(s *stage, b *Batch, id string) {
-			s.Pushed(s.now, message.Push{Kind: message.PushGranted, Epoch: "e", Now: redis(s.now), IDs: []string{id}})
+			s.Pushed(s.now, message.Push{
+				Kind: message.PushGranted, Epoch: "e", Now: redis(s.now), IDs: []string{id}})
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -78,7 +79,8 @@ func TestAPoolIsToldItsGrantsTogether(t *testing.T) {
 	}
 }
 
-// Redis grants a part of what a pool asks for. The rest is not asked for any more: the pool does so itself.
+// Redis grants a part of what a pool asks for. The rest is not asked for any more: the pool does so
+// itself.
 func TestAPoolTakesAPart(t *testing.T) {
 	s := start(t, Config{Capacity: 2})
 	p := s.pool()
@@ -93,8 +95,8 @@ func TestAPoolTakesAPart(t *testing.T) {
 	}
 }
 
-// A lease is lost after its grant was told, also where one reply does both: it grants to one request of a
-// pool, and misses what an extension was to renew.
+// A loss is told after the grant. Here one reply does both: it grants one permit to a pool, and
+// does not find the other, which was to be extended.
 func TestALossFollowsItsGrant(t *testing.T) {
 	s := start(t, Config{Capacity: 3})
 	p := s.pool()
@@ -103,14 +105,16 @@ func TestALossFollowsItsGrant(t *testing.T) {
 	p.ask(1)
 	s.extend(old)
 	b := s.batch()
-	s.BatchAnswered(s.now, b, message.Exchanged{Now: redis(s.now), Granted: p.request.ids, Refused: []string{old.ID}}, false)
+	got := message.Exchanged{Now: redis(s.now), Granted: p.request.ids, Refused: []string{old.ID}}
+	s.BatchAnswered(s.now, b, got, false)
 	s.lose(s.now, b.requests[0].Permits[0])
 	if events := s.Take().Events; !inOrder(events, Granted, LeaseLost, LeaseLost) {
 		t.Errorf("told %v, want the grant, then the losses", kinds(events))
 	}
 }
 
-// Redis goes away and comes back, and each pool is told each of that once, before what it is asked to do next.
+// Redis goes away and comes back, and each pool is told each of that once, before what it is asked
+// to do next.
 func TestPoolsHearThatRedisIsBack(t *testing.T) {
 	s := start(t, Config{})
 	p := s.pool()
@@ -132,15 +136,16 @@ func TestPoolsHearThatRedisIsBack(t *testing.T) {
 	}
 }
 
-// Redis runs out of memory and grants nothing new, but answers. Of two replies that tell of that, the one that
-// Redis gave later counts.
+// Redis runs out of memory and grants nothing new, but answers. Of two replies that tell of that,
+// the one that Redis gave later counts.
 func TestPoolsHearThatRedisIsFull(t *testing.T) {
 	s := start(t, Config{})
 	p := s.pool()
 	s.Stay(&p.Pool, true)
 	_, try := s.wantsOne(message.Try)
 	_, wait := s.wantsOne(message.Wait)
-	s.answer(s.batch(), message.Exchanged{Full: true, Now: redis(s.now) + 2, NoMemory: append(try.ids, wait.ids...)})
+	none := []string{try.ids[0], wait.ids[0]}
+	s.answer(s.batch(), message.Exchanged{Full: true, Now: redis(s.now) + 2, NoMemory: none})
 	if !errors.Is(s.Err(), ErrUnavailable) || p.times("changed") != 1 || s.Down() != nil {
 		t.Errorf("error %v, told %q", s.Err(), p.told)
 	}

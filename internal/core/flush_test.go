@@ -8,8 +8,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// The shell is told twice to send, before it has begun. Both senders ask for a batch, and one gets it: batches
-// never overlap. What is asked for meanwhile travels in the next one.
+// The shell is told twice to send, before it has begun. Both senders ask for a batch, and one gets
+// it: batches never overlap. A request that is made meanwhile travels in the next one.
 func TestTwoFlushesStartOneBatch(t *testing.T) {
 	s := start(t, Config{Capacity: 3})
 	ask := func() string {
@@ -56,8 +56,8 @@ func TestNoFlushOfNothing(t *testing.T) {
 	}
 }
 
-// No script keeps Redis from others for long: what is more than maxBatch goes with the batches that follow, in
-// its order.
+// No script keeps Redis from others for long: what is more than maxBatch goes with the batches that
+// follow, in its order.
 func TestABatchIsBounded(t *testing.T) {
 	s := start(t, Config{Capacity: 1000})
 	var want, got []string
@@ -93,8 +93,9 @@ func TestABatchIsBounded(t *testing.T) {
 	}
 }
 
-// Redis did not answer, so it is unknown what it did. Requests that do not wait fail, and what they may have
-// been granted is dropped at once; requests that wait, and releases, are repeated after a pause.
+// Redis did not answer, so it is unknown what it did. Requests that do not wait fail, and what they
+// may have been granted is dropped at once; requests that wait, and releases, are repeated after a
+// pause.
 func TestAFailedBatchIsRepeatedAfterAPause(t *testing.T) {
 	s := start(t, Config{Capacity: 3})
 	held := s.acquire()
@@ -131,7 +132,8 @@ func TestAFailedBatchIsRepeatedAfterAPause(t *testing.T) {
 	}
 }
 
-// After a lease there is nothing left to drop, unless Redis counts on after the lease, for a backend.
+// After a lease there is nothing left to drop, unless Redis counts on after the lease, for a
+// backend.
 func TestDropsAreRepeatedForALease(t *testing.T) {
 	for _, covered := range []bool{false, true} {
 		s := start(t, Config{Capacity: 3})

@@ -10,13 +10,15 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// Whatever is pushed, it makes nobody hold a permit that was not asked for, nor trust one for longer than a
-// lease, and no pool is asked for less than a permit.
+// No push makes a session hold a permit that it did not ask for, or trust one for longer than a
+// lease. No pool is asked for less than one permit.
 func FuzzPush(f *testing.F) {
 	for _, seed := range []string{
-		"g EPOCH 1790000000000 ID", "g EPOCH 9223372036854775807 ID", "g EPOCH -9223372036854775808 x", "g EPOCH x ID",
+		"g EPOCH 1790000000000 ID", "g EPOCH 9223372036854775807 ID",
+		"g EPOCH -9223372036854775808 x", "g EPOCH x ID",
 		"g e2 5 a", "g", "g EPOCH", "w POOL", "w", "w x y", "b EPOCH POOL 1 0 0", "b EPOCH POOL 9 3 50",
-		"b EPOCH POOL 9223372036854775807 -9223372036854775808 -1", "b e2 POOL 1 0 0", "b EPOCH POOL", "b POOL t", "b x t",
+		"b EPOCH POOL 9223372036854775807 -9223372036854775808 -1", "b e2 POOL 1 0 0",
+		"b EPOCH POOL", "b POOL t", "b x t",
 		"r", "l", "h", "", " ", "\x00", "q x", "g EPOCH 1 ID ID POOL",
 		"f ID 1 2", "f", "f ID", "s EPOCH ID 1 2 3 4", "s EPOCH", "s", "s e2 ID 1 2 3 4",
 	} {
@@ -54,8 +56,8 @@ func FuzzPush(f *testing.F) {
 	})
 }
 
-// The session's clock is tied to Redis's by what Redis says: whatever that is, trust never counts from later
-// than now.
+// Replies tie the session's clock to Redis's. Trust never counts from later than now, whatever a
+// reply says.
 func FuzzAnchor(f *testing.F) {
 	f.Add(int64(0), int64(1790000000000), int64(1790000000100), int64(time.Second))
 	f.Add(int64(math.MaxInt64), int64(math.MinInt64), int64(math.MaxInt64), int64(math.MinInt64))
@@ -68,8 +70,8 @@ func FuzzAnchor(f *testing.F) {
 	})
 }
 
-// A time that is further off than a Duration reaches is far off, not past: a waiter that took it for past
-// asked again every millisecond.
+// A time that is further off than a Duration reaches is far off, not past: a waiter that took it
+// for past asked again every millisecond.
 func TestUntil(t *testing.T) {
 	const most = math.MaxInt64 / 1_000_000 * 1_000_000
 	for _, c := range []struct {

@@ -9,9 +9,9 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// Redis does not know the session, so it has done nothing of the batch. All of it goes back to where it was,
-// before what came since, and waits for a call that was made after that. One that was made before may have
-// been executed before Redis forgot.
+// Redis does not know the session, so it has done nothing of the batch. All of it goes back to
+// where it was, before what came since, and waits for a call that was made after that. One that was
+// made before may have been executed before Redis forgot.
 func TestABatchThatIsGoneWaitsForALaterCall(t *testing.T) {
 	s := start(t, Config{Capacity: 3})
 	held := s.acquire()
@@ -50,8 +50,8 @@ func TestABatchThatIsGoneWaitsForALaterCall(t *testing.T) {
 	}
 }
 
-// While calls answer that the state is another one still, nothing is sent: the call that puts all back has
-// not been answered.
+// While calls answer that the state is another one still, nothing is sent: the call that puts all
+// back has not been answered.
 func TestABatchThatIsGoneWaitsUntilAllIsReasserted(t *testing.T) {
 	s := start(t, Config{Capacity: 3})
 	s.acquire()
@@ -72,9 +72,9 @@ func TestABatchThatIsGoneWaitsUntilAllIsReasserted(t *testing.T) {
 	}
 }
 
-// A call has been answered, and Redis does not know the session all the same: perhaps calls reach another
-// server than batches. The batch is repeated after a pause. Both would be asked in turn otherwise, as fast as
-// they answer, and nobody would be told.
+// A call has been answered, and Redis does not know the session all the same: perhaps calls reach
+// another server than batches. The batch is repeated after a pause. Both would be asked in turn
+// otherwise, as fast as they answer, and nobody would be told.
 func TestABatchThatIsGoneTwiceIsRepeatedAfterAPause(t *testing.T) {
 	s := start(t, Config{Capacity: 3})
 	s.beat = s.renew
@@ -103,8 +103,8 @@ func TestABatchThatIsGoneTwiceIsRepeatedAfterAPause(t *testing.T) {
 	}
 }
 
-// blocks is a session that Redis does not know. Of three things to send, two wait for the answer to a call,
-// and so does the outcome of a release.
+// blocks is a session that Redis does not know. A release and two requests, one of which waits in
+// the queue, are blocked until a call is answered.
 func blocks(t *testing.T) (s *stage, try, wait *Request, drop *Drop) {
 	t.Helper()
 	s = start(t, Config{Capacity: 3})
@@ -185,8 +185,8 @@ func TestWhatIsBlockedGoesOnWithAnyCall(t *testing.T) {
 	}
 }
 
-// No call was answered for a lease. Redis may have forgotten the session, so nothing is sent; any call that was
-// sent within a lease ends that, also one that is on its way already.
+// No call was answered for a lease. Redis may have forgotten the session, so nothing is sent; any
+// call that was sent within a lease ends that, also one that is on its way already.
 func TestNothingIsSentForALeaseWithoutACall(t *testing.T) {
 	s := start(t, Config{})
 	s.pass(ttl - time.Second)
@@ -213,7 +213,8 @@ func TestNothingIsSentForALeaseWithoutACall(t *testing.T) {
 	}
 }
 
-// The reply comes a lease after its call was sent. It proves nothing of now, and another call is made.
+// The reply comes a lease after its call was sent. It proves nothing of now, and another call is
+// made.
 func TestACallThatTookALeaseProvesNothing(t *testing.T) {
 	s := start(t, Config{})
 	k := s.call()

@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// A permit's UUID says what it is of: the session, and the pool. It is a UUID of version 8, and none comes
-// twice, also if a pool's number does.
+// A permit's UUID says what it is of: the session, and the pool. It is a UUID of version 8, and
+// none comes twice, also if a pool's number does.
 func TestUUIDsSayWhatTheyAreOf(t *testing.T) {
 	s := start(t, Config{})
 	version8 := regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-8[0-9a-f]{3}-[0-9a-f]{12}$`)
@@ -39,7 +39,9 @@ func TestUUIDsSayWhatTheyAreOf(t *testing.T) {
 // The weight is in the session's name, where the scripts read it.
 func TestTheWeightIsInTheName(t *testing.T) {
 	random := [16]byte{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}
-	for weight, want := range map[int]string{1: "00010203-0405-8017", 100: "00010203-0405-8647", 255: "00010203-0405-8ff7"} {
+	for weight, want := range map[int]string{
+		1: "00010203-0405-8017", 100: "00010203-0405-8647", 255: "00010203-0405-8ff7",
+	} {
 		if got := SessionName(random, weight); got != want {
 			t.Errorf("weight %d: %s, want %s", weight, got, want)
 		}

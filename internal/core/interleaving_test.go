@@ -9,9 +9,9 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// The trust of a permit ends while its extension is on its way, and Redis extends the lease. What is lost
-// stays lost: the shell has told its owner. Nor is the lease given away, for the connection under it is still
-// being ended.
+// The trust of a permit ends while its extension is on its way, and Redis extends the lease. The
+// permit stays lost: the shell has told its owner. The lease is not given away, for the connection
+// under it is still being ended.
 func TestExtensionThatCrossesALossDoesNotRevive(t *testing.T) {
 	s := start(t, Config{Capacity: 2})
 	p := s.acquire()
@@ -27,11 +27,12 @@ func TestExtensionThatCrossesALossDoesNotRevive(t *testing.T) {
 	}
 	s.Close(s.now)
 	if left := s.Leave(s.now); len(left) != 0 {
-		t.Errorf("Redis is to remove %q: the lease under a connection that is being ended must not be given away", left)
+		t.Errorf("Redis is to remove %q: the connection under that lease is still being ended", left)
 	}
 }
 
-// The same, and the caller has given up, too. Its withdrawal is of the request, and not of the permit.
+// The same, and the caller has given up, too. Its withdrawal is of the request, and not of the
+// permit.
 func TestWithdrawnExtensionDoesNotReleaseWhatWasLost(t *testing.T) {
 	s := start(t, Config{Capacity: 2})
 	p := s.acquire()
@@ -44,11 +45,12 @@ func TestWithdrawnExtensionDoesNotReleaseWhatWasLost(t *testing.T) {
 	s.answer(b, message.Exchanged{Granted: []string{p.ID}})
 	s.Close(s.now)
 	if left := s.Leave(s.now); len(left) != 0 {
-		t.Errorf("Redis is to remove %q: the lease under a connection that is being ended must not be given away", left)
+		t.Errorf("Redis is to remove %q: the connection under that lease is still being ended", left)
 	}
 }
 
-// Redis forgot the permit. That is a loss, even where there is room: no new lease begins under the old name.
+// Redis forgot the permit. That is a loss, even where there is room: no new lease begins under the
+// old name.
 func TestExtensionDoesNotAcquireAnew(t *testing.T) {
 	s := start(t, Config{Capacity: 2})
 	p := s.acquire()
@@ -126,8 +128,8 @@ func TestUnsentRequestIsWithdrawnHere(t *testing.T) {
 	}
 }
 
-// A pool that hears of a loss before it hears of the grant would keep the permit for good. Here both happen
-// before the shell has told the pool anything.
+// A pool that hears of a loss before it hears of the grant would keep the permit for good. Here
+// both happen before the shell has told the pool anything.
 func TestLossIsToldAfterTheGrant(t *testing.T) {
 	s := start(t, Config{})
 	p := s.pool()
@@ -142,8 +144,8 @@ func TestLossIsToldAfterTheGrant(t *testing.T) {
 	}
 }
 
-// A request can be in the outbox again when the reply to its first time settles it. It must not be sent then:
-// the permit may even be released by now.
+// A request can be in the outbox again when the reply to its first time settles it. It must not be
+// sent then: the permit may even be released by now.
 func TestSettledRequestIsNotSentAgain(t *testing.T) {
 	s := start(t, Config{})
 	p, _ := s.wantsOne(message.Wait)
@@ -157,7 +159,7 @@ func TestSettledRequestIsNotSentAgain(t *testing.T) {
 	}
 }
 
-// The answer to a batch that was sent before somebody began to wait must not cancel the push that told so.
+// A push says that a caller waits. The answer to a batch that was sent before must not cancel that.
 func TestStaleCalmDoesNotCancelAPush(t *testing.T) {
 	s := start(t, Config{Capacity: 2})
 	p := s.pool()
@@ -182,8 +184,8 @@ func TestStaleCalmDoesNotCancelAPush(t *testing.T) {
 	}
 }
 
-// A waiter asks again within RetryInterval, not some time after, whatever the jitter: a grant whose push was
-// lost waits no longer than that.
+// A waiter asks again within RetryInterval, not some time after, whatever the jitter: a grant whose
+// push was lost waits no longer than that.
 func TestAskingAgainIsWithinRetryInterval(t *testing.T) {
 	for _, latest := range []bool{false, true} {
 		s := start(t, Config{RetryInterval: 400 * time.Millisecond})
@@ -205,7 +207,8 @@ func TestAskingAgainIsWithinRetryInterval(t *testing.T) {
 	}
 }
 
-// Redis says when something of the fleet expires. A waiter asks again then, if that is earlier.
+// Redis says when the next lease of the fleet expires. A waiter asks again then, if that is
+// earlier.
 func TestAskingAgainWhenSomethingExpires(t *testing.T) {
 	s := start(t, Config{})
 	s.wantsOne(message.Wait)

@@ -7,8 +7,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// A push that tells once more of a grant does not answer the request that is to extend it: the extension
-// would be sent one batch later, which a slow Redis may answer too late.
+// A push that tells once more of a grant does not answer the request that is to extend it. If it
+// did, the extension would be sent one batch later, which a slow Redis may answer too late.
 func TestAnOldGrantExtendsNothing(t *testing.T) {
 	s := start(t, Config{})
 	p := s.acquire()
@@ -28,8 +28,8 @@ func TestAnOldGrantExtendsNothing(t *testing.T) {
 	}
 }
 
-// A grant of which a session hears so late that no renewal can be answered in time is asked for again, not
-// held and lost. But where every reply takes that long, it is held.
+// A grant of which a session hears so late that no renewal can be answered in time is asked for
+// again, not held and lost. But where every reply takes that long, it is held.
 func TestALateGrantIsAskedForAgain(t *testing.T) {
 	for _, c := range []struct {
 		rtt, left time.Duration
@@ -58,8 +58,8 @@ func TestALateGrantIsAskedForAgain(t *testing.T) {
 	}
 }
 
-// A grant that was long on its way is held, and extended with the next batch: the heartbeat would have to
-// make a connection first.
+// A grant that was long on its way is held, and extended with the next batch: the heartbeat would
+// have to make a connection first.
 func TestAHastyGrantIsExtendedAtOnce(t *testing.T) {
 	s := start(t, Config{})
 	p, _ := s.wantsOne(message.Wait)
@@ -107,7 +107,8 @@ func TestTrustCountsFromBeforeTheRequest(t *testing.T) {
 	}
 }
 
-// A reply that comes with a moment of trust left counts: 2.7 s after its call, and 4.3 s after the grant.
+// A reply that comes with a moment of trust left counts: 2.7 s after its call, and 4.3 s after the
+// grant.
 func TestALateReplyCounts(t *testing.T) {
 	s := start(t, Config{})
 	p := s.acquire()
@@ -127,8 +128,8 @@ func TestALateReplyCounts(t *testing.T) {
 	}
 }
 
-// Redis is away for longer than a lease. Leases are lost once they cannot be proven, some calls wait, and no
-// more than some. All is as it should be once Redis answers.
+// Redis is away for longer than a lease. Leases are lost once they cannot be proven, some calls
+// wait, and no more than some. All is as it should be once Redis answers.
 func TestLeasesAreLostWhenRedisIsSilent(t *testing.T) {
 	s := start(t, Config{})
 	p := s.acquire()
@@ -162,7 +163,8 @@ func TestLeasesAreLostWhenRedisIsSilent(t *testing.T) {
 	}
 }
 
-// Leases are renewed in time as long as replies take 40 % of a lease, from the start or all of a sudden.
+// Leases are renewed in time as long as replies take 40 % of a lease, from the start or all of a
+// sudden.
 func TestSlowRepliesLoseNoLease(t *testing.T) {
 	for _, sudden := range []bool{false, true} {
 		s := start(t, Config{})

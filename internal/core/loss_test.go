@@ -7,8 +7,9 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// Redis granted, forgot everything, and is heard of in this order: a call that finds the new state, then the
-// grant. The grant is of the state that is lost, so another session may be granted the same permit.
+// Redis granted, forgot everything, and is heard of in this order: a call that finds the new state,
+// then the grant. The grant is of the state that is lost, so another session may be granted the
+// same permit.
 func TestAGrantFromBeforeTheLossIsAskedForAgain(t *testing.T) {
 	for name, grant := range map[string]func(s *stage, b *Batch, id string){
 		"reply": func(s *stage, b *Batch, id string) {
@@ -18,13 +19,11 @@ func TestAGrantFromBeforeTheLossIsAskedForAgain(t *testing.T) {
 		"push": func(s *stage, b *Batch, id string) {
 			s.answer(b, queued)
 			s.findsAnotherState()
-			s.Pushed(s.now, message.Push{Kind: message.PushGranted, Epoch: "e", Now: redis(s.now), IDs: []string{id}})
-			s.take()
+			s.pushFrom("e", id)
 		},
 		"push of a state not heard of yet": func(s *stage, b *Batch, id string) {
 			s.answer(b, queued)
-			s.Pushed(s.now, message.Push{Kind: message.PushGranted, Epoch: "another", Now: redis(s.now), IDs: []string{id}})
-			s.take()
+			s.pushFrom("another", id)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -44,6 +43,14 @@ func TestAGrantFromBeforeTheLossIsAskedForAgain(t *testing.T) {
 	}
 }
 
+// pushFrom pushes a grant of the state of that epoch.
+func (s *stage) pushFrom(epoch, id string) {
+	s.tb.Helper()
+	s.Pushed(s.now, message.Push{
+		Kind: message.PushGranted, Epoch: epoch, Now: redis(s.now), IDs: []string{id}})
+	s.take()
+}
+
 // findsAnotherState has a call find that Redis forgot everything.
 func (s *stage) findsAnotherState() {
 	s.tb.Helper()
@@ -52,9 +59,10 @@ func (s *stage) findsAnotherState() {
 	s.renew(k)
 }
 
-// A call is made, Redis forgets, and a grant from before arrives while the call is on its way. The call puts
-// back all that it names, which is not all that is held. The new state does not count before another call has
-// put back the rest: nothing is asked of it, so nothing can be granted twice.
+// A call is made, Redis forgets, and a grant from before arrives while the call is on its way. The
+// call puts back all that it names, which is not all that is held. The new state does not count
+// before another call has put back the rest: nothing is asked of it, so nothing can be granted
+// twice.
 func TestAGrantThatTheCallMissedIsReasserted(t *testing.T) {
 	s := start(t, Config{Capacity: 2})
 	p := s.acquire()
@@ -81,7 +89,8 @@ func TestAGrantThatTheCallMissedIsReasserted(t *testing.T) {
 	}
 }
 
-// The state is lost. What waited is asked for again, in the new state, where nobody knows of it.
+// The state is lost. The session asks again for its waiting requests, of which the new state knows
+// nothing.
 func TestWaitersSurviveALoss(t *testing.T) {
 	s := start(t, Config{})
 	p, _ := s.wantsOne(message.Wait)
@@ -93,7 +102,7 @@ func TestWaitersSurviveALoss(t *testing.T) {
 	}
 }
 
-// Grants are paused after a loss of state. What waits is asked for again when the pause is over.
+// Grants are paused after a loss of state. Waiting requests are sent again when the pause is over.
 func TestWaitersAskWhenGrantsAreNotPausedAnyMore(t *testing.T) {
 	s := start(t, Config{RetryInterval: ttl})
 	s.wantsOne(message.Wait)
@@ -110,8 +119,8 @@ func TestWaitersAskWhenGrantsAreNotPausedAnyMore(t *testing.T) {
 	}
 }
 
-// Recalls are counted anew with a new state. What was owed to the old one is forgotten, and a push of the old
-// one that comes late recalls nothing.
+// Recalls are counted anew with a new state. Debts to the old one are forgotten, and a late push of
+// the old one recalls nothing.
 func TestRecallsAreCountedAnewAfterALoss(t *testing.T) {
 	s := start(t, Config{Capacity: 3})
 	p := s.pool()
@@ -125,7 +134,9 @@ func TestRecallsAreCountedAnewAfterALoss(t *testing.T) {
 	if p.owed != 0 {
 		t.Errorf("it owes %d to a state that is lost", p.owed)
 	}
-	s.Pushed(s.now, message.Push{Kind: message.PushRecall, Epoch: "e", Pool: p.name, Tally: message.Tally{Recalled: 3}})
+	old := message.Push{Kind: message.PushRecall, Epoch: "e", Pool: p.name}
+	old.Tally.Recalled = 3
+	s.Pushed(s.now, old)
 	if s.take(); p.owed != 0 {
 		t.Errorf("it owes %d by a push of the state that is lost", p.owed)
 	}
@@ -134,7 +145,7 @@ func TestRecallsAreCountedAnewAfterALoss(t *testing.T) {
 	}
 }
 
-// Somebody deletes the counts by hand. That they have become less is no reason to recall anything.
+// An operator deletes the counts. That they have become less is no reason to recall a permit.
 func TestDeletedCountsRecallNothing(t *testing.T) {
 	s := start(t, Config{Capacity: 3})
 	p := s.pool()

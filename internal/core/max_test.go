@@ -9,11 +9,11 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// stage.take checks the invariant of Config.Max after every step of these tests: permits held + permits asked
-// for <= Max.
+// stage.take checks the invariant of Config.Max after every step of these tests: permits held +
+// permits asked for <= Max.
 
-// What Max leaves no room for is not asked for, and fails if it does not wait. What waits is admitted in its
-// order as room is made. An extension needs no room.
+// Redis is not asked for a request that Max leaves no room for. The request fails if it does not
+// wait; otherwise it is admitted in its order as room is made. An extension needs no room.
 func TestMaxBoundsWhatIsAskedFor(t *testing.T) {
 	s := start(t, Config{Capacity: 5, Max: 2})
 	p := s.acquire()
@@ -46,8 +46,8 @@ func TestMaxBoundsWhatIsAskedFor(t *testing.T) {
 	}
 }
 
-// One that asks for more than there is room for is not overtaken by a smaller one; once it is given up, those
-// behind it are admitted.
+// One that asks for more than there is room for is not overtaken by a smaller one; once it is given
+// up, those behind it are admitted.
 func TestAGivenUpRequestLeavesItsPlaceBelowMax(t *testing.T) {
 	s := start(t, Config{Capacity: 5, Max: 2})
 	s.acquire()
@@ -62,8 +62,8 @@ func TestAGivenUpRequestLeavesItsPlaceBelowMax(t *testing.T) {
 	}
 }
 
-// A request in Redis's queue counts as asked for. Given up, it leaves room, too; so does one that Redis
-// refused, and a permit whose lease is lost.
+// A request in Redis's queue counts as asked for. It leaves room when its caller gives up, and when
+// Redis refuses it. A permit leaves room when its lease is lost.
 func TestWhatEndsMakesRoomBelowMax(t *testing.T) {
 	for name, end := range map[string]func(s *stage, b *Batch, r *Request){
 		"given up": func(s *stage, b *Batch, r *Request) {
@@ -97,8 +97,8 @@ func TestWhatEndsMakesRoomBelowMax(t *testing.T) {
 	}
 }
 
-// One pool holds all that the session may; another of its pools must not starve. No other session would ever
-// ask for a permit back, so this one does.
+// One pool holds all that the session may; another of its pools must not starve. No other session
+// would ever ask for a permit back, so this one does.
 func TestMaxIsSharedByThePoolsOfASession(t *testing.T) {
 	s := start(t, Config{Capacity: 5, Max: 1})
 	a, b := s.pool(), s.pool()
@@ -128,8 +128,8 @@ func TestMaxIsSharedByThePoolsOfASession(t *testing.T) {
 	}
 }
 
-// The pool that holds most gives up what it asks for first, then permits: at once while it has two more than
-// the one that waits.
+// The pool that holds most gives up what it asks for first, then permits: at once while it has two
+// more than the one that waits.
 func TestTheLargestPoolMakesRoom(t *testing.T) {
 	s := start(t, Config{Capacity: 9, Max: 4})
 	a, b := s.pool(), s.pool()

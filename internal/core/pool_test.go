@@ -4,8 +4,8 @@ import (
 	"time"
 )
 
-// pool notes what it is told. With obey it gives back what is recalled, also what is granted only afterwards:
-// a recall can overtake the grant that it is about.
+// pool notes what it is told. With obey it gives back what is recalled, also what is granted only
+// afterwards: a recall can overtake the grant that it is about.
 type pool struct {
 	Pool
 	s    *stage

@@ -8,8 +8,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// covering is a session of two pools. The second has two permits that cover backends, the first has one, and
-// one that covers none.
+// covering is a session of two pools. The second has two permits that cover backends, the first has
+// one, and one that covers none.
 func covering(t *testing.T) (s *stage, first, second *pool) {
 	t.Helper()
 	s = start(t, Config{Capacity: 10})
@@ -22,8 +22,8 @@ func covering(t *testing.T) (s *stage, first, second *pool) {
 	return s, first, second
 }
 
-// The pool that covers most backends is asked to end those in quarantine. A backend is ended once at a time;
-// one that does not end is tried again after a pause that doubles, up to a bound.
+// The pool that covers most backends is asked to end those in quarantine. A backend is ended once
+// at a time; one that does not end is tried again after a pause that doubles, up to a bound.
 func TestBackendsInQuarantineAreEnded(t *testing.T) {
 	s, _, second := covering(t)
 	end := func() []Record {
@@ -62,7 +62,8 @@ func TestBackendsInQuarantineAreEnded(t *testing.T) {
 	}
 }
 
-// A call tells the whole quarantine. What is not in it any more, and not under way, is forgotten.
+// A call tells the whole quarantine. The session forgets a backend that is not in it any more,
+// unless its end is under way.
 func TestACallTellsTheQuarantine(t *testing.T) {
 	s, _, _ := covering(t)
 	tell := func(quarantine ...string) []Record {
@@ -87,7 +88,8 @@ func TestACallTellsTheQuarantine(t *testing.T) {
 func TestALookIsOneAtATime(t *testing.T) {
 	s, _, second := covering(t)
 	look := func(epoch string) []Record {
-		s.Pushed(s.now, message.Push{Kind: message.PushLookUp, Epoch: epoch, IDs: []string{"a"}, Records: []string{"7 70 1 4"}})
+		s.Pushed(s.now, message.Push{
+			Kind: message.PushLookUp, Epoch: epoch, IDs: []string{"a"}, Records: []string{"7 70 1 4"}})
 		fx := s.Take()
 		if len(fx.Look) > 0 && (fx.Reaper != &second.Pool || fx.LookEpoch != "e") {
 			t.Errorf("pool %p looks, in the state %q", fx.Reaper, fx.LookEpoch)
@@ -109,10 +111,12 @@ func TestALookIsOneAtATime(t *testing.T) {
 	}
 }
 
-// A session that covers no backend has no connection to end others by, and one that is closed begins nothing.
+// A session that covers no backend has no connection to end others by, and one that is closed
+// begins nothing.
 func TestNoReaperNoEnd(t *testing.T) {
 	end := message.Push{Kind: message.PushEnd, IDs: []string{"a"}, Records: []string{"7 70"}}
-	look := message.Push{Kind: message.PushLookUp, Epoch: "e", IDs: []string{"a"}, Records: []string{"7 70 1 4"}}
+	look := message.Push{
+		Kind: message.PushLookUp, Epoch: "e", IDs: []string{"a"}, Records: []string{"7 70 1 4"}}
 	s := start(t, Config{})
 	plain := s.acquire()
 	s.Cover(plain, "1 1 1") // of no pool
@@ -130,8 +134,9 @@ func TestNoReaperNoEnd(t *testing.T) {
 	}
 }
 
-// Records of one permit carry a number that grows with what they say. Vacate says nothing where Redis knows of
-// no backend, the same again where the last record failed, and nothing once Redis has confirmed it.
+// Records of one permit carry a number that grows with what they say. Vacate says nothing where
+// Redis knows of no backend, the same again where the last record failed, and nothing once Redis
+// has confirmed it.
 func TestRecordsOfABackend(t *testing.T) {
 	s := start(t, Config{})
 	p := s.acquire()
@@ -168,12 +173,12 @@ func TestRecordsOfABackend(t *testing.T) {
 	}
 }
 
-// A call names the backends of those permits that have one, each at the place of its permit. Permits come in
-// another order with each call.
+// A call names the backends of those permits that have one, each at the place of its permit.
+// Permits come in another order with each call.
 func TestACallNamesBackendsByPermit(t *testing.T) {
 	s, first, second := covering(t)
-	want := map[string]string{first.permits[0].ID: "1 1 1 1", first.permits[1].ID: "", second.permits[0].ID: "2 2 1 1",
-		second.permits[1].ID: "3 3 1 1"}
+	want := map[string]string{first.permits[0].ID: "1 1 1 1", first.permits[1].ID: "",
+		second.permits[0].ID: "2 2 1 1", second.permits[1].ID: "3 3 1 1"}
 	for range 100 {
 		k := s.call()
 		if len(k.X.Permits) != 4 || len(k.X.Backends) != 4 {
@@ -193,8 +198,8 @@ func TestACallNamesBackendsByPermit(t *testing.T) {
 	}
 }
 
-// The state is lost. A call has put back a record that has another one after it by now, so another call says
-// it before the state counts.
+// The state is lost. A call has put back a record that has another one after it by now, so another
+// call says it before the state counts.
 func TestARecordThatACallMissedIsReasserted(t *testing.T) {
 	s, first, _ := covering(t)
 	k := s.call()
@@ -209,7 +214,8 @@ func TestARecordThatACallMissedIsReasserted(t *testing.T) {
 	}
 }
 
-// Redis does not know a permit whose backend was to be recorded. It is lost, and a call shows what else is.
+// Redis does not know a permit whose backend was to be recorded. It is lost, and a call shows what
+// else is.
 func TestAPermitThatCannotBeRecordedIsLost(t *testing.T) {
 	s := start(t, Config{})
 	p := s.acquire()

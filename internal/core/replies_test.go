@@ -9,8 +9,9 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// Calls are answered in another order than they were sent in, and Redis executes them in either. What the
-// later one says of the fleet stays; a permit is lost if what Redis executed last misses it.
+// Calls are answered in another order than they were sent in, and Redis executes them in either.
+// The later call has the last word on the fleet. A permit is lost if the call that Redis executed
+// last misses it.
 func TestRepliesInAnotherOrder(t *testing.T) {
 	for name, c := range map[string]struct {
 		firstAt, secondAt         int64 // when Redis executes them
@@ -48,8 +49,8 @@ func TestRepliesInAnotherOrder(t *testing.T) {
 	}
 }
 
-// twoCalls is a session with two calls on their way, the second half a second after the first. Both name a
-// permit.
+// twoCalls is a session with two calls on their way, the second half a second after the first. Both
+// name a permit.
 func twoCalls(t *testing.T) (s *stage, p *Permit, first, second *Call) {
 	t.Helper()
 	s = start(t, Config{Capacity: 2})
@@ -59,8 +60,8 @@ func twoCalls(t *testing.T) (s *stage, p *Permit, first, second *Call) {
 	return s, p, first, s.call()
 }
 
-// The later call finds the state lost, and puts back what is held. The earlier one was executed before, and
-// missed the permit: it speaks of a state that is gone.
+// The later call finds the state lost, and puts back what is held. The earlier one was executed
+// before, and missed the permit: it speaks of a state that is gone.
 func TestReplyOfALostStateLosesNothing(t *testing.T) {
 	s, p, first, second := twoCalls(t)
 	s.replied(second, message.Renewed{Epoch: "another"})
@@ -70,9 +71,9 @@ func TestReplyOfALostStateLosesNothing(t *testing.T) {
 	}
 }
 
-// A call finds the state lost, and puts back what it names. One of those was released while the call was on
-// its way, and Redis was told before the call came. So it is released once more, also if a later call was
-// answered earlier.
+// A call finds the state lost, and puts back what it names. One of those was released while the
+// call was on its way, and Redis was told before the call came. So it is released once more, also
+// if a later call was answered earlier.
 func TestReleaseThatACallUndoesIsRepeated(t *testing.T) {
 	for name, answers := range map[string]func(s *stage, first, second *Call){
 		"the only reply": func(s *stage, first, second *Call) {
@@ -103,9 +104,10 @@ func TestReleaseThatACallUndoesIsRepeated(t *testing.T) {
 	}
 }
 
-// A pool holds a permit, a call says so, and the pool is closed. A later call says that it holds nothing. If
-// the pool left with the answer to that, the first call would have Redis count its permit again, and nobody
-// would ever take that back. So the pool stays until a call says so that was made after the first had ended.
+// A pool holds a permit, a call says so, and the pool is closed. A later call says that it holds
+// nothing. If the pool left with the answer to that, the first call would have Redis count its
+// permit again, and nobody would ever take that back. So the pool stays until a call says so that
+// was made after the first had ended.
 func TestPoolStaysWhileACallSaysThatItHolds(t *testing.T) {
 	s := start(t, Config{Capacity: 2})
 	p := s.pool()
@@ -144,8 +146,8 @@ func TestPoolStaysWhileAFailedCallMayBeExecuted(t *testing.T) {
 	}
 }
 
-// Another call has found a new state meanwhile, and this one neither knew it nor met it. Which of the two
-// states is there now only another call can tell.
+// Another call has found a new state meanwhile, and this one neither knew it nor met it. Only
+// another call can tell which of the two states is there now.
 func TestReplyOfAThirdStateAsksAgain(t *testing.T) {
 	s, p, first, second := twoCalls(t)
 	s.replied(first, message.Renewed{Epoch: "another"})
@@ -160,8 +162,8 @@ func TestReplyOfAThirdStateAsksAgain(t *testing.T) {
 	}
 }
 
-// Redis answers a call, then nothing more. The failure of an older call says nothing that a later reply did
-// not say.
+// Redis answers a call, then nothing more. The failure of an older call says nothing that a later
+// reply did not say.
 func TestFailureOfAnOlderCallIsNoNews(t *testing.T) {
 	s, p, first, second := twoCalls(t)
 	s.renew(second)

@@ -9,8 +9,9 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// hangs is a session whose batch, with one request, gets no reply over its first connection. A call that was
-// made after the batch is answered over another one. So the core has the batch sent once more.
+// hangs is a session whose batch, with one request, gets no reply over its first connection. A call
+// that was made after the batch is answered over another one. So the core has the batch sent once
+// more.
 func hangs(t *testing.T, kind message.Kind) (s *stage, p *Permit, r *Request, b *Batch) {
 	t.Helper()
 	s = start(t, Config{Capacity: 2})
@@ -25,8 +26,8 @@ func hangs(t *testing.T, kind message.Kind) (s *stage, p *Permit, r *Request, b 
 	return s, p, r, b
 }
 
-// Both copies are answered. The first reply counts, whichever copy it is of. The second changes nothing,
-// whatever it says, and does not end the batch that is in flight by then.
+// Both copies are answered. The first reply counts, whichever copy it is of. The second changes
+// nothing, whatever it says, and does not end the batch that is in flight by then.
 func TestOfTwoRepliesTheFirstCounts(t *testing.T) {
 	for name, again := range map[string]bool{"of the first copy": false, "of the second": true} {
 		t.Run(name, func(t *testing.T) {
@@ -55,8 +56,8 @@ func TestOfTwoRepliesTheFirstCounts(t *testing.T) {
 	}
 }
 
-// While a copy is on its way the next batch waits, as it does for the first: a withdrawal must not overtake
-// its request.
+// While a copy is on its way the next batch waits, as it does for the first: a withdrawal must not
+// overtake its request.
 func TestNoBatchBesideACopy(t *testing.T) {
 	s, _, r, b := hangs(t, message.Wait)
 	s.Again(s.now, b)
@@ -66,8 +67,9 @@ func TestNoBatchBesideACopy(t *testing.T) {
 	}
 }
 
-// The copy says the same as the batch. Only Redis's clock has moved on, and an offer is not made twice: the
-// reply that was lost may have promised what another pool has been granted since. A call tells of that.
+// The copy says the same as the batch. Only Redis's clock has moved on, and an offer is not made
+// twice: the reply that was lost may have promised what another pool has been granted since. A call
+// tells of that.
 func TestACopySaysTheSame(t *testing.T) {
 	s := start(t, Config{Capacity: 2})
 	p := s.pool()
@@ -119,8 +121,8 @@ func TestAnEarlierCallProvesNothing(t *testing.T) {
 	}
 }
 
-// A copy hangs, too. It takes another call to prove that, sent after the copy, and there are no more than
-// MaxResends copies.
+// A copy hangs, too. It takes another call to prove that, sent after the copy, and there are no
+// more than MaxResends copies.
 func TestEachCopyNeedsItsProof(t *testing.T) {
 	s, _, _, b := hangs(t, message.Wait)
 	for copies := 1; copies < MaxResends; copies++ {
@@ -168,8 +170,8 @@ func TestABatchFailsWithItsLastCopy(t *testing.T) {
 	}
 }
 
-// What a connection takes that is dead says nothing of how long replies take. If it did, the next dead one
-// would be found three times later.
+// The time that a dead connection takes says nothing of how long replies take. If it did, the next
+// dead one would be found three times later.
 func TestADeadConnectionDoesNotCountAsSlow(t *testing.T) {
 	s, p, _, b := hangs(t, message.Wait)
 	before, rtt := s.deadAfter(), s.RoundTrip()
@@ -180,7 +182,8 @@ func TestADeadConnectionDoesNotCountAsSlow(t *testing.T) {
 		t.Errorf("replies count as taking %v, and a connection as dead after %v", s.RoundTrip(), s.deadAfter())
 	}
 	if p.TrustedUntil() != b.sent+ttl-margin {
-		t.Errorf("trusted until %v, the first copy was sent at %v and may have been executed then", p.TrustedUntil(), b.sent)
+		t.Errorf("trusted until %v, the first copy was sent at %v and may have been executed then",
+			p.TrustedUntil(), b.sent)
 	}
 }
 

@@ -7,8 +7,9 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// Nothing stays of a pool that holds nothing and asks for nothing, whether anybody closed it or not. It comes
-// back with its next request, under any number, and is told what concerns it and nothing else.
+// Nothing stays of a pool that holds nothing and asks for nothing, whether anybody closed it or
+// not. It comes back with its next request, under any number, and is told what concerns it and
+// nothing else.
 func TestAPoolThatHoldsNothingLeaves(t *testing.T) {
 	s := start(t, Config{Capacity: 4})
 	s.beat = s.renew
@@ -40,8 +41,9 @@ func TestAPoolThatHoldsNothingLeaves(t *testing.T) {
 	}
 }
 
-// A recall whose push was lost, of a permit that was given back all the same, is not news to the pool that
-// has the number next. Nor is an offer that was made under that number.
+// A recall whose push was lost, of a permit that was given back all the same, is not news to the
+// pool that has the number next. An offer that was made under that number is not sent for the other
+// pool.
 func TestANumberComesWithoutDebts(t *testing.T) {
 	s := start(t, Config{Capacity: 2})
 	s.beat = s.renew
@@ -110,7 +112,7 @@ func TestAPoolThatWaitsStays(t *testing.T) {
 	}
 }
 
-// So does one whose Try is under way, and one that has said that it stays.
+// A pool whose Try is under way stays, too, and one that has said that it stays.
 func TestAPoolThatTriesOrHasToHearStays(t *testing.T) {
 	s := start(t, Config{Capacity: 2})
 	s.beat = s.renew
@@ -166,8 +168,8 @@ func TestAPoolThatWasAwayHearsOfTheClose(t *testing.T) {
 	}
 }
 
-// A request outlives its last local waiter by a moment, for waiters come and go with every query. It is
-// withdrawn once; a waiter that comes in between keeps it.
+// A request outlives its last local waiter by a moment, for waiters come and go with every query.
+// It is withdrawn once; a waiter that comes in between keeps it.
 func TestARequestOutlivesItsLastWaiter(t *testing.T) {
 	s := start(t, Config{})
 	p := s.pool()
@@ -204,8 +206,8 @@ func TestAPoolsRequestIsWithdrawnUnderItsFirstUUID(t *testing.T) {
 	}
 }
 
-// What a pool asks for goes behind what a larger pool asks for, once it has given a permit back: its rank has
-// changed, and Redis is told.
+// A pool's rank in the queue follows from what it holds. So a pool that gives a permit back sends
+// its request again.
 func TestGivingAPermitBackAsksAgain(t *testing.T) {
 	s := start(t, Config{Capacity: 2})
 	p := s.pool()

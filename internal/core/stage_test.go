@@ -11,9 +11,9 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// A stage is one Core with a clock that stands still until the test moves it. The test plays Redis: it takes
-// batches and calls, and hands in replies in the order that its interleaving needs. Pools are told their
-// events as package engine tells them.
+// A stage is one Core with a clock that stands still until the test moves it. The test plays Redis:
+// it takes batches and calls, and hands in replies in the order that its interleaving needs. Pools
+// are told their events as package engine tells them.
 type stage struct {
 	*Core
 	tb    testing.TB
@@ -62,7 +62,7 @@ func start(tb testing.TB, cfg Config) *stage {
 	return s
 }
 
-// redis is what Redis's clock shows at a local time.
+// redis converts a local time to Redis's clock.
 func redis(at time.Duration) int64 { return 1_790_000_000_000 + at.Milliseconds() }
 
 // take carries out what the core wants now, as far as that concerns pools, and notes it.
@@ -98,8 +98,8 @@ func (s *stage) take() {
 	}
 }
 
-// pass lets time pass, with a Tick whenever the core wants one. Before each it also tries one that is early,
-// which must do nothing.
+// pass lets time pass, with a Tick whenever the core wants one. Before each it also tries one that
+// is early, which must do nothing.
 func (s *stage) pass(d time.Duration) {
 	s.tb.Helper()
 	s.take()
@@ -183,7 +183,7 @@ func (s *stage) renew(k *Call) {
 	s.replied(k, message.Renewed{})
 }
 
-// replied hands in a reply to k. What it leaves out is as if all were well.
+// replied hands in a reply to k. Fields that the test left out are set as if all were well.
 func (s *stage) replied(k *Call, got message.Renewed) {
 	s.tb.Helper()
 	if got.Now == 0 {

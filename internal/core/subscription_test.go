@@ -12,12 +12,13 @@ import (
 func (s *stage) unheard() {
 	s.tb.Helper()
 	k := s.call()
-	s.CallAnswered(s.now, k, message.Renewed{Now: redis(s.now), Epoch: s.state, Capacity: int64(s.cfg.Capacity)})
+	got := message.Renewed{Now: redis(s.now), Epoch: s.state, Capacity: int64(s.cfg.Capacity)}
+	s.CallAnswered(s.now, k, got)
 	s.take()
 }
 
-// Another server answers the heartbeats than the one that has the subscription. The subscription is replaced;
-// if the new one is unheard, too, the pauses double, up to a bound.
+// Another server answers the heartbeats than the one that has the subscription. The subscription is
+// replaced; if the new one is unheard, too, the pauses double, up to a bound.
 func TestAnUnheardSubscriptionIsReplaced(t *testing.T) {
 	s := start(t, Config{})
 	s.SetConfirmed(s.now, true)
@@ -43,8 +44,8 @@ func TestAnUnheardSubscriptionIsReplaced(t *testing.T) {
 	}
 }
 
-// A subscription counts that Redis confirmed before the call was sent. Of one that was confirmed since, of one
-// that is not confirmed, and where the server does not say, a call says nothing.
+// A subscription counts that Redis confirmed before the call was sent. Of one that was confirmed
+// since, of one that is not confirmed, and where the server does not say, a call says nothing.
 func TestACallSaysNothingOfALaterSubscription(t *testing.T) {
 	const yes, no, unsaid = 1, -1, 0
 	for name, c := range map[string]struct {
@@ -70,7 +71,9 @@ func TestACallSaysNothingOfALaterSubscription(t *testing.T) {
 			if c.since != unsaid {
 				s.SetConfirmed(s.now, c.since == yes)
 			}
-			s.CallAnswered(s.now, k, message.Renewed{Now: redis(s.now), Epoch: "e", Capacity: 1, Subscribers: c.counts})
+			got := message.Renewed{
+				Now: redis(s.now), Epoch: "e", Capacity: 1, Subscribers: c.counts}
+			s.CallAnswered(s.now, k, got)
 			if s.take(); s.seen.Replace != c.replaced {
 				t.Errorf("replaced: %v, want %v", s.seen.Replace, c.replaced)
 			}
@@ -78,8 +81,8 @@ func TestACallSaysNothingOfALaterSubscription(t *testing.T) {
 	}
 }
 
-// What was pushed while there was no subscription is lost. So what waits is asked for again, and a call learns
-// of recalls.
+// Redis's pushes are lost while there is no subscription. So the session asks again for its waiting
+// requests, and a call learns of recalls.
 func TestASubscriptionThatIsBackAsksAgain(t *testing.T) {
 	s := start(t, Config{})
 	p, _ := s.wantsOne(message.Wait)
@@ -94,7 +97,7 @@ func TestASubscriptionThatIsBackAsksAgain(t *testing.T) {
 	}
 }
 
-// Pushes that say no more than that something is to be asked.
+// Some pushes only have the session ask Redis: for its grants, or whether the state is lost.
 func TestPushesThatAsk(t *testing.T) {
 	s := start(t, Config{})
 	p, _ := s.wantsOne(message.Wait)
@@ -114,8 +117,8 @@ func TestPushesThatAsk(t *testing.T) {
 	}
 }
 
-// A grant is relied on only once a call of the session's own was acknowledged by replicas. So a push of it has
-// the session ask.
+// A grant is relied on only once a call of the session's own was acknowledged by replicas. So a
+// push of it has the session ask.
 func TestAReplicatedGrantIsAskedFor(t *testing.T) {
 	s := start(t, Config{Replicated: true})
 	p, r := s.wantsOne(message.Wait)

@@ -27,7 +27,8 @@ func TestTalliesInAnyOrder(t *testing.T) {
 		"withdrawn":  {[]said{push(2, 0), push(2, 2)}, 0},
 		"the answer to an offer, before its pushes": {
 			[]said{push(2, 0), {"e", tally(3, 2), true}, push(2, 1), push(2, 2), push(3, 2)}, 1},
-		"of a state that is lost": {[]said{push(1, 0), {"old", tally(5700, 5600), false}, {"old", tally(99, 0), true}}, 1},
+		"of a state that is lost": {
+			[]said{push(1, 0), {"old", tally(5700, 5600), false}, {"old", tally(99, 0), true}}, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := start(t, Config{Capacity: 3})
@@ -43,7 +44,8 @@ func TestTalliesInAnyOrder(t *testing.T) {
 	}
 }
 
-// A tally comes by a push, by the answer to an offer, and by a call, each in its own way, and counts once.
+// A tally comes by a push, by the answer to an offer, and by a call, each in its own way, and
+// counts once.
 func TestATallyCountsOnceByWhicheverWay(t *testing.T) {
 	s := start(t, Config{Capacity: 3})
 	p := s.pool()
@@ -60,7 +62,8 @@ func TestATallyCountsOnceByWhicheverWay(t *testing.T) {
 	}
 }
 
-// A call reports what a pool has heard together with what it owes of that. Redis takes the rest for given.
+// A call reports what a pool has heard together with what it owes of that. Redis takes the rest for
+// given.
 func TestACallReportsWhatIsOwed(t *testing.T) {
 	s := start(t, Config{Capacity: 3})
 	p := s.pool()

@@ -8,8 +8,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// Each timer of the core is due when WakeAt says so, or before something else is. A Tick then does what is
-// due, and not before. pass checks besides, in all tests, that a Tick that is early does nothing.
+// WakeAt is no later than any timer of the core. A Tick at that timer does its work, and no Tick
+// does it earlier. pass checks besides, in all tests, that a Tick that is early does nothing.
 func TestTimers(t *testing.T) {
 	for name, arm := range map[string]func(s *stage) (in time.Duration, fired func() bool){
 		"trust ends": func(s *stage) (time.Duration, func() bool) {
@@ -118,7 +118,8 @@ func TestTrustThatIsExtendedMovesTheTimer(t *testing.T) {
 	}
 }
 
-// A session of which nothing is known yet has no heartbeat, nor has one that has left anything to do.
+// A session of which nothing is known yet has no heartbeat, nor has one that has left anything to
+// do.
 func TestNoTimersBeforeJoiningAndAfterLeaving(t *testing.T) {
 	c := New(Config{TTL: ttl, Margin: margin, Capacity: 1})
 	if c.WakeAt() != 0 {
@@ -142,7 +143,8 @@ func TestNoTimersBeforeJoiningAndAfterLeaving(t *testing.T) {
 	}
 }
 
-// With jitter the heartbeat comes earlier, never later: so sessions spread, and no lease is renewed late.
+// With jitter the heartbeat comes earlier, never later: so sessions spread, and no lease is renewed
+// late.
 func TestJitterMakesTheHeartbeatEarlier(t *testing.T) {
 	s := start(t, Config{})
 	s.latest = true

@@ -8,16 +8,18 @@ import (
 	"unicode"
 )
 
-// Each kind of push is read as the scripts write it. What no script has sent is not taken for a push.
+// Each kind of push is read as the scripts write it. A payload that no script has sent is not taken
+// for a push.
 func TestParsePush(t *testing.T) {
 	for payload, want := range map[string]Push{
 		"g e 1790000000000 a b": {Kind: PushGranted, Epoch: "e", Now: 1790000000000, IDs: []string{"a", "b"}},
 		"g e -5 a":              {Kind: PushGranted, Epoch: "e", Now: -5, IDs: []string{"a"}},
 		"w pool":                {Kind: PushWaiting, Pool: "pool"},
-		"b e pool 9 3 50":       {Kind: PushRecall, Epoch: "e", Pool: "pool", Tally: Tally{Recalled: 9, Withdrawn: 3}, Millis: 50},
-		"b e pool 1 0 -1":       {Kind: PushRecall, Epoch: "e", Pool: "pool", Tally: Tally{Recalled: 1}},
-		"b e pool 1 0 9223372036854775807": {Kind: PushRecall, Epoch: "e", Pool: "pool", Tally: Tally{Recalled: 1},
-			Millis: 1 << 31},
+		"b e pool 9 3 50": {Kind: PushRecall, Epoch: "e", Pool: "pool",
+			Tally: Tally{Recalled: 9, Withdrawn: 3}, Millis: 50},
+		"b e pool 1 0 -1": {Kind: PushRecall, Epoch: "e", Pool: "pool", Tally: Tally{Recalled: 1}},
+		"b e pool 1 0 9223372036854775807": {Kind: PushRecall, Epoch: "e", Pool: "pool",
+			Tally: Tally{Recalled: 1}, Millis: 1 << 31},
 		"r":                   {Kind: PushRepeat},
 		"l":                   {Kind: PushLost},
 		"h":                   {Kind: PushSelf},
@@ -34,8 +36,9 @@ func TestParsePush(t *testing.T) {
 		}
 	}
 	for _, payload := range []string{
-		"", " ", "\x00", "q x", "gg e 1 a", "g", "g e", "g e 1", "g e x a", "w", "w x y", "b", "b e pool", "b e pool 1 0",
-		"b e pool 1 0 0 0", "b e pool x 0 0", "b e pool 1 x 0", "b e pool 1 0 x", "b e pool 1 0 9223372036854775808", "s",
+		"", " ", "\x00", "q x", "gg e 1 a", "g", "g e", "g e 1", "g e x a", "w", "w x y",
+		"b", "b e pool", "b e pool 1 0", "b e pool 1 0 0 0", "b e pool x 0 0", "b e pool 1 x 0",
+		"b e pool 1 0 x", "b e pool 1 0 9223372036854775808", "s",
 	} {
 		if got, ok := ParsePush(payload); ok {
 			t.Errorf("%q is read as %+v, and no script sends that", payload, got)
@@ -43,11 +46,13 @@ func TestParsePush(t *testing.T) {
 	}
 }
 
-// Whatever is pushed, what is read of it is of a kind that there is, and complete.
+// Every push that is read is of a known kind, and complete.
 func FuzzParsePush(f *testing.F) {
 	for _, seed := range []string{
-		"g e 1790000000000 a b", "g e 9223372036854775807 a", "g e -9223372036854775808 x", "g e x a", "g", "w pool", "w x y",
-		"b e pool 9 3 50", "b e pool 9223372036854775807 -9223372036854775808 -1", "b e pool", "f a 1 2", "f a", "s e a 1 2 3 4",
+		"g e 1790000000000 a b", "g e 9223372036854775807 a", "g e -9223372036854775808 x", "g e x a",
+		"g", "w pool", "w x y", "b e pool 9 3 50",
+		"b e pool 9223372036854775807 -9223372036854775808 -1", "b e pool",
+		"f a 1 2", "f a", "s e a 1 2 3 4",
 		"s", "r", "l", "h", "", " ", "\x00", "q x", "r\u2003x", "\xff\xfe",
 	} {
 		f.Add(seed)
@@ -57,7 +62,9 @@ func FuzzParsePush(f *testing.F) {
 		if !ok {
 			return
 		}
-		if !slices.Contains([]PushKind{PushGranted, PushWaiting, PushRecall, PushRepeat, PushLost, PushSelf, PushEnd, PushLookUp}, p.Kind) {
+		known := []PushKind{PushGranted, PushWaiting, PushRecall, PushRepeat, PushLost, PushSelf,
+			PushEnd, PushLookUp}
+		if !slices.Contains(known, p.Kind) {
 			t.Errorf("of kind %q", p.Kind)
 		}
 		if p.Kind == PushGranted && len(p.IDs) == 0 {
