@@ -12,7 +12,7 @@ import (
 // checkout is a connection, and the permit that covers it or this use of it.
 type checkout struct {
 	ph         *physical
-	slot       *allotment.Conn
+	slot       *allotment.Slot
 	generation uint32 // of slot, PerConnection: see conn
 }
 
@@ -67,7 +67,7 @@ func (cn *connector) acquireOnce(ctx context.Context) (checkout, error) {
 		ph := slot.Attached().(*physical)
 		if !cn.tooOld(ph) && ph.reset(ctx) {
 			cn.moves(ph)
-			return checkout{ph, slot, slot.Epoch()}, nil
+			return checkout{ph, slot, slot.Generation()}, nil
 		}
 		// If its socket was closed under us, the turn has ended with it, and we queue for another.
 		turn := slot.Discard()
@@ -102,7 +102,7 @@ func (cn *connector) acquireOnce(ctx context.Context) (checkout, error) {
 		return checkout{}, err
 	}
 	tied = true
-	return checkout{ph, slot, slot.Epoch()}, nil
+	return checkout{ph, slot, slot.Generation()}, nil
 }
 
 // giveBack ends a checkout that leaves no wrapper behind: the next caller has the connection, or it

@@ -38,7 +38,7 @@ func (c Config) suits(d driver.Driver) error {
 // It refuses a connection whose socket we do not follow. When such a connection is closed, we only
 // guess at the end of its backend. And while a prepared statement pins it, no backend of another
 // process can be ended over it.
-func (ph *physical) recordBackend(ctx context.Context, slot *allotment.Conn) error {
+func (ph *physical) recordBackend(ctx context.Context, slot *allotment.Slot) error {
 	switch {
 	case ph.pgx == nil:
 		return fmt.Errorf("passbuddy: Config.Fence: a %T holds no pgx connection", ph.inner)

@@ -52,7 +52,7 @@ func (cn *connector) acquireCheckout(ctx context.Context) (checkout, error) {
 }
 
 // takeOrDial returns a connection under slot.
-func (cn *connector) takeOrDial(ctx context.Context, slot *allotment.Conn) (*physical, error) {
+func (cn *connector) takeOrDial(ctx context.Context, slot *allotment.Slot) (*physical, error) {
 	for {
 		ph := cn.idle.take(slot)
 		if ph == nil {
@@ -77,7 +77,7 @@ func (cn *connector) takeOrDial(ctx context.Context, slot *allotment.Conn) (*phy
 }
 
 // enterCheckout waits for a permit that covers one checkout. Gone gives it back.
-func (cn *connector) enterCheckout(ctx context.Context) (*allotment.Conn, error) {
+func (cn *connector) enterCheckout(ctx context.Context) (*allotment.Slot, error) {
 	cn.idle.waiting.Add(1)
 	defer cn.idle.waiting.Add(-1)
 	if _, err := cn.a.Enter(ctx, false); err != nil {

@@ -39,7 +39,7 @@ import (
 type conn struct {
 	cn         *connector
 	ph         *physical // nil: empty
-	slot       *allotment.Conn
+	slot       *allotment.Slot
 	generation uint32
 
 	held    bool // checked out: operations may run

@@ -16,10 +16,10 @@ import (
 
 // dial opens a connection under slot, which may be nil. If that fails, slot is given back as soon
 // as no backend is left of the attempt.
-func (cn *connector) dial(ctx context.Context, slot *allotment.Conn) (ph *physical, err error) {
+func (cn *connector) dial(ctx context.Context, slot *allotment.Slot) (ph *physical, err error) {
 	at := new(connectAttempt)
 	if slot != nil {
-		at.dialer.More = cn.a.More
+		at.dialer.OpenExtra = cn.a.OpenExtra
 	}
 	start := time.Now()
 	defer func() {

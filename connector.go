@@ -139,15 +139,15 @@ func (cn *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	return outer, nil
 }
 
-// Fence implements [allotment.Pool]: the lease that covers c is lost. A connection whose socket we
+// Abort implements [allotment.Pool]: the lease that covers slot is lost. A connection whose socket we
 // follow ends at once, and an idle one too. Nothing may call another driver's connection while an
 // operation runs on it: that one fails at its next operation, and is closed when it is returned.
-func (cn *connector) Fence(c *allotment.Conn) {
-	switch v := c.Attached().(type) {
+func (cn *connector) Abort(slot *allotment.Slot) {
+	switch v := slot.Attached().(type) {
 	case *physical:
-		v.abort(c)
+		v.abort(slot)
 	case *socket.Link:
-		v.AbortFor(c.Ended())
+		v.AbortFor(slot.AbortCause())
 	}
 	// nil: still being opened. Attach will report false.
 }

@@ -18,8 +18,8 @@ type tryFleet struct {
 
 func (f tryFleet) Try(context.Context) (*semaphore.Permit, error) { return f.p, nil }
 
-// More dials nothing under a permit whose lease ended before it came (the process was stopped).
-func TestMoreOfALostPermit(t *testing.T) {
+// OpenExtra dials nothing under a permit whose lease ended before it came (the process was stopped).
+func TestOpenExtraOfALostPermit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 2, full, Config{})
 		a := b.cn.a
@@ -30,8 +30,8 @@ func TestMoreOfALostPermit(t *testing.T) {
 			t.Fatal("held")
 		}
 		a.Attach(tryFleet{b.fleet, p})
-		a.Lost(p) // comes before More has the lock
-		if c := a.More(context.Background()); c != nil {
+		a.Lost(p) // comes before OpenExtra has the lock
+		if c := a.OpenExtra(context.Background()); c != nil {
 			t.Errorf("a connection may be dialled under a lost permit; bound: usable %v, %+v",
 				c.Usable(), a.Figures())
 			c.Gone()
@@ -79,11 +79,11 @@ func TestUncountedInUse(t *testing.T) {
 		must(t)(nil, b.db.Ping())
 		tx, err := b.db.Begin()
 		must(t)(tx, err)
-		var slot *allotment.Conn
+		var slot *allotment.Slot
 		for _, v := range b.cn.a.AllAttached() {
 			slot = v.(*physical).slot
 		}
-		b.cn.Fence(slot) // as countInSoon's goroutine, which comes late
+		b.cn.Abort(slot) // as countInSoon's goroutine, which comes late
 		if _, err := tx.Exec("x"); err != nil {
 			t.Errorf("in the transaction: %v", err)
 		}

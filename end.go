@@ -112,8 +112,8 @@ func (ph *physical) closeIdle() {
 }
 
 // abort ends the connection at once if that can be done from outside. The lease of slot is lost.
-func (ph *physical) abort(slot *allotment.Conn) {
-	why := slot.Ended()
+func (ph *physical) abort(slot *allotment.Slot) {
+	why := slot.AbortCause()
 	if why == nil { // it lived without a permit. A caller may have it by now: it ends at its return
 		if slot.LeaveUncounted() {
 			ph.closeIdle()

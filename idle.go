@@ -76,7 +76,7 @@ func (l *idleList) put(c *conn, ph *physical) (kept bool) {
 }
 
 // take removes the connection that was returned last and puts it under slot, or returns nil.
-func (l *idleList) take(slot *allotment.Conn) (ph *physical) {
+func (l *idleList) take(slot *allotment.Slot) (ph *physical) {
 	var old []*physical
 	l.mu.Lock()
 	for ph == nil && len(l.free) > 0 {
@@ -98,7 +98,7 @@ func (l *idleList) take(slot *allotment.Conn) (ph *physical) {
 }
 
 // setSlot puts ph, which is in its owner's hands, under slot; nil is for no permit.
-func (l *idleList) setSlot(ph *physical, slot *allotment.Conn) {
+func (l *idleList) setSlot(ph *physical, slot *allotment.Slot) {
 	l.mu.Lock()
 	ph.slot = slot
 	l.mu.Unlock()
@@ -107,7 +107,7 @@ func (l *idleList) setSlot(ph *physical, slot *allotment.Conn) {
 // breakUnder marks ph as broken if it is still under slot. The news of a lost lease comes from
 // outside, and ph may have been returned and lent again since, under another permit: then ph is
 // left alone.
-func (l *idleList) breakUnder(ph *physical, slot *allotment.Conn) bool {
+func (l *idleList) breakUnder(ph *physical, slot *allotment.Slot) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if ph.slot != slot {

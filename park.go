@@ -25,7 +25,7 @@ const (
 
 // park gives an inner connection that has no wrapper any more to a caller that waits, or keeps it a
 // while for the next. It reports false if the connection must be closed instead.
-func (cn *connector) park(slot *allotment.Conn) bool {
+func (cn *connector) park(slot *allotment.Slot) bool {
 	if !slot.Park() {
 		return false
 	}
@@ -45,7 +45,7 @@ func (cn *connector) park(slot *allotment.Conn) bool {
 func (cn *connector) sweep(maxIdle time.Duration) {
 	cn.mu.Lock()
 	// Under mu, so that a park either is seen by this sweep, or sees that no sweep will follow.
-	old, more := cn.a.Sweep(maxIdle)
+	old, more := cn.a.SweepParked(maxIdle)
 	cn.sweeping = more
 	cn.mu.Unlock()
 	for _, slot := range old {

@@ -177,7 +177,7 @@ func (c Config) WithDefaults() (Config, error) {
 
 func (c Config) options() allotment.Options {
 	return allotment.Options{
-		Detached:       c.Scope == PerCheckout,
+		PerCheckout:    c.Scope == PerCheckout,
 		AcquireTimeout: c.AcquireTimeout,
 		KeepOnLoss:     c.KeepOnLoss,
 		FallbackConns:  c.FallbackConns,

@@ -33,7 +33,7 @@ type physical struct {
 	// Written by the caller that has checked the connection out, or opens it; slot in PerCheckout
 	// under idleList.mu too. PerConnection: slot is its permit. PerCheckout: slot is the permit
 	// that covers the checkout, or nil.
-	slot       *allotment.Conn
+	slot       *allotment.Slot
 	pinned     allotment.Pin
 	statements bool // a statement on it may still be closed, even after it was closed itself
 

@@ -23,7 +23,7 @@ import (
 // wait.
 type byHand struct {
 	connectAttempt
-	c       *allotment.Conn // a permit that no dial has used yet
+	slot    *allotment.Slot // has a permit, and no dial has used it yet
 	err     error           // why there is none
 	turn    bool
 	restore func() // what is shown of the configuration is as it was
@@ -44,7 +44,7 @@ func (t *tracer) TraceConnectStart(
 	}
 	h.ctx = t.allot.Bounded(ctx, nil)
 	if h.enter(); h.err == nil {
-		h.c, h.err = h.permit(h.ctx)
+		h.slot, h.err = h.permit(h.ctx)
 	}
 	h.dialer.Dial, h.dialer.Open = cfg.DialFunc, h.open
 	cfg.DialFunc = h.dialer.DialContext
@@ -72,8 +72,8 @@ func (t *tracer) TraceConnectEnd(ctx context.Context, data pgx.TraceConnectEndDa
 	h.restore()
 	h.endDials(data)
 	if failed(data) {
-		if h.c != nil {
-			h.c.Gone()
+		if h.slot != nil {
+			h.slot.Gone()
 		}
 		if h.turn {
 			t.allot.Exit()
@@ -95,22 +95,22 @@ func (h *byHand) enter() {
 	h.turn = true
 }
 
-func (h *byHand) permit(ctx context.Context) (*allotment.Conn, error) {
-	if c := h.p.allot.OpenNow(); c != nil {
-		return c, nil
+func (h *byHand) permit(ctx context.Context) (*allotment.Slot, error) {
+	if slot := h.p.allot.OpenNow(); slot != nil {
+		return slot, nil
 	}
 	return h.p.allot.OpenWithin(ctx)
 }
 
 // open is the dialer's. A second dial of the same attempt (another host, or without TLS) needs
 // another permit, which the first has left.
-func (h *byHand) open(ctx context.Context) (c *allotment.Conn, err error) {
+func (h *byHand) open(ctx context.Context) (slot *allotment.Slot, err error) {
 	switch {
 	case h.err != nil:
 		return nil, h.err
-	case h.c != nil:
-		c, h.c = h.c, nil
-		return c, nil
+	case h.slot != nil:
+		slot, h.slot = h.slot, nil
+		return slot, nil
 	}
 	return h.permit(ctx)
 }
@@ -118,16 +118,16 @@ func (h *byHand) open(ctx context.Context) (c *allotment.Conn, err error) {
 // connected ties the turn to the connection. It is the first that sees it.
 func (h *byHand) connected(pc *pgconn.PgConn) error {
 	l := h.dialer.Last()
-	if l == nil || l.Conn() == nil {
+	if l == nil || l.Slot() == nil {
 		return errUntracked
 	}
-	c := l.Conn()
+	slot := l.Slot()
 	if h.p.fence {
-		if err := h.recordBackend(c, pc); err != nil {
+		if err := h.recordBackend(slot, pc); err != nil {
 			return err
 		}
 	}
-	if !c.CheckOut() {
+	if !slot.CheckOut() {
 		return fmt.Errorf("passbuddy: while connecting: %w", semaphore.ErrLost)
 	}
 	h.turn = false

@@ -11,7 +11,7 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// In the scope PerCheckout an allotment.Conn stands for one checkout, not for a connection. It is
+// In the scope PerCheckout an allotment.Slot stands for one checkout, not for a connection. It is
 // opened with the turn, bound to the socket while the caller has it, and gone at the return. There
 // is never an idle one, so a free permit is a spare one, and goes to the next local caller or back
 // to the fleet at once.
@@ -26,23 +26,23 @@ type closingFunc func() <-chan struct{}
 // The context that is returned carries the end of that wait, where there was one.
 func openTurn(
 	ctx context.Context, a *allotment.Allotment, closing closingFunc,
-) (context.Context, *allotment.Conn, error) {
+) (context.Context, *allotment.Slot, error) {
 	for {
-		c, err := a.OpenNow(), error(nil)
-		if c == nil {
+		slot, err := a.OpenNow(), error(nil)
+		if slot == nil {
 			if closing != nil {
 				ctx = a.Bounded(ctx, closing())
 			}
-			c, err = a.OpenWithin(ctx)
+			slot, err = a.OpenWithin(ctx)
 		}
 		if err != nil {
 			a.Exit()
 			return ctx, nil, err
 		}
-		if c.CheckOut() {
-			return ctx, c, nil
+		if slot.CheckOut() {
+			return ctx, slot, nil
 		}
-		c.Gone()
+		slot.Gone()
 		a.Exit()
 		if ctx, err = enterAgain(ctx, a, closing); err != nil {
 			return ctx, nil, err
@@ -133,8 +133,8 @@ func endCheckout(l *socket.Link, ok bool) bool {
 	if !ok {
 		return false
 	}
-	if c := l.Unbind(); c != nil {
-		c.Gone()
+	if slot := l.Unbind(); slot != nil {
+		slot.Gone()
 	}
 	return !l.Closed()
 }

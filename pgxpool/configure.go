@@ -132,7 +132,7 @@ func configureWith(config *pgxpool.Config, cfg passbuddy.Config, join joinFunc) 
 	}
 	p.Lend = p.lend
 	p.allot = allotment.New(p, allotment.Options{
-		Detached:       p.perCheckout,
+		PerCheckout:    p.perCheckout,
 		AcquireTimeout: cfg.AcquireTimeout,
 		KeepOnLoss:     cfg.KeepOnLoss,
 		FallbackConns:  cfg.FallbackConns,

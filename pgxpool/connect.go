@@ -62,7 +62,7 @@ func (p *pool) beforeConnect(ctx context.Context, cfg *pgx.ConnConfig) error {
 	// MinConns and MinIdleConns with one.
 	_, background := ctx.Deadline()
 	if !p.perCheckout {
-		at.dialer.Open, at.dialer.More = p.open, p.allot.More
+		at.dialer.Open, at.dialer.OpenExtra = p.open, p.allot.OpenExtra
 		if background {
 			at.ended = p.background.begin()
 			at.dialer.Open = p.backgroundOpener(at.ended)
@@ -149,11 +149,11 @@ func failed(data pgx.TraceConnectEndData) bool {
 
 const attemptData = customData + "/attempt"
 
-func (at *connectAttempt) recordBackend(c *allotment.Conn, pc *pgconn.PgConn) error {
-	if c == nil {
+func (at *connectAttempt) recordBackend(slot *allotment.Slot, pc *pgconn.PgConn) error {
+	if slot == nil {
 		return errUntracked
 	}
-	return backend.Record(at.ctx, at.p.allot, c, pc)
+	return backend.Record(at.ctx, at.p.allot, slot, pc)
 }
 
 // refusalTimeout is how long a refused background attempt keeps its refusal to itself.
@@ -163,20 +163,20 @@ const refusalTimeout = time.Second
 //
 // pgx opens several at a time, and cancels them all when the first one fails. A refusal comes at
 // once, so it would undo those that did get a permit: it waits for them.
-func (p *pool) backgroundOpener(ended func()) func(context.Context) (*allotment.Conn, error) {
+func (p *pool) backgroundOpener(ended func()) func(context.Context) (*allotment.Slot, error) {
 	var refusal error
-	return func(ctx context.Context) (*allotment.Conn, error) {
+	return func(ctx context.Context) (*allotment.Slot, error) {
 		if refusal != nil {
 			return nil, refusal // the next host of the same attempt
 		}
-		var c *allotment.Conn
-		if c, refusal = p.openBackground(ctx); refusal != nil {
+		var slot *allotment.Slot
+		if slot, refusal = p.openBackground(ctx); refusal != nil {
 			ended()
 			ctx, cancel := context.WithTimeout(ctx, refusalTimeout)
 			defer cancel()
 			p.background.wait(ctx)
 		}
-		return c, refusal
+		return slot, refusal
 	}
 }
 
@@ -220,10 +220,10 @@ func (b *backgroundDials) wait(ctx context.Context) {
 // open takes a permit for a caller that has a turn. It waits at most for a connection to end, or
 // its pool's Close: nothing else cancels ctx, which is puddle's. A timeout of the connect shows as
 // a timeout.
-func (p *pool) open(ctx context.Context) (*allotment.Conn, error) {
-	c, err := p.allot.OpenWithin(ctx)
+func (p *pool) open(ctx context.Context) (*allotment.Slot, error) {
+	slot, err := p.allot.OpenWithin(ctx)
 	if err == nil {
-		return c, nil
+		return slot, nil
 	}
 	known := p.known.Load()
 	if known != nil && (errors.Is(err, allotment.ErrPoolClosed) || ctx.Err() == context.Canceled) {
@@ -237,20 +237,20 @@ func (p *pool) open(ctx context.Context) (*allotment.Conn, error) {
 //
 // pgx answers a refusal by not ending idle connections that are past MaxConnIdleTime, not until the
 // wish for MinConns is fulfilled. At capacity that can be never, so they are ended here.
-func (p *pool) openBackground(ctx context.Context) (*allotment.Conn, error) {
-	c, err := p.allot.OpenBackground(ctx, nil)
+func (p *pool) openBackground(ctx context.Context) (*allotment.Slot, error) {
+	slot, err := p.allot.OpenBackground(ctx, nil)
 	if errors.Is(err, allotment.ErrNoSpare) {
 		if permit, tryErr := p.share.Try(ctx); tryErr != nil {
 			err = tryErr
 		} else {
-			c, err = p.allot.OpenBackground(ctx, permit)
+			slot, err = p.allot.OpenBackground(ctx, permit)
 		}
 	}
 	if err != nil {
 		closeInPlace(p.allot.SweepIdle(p.maxIdle, p.minConns)...)
 		return nil, fmt.Errorf("pgxpool: a background connection: %w", err)
 	}
-	return c, nil
+	return slot, nil
 }
 
 var errUntracked = errors.New("pgxpool: bug: a connection was opened without a permit")
@@ -270,7 +270,7 @@ func (p *pool) afterConnect(ctx context.Context, conn *pgx.Conn) error {
 	}
 	if p.fence {
 		// Before anything else: until it is recorded, nobody else can end it.
-		if err := at.recordBackend(l.Conn(), conn.PgConn()); err != nil {
+		if err := at.recordBackend(l.Slot(), conn.PgConn()); err != nil {
 			return err // pgx closes it
 		}
 	}
@@ -279,8 +279,8 @@ func (p *pool) afterConnect(ctx context.Context, conn *pgx.Conn) error {
 			return err // pgx closes it
 		}
 	}
-	if c := l.Conn(); c != nil {
-		c.Ready()
+	if slot := l.Slot(); slot != nil {
+		slot.Ready()
 	}
 	return nil
 }
@@ -290,8 +290,8 @@ func (p *pool) beforeClose(conn *pgx.Conn) {
 		p.user.beforeClose(conn)
 	}
 	if l := linkOf(conn); l != nil {
-		if c := l.Conn(); c != nil {
-			c.Leave()
+		if slot := l.Slot(); slot != nil {
+			slot.Leave()
 		}
 		l.Leaving()
 	}

@@ -26,7 +26,7 @@ type checkout struct {
 	err error
 
 	// slot is the checkout's permit in PerCheckout; nil without a turn, and in PerConnection.
-	slot *allotment.Conn
+	slot *allotment.Slot
 
 	// byHand is the attempt to connect, where no pool makes it but a user.
 	byHand *byHand

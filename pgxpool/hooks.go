@@ -63,7 +63,7 @@ func newHooks(cfg passbuddy.Config, join joinFunc) *Hooks {
 	}
 	h := &Hooks{}
 	h.allot = allotment.New(holders{}, allotment.Options{
-		Detached:       true,
+		PerCheckout:    true,
 		AcquireTimeout: cfg.AcquireTimeout,
 		KeepOnLoss:     cfg.KeepOnLoss,
 		FallbackConns:  cfg.FallbackConns,
@@ -132,10 +132,10 @@ type holders struct{}
 // Evict is never asked for: with PerCheckout no connection has a permit while it is idle.
 func (holders) Evict() bool { return false }
 
-// Fence aborts the connection that is out under c: its lease is lost.
-func (holders) Fence(c *allotment.Conn) {
-	if held, ok := c.Attached().(*holder); ok {
-		held.abort(c)
+// Abort ends the connection that is out under slot: its lease is lost.
+func (holders) Abort(slot *allotment.Slot) {
+	if held, ok := slot.Attached().(*holder); ok {
+		held.abort(slot)
 	}
 }
 
@@ -145,7 +145,7 @@ type holder struct {
 	conn weak.Pointer[pgconn.PgConn]
 
 	mu sync.Mutex
-	c  *allotment.Conn // guarded by mu; nil between two checkouts
+	c  *allotment.Slot // guarded by mu; nil between two checkouts
 }
 
 func holderOf(conn *pgx.Conn) *holder {
@@ -160,7 +160,7 @@ func holderOf(conn *pgx.Conn) *holder {
 }
 
 // take reports false if the lease of c is lost already.
-func (h *holder) take(c *allotment.Conn) bool {
+func (h *holder) take(c *allotment.Slot) bool {
 	h.mu.Lock()
 	h.c = c
 	h.mu.Unlock()
@@ -181,7 +181,7 @@ func (h *holder) giveBack() bool {
 	return ok
 }
 
-func (h *holder) abort(c *allotment.Conn) {
+func (h *holder) abort(c *allotment.Slot) {
 	pc := h.conn.Value()
 	h.mu.Lock()
 	// The lock keeps the checkout from ending between the look and the close.

@@ -22,7 +22,7 @@ func TestLeaseLost(t *testing.T) {
 		opts passbuddy.Config
 		keep bool
 	}{
-		"fence":         {opts: passbuddy.Config{}},
+		"abort":         {opts: passbuddy.Config{}},
 		"KeepOnLoss":    {opts: passbuddy.Config{KeepOnLoss: true}, keep: true},
 		"FallbackConns": {opts: passbuddy.Config{FallbackConns: 3}, keep: true},
 		"PerCheckout":   {opts: passbuddy.Config{Scope: passbuddy.PerCheckout}},

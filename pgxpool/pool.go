@@ -19,7 +19,7 @@ import (
 
 // share is the engine's side of a pool. [*semaphore.Share] is one.
 type share interface {
-	allotment.Fleet
+	allotment.Engine
 	Try(ctx context.Context) (*semaphore.Permit, error)
 	Close()
 }
@@ -80,18 +80,17 @@ func linkOf(conn *pgx.Conn) *socket.Link {
 	return l
 }
 
-// lifeOf finds the allotment's connection of conn, for the scope PerConnection. It is short enough
-// to be inlined.
-func lifeOf(conn *pgx.Conn) *allotment.Conn {
+// slotOf finds the slot of conn, for the scope PerConnection.
+func slotOf(conn *pgx.Conn) *allotment.Slot {
 	if s, ok := conn.PgConn().Conn().(*socket.Conn); ok {
-		return s.Life()
+		return s.Slot()
 	}
-	return lifeBelow(conn)
+	return slotBelow(conn)
 }
 
-func lifeBelow(conn *pgx.Conn) *allotment.Conn {
+func slotBelow(conn *pgx.Conn) *allotment.Slot {
 	if l := linkOf(conn); l != nil {
-		return l.Conn()
+		return l.Slot()
 	}
 	return nil
 }
@@ -106,15 +105,15 @@ func healthy(conn *pgx.Conn) bool {
 	return !conn.IsClosed() && !conn.PgConn().IsBusy() && conn.PgConn().TxStatus() == 'I'
 }
 
-// Fence aborts c, whoever uses it: its lease is lost.
-func (p *pool) Fence(c *allotment.Conn) {
-	l, ok := c.Attached().(*socket.Link)
+// Abort ends the connection of slot, whoever uses it: its lease is lost.
+func (p *pool) Abort(slot *allotment.Slot) {
+	l, ok := slot.Attached().(*socket.Link)
 	if !ok {
 		return
 	}
-	why := c.Ended()
+	why := slot.AbortCause()
 	if why == nil { // it lived without a permit. A caller may have it by now: it ends at its return
-		if c.LeaveUncounted() {
+		if slot.LeaveUncounted() {
 			l.Close()
 		}
 		return
@@ -124,9 +123,9 @@ func (p *pool) Fence(c *allotment.Conn) {
 
 // closeInPlace closes connections that the pool believes to be idle. The pool finds out when it
 // next takes one: PrepareConn refuses it, or its ping fails.
-func closeInPlace(conns ...*allotment.Conn) {
-	for _, c := range conns {
-		if l, ok := c.Attached().(*socket.Link); ok {
+func closeInPlace(slots ...*allotment.Slot) {
+	for _, slot := range slots {
+		if l, ok := slot.Attached().(*socket.Link); ok {
 			l.Close()
 		}
 	}
@@ -157,11 +156,11 @@ func (p *pool) Evict() bool {
 		}
 	}
 	p.misses = 0
-	c := p.allot.EvictIdle()
-	if c == nil {
+	slot := p.allot.EvictIdle()
+	if slot == nil {
 		return false
 	}
-	closeInPlace(c)
+	closeInPlace(slot)
 	return true
 }
 
@@ -174,7 +173,7 @@ func (c *checkout) reclaim(conn *pgx.Conn) (bool, error) {
 	if c.purpose == seeClose {
 		return !l.Closed(), errReclaimed
 	}
-	slot := l.Conn()
+	slot := l.Slot()
 	if slot == nil || !slot.Usable() {
 		return false, errReclaimed // closed in place, and left behind
 	}

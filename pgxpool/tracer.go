@@ -99,7 +99,7 @@ func (t *tracer) TraceRelease(pool *pgxpool.Pool, data pgxpool.TraceReleaseData)
 		return // not idle before the user's hook is done with it: see afterRelease
 	}
 	if t.plain { // giveBack, inlined
-		if c := lifeOf(data.Conn); c != nil && c.Return(ok) {
+		if slot := slotOf(data.Conn); slot != nil && slot.Return(ok) {
 			return
 		}
 	} else if t.giveBack(data.Conn, ok) {
@@ -115,8 +115,8 @@ func (p *pool) giveBack(conn *pgx.Conn, ok bool) bool {
 	if p.perCheckout {
 		return endCheckout(linkOf(conn), ok)
 	}
-	c := lifeOf(conn)
-	return c != nil && c.Return(ok)
+	slot := slotOf(conn)
+	return slot != nil && slot.Return(ok)
 }
 
 // closeTimeout bounds the write of a Terminate.
@@ -155,7 +155,7 @@ func (p *pool) prepareConn(ctx context.Context, conn *pgx.Conn) (bool, error) {
 	if p.perCheckout {
 		return p.prepareTurn(c, linkOf(conn))
 	}
-	slot := lifeOf(conn)
+	slot := slotOf(conn)
 	return slot != nil && slot.CheckOut(), nil
 }
 

@@ -8,8 +8,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/allotment"
 )
 
-// A pool that was idle for long has left its session. What it opens while Redis is away is counted in all the same once
-// Redis is back, and ends with the session.
+// A pool that was idle for long has left its session. A connection that it opens while Redis is
+// away is counted in all the same once Redis is back, and ends with the session.
 func TestAnIdlePoolFallsBackAndIsCountedIn(t *testing.T) {
 	for _, closes := range []bool{false, true} {
 		inFleet(t, 1, func(t *testing.T, fl *fleet) {

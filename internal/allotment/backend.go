@@ -8,15 +8,18 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// This file is for pools that say which Postgres backend each connection is, so that others can end it should this process be
-// stopped past its leases, and can see that it is gone should this process be killed; and that do
-// both for others in turn.
+// This file is Options.Fence, for pools that record in Redis which Postgres backend each connection
+// is. Should this process be stopped past its leases, others can end its backends; should it be
+// killed, they can see that they are gone. Such a pool does both for others in turn.
 
-// marker is a [Fleet] that keeps backends. [*semaphore.Share] is one.
-type marker interface {
-	Cover(p *semaphore.Permit, b semaphore.Backend) (record func(context.Context) error)
-	Vacate(p *semaphore.Permit) (record func(context.Context) error)
+// recorder is an [Engine] that keeps backends. [*semaphore.Share] is one.
+type recorder interface {
+	Cover(p *semaphore.Permit, b semaphore.Backend) record
+	Vacate(p *semaphore.Permit) record
 }
+
+// record is the second half of a record, which asks Redis.
+type record = func(context.Context) error
 
 // BackendEnder is a [Pool] that can end backends it did not open.
 type BackendEnder interface {
@@ -29,15 +32,20 @@ type BackendEnder interface {
 
 var _ semaphore.BackendEnder = (*Allotment)(nil)
 
-// Mark records the backend of c, which must not be handed out before, and must be closed if this fails. Unlike the other methods it asks Redis.
+// RecordBackend records the backend of s, which must not be handed out before, and must be closed
+// if this fails. Unlike the other methods it asks Redis.
 //
-// Meanwhile the lease can be lost and c closed by Fence; c can even be gone, and its permit given back, or under another connection:
-// semaphore.Share.Cover says why that is well. What it asks for is that connections say what they are in the order in which they have the permit. So
-// the first half is done under the lock, while the permit is certainly c's.
-func (c *Conn) Mark(ctx context.Context, b semaphore.Backend) error {
-	record, err := c.cover(b)
+// Meanwhile the lease can be lost and s closed by Abort. s can even be gone, and its permit given
+// back, or under another connection. semaphore.Share.Cover says why that is well. It asks that
+// connections say what they are in the order in which they have the permit. So the first half is
+// done under the lock, while the permit is certainly that of s.
+func (s *Slot) RecordBackend(ctx context.Context, b semaphore.Backend) error {
+	record, err := s.underPermit(func(e recorder) record {
+		s.recorded = &b
+		return e.Cover(s.permit, b)
+	})
 	if err != nil {
-		return err
+		return fmt.Errorf("passbuddy: while connecting: %w", err)
 	}
 	if err := record(ctx); err != nil {
 		return fmt.Errorf("passbuddy: recording the backend of a new connection: %w", err)
@@ -45,30 +53,14 @@ func (c *Conn) Mark(ctx context.Context, b semaphore.Backend) error {
 	return nil
 }
 
-func (c *Conn) cover(b semaphore.Backend) (record func(context.Context) error, err error) {
-	a := c.a
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	m, ok := a.fleet.(marker)
-	switch {
-	case !ok:
-		return nil, errors.New("passbuddy: bug: this fleet keeps no backends")
-	case c.permit == nil:
-		return nil, fmt.Errorf("passbuddy: while connecting: %w", semaphore.ErrLost)
-	}
-	c.recorded = &b
-	return m.Cover(c.permit, b), nil
-}
-
-// vacate makes sure, before c is dialled, that Redis knows of no other backend under its permit:
-// see semaphore.Share.Vacate. It asks Redis only if the permit has covered a backend before. The
-// first half is done under the lock, while the permit is certainly c's.
-func (c *Conn) vacate(ctx context.Context) error {
-	a := c.a
-	if !a.opts.Fence {
+// vacate makes sure, before the connection of s is dialled, that Redis knows of no other backend
+// under its permit: see semaphore.Share.Vacate. It asks Redis only if the permit has covered a
+// backend before. It takes the lock.
+func (s *Slot) vacate(ctx context.Context) error {
+	if !s.a.opts.Fence {
 		return nil
 	}
-	record, err := c.vacating()
+	record, err := s.underPermit(func(e recorder) record { return e.Vacate(s.permit) })
 	if err == nil && record != nil {
 		err = record(ctx)
 	}
@@ -78,37 +70,43 @@ func (c *Conn) vacate(ctx context.Context) error {
 	return nil
 }
 
-func (c *Conn) vacating() (record func(context.Context) error, err error) {
-	a := c.a
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	m, ok := a.fleet.(marker)
+// underPermit is the first half of a record, while the permit is certainly that of s. It takes the
+// lock.
+func (s *Slot) underPermit(first func(recorder) record) (record, error) {
+	s.a.mu.Lock()
+	defer s.a.mu.Unlock()
+	e, ok := s.a.engine.(recorder)
 	switch {
 	case !ok:
-		return nil, nil
-	case c.permit == nil:
+		return nil, errors.New("bug: this engine keeps no backends")
+	case s.permit == nil:
 		return nil, semaphore.ErrLost
 	}
-	return m.Vacate(c.permit), nil
+	return first(e), nil
 }
 
-// BackendsGone passes on what the fleet asks for, if the pool can do it.
+// BackendsGone passes on what the engine asks for, if the pool can do it.
 func (a *Allotment) BackendsGone(ctx context.Context, backends []semaphore.Backend) []bool {
 	if e, ok := a.pool.(BackendEnder); ok {
-		return e.BackendsGone(context.WithValue(ctx, urgentKey{a}, true), backends)
+		return e.BackendsGone(a.urgent(ctx), backends)
 	}
 	return nil
 }
 
-// EndBackends passes on what the fleet asks for, if the pool can do it.
+// EndBackends passes on what the engine asks for, if the pool can do it.
 func (a *Allotment) EndBackends(ctx context.Context, backends []semaphore.Backend) []bool {
 	if e, ok := a.pool.(BackendEnder); ok {
-		return e.EndBackends(context.WithValue(ctx, urgentKey{a}, true), backends)
+		return e.EndBackends(a.urgent(ctx), backends)
 	}
 	return nil
 }
 
 // urgentKey marks the context of a checkout that ends backends, or looks for them: it goes to the
-// head of the local queue. Its turn takes
-// milliseconds, and frees permits for everybody.
+// head of the local queue. Its turn takes milliseconds, and frees permits for everybody.
 type urgentKey struct{ a *Allotment }
+
+func (a *Allotment) urgent(ctx context.Context) context.Context {
+	return context.WithValue(ctx, urgentKey{a}, true)
+}
+
+func (a *Allotment) isUrgent(ctx context.Context) bool { return ctx.Value(urgentKey{a}) != nil }

@@ -11,9 +11,9 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// The leases of backends that are recorded do not end by themselves. Who loses them, for Redis was away, says when those backends are
-// gone; nobody has to look, or to wait for the bound.
-func TestWhatIsMarkedAndLostIsGivenBack(t *testing.T) {
+// The leases of backends that are recorded do not end by themselves. A process that lost them while
+// Redis was away says when those backends are gone. No other has to look, or to wait for the bound.
+func TestWhatIsRecordedAndLostIsGivenBack(t *testing.T) {
 	for _, what := range []string{"connection", "spare permit"} {
 		t.Run(what, func(t *testing.T) {
 			inFleet(t, 1, func(t *testing.T, fl *fleet) {
@@ -25,14 +25,14 @@ func TestWhatIsMarkedAndLostIsGivenBack(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if err := c.Mark(t.Context(), semaphore.Backend{PID: 1, Start: 1}); err != nil {
+				if err := c.RecordBackend(t.Context(), semaphore.Backend{PID: 1, Start: 1}); err != nil {
 					t.Fatal(err)
 				}
 				fl.count(1)
 				if !c.CheckOut() {
 					t.Fatal("bug in the test: not checked out")
 				}
-				if what == "spare permit" { // its connection is gone, and a caller keeps his turn for the next
+				if what == "spare permit" { // its connection is gone, and a caller keeps its turn for the next
 					if !c.Discard() {
 						t.Fatal("bug in the test: not discarded")
 					}
@@ -61,8 +61,8 @@ func TestWhatIsMarkedAndLostIsGivenBack(t *testing.T) {
 }
 
 // A permit covers one connection after another. Before the next one is opened, Redis knows that the
-// former is gone; and where that came too late, for another session had seen it and freed the
-// permit, the caller gets another permit.
+// former is gone. If another session had seen that before and freed the permit, the caller gets
+// another permit.
 func TestAPermitIsVacatedBeforeItCoversTheNextConnection(t *testing.T) {
 	for _, what := range []string{"held", "freed"} {
 		t.Run(what, func(t *testing.T) {
@@ -75,7 +75,7 @@ func TestAPermitIsVacatedBeforeItCoversTheNextConnection(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if err := c.Mark(t.Context(), semaphore.Backend{PID: 1, Start: 1, Server: 1}); err != nil {
+				if err := c.RecordBackend(t.Context(), semaphore.Backend{PID: 1, Start: 1, Server: 1}); err != nil {
 					t.Fatal(err)
 				}
 				if !c.CheckOut() || !c.Discard() {
@@ -103,7 +103,7 @@ func TestAPermitIsVacatedBeforeItCoversTheNextConnection(t *testing.T) {
 				if n := fl.held(); n != 1 {
 					t.Errorf("%d permits are held", n)
 				}
-				if err := c.Mark(t.Context(), semaphore.Backend{PID: 2, Start: 2, Server: 1}); err != nil {
+				if err := c.RecordBackend(t.Context(), semaphore.Backend{PID: 2, Start: 2, Server: 1}); err != nil {
 					t.Error(err)
 				}
 				c.Gone()
@@ -116,7 +116,7 @@ func TestAPermitIsVacatedBeforeItCoversTheNextConnection(t *testing.T) {
 	}
 }
 
-// Who ends backends passes those who wait for a turn.
+// A caller that ends backends passes those that wait for a turn.
 func TestUrgentTurn(t *testing.T) {
 	inFleet(t, 1, func(t *testing.T, fl *fleet) {
 		p := &ender{}
@@ -161,7 +161,7 @@ type ender struct {
 }
 
 func (e *ender) Evict() bool           { return false }
-func (e *ender) Fence(*allotment.Conn) {}
+func (e *ender) Abort(*allotment.Slot) {}
 func (e *ender) BackendsGone(ctx context.Context, backends []semaphore.Backend) []bool {
 	return e.EndBackends(ctx, backends)
 }

@@ -9,26 +9,27 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// AcquireTimeout bounds a whole checkout. A checkout can wait at several stations: for a turn, again for another one if the connection that came
-// with it proves dead, for a connection to end that makes room. The end is set once, at the door, and travels in the context, as values pass through the
-// pools and deadlines do not. What is not a wait for a permit, such as a dial, is not bounded by it.
+// AcquireTimeout bounds a whole checkout. A checkout can wait at several stations: for a turn,
+// again for another one if the connection that came with it proves dead, or for a connection to
+// end. The end is set once, at the door, and travels in the context, as values pass through the
+// pools and deadlines do not. It does not bound what is not a wait for a permit, such as a dial.
 //
 // The close of the pool ends each of these waits, too, and travels with the end. It is a channel
 // and not a state of the allotment: a configuration can be used for a second pool after the first
 // was closed.
 
-// A dial can call its user's code, which can use another pool with the same context: keys name the
-// allotment.
+// boundKey names the allotment: a dial can call its user's code, which can use another pool with
+// the same context.
 type boundKey struct{ a *Allotment }
 
-// bound is what ends the waits of a checkout, besides its context.
+// bound ends the waits of a checkout, besides its context.
 type bound struct {
 	end     time.Time
 	closing <-chan struct{} // closed when the caller's pool is closed; nil if that is not known
 }
 
-// ErrPoolClosed is what a wait returns that the close of its pool has ended. Each integration has
-// its own words for it.
+// A wait that the close of its pool has ended returns ErrPoolClosed. Each integration has its own
+// words for it.
 var ErrPoolClosed = errors.New("passbuddy: the pool is closed")
 
 // Bounded returns ctx with the time at which the checkout that begins now has waited for
@@ -49,12 +50,6 @@ func (a *Allotment) left(ctx context.Context) time.Duration {
 	return a.opts.AcquireTimeout
 }
 
-// closingOf is what tells that the caller's pool was closed, or nil.
-func (a *Allotment) closingOf(ctx context.Context) <-chan struct{} {
-	b, _ := ctx.Value(boundKey{a}).(bound)
-	return b.closing
-}
-
 // isClosed reports whether c is closed. Nil is not.
 func isClosed(c <-chan struct{}) bool {
 	select {
@@ -69,9 +64,21 @@ func isClosed(c <-chan struct{}) bool {
 func (a *Allotment) Overdue(ctx context.Context) bool { return a.left(ctx) <= 0 }
 
 // OpenWithin is Open bounded by AcquireTimeout, too. The error then matches ErrCapacity.
-func (a *Allotment) OpenWithin(ctx context.Context) (*Conn, error) {
+func (a *Allotment) OpenWithin(ctx context.Context) (*Slot, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, a.left(ctx),
 		fmt.Errorf("passbuddy: no connection ended within %v to make room: %w", a.opts.AcquireTimeout, semaphore.ErrCapacity))
 	defer cancel()
 	return a.Open(ctx)
+}
+
+// minRecordTime is how long a new connection has at least to have its backend recorded.
+const minRecordTime = 500 * time.Millisecond
+
+// Remaining bounds ctx by what its checkout has left of AcquireTimeout. It is for the record of a
+// new connection's backend. The dial that comes before is not cut short, so it may have used up all
+// of AcquireTimeout. The connection is there by then: its record gets minRecordTime at least, or
+// AcquireTimeout where that is less.
+func (a *Allotment) Remaining(ctx context.Context) (context.Context, context.CancelFunc) {
+	least := min(minRecordTime, a.opts.AcquireTimeout)
+	return context.WithTimeout(ctx, max(a.left(ctx), least))
 }

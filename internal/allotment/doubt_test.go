@@ -21,7 +21,7 @@ type losing struct {
 	asked  [][]uint32    // which pids, each time
 	think  time.Duration // how long the server takes
 
-	conns []*allotment.Conn // checked out, by pid
+	conns []*allotment.Slot // checked out, by pid
 }
 
 var _ allotment.SuspectEnder = (*losing)(nil)
@@ -41,9 +41,9 @@ func (fl *fleet) startLosingAs(opts allotment.Options) *losing {
 }
 
 // Fence does nothing where the network has lost the connection: lose follows.
-func (l *losing) Fence(c *allotment.Conn) {
+func (l *losing) Abort(c *allotment.Slot) {
 	if l.unable == nil {
-		l.process.Fence(c)
+		l.process.Abort(c)
 	}
 }
 
@@ -59,7 +59,7 @@ func (l *losing) open(n int) {
 	}
 }
 
-func (l *losing) checkOut(ctx context.Context) (*allotment.Conn, error) {
+func (l *losing) checkOut(ctx context.Context) (*allotment.Slot, error) {
 	c, err := l.Enter(ctx, true)
 	if c != nil || err != nil {
 		return c, err
@@ -135,14 +135,14 @@ func (l *losing) served(n int) time.Duration {
 	return time.Since(began)
 }
 
-// With Fence a lease that is lost stays in quarantine while its backend is in doubt, whatever frees its place in the pool:
-// only a backend that was seen gone frees the permit for others.
+// With Fence a lease that is lost stays in quarantine while its backend is in doubt, whatever frees
+// its place in the pool. Only a backend that was seen gone frees the permit for others.
 func TestALostLeaseInDoubtStaysInQuarantine(t *testing.T) {
 	for _, seen := range []bool{false, true} {
 		inFleet(t, 1, func(t *testing.T, fl *fleet) {
 			p := fl.startLosingAs(allotment.Options{AcquireTimeout: time.Minute, Fence: true})
 			p.open(1)
-			if err := p.conns[0].Mark(t.Context(), semaphore.Backend{PID: 1, Start: 1, Server: 1}); err != nil {
+			if err := p.conns[0].RecordBackend(t.Context(), semaphore.Backend{PID: 1, Start: 1, Server: 1}); err != nil {
 				t.Fatal(err)
 			}
 			p.unable = errors.New("the server is down, it seems")
@@ -239,8 +239,8 @@ func TestSomeInDoubt(t *testing.T) {
 	})
 }
 
-// Where the server does not end a backend its permit is counted until doubtMost has passed, but for
-// the one that was lent.
+// Where the server does not end a backend its permit is counted until doubtTimeout has passed, but
+// for the one that was lent.
 func TestDoubtIsBounded(t *testing.T) {
 	inFleet(t, 3, func(t *testing.T, fl *fleet) {
 		fl.over = 3

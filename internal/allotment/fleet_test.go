@@ -18,8 +18,8 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// A fleet is some processes with one pool each, on one Redis and one Postgres, in a bubble of fake time. The
-// Postgres counts its backends: it is the witness.
+// A fleet is some processes with one pool each, on one Redis and one Postgres, in a bubble of fake
+// time. The Postgres counts its backends: it is the witness.
 type fleet struct {
 	t        *testing.T
 	redis    *miniredis.Miniredis
@@ -106,13 +106,13 @@ func (p *process) Evict() bool {
 	return c != nil
 }
 
-func (p *process) Fence(c *allotment.Conn) {
+func (p *process) Abort(c *allotment.Slot) {
 	c.Leave()
 	p.end(c)
 }
 
 // end closes a connection that is leaving.
-func (p *process) end(c *allotment.Conn) {
+func (p *process) end(c *allotment.Slot) {
 	go func() {
 		time.Sleep(endTime)
 		p.fl.count(-1)
@@ -130,7 +130,8 @@ func (fl *fleet) count(n int) {
 	}
 }
 
-// witness tells how many backends there are, how many there were at the most, and how many were ever opened.
+// witness tells how many backends there are, how many there were at the most, and how many were
+// ever opened.
 func (fl *fleet) witness() (now, peak, connects int) {
 	fl.mu.Lock()
 	defer fl.mu.Unlock()
@@ -231,8 +232,9 @@ func TestTwoProcessesAlternateAtCapacityOne(t *testing.T) {
 	})
 }
 
-// The only permit lies idle in one of two processes, and the other wants it, in turn. A wait is bounded by the patience of
-// an idle permit, which grows with what moves have cost, and by one move.
+// The only permit lies idle in one of two processes, and the other wants it, in turn. A wait is
+// bounded by the patience of an idle permit, which grows with what moves have cost, and by one
+// move.
 func TestTheOnlyPermitGoesBackAndForth(t *testing.T) {
 	for connect, most := range map[time.Duration]time.Duration{connectTime: 50 * time.Millisecond, 30 * time.Millisecond: 300 * time.Millisecond} {
 		inFleet(t, 1, func(t *testing.T, fl *fleet) {

@@ -78,7 +78,8 @@ func TestRotationSharesByWeight(t *testing.T) {
 	})
 }
 
-// A process with a minimum joins busy ones: it has its minimum as soon as they return something, and keeps it while it is idle.
+// A process with a minimum joins busy ones: it has its minimum as soon as they return something,
+// and keeps it while it is idle.
 func TestMinIsServedAndKept(t *testing.T) {
 	inFleet(t, 10, func(t *testing.T, fl *fleet) {
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)

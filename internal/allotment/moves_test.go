@@ -14,10 +14,11 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// These tests count moves, which is connects: a permit moves when its holder closes a connection and another opens one. Time is fake, so a
-// connect takes what it takes whatever the machine does.
+// These tests count moves, which is connects: a permit moves when its holder closes a connection
+// and another opens one. Time is fake, so a connect takes what it takes whatever the machine does.
 
-// crowd starts processes of g goroutines each that use connections for hold, and pause for an exponential time between.
+// crowd starts processes of g goroutines each that use connections for hold, and pause for an
+// exponential time between.
 func (fl *fleet) crowd(ctx context.Context, wg *sync.WaitGroup, processes, g int, hold, pause time.Duration) []*process {
 	var all []*process
 	for i := range processes {
@@ -50,8 +51,9 @@ func total(all []*process) (ops int) {
 	return ops
 }
 
-// With demand far below the capacity, and a permit for each process, the fleet comes to rest, whatever a connect costs: a caller that finds
-// its process's connections busy for a moment is served by the next return.
+// With demand far below the capacity, and a permit for each process, the fleet comes to rest,
+// whatever a connect costs. A caller that finds its process's connections busy for a moment is
+// served by the next return.
 func TestOrdinaryTrafficComesToRest(t *testing.T) {
 	for _, c := range []struct {
 		processes, goroutines int
@@ -81,8 +83,8 @@ func TestOrdinaryTrafficComesToRest(t *testing.T) {
 	}
 }
 
-// As many processes as permits or fewer, all of them busy: each comes to its share and keeps it. A lack of one pool must not recall the permits of
-// the fleet, each for a connect.
+// As many processes as permits or fewer, all of them busy: each comes to its share and keeps it. A
+// lack of one pool must not recall the permits of the fleet, each for a connect.
 func TestBusyFleetSettlesWithoutAStorm(t *testing.T) {
 	for _, c := range []struct {
 		processes, goroutines int
@@ -110,7 +112,8 @@ func TestBusyFleetSettlesWithoutAStorm(t *testing.T) {
 	}
 }
 
-// All of a fleet's processes start in one instant, and ask for more than there is. None is granted what others need.
+// All of a fleet's processes start in one instant, and ask for more than there is. None is granted
+// what others need.
 func TestColdStartOpensHardlyMoreThanTheCapacity(t *testing.T) {
 	inFleet(t, 20, func(t *testing.T, fl *fleet) {
 		fl.connect = 5 * time.Millisecond
@@ -140,8 +143,9 @@ func TestColdStartOpensHardlyMoreThanTheCapacity(t *testing.T) {
 	})
 }
 
-// More processes than permits take turns at a pace that follows what a connect costs, and a process waits no longer than the documented
-// formula says: Q turns, each a cycle / C after the one before, then the operation under way and a move.
+// More processes than permits take turns at a pace that follows what a connect costs, and a process
+// waits no longer than the documented formula says: Q turns, each a cycle / C after the one before,
+// then the operation under way and a move.
 func TestRotationIsPaced(t *testing.T) {
 	for _, c := range []struct {
 		connect time.Duration
@@ -178,7 +182,8 @@ func TestRotationIsPaced(t *testing.T) {
 				if inUse < c.inUse {
 					t.Errorf("%.2f of %d permits in use, want %.2f", inUse, capacity, c.inUse)
 				}
-				// The pool that is served last waits for the turns before it, an operation and a move.
+				// The pool that is served last waits for the turns before it, an operation and a
+				// move.
 				longest := c.cycle + c.cycle/4 + 2*c.connect + 100*time.Millisecond
 				for i, p := range all {
 					if p.max > longest {
@@ -193,7 +198,8 @@ func TestRotationIsPaced(t *testing.T) {
 	}
 }
 
-// A recall whose need has gone is taken back: its holder keeps the connection, whether the waiter gave up or was served otherwise.
+// A recall whose need has gone is taken back: its holder keeps the connection, whether the waiter
+// gave up or was served otherwise.
 func TestRecallIsWithdrawn(t *testing.T) {
 	inFleet(t, 2, func(t *testing.T, fl *fleet) {
 		a, b := fl.start(allotment.Options{}), fl.start(allotment.Options{})
@@ -232,7 +238,8 @@ func TestRecallIsWithdrawn(t *testing.T) {
 	})
 }
 
-// A process alone among idle ones has all there is soon: its even part at once, and the rest when nobody else has asked for a moment.
+// A process alone among idle ones has all there is soon: its even part at once, and the rest when
+// nobody else has asked for a moment.
 func TestLoneProcessHasAllSoon(t *testing.T) {
 	inFleet(t, 20, func(t *testing.T, fl *fleet) {
 		for range 7 {

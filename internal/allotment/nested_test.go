@@ -23,7 +23,7 @@ func TestNestedCheckoutsAreNamed(t *testing.T) {
 		named    bool
 	}{
 		"nested":               {options: allotment.Options{AcquireTimeout: 2 * time.Second}, named: true},
-		"nested, per checkout": {options: allotment.Options{AcquireTimeout: 2 * time.Second, Detached: true}, named: true},
+		"nested, per checkout": {options: allotment.Options{AcquireTimeout: 2 * time.Second, PerCheckout: true}, named: true},
 		"its own deadline":     {options: allotment.Options{AcquireTimeout: time.Minute}, patience: 2 * time.Second, named: true},
 		"in a hurry":           {options: allotment.Options{AcquireTimeout: 2 * time.Second}, patience: 100 * time.Millisecond},
 		"busy":                 {options: allotment.Options{AcquireTimeout: time.Minute}, patience: 1200 * time.Millisecond, busy: true},

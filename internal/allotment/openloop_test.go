@@ -12,8 +12,9 @@ import (
 	"github.com/passbuddy/passbuddy/internal/allotment"
 )
 
-// An arrivals is an open loop in fake time: operations that arrive as a Poisson process and wait for nobody, so that what a policy of moves does
-// to waits and connects can be seen without what a machine adds.
+// An arrivals is an open loop in fake time: operations arrive as a Poisson process and wait for
+// nobody. So a test sees what a policy of moves does to waits and connects, without what a machine
+// adds.
 type arrivals struct {
 	load   float64 // of the capacity
 	hold   time.Duration
@@ -28,7 +29,7 @@ func (o arrivals) String() string {
 	return fmt.Sprintf("%v/%s/%.0f%%", o.hold, demand, 100*o.load)
 }
 
-// outcome is what callers waited for a checkout, connects included.
+// outcome is how long callers waited for a checkout, connects included.
 type outcome struct {
 	waits    []time.Duration // in order
 	connects int             // after the start
@@ -92,8 +93,9 @@ func (fl *fleet) arrive(o arrivals, measured time.Duration) outcome {
 	return out
 }
 
-// Between processes of one fleet permits follow the demand: no caller waits for long while others have connections to spare, and permits do not
-// move to and fro. An uncapped pool would let a caller wait for nothing but a connect of 5ms, now and then.
+// Between processes of one fleet permits follow the demand: no caller waits for long while others
+// have connections to spare, and permits do not move to and fro. An uncapped pool would let a
+// caller wait for nothing but a connect of 5ms, now and then.
 func TestOpenLoopNeitherStarvesNorThrashes(t *testing.T) {
 	const ms = time.Millisecond
 	for _, c := range []struct {
@@ -106,7 +108,8 @@ func TestOpenLoopNeitherStarvesNorThrashes(t *testing.T) {
 		{5 * ms, arrivals{0.6, 2 * ms, true}, 25 * ms, 150},
 		{5 * ms, arrivals{0.3, 20 * ms, false}, 30 * ms, 40},
 		{5 * ms, arrivals{0.6, 20 * ms, true}, 60 * ms, 300},
-		// The largest process needs 7 of the 20, and its part is 2: where permits did not follow the use, it fell behind by 2s and more.
+		// The largest process needs 7 of the 20, and its part is 2: where permits did not follow
+		// the use, it fell behind by 2s and more.
 		{30 * ms, arrivals{0.75, 2 * ms, true}, 1200 * ms, 120},
 		{100 * ms, arrivals{0.6, 2 * ms, true}, 100 * ms, 20},
 	} {

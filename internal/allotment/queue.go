@@ -1,65 +1,99 @@
 package allotment
 
-// waiter is a caller in one of the queues. conn and err are written under the lock
-// before ready is closed, and read after.
+import (
+	"context"
+	"time"
+)
+
+// waiter is a caller in one of the queues. slot and err are written under the lock before ready is
+// closed, and read after.
 type waiter struct {
-	ready      chan struct{}
-	claim      bool
-	warm       bool // see EnterPool
-	urgent     bool // see urgentKey
-	conn       *Conn
-	err        error
-	prev, next *waiter
+	ready   chan struct{}
+	claim   bool
+	warm    bool            // see EnterPool
+	urgent  bool            // see urgentKey
+	closing <-chan struct{} // closed when the caller's pool is, or nil; see Bounded
+	began   time.Time       // for explainNested
+	returns uint64          // the same
+	slot    *Slot
+	err     error
+	ring[waiter]
 }
 
-// queue is a FIFO of waiters from which any can leave in constant time.
-// The zero value is empty.
+func (a *Allotment) newWaiter(ctx context.Context) *waiter {
+	b, _ := ctx.Value(boundKey{a}).(bound)
+	return &waiter{ready: make(chan struct{}), urgent: a.isUrgent(ctx), closing: b.closing}
+}
+
+// await waits until w is served, and reports whether it was. If not, cause is why ctx has ended, or
+// nil if it was the timeout or the pool's close.
+func (w *waiter) await(ctx context.Context, timeout <-chan time.Time) (served bool, cause error) {
+	select {
+	case <-w.ready:
+		return true, nil
+	case <-ctx.Done():
+		return false, context.Cause(ctx)
+	case <-w.closing:
+	case <-timeout:
+	}
+	return false, nil
+}
+
+// queue is a FIFO of waiters from which any can leave in constant time. init must precede its use.
 type queue struct {
-	head, tail *waiter
-	n          int
+	ring[waiter]
+	n int
 }
 
-func (q *queue) len() int { return q.n }
-
-func (q *queue) push(w *waiter) {
-	w.prev = q.tail
-	if q.tail == nil {
-		q.head = w
+// add puts w at the end, or at the head if it is urgent.
+func (q *queue) add(w *waiter) {
+	w.v = w
+	if w.urgent {
+		w.follow(&q.ring)
 	} else {
-		q.tail.next = w
+		w.follow(q.prev)
 	}
-	q.tail = w
-	q.n++
-}
-
-func (q *queue) pushFront(w *waiter) {
-	w.next = q.head
-	if q.head == nil {
-		q.tail = w
-	} else {
-		q.head.prev = w
-	}
-	q.head = w
 	q.n++
 }
 
 func (q *queue) pop() *waiter {
-	w := q.head
+	w := q.next.v
 	q.remove(w)
 	return w
 }
 
-func (q *queue) remove(w *waiter) {
-	if w.prev == nil {
-		q.head = w.next
-	} else {
-		w.prev.next = w.next
-	}
+// withdraw takes w out, and reports false if it was served, or refused, already.
+func (q *queue) withdraw(w *waiter) bool {
 	if w.next == nil {
-		q.tail = w.prev
-	} else {
-		w.next.prev = w.prev
+		return false
 	}
-	w.prev, w.next = nil, nil
+	q.remove(w)
+	return true
+}
+
+func (q *queue) remove(w *waiter) {
+	w.unlink()
 	q.n--
+}
+
+// ring is a link of a ring, or its head: the one with a nil v.
+type ring[T any] struct {
+	prev, next *ring[T] // nil: in no ring
+	v          *T
+}
+
+func (r *ring[T]) init() { r.prev, r.next = r, r }
+
+// follow puts r, which is in no ring, behind prev.
+func (r *ring[T]) follow(prev *ring[T]) {
+	r.prev, r.next = prev, prev.next
+	prev.next, r.next.prev = r, r
+}
+
+// unlink takes r out of its ring, if it is in one.
+func (r *ring[T]) unlink() {
+	if r.next != nil {
+		r.prev.next, r.next.prev = r.next, r.prev
+		r.prev, r.next = nil, nil
+	}
 }

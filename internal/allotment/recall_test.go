@@ -11,7 +11,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/allotment"
 )
 
-// A pool keeps its only connection until it has repaid its connect. A pool whose dials fail never gets there, and must not keep the permit.
+// A pool keeps its only connection until it has repaid its connect. A pool whose dials fail never
+// gets there, and must not keep the permit.
 func TestFailingDialsGiveThePermitUp(t *testing.T) {
 	for _, dial := range []time.Duration{2 * time.Millisecond, 20 * time.Millisecond, time.Second} {
 		t.Run(dial.String(), func(t *testing.T) {
@@ -52,7 +53,8 @@ func TestFailingDialsGiveThePermitUp(t *testing.T) {
 	}
 }
 
-// Each recall has a due time of its own: one that follows a withdrawal is not held up by the one that was withdrawn.
+// Each recall has a due time of its own: one that follows a withdrawal is not held up by the one
+// that was withdrawn.
 func TestRecallAfterKeepIsDueInItsOwnTime(t *testing.T) {
 	inFleet(t, 1, func(t *testing.T, fl *fleet) {
 		p := fl.start(allotment.Options{})
@@ -96,7 +98,8 @@ func TestJoiningEnds(t *testing.T) {
 	})
 }
 
-// The mean time between two returns says nothing of operations that take longer than those it was measured with. Permits are free.
+// The mean time between two returns says nothing of operations that take longer than those it was
+// measured with. Permits are free.
 func TestLongOperationsDoNotHideThatCallersWait(t *testing.T) {
 	inFleet(t, 20, func(t *testing.T, fl *fleet) {
 		fl.connect = time.Second
@@ -122,7 +125,8 @@ func TestLongOperationsDoNotHideThatCallersWait(t *testing.T) {
 	})
 }
 
-// A session that counts connections in again dials nothing: turns must not wait for the end of its connect.
+// A session that counts connections in again dials nothing: turns must not wait for the end of its
+// connect.
 func TestRotationGoesOnAfterKeepOnLoss(t *testing.T) {
 	inFleet(t, 30, func(t *testing.T, fl *fleet) { // the capacity of the witness: with KeepOnLoss both sides have connections for a while
 		fl.capacity = 6
@@ -199,7 +203,8 @@ func TestRequestForManyRecallsAsMany(t *testing.T) {
 	})
 }
 
-// A process whose only connection is busy for long is given what lies idle elsewhere, within about a second, however often that was missed there before.
+// A process whose only connection is busy for long is given what lies idle elsewhere, within about
+// a second, however often that was missed there before.
 func TestLastIdleConnectionIsGivenHoweverOftenItIsMissed(t *testing.T) {
 	for _, busy := range []int{0, 1} { // connections of the holder that are in use beside the idle one
 		t.Run(fmt.Sprint(busy), func(t *testing.T) {

@@ -8,8 +8,8 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// A late timer must not stand in the way of an earlier one: with connects of 1 s the look at the backlog is seconds away, and the next dial is due in
-// milliseconds.
+// A late timer must not stand in the way of an earlier one. With connects of 1 s the look at the
+// backlog is seconds away, and the next dial is due in milliseconds.
 func TestSettleInKeepsTheEarlierTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := New(nil, Options{})
@@ -19,20 +19,20 @@ func TestSettleInKeepsTheEarlierTime(t *testing.T) {
 		a.settleIn(4 * time.Second)
 		a.settleIn(dialEvery)
 		a.settleIn(time.Second)
-		if got := a.againAt.Sub(began); got != dialEvery {
+		if got := a.timerAt.Sub(began); got != dialEvery {
 			t.Errorf("settles after %v, want %v", got, dialEvery)
 		}
 		a.mu.Unlock()
 		time.Sleep(2 * dialEvery)
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		if a.again != nil {
+		if a.timer != nil {
 			t.Error("the timer is still set: nothing was settled")
 		}
 	})
 }
 
-// quiet is a fleet that never answers.
+// quiet is an engine that never answers.
 type quiet struct{}
 
 func (quiet) Ask(int)                {}
@@ -41,21 +41,22 @@ func (quiet) Offer(int)              {}
 func (quiet) Full() bool             { return false }
 func (quiet) Err() error             { return nil }
 
-// A recall that came for a permit which had just been given back is void after a moment. A withdrawal is not for that one.
+// A recall that came for a permit which had just been given back is void after a moment. A
+// withdrawal is not for that one.
 func TestKeepIsNotForVoidRecalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := New(nil, Options{})
 		a.Attach(quiet{})
 		a.Recall(1, 0)
-		time.Sleep(2 * aheadFor)
+		time.Sleep(2 * earlyTimeout)
 		a.mu.Lock()
-		a.owned, a.turns, a.debt = 2, 2, 1
+		a.slots.n[out], a.slots.turns, a.debts.owed = 2, 2, 1
 		a.mu.Unlock()
 		a.Keep(1)
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		if a.debt != 0 {
-			t.Errorf("still owes %d", a.debt)
+		if a.debts.owed != 0 {
+			t.Errorf("still owes %d", a.debts.owed)
 		}
 	})
 }

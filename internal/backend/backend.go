@@ -1,8 +1,9 @@
 // Package backend knows one Postgres backend from another, sees which are gone, and ends those of
 // processes that cannot do it themselves.
 //
-// Everything goes by the simple protocol and without arguments, over the bare connection: so it works in each of pgx's query modes, leaves
-// no prepared statement, and no tracer of the user's sees it. What is written into the statements are numbers.
+// Everything goes by the simple protocol and without arguments, over the bare connection: so it
+// works in each of pgx's query modes, leaves no prepared statement, and no tracer of the user's
+// sees it. What is written into the statements are numbers.
 package backend
 
 import (
@@ -25,14 +26,16 @@ const (
 	// server is a row beside those of backends: when the server was started.
 	server = `select 0, (extract(epoch from pg_catalog.pg_postmaster_start_time()) * 1000000)::bigint`
 
-	// goneMost bounds how long End waits for backends to end: to do so takes milliseconds, but one can be held up by its disk.
-	goneMost = 3 * time.Second
-	pauseMin = time.Millisecond
-	pauseMax = 50 * time.Millisecond
+	// goneTimeout bounds how long End waits for backends to end: to do so takes milliseconds, but
+	// one can be held up by its disk.
+	goneTimeout = 3 * time.Second
+	minPause    = time.Millisecond
+	maxPause    = 50 * time.Millisecond
 )
 
-// Of returns the backend of pc. It asks it one query, and is for pc's first use. It is an error if the server at the other end
-// is not the backend itself: one behind a pooler serves others too, and is not ours to end.
+// Of returns the backend of pc. It asks it one query, and is for pc's first use. It is an error if
+// the server at the other end is not the backend itself: one behind a pooler serves others too, and
+// is not ours to end.
 func Of(ctx context.Context, pc *pgconn.PgConn) (semaphore.Backend, error) {
 	rows, at, err := ofServer(ctx, pc, `select pid, `+start+` from pg_catalog.pg_stat_activity where pid = pg_backend_pid()`)
 	if err != nil {
@@ -49,10 +52,12 @@ func Of(ctx context.Context, pc *pgconn.PgConn) (semaphore.Backend, error) {
 	return rows[0], nil
 }
 
-// End has Postgres end those backends, and reports which are gone. pid and start must both match, so a pid that was used again is not
-// touched; and so must the role that pc has logged in with. One that is alive and not ours to end, or to see, is not gone.
+// End has Postgres end those backends, and reports which are gone. pid and start must both match,
+// so a pid that was used again is not touched. So must the role that pc has logged in with. One
+// that is alive and not ours to end, or to see, is not gone.
 //
-// Between the look and the signal a backend can end by itself. Its pid is then used again only after all others were: no other process is hit.
+// Between the look and the signal a backend can end by itself. Its pid is then used again only
+// after all others were: no other process is hit.
 func End(ctx context.Context, pc *pgconn.PgConn, backends []semaphore.Backend) (gone []bool) {
 	gone = make([]bool, len(backends))
 	if len(backends) == 0 {
@@ -67,8 +72,8 @@ func End(ctx context.Context, pc *pgconn.PgConn, backends []semaphore.Backend) (
 		where usename = session_user and pid <> pg_backend_pid() and (pid, `+start+`) in (`+strings.Join(pairs, ",")+`)`)
 
 	look := shows(backends)
-	deadline := time.Now().Add(goneMost)
-	for pause := pauseMin; ; pause = min(2*pause, pauseMax) {
+	deadline := time.Now().Add(goneTimeout)
+	for pause := minPause; ; pause = min(2*pause, maxPause) {
 		alive, err := query(ctx, pc, look)
 		if err != nil {
 			return make([]bool, len(backends))
@@ -140,8 +145,8 @@ func ofServer(ctx context.Context, pc *pgconn.PgConn, sql string) (rows []semaph
 	return rows, at, err
 }
 
-// query runs a statement that returns pairs of numbers. The user may have left the connection in another role than it logged in with, which may
-// not see or end what this one may.
+// query runs a statement that returns pairs of numbers. The user may have left the connection in
+// another role than it logged in with, which may not see or end what this one may.
 func query(ctx context.Context, pc *pgconn.PgConn, sql string) ([]semaphore.Backend, error) {
 	results, err := pc.Exec(ctx, "set local role none; "+sql).ReadAll()
 	if err != nil {

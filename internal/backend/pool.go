@@ -9,10 +9,10 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// Record has the backend of pc, which is new, recorded as c's. It asks the server and Redis, within
+// Record has the backend of pc, which is new, recorded as slot's. It asks the server and Redis, within
 // what the checkout has left of AcquireTimeout.
 func Record(
-	ctx context.Context, a *allotment.Allotment, c *allotment.Conn, pc *pgconn.PgConn,
+	ctx context.Context, a *allotment.Allotment, slot *allotment.Slot, pc *pgconn.PgConn,
 ) error {
 	ctx, cancel := a.Remaining(ctx)
 	defer cancel()
@@ -20,7 +20,7 @@ func Record(
 	if err != nil {
 		return err
 	}
-	return c.Mark(ctx, b)
+	return slot.RecordBackend(ctx, b)
 }
 
 // Lender is a pool that lends its connections, to end backends that it did not open, or that the

@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	// answerMost bounds the first query: the connection may be dead as well.
-	answerMost = time.Second
+	// answerTimeout bounds the first query: the connection may be dead as well.
+	answerTimeout = time.Second
 	// sinceSlack is by how much Postgres's clock may run otherwise than ours since a connection was
 	// opened.
 	sinceSlack = time.Second
@@ -29,8 +29,8 @@ const (
 // in with. Both are not gone either: clocks are set, and we do not know better.
 //
 // It asks nothing, and so finds nothing gone, about another server than pc's; nor through a pooler,
-// whose pids are its own. Of a backend that was recorded it is known which server it is of, by whatever
-// address; of all others the address has to be the same.
+// whose pids are its own. Of a backend that was recorded it is known which server it is of, by
+// whatever address; of all others the address has to be the same.
 func EndSuspects(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.Suspect) (gone []bool, err error) {
 	gone = make([]bool, len(suspects))
 	here, err := recordedHere(ctx, pc, suspects)
@@ -68,7 +68,7 @@ func recordedHere(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.
 	if i < 0 {
 		return here, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, answerMost)
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	_, at, err := ofServer(ctx, pc, shows([]semaphore.Backend{suspects[i].Recorded}))
 	for i, s := range suspects {
@@ -110,7 +110,7 @@ func endByAddr(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.Sus
 		return gone, nil
 	}
 	self := strconv.FormatUint(uint64(pc.PID()), 10)
-	first, cancel := context.WithTimeout(ctx, answerMost)
+	first, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	look := `select pid, 0 from pg_catalog.pg_stat_activity where pid in (` + strings.Join(pids, ",") + `)`
 	before, err := query(first, pc, look)
@@ -129,8 +129,8 @@ func endByAddr(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.Sus
 		return gone, nil
 	}
 	spared := len(before) - int(rows[0].Start) // not ours to end, so not waited for
-	deadline := time.Now().Add(goneMost)
-	for pause := pauseMin; ; pause = min(2*pause, pauseMax) {
+	deadline := time.Now().Add(goneTimeout)
+	for pause := minPause; ; pause = min(2*pause, maxPause) {
 		rows, err := query(ctx, pc, look)
 		if err != nil {
 			return nil, err

@@ -11,18 +11,19 @@ import (
 	"github.com/passbuddy/passbuddy/internal/allotment"
 )
 
-// Conn is a socket that owns a permit. Its Close returns at once; the permit comes back when the server's backend has ended.
-// After Close nothing of the driver's reaches the socket any more, so that its deadlines cannot cut the drain short.
+// Conn is a socket that owns a permit. Its Close returns at once; the permit comes back when the
+// server's backend has ended. After Close nothing of the driver's reaches the socket any more, so
+// that its deadlines cannot cut the drain short.
 type Conn struct {
 	net.Conn
 	link *Link
-	life *allotment.Conn // what is bound for the socket's whole life, or nil; set before anybody else has the socket
+	slot *allotment.Slot // bound for the socket's whole life, or nil; set before the socket is shared
 }
 
 var _ syscall.Conn = (*Conn)(nil)
 
-// Wrap returns nc as a socket that nothing is bound to yet. One that is dropped without Close
-// is closed when it is collected.
+// Wrap returns nc as a socket that nothing is bound to yet. One that is dropped without Close is
+// closed when it is collected.
 func Wrap(nc net.Conn) *Conn {
 	tune(nc)
 	l := &Link{inner: nc, gone: make(chan struct{}), made: now()}
@@ -45,9 +46,9 @@ func Of(nc net.Conn) *Link {
 	}
 }
 
-// Life is the allotment's connection that was opened for this socket, or nil: Link().Conn(), but two loads
-// nearer, for the warm path.
-func (s *Conn) Life() *allotment.Conn { return s.life }
+// Slot is the slot that was opened for this socket, or nil: Link().Slot(), but two loads nearer,
+// for the warm path.
+func (s *Conn) Slot() *allotment.Slot { return s.slot }
 
 // Link is the part that holds the permit.
 func (s *Conn) Link() *Link { return s.link }
@@ -116,8 +117,8 @@ func (s *Conn) SetWriteDeadline(t time.Time) error {
 	return s.Conn.SetWriteDeadline(t)
 }
 
-// SyscallConn gives access to the file descriptor, where the wrapped socket has one. pgx 5.12 does not ask for
-// it; the owner of a hijacked connection may.
+// SyscallConn gives access to the file descriptor, where the wrapped socket has one. pgx 5.12 does
+// not ask for it; the owner of a hijacked connection may.
 func (s *Conn) SyscallConn() (syscall.RawConn, error) {
 	if sc, ok := s.Conn.(syscall.Conn); ok {
 		return sc.SyscallConn()

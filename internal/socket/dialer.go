@@ -16,8 +16,8 @@ const (
 	// tryGrace is how long the next dial of an attempt waits for the end of the last one's backend
 	// before it does anything about it. A backend takes some milliseconds.
 	tryGrace = 50 * time.Millisecond
-	// moreMost bounds the request for a permit for the last try, while the next one waits.
-	moreMost = 250 * time.Millisecond
+	// extraTimeout bounds the request for a permit for the last try, while the next one waits.
+	extraTimeout = 250 * time.Millisecond
 )
 
 // Dialer dials for one attempt to connect, which can dial several times: other hosts, with TLS and
@@ -32,18 +32,19 @@ const (
 //	  |                              +--> else reset, and gone: see Link.Abandon
 //	  +-- forgotten by the driver (lib/pq with sslmode=prefer): closed by End
 //
-// The dial function of an attempt also serves the cancel requests of the connection that came of it, for as long as it
-// lives, and even while the attempt goes on (pgx's clean-up after a failed host). Those take no permit. What tells them apart
-// is the context: only the attempt's own descends from Begin's.
+// The dial function of an attempt also serves the cancel requests of the connection that came of
+// it, for as long as it lives, and even while the attempt goes on (pgx's clean-up after a failed
+// host). Those take no permit. The context tells them apart: only the attempt's own descends from
+// Begin's.
 type Dialer struct {
 	// Dial makes the socket.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 	// Open takes a permit for each try. Nil: the attempt has its permit already, and binds it after
 	// End, or has none.
-	Open func(ctx context.Context) (*allotment.Conn, error)
-	// More takes one more permit if the fleet has one to spare, and else returns nil. Nil: sockets
-	// hold no permits if Open is nil, too.
-	More func(ctx context.Context) *allotment.Conn
+	Open func(ctx context.Context) (*allotment.Slot, error)
+	// OpenExtra takes one more permit if the fleet has one to spare, and else returns nil. Nil:
+	// sockets hold no permits if Open is nil, too.
+	OpenExtra func(ctx context.Context) *allotment.Slot
 
 	mu    sync.Mutex
 	tries []*Link // sockets whose backends may live under the attempt's permit, the last one last; guarded by mu
@@ -95,7 +96,7 @@ func (d *Dialer) DialContext(ctx context.Context, network, addr string) (net.Con
 		if c == nil {
 			return s, nil
 		}
-		s.life = c
+		s.slot = c
 		if s.link.Bind(c) {
 			return s, nil
 		}
@@ -110,8 +111,8 @@ func (d *Dialer) DialContext(ctx context.Context, network, addr string) (net.Con
 
 // makeRoom sees to it that no closed try lives under the permit that the next one is to have. With
 // Open it may return that permit.
-func (d *Dialer) makeRoom(ctx context.Context) (next *allotment.Conn, err error) {
-	if d.Open == nil && d.More == nil {
+func (d *Dialer) makeRoom(ctx context.Context) (next *allotment.Slot, err error) {
+	if d.Open == nil && d.OpenExtra == nil {
 		return nil, nil // these sockets are not counted
 	}
 	d.mu.Lock()
@@ -131,13 +132,13 @@ func (d *Dialer) makeRoom(ctx context.Context) (next *allotment.Conn, err error)
 }
 
 // settle takes l, which is closed, out of the way of the attempt's next socket.
-func (d *Dialer) settle(ctx context.Context, l *Link) (next *allotment.Conn, err error) {
+func (d *Dialer) settle(ctx context.Context, l *Link) (next *allotment.Slot, err error) {
 	if gone, err := waitGone(ctx, l, tryGrace); gone || err != nil {
 		return nil, err
 	}
-	if d.More != nil {
-		short, cancel := context.WithTimeout(ctx, moreMost)
-		c := d.More(short)
+	if d.OpenExtra != nil {
+		short, cancel := context.WithTimeout(ctx, extraTimeout)
+		c := d.OpenExtra(short)
 		cancel()
 		switch {
 		case c == nil:
@@ -149,7 +150,7 @@ func (d *Dialer) settle(ctx context.Context, l *Link) (next *allotment.Conn, err
 		}
 	}
 	if l.spoke() {
-		most := drainMost + drainAfterCancel // by then its drain has ended
+		most := drainTimeout + drainAfterCancel // by then its drain has ended
 		if deadline, ok := ctx.Deadline(); ok {
 			most = time.Until(deadline) / 4
 		}

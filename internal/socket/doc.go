@@ -1,13 +1,13 @@
-// Package socket lets connection permits follow sockets: the one thing that every way of
-// ending a connection has in common. Whoever closes it (the driver, its background clean-up, the owner of a hijacked
-// connection, an abort, the garbage collector), the permit is given back once, and only when the server's
+// Package socket lets permits follow sockets: the one thing that every way of ending a connection
+// has in common. The driver, its background clean-up, the owner of a hijacked connection, an abort
+// or the garbage collector can close it. The permit is given back once, and only when the server's
 // backend has ended.
 //
-//	        Close, Abort, collected            EOF, or drainMost
+//	        Close, Abort, collected            EOF, or drainTimeout
 //	open ----------------------------> closed -------------------> gone
 //	  |         (Leave)               draining       (Gone)          ^
 //	  |                                  |                           | seen gone over another connection,
-//	  |    the server answers, and this  | reset, or drainMost       | or the allotment's bound
+//	  |    the server answers, and this  | reset, or drainTimeout    | or the allotment's bound
 //	  |    connection does not           v                           |
 //	  +------------------------------> in doubt ---------------------+
 //

@@ -21,8 +21,8 @@ import (
 //
 //   - the network has ended it: a read or write failed with anything else than EOF;
 //   - the server answers a cancel request, and yet this socket says nothing for as long again as
-//     that took, four times, and suspectLeast at least. A machine that starves is slow at both;
-//   - drainMost has passed.
+//     that took, four times, and minSilence at least. A machine that starves is slow at both;
+//   - drainTimeout has passed.
 //
 // An EOF ends every doubt. Only a connection that a PgConn came of can be in doubt: otherwise
 // nobody knows which backend it has.
@@ -30,14 +30,14 @@ import (
 const (
 	// suspectAfter is when a connection that is being closed, and still has a backend, is looked
 	// at: one that is sound ends within milliseconds. A server that is far away, or starved, took
-	// its time for the startup exchange; it has suspectTimes that, up to suspectMost.
-	suspectAfter = 250 * time.Millisecond
-	suspectTimes = 10
-	suspectMost  = 3 * time.Second
-	suspectLeast = 150 * time.Millisecond
-	// suspectAgain is when one whose server does not answer, or that still says something, is
+	// its time for the startup exchange; it has suspectTimes that, up to maxSuspectAfter.
+	suspectAfter    = 250 * time.Millisecond
+	suspectTimes    = 10
+	maxSuspectAfter = 3 * time.Second
+	minSilence      = 150 * time.Millisecond
+	// suspectPause is when one whose server does not answer, or that still says something, is
 	// looked at again.
-	suspectAgain = time.Second
+	suspectPause = time.Second
 )
 
 // peer is the backend at the other end.
@@ -80,25 +80,25 @@ func (l *Link) Leaving() {
 		return
 	}
 	p.held.Store(p.pc.Value()) // alive: its owner is closing it. Or dropped, and collected
-	time.AfterFunc(min(max(suspectAfter, suspectTimes*p.took), suspectMost), l.suspect)
+	time.AfterFunc(min(max(suspectAfter, suspectTimes*p.took), maxSuspectAfter), l.suspect)
 }
 
 // suspect looks whether the server lives, and the connection does not.
 func (l *Link) suspect() {
-	if l.over() || l.conn.Load() == nil {
+	if l.over() || l.slot.Load() == nil {
 		return
 	}
 	l.heard.Store(false)
 	asked := time.Now()
 	if !l.sendCancel() {
-		time.AfterFunc(suspectAgain, l.suspect)
+		time.AfterFunc(suspectPause, l.suspect)
 		return
 	}
-	time.AfterFunc(max(suspectLeast, 4*time.Since(asked)), func() {
+	time.AfterFunc(max(minSilence, 4*time.Since(asked)), func() {
 		switch {
 		case l.over():
 		case l.heard.Load():
-			time.AfterFunc(suspectAgain, l.suspect)
+			time.AfterFunc(suspectPause, l.suspect)
 		default:
 			l.doubt()
 		}
@@ -116,17 +116,17 @@ func (l *Link) over() bool {
 //
 // The socket is of no use any more, and closed: pgx's clean-up, if it is still at work, ends at
 // once, and frees its place in pgx's pool. The drain that may be under way ends by that too, and
-// finds the doubt; or it has seen the server's EOF before, and finishes: then the allotment hears
+// finds the doubt. Or it has seen the server's EOF before, and finishes: then the allotment hears
 // of Gone, whatever it was about to ask.
 func (l *Link) doubt() bool {
-	p, c := l.peer.Load(), l.conn.Load()
-	if p == nil || c == nil || l.eof.Load() {
+	p, s := l.peer.Load(), l.slot.Load()
+	if p == nil || s == nil || l.eof.Load() {
 		return false
 	}
 	if !p.doubted.CompareAndSwap(false, true) {
 		return true
 	}
-	ok := c.Doubt(&allotment.Suspect{PID: p.pid, Since: begin.Add(p.since), Addr: l.addr(), Ended: l.finish})
+	ok := s.Doubt(&allotment.Suspect{PID: p.pid, Since: begin.Add(p.since), Addr: l.addr(), Ended: l.finish})
 	if !ok {
 		p.doubted.Store(false)
 		return false

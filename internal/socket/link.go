@@ -18,28 +18,28 @@ import (
 )
 
 const (
-	// drainMost is how long a connection that is being closed waits for the server's end before it
-	// takes stronger measures. As long as pgx gives its own clean-up, which is counted.
-	drainMost = 15 * time.Second
-	// drainBlind is drainMost for a socket that cannot be half-closed: where no Terminate was sent,
-	// the server only learns of the end by the real close. It is also that of a server that never
-	// said a word: there is no session to end.
-	drainBlind = 2 * time.Second
-	// drainLeast is what is left of drainMost to a socket that pgx has used it up for.
-	drainLeast = time.Second
+	// drainTimeout is how long a connection that is being closed waits for the server's end before
+	// it takes stronger measures. As long as pgx gives its own clean-up, which is counted.
+	drainTimeout = 15 * time.Second
+	// blindDrainTimeout is drainTimeout for a socket that cannot be half-closed: where no Terminate
+	// was sent, the server only learns of the end by the real close. It is also that of a server
+	// that never said a word: there is no session to end.
+	blindDrainTimeout = 2 * time.Second
+	// minDrain is the rest of drainTimeout for a socket that pgx has used it up for.
+	minDrain = time.Second
 	// drainAfterCancel is how long the server has to answer the last cancel request.
 	drainAfterCancel = 5 * time.Second
 
-	cancelMost      = time.Second
-	abortFirst      = 10 * time.Millisecond // an idle backend ends by itself within this
-	abortAgainAtMax = time.Second
+	cancelTimeout  = time.Second
+	firstCancel    = 10 * time.Millisecond // an idle backend ends by itself within this
+	maxCancelPause = time.Second
 )
 
-// Link is the part of a wrapped socket that outlives the wrapper: what holds the permit and ends the connection. It must not
-// point to the [Conn], which would then never be collected.
+// Link is the part of a wrapped socket that outlives the wrapper: it holds the permit and ends the
+// connection. It must not point to the [Conn], which would then never be collected.
 type Link struct {
 	inner  net.Conn
-	conn   atomic.Pointer[allotment.Conn]
+	slot   atomic.Pointer[allotment.Slot]
 	cancel atomic.Pointer[func(context.Context) error]
 	peer   atomic.Pointer[peer]
 	closed atomic.Bool
@@ -54,17 +54,18 @@ type Link struct {
 	made   time.Duration // when the socket was, see now
 }
 
-// Conn is what ends with the socket, or nil.
-func (l *Link) Conn() *allotment.Conn { return l.conn.Load() }
+// Slot is the slot that ends with the socket, or nil.
+func (l *Link) Slot() *allotment.Slot { return l.slot.Load() }
 
-// Bind lets c end with the socket. It reports false if the lease of c is lost already; the caller
+// Bind lets s end with the socket. It reports false if the lease of s is lost already; the caller
 // must then Abort.
-func (l *Link) Bind(c *allotment.Conn) bool {
-	ok := c.Attach(l)
-	l.conn.Store(c)
+func (l *Link) Bind(s *allotment.Slot) bool {
+	ok := s.Attach(l)
+	l.slot.Store(s)
 	if l.closed.Load() {
-		// Closed in the meantime. Close read conn before or after our Store; Leave and Gone can both be repeated.
-		c.Leave()
+		// Closed in the meantime. Close read slot before or after our Store; Leave and Gone can
+		// both be repeated.
+		s.Leave()
 		select {
 		case <-l.gone:
 			l.end()
@@ -75,15 +76,15 @@ func (l *Link) Bind(c *allotment.Conn) bool {
 }
 
 // Unbind undoes Bind and returns what was bound, or nil: the socket goes on without.
-func (l *Link) Unbind() *allotment.Conn { return l.conn.Swap(nil) }
+func (l *Link) Unbind() *allotment.Slot { return l.slot.Swap(nil) }
 
-// SetCancel sets how to stop what the server is running for this connection. It must be safe to call
-// at any time, also after the close, and must not keep the [Conn] alive.
+// SetCancel sets how to stop what the server is running for this connection. It must be safe to
+// call at any time, also after the close, and must not keep the [Conn] alive.
 func (l *Link) SetCancel(cancel func(context.Context) error) { l.cancel.Store(&cancel) }
 
-// Opened tells that pc is the connection that came of this socket: who its backend is, and how to
-// cancel what it runs. pc's CancelRequest only reads what does not change after the connect. pc is
-// not kept alive: one that is dropped must be collected, and closed.
+// Opened tells that pc is the connection that came of this socket. So the link knows its backend,
+// and how to cancel what it runs. pc's CancelRequest only reads what does not change after the
+// connect. pc is not kept alive: one that is dropped must be collected, and closed.
 func (l *Link) Opened(pc *pgconn.PgConn) {
 	p := &peer{pid: pc.PID(), since: now(), pc: weak.Make(pc)}
 	p.took = p.since - l.made
@@ -101,23 +102,23 @@ func (l *Link) spoke() bool { return l.heard.Load() }
 // Gone is closed when the server's backend has ended, as far as can be known.
 func (l *Link) Gone() <-chan struct{} { return l.gone }
 
-// Close ends the connection without waiting: it tells the allotment, and leaves the rest to the background.
-// The second and later calls do nothing.
+// Close ends the connection without waiting: it tells the allotment, and leaves the rest to the
+// background. The second and later calls do nothing.
 func (l *Link) Close() error {
 	if !l.closed.CompareAndSwap(false, true) {
 		return nil
 	}
-	if c := l.conn.Load(); c != nil {
-		c.Leave()
+	if s := l.slot.Load(); s != nil {
+		s.Leave()
 	}
 	l.Leaving()
 	go l.drain()
 	return nil
 }
 
-// Abandon gives up on a socket that no connection came of, and whose backend does not end: nobody
-// was logged in by it, or its owner has let go of it, and what the server has started for it ends
-// when it next reads or writes.
+// Abandon gives up on a socket that no connection came of, and whose backend does not end. It
+// logged nobody in, or its owner has let go of it. What the server has started for it ends when it
+// next reads or writes.
 func (l *Link) Abandon() {
 	l.closed.Store(true)
 	l.reset()
@@ -133,14 +134,14 @@ func (l *Link) reset() {
 	_ = l.inner.Close()
 }
 
-// Abort is Close for a connection that must not live on. If its backend is busy, and so does not
-// notice that its client has gone, it is cancelled. Abort returns when the backend has ended, or
-// after drainMost and some seconds.
+// Abort is Close for a connection that must not live on. A backend that is busy, and so does not
+// notice that its client has gone, is cancelled. Abort returns when the backend has ended, or after
+// drainTimeout and some seconds.
 func (l *Link) Abort() {
 	l.Close()
-	timer := time.NewTimer(abortFirst)
+	timer := time.NewTimer(firstCancel)
 	defer timer.Stop()
-	for pause := abortFirst; ; {
+	for pause := firstCancel; ; {
 		select {
 		case <-l.gone:
 			return
@@ -148,13 +149,13 @@ func (l *Link) Abort() {
 		}
 		// Again and again: a cancel that arrives between two statements of a batch stops neither.
 		l.sendCancel()
-		pause = min(2*pause, abortAgainAtMax)
+		pause = min(2*pause, maxCancelPause)
 		timer.Reset(pause)
 	}
 }
 
-// AbortFor is Abort for a connection that is in use: its reads fail with an error that matches why,
-// and net.ErrClosed as for any closed socket.
+// AbortFor is Abort for a connection that somebody uses: its reads fail with an error that matches
+// why, and net.ErrClosed as for any closed socket.
 func (l *Link) AbortFor(why error) {
 	if why != nil {
 		l.why.Store(&why)
@@ -214,27 +215,27 @@ func (l *Link) sendCancel() bool {
 	if cancel == nil {
 		return false
 	}
-	ctx, stop := context.WithTimeout(context.Background(), cancelMost)
+	ctx, stop := context.WithTimeout(context.Background(), cancelTimeout)
 	defer stop()
 	return (*cancel)(ctx) == nil && ctx.Err() == nil // pgx makes nothing of a reply that did not come
 }
 
 // drain reads until the server has closed its end.
 func (l *Link) drain() {
-	// Wake whoever still reads or writes, and take over: reads of one socket are served one after the other, so this Read
-	// returns when an earlier one has. Deadlines that the driver left behind end here too; the wrapper
-	// lets none through any more.
+	// Wake whoever still reads or writes, and take over: reads of one socket are served one after
+	// the other, so this Read returns when an earlier one has. Deadlines that the driver left
+	// behind end here too; the wrapper lets none through any more.
 	if l.inner.SetDeadline(longAgo) == nil {
 		var b [1]byte
 		_, _ = l.inner.Read(b[:])
 		_ = l.inner.SetDeadline(time.Time{})
 	}
-	most := drainBlind
+	most := blindDrainTimeout
 	if half, ok := l.inner.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
 		if p := l.peer.Load(); p != nil {
-			most = max(drainLeast, drainMost-p.leavingFor())
+			most = max(minDrain, drainTimeout-p.leavingFor())
 		} else if l.heard.Load() {
-			most = drainMost
+			most = drainTimeout
 		}
 	}
 	bound := time.AfterFunc(most, l.giveUp)
@@ -315,8 +316,8 @@ func (l *Link) finish() {
 }
 
 func (l *Link) end() {
-	if c := l.conn.Swap(nil); c != nil {
-		c.Gone()
+	if s := l.slot.Swap(nil); s != nil {
+		s.Gone()
 	}
 }
 

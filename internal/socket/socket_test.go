@@ -28,7 +28,7 @@ func (fleet) Offer(int)               {}
 func (fleet) Full() bool              { return true }
 func (fleet) Err() error              { return semaphore.ErrUnavailable }
 func (fleet) Evict() bool             { return false }
-func (fleet) Fence(c *allotment.Conn) { c.Attached().(*socket.Link).Abort() }
+func (fleet) Abort(c *allotment.Slot) { c.Attached().(*socket.Link).Abort() }
 
 // one is an allotment that may hold one connection, and a caller who has the turn for it.
 func one(t *testing.T) *allotment.Allotment {
@@ -78,7 +78,8 @@ func must[T any](v T, err error) func(t *testing.T) T {
 	}
 }
 
-// TestPermitFollowsServersEnd: Close returns at once, half-closes, and gives the permit back only when the server closes.
+// TestPermitFollowsServersEnd: Close returns at once, half-closes, and gives the permit back only
+// when the server closes.
 func TestPermitFollowsServersEnd(t *testing.T) {
 	a := one(t)
 	addr, accepted := server(t)
@@ -87,8 +88,8 @@ func TestPermitFollowsServersEnd(t *testing.T) {
 	nc := must(d.DialContext(ctx, "tcp", addr))(t)
 	far := <-accepted
 	l := d.End(nil)
-	l.Conn().Ready()
-	l.Conn().CheckOut()
+	l.Slot().Ready()
+	l.Slot().CheckOut()
 
 	reading := make(chan error)
 	go func() { _, err := nc.Read(make([]byte, 1)); reading <- err }()
@@ -236,7 +237,7 @@ func TestTryThatSpokeIsWaitedFor(t *testing.T) {
 // it.
 func TestForgottenTryIsClosed(t *testing.T) {
 	addr, accepted := server(t)
-	d := &socket.Dialer{Dial: (&net.Dialer{}).DialContext, More: func(context.Context) *allotment.Conn { return nil }}
+	d := &socket.Dialer{Dial: (&net.Dialer{}).DialContext, OpenExtra: func(context.Context) *allotment.Slot { return nil }}
 	ctx := d.Begin(context.Background())
 	var nets []net.Conn
 	var fars []net.Conn
@@ -280,7 +281,7 @@ func TestCancelRequestsTakeNone(t *testing.T) {
 	plain(ctx)
 	l := d.End(nil)
 	plain(ctx)
-	if socket.Of(nc) != l || l.Conn() == nil {
+	if socket.Of(nc) != l || l.Slot() == nil {
 		t.Error("the link is not found")
 	}
 	far.Close()
@@ -322,8 +323,8 @@ func TestDropped(t *testing.T) {
 	a.Exit()
 }
 
-// TestFenceCancels a backend that is busy, and so does not notice that its client has gone.
-func TestFenceCancels(t *testing.T) {
+// TestAbortCancels a backend that is busy, and so does not notice that its client has gone.
+func TestAbortCancels(t *testing.T) {
 	a := one(t)
 	addr, accepted := server(t)
 	d := dialer(a)
@@ -345,7 +346,8 @@ func TestFenceCancels(t *testing.T) {
 	a.Exit()
 }
 
-// TestBindAfterTheEnd is for a permit that arrives at a socket that is closed already (PerCheckout).
+// TestBindAfterTheEnd is for a permit that arrives at a socket that is closed already
+// (PerCheckout).
 func TestBindAfterTheEnd(t *testing.T) {
 	a := one(t)
 	addr, accepted := server(t)

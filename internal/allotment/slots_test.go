@@ -1,0 +1,92 @@
+package allotment
+
+import (
+	"context"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/passbuddy/passbuddy/semaphore"
+)
+
+// available is derived. It must be what counting says: what the pool owns, but for turns, for what
+// leaves or is to be evicted, and for slots that open without a turn.
+func TestAvailableIsWhatIsLeft(t *testing.T) {
+	seed := rand.Uint64()
+	r := rand.New(rand.NewPCG(seed, 0))
+	for range 10_000 {
+		a := New(nil, Options{})
+		for s := range gone {
+			a.slots.n[s] = r.IntN(5)
+		}
+		a.slots.turns = a.slots.n[out] + r.IntN(5)
+		for range r.IntN(5) {
+			a.permits.add(nil)
+		}
+		a.debts.evicting = r.IntN(a.slots.n[idle] + 1)
+		uncovered := max(0, a.slots.n[opening]-(a.slots.turns-a.slots.n[out]))
+		want := a.owned() - a.slots.turns - a.slots.n[leaving] - a.debts.evicting - uncovered
+		if got := a.available(); got != want {
+			t.Fatalf("seed %d: %d available, want %d: %+v, %d spare, %d evicting",
+				seed, got, want, a.slots, len(a.permits.spare), a.debts.evicting)
+		}
+	}
+}
+
+// A slot that is out has a turn, whoever hands slots out past the queue, and whoever gives up.
+func TestTurnsCoverTheSlotsThatAreOut(t *testing.T) {
+	seed := rand.Uint64()
+	r := rand.New(rand.NewPCG(seed, 0))
+	var s slots
+	s.n[idle] = 5
+	for step := range 10_000 {
+		switch r.IntN(4) {
+		case 0: // Enter
+			s.turns++
+		case 1: // CheckOut, with a turn or past the queue
+			if s.n[idle] > 0 {
+				s.tie()
+				s.move(idle, out)
+			}
+		case 2: // Exit
+			s.untie()
+		case 3: // Return
+			if s.n[out] > 0 {
+				s.endCheckout()
+				s.move(out, idle)
+			}
+		}
+		if s.turns < s.n[out] || s.all() != 5 || s.coming() != s.turns-s.n[out] {
+			t.Fatalf("seed %d, step %d: %+v", seed, step, s)
+		}
+	}
+}
+
+// A caller gives up at the moment in which it is served, and the pool has handed the slot out past
+// the queue meanwhile: the slot has the caller's turn, and keeps it.
+func TestATurnThatAnotherSlotTookIsNotGivenBackTwice(t *testing.T) {
+	for range 50 { // a caller that is served and cancelled at once sees either
+		a := New(nil, Options{AcquireTimeout: time.Minute})
+		a.Attach(quiet{})
+		a.mu.Lock()
+		a.permits.add(new(semaphore.Permit))
+		s := a.newSlot()
+		a.mu.Unlock()
+		s.Ready()
+		ctx, cancel := context.WithCancel(t.Context())
+		a.mu.Lock()
+		w, err := a.queueForTurn(ctx, false)
+		a.mu.Unlock()
+		if err != nil || !s.CheckOut() { // as pgxpool's AcquireAllIdle
+			t.Fatal("bug in the test: not checked out")
+		}
+		cancel()
+		if err := a.awaitTurn(ctx, w); err == nil {
+			a.Exit()
+		}
+		s.Return(true)
+		if f := a.Figures(); f.Turns != 0 {
+			t.Fatalf("%+v", f)
+		}
+	}
+}

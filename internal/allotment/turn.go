@@ -1,0 +1,158 @@
+package allotment
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/passbuddy/passbuddy/semaphore"
+)
+
+// Enter takes a turn, waiting in the local queue while none is free. With claim, an idle slot comes
+// with the turn where there is one; it is then out, and its pool must not hand it to anyone else.
+//
+// A turn that is not tied to a slot by [Slot.CheckOut] is given back with [Allotment.Exit].
+func (a *Allotment) Enter(ctx context.Context, claim bool) (*Slot, error) {
+	a.mu.Lock()
+	if a.mayEnter() {
+		s := a.take(claim)
+		a.mu.Unlock()
+		return s, nil
+	}
+	w, err := a.queueForTurn(ctx, claim)
+	a.mu.Unlock()
+	if err == nil {
+		err = a.awaitTurn(ctx, w)
+	}
+	return w.slot, err
+}
+
+// mayEnter reports whether a turn is free, and no caller and no debt comes first.
+func (a *Allotment) mayEnter() bool {
+	return !a.closed && a.waiters.n == 0 && a.debts.owed == 0 && a.mayTake()
+}
+
+// take gives a turn that is known to be available.
+func (a *Allotment) take(claim bool) (s *Slot) {
+	if !a.slots.idleLeft() && a.slots.dials() == 0 {
+		a.dialing = time.Now()
+	}
+	a.slots.turns++
+	if claim {
+		s = a.claim()
+	}
+	if a.offers.timed {
+		a.offers.low = min(a.offers.low, a.available())
+	}
+	return s
+}
+
+// queueForTurn puts a caller in the queue, and serves it at once where that is possible.
+func (a *Allotment) queueForTurn(ctx context.Context, claim bool) (*waiter, error) {
+	w := a.newWaiter(ctx)
+	w.claim = claim
+	switch {
+	case a.closed:
+		return w, fmt.Errorf("passbuddy: %w", semaphore.ErrClosed)
+	case ctx.Err() != nil:
+		return w, ctx.Err()
+	case isClosed(w.closing):
+		return w, ErrPoolClosed
+	}
+	w.began, w.returns = time.Now(), a.slots.returns
+	a.waiters.add(w)
+	a.backlog.begin(w.began)
+	a.patience.miss(w.began, 4*a.unusedFor())
+	a.settle()
+	return w, nil
+}
+
+// awaitTurn waits until the caller is served, or may wait no longer. It takes the lock.
+func (a *Allotment) awaitTurn(ctx context.Context, w *waiter) error {
+	timer := time.NewTimer(a.left(ctx))
+	defer timer.Stop()
+	served, cause := w.await(ctx, timer.C)
+	if served {
+		return w.err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.waiters.withdraw(w) && w.err == nil {
+		// Served while the caller was giving up. The turn goes to the next one. A slot that came
+		// with it was never touched, and is idle again.
+		if w.slot != nil {
+			w.slot.become(idle)
+			w.slot.parked = true // the wrapper that it was claimed from has lost it
+			w.slot = nil
+		}
+		a.slots.untie()
+	}
+	a.settle()
+	if isClosed(w.closing) {
+		return ErrPoolClosed
+	}
+	err := a.refusal(ctx, cause)
+	if a.slots.returns == w.returns && errors.Is(err, semaphore.ErrCapacity) {
+		return a.explainNested(err, time.Since(w.began))
+	}
+	return err
+}
+
+// refusal is the error of a caller that waited as long as it may; cause is nil for AcquireTimeout.
+// It matches ErrUnavailable if Redis cannot be asked, ErrCapacity if the fleet was full, and then
+// the context's error and its cause.
+//
+// A caller that hung up while nothing was known to be full gets the context's own error, as from a
+// bare pool. An operator who counts ErrCapacity to raise the capacity must not count those.
+func (a *Allotment) refusal(ctx context.Context, cause error) error {
+	reason := semaphore.ErrCapacity
+	if err := a.engine.Err(); err != nil {
+		reason = err
+	} else if errors.Is(cause, semaphore.ErrCapacity) {
+		return cause // see OpenWithin
+	} else if ctx.Err() != nil && cause != nil && !a.engine.Full() {
+		return ctx.Err()
+	}
+	if cause == nil {
+		return fmt.Errorf("passbuddy: no connection permit within %v: %w", a.opts.AcquireTimeout, reason)
+	}
+	const gaveUp = "passbuddy: gave up waiting for a connection permit: %w"
+	if err := ctx.Err(); err != nil && !errors.Is(cause, err) {
+		return fmt.Errorf(gaveUp+" (%w: %w)", reason, err, cause)
+	}
+	return fmt.Errorf(gaveUp+" (%w)", reason, cause)
+}
+
+// Exit gives back a turn that is tied to no slot.
+func (a *Allotment) Exit() {
+	a.mu.Lock()
+	a.slots.untie()
+	a.settle()
+	a.mu.Unlock()
+}
+
+// A caller that holds one connection and asks for another can wait for itself, or for its peers in
+// other processes that do the same. An advisory lock is held on the first, and the work is done
+// over the second. Only AcquireTimeout can end that wait. The error then names the likely cause,
+// for a caller that sees "at capacity" would look for the others.
+//
+// The sign of it is that no checkout of this pool ended for as long as the caller waited. So
+// returns counts the ends of checkouts. Keep does not count: it is refused while any caller waits.
+
+// nestedAfter is how long a caller has waited at least before its error speaks of nested checkouts:
+// shorter waits are ordinary.
+const nestedAfter = time.Second
+
+// explainNested adds the likely cause to err, the refusal of a caller that waited for so long and
+// during whose wait no checkout of this pool ended.
+func (a *Allotment) explainNested(err error, waited time.Duration) error {
+	n := a.slots.n[out]
+	if n == 0 || waited < min(nestedAfter, a.opts.AcquireTimeout) {
+		return err
+	}
+	return fmt.Errorf("%w; none of the %d connections that this pool has checked out came back in the %v of the wait: "+
+		"callers that hold one while they ask for another (a migration under an advisory lock, a query beside a transaction) "+
+		"wait for each other. Do that work over the one connection, keep two permits for each process (semaphore.Config.Min: 2), "+
+		"or give it a semaphore and a pool of its own; see Nested checkouts in README.md", err, n, waited.Round(time.Millisecond))
+}
