@@ -33,7 +33,7 @@ type Options struct {
 	KeepOnLoss     bool          // keep open connections whose lease is lost, open no new ones
 	FallbackConns  int           // connections this process may hold while Redis cannot be asked
 	Fence          bool          // backends are recorded (backend.go); not with the two above
-	MaxConns       int           // more permits are never asked for; 0: any number
+	MaxConns       int           // connections the pool can hold: the most permits it asks for; 0: any number
 	PerCheckout    bool          // a permit covers a checkout, and a slot is one
 }
 
