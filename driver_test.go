@@ -113,9 +113,8 @@ func TestWrapRefuses(t *testing.T) {
 }
 
 func TestConfigDefaults(t *testing.T) {
-	got, err := passbuddy.Config{}.WithDefaults()
-	if err != nil || got != (passbuddy.Config{Scope: passbuddy.PerConnection, AcquireTimeout: 30 * time.Second}) {
-		t.Errorf("%+v, %v", got, err)
+	if passbuddy.DefaultAcquireTimeout != 30*time.Second || passbuddy.Config{}.Scope != passbuddy.PerConnection {
+		t.Errorf("%v, %v", passbuddy.DefaultAcquireTimeout, passbuddy.Config{}.Scope)
 	}
 	if s := fmt.Sprint(passbuddy.PerConnection, passbuddy.PerCheckout); s != "PerConnection PerCheckout" {
 		t.Error(s)

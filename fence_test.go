@@ -135,7 +135,7 @@ func TestFenceIsRefused(t *testing.T) {
 		"KeepOnLoss":    {Fence: true, KeepOnLoss: true},
 		"FallbackConns": {Fence: true, FallbackConns: 1},
 	} {
-		if _, err := cfg.WithDefaults(); err == nil || !strings.Contains(err.Error(), "Fence") || !strings.Contains(err.Error(), want) {
+		if _, err := cfg.withDefaults(); err == nil || !strings.Contains(err.Error(), "Fence") || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: %v", cfg, err)
 		}
 	}

@@ -37,6 +37,34 @@ type Options struct {
 	PerCheckout    bool          // a permit covers a checkout, and a slot is one
 }
 
+// DefaultAcquireTimeout is AcquireTimeout where that is zero.
+const DefaultAcquireTimeout = 30 * time.Second
+
+// Resolve returns o with its defaults filled in, or an error that names the field of the user's
+// Config that is refused.
+func (o Options) Resolve() (Options, error) {
+	if o.AcquireTimeout == 0 {
+		o.AcquireTimeout = DefaultAcquireTimeout
+	}
+	refused := func(format string, args ...any) (Options, error) {
+		return o, fmt.Errorf("passbuddy: Config."+format, args...)
+	}
+	switch {
+	case o.AcquireTimeout < 0:
+		return refused("AcquireTimeout is %v: it must not be negative", o.AcquireTimeout)
+	case o.FallbackConns < 0:
+		return refused("FallbackConns is %d: it must not be negative", o.FallbackConns)
+	case o.Fence && o.PerCheckout:
+		return refused("Fence with Config.Scope PerCheckout: " +
+			"only the permits of PerConnection cover a backend")
+	case o.Fence && o.KeepOnLoss:
+		return refused("Fence and Config.KeepOnLoss: the one ends the connections that the other keeps")
+	case o.Fence && o.FallbackConns > 0:
+		return refused("Fence and Config.FallbackConns: the one ends the connections that the other keeps")
+	}
+	return o, nil
+}
+
 // Allotment is the state of one pool. Its zero value is not usable; see New. Unexported methods,
 // those of Slot too, are called with mu held, unless they say that they take it.
 type Allotment struct {
