@@ -69,12 +69,12 @@ func TestLostLeaseIsNamed(t *testing.T) {
 			f := newFleet(t, len(running)+len(after))
 			rd, err := throwaway.StartRedis(ctxb, throwaway.RedisOptions{})
 			ok(t, err)
-			defer rd.Stop()
+			t.Cleanup(func() { _ = rd.Stop() })
 			sem, err := semaphore.Open(ctxb, rd.URL(), semaphore.Config{
 				Name: f.name, Capacity: f.capacity, TTL: time.Second, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
 			})
 			ok(t, err)
-			defer sem.Close()
+			t.Cleanup(func() { _ = sem.Close() }) // after the pool's: it waits for its connections
 			pool := f.pool(sem, passbuddy.Config{Scope: scope}, func(cfg *pgxpool.Config) {
 				if name == "TLS" {
 					cfg.ConnConfig.Host, cfg.ConnConfig.Port = "127.0.0.1", uint16(tlsFront(t, f.pg.Addr()).Port)
