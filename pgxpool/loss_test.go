@@ -28,6 +28,7 @@ func TestLeaseLost(t *testing.T) {
 		"PerCheckout":   {opts: passbuddy.Config{Scope: passbuddy.PerCheckout}},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel() // they mostly wait
 			f := newFleet(t, 3)
 			rd, err := throwaway.StartRedis(ctxb, throwaway.RedisOptions{})
 			ok(t, err)

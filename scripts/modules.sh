@@ -17,9 +17,10 @@ usage() {
 [[ $# == 1 && ($1 == check || $1 == tidy) ]] || usage
 
 root=$PWD
+export GOFLAGS=-mod=readonly
 folders=()
 while read -r folder; do folders+=("$folder"); done < <(GOWORK=$root/go.work go list -m -f '{{.Dir}}')
-export GOWORK=off GOFLAGS=
+export GOWORK=off
 module=$(go list -m)
 
 copy=$(mktemp -d)
