@@ -76,7 +76,10 @@ func TestWrapRefuses(t *testing.T) {
 	ctx := context.Background()
 	bad := passbuddy.Config{FallbackConns: -3}
 	fromDriver := func(d driver.Driver) error {
-		_, err := d.Open("")
+		conn, err := d.Open("")
+		if err == nil {
+			defer conn.Close() // for which the semaphore's Close would wait
+		}
 		_, err2 := d.(driver.DriverContext).OpenConnector("")
 		if fmt.Sprint(err) != fmt.Sprint(err2) {
 			t.Errorf("Open says %v, OpenConnector %v", err, err2)

@@ -13,6 +13,8 @@ import (
 
 	"github.com/alicebob/miniredis/v2/server"
 	"github.com/redis/go-redis/v9"
+
+	"github.com/passbuddy/passbuddy/internal/subset"
 )
 
 // says is a Redis that answers every script with one value.
@@ -171,21 +173,26 @@ func FuzzArguments(f *testing.F) {
 // Somebody puts anything anywhere. Scripts may refuse to go on, in words, but do not grant more than there is, and
 // do not destroy what they do not know.
 func FuzzState(f *testing.F) {
-	for key := range len(kindsOfKeys) {
-		for _, seed := range []struct {
-			kind, field, value string
-			score              float64
-		}{
-			{"string", "", "x", 0}, {"list", "", "x", 0}, {"set", "x", "", 0}, {"hash", "epoch", "x", 0}, {"hash", "x", "nan", 0},
-			{"zset", "x", "", math.Inf(1)}, {"zset", "", "", math.Inf(-1)}, {"zset", "a b", "", -5}, {"zset", "5000 a b", "", 1e300}, {"zset", "5000 000000a0-0001-8010-8000-000000000001", "", 0.5},
-		} {
-			f.Add(uint8(key), seed.kind, seed.field, seed.value, seed.score)
-		}
+	type hostile struct {
+		key                uint8
+		kind, field, value string
+		score              float64
+	}
+	var seeds []hostile
+	for key := range uint8(len(kindsOfKeys)) {
+		seeds = append(seeds, []hostile{
+			{key, "string", "", "x", 0}, {key, "list", "", "x", 0}, {key, "set", "x", "", 0}, {key, "hash", "epoch", "x", 0}, {key, "hash", "x", "nan", 0},
+			{key, "zset", "x", "", math.Inf(1)}, {key, "zset", "", "", math.Inf(-1)}, {key, "zset", "a b", "", -5}, {key, "zset", "5000 a b", "", 1e300},
+			{key, "zset", "5000 000000a0-0001-8010-8000-000000000001", "", 0.5},
+		}...)
 	}
 	for _, field := range []string{"cap", "gate", "seq", "limit", "count", "reserve", "skew", "last", "early", "known", "news", "lease", "leasenext", "leasesince"} {
 		for _, value := range []string{"x", "", "-5", "1e300", "inf", "nan", "0x10", "99999999999999999999"} {
-			f.Add(uint8(2), "hash", field, value, 0.0)
+			seeds = append(seeds, hostile{2, "hash", field, value, 0})
 		}
+	}
+	for _, seed := range subset.Of(f, 60, seeds) {
+		f.Add(seed.key, seed.kind, seed.field, seed.value, seed.score)
 	}
 	k := NewKeys("p-n")
 	redis := newInProcess(f, k)

@@ -13,7 +13,7 @@ import (
 )
 
 var (
-	steps     = flag.Int("steps", 8000, "steps of the model's histories in this process; on a real Redis half of that")
+	steps     = flag.Int("steps", 3000, "steps of the model's histories in this process; on a real Redis half of that")
 	modelSeed = flag.Uint64("seed", 0, "the one history to run, 0: those of as many steps as -steps says")
 )
 
