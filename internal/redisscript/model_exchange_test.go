@@ -9,7 +9,7 @@ import (
 // lane is what an exchange of plain permits alone answers while nobody waits and nothing is out of the ordinary.
 func lane(before *state, time int64, x message.Exchange) (*state, message.Exchanged, bool) {
 	wanted := append(slices.Clone(x.Waits), x.Tries...)
-	if len(x.Drop)+len(x.Ask)+x.Offered > 0 || x.MoveMicros > 0 || len(before.Queue) > 0 {
+	if len(x.Drop)+len(x.Ask)+x.Offered > 0 || x.MoveMicros > 0 || len(before.Queue) > 0 || len(x.Release)+len(wanted) == 0 {
 		return nil, message.Exchanged{}, false
 	}
 	s := before.clone()

@@ -47,3 +47,18 @@ func TestAnAssertionThatStrayedPastTheGate(t *testing.T) {
 		t.Errorf("%v held, missing %q: want %s alone", all.Permits, late.Missing, y)
 	}
 }
+
+// A batch that holds nothing but an offer is sent again without it, if its connection broke. Redis answers.
+func TestAnExchangeOfNothing(t *testing.T) {
+	k := NewKeys("p-n")
+	redis := newInProcess(t, k)
+	redis.setTime(modelStart)
+	s := "000000a0-0001-8010"
+	if _, err := Renew(t.Context(), redis, k, message.Renewal{Session: s, TTLMillis: 2000, Capacity: 1, Info: "{}", NewEpoch: "e"}); err != nil {
+		t.Fatal(err)
+	}
+	got, err := Exchange(t.Context(), redis, k, message.Exchange{Session: s, Epoch: "e", TTLMillis: 2000, Offerer: s + "-8001"})
+	if err != nil || got.Free != 1 {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
