@@ -68,10 +68,7 @@ func (t *trial) tell(s *session, e core.Event) {
 			granted.Owner.(*permit).told = true
 		}
 		p.want = max(0, p.want-len(e.Permits))
-		if t.returning {
-			p.want = 0
-		}
-		if p.gone || s.leaves {
+		if p.gone || s.leaves || t.returning {
 			t.giveAll(s, p)
 			return
 		}

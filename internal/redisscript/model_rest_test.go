@@ -213,17 +213,19 @@ func (t *trial) keptFromOthers() bool {
 func (t *trial) checkLeak(all bool) {
 	for _, s := range t.all() {
 		t.checkAccount(s)
-		if n := len(s.dropping); n > 0 {
-			t.failf("leak: %s has not said of %s that it is released", s.name, s.dropping[0].id)
+		for _, d := range s.dropping {
+			if s.core.Accounts(d.id) {
+				t.failf("leak: %s has not said of %s that it is released", s.name, d.id)
+			}
 		}
 		if all && s.core.Held() > 0 {
 			t.failf("leak: %s holds %d permits, and has given all back", s.name, s.core.Held())
 		}
 	}
-	for id, expiry := range t.before.Permits {
+	for id := range t.before.Permits {
 		_, quarantined := t.before.Quarantine[id]
 		s := t.named(sessionOf(id))
-		if s == nil || quarantined || expiry <= t.scriptClock() {
+		if s == nil || quarantined || t.ends[id] <= t.now {
 			continue
 		}
 		if p := s.permitOf(id); p == nil || p.State() != core.Held {

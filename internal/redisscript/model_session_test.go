@@ -29,7 +29,8 @@ type session struct {
 	timeout time.Duration // of a batch
 	random  *rand.Rand
 	epochs  int
-	over    map[*core.Request]bool // settled
+	over    map[*core.Request]bool   // settled
+	ended   map[string]time.Duration // when a permit was released, or its request withdrawn
 
 	paused, cut, dead bool
 	subscribed        bool // as the server sees it
@@ -136,7 +137,7 @@ func (t *trial) join(slot int, j joining) {
 	s := &session{
 		name: fmt.Sprintf("%08x-%04x-8%02x0", 0xa0+slot, t.born, j.weight), min: j.min, max: j.max,
 		began: t.now, offset: []time.Duration{time.Nanosecond, 7 * time.Millisecond, 3 * time.Hour}[t.born%3],
-		timeout: max(t.plan.ttl-t.plan.ttl/10, 20*time.Millisecond), over: make(map[*core.Request]bool),
+		timeout: max(t.plan.ttl-t.plan.ttl/10, 20*time.Millisecond), over: make(map[*core.Request]bool), ended: make(map[string]time.Duration),
 	}
 	if t.plan.drifts {
 		s.drift = time.Duration(t.born%3-1) * 5
@@ -192,6 +193,9 @@ func (t *trial) step(s *session, f func(c *core.Core, now time.Duration)) {
 	}
 	f(s.core, s.local(t.now))
 	fx := s.core.Take()
+	if s.core.Down() != nil {
+		s.troubled(t)
+	}
 	for _, p := range fx.Trust {
 		if p.State() == core.Lost {
 			t.checkLoss(s, p)
@@ -324,25 +328,27 @@ func (t *trial) exchangeOf(s *session, b *core.Batch, x message.Exchange) (messa
 	x.Load = false
 	x.Release, x.Drop = slices.Sorted(slices.Values(x.Release)), slices.Sorted(slices.Values(x.Drop))
 	got, err := t.exchange(x)
-	if b != s.latest || s.dead || s.core.Left() {
-		t.goAstray(asksFor(x)...) // its sender has given it up
-		return got, err
-	}
 	if err == nil {
+		dropped := slices.Clone(x.Release)
+		for _, d := range x.Drop {
+			_, ids := parsed(d)
+			dropped = append(dropped, ids...)
+		}
+		s.dropping = slices.DeleteFunc(s.dropping, func(d *dropping) bool { return slices.Contains(dropped, d.id) })
+	}
+	for _, id := range asksFor(x) {
+		if b != s.latest || s.dead || !s.core.Accounts(id) {
+			t.astray[id] = true // its sender has given it up
+		}
+	}
+	if b == s.latest && err == nil {
 		t.executed(s, x)
 	}
 	return got, err
 }
 
-// executed notes what Redis has seen of what s waits for.
+// executed notes that Redis has seen what s waits for.
 func (t *trial) executed(s *session, x message.Exchange) {
-	var dropped []string
-	for _, d := range x.Drop {
-		_, ids := parsed(d)
-		dropped = append(dropped, ids...)
-	}
-	dropped = append(dropped, x.Release...)
-	s.dropping = slices.DeleteFunc(s.dropping, func(d *dropping) bool { return slices.Contains(dropped, d.id) })
 	for _, id := range asksFor(x) {
 		if r := s.requestOf(id); r != nil && !r.seen {
 			t.checkOrder(s, r, x)
@@ -392,14 +398,16 @@ func (t *trial) sendCall(s *session, k *core.Call, tries int) {
 		for _, id := range x.Permits {
 			if s.permitOf(id) == nil || s.permitOf(id).State() != core.Held {
 				asserted = append(asserted, id)
-				t.goAstray(id)
+				t.astray[id] = true
 			}
 		}
 	}
 	answered := func() {
 		t.step(s, func(c *core.Core, now time.Duration) { c.CallAnswered(now, k, got) })
 		if k.X.Epoch != got.Epoch {
-			t.comeBack(asserted...)
+			for _, id := range asserted {
+				delete(t.astray, id)
+			}
 		}
 	}
 	failed := func(err error) {
@@ -562,6 +570,11 @@ func (t *trial) settled(s *session, r *core.Request) {
 	t.say("%s: settled, %s: %v", s.name, ids(r.Permits), err)
 	t.checkSettled(s, r, err)
 	s.over[r] = true
+	if err != nil && !r.Extends {
+		for _, p := range r.Permits {
+			s.ended[p.ID] = t.now
+		}
+	}
 	i := slices.IndexFunc(s.requests, func(q *request) bool { return q.Request == r })
 	if i < 0 {
 		return // it was made in this very step
@@ -594,6 +607,7 @@ func (t *trial) tryEnds(s *session, r *request) {
 // dropped notes that Redis is to be told of a release.
 func (t *trial) dropped(s *session, id string) {
 	s.dropping = append(s.dropping, &dropping{id, t.now, s.trouble})
+	s.ended[id] = t.now
 }
 
 // release gives a permit back that no pool holds, held or lost.

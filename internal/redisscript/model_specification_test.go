@@ -172,42 +172,37 @@ func (t *trial) checkTrust(s *session) {
 		if _, quarantined := t.before.Quarantine[p.ID]; !counted || quarantined {
 			t.failf("trust: %s trusts %s for %v more, and Redis does not count it", s.name, p.ID, p.TrustedUntil()-s.local(t.now))
 		}
-		ends := s.world(p.TrustedUntil()) - t.lastScript
-		if left := time.Duration(expiry-t.lastClock+t.place.late()) * time.Millisecond; ends > left {
-			t.failf("trust: %s trusts %s for %v longer than its lease lasts", s.name, p.ID, ends-left)
+		left := time.Duration(expiry-t.scriptClock()+t.place.late()) * time.Millisecond
+		if trusted := s.world(p.TrustedUntil()) - t.now; trusted > left {
+			t.failf("trust: %s trusts %s for %v longer than its lease lasts", s.name, p.ID, trusted-left)
 		}
 	}
 }
 
-// checkAccount: each permit that Redis counts for a session is held there, asked for or on its way to be
-// dropped; or it was lost, and its holder has not given it back yet. What arrived though its sender had given
-// it up is excepted: it ends with its lease.
+// checkAccount: each permit that Redis counts for a session, and each request in its queue, is known there: held,
+// asked for or on its way to be dropped. Or a permit was lost, and its holder has not given it back yet. Excepted
+// is what arrived though its sender had given it up, and what could not be dropped for a whole lease.
 func (t *trial) checkAccount(s *session) {
-	if s.core.Left() || t.plan.clocks {
+	if s.core.Left() {
 		return
 	}
-	for id, expiry := range t.before.Permits {
+	knows := func(id string) bool {
+		ended, is := s.ended[id]
+		return t.astray[id] || s.core.Accounts(id) || is && s.local(t.now)-s.local(ended) >= t.plan.ttl
+	}
+	for id := range t.before.Permits {
 		_, quarantined := t.before.Quarantine[id]
-		if sessionOf(id) != s.name || quarantined || expiry <= t.scriptClock() || t.astray[id] || s.core.Accounts(id) {
+		if sessionOf(id) != s.name || quarantined || t.ends[id] <= t.now || knows(id) {
 			continue
 		}
 		if p := s.permitOf(id); p == nil || p.State() != core.Lost {
-			t.failf("account: Redis counts %s for %d ms more, and %s knows nothing of it", id, expiry-t.scriptClock(), s.name)
+			t.failf("account: Redis counts %s for %v more, and %s knows nothing of it", id, t.ends[id]-t.now, s.name)
 		}
 	}
-}
-
-// goAstray notes that Redis executes what its sender gave up.
-func (t *trial) goAstray(ids ...string) {
-	for _, id := range ids {
-		t.astray[id] = true
-	}
-}
-
-// comeBack notes that the sender has heard of it after all.
-func (t *trial) comeBack(ids ...string) {
-	for _, id := range ids {
-		delete(t.astray, id)
+	for request := range t.before.Queue {
+		if _, ids := parsed(request); sessionOf(ids[0]) == s.name && !knows(ids[0]) {
+			t.failf("account: %q is in Redis's queue, and %s knows nothing of it", request, s.name)
+		}
 	}
 }
 
@@ -308,8 +303,8 @@ func (t *trial) checkPrompt() {
 // checkPromptAfter looks at what was said since s had so much trouble.
 func (t *trial) checkPromptAfter(s *session, trouble int) {
 	for _, d := range s.dropping {
-		// After a lease there is nothing left to drop.
-		if d.trouble >= trouble && t.now-d.since < t.plan.ttl {
+		// What the session does not know any more, account looks for.
+		if d.trouble >= trouble && s.core.Accounts(d.id) {
 			t.failf("prompt: %s has released %s, and does not say so", s.name, d.id)
 		}
 	}

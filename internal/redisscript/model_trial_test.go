@@ -44,20 +44,21 @@ type trial struct {
 	calls        int
 	sessions     [4]*session
 	leaving      []*session
-	born         int                 // sessions there ever were
-	pids         int                 // backends there ever were
-	postgres     map[string]*backend // those that live, by the permit that covers them
-	counted      int                 // other clients' permits that ever were
-	calm         bool                // it is the end: nothing goes wrong any more
-	returning    bool                // all give back what they are granted
-	allowed      int                 // permits that may be held at present
-	lastScript   time.Duration       // when a script last looked at Redis's clock ...
-	lastClock    int64               // ... and saw this
-	astray       map[string]bool     // UUIDs that Redis may count though their session does not know
-	adrift       map[string]bool     // pools whose count waits for a heartbeat
-	damaged      bool                // somebody deleted a key: what is counted may be wrong for a while
-	revoked      map[string]bool     // permits that somebody removed: their holders do not know yet
-	faults       []string            // messages that something happened to
+	born         int                      // sessions there ever were
+	pids         int                      // backends there ever were
+	postgres     map[string]*backend      // those that live, by the permit that covers them
+	counted      int                      // other clients' permits that ever were
+	calm         bool                     // it is the end: nothing goes wrong any more
+	returning    bool                     // all give back what they are granted
+	allowed      int                      // permits that may be held at present
+	ends         map[string]time.Duration // when each lease ends, if Redis's clock goes right
+	lastScript   time.Duration            // when a script last looked at that clock ...
+	lastClock    int64                    // ... and saw this
+	astray       map[string]bool          // UUIDs that Redis may count though their session does not know
+	adrift       map[string]bool          // pools whose count waits for a heartbeat
+	damaged      bool                     // somebody deleted a key: what is counted may be wrong for a while
+	revoked      map[string]bool          // permits that somebody removed: their holders do not know yet
+	faults       []string                 // messages that something happened to
 	trace        func(string)
 }
 
@@ -89,7 +90,7 @@ func (t *trial) run(steps []step, finish bool) (why string, failedAt int) {
 	}()
 	t.place.restart()
 	t.adrift, t.astray, t.revoked = make(map[string]bool), make(map[string]bool), make(map[string]bool)
-	t.postgres = make(map[string]*backend)
+	t.postgres, t.ends = make(map[string]*backend), make(map[string]time.Duration)
 	t.reload()
 	for i, s := range steps {
 		at = i
@@ -161,6 +162,11 @@ func (t *trial) judge(a act, reply any, predict func(time int64) (*oracle, any))
 	a.now, a.pushes = o.now, o.pushes
 	if !a.timeless {
 		t.lastScript, t.lastClock = t.now, a.now
+	}
+	for id, expiry := range after.Permits {
+		if before.Permits[id] != expiry {
+			t.ends[id] = t.now.Truncate(time.Millisecond) + time.Duration(expiry-a.now)*time.Millisecond
+		}
 	}
 	a.served = a.served && before.num("gate") <= a.now // if it opened just now, never mind
 	t.checkScript(before, after, a)
