@@ -169,6 +169,9 @@ var (
 // called at last, unless the process of s ends.
 func (t *trial) send(s *session, l luck, limit time.Duration, run, answered func(), failed func(error)) {
 	s.travelling++
+	if !l.countsAsWell {
+		s.troubled(t)
+	}
 	over := false
 	end := func(how func()) {
 		if over {

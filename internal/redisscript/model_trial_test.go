@@ -225,11 +225,13 @@ func known(t *trial, err error) error {
 func (t *trial) renew(n message.Renewal) (message.Renewed, error) {
 	t.place.setTime(t.clock())
 	got, err := Renew(context.Background(), t.place, t.keys, n)
+	slices.Sort(got.Missing)
 	t.say("%s -> %s", shown{n}, answered(got, err))
 	a := act{name: "Renew", session: n.Session, asserted: n.Permits, counts: true, served: err == nil && got.PausedUntil <= got.Now}
 	t.judge(a, answer{got, known(t, err)}, func(time int64) (*oracle, any) {
 		o := t.begin(time, n.Expected)
 		want, err := o.renew(n)
+		slices.Sort(want.Missing)
 		return o, answer{want, err}
 	})
 	return got, err
