@@ -156,6 +156,7 @@ func (t *trial) join(slot int, j joining) {
 		Random:   func(below time.Duration) time.Duration { return time.Duration(s.random.Int64N(int64(below) + 1)) },
 	})
 	t.say("%s joins: %+v", s.name, j)
+	t.unnoticed = t.unnoticed || t.set != t.lastSet && len(t.place.listeners()) == 0
 	// The first call has what luck a call has, but time does not pass.
 	for tries := 0; ; tries++ {
 		var k *core.Call

@@ -30,9 +30,9 @@ func newPlan(seed uint64, length int) *plan {
 	p.losses, p.clocks, p.operator, p.others = some(25), some(20), some(40), some(15)
 	p.maxima, p.replicas, p.moves, p.lazy, p.drifts, p.pauses = some(20), some(15), some(50), some(40), some(30), some(35)
 	// Other clients know nothing of a clock that was set. A call that comes late, a Redis that was stopped and a
-	// fleet that slept are taken for that. And nobody else re-asserts what other clients hold.
+	// fleet that was away are taken for that. And nobody else re-asserts what other clients hold.
 	if p.others = p.others && !p.clocks && !p.losses; p.others {
-		p.faults, p.roundTrip, p.pauses = 0, min(p.roundTrip, 5*time.Millisecond), false
+		p.faults, p.roundTrip, p.pauses, p.cuts = 0, min(p.roundTrip, 5*time.Millisecond), false, false
 	}
 	p.fence = p.pools && some(60)
 	if p.deaf = p.fence && some(80); p.deaf {

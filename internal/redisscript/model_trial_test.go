@@ -52,6 +52,8 @@ type trial struct {
 	returning    bool                     // all give back what they are granted
 	allowed      int                      // permits that may be held at present
 	ends         map[string]time.Duration // when each lease ends, if Redis's clock goes right
+	unnoticed    bool                     // a newcomer met a clock that was set, and nobody listened: see common.lua
+	lastSet      int64                    // what set was when a script last looked
 	lastScript   time.Duration            // when a script last looked at that clock ...
 	lastClock    int64                    // ... and saw this
 	astray       map[string]bool          // UUIDs that Redis may count though their session does not know
@@ -161,7 +163,7 @@ func (t *trial) judge(a act, reply any, predict func(time int64) (*oracle, any))
 	t.before = after
 	a.now, a.pushes = o.now, o.pushes
 	if !a.timeless {
-		t.lastScript, t.lastClock = t.now, a.now
+		t.lastScript, t.lastClock, t.lastSet = t.now, a.now, t.set
 	}
 	for id, expiry := range after.Permits {
 		if before.Permits[id] != expiry {
