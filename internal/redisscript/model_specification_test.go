@@ -129,7 +129,10 @@ func (t *trial) checkCapacity(before, after *state, a act, granted []string) {
 		}
 	}
 	// A capacity that was lowered drains: what was held may be held on, and the number cannot grow.
-	t.allowed = max(int(capacity), min(t.allowed, len(all)))
+	// Of a state that was lost, grants may still be on their way.
+	if allowed := max(int(capacity), min(t.allowed, len(all))); t.now >= t.lossesUntil || allowed > t.allowed {
+		t.allowed = allowed
+	}
 	if len(granted) == 0 {
 		return
 	}

@@ -51,8 +51,9 @@ type trial struct {
 	calm         bool                     // it is the end: nothing goes wrong any more
 	returning    bool                     // all give back what they are granted
 	allowed      int                      // permits that may be held at present
+	lossesUntil  time.Duration            // what a lost state granted may be trusted until then
 	ends         map[string]time.Duration // when each lease ends, if Redis's clock goes right
-	unnoticed    bool                     // a newcomer met a clock that was set, and nobody listened: see common.lua
+	unnoticed    bool                     // the clock was set, and nobody was there who could tell: see common.lua
 	lastSet      int64                    // what set was when a script last looked
 	lastScript   time.Duration            // when a script last looked at that clock ...
 	lastClock    int64                    // ... and saw this
