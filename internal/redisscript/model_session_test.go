@@ -257,7 +257,7 @@ func (t *trial) sendBatch(s *session, b *core.Batch, again, mayBreak bool) {
 	s.latest = b
 	x := b.X
 	if again {
-		x = b.Again()
+		t.step(s, func(c *core.Core, now time.Duration) { x = c.Again(now, b) })
 	}
 	l := t.luckOf(s, "batch")
 	var got message.Exchanged
