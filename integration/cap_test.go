@@ -9,8 +9,9 @@ import (
 	"github.com/passbuddy/passbuddy/internal/subset"
 )
 
-// The main promise: a fleet of processes never has more backends than its capacity, whatever
-// goes wrong in it, and serves everyone meanwhile. Postgres has room for more, so going over would be seen.
+// The main promise: a fleet of processes never has more backends than its capacity, whatever goes
+// wrong in it, and serves everyone meanwhile. Postgres has room for more, so going over would be
+// seen.
 func TestCap(t *testing.T) {
 	const processes, goroutines, capacity = 8, 40, 20
 	s := startServers(t, 100)
@@ -23,8 +24,10 @@ func TestCap(t *testing.T) {
 			name := integration + "-" + fault
 			t.Run(name, func(t *testing.T) {
 				j := job{
-					Redis: s.redis.URL(), Postgres: s.postgres.URL(), Semaphore: name, Capacity: capacity, TTL: 5 * time.Second,
-					Integration: integration, Fault: fault, Goroutines: goroutines, Load: *loadFor, MaxQuery: 20 * time.Millisecond,
+					Redis: s.redis.URL(), Postgres: s.postgres.URL(), Semaphore: name,
+					Capacity: capacity, TTL: 5 * time.Second,
+					Integration: integration, Fault: fault, Goroutines: goroutines, Load: *loadFor,
+					MaxQuery: 20 * time.Millisecond,
 				}
 				switch fault {
 				case "":
@@ -69,22 +72,26 @@ func TestCap(t *testing.T) {
 				}
 				cancel()
 				peak, mean := seen.peak(t)
-				t.Logf("%d operations, %d failed as they should, longest wait %v, %d connects, backends: peak %d, mean %.1f",
+				t.Logf("%d operations, %d failed as they should, longest wait %v, %d connects, "+
+					"backends: peak %d, mean %.1f",
 					ops, failures, longest, s.sessions(t)-before, peak, mean)
 				if peak > capacity {
 					t.Errorf("%d backends, capacity %d", peak, capacity)
 				}
-				// Faults cost connections, and a slow machine is then busy opening them; without, nothing but the cap stops the fleet.
+				// Faults cost connections, and a slow machine is then busy opening them; without,
+				// nothing but the cap stops the fleet.
 				if fault == "" && peak < capacity {
 					t.Errorf("peak of %d backends: the cap was never put to the test", peak)
 				}
-				if (fault == "cancel" || fault == "afterconnect" || fault == "terminate") && failures == 0 {
+				if (fault == "cancel" || fault == "afterconnect" || fault == "terminate") &&
+					failures == 0 {
 					t.Error("nothing failed: the fault was not put to the test")
 				}
 				if fault == "kill" {
 					// Its permits expire.
 					eventually(t, j.TTL, func() (bool, string) {
-						n := s.redisClient.ZCount(t.Context(), "passbuddy-"+name, fmt.Sprint(time.Now().UnixMilli()), "+inf").Val()
+						n := s.redisClient.ZCount(t.Context(), "passbuddy-"+name,
+							fmt.Sprint(time.Now().UnixMilli()), "+inf").Val()
 						return n == 0, fmt.Sprintf("%d permits left", n)
 					})
 					return

@@ -8,8 +8,9 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// An operator lowers the capacity of a fleet that is saturated and whose shares are even: nobody has anything idle to give, and nobody a claim on what
-// others hold. It drains all the same, evenly, without an operation that fails; and what is raised again is used again.
+// An operator lowers the capacity of a fleet that is saturated and whose shares are even: nobody
+// has anything idle to give, and nobody a claim on what others hold. It drains all the same,
+// evenly, without an operation that fails; and what is raised again is used again.
 func TestCapacityIsLoweredUnderLoad(t *testing.T) {
 	const processes, capacity, lowered = 4, 20, 8
 	s := startServers(t, 100)
@@ -26,7 +27,8 @@ func TestCapacityIsLoweredUnderLoad(t *testing.T) {
 			}
 			seen.await(t, began, even(capacity))
 
-			operator, err := semaphore.Open(t.Context(), s.redis.URL(), semaphore.Config{Name: t.Name(), Capacity: capacity, TTL: j.TTL})
+			operator, err := semaphore.Open(t.Context(), s.redis.URL(),
+				semaphore.Config{Name: t.Name(), Capacity: capacity, TTL: j.TTL})
 			if err != nil {
 				t.Fatal(err)
 			}

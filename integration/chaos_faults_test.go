@@ -12,20 +12,24 @@ import (
 	"github.com/passbuddy/passbuddy/internal/throwaway"
 )
 
-// This file is what can happen to the fleet of a chaos run. Each fault says for itself which operations may fail, and which of the
-// windows of ARCHITECTURE.md it opens: an operation that fails without leave, or a backend too many without an excuse, is a violation.
+// This file is what can happen to the fleet of a chaos run. Each fault says for itself which
+// operations may fail, and which of the windows of ARCHITECTURE.md it opens: an operation that
+// fails without leave, or a backend too many without an excuse, is a violation.
 
 const (
-	// chaosTTL is the lease. A session has been heard a third of that ago, at the most, and trusts its leases for nine tenths: so whatever Redis does, for
-	// the next 2.8 s nothing is lost. Faults of Redis that nobody may notice are shorter, others longer than the whole lease.
+	// chaosTTL is the lease. A session has been heard a third of that ago, at the most, and trusts
+	// its leases for nine tenths: so whatever Redis does, for the next 2.8 s nothing is lost.
+	// Faults of Redis that nobody may notice are shorter, others longer than the whole lease.
 	chaosTTL   = 5 * time.Second
 	unnoticed  = 2 * time.Second
 	pastLease  = chaosTTL + time.Second
 	longestRun = 60 * time.Millisecond // of a query
-	queryMost  = 6 * time.Second       // its caller's time-out: longer than any fault that no query may notice
+	// its caller's time-out: longer than any fault that no query may notice
+	queryMost = 6 * time.Second
 
-	// grace is for what follows from a fault once it is over: a query that ends, a watchdog that runs, a connection that is found dead. It takes some
-	// milliseconds; this is what a machine in trouble can keep.
+	// grace is for what follows from a fault once it is over: a query that ends, a watchdog that
+	// runs, a connection that is found dead. It takes some milliseconds; this is what a machine in
+	// trouble can keep.
 	grace = 3 * time.Second
 )
 
@@ -33,52 +37,80 @@ var chaosKinds = []*kind{
 	// Processes.
 	{name: "kill", from: 0, to: time.Second, do: (*chaos).kill},
 	{name: "leave, and come", from: 0, to: time.Second, do: (*chaos).deploy},
-	{name: "stop and continue", from: 500 * time.Millisecond, to: unnoticed, do: (*chaos).stopShort},
-	{name: "stop past the lease", from: pastLease, to: pastLease + 2*time.Second, do: (*chaos).stopLong},
+	{name: "stop and continue", from: 500 * time.Millisecond, to: unnoticed,
+		do: (*chaos).stopShort},
+	{name: "stop past the lease", from: pastLease, to: pastLease + 2*time.Second,
+		do: (*chaos).stopLong},
 
 	// Between the fleet and Redis, and Redis itself.
-	{name: "Redis stalled", from: time.Second, to: unnoticed, rides: true, do: (*chaos).redisStalled},
-	{name: "Redis cut off", from: 500 * time.Millisecond, to: unnoticed, rides: true, do: (*chaos).redisCut},
-	{name: "Redis refuses", from: 500 * time.Millisecond, to: unnoticed, rides: true, do: (*chaos).redisRefuses},
-	{name: "Redis's replies dropped", from: 500 * time.Millisecond, to: unnoticed, rides: true, do: (*chaos).redisMute},
-	{name: "Redis's replies late", from: 500 * time.Millisecond, to: unnoticed, rides: true, do: (*chaos).redisLate},
-	{name: "some replies lost", from: 500 * time.Millisecond, to: unnoticed, rides: true, do: (*chaos).repliesLost},
-	{name: "Redis frozen", from: 500 * time.Millisecond, to: unnoticed, rides: true, do: (*chaos).redisFrozen},
-	{name: "Redis away past the lease", from: pastLease, to: pastLease + 2*time.Second, do: (*chaos).redisAway},
-	{name: "one process without Redis", from: pastLease, to: pastLease + 2*time.Second, do: (*chaos).partition},
-	{name: "pushes lost", from: time.Second, to: 3 * time.Second, rides: true, do: (*chaos).pushesLost},
-	{name: "subscribers cut", from: time.Second, to: 3 * time.Second, rides: true, do: (*chaos).subscribersCut},
-	{name: "SCRIPT FLUSH", from: time.Second, to: 2 * time.Second, rides: true, do: (*chaos).scriptsFlushed},
+	{name: "Redis stalled", from: time.Second, to: unnoticed, rides: true,
+		do: (*chaos).redisStalled},
+	{name: "Redis cut off", from: 500 * time.Millisecond, to: unnoticed, rides: true,
+		do: (*chaos).redisCut},
+	{name: "Redis refuses", from: 500 * time.Millisecond, to: unnoticed, rides: true,
+		do: (*chaos).redisRefuses},
+	{name: "Redis's replies dropped", from: 500 * time.Millisecond, to: unnoticed, rides: true,
+		do: (*chaos).redisMute},
+	{name: "Redis's replies late", from: 500 * time.Millisecond, to: unnoticed, rides: true,
+		do: (*chaos).redisLate},
+	{name: "some replies lost", from: 500 * time.Millisecond, to: unnoticed, rides: true,
+		do: (*chaos).repliesLost},
+	{name: "Redis frozen", from: 500 * time.Millisecond, to: unnoticed, rides: true,
+		do: (*chaos).redisFrozen},
+	{name: "Redis away past the lease", from: pastLease, to: pastLease + 2*time.Second,
+		do: (*chaos).redisAway},
+	{name: "one process without Redis", from: pastLease, to: pastLease + 2*time.Second,
+		do: (*chaos).partition},
+	{name: "pushes lost", from: time.Second, to: 3 * time.Second, rides: true,
+		do: (*chaos).pushesLost},
+	{name: "subscribers cut", from: time.Second, to: 3 * time.Second, rides: true,
+		do: (*chaos).subscribersCut},
+	{name: "SCRIPT FLUSH", from: time.Second, to: 2 * time.Second, rides: true,
+		do: (*chaos).scriptsFlushed},
 
 	// State lost.
 	{name: "FLUSHALL", from: time.Second, to: time.Second, forgets: true, do: (*chaos).flushed},
-	{name: "Redis killed and restarted", from: 0, to: 1500 * time.Millisecond, forgets: true, do: (*chaos).redisRestarted},
-	{name: "Redis down past the lease", from: pastLease, to: pastLease + 2*time.Second, do: (*chaos).redisDown},
-	{name: "Redis back to a snapshot", from: time.Second, to: pastLease + 2*time.Second, do: (*chaos).snapshot},
+	{name: "Redis killed and restarted", from: 0, to: 1500 * time.Millisecond, forgets: true,
+		do: (*chaos).redisRestarted},
+	{name: "Redis down past the lease", from: pastLease, to: pastLease + 2*time.Second,
+		do: (*chaos).redisDown},
+	{name: "Redis back to a snapshot", from: time.Second, to: pastLease + 2*time.Second,
+		do: (*chaos).snapshot},
 	{name: "newcomer at the restart", from: 0, to: time.Second, do: (*chaos).newcomer},
 	{name: "failover", from: 0, to: time.Second, do: (*chaos).failover},
 	{name: "failover to one that lags", from: 0, to: time.Second, do: (*chaos).laggingFailover},
 
 	// Between the fleet and Postgres, and Postgres itself.
-	{name: "Postgres stalled", from: time.Second, to: 3 * time.Second, rides: true, do: (*chaos).postgresStalled},
-	{name: "Postgres connections reset", from: time.Second, to: time.Second, do: (*chaos).postgresReset},
-	{name: "Postgres cut off", from: 500 * time.Millisecond, to: 3 * time.Second, do: (*chaos).postgresCut},
-	{name: "Postgres's replies dropped", from: 500 * time.Millisecond, to: 3 * time.Second, do: (*chaos).postgresMute},
-	{name: "Postgres restarted", from: time.Second, to: time.Second, do: (*chaos).postgresRestarted},
+	{name: "Postgres stalled", from: time.Second, to: 3 * time.Second, rides: true,
+		do: (*chaos).postgresStalled},
+	{name: "Postgres connections reset", from: time.Second, to: time.Second,
+		do: (*chaos).postgresReset},
+	{name: "Postgres cut off", from: 500 * time.Millisecond, to: 3 * time.Second,
+		do: (*chaos).postgresCut},
+	{name: "Postgres's replies dropped", from: 500 * time.Millisecond, to: 3 * time.Second,
+		do: (*chaos).postgresMute},
+	{name: "Postgres restarted", from: time.Second, to: time.Second,
+		do: (*chaos).postgresRestarted},
 	{name: "Postgres crashed", from: time.Second, to: time.Second, do: (*chaos).postgresCrashed},
-	{name: "backends terminated", from: 500 * time.Millisecond, to: 2 * time.Second, do: (*chaos).terminated},
+	{name: "backends terminated", from: 500 * time.Millisecond, to: 2 * time.Second,
+		do: (*chaos).terminated},
 
 	// What real set-ups do.
-	{name: "Redis forgets connections", from: 500 * time.Millisecond, to: unnoticed, rides: true, do: (*chaos).redisForgets},
-	{name: "Redis answers every 2 s", from: pastLease, to: pastLease + 2*time.Second, do: (*chaos).redisSlow},
-	{name: "Redis out of memory", from: pastLease, to: pastLease + 2*time.Second, do: (*chaos).redisFull},
+	{name: "Redis forgets connections", from: 500 * time.Millisecond, to: unnoticed, rides: true,
+		do: (*chaos).redisForgets},
+	{name: "Redis answers every 2 s", from: pastLease, to: pastLease + 2*time.Second,
+		do: (*chaos).redisSlow},
+	{name: "Redis out of memory", from: pastLease, to: pastLease + 2*time.Second,
+		do: (*chaos).redisFull},
 	{name: "demoted primary lives on", from: time.Second, to: unnoticed, do: (*chaos).demoted},
 	{name: "Postgres forgets connections", from: 0, to: time.Second, do: (*chaos).postgresForgets},
 	{name: "first host hangs", from: time.Second, to: 3 * time.Second, do: (*chaos).hostHangs},
 
 	// The operator.
-	{name: "capacity lowered", from: 2 * time.Second, to: 3 * time.Second, do: (*chaos).capacityLowered},
-	{name: "capacity raised", from: 2 * time.Second, to: 3 * time.Second, do: (*chaos).capacityRaised},
+	{name: "capacity lowered", from: 2 * time.Second, to: 3 * time.Second,
+		do: (*chaos).capacityLowered},
+	{name: "capacity raised", from: 2 * time.Second, to: 3 * time.Second,
+		do: (*chaos).capacityRaised},
 }
 
 // from says since when things can get better: that is what is measured.
@@ -143,8 +175,8 @@ func (r *chaos) stopShort(s step) {
 	r.from(time.Now())
 }
 
-// Stopped for longer than its leases, a process cannot close its connections: without Fence they live beside those of who is
-// granted its permits, until it wakes and its watchdog runs.
+// Stopped for longer than its leases, a process cannot close its connections: without Fence they
+// live beside those of who is granted its permits, until it wakes and its watchdog runs.
 func (r *chaos) stopLong(s step) {
 	p := r.fleet.places[s.process].process
 	stopped := time.Now()
@@ -152,9 +184,10 @@ func (r *chaos) stopLong(s step) {
 	r.from(stopped)
 	end := func(time.Time) {}
 	if !r.job.Fence {
-		end = r.excused("what "+p.name+" held when it was stopped", r.ledger.held(p.name)+1, func(b backend) bool {
-			return b.process == p.name && b.started.Before(stopped.Add(100*time.Millisecond))
-		})
+		end = r.excused("what "+p.name+" held when it was stopped", r.ledger.held(p.name)+1,
+			func(b backend) bool {
+				return b.process == p.name && b.started.Before(stopped.Add(100*time.Millisecond))
+			})
 	}
 	r.hold(s)
 	p.signal(r.t, syscall.SIGCONT)
@@ -197,7 +230,8 @@ func (r *chaos) redisLate(s step) {
 }
 
 func (r *chaos) repliesLost(s step) {
-	r.betweenRedis(s, -1, func(p *throwaway.Proxy) { p.LoseReplies(s.amount, nil) }, func(p *throwaway.Proxy) { p.LoseReplies(0, nil) })
+	r.betweenRedis(s, -1, func(p *throwaway.Proxy) { p.LoseReplies(s.amount, nil) },
+		func(p *throwaway.Proxy) { p.LoseReplies(0, nil) })
 }
 
 func (r *chaos) redisFrozen(s step) {
@@ -291,8 +325,8 @@ func (r *chaos) redisDown(s step) {
 	r.fleet.allow(-1, gone, time.Now().Add(grace))
 }
 
-// What Redis knows when it is back is a snapshot, whose leases have ended: to it everything is free. Who holds a permit that it does not know is told by
-// his next heartbeat.
+// What Redis knows when it is back is a snapshot, whose leases have ended: to it everything is
+// free. Who holds a permit that it does not know is told by his next heartbeat.
 func (r *chaos) snapshot(s step) {
 	r.must(r.redis().Save(r.t.Context()).Err())
 	r.hold(s)
@@ -301,13 +335,14 @@ func (r *chaos) snapshot(s step) {
 	r.must(r.primary.Restart(r.t.Context()))
 	back := time.Now()
 	r.from(back)
-	end := r.excused("what was held before Redis went back to a snapshot", r.job.Capacity, func(b backend) bool { return b.started.Before(back) })
+	end := r.excused("what was held before Redis went back to a snapshot", r.job.Capacity,
+		func(b backend) bool { return b.started.Before(back) })
 	end(back.Add(chaosTTL/3 + grace))
 	r.fleet.allow(-1, gone, back.Add(chaosTTL/3+grace))
 }
 
-// A process that has never held a permit is the first that the restarted Redis hears of: to it, this is a new semaphore. It may be granted what others hold
-// until their next heartbeat.
+// A process that has never held a permit is the first that the restarted Redis hears of: to it,
+// this is a new semaphore. It may be granted what others hold until their next heartbeat.
 func (r *chaos) newcomer(s step) {
 	r.fleet.leaves(s.process)
 	r.primary.Kill()
@@ -317,7 +352,8 @@ func (r *chaos) newcomer(s step) {
 	r.must(r.primary.RestartEmpty(r.t.Context())) // as a replica it may have kept a snapshot
 	back := time.Now()
 	r.from(back)
-	end := r.excused("what "+p.name+", who came first, is granted", r.job.Goroutines, func(b backend) bool { return b.process == p.name })
+	end := r.excused("what "+p.name+", who came first, is granted", r.job.Goroutines,
+		func(b backend) bool { return b.process == p.name })
 	end(back.Add(chaosTTL + grace)) // a heartbeat, and what is too much is given back
 	p.w.joined(r.t)
 	r.fleet.allow(-1, gone, back.Add(grace))
@@ -349,9 +385,10 @@ func (r *chaos) laggingFailover(s step) {
 	r.must(r.replica.HealReplication(ctx))
 	at := r.promote(ctx)
 	r.from(at)
-	end := r.excused("what was granted while the replica lagged", r.job.Capacity, func(b backend) bool {
-		return b.started.After(cut.Add(-chaosTTL/10)) && b.started.Before(at.Add(chaosTTL/10))
-	})
+	end := r.excused("what was granted while the replica lagged", r.job.Capacity,
+		func(b backend) bool {
+			return b.started.After(cut.Add(-chaosTTL/10)) && b.started.Before(at.Add(chaosTTL/10))
+		})
 	end(at.Add(chaosTTL + grace)) // a lease
 	r.fleet.allow(-1, cut, at.Add(chaosTTL+grace))
 	r.replicate(ctx)
@@ -385,7 +422,8 @@ func (r *chaos) setCapacity(n int) {
 		end := r.excused("what was granted before the capacity was lowered", before-n, nil)
 		end(time.Now().Add(chaosTTL + grace))
 	}
-	teller := r.fleet.places[rand.IntN(len(r.fleet.places))].process // whose client it goes through makes no difference
+	// whose client it goes through makes no difference
+	teller := r.fleet.places[rand.IntN(len(r.fleet.places))].process
 	teller.w.tell(r.t, fmt.Sprintf("%s %d", setCapacity, n))
 }
 

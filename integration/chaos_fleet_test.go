@@ -15,7 +15,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/throwaway"
 )
 
-// This file is the fleet of a chaos run: six processes, each behind proxies of its own, of which those that end are replaced.
+// This file is the fleet of a chaos run: six processes, each behind proxies of its own, of which
+// those that end are replaced.
 
 // process is one of the fleet. Its name tells the place, and how many had that before.
 type process struct {
@@ -105,7 +106,8 @@ func (f *fleet) launch(at int) *process {
 	p := &process{name: fmt.Sprintf("p%d.%d", at, pl.had), place: at, stderr: &tail{}}
 	j := f.job
 	j.Integration = []string{"pgxpool", "stdlib"}[at%2]
-	if at == len(f.places)-1 { // one that pauses, and so gives back and takes; not in a calm, for what moves is not in use
+	// one that pauses, and so gives back and takes; not in a calm, for what moves is not in use
+	if at == len(f.places)-1 {
 		j.Pause = 300 * time.Millisecond
 	}
 	j.Redis = "redis://" + pl.redis.Addr() + "/0"
@@ -144,7 +146,8 @@ func (f *fleet) heard(p *process, pr progress) {
 
 func (p *probe) saw(first *time.Duration, stamps []stamp) {
 	for _, s := range stamps {
-		if took := time.Duration(s.Had - p.since.UnixNano()); s.Asked > p.since.UnixNano() && (*first == 0 || took < *first) {
+		if took := time.Duration(s.Had - p.since.UnixNano()); s.Asked > p.since.UnixNano() &&
+			(*first == 0 || took < *first) {
 			*first = took
 		}
 	}
@@ -177,13 +180,15 @@ func (f *fleet) unexpected() (bad []string) {
 	for _, m := range f.failures {
 		ok := false
 		for _, a := range f.allowed {
-			ok = ok || (a.place < 0 || a.place == m.place) && m.Ended.After(a.from) && m.Began.Before(a.until)
+			ok = ok || (a.place < 0 || a.place == m.place) && m.Ended.After(a.from) &&
+				m.Began.Before(a.until)
 		}
 		if ok {
 			f.expected++
 			continue
 		}
-		bad = append(bad, fmt.Sprintf("%s of %s, after %v: %s", m.Ended.Format(clock), m.process, m.Ended.Sub(m.Began).Round(time.Millisecond), m.Error))
+		bad = append(bad, fmt.Sprintf("%s of %s, after %v: %s", m.Ended.Format(clock), m.process,
+			m.Ended.Sub(m.Began).Round(time.Millisecond), m.Error))
 	}
 	f.failures = nil
 	return bad
@@ -203,8 +208,8 @@ func (f *fleet) calmsTold() bool {
 	return len(f.calms) == len(f.places)
 }
 
-// outOfTurn is who was not served in turn in the last calm. Processes that opened a connection in it are not judged: who opens has had his turn, and is
-// overtaken while he connects.
+// outOfTurn is who was not served in turn in the last calm. Processes that opened a connection in
+// it are not judged: who opens has had his turn, and is overtaken while he connects.
 func (f *fleet) outOfTurn(opened map[string]bool) (passed []string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -253,7 +258,8 @@ func (f *fleet) ended(p *process) {
 			f.t.Fatalf("%s ended without a word:\n%s", p.name, p.stderr)
 		}
 		if o.Goroutines > 0 {
-			f.t.Errorf("%s: %d goroutines are left after all was closed:\n%s", p.name, o.Goroutines, o.Stacks)
+			f.t.Errorf("%s: %d goroutines are left after all was closed:\n%s", p.name, o.Goroutines,
+				o.Stacks)
 		}
 	case <-time.After(patience):
 		p.signal(f.t, syscall.SIGQUIT)

@@ -17,8 +17,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/throwaway"
 )
 
-// This file is the witness of a chaos run: what Postgres itself says of its backends, some hundred times a second, over a connection that no fault
-// reaches. Each look is judged at once.
+// This file is the witness of a chaos run: what Postgres itself says of its backends, some hundred
+// times a second, over a connection that no fault reaches. Each look is judged at once.
 
 const lookEvery = 10 * time.Millisecond
 
@@ -30,8 +30,9 @@ type backend struct {
 	doing   string // its state, since when, and its query
 }
 
-// An excuse is a window, declared in ARCHITECTURE.md, in which there may be more backends than the capacity. It says which ones do not count
-// against it: the others never exceed it, not even then. When it is over they count again, so that it bounds the time, too.
+// An excuse is a window, declared in ARCHITECTURE.md, in which there may be more backends than the
+// capacity. It says which ones do not count against it: the others never exceed it, not even then.
+// When it is over they count again, so that it bounds the time, too.
 type excuse struct {
 	why         string
 	from, until time.Time // until is zero while its end is not known
@@ -65,7 +66,8 @@ func (l look) String() string {
 	for _, process := range slices.Sorted(maps.Keys(by)) {
 		of = append(of, fmt.Sprintf("%s:%d", process, by[process]))
 	}
-	return fmt.Sprintf("%s %d backends of %d (%d excused): %s", l.at.Format(clock), len(l.backends), l.capacity, l.excused, strings.Join(of, " "))
+	return fmt.Sprintf("%s %d backends of %d (%d excused): %s", l.at.Format(clock), len(l.backends),
+		l.capacity, l.excused, strings.Join(of, " "))
 }
 
 const clock = "15:04:05.000"
@@ -118,7 +120,8 @@ func (c *chronicle) watch(ctx context.Context, url string) {
 			conn = nil
 		}
 		if ctx.Err() == nil {
-			c.add(look{at: asked, took: time.Since(asked), backends: found, down: err != nil}, asked.Sub(last)-lookEvery)
+			c.add(look{at: asked, took: time.Since(asked), backends: found, down: err != nil},
+				asked.Sub(last)-lookEvery)
 		}
 		last = asked
 		<-tick.C
@@ -178,8 +181,11 @@ func (c *chronicle) add(l look, late time.Duration) {
 	over := l.over() - l.excused
 	c.peak = max(c.peak, over)
 	if over > 0 && c.violation == "" {
-		c.violation = fmt.Sprintf("%d backends, %d excused, capacity %d\nduring: %s\nexcuses: %s\nlooks before it:\n%s\nbackends:\n%s",
-			len(l.backends), l.excused, c.capacity, c.during, c.excusesText(l.at), c.recentText(), l.backendsText())
+		c.violation = fmt.Sprintf(
+			"%d backends, %d excused, capacity %d\nduring: %s\nexcuses: %s\nlooks before "+
+				"it:\n%s\nbackends:\n%s",
+			len(l.backends), l.excused, c.capacity, c.during, c.excusesText(l.at), c.recentText(),
+			l.backendsText())
 	}
 }
 
@@ -191,7 +197,8 @@ func (l look) backendsText() string {
 	})
 	var text strings.Builder
 	for _, b := range backends {
-		fmt.Fprintf(&text, "  %s %d since %s: %s\n", b.process, b.pid, b.started.Format(clock), b.doing)
+		fmt.Fprintf(&text, "  %s %d since %s: %s\n", b.process, b.pid, b.started.Format(clock),
+			b.doing)
 	}
 	return text.String()
 }
@@ -203,7 +210,8 @@ func (c *chronicle) excusesText(at time.Time) string {
 		if !e.until.IsZero() {
 			ends = e.until.Sub(at).Round(time.Millisecond).String() + " left"
 		}
-		text = append(text, fmt.Sprintf("%s (since %v, %s)", e.why, at.Sub(e.from).Round(time.Millisecond), ends))
+		text = append(text, fmt.Sprintf("%s (since %v, %s)", e.why,
+			at.Sub(e.from).Round(time.Millisecond), ends))
 	}
 	if text == nil {
 		return "none"
@@ -295,15 +303,17 @@ func (c *chronicle) violated() string {
 	return c.violation
 }
 
-// An episode is one step of the schedule, from its fault to the end of the calm after it. Guarded by the chronicle's mu.
+// An episode is one step of the schedule, from its fault to the end of the calm after it. Guarded
+// by the chronicle's mu.
 type episode struct {
-	calm          bool
-	waiting       func() bool // does somebody wait now?
-	samples       int
-	most          int           // backends too many at the most, excused
-	overFor       time.Duration // for how long at a stretch
-	overFrom      time.Time
-	used, could   int // backends, and capacity, summed over the looks of the calm while somebody waited
+	calm     bool
+	waiting  func() bool // does somebody wait now?
+	samples  int
+	most     int           // backends too many at the most, excused
+	overFor  time.Duration // for how long at a stretch
+	overFrom time.Time
+	// backends, and capacity, summed over the looks of the calm while somebody waited
+	used, could   int
 	calmLooks     int
 	fewest        int // backends in one of those
 	waitingInCalm int

@@ -14,7 +14,8 @@ import (
 
 // This file is the faults of Postgres, and of the way to it.
 
-// whose is which place's connections a fault of the network hits: one's, or in every other case all.
+// whose is which place's connections a fault of the network hits: one's, or in every other case
+// all.
 func (s step) whose() int {
 	if s.way%2 == 0 {
 		return -1
@@ -22,7 +23,9 @@ func (s step) whose() int {
 	return s.process
 }
 
-func (r *chaos) betweenPostgres(s step, begin, end func(*throwaway.Proxy)) (began, ended time.Time) {
+func (r *chaos) betweenPostgres(
+	s step, begin, end func(*throwaway.Proxy),
+) (began, ended time.Time) {
 	began = time.Now()
 	r.fleet.postgresProxies(s.whose(), begin)
 	r.hold(s)
@@ -35,7 +38,8 @@ func (r *chaos) postgresStalled(s step) {
 	r.from(ended)
 }
 
-// A backend that is in a query does not notice that its connection is reset: it lives until the query ends.
+// A backend that is in a query does not notice that its connection is reset: it lives until the
+// query ends.
 func (r *chaos) hadReset(s step, at time.Time) {
 	whose, all := s.whose(), s.whose() < 0
 	var names []string
@@ -44,14 +48,15 @@ func (r *chaos) hadReset(s step, at time.Time) {
 			names = append(names, p.process.name)
 		}
 	}
-	end := r.excused(fmt.Sprintf("queries of %v whose connections were reset", names), r.job.Capacity, func(b backend) bool {
-		for _, name := range names {
-			if b.process == name {
-				return b.started.Before(at.Add(100 * time.Millisecond))
+	end := r.excused(fmt.Sprintf("queries of %v whose connections were reset", names),
+		r.job.Capacity, func(b backend) bool {
+			for _, name := range names {
+				if b.process == name {
+					return b.started.Before(at.Add(100 * time.Millisecond))
+				}
 			}
-		}
-		return false
-	})
+			return false
+		})
 	end(at.Add(longestRun + grace))
 }
 

@@ -15,11 +15,14 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// This file looks at the semaphores in Redis, past all proxies, beside chaos_ledger_test.go, which looks at Postgres. While it is calm:
+// This file looks at the semaphores in Redis, past all proxies, beside chaos_ledger_test.go, which
+// looks at Postgres. While it is calm:
 //
 //   - never more permits than the capacity, of either semaphore;
-//   - the queue of plain permits is first come, first served: if B was behind A, both still there at one look, and B holds its permit at the next, then
-//     A does not wait any more. All of these have one rank. (Pools are served by their share, and callers of one pool are looked at by their process.)
+//   - the queue of plain permits is first come, first served: if B was behind A, both still there
+//     at one look, and B holds its permit at the next, then A does not wait any more. All of these
+//     have one rank. (Pools are served by their share, and callers of one pool are looked at by
+//     their process.)
 
 // A queueLook is both semaphores at one instant.
 type queueLook struct {
@@ -54,7 +57,8 @@ func newQueues(pools, plain string, capacityOf func() int, plainCapacity int) *q
 // at says which server is the primary.
 func (q *queues) at(addr string) {
 	client := redis.NewClient(&redis.Options{
-		Addr: addr, DialTimeout: time.Second, ReadTimeout: time.Second, MaxRetries: -1, DialerRetries: 1, ContextTimeoutEnabled: true,
+		Addr: addr, DialTimeout: time.Second, ReadTimeout: time.Second, MaxRetries: -1,
+		DialerRetries: 1, ContextTimeoutEnabled: true,
 	})
 	q.mu.Lock()
 	old := q.client
@@ -96,7 +100,8 @@ func (q *queues) look(ctx context.Context, client *redis.Client) (queueLook, err
 	if err != nil {
 		return l, err
 	}
-	l.permits, l.waiters, l.plainPermits, l.plainQueue = permits.Val(), waiters.Val(), plainPermits.Val(), plainQueue.Val()
+	l.permits, l.waiters, l.plainPermits, l.plainQueue = permits.Val(), waiters.Val(),
+		plainPermits.Val(), plainQueue.Val()
 	l.sessions = int(sessions.Val())
 	return l, nil
 }
@@ -142,7 +147,8 @@ func (q *queues) inTurn(before, now queueLook) {
 		_, id, _ := strings.Cut(request, " ")
 		switch {
 		case holds[id] && ahead != "":
-			q.violate("%q was granted before %q, which was first\nbefore: %q\nnow: %q", request, ahead, before.plainQueue, now.plainQueue)
+			q.violate("%q was granted before %q, which was first\nbefore: %q\nnow: %q", request,
+				ahead, before.plainQueue, now.plainQueue)
 		case holds[id]:
 			q.grantsInTurn++
 		case waits[request] && ahead == "":

@@ -8,8 +8,9 @@ import (
 	"time"
 )
 
-// This file makes the schedule of a chaos run, from its seed alone. What the run finds does not change it, so that the same seed does the same again;
-// how many steps fit into a run does depend on how soon the fleet recovers.
+// This file makes the schedule of a chaos run, from its seed alone. What the run finds does not
+// change it, so that the same seed does the same again; how many steps fit into a run does depend
+// on how soon the fleet recovers.
 
 // A step is a fault and a calm after it.
 type step struct {
@@ -29,7 +30,8 @@ func (s step) String() string {
 	if s.process >= 0 {
 		whom = fmt.Sprintf("p%d", s.process)
 	}
-	text := fmt.Sprintf("%3d %-28s for %-6v %-3s way %d amount %2d", s.n, s.kind.name, s.length.Round(time.Millisecond), whom, s.way, s.amount)
+	text := fmt.Sprintf("%3d %-28s for %-6v %-3s way %d amount %2d", s.n, s.kind.name,
+		s.length.Round(time.Millisecond), whom, s.way, s.amount)
 	if s.rider != "" {
 		text += fmt.Sprintf(" and %s p%d", s.rider, s.riding)
 	}
@@ -71,7 +73,8 @@ func (s *schedule) next() step {
 	s.n++
 	st := step{
 		n: s.n, kind: k, length: k.from + time.Duration(s.r.Int64N(int64(k.to-k.from)+1)),
-		process: s.r.IntN(s.processes), way: s.r.IntN(60), amount: 1 + s.r.IntN(10), calm: 1500*time.Millisecond + time.Duration(s.r.Int64N(int64(time.Second))),
+		process: s.r.IntN(s.processes), way: s.r.IntN(60), amount: 1 + s.r.IntN(10),
+		calm: 1500*time.Millisecond + time.Duration(s.r.Int64N(int64(time.Second))),
 	}
 	// Always drawn, so that a kind that has none does not shift what follows.
 	rider, riding, rides := riders[s.r.IntN(len(riders))], s.r.IntN(s.processes), s.r.IntN(3) == 0

@@ -28,7 +28,8 @@ func (r *chaos) redisSlow(s step) {
 		r.fleet.redisProxies(-1, (*throwaway.Proxy).StallReplies)
 		time.Sleep(2 * time.Second)
 		r.fleet.redisProxies(-1, (*throwaway.Proxy).Resume)
-		time.Sleep(300 * time.Millisecond) // on a busy machine a proxy needs a moment to let through what it holds
+		// on a busy machine a proxy needs a moment to let through what it holds
+		time.Sleep(300 * time.Millisecond)
 	}
 	r.from(time.Now())
 }
@@ -43,8 +44,8 @@ func (r *chaos) redisFull(s step) {
 	r.from(time.Now())
 }
 
-// A planned failover: the replica takes over, with all that the primary had, and the address leads to
-// it from then on. But the old primary lives on as its replica, and connections to it stay.
+// A planned failover: the replica takes over, with all that the primary had, and the address leads
+// to it from then on. But the old primary lives on as its replica, and connections to it stay.
 func (r *chaos) demoted(s step) {
 	r.fleet.redisProxies(-1, (*throwaway.Proxy).Stall)
 	ctx, cancel := context.WithTimeout(r.t.Context(), time.Minute)
@@ -67,8 +68,8 @@ func (r *chaos) demoted(s step) {
 // stay counted until the backends have been ended over another connection; for that each pool may
 // lend itself one permit, once.
 //
-// A backend is ended over a connection to the same address only, unless Config.Fence has recorded which it is. So without
-// that, connections by the second host end before.
+// A backend is ended over a connection to the same address only, unless Config.Fence has recorded
+// which it is. So without that, connections by the second host end before.
 func (r *chaos) postgresForgets(s step) {
 	if !r.job.Fence {
 		r.hadReset(s, time.Now())
@@ -93,8 +94,8 @@ func (r *chaos) postgresForgets(s step) {
 	r.from(time.Now())
 }
 
-// The first host of a process's DSN accepts connections and says nothing. Its connections are reset,
-// so that it has to make new ones: by its second host.
+// The first host of a process's DSN accepts connections and says nothing. Its connections are
+// reset, so that it has to make new ones: by its second host.
 func (r *chaos) hostHangs(s step) {
 	hole, err := newBlackHole()
 	r.must(err)

@@ -19,58 +19,71 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// A chaos run: a fleet of six processes, three with pgxpool and three with database/sql, saturates a capacity of 20 on one Postgres and one Redis with a
-// replica, while things go wrong, one after the other, for as long as a flag says:
+// A chaos run: a fleet of six processes, three with pgxpool and three with database/sql, saturates
+// a capacity of 20 on one Postgres and one Redis with a replica, while things go wrong, one after
+// the other, for as long as a flag says:
 //
 //	go test -race ./integration -run TestChaos -chaos 10m -seed 3 -v -timeout 0
 //
-// A step is a fault (chaos_faults_test.go), the recovery, and a calm. Which faults, in which order, to whom and for how long, is made from
-// the seed alone (chaos_schedule_test.go). While one goes on, another may happen half way through it.
+// A step is a fault (chaos_faults_test.go), the recovery, and a calm. Which faults, in which order,
+// to whom and for how long, is made from the seed alone (chaos_schedule_test.go). While one goes
+// on, another may happen half way through it.
 //
 // Asserted in each look at Postgres, some hundred times a second (chaos_ledger_test.go):
 //
-//   - backends <= capacity, but for those that an excuse covers: a window that ARCHITECTURE.md declares, for named backends, and for a time. The
-//     windows that this run opens:
-//     a process that is stopped past its leases, what it held, until it wakes (not with Config.Fence, which even seeds have);
-//     the network resets a connection to a backend in a query, that one, until the query ends;
-//     a newcomer is the first that a Redis restarted without persistence hears of, what it is granted, for a lease;
-//     Redis fails over to a replica that lags, what was granted meanwhile, for a lease;
-//     Redis goes back to a snapshot, what was held before, for a third of a lease;
-//     the capacity is lowered, the difference, until it was given back.
+//   - backends <= capacity, but for those that an excuse covers: a window that ARCHITECTURE.md
+//     declares, for named backends, and for a time. The windows that this run opens: a process that
+//     is stopped past its leases, what it held, until it wakes (not with Config.Fence, which even
+//     seeds have); the network resets a connection to a backend in a query, that one, until the
+//     query ends; a newcomer is the first that a Redis restarted without persistence hears of, what
+//     it is granted, for a lease; Redis fails over to a replica that lags, what was granted
+//     meanwhile, for a lease; Redis goes back to a snapshot, what was held before, for a third of a
+//     lease; the capacity is lowered, the difference, until it was given back.
 //
 // In each step:
 //
-//   - no operation fails, unless the fault may hit it: those of Postgres, a stop past the lease, and an absence of Redis that is longer than the
-//     lease. State that is lost, scripts that are flushed, pushes that do not arrive and a Redis that is away for less than the lease fail nothing;
-//   - the whole capacity is in use again, and all sessions are known, before a bound; in a run of a minute or more, new grants flow within 3 s after
-//     state was lost.
+//   - no operation fails, unless the fault may hit it: those of Postgres, a stop past the lease,
+//     and an absence of Redis that is longer than the lease. State that is lost, scripts that are
+//     flushed, pushes that do not arrive and a Redis that is away for less than the lease fail
+//     nothing;
+//   - the whole capacity is in use again, and all sessions are known, before a bound; in a run of a
+//     minute or more, new grants flow within 3 s after state was lost.
 //
 // In each calm:
 //
 //   - at least 95% of the capacity is in use while a pool waits;
-//   - permits <= capacity in Redis, and its queue is first come, first served (chaos_queue_test.go);
+//   - permits <= capacity in Redis, and its queue is first come, first served
+//     (chaos_queue_test.go);
 //   - callers of one process are served in turn (chaos_worker_test.go).
 //
-// After the end there are no backends, permits, waiters or sessions, in Redis no key but meta, and no goroutine in any process beyond those it began with.
+// After the end there are no backends, permits, waiters or sessions, in Redis no key but meta, and
+// no goroutine in any process beyond those it began with.
 //
-// What was broken on purpose, once, and caught: a grant beyond the capacity (backends); connections not fenced (backends, when one process is without
-// Redis); the gate not shut (backends, after a restart); the local queue last come first served (callers in turn); the queue in Redis likewise (the
-// fleet never settles); leases trusted for less than Redis's absence (operations fail); a session not closed (goroutines).
+// What was broken on purpose, once, and caught: a grant beyond the capacity (backends); connections
+// not fenced (backends, when one process is without Redis); the gate not shut (backends, after a
+// restart); the local queue last come first served (callers in turn); the queue in Redis likewise
+// (the fleet never settles); leases trusted for less than Redis's absence (operations fail); a
+// session not closed (goroutines).
 
 var (
 	chaosFor  = flag.Duration("chaos", 10*time.Second, "how long the chaos run takes")
-	chaosOnly = flag.String("fault", "", "a regular expression: only the kinds of faults whose name it matches")
-	chaosSeed = flag.Uint64("seed", 1, "the schedule of the chaos run; 0: one that is not the last one's")
+	chaosOnly = flag.String("fault", "",
+		"a regular expression: only the kinds of faults whose name it matches")
+	chaosSeed = flag.Uint64("seed", 1,
+		"the schedule of the chaos run; 0: one that is not the last one's")
 )
 
 const (
 	chaosProcesses, chaosCapacity, chaosPlain = 6, 20, 4
 
 	settleMost = 45 * time.Second // a bound for a machine in trouble, not a figure
-	flowAgain  = 3 * time.Second  // new grants, after state was lost: the gate is shut for 0.45 leases
-	usedLeast  = 0.95
-	stoodStill = time.Second            // a look as late as that: leases end by what the machine does, not the fault
-	calmMargin = 500 * time.Millisecond // from when who is judged in a calm has not opened a connection
+	// new grants, after state was lost: the gate is shut for 0.45 leases
+	flowAgain = 3 * time.Second
+	usedLeast = 0.95
+	// a look as late as that: leases end by what the machine does, not the fault
+	stoodStill = time.Second
+	// from when who is judged in a calm has not opened a connection
+	calmMargin = 500 * time.Millisecond
 )
 
 // chaos is one run.
@@ -110,9 +123,11 @@ func TestChaos(t *testing.T) {
 	}
 	fence := seed%2 == 0
 	r := startChaos(t, seed, fence)
-	t.Logf("seed %d, Fence %v, for %v; again: go test ./integration -run TestChaos -chaos %v -seed %d", seed, fence, *chaosFor, *chaosFor, seed)
+	t.Logf("seed %d, Fence %v, for %v; again: go test ./integration -run TestChaos -chaos %v "+
+		"-seed %d", seed, fence, *chaosFor, *chaosFor, seed)
 	only := regexp.MustCompile(*chaosOnly)
-	plan := newSchedule(seed, chaosProcesses, slices.DeleteFunc(slices.Clone(chaosKinds), func(k *kind) bool { return !only.MatchString(k.name) }))
+	plan := newSchedule(seed, chaosProcesses, slices.DeleteFunc(slices.Clone(chaosKinds),
+		func(k *kind) bool { return !only.MatchString(k.name) }))
 	for began := time.Now(); time.Since(began) < *chaosFor && !t.Failed(); {
 		r.step(plan.next())
 	}
@@ -124,10 +139,12 @@ func TestChaos(t *testing.T) {
 
 func startChaos(t *testing.T, seed uint64, fence bool) *chaos {
 	t.Helper()
-	r := &chaos{t: t, seed: seed, ledger: newChronicle(chaosCapacity), figures: newFigures(), clients: make(map[string]*redis.Client)}
+	r := &chaos{t: t, seed: seed, ledger: newChronicle(chaosCapacity), figures: newFigures(),
+		clients: make(map[string]*redis.Client)}
 	ctx, cancel := context.WithCancel(context.Background())
 	var err error
-	if r.postgres, err = throwaway.StartPostgres(t.Context(), throwaway.PostgresOptions{MaxConnections: 100}); err != nil {
+	if r.postgres, err = throwaway.StartPostgres(t.Context(),
+		throwaway.PostgresOptions{MaxConnections: 100}); err != nil {
 		skipIfMissing(t, err)
 	}
 	t.Cleanup(func() { _ = r.postgres.Stop() })
@@ -143,10 +160,12 @@ func startChaos(t *testing.T, seed uint64, fence bool) *chaos {
 	t.Cleanup(func() { _ = second.Stop() })
 	r.replica = second
 	r.job = job{
-		Postgres: r.postgres.URL(), Semaphore: "chaos", Capacity: chaosCapacity, TTL: chaosTTL, Goroutines: 10,
-		MinQuery: longestRun / 4, MaxQuery: longestRun, QueryTimeout: queryMost,
-		Fence:  fence,
-		Endure: &endurance{Plain: "chaos-plain", PlainCapacity: chaosPlain, Takers: 2, Keep: 30 * time.Millisecond},
+		Postgres: r.postgres.URL(), Semaphore: "chaos", Capacity: chaosCapacity, TTL: chaosTTL,
+		Goroutines: 10,
+		MinQuery:   longestRun / 4, MaxQuery: longestRun, QueryTimeout: queryMost,
+		Fence: fence,
+		Endure: &endurance{Plain: "chaos-plain", PlainCapacity: chaosPlain, Takers: 2,
+			Keep: 30 * time.Millisecond},
 	}
 	r.queues = newQueues(r.job.Semaphore, r.job.Endure.Plain, func() int {
 		r.ledger.mu.Lock()
@@ -210,7 +229,10 @@ func (r *chaos) step(s step) {
 	s.kind.do(r, s)
 	r.settle(s.kind.name)
 	recovered := time.Since(r.began)
-	r.await("a grant and a checkout after the fault", func() bool { p := r.fleet.probed(); return p.grant > 0 && p.checkout > 0 })
+	r.await("a grant and a checkout after the fault", func() bool {
+		p := r.fleet.probed()
+		return p.grant > 0 && p.checkout > 0
+	})
 	p := r.fleet.probed()
 	_, late := r.ledger.last()
 	if limit := flowAgain + 10*late; s.kind.forgets && !r.dead && p.grant > limit {
@@ -218,7 +240,8 @@ func (r *chaos) step(s step) {
 		if *chaosFor >= time.Minute {
 			r.fail("state was lost: the next new grant came after %v, want %v", p.grant, limit)
 		}
-		r.t.Logf("state was lost: the next new grant came after %v, a long run wants %v", p.grant, limit)
+		r.t.Logf("state was lost: the next new grant came after %v, a long run wants %v", p.grant,
+			limit)
 	}
 	r.bounds()
 
@@ -239,28 +262,35 @@ func (r *chaos) step(s step) {
 	f := r.ledger.figures()
 	r.await("word of the calm", r.fleet.calmsTold)
 	if passed := r.fleet.outOfTurn(r.ledger.openedSince(calmed.Add(-calmMargin))); len(passed) > 0 {
-		r.fail("%d callers were not served in turn, in a calm:\n%s", len(passed), strings.Join(passed[:min(10, len(passed))], "\n"))
+		r.fail("%d callers were not served in turn, in a calm:\n%s", len(passed),
+			strings.Join(passed[:min(10, len(passed))], "\n"))
 	}
 	r.figures.add(s, f, p, recovered, time.Since(began))
 	if expected := int(s.calm / lookEvery); f.calmLooks < expected*7/10 {
 		r.figures.unjudged++ // a machine that is too busy to look is too busy to hand permits over
 	} else if f.could > 0 {
 		if used := float64(f.used) / float64(f.could); used < usedLeast {
-			r.fail("%.1f%% of the capacity was in use while somebody waited, in a calm (%d looks, %d backends at the least)", 100*used, f.waitingInCalm, f.fewest)
+			r.fail("%.1f%% of the capacity was in use while somebody waited, in a calm (%d looks, "+
+				"%d backends at the least)", 100*used, f.waitingInCalm, f.fewest)
 		}
 	}
 	r.check()
 }
 
-// settle waits until the whole capacity is in use, and every process known, for some looks in a row. All but one is enough at any capacity: outside of
-// calms there is a process that pauses, and with it permits that are on their way.
+// settle waits until the whole capacity is in use, and every process known, for some looks in a
+// row. All but one is enough at any capacity: outside of calms there is a process that pauses, and
+// with it permits that are on their way.
 func (r *chaos) settle(what string) {
 	r.t.Helper()
 	const inARow = 20
 	since := time.Now()
 	for _, at := range r.vacant {
 		// Not before the others are back: a newcomer must not be the first.
-		r.await("the sessions of the others", func() bool { l, recent := r.queues.now(); return recent && l.sessions >= chaosProcesses-len(r.vacant) })
+		r.await("the sessions of the others", func() bool {
+			l, recent := r.queues.now()
+			return recent &&
+				l.sessions >= chaosProcesses-len(r.vacant)
+		})
 		r.fleet.launch(at).w.joined(r.t)
 	}
 	r.vacant = nil
@@ -269,14 +299,18 @@ func (r *chaos) settle(what string) {
 		l, _ := r.ledger.last()
 		q, recent := r.queues.now()
 		capacity := r.queues.capacityOf()
-		used := !l.down && l.at.After(since) && len(l.backends) >= int(usedLeast*float64(capacity)) && len(l.backends) <= capacity
-		if used && recent && q.at.After(since) && q.sessions == chaosProcesses && len(q.permits) <= capacity && len(q.waiters) > 0 {
+		used := !l.down && l.at.After(since) &&
+			len(l.backends) >= int(usedLeast*float64(capacity)) && len(l.backends) <= capacity
+		if used && recent && q.at.After(since) && q.sessions == chaosProcesses &&
+			len(q.permits) <= capacity && len(q.waiters) > 0 {
 			row++
 			continue
 		}
 		row = 0
-		state = fmt.Sprintf("%v\n%d sessions, %d permits, %d waiters, %d plain permits, %d plain waiters, recent: %v",
-			l, q.sessions, len(q.permits), len(q.waiters), len(q.plainPermits), len(q.plainQueue), recent)
+		state = fmt.Sprintf("%v\n%d sessions, %d permits, %d waiters, %d plain permits, %d plain "+
+			"waiters, recent: %v",
+			l, q.sessions, len(q.permits), len(q.waiters), len(q.plainPermits), len(
+				q.plainQueue), recent)
 		if time.Now().After(deadline) {
 			r.fail("%v after %s the fleet has not recovered: %s", settleMost, what, state)
 		}
@@ -286,9 +320,10 @@ func (r *chaos) settle(what string) {
 	}
 }
 
-// rest waits until the whole capacity was in use, to the last permit, and none has moved for a while, now that everybody could use more than his
-// share. A request that an outage delayed can have been granted to nobody, for a lease; more would be a leak. And until waiters look again, what an
-// outage left uneven can stay so. On a machine in trouble something always moves.
+// rest waits until the whole capacity was in use, to the last permit, and none has moved for a
+// while, now that everybody could use more than his share. A request that an outage delayed can
+// have been granted to nobody, for a lease; more would be a leak. And until waiters look again,
+// what an outage left uneven can stay so. On a machine in trouble something always moves.
 func (r *chaos) rest() {
 	r.t.Helper()
 	r.await("moment with the whole capacity in use", func() bool {
@@ -296,7 +331,8 @@ func (r *chaos) rest() {
 		return !l.down && len(l.backends) == r.queues.capacityOf()
 	})
 	const still, patience = semaphore.DefaultRetryInterval + 200*time.Millisecond, 5 * time.Second
-	for deadline := time.Now().Add(patience); len(r.ledger.openedSince(time.Now().Add(-still))) > 0 && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(patience); len(
+		r.ledger.openedSince(time.Now().Add(-still))) > 0 && time.Now().Before(deadline); {
 		time.Sleep(lookEvery)
 	}
 }
@@ -339,7 +375,8 @@ func (r *chaos) check() {
 		return
 	}
 	if len(bad) > 0 {
-		r.fail("%d operations failed that nothing should fail:\n%s", len(bad), strings.Join(bad[:min(10, len(bad))], "\n"))
+		r.fail("%d operations failed that nothing should fail:\n%s", len(bad),
+			strings.Join(bad[:min(10, len(bad))], "\n"))
 	}
 }
 
@@ -352,7 +389,8 @@ func (r *chaos) fail(format string, args ...any) {
 	r.ledger.mu.Unlock()
 	_, late := r.ledger.last()
 	q, _ := r.queues.now()
-	r.t.Logf("last looks, one of them %v late, the last at Redis at %s:\n%s", late, q.at.Format(clock), looks)
+	r.t.Logf("last looks, one of them %v late, the last at Redis at %s:\n%s", late,
+		q.at.Format(clock), looks)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	keys := r.queues.pools.All()
@@ -367,8 +405,10 @@ func (r *chaos) fail(format string, args ...any) {
 			r.t.Logf("%s: %v", key, r.redis().HGetAll(ctx, key).Val())
 		}
 	}
-	r.t.Logf("what took Redis long: %v\nits log:\n%s", r.redis().SlowLogGet(ctx, 5).Val(), r.primary.Log())
-	r.t.Fatalf("seed %d: %s\nschedule up to here:\n%s", r.seed, fmt.Sprintf(format, args...), strings.Join(r.done, "\n"))
+	r.t.Logf("what took Redis long: %v\nits log:\n%s", r.redis().SlowLogGet(ctx, 5).Val(),
+		r.primary.Log())
+	r.t.Fatalf("seed %d: %s\nschedule up to here:\n%s", r.seed, fmt.Sprintf(format, args...),
+		strings.Join(r.done, "\n"))
 }
 
 // end ends the fleet in good order: nothing is left.
@@ -384,7 +424,8 @@ func (r *chaos) end() {
 		defer cancel()
 		for _, keys := range [][]string{r.queues.pools.All(), r.queues.plain.All()} {
 			for _, key := range keys {
-				if n := r.redis().Exists(ctx, key).Val(); n > 0 && !strings.HasSuffix(key, ":meta") {
+				if n := r.redis().Exists(ctx, key).Val(); n > 0 &&
+					!strings.HasSuffix(key, ":meta") {
 					text += fmt.Sprintf("%s is left in Redis; ", key)
 				}
 			}
@@ -395,7 +436,8 @@ func (r *chaos) end() {
 		return text
 	}
 	text := left()
-	for deadline := time.Now().Add(chaosTTL + grace); text != "" && time.Now().Before(deadline); time.Sleep(lookEvery) {
+	for deadline := time.Now().Add(chaosTTL + grace); text != "" &&
+		time.Now().Before(deadline); time.Sleep(lookEvery) {
 		text = left()
 	}
 	if text != "" {

@@ -16,8 +16,9 @@ import (
 
 // This file is a process of a chaos run, on its own side: see chaos_test.go.
 //
-// Beside its pool it has a second semaphore, of plain permits that are never kept for longer than a moment. A pool that has what it needs asks Redis for
-// nothing, so it is these that tell when grants flow again after a fault; and they wait in Redis one by one, first come first served.
+// Beside its pool it has a second semaphore, of plain permits that are never kept for longer than a
+// moment. A pool that has what it needs asks Redis for nothing, so it is these that tell when
+// grants flow again after a fault; and they wait in Redis one by one, first come first served.
 
 // endurance is what such a process does besides its job. It goes on until it is told to end.
 type endurance struct {
@@ -29,7 +30,8 @@ type endurance struct {
 
 // Commands to a process of a chaos run, besides end.
 const (
-	calm        = "calm"     // nothing is wrong from now on: callers must be served in turn, and nobody pauses
+	// nothing is wrong from now on: callers must be served in turn, and nobody pauses
+	calm        = "calm"
 	storm       = "storm"    // calm is over
 	setCapacity = "capacity" // and a number: as an operator, for the whole fleet
 )
@@ -48,7 +50,8 @@ type servedInTurn struct {
 	Passed  []string // those that were not
 }
 
-// A stamp is when something was asked for, and when it was had. All processes run on one host, so that their clocks are one.
+// A stamp is when something was asked for, and when it was had. All processes run on one host, so
+// that their clocks are one.
 type stamp struct{ Asked, Had int64 }
 
 // A mishap is an operation that failed.
@@ -59,10 +62,12 @@ type mishap struct {
 
 const (
 	reportEvery = 20 * time.Millisecond
-	pausing     = 3                     // goroutines of a process that pauses; the others work in calms
+	// goroutines of a process that pauses; the others work in calms
+	pausing     = 3
 	afterFailed = 20 * time.Millisecond // what fails at once is not tried at full speed
-	// passedMost is how often one and the same caller may be served while another one, who came first, waits. In a queue it is never; but on a busy
-	// machine a caller whose turn has come can be late to notice, and somebody else can be through twice.
+	// passedMost is how often one and the same caller may be served while another one, who came
+	// first, waits. In a queue it is never; but on a busy machine a caller whose turn has come can
+	// be late to notice, and somebody else can be through twice.
 	passedMost = 2
 )
 
@@ -85,7 +90,9 @@ type turn struct {
 	caller int
 }
 
-func (e *enduring) checkout(caller int, asked time.Time, waited time.Duration, ended time.Time, err error) {
+func (e *enduring) checkout(
+	caller int, asked time.Time, waited time.Duration, ended time.Time, err error,
+) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	delete(e.begun, caller) // if he was not served at all
@@ -164,8 +171,10 @@ func (e *enduring) stirred() {
 		}
 		for caller, times := range passedBy {
 			if times > passedMost {
-				text := fmt.Sprintf("caller %d, who waited for %v, was passed %d times by caller %d, and by %d callers in all",
-					waited.caller, time.Duration(waited.Had-waited.Asked), times, caller, len(passedBy))
+				text := fmt.Sprintf("caller %d, who waited for %v, was passed %d times by caller "+
+					"%d, and by %d callers in all",
+					waited.caller, time.Duration(waited.Had-waited.Asked), times, caller, len(
+						passedBy))
 				if i >= len(e.turns) {
 					text += "; he waits still"
 					if !dumped {
@@ -283,7 +292,8 @@ func endure(j job, in *bufio.Reader) error {
 				asked := time.Now()
 				permit, err := plain.Acquire(ctx)
 				if err != nil {
-					time.Sleep(afterFailed) // Redis is away: nothing has been granted, nothing is broken
+					// Redis is away: nothing has been granted, nothing is broken
+					time.Sleep(afterFailed)
 					continue
 				}
 				e.granted(asked, time.Now())
@@ -306,10 +316,12 @@ func endure(j job, in *bufio.Reader) error {
 	if err := say(message{Progress: &p2}); err != nil {
 		return err
 	}
-	return say(message{Outcome: &outcome{Ops: e.ops, Left: time.Now(), Goroutines: left, Stacks: stacks}})
+	return say(message{Outcome: &outcome{Ops: e.ops, Left: time.Now(), Goroutines: left,
+		Stacks: stacks}})
 }
 
-// joinInTime joins as soon as Redis answers: who starts a process while it does not would start it again.
+// joinInTime joins as soon as Redis answers: who starts a process while it does not would start it
+// again.
 func joinInTime(url string, cfg semaphore.Config) (*semaphore.Semaphore, error) {
 	const patience = 30 * time.Second
 	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
@@ -320,7 +332,8 @@ func joinInTime(url string, cfg semaphore.Config) (*semaphore.Semaphore, error) 
 	}
 }
 
-// remaining is how many goroutines there are beyond those that there were, and where they are. A socket may take drainMost to end.
+// remaining is how many goroutines there are beyond those that there were, and where they are. A
+// socket may take drainMost to end.
 func remaining(before int) (n int, stacks string) {
 	const patience = 20 * time.Second
 	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {

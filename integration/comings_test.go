@@ -8,8 +8,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/subset"
 )
 
-// A newcomer among saturated holders is served; what a process held goes to the others when it leaves, at once if in good order,
-// and when its leases end if it was killed.
+// A newcomer among saturated holders is served; what a process held goes to the others when it
+// leaves, at once if in good order, and when its leases end if it was killed.
 func TestComingsAndGoings(t *testing.T) {
 	const ttl = 2 * time.Second
 	s := startServers(t, 100)
@@ -32,7 +32,8 @@ func TestComingsAndGoings(t *testing.T) {
 				}
 			}
 			if c.killed > ttl+slack {
-				t.Errorf("the share of a process that was killed was free after %v, TTL %v", c.killed, ttl)
+				t.Errorf("the share of a process that was killed was free after %v, TTL %v",
+					c.killed, ttl)
 			}
 		})
 	}
@@ -47,7 +48,8 @@ func BenchmarkComingsAndGoings(b *testing.B) {
 			var killed time.Duration
 			for range b.N {
 				c := s.comeAndGo(b, integration, ttl, 20)
-				first, left, killed = append(first, c.first...), append(left, c.left...), max(killed, c.killed)
+				first, left, killed = append(first, c.first...), append(left, c.left...),
+					max(killed, c.killed)
 			}
 			ms := func(took []time.Duration, q float64, unit string) {
 				b.ReportMetric(float64(quantile(took, q).Microseconds())/1000, unit)
@@ -69,9 +71,11 @@ type comings struct {
 	killed time.Duration   // the same from a kill
 }
 
-// comeAndGo saturates three processes that stay, has a fourth one come and leave in each round, and kills the last that comes, whose
-// leases are as long as ttl.
-func (s *servers) comeAndGo(t testing.TB, integration string, ttl time.Duration, rounds int) comings {
+// comeAndGo saturates three processes that stay, has a fourth one come and leave in each round, and
+// kills the last that comes, whose leases are as long as ttl.
+func (s *servers) comeAndGo(
+	t testing.TB, integration string, ttl time.Duration, rounds int,
+) comings {
 	t.Helper()
 	const stay, capacity = 3, 20
 	seen := s.ledger(t)

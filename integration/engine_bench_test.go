@@ -30,7 +30,8 @@ func startRedis(t testing.TB) (*throwaway.Redis, *redis.Client) {
 
 func join(t testing.TB, c *redis.Client, capacity int) *semaphore.Semaphore {
 	t.Helper()
-	s, err := semaphore.New(context.Background(), c, semaphore.Config{Name: t.Name(), Capacity: capacity, TTL: time.Minute, RetryInterval: 10 * time.Second, MaxAttempts: -1})
+	s, err := semaphore.New(context.Background(), c, semaphore.Config{Name: t.Name(),
+		Capacity: capacity, TTL: time.Minute, RetryInterval: 10 * time.Second, MaxAttempts: -1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,8 +42,8 @@ func join(t testing.TB, c *redis.Client, capacity int) *semaphore.Semaphore {
 // oneLine is the least a script can do that changes something.
 var oneLine = redis.NewScript(`return redis.call('ZADD', KEYS[1], ARGV[1], ARGV[2])`)
 
-// An acquire that need not wait, and its release, beside a bare EVALSHA of a script of one line. In turn, so that what slows the machine
-// down slows both.
+// An acquire that need not wait, and its release, beside a bare EVALSHA of a script of one line. In
+// turn, so that what slows the machine down slows both.
 func BenchmarkUncontended(b *testing.B) {
 	_, c := startRedis(b)
 	s := join(b, c, 10)
@@ -67,8 +68,9 @@ func BenchmarkUncontended(b *testing.B) {
 	})
 }
 
-// inTurn runs the rival and ours, ours in the order of their names, b.N times, in stretches of 20 so that caches are as warm as in a loop of one. It
-// reports the median of each and, for ours, how many times the rival's that is.
+// inTurn runs the rival and ours, ours in the order of their names, b.N times, in stretches of 20
+// so that caches are as warm as in a loop of one. It reports the median of each and, for ours, how
+// many times the rival's that is.
 func inTurn(b *testing.B, rivalName string, rival func(), ours map[string]func()) {
 	names := slices.Sorted(maps.Keys(ours))
 	took := make(map[string][]time.Duration)
@@ -114,8 +116,8 @@ func pair(b *testing.B, s *semaphore.Semaphore) {
 	}
 }
 
-// From a release in one session until another is granted what was released, beside a bare PUBLISH until its subscriber has the message. In
-// turn. The longest shows a push that was lost.
+// From a release in one session until another is granted what was released, beside a bare PUBLISH
+// until its subscriber has the message. In turn. The longest shows a push that was lost.
 func BenchmarkHandOver(b *testing.B) {
 	_, c := startRedis(b)
 	ps := c.Subscribe(b.Context(), "rival")
@@ -203,7 +205,8 @@ func BenchmarkManyGoroutines(b *testing.B) {
 		wg.Wait()
 	}
 	b.Run("rival=evalsha", func(b *testing.B) {
-		acquire := redis.NewScript(`if redis.call('ZCARD', KEYS[1]) < tonumber(ARGV[1]) then return redis.call('ZADD', KEYS[1], ARGV[2], ARGV[3]) end return 0`)
+		acquire := redis.NewScript(
+			`if redis.call('ZCARD', KEYS[1]) < tonumber(ARGV[1]) then return redis.call('ZADD', KEYS[1], ARGV[2], ARGV[3]) end return 0`)
 		release := redis.NewScript(`return redis.call('ZREM', KEYS[1], ARGV[1])`)
 		together(b, func(ctx context.Context, g int) error {
 			id := fmt.Sprintf("00000000-0000-4000-8000-%012d", g)

@@ -12,9 +12,10 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// A herd is sessions of one semaphore under load, all in this process, so that what they hold together can be counted: the permits that
-// their holders may believe in, at every instant. Some goroutines of a session hold a permit for a moment and take the next one; a keeper
-// holds one for as long as it lives.
+// A herd is sessions of one semaphore under load, all in this process, so that what they hold
+// together can be counted: the permits that their holders may believe in, at every instant. Some
+// goroutines of a session hold a permit for a moment and take the next one; a keeper holds one for
+// as long as it lives.
 type herd struct {
 	t        *testing.T
 	cfg      semaphore.Config
@@ -36,11 +37,16 @@ type herd struct {
 	errs   []error
 }
 
-// drive starts a herd with a session for each client: each with a keeper, and movers that hold a permit for so long. It ends with the test, or by stop.
-func drive(t *testing.T, cfg semaphore.Config, movers int, holding time.Duration, clients ...redis.UniversalClient) *herd {
+// drive starts a herd with a session for each client: each with a keeper, and movers that hold a
+// permit for so long. It ends with the test, or by stop.
+func drive(
+	t *testing.T, cfg semaphore.Config, movers int, holding time.Duration,
+	clients ...redis.UniversalClient,
+) *herd {
 	t.Helper()
 	cfg.MaxAttempts = -1
-	h := &herd{t: t, cfg: cfg, keepers: len(clients), held: make(map[*semaphore.Permit]bool), grown: make(chan struct{})}
+	h := &herd{t: t, cfg: cfg, keepers: len(clients), held: make(map[*semaphore.Permit]bool),
+		grown: make(chan struct{})}
 	var ctx context.Context
 	ctx, h.end = context.WithCancel(context.Background())
 	t.Cleanup(h.stop)
@@ -63,7 +69,9 @@ func drive(t *testing.T, cfg semaphore.Config, movers int, holding time.Duration
 	return h
 }
 
-func (h *herd) work(ctx context.Context, s *semaphore.Semaphore, keeper bool, holding time.Duration) {
+func (h *herd) work(
+	ctx context.Context, s *semaphore.Semaphore, keeper bool, holding time.Duration,
+) {
 	for ctx.Err() == nil {
 		asked := time.Now()
 		p, err := s.Acquire(ctx)
@@ -125,8 +133,8 @@ func (h *herd) failed(ctx context.Context, err error) {
 	}
 }
 
-// A grant to a request that is made after something has happened cannot have been made before it. next waits for the first of these
-// since then, at most a minute, and returns how long it took.
+// A grant to a request that is made after something has happened cannot have been made before it.
+// next waits for the first of these since then, at most a minute, and returns how long it took.
 func (h *herd) next(since time.Time) time.Duration {
 	h.t.Helper()
 	limit := time.After(time.Minute)
@@ -147,7 +155,8 @@ func (h *herd) next(since time.Time) time.Duration {
 	}
 }
 
-// flows waits until grants are made one after the other, the gate is open and every session is known.
+// flows waits until grants are made one after the other, the gate is open and every session is
+// known.
 func (h *herd) flows() {
 	h.t.Helper()
 	var why string
@@ -155,7 +164,8 @@ func (h *herd) flows() {
 		ctx, cancel := context.WithTimeout(h.t.Context(), time.Second)
 		defer cancel()
 		snap, err := h.sessions[0].Snapshot(ctx)
-		why = fmt.Sprintf("%d sessions of %d, gate %v, error %v", len(snap.Sessions), len(h.sessions), snap.GrantsPausedFor, err)
+		why = fmt.Sprintf("%d sessions of %d, gate %v, error %v", len(snap.Sessions),
+			len(h.sessions), snap.GrantsPausedFor, err)
 		return err == nil && snap.GrantsPausedFor == 0 && len(snap.Sessions) >= len(h.sessions), why
 	})
 	for range 3 {
@@ -182,12 +192,14 @@ func (h *herd) safe() {
 	h.t.Helper()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.t.Logf("%d grants, %d permits at the peak, capacity %d, %d lost by keepers, %d errors", h.grants, h.peak, h.cfg.Capacity, h.kept-h.keepers, len(h.errs))
+	h.t.Logf("%d grants, %d permits at the peak, capacity %d, %d lost by keepers, %d errors",
+		h.grants, h.peak, h.cfg.Capacity, h.kept-h.keepers, len(h.errs))
 	if len(h.overs) > 0 {
 		h.t.Errorf("%d permits were held at once, capacity %d", h.peak, h.cfg.Capacity)
 	}
 	if h.peak < h.cfg.Capacity {
-		h.t.Errorf("peak of %d permits: the capacity of %d was never put to the test", h.peak, h.cfg.Capacity)
+		h.t.Errorf("peak of %d permits: the capacity of %d was never put to the test", h.peak,
+			h.cfg.Capacity)
 	}
 }
 
@@ -202,9 +214,10 @@ func (h *herd) stop() {
 	h.sessions = nil
 }
 
-// handsOver fails unless a permit passes from one session to another by push. A waiter looks by itself after RetryInterval, or when the first of the
-// leases could end, whichever comes first; the permit is granted anew for each try, so both are further away than limit. Some tries are
-// allowed: a subscription may still be on its way back.
+// handsOver fails unless a permit passes from one session to another by push. A waiter looks by
+// itself after RetryInterval, or when the first of the leases could end, whichever comes first; the
+// permit is granted anew for each try, so both are further away than limit. Some tries are allowed:
+// a subscription may still be on its way back.
 func handsOver(t *testing.T, from, to *semaphore.Semaphore, capacity int) {
 	t.Helper()
 	const limit, tries = 3 * time.Second, 4
@@ -215,7 +228,8 @@ func handsOver(t *testing.T, from, to *semaphore.Semaphore, capacity int) {
 			return
 		}
 		if try == tries {
-			t.Fatalf("a permit was handed over after %v, %d times: pushes do not arrive", took, tries)
+			t.Fatalf("a permit was handed over after %v, %d times: pushes do not arrive", took,
+				tries)
 		}
 	}
 }

@@ -29,8 +29,10 @@ import (
 type execFunc func(ctx context.Context, sql string) error
 
 // pools are the ways to a pool whose sockets are followed. Each closes it with the test.
-var pools = map[string]func(t *testing.T, url string, sem *semaphore.Semaphore, cfg passbuddy.Config) execFunc{
-	"pgxpool": func(t *testing.T, url string, sem *semaphore.Semaphore, cfg passbuddy.Config) execFunc {
+var pools = map[string]func(t *testing.T, url string, sem *semaphore.Semaphore,
+	cfg passbuddy.Config) execFunc{
+	"pgxpool": func(t *testing.T, url string, sem *semaphore.Semaphore,
+		cfg passbuddy.Config) execFunc {
 		config, err := pgxpool.ParseConfig(url)
 		if err != nil {
 			t.Fatal(err)
@@ -41,9 +43,13 @@ var pools = map[string]func(t *testing.T, url string, sem *semaphore.Semaphore, 
 			t.Fatal(err)
 		}
 		t.Cleanup(pool.Close)
-		return func(ctx context.Context, sql string) error { _, err := pool.Exec(ctx, sql); return err }
+		return func(ctx context.Context, sql string) error {
+			_, err := pool.Exec(ctx, sql)
+			return err
+		}
 	},
-	"stdlib": func(t *testing.T, url string, sem *semaphore.Semaphore, cfg passbuddy.Config) execFunc {
+	"stdlib": func(t *testing.T, url string, sem *semaphore.Semaphore,
+		cfg passbuddy.Config) execFunc {
 		config, err := pgx.ParseConfig(url)
 		if err != nil {
 			t.Fatal(err)
@@ -62,13 +68,17 @@ var pools = map[string]func(t *testing.T, url string, sem *semaphore.Semaphore, 
 
 func execDB(t *testing.T, db *sql.DB) execFunc {
 	t.Cleanup(func() { _ = db.Close() })
-	return func(ctx context.Context, sql string) error { _, err := db.ExecContext(ctx, sql); return err }
+	return func(ctx context.Context, sql string) error {
+		_, err := db.ExecContext(ctx, sql)
+		return err
+	}
 }
 
 func (s *servers) joins(t *testing.T, capacity int) *semaphore.Semaphore {
 	t.Helper()
 	name := strings.NewReplacer("/", "-", " ", "-").Replace(t.Name())
-	sem, err := semaphore.Open(t.Context(), s.redis.URL(), semaphore.Config{Name: name, Capacity: capacity, Logger: slog.New(slog.DiscardHandler)})
+	sem, err := semaphore.Open(t.Context(), s.redis.URL(), semaphore.Config{Name: name,
+		Capacity: capacity, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,24 +120,28 @@ func hungHost(t *testing.T, answer []byte) (addr string) {
 func TestHostThatHangs(t *testing.T) {
 	s := startServers(t, 0)
 	hosts := map[string]string{
-		"silent":         hungHost(t, nil),
-		"authentication": hungHost(t, []byte{'R', 0, 0, 0, 8, 0, 0, 0, 3}), // it asks for a password, and makes nothing of it
+		"silent": hungHost(t, nil),
+		// it asks for a password, and makes nothing of it
+		"authentication": hungHost(t, []byte{'R', 0, 0, 0, 8, 0, 0, 0, 3}),
 	}
 	for host, addr := range hosts {
 		for client, open := range pools {
 			for _, capacity := range []int{1, 5} {
-				for _, scope := range []passbuddy.Scope{passbuddy.PerConnection, passbuddy.PerCheckout} {
-					t.Run(fmt.Sprintf("%s/%s/%d/%v", host, client, capacity, scope), func(t *testing.T) {
-						t.Parallel()
-						exec := open(t, s.behind(t, addr)+" connect_timeout=2", s.joins(t, capacity), passbuddy.Config{Scope: scope})
-						ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
-						defer cancel()
-						began := time.Now()
-						if err := exec(ctx, "select 1"); err != nil {
-							t.Errorf("after %v: %v", time.Since(began), err)
-						}
-						t.Logf("served after %v", time.Since(began))
-					})
+				for _, scope := range []passbuddy.Scope{passbuddy.PerConnection,
+					passbuddy.PerCheckout} {
+					t.Run(fmt.Sprintf("%s/%s/%d/%v", host, client, capacity, scope),
+						func(t *testing.T) {
+							t.Parallel()
+							exec := open(t, s.behind(t, addr)+" connect_timeout=2",
+								s.joins(t, capacity), passbuddy.Config{Scope: scope})
+							ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
+							defer cancel()
+							began := time.Now()
+							if err := exec(ctx, "select 1"); err != nil {
+								t.Errorf("after %v: %v", time.Since(began), err)
+							}
+							t.Logf("served after %v", time.Since(began))
+						})
 				}
 			}
 		}
@@ -145,7 +159,8 @@ func (s *servers) behind(t *testing.T, addr string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return fmt.Sprintf("host=%s,%s port=%s,%d user=%s password=%s dbname=%s sslmode=disable", host, c.Host, port, c.Port, c.User, c.Password, c.Database)
+	return fmt.Sprintf("host=%s,%s port=%s,%d user=%s password=%s dbname=%s sslmode=disable", host,
+		c.Host, port, c.Port, c.User, c.Password, c.Database)
 }
 
 // TestForgottenTry: lib/pq leaves the socket of a try that the server refused TLS on open, and
@@ -198,7 +213,8 @@ func TestLostConnections(t *testing.T) {
 	configs := map[string]passbuddy.Config{
 		"": {}, "fence": {Fence: true}, "per checkout": {Scope: passbuddy.PerCheckout},
 	}
-	faults := map[string]func(*throwaway.Proxy){"forgotten": (*throwaway.Proxy).Forget, "reset": (*throwaway.Proxy).Orphan}
+	faults := map[string]func(*throwaway.Proxy){"forgotten": (*throwaway.Proxy).Forget,
+		"reset": (*throwaway.Proxy).Orphan}
 	for fault, lose := range faults {
 		for _, client := range []string{"pgxpool", "stdlib"} {
 			for name, cfg := range configs {
@@ -210,7 +226,8 @@ func TestLostConnections(t *testing.T) {
 						t.Fatal(err)
 					}
 					t.Cleanup(func() { _ = proxy.Close() })
-					exec := pools[client](t, strings.Replace(s.postgres.URL(), s.postgres.Addr(), proxy.Addr(), 1), s.joins(t, capacity), cfg)
+					exec := pools[client](t, strings.Replace(s.postgres.URL(), s.postgres.Addr(),
+						proxy.Addr(), 1), s.joins(t, capacity), cfg)
 					all := func() bool {
 						var served atomic.Int32
 						var callers sync.WaitGroup
@@ -242,7 +259,8 @@ func TestLostConnections(t *testing.T) {
 					}
 					// PerCheckout counts no idle connection, and so none that was lost while it was
 					// idle.
-					if n := s.backendCount(t); n > capacity && cfg.Scope == passbuddy.PerConnection {
+					if n := s.backendCount(t); n > capacity &&
+						cfg.Scope == passbuddy.PerConnection {
 						t.Errorf("%d backends, capacity %d", n, capacity)
 					}
 				})

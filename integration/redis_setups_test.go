@@ -50,7 +50,8 @@ func open(t *testing.T, url string, cfg semaphore.Config) *semaphore.Semaphore {
 func TestRedisWithoutMemory(t *testing.T) {
 	r, c := startRedis(t)
 	cfg := semaphore.Config{
-		Name: t.Name(), Capacity: 3, TTL: 2 * time.Second, MaxAttempts: 2, RetryInterval: 100 * time.Millisecond,
+		Name: t.Name(), Capacity: 3, TTL: 2 * time.Second, MaxAttempts: 2,
+		RetryInterval: 100 * time.Millisecond,
 	}
 	s := open(t, r.URL(), cfg)
 	cfg.MaxAttempts = -1
@@ -157,7 +158,8 @@ func TestDemotedPrimaryLivesOn(t *testing.T) {
 	c := redis.NewClient(r.replica.Options())
 	t.Cleanup(func() { _ = c.Close() })
 	eventually(t, time.Minute, func() (bool, string) {
-		sharded, plain := c.PubSubShardChannels(t.Context(), "*").Val(), c.PubSubChannels(t.Context(), "*").Val()
+		sharded, plain := c.PubSubShardChannels(t.Context(), "*").Val(),
+			c.PubSubChannels(t.Context(), "*").Val()
 		return len(sharded)+len(plain) > 0, "no subscription at the new primary"
 	})
 	if n := held(permits); n != 3 {
@@ -180,7 +182,8 @@ func TestOpenAtANodeOfACluster(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = c.Stop() })
 	for i := range 6 {
-		s, err := semaphore.Open(t.Context(), "redis://"+c.Nodes()[0].Addr(), semaphore.Config{Name: fmt.Sprint("n", i)})
+		s, err := semaphore.Open(t.Context(), "redis://"+c.Nodes()[0].Addr(),
+			semaphore.Config{Name: fmt.Sprint("n", i)})
 		if err == nil {
 			_ = s.Close()
 			t.Errorf("n%d: joined a Cluster through a client that cannot follow it", i)
@@ -190,7 +193,8 @@ func TestOpenAtANodeOfACluster(t *testing.T) {
 	}
 	cc := redis.NewClusterClient(c.Options())
 	t.Cleanup(func() { _ = cc.Close() })
-	s, err := semaphore.New(context.Background(), struct{ *redis.ClusterClient }{cc}, semaphore.Config{Name: t.Name(), Capacity: 2})
+	s, err := semaphore.New(context.Background(), struct{ *redis.ClusterClient }{cc},
+		semaphore.Config{Name: t.Name(), Capacity: 2})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,8 +11,9 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// What the queue of one process costs: 50 goroutines share five connections, those of a bare pool of that size, or of
-// PassBuddy's where five is the capacity. The fleet's part is nothing, for this process is all of it.
+// What the queue of one process costs: 50 goroutines share five connections, those of a bare pool
+// of that size, or of PassBuddy's where five is the capacity. The fleet's part is nothing, for this
+// process is all of it.
 func BenchmarkSaturated(b *testing.B) {
 	const goroutines, capacity = 50, 5
 	s := startServers(b, capacity+10)
@@ -23,7 +24,8 @@ func BenchmarkSaturated(b *testing.B) {
 			contend(b, goroutines, use)
 		})
 		b.Run(kind+"/passbuddy", func(b *testing.B) {
-			sem, err := semaphore.Open(b.Context(), s.redis.URL(), semaphore.Config{Name: b.Name(), Capacity: capacity})
+			sem, err := semaphore.Open(b.Context(), s.redis.URL(), semaphore.Config{Name: b.Name(),
+				Capacity: capacity})
 			if err != nil {
 				b.Fatal(err)
 			}

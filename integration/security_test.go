@@ -56,7 +56,8 @@ func aclOfServer(t *testing.T) string {
 	}
 	rule := documentedACL(t)
 	if version[0] < 7 {
-		rule = strings.NewReplacer("+ssubscribe", "+subscribe", "+sunsubscribe", "+unsubscribe", "+spublish", "+publish",
+		rule = strings.NewReplacer("+ssubscribe", "+subscribe", "+sunsubscribe", "+unsubscribe",
+			"+spublish", "+publish",
 			"+pubsub|shardchannels", "+pubsub|channels").Replace(rule)
 	}
 	if version[0] < 6 || version[0] == 6 && version[1] < 2 {
@@ -82,7 +83,8 @@ func documentedACL(t *testing.T) string {
 // startWithACL starts a Redis with one user beside its admin, whose client it returns.
 func startWithACL(t *testing.T, rule string) (*throwaway.Redis, *redis.Client, string) {
 	t.Helper()
-	r, err := throwaway.StartRedis(t.Context(), throwaway.RedisOptions{Password: adminSecret, ACL: []string{rule}})
+	r, err := throwaway.StartRedis(t.Context(), throwaway.RedisOptions{Password: adminSecret,
+		ACL: []string{rule}})
 	if err != nil {
 		skipIfMissing(t, err)
 	}
@@ -103,7 +105,8 @@ func denied(t *testing.T, admin *redis.Client) (refusals []string) {
 		t.Fatal(err)
 	}
 	for _, e := range log {
-		refusals = append(refusals, fmt.Sprintf("%s of %q to %q, %d times", e.Reason, e.Object, e.Username, e.Count))
+		refusals = append(refusals, fmt.Sprintf("%s of %q to %q, %d times", e.Reason, e.Object,
+			e.Username, e.Count))
 	}
 	return refusals
 }
@@ -114,7 +117,9 @@ func TestDocumentedACLIsTheLeast(t *testing.T) {
 	if err != nil || len(sources) == 0 {
 		t.Fatalf("no scripts: %v", err)
 	}
-	needed := map[string]bool{"eval": true, "evalsha": true, "info": true, "ping": true, "ssubscribe": true, "sunsubscribe": true, "pubsub|shardchannels": true, "pubsub|shardnumsub": true}
+	needed := map[string]bool{"eval": true, "evalsha": true, "info": true, "ping": true,
+		"ssubscribe": true, "sunsubscribe": true, "pubsub|shardchannels": true,
+		"pubsub|shardnumsub": true}
 	call := regexp.MustCompile(`redis\.p?call\((?:sharded and )?'([A-Z]+)'`)
 	for _, name := range sources {
 		text, err := os.ReadFile(name)
@@ -143,7 +148,8 @@ func TestDocumentedACLIsTheLeast(t *testing.T) {
 	}
 }
 
-// A semaphore and two pools do all they can under exactly the ACL that is documented, and are denied nothing.
+// A semaphore and two pools do all they can under exactly the ACL that is documented, and are
+// denied nothing.
 func TestDocumentedACL(t *testing.T) {
 	const capacity = 3
 	s := startServers(t, 50)
@@ -156,7 +162,8 @@ func TestDocumentedACL(t *testing.T) {
 	var work sync.WaitGroup
 	var pools []*pgxpool.Pool
 	for _, least := range []int{0, 1} {
-		sem, err := semaphore.Open(ctx, address, semaphore.Config{Name: "orders", Capacity: capacity, Min: least, TTL: 2 * time.Second})
+		sem, err := semaphore.Open(ctx, address, semaphore.Config{Name: "orders",
+			Capacity: capacity, Min: least, TTL: 2 * time.Second})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -223,7 +230,8 @@ func TestDeniedChannel(t *testing.T) {
 	var s [2]*semaphore.Semaphore
 	for i := range s {
 		var err error
-		cfg := semaphore.Config{Name: t.Name(), Capacity: 2, TTL: time.Second, RetryInterval: 100 * time.Millisecond, MaxAttempts: -1}
+		cfg := semaphore.Config{Name: t.Name(), Capacity: 2, TTL: time.Second,
+			RetryInterval: 100 * time.Millisecond, MaxAttempts: -1}
 		if s[i], err = semaphore.Open(t.Context(), address, cfg); err != nil {
 			t.Fatal(err)
 		}
@@ -237,19 +245,23 @@ func TestDeniedChannel(t *testing.T) {
 	}
 }
 
-// TLS, with a certificate that is checked: by Open against the system's authorities, by New against those of the client.
+// TLS, with a certificate that is checked: by Open against the system's authorities, by New against
+// those of the client.
 func TestTLS(t *testing.T) {
 	authority, err := throwaway.NewAuthority()
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := throwaway.StartRedis(t.Context(), throwaway.RedisOptions{Password: adminSecret, TLS: authority})
+	r, err := throwaway.StartRedis(t.Context(), throwaway.RedisOptions{Password: adminSecret,
+		TLS: authority})
 	if err != nil {
 		skipIfMissing(t, err)
 	}
 	t.Cleanup(func() { _ = r.Stop() })
-	cfg := semaphore.Config{Name: t.Name(), Capacity: 2, RetryInterval: 10 * time.Second, MaxAttempts: -1}
-	if _, err := semaphore.Open(t.Context(), r.URL(), cfg); err == nil || !strings.Contains(err.Error(), "certificate") {
+	cfg := semaphore.Config{Name: t.Name(), Capacity: 2, RetryInterval: 10 * time.Second,
+		MaxAttempts: -1}
+	if _, err := semaphore.Open(t.Context(), r.URL(), cfg); err == nil ||
+		!strings.Contains(err.Error(), "certificate") {
 		t.Errorf("a certificate of an unknown authority: %v, want it refused", err)
 	}
 	opened, err := semaphore.Open(t.Context(), r.URL()+"?skip_verify=true", cfg)
@@ -333,7 +345,9 @@ func TestSecretsStaySecret(t *testing.T) {
 	wrong.User = url.UserPassword("passbuddy", secret)
 	refused := *wrong
 	refused.Host = closed.Addr()
-	for name, dsn := range map[string]string{"wrong password": wrong.String(), "refused connection": refused.String(), "bad DSN": "postgres://u:" + secret + "@h:port/db"} {
+	for name, dsn := range map[string]string{"wrong password": wrong.String(),
+		"refused connection": refused.String(), "bad DSN": "postgres://u:" + secret +
+			"@h:port/db"} {
 		pool, err := passpool.New(ctx, dsn, sem, passbuddy.Config{})
 		if err == nil {
 			_, err = pool.Exec(ctx, "select 1")
@@ -354,7 +368,8 @@ func TestSecretsStaySecret(t *testing.T) {
 		silent("database/sql, "+name, err.Error())
 	}
 
-	// With a permit held, so that there is something in Redis; then Redis goes away, so that there is something to log.
+	// With a permit held, so that there is something in Redis; then Redis goes away, so that there
+	// is something to log.
 	if _, err := sem.Acquire(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -366,7 +381,8 @@ func TestSecretsStaySecret(t *testing.T) {
 	}
 	for _, key := range keys {
 		silent("a key", key)
-		for _, content := range []fmt.Stringer{c.HGetAll(ctx, key), c.ZRangeWithScores(ctx, key, 0, -1)} {
+		for _, content := range []fmt.Stringer{c.HGetAll(ctx, key), c.ZRangeWithScores(ctx, key, 0,
+			-1)} {
 			silent("the content of "+key, content.String())
 		}
 	}
@@ -382,7 +398,8 @@ func TestSecretsStaySecret(t *testing.T) {
 		return log.String()
 	}
 	eventually(t, time.Minute, func() (bool, string) {
-		return strings.Contains(logged(), "lease lost") && strings.Contains(logged(), "heartbeat failed"), "nothing is logged while Redis is away"
+		return strings.Contains(logged(), "lease lost") && strings.Contains(logged(),
+			"heartbeat failed"), "nothing is logged while Redis is away"
 	})
 	silent("a log line", logged())
 }

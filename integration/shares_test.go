@@ -12,15 +12,18 @@ import (
 	"time"
 )
 
-// named is a fleet of workers that Postgres can tell apart: each has a name of its own as its application_name.
+// named is a fleet of workers that Postgres can tell apart: each has a name of its own as its
+// application_name.
 type named map[string]*worker
 
 // saturating is the job of a process that could use any number of permits until it is told to end.
 func saturating(integration, name string, capacity int) job {
 	return job{
 		Semaphore: name, Capacity: capacity, Integration: integration,
-		TTL:        time.Minute, // calls to Redis may take a part of it, and a busy machine needs that
-		Goroutines: 40, Load: *loadFor + 10*time.Minute, MinQuery: 10 * time.Millisecond, MaxQuery: 10 * time.Millisecond,
+		// calls to Redis may take a part of it, and a busy machine needs that
+		TTL:        time.Minute,
+		Goroutines: 40, Load: *loadFor + 10*time.Minute, MinQuery: 10 * time.Millisecond,
+		MaxQuery: 10 * time.Millisecond,
 	}
 }
 
@@ -78,7 +81,8 @@ func (s shares) total() (n int) {
 	return n
 }
 
-// even reports whether the whole capacity is held by so many processes, none more than one ahead of another.
+// even reports whether the whole capacity is held by so many processes, none more than one ahead of
+// another.
 func (s shares) even(capacity, processes int) bool {
 	if s.total() != capacity || len(s) != processes {
 		return false
@@ -157,8 +161,8 @@ func (l *ledger) add(s sample, err error) {
 	l.samples, l.err, l.peak = append(l.samples, s), err, max(l.peak, s.shares.total())
 }
 
-// await returns the time of the first sample from then on that is as wanted. How late that may be is a bound for a machine
-// in trouble, not a figure.
+// await returns the time of the first sample from then on that is as wanted. How late that may be
+// is a bound for a machine in trouble, not a figure.
 func (l *ledger) await(t testing.TB, from time.Time, wanted func(shares) bool) time.Time {
 	t.Helper()
 	const patience = 30 * time.Second

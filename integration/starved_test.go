@@ -26,8 +26,8 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// burn takes all processors, and more, in sessions of their own: Linux shares the processors between sessions, so
-// the test gets a part of one, and so does each server.
+// burn takes all processors, and more, in sessions of their own: Linux shares the processors
+// between sessions, so the test gets a part of one, and so does each server.
 func burn(t *testing.T) {
 	t.Helper()
 	for range 2 * runtime.NumCPU() {
@@ -51,8 +51,8 @@ func (l *lostLeases) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// A machine that starves: nothing fails, and no lease is lost as long as Redis answers within the time that a lease
-// has. That it does, a connection of the test's own tells.
+// A machine that starves: nothing fails, and no lease is lost as long as Redis answers within the
+// time that a lease has. That it does, a connection of the test's own tells.
 func TestStarvedMachine(t *testing.T) {
 	const (
 		ttl      = 5 * time.Second
@@ -87,7 +87,8 @@ func TestStarvedMachine(t *testing.T) {
 	var done atomic.Int64
 	for i := range 4 {
 		sem, err := semaphore.Open(t.Context(), s.redis.URL(), semaphore.Config{
-			Name: name, Capacity: capacity, TTL: ttl, Logger: slog.New(slog.NewTextHandler(lost, nil)),
+			Name: name, Capacity: capacity, TTL: ttl,
+			Logger: slog.New(slog.NewTextHandler(lost, nil)),
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -100,7 +101,9 @@ func TestStarvedMachine(t *testing.T) {
 		var end func() error
 		if i%2 == 0 {
 			db := passbuddy.OpenDB(stdlib.GetConnector(*cfg), sem, pool)
-			query = func(ctx context.Context) error { return scan(db.QueryRowContext(ctx, "select pg_sleep(0.005)::text")) }
+			query = func(ctx context.Context) error {
+				return scan(db.QueryRowContext(ctx, "select pg_sleep(0.005)::text"))
+			}
 			end = db.Close
 		} else {
 			c, err := pgx5pool.ParseConfig(s.postgres.URL())
@@ -147,7 +150,8 @@ func TestStarvedMachine(t *testing.T) {
 	closed := time.Now()
 	left := int64(-1)
 	for left != 0 && time.Since(closed) < 2*time.Second {
-		if left, err = s.redisClient.ZCard(context.Background(), "passbuddy-"+name).Result(); err != nil {
+		if left, err = s.redisClient.ZCard(context.Background(),
+			"passbuddy-"+name).Result(); err != nil {
 			break
 		}
 		time.Sleep(10 * time.Millisecond)

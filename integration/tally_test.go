@@ -12,8 +12,9 @@ type outcome struct {
 	Ops, Failed, Expected int           // Expected: failures that the fault makes
 	Longest               time.Duration // of all checkouts that succeeded
 	Errors                []string
-	First                 time.Duration // the wait of the first operation: all goroutines began with the greeting
-	Left                  time.Time     // when its session had ended
+	// the wait of the first operation: all goroutines began with the greeting
+	First time.Duration
+	Left  time.Time // when its session had ended
 
 	// From the command count to the command end.
 	P50, P99 time.Duration // of the waits for a checkout

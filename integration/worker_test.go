@@ -38,22 +38,24 @@ type job struct {
 	TTL             time.Duration
 	Min, Max        int // of the session
 	Weight          int
-	Integration     string // pgxpool, stdlib or pq; with "bare-" in front: without PassBuddy; semaphore: permits alone
-	Share           int    // of a bare pool: its size
-	Scope           passbuddy.Scope
-	Fence           bool
-	Fault           string // "", cancel, hijack, afterconnect, terminate, kill, freeze, away, exit
-	KeepOnLoss      bool
-	FallbackConns   int
-	Goroutines      int
-	Load            time.Duration // at most: see worker.tell
-	MinQuery        time.Duration // queries last from this
-	MaxQuery        time.Duration // ... to this
-	QueryTimeout    time.Duration // of a query, its checkout excepted; 0: none
-	FirstQuery      time.Duration // the first queries of five goroutines last so long; 0: like all others
-	Pause           time.Duration // of a goroutine between two queries
-	Endure          *endurance    // of a process in a chaos run
-	served          func()        // if not nil, called at each checkout
+	// pgxpool, stdlib or pq; with "bare-" in front: without PassBuddy; semaphore: permits alone
+	Integration   string
+	Share         int // of a bare pool: its size
+	Scope         passbuddy.Scope
+	Fence         bool
+	Fault         string // "", cancel, hijack, afterconnect, terminate, kill, freeze, away, exit
+	KeepOnLoss    bool
+	FallbackConns int
+	Goroutines    int
+	Load          time.Duration // at most: see worker.tell
+	MinQuery      time.Duration // queries last from this
+	MaxQuery      time.Duration // ... to this
+	QueryTimeout  time.Duration // of a query, its checkout excepted; 0: none
+	// the first queries of five goroutines last so long; 0: like all others
+	FirstQuery time.Duration
+	Pause      time.Duration // of a goroutine between two queries
+	Endure     *endurance    // of a process in a chaos run
+	served     func()        // if not nil, called at each checkout
 }
 
 // message is what it reports, on its standard output: one thing at a time.
@@ -95,7 +97,8 @@ const (
 	end   = "end"   // end in good order, before Load is over
 )
 
-// start runs a worker. It ends when its job does, or with its parent: its standard input closes then.
+// start runs a worker. It ends when its job does, or with its parent: its standard input closes
+// then.
 func start(t testing.TB, j job) *worker {
 	t.Helper()
 	return startHeard(t, j, os.Stderr, func(progress) {})
@@ -118,7 +121,8 @@ func startHeard(t testing.TB, j job, stderr io.Writer, heard func(progress)) *wo
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	w := &worker{cmd: cmd, stdin: stdin, greet: make(chan greeting, 1), out: make(chan outcome, 1), err: make(chan error, 1)}
+	w := &worker{cmd: cmd, stdin: stdin, greet: make(chan greeting, 1), out: make(chan outcome, 1),
+		err: make(chan error, 1)}
 	if err := json.NewEncoder(stdin).Encode(j); err != nil {
 		t.Fatal(err)
 	}
@@ -212,7 +216,8 @@ func work() error {
 	}()
 
 	sem, err := semaphore.Open(context.Background(), j.Redis, semaphore.Config{
-		Name: j.Semaphore, Capacity: j.Capacity, TTL: j.TTL, Min: j.Min, Max: j.Max, Weight: j.Weight,
+		Name: j.Semaphore, Capacity: j.Capacity, TTL: j.TTL, Min: j.Min, Max: j.Max,
+		Weight: j.Weight,
 	})
 	if err != nil {
 		return err
@@ -262,21 +267,27 @@ func expected(j job, err error) bool {
 	switch j.Fault {
 	case "cancel":
 		// Both drivers report ErrBadConn for a context that ends before the query was sent.
-		return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, driver.ErrBadConn) || strings.Contains(err.Error(), "canceling statement")
+		return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, driver.ErrBadConn) ||
+			strings.Contains(err.Error(), "canceling statement")
 	case "afterconnect":
 		return errors.Is(err, errAfterConnect)
 	case "freeze", "away":
-		if errors.Is(err, semaphore.ErrUnavailable) || errors.Is(err, semaphore.ErrLost) || errors.Is(err, net.ErrClosed) ||
+		if errors.Is(err, semaphore.ErrUnavailable) || errors.Is(err, semaphore.ErrLost) ||
+			errors.Is(err, net.ErrClosed) ||
 			strings.Contains(err.Error(), "use of closed network connection") {
 			return true
 		}
-		fallthrough // a connection that is fenced can also end in the ways of one that is terminated
+		// a connection that is fenced can also end in the ways of one that is terminated
+		fallthrough
 	case "terminate":
 		var e *pgconn.PgError
 		var pe *pq.Error
 		text := err.Error()
-		return errors.As(err, &e) && e.Code == "57P01" || errors.As(err, &pe) && pe.Code == "57P01" ||
-			strings.Contains(text, "unexpected EOF") || strings.Contains(text, "reset by peer") || strings.Contains(text, "broken pipe") || strings.Contains(text, "bad connection") || strings.Contains(text, "conn closed")
+		return errors.As(err, &e) && e.Code == "57P01" || errors.As(err, &pe) &&
+			pe.Code == "57P01" ||
+			strings.Contains(text, "unexpected EOF") || strings.Contains(text, "reset by peer") ||
+			strings.Contains(text, "broken pipe") || strings.Contains(text, "bad connection") ||
+			strings.Contains(text, "conn closed")
 	}
 	return false
 }
@@ -288,7 +299,8 @@ type pool interface {
 }
 
 func newPool(j job, sem *semaphore.Semaphore) (pool, error) {
-	opts := passbuddy.Config{Scope: j.Scope, AcquireTimeout: time.Minute, Fence: j.Fence, KeepOnLoss: j.KeepOnLoss, FallbackConns: j.FallbackConns}
+	opts := passbuddy.Config{Scope: j.Scope, AcquireTimeout: time.Minute, Fence: j.Fence,
+		KeepOnLoss: j.KeepOnLoss, FallbackConns: j.FallbackConns}
 	switch j.Integration {
 	case "semaphore":
 		return permits{sem}, nil
@@ -339,7 +351,8 @@ func query(j job) (string, context.Context, context.CancelFunc) {
 	return fmt.Sprintf("select pg_sleep(%f)", d.Seconds()), ctx, cancel
 }
 
-// The statement timeout of fault "cancel" begins with the checkout, so that half of the queries are cancelled and no wait is.
+// The statement timeout of fault "cancel" begins with the checkout, so that half of the queries are
+// cancelled and no wait is.
 const cancelAfter = 5 * time.Millisecond
 
 // permits is no pool, but the semaphore alone: a query is a permit held.
@@ -422,7 +435,8 @@ func (p sqlPool) once(j job) (time.Duration, error) {
 		_, err = c.ExecContext(ctx, text)
 		return waited, err
 	}
-	if j.served != nil { // the checkout alone is of interest, not what Postgres takes to begin a transaction
+	// the checkout alone is of interest, not what Postgres takes to begin a transaction
+	if j.served != nil {
 		c, err := p.Conn(ctx)
 		if err != nil {
 			return 0, err
@@ -431,7 +445,8 @@ func (p sqlPool) once(j job) (time.Duration, error) {
 		j.served()
 		if j.QueryTimeout > 0 {
 			ctx, cancel = context.WithTimeout(ctx, j.QueryTimeout)
-			defer cancel() // after Close, which discards a connection whose transaction's context has ended
+			// after Close, which discards a connection whose transaction's context has ended
+			defer cancel()
 		}
 		defer c.Close()
 		tx, err := c.BeginTx(ctx, nil)

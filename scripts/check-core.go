@@ -21,10 +21,12 @@ import (
 // pure are the packages that may be imported, and what of them may be named: all, if there is no
 // expression. A package that is not here is refused, so a new one has to be thought of once.
 var pure = map[string]*regexp.Regexp{
-	"cmp": nil, "errors": nil, "maps": nil, "slices": nil, "strings": nil, "strconv": nil, "math": nil, "math/bits": nil,
+	"cmp": nil, "errors": nil, "maps": nil, "slices": nil, "strings": nil, "strconv": nil,
+	"math": nil, "math/bits": nil,
 	"unicode": nil, "unicode/utf8": nil,
 	// Lengths of time, and nothing that reads a clock or waits for it.
-	"time": regexp.MustCompile(`^(Duration|Nanosecond|Microsecond|Millisecond|Second|Minute|Hour)$`),
+	"time": regexp.MustCompile(
+		`^(Duration|Nanosecond|Microsecond|Millisecond|Second|Minute|Hour)$`),
 	// Texts, and nothing that writes or reads them.
 	"fmt": regexp.MustCompile(`^(Errorf|Sprint|Sprintf|Sprintln|Stringer|Formatter|State)$`),
 	"github.com/passbuddy/passbuddy/internal/message": nil,
@@ -35,7 +37,8 @@ func main() {
 	failed := false
 	refuse := func(at token.Pos, format string, args ...any) {
 		failed = true
-		fmt.Fprintf(os.Stderr, "check-core: %s: %s\n", fset.Position(at), fmt.Sprintf(format, args...))
+		fmt.Fprintf(os.Stderr, "check-core: %s: %s\n", fset.Position(at),
+			fmt.Sprintf(format, args...))
 	}
 	var files []*ast.File
 	for _, name := range os.Args[2:] {
@@ -49,7 +52,8 @@ func main() {
 	// Types tell which expressions are channels, and which package a name is of. That needs no
 	// declaration of another package. So those are not read, and errors for want of them do not
 	// count.
-	info := &types.Info{Types: make(map[ast.Expr]types.TypeAndValue), Uses: make(map[*ast.Ident]types.Object)}
+	info := &types.Info{Types: make(map[ast.Expr]types.TypeAndValue),
+		Uses: make(map[*ast.Ident]types.Object)}
 	conf := types.Config{Importer: unread{}, Error: func(error) {}}
 	_, _ = conf.Check("core", fset, files, info)
 

@@ -25,7 +25,8 @@ func Run(t *testing.T, f func(t *testing.T, w *World)) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &World{T: t, Redis: miniredis.NewMiniRedis()}
 		t.Cleanup(func() {
-			time.Sleep(2 * time.Second) // go-redis's dialling goroutines look once a second whether their pool is closed
+			// go-redis's dialling goroutines look once a second whether their pool is closed
+			time.Sleep(2 * time.Second)
 			w.Redis.Close()
 		})
 		f(t, w)

@@ -24,7 +24,8 @@ func (w *World) Link() *Link { return &Link{redis: w.Redis} }
 
 // Dial is for redis.Options.Dialer.
 func (l *Link) Dial(context.Context, string, string) (net.Conn, error) {
-	c, err := l.redis.Dial() // without l.mu: a goroutine that holds the server's lock may be waiting for it
+	// without l.mu: a goroutine that holds the server's lock may be waiting for it
+	c, err := l.redis.Dial()
 	if err != nil {
 		return nil, err
 	}

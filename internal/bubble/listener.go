@@ -12,7 +12,9 @@ import (
 // tests itself, so this package cannot import it.
 type Listener[P any] struct {
 	Return func(P) // gives a permit back to the engine
-	Obey   bool    // give back what is recalled, also what is granted only afterwards: a recall can overtake its grant
+	// give back what is recalled, also what is granted only afterwards: a recall can overtake its
+	// grant
+	Obey bool
 
 	mu      sync.Mutex
 	told    []string

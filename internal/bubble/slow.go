@@ -16,8 +16,9 @@ type SlowLink struct {
 
 	mu    sync.Mutex
 	delay func() time.Duration // each way
-	holes int                  // the bytes of so many connections, the first that were opened, vanish
-	conns int                  // opened so far
+	// the bytes of so many connections, the first that were opened, vanish
+	holes int
+	conns int // opened so far
 }
 
 // SlowLink returns a network with that delay each way.

@@ -49,7 +49,9 @@ func (l *StallLink) Break() {
 }
 
 // Dialer is for redis.Options.Dialer. A dial gives up after timeout.
-func (l *StallLink) Dialer(timeout time.Duration) func(ctx context.Context, network, addr string) (net.Conn, error) {
+func (l *StallLink) Dialer(
+	timeout time.Duration,
+) func(ctx context.Context, network, addr string) (net.Conn, error) {
 	return func(ctx context.Context, _, _ string) (net.Conn, error) {
 		for began := time.Now(); l.stands(); time.Sleep(time.Millisecond) {
 			if ctx.Err() != nil || time.Since(began) >= timeout {

@@ -16,7 +16,8 @@ import (
 
 var (
 	full = flag.Bool("full", false, "run all cases, all rounds, and simulations in full length")
-	seed = flag.Uint64("subset", 0, "the seed by which cases are drawn without -full; 0: another one in each run")
+	seed = flag.Uint64("subset", 0,
+		"the seed by which cases are drawn without -full; 0: another one in each run")
 )
 
 var draws struct {

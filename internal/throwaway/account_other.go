@@ -21,7 +21,8 @@ var (
 type account struct{}
 
 func serverAccount() (*account, error) {
-	return nil, errors.New("throwaway: servers can be started on Linux, macOS and other Unix systems only")
+	return nil, errors.New("throwaway: servers can be started on Linux, macOS and other Unix " +
+		"systems only")
 }
 
 func (*account) prepare(*exec.Cmd, os.Signal) {}

@@ -13,7 +13,8 @@ const (
 	adminTimeout = time.Second // for one question to one server, while others are asked too
 )
 
-// await polls until check finds nothing amiss; its answer is what still is. ctx bounds it, and 60 s.
+// await polls until check finds nothing amiss; its answer is what still is. ctx bounds it, and 60
+// s.
 func await(ctx context.Context, what string, check func(context.Context) string) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()

@@ -22,12 +22,13 @@ const (
 	clockBytes   = 16 // two words: the step, and whether a server reads it
 )
 
-// StepClock moves the clock that this one server sees by d, forwards or back, at once and as often as wanted. A restart
-// keeps the sum of the steps. Only the wall clock moves, as when an operator sets it: expiries, TIME and scripts follow
-// it, the server's own timers do not.
+// StepClock moves the clock that this one server sees by d, forwards or back, at once and as often
+// as wanted. A restart keeps the sum of the steps. Only the wall clock moves, as when an operator
+// sets it: expiries, TIME and scripts follow it, the server's own timers do not.
 //
-// It needs RedisOptions.Clock, which loads a small library into the server. StartRedis compiles it, and returns an error
-// that wraps [ErrNotFound] where that cannot be done: without a C compiler, or elsewhere than on Linux.
+// It needs RedisOptions.Clock, which loads a small library into the server. StartRedis compiles it,
+// and returns an error that wraps [ErrNotFound] where that cannot be done: without a C compiler, or
+// elsewhere than on Linux.
 func (r *Redis) StepClock(d time.Duration) error {
 	if r.clock == nil {
 		return errors.New("throwaway: StepClock needs RedisOptions.Clock")
@@ -51,7 +52,8 @@ func newSteppedClock(ctx context.Context, dir string) (*steppedClock, error) {
 	if runtime.GOOS != "linux" {
 		return nil, notFound("LD_PRELOAD", "a server's clock can be stepped on Linux only")
 	}
-	c := &steppedClock{library: filepath.Join(dir, clockLibrary), path: filepath.Join(dir, clockFile)}
+	c := &steppedClock{library: filepath.Join(dir, clockLibrary), path: filepath.Join(dir,
+		clockFile)}
 	if err := writeClockLibrary(ctx, c.library); err != nil {
 		return nil, err
 	}
@@ -74,7 +76,8 @@ func (c *steppedClock) env() []string {
 	return []string{"LD_PRELOAD=" + c.library, "THROWAWAY_CLOCK=" + c.path}
 }
 
-// attached fails if the server that just started ignored the library, as one without a dynamic loader would.
+// attached fails if the server that just started ignored the library, as one without a dynamic
+// loader would.
 func (c *steppedClock) attached() error {
 	if c == nil {
 		return nil

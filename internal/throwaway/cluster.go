@@ -10,12 +10,13 @@ import (
 	"sync"
 )
 
-// A freshly initialised database cluster is some 28 MB in 1,000 files and takes initdb a second of both cores. So the
-// first one that a process makes is kept in memory, where it needs no cleaning up, and later ones are written from it
-// in a tenth of that.
+// A freshly initialised database cluster is some 28 MB in 1,000 files and takes initdb a second of
+// both cores. So the first one that a process makes is kept in memory, where it needs no cleaning
+// up, and later ones are written from it in a tenth of that.
 var clusters struct {
 	sync.Mutex
-	byDir map[string]snapshot // keyed by the folder of the programs: another version, another cluster
+	// keyed by the folder of the programs: another version, another cluster
+	byDir map[string]snapshot
 }
 
 type snapshot []snapshotFile
@@ -52,7 +53,8 @@ func makeCluster(ctx context.Context, bin, dir string, a *account) error {
 
 func initdb(ctx context.Context, bin, dir string, a *account) error {
 	cmd := exec.CommandContext(ctx, filepath.Join(bin, "initdb"),
-		"--pgdata="+dir, "--username="+superuser, "--auth=trust", // pg_hba.conf is replaced before the first start
+		// pg_hba.conf is replaced before the first start
+		"--pgdata="+dir, "--username="+superuser, "--auth=trust",
 		"--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions",
 		"--wal-segsize=1", // MB, instead of 16: less to write
 	)
@@ -107,8 +109,8 @@ func (s snapshot) write(dir string) error {
 	return nil
 }
 
-// serverEnv is the environment of the server programs: messages in English, for we look for some of them, and none of
-// the PG* variables that could point them elsewhere.
+// serverEnv is the environment of the server programs: messages in English, for we look for some of
+// them, and none of the PG* variables that could point them elsewhere.
 func serverEnv() []string {
 	return []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C", "TZ=UTC"}
 }

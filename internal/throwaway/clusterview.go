@@ -20,8 +20,9 @@ type clusterNode struct {
 
 type slotRange struct{ first, last int }
 
-// parseClusterNodes reads lines of: id address flags primary ping pong epoch link [slots ...]. An address is
-// host:port@bus, with a host name after it from Redis 7 on; slots are "7", "0-5460", or in brackets while they move.
+// parseClusterNodes reads lines of: id address flags primary ping pong epoch link [slots ...]. An
+// address is host:port@bus, with a host name after it from Redis 7 on; slots are "7", "0-5460", or
+// in brackets while they move.
 func parseClusterNodes(text string) (clusterView, error) {
 	var view clusterView
 	for line := range strings.Lines(text) {
@@ -32,7 +33,8 @@ func parseClusterNodes(text string) (clusterView, error) {
 		addr, _, _ := strings.Cut(fields[1], "@")
 		node := clusterNode{id: fields[0], addr: addr, flags: strings.Split(fields[2], ",")}
 		if slices.Contains(node.flags, "myself") && strings.HasPrefix(addr, ":") {
-			node.addr = net.JoinHostPort("127.0.0.1", addr[1:]) // until somebody told it its address
+			// until somebody told it its address
+			node.addr = net.JoinHostPort("127.0.0.1", addr[1:])
 		}
 		if fields[3] != "-" {
 			node.primary = fields[3]

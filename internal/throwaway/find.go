@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// serverDirs are the places where packages put PostgreSQL's server programs without adding them to PATH: Debian and
-// Ubuntu, RPM distributions, Homebrew on both kinds of Mac.
+// serverDirs are the places where packages put PostgreSQL's server programs without adding them to
+// PATH: Debian and Ubuntu, RPM distributions, Homebrew on both kinds of Mac.
 var serverDirs = []string{
 	"/usr/lib/postgresql/*/bin",
 	"/usr/pgsql-*/bin",
@@ -23,11 +23,13 @@ var serverDirs = []string{
 }
 
 var redisPrograms = []string{
-	"redis-server", "/opt/homebrew/bin/redis-server", "/usr/local/bin/redis-server", "valkey-server",
+	"redis-server", "/opt/homebrew/bin/redis-server", "/usr/local/bin/redis-server",
+	"valkey-server",
 }
 
-// FindPostgres returns the folder that holds both initdb and postgres: the first of PATH, what pg_config says, and the
-// well-known folders, newest version first. Both programs must come from one folder, for they must be of one version.
+// FindPostgres returns the folder that holds both initdb and postgres: the first of PATH, what
+// pg_config says, and the well-known folders, newest version first. Both programs must come from
+// one folder, for they must be of one version.
 func FindPostgres(ctx context.Context) (string, error) {
 	if path, err := exec.LookPath("postgres"); err == nil {
 		// PATH often holds a symbolic link to the real folder, where initdb lives too.
@@ -47,7 +49,8 @@ func FindPostgres(ctx context.Context) (string, error) {
 			return dirs[i], nil
 		}
 	}
-	return "", notFound("postgres and initdb", "install the PostgreSQL server, or run scripts/setup.sh")
+	return "", notFound("postgres and initdb",
+		"install the PostgreSQL server, or run scripts/setup.sh")
 }
 
 // RedisEnv names the environment variable that chooses the server: a path, or a name to look for in

@@ -14,8 +14,8 @@ import (
 
 var errNotRunning = errors.New("throwaway: the server is not running")
 
-// Pause freezes the server with SIGSTOP until Continue: its port accepts, but it says nothing. Kill, Restart and Stop
-// work on a paused server. The second and later calls do nothing.
+// Pause freezes the server with SIGSTOP until Continue: its port accepts, but it says nothing.
+// Kill, Restart and Stop work on a paused server. The second and later calls do nothing.
 func (r *Redis) Pause(ctx context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -40,8 +40,9 @@ func (r *Redis) Continue() error {
 	return r.server.thaw()
 }
 
-// Pause freezes the server and all its backends with SIGSTOP until Continue, as a host that hangs would. Kill, Restart
-// and Stop work on a paused server. Linux only. The second and later calls do nothing.
+// Pause freezes the server and all its backends with SIGSTOP until Continue, as a host that hangs
+// would. Kill, Restart and Stop work on a paused server. Linux only. The second and later calls do
+// nothing.
 func (p *Postgres) Pause(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -83,8 +84,9 @@ func (c *child) freeze(ctx context.Context) error {
 	return awaitStopped(ctx, c.pid())
 }
 
-// thaw undoes the pause of the process and of its children. A child that is frozen does not end, and one that is killed
-// stays a zombie until its frozen parent looks: so its number is still its own.
+// thaw undoes the pause of the process and of its children. A child that is frozen does not end,
+// and one that is killed stays a zombie until its frozen parent looks: so its number is still its
+// own.
 func (c *child) thaw() error {
 	var errs []error
 	for _, pid := range c.frozen {
@@ -131,7 +133,8 @@ func signalTo(pid int, sig os.Signal) error {
 		return fmt.Errorf("throwaway: process %d: %w", pid, err)
 	}
 	defer process.Release()
-	if err := process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) && !errors.Is(err, syscall.ESRCH) {
+	if err := process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) &&
+		!errors.Is(err, syscall.ESRCH) {
 		return fmt.Errorf("throwaway: process %d: %w", pid, err)
 	}
 	return nil
@@ -157,8 +160,8 @@ func (c *child) children() ([]int, error) {
 	return pids, nil
 }
 
-// processState reads a process's state and parent. The line begins "pid (name) state ppid", and the name may hold
-// anything, parentheses too.
+// processState reads a process's state and parent. The line begins "pid (name) state ppid", and the
+// name may hold anything, parentheses too.
 func processState(pid int) (state string, parent int, err error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {

@@ -19,9 +19,9 @@ const (
 
 // freePort returns a TCP port of the loopback interface that was free a moment ago.
 //
-// It lies outside of the range that the kernel takes the ports of outgoing connections from. Else a server that is down
-// for a while could lose its port to any client of anybody, and a client that keeps dialling it could even be connected
-// to itself.
+// It lies outside of the range that the kernel takes the ports of outgoing connections from. Else a
+// server that is down for a while could lose its port to any client of anybody, and a client that
+// keeps dialling it could even be connected to itself.
 func freePort() (int, error) { return freePortWith(0) }
 
 // freeClusterPort is freePort with the port of the cluster bus free too.
@@ -30,7 +30,8 @@ func freeClusterPort() (int, error) { return freePortWith(busOffset) }
 func freePortWith(offset int) (int, error) {
 	low, high := portRange()
 	if high-offset <= low {
-		return 0, fmt.Errorf("throwaway: no two ports %d apart outside of the range of outgoing connections", offset)
+		return 0, fmt.Errorf("throwaway: no two ports %d apart outside of the range of outgoing "+
+			"connections", offset)
 	}
 	var err error
 	for range portTries {
@@ -53,8 +54,9 @@ func portFree(port int) error {
 	return l.Close()
 }
 
-// portRange is the wider of the two ranges left and right of the kernel's own. Where that is unknown, the default of
-// Linux is assumed, which is on the safe side for macOS and the BSDs: theirs begins at 49152.
+// portRange is the wider of the two ranges left and right of the kernel's own. Where that is
+// unknown, the default of Linux is assumed, which is on the safe side for macOS and the BSDs:
+// theirs begins at 49152.
 func portRange() (low, high int) {
 	first, last := 32768, 60999
 	if text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range"); err == nil {

@@ -6,8 +6,8 @@ import (
 	"net"
 )
 
-// Refuse stops listening, so that new connections are refused as by a host whose server is down, until Accept. Those
-// that exist stay, unless Reset.
+// Refuse stops listening, so that new connections are refused as by a host whose server is down,
+// until Accept. Those that exist stay, unless Reset.
 func (p *Proxy) Refuse() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()

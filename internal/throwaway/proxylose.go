@@ -15,17 +15,20 @@ type doom int
 
 const (
 	spared doom = iota
-	marked      // a request matched and is being passed on: what the server says now may be the answer to it, and waits
-	passed      // the server has the request: the next thing that it says is taken for the answer
+	// a request matched and is being passed on: what the server says now may be the answer to it,
+	// and waits
+	marked
+	passed // the server has the request: the next thing that it says is taken for the answer
 )
 
-// LoseReplies lets the next n requests that match reach the server, and throws the answer away and resets the
-// connection as soon as the server answers: the client sees a broken connection after its request was carried out. What
-// it returns is closed when the n-th answer is lost, which it also is if the client hangs up first. A nil match takes any
-// request, a negative n all that come. A later call replaces an earlier one, and n of 0 ends it.
+// LoseReplies lets the next n requests that match reach the server, and throws the answer away and
+// resets the connection as soon as the server answers: the client sees a broken connection after
+// its request was carried out. What it returns is closed when the n-th answer is lost, which it
+// also is if the client hangs up first. A nil match takes any request, a negative n all that come.
+// A later call replaces an earlier one, and n of 0 ends it.
 //
-// A request is what the client wrote at once: a pipeline is one, and beyond 32 KiB it is several. On a connection with
-// TLS there is nothing for match to see.
+// A request is what the client wrote at once: a pipeline is one, and beyond 32 KiB it is several.
+// On a connection with TLS there is nothing for match to see.
 func (p *Proxy) LoseReplies(n int, match func(request []byte) bool) (lost <-chan struct{}) {
 	next := &losing{left: n, match: match, lost: make(chan struct{})}
 	p.set(func() {
@@ -61,14 +64,16 @@ func (p *Proxy) passed(l *link) {
 	}
 }
 
-// lose cuts a link whose server has said something after it was passed a request. The caller holds mu.
+// lose cuts a link whose server has said something after it was passed a request. The caller holds
+// mu.
 func (p *Proxy) lose(l *link) {
 	l.sever()
 	p.flowing.Broadcast()
 	p.ended(l)
 }
 
-// ended counts a doomed link as having lost its answer: no more of it will come. The caller holds mu.
+// ended counts a doomed link as having lost its answer: no more of it will come. The caller holds
+// mu.
 func (p *Proxy) ended(l *link) {
 	if l.doomed == spared {
 		return

@@ -19,23 +19,27 @@ type RedisOptions struct {
 	// Password, if set, is asked of every client.
 	Password string
 	// Apart runs the server in a terminal session of its own. Linux shares the processors between
-	// sessions, so the server then competes with its clients as it would were it no child of theirs.
+	// sessions, so the server then competes with its clients as it would were it no child of
+	// theirs.
 	Apart bool
-	// Persist lets the data survive Kill and Restart: a write is in the append-only file before it is answered.
-	// Without it all is lost whenever the server ends.
+	// Persist lets the data survive Kill and Restart: a write is in the append-only file before it
+	// is answered. Without it all is lost whenever the server ends.
 	Persist bool
-	// ACL are the lines of the server's ACL file, such as "user app on >secret ~app:* &* +@all". The user default keeps
-	// Password, unless a line says otherwise.
+	// ACL are the lines of the server's ACL file, such as "user app on >secret ~app:* &* +@all".
+	// The user default keeps Password, unless a line says otherwise.
 	ACL []string
-	// TLS, if set, makes the server speak nothing but TLS, with a certificate of this authority. Clients need no
-	// certificate, unless Config says "tls-auth-clients yes". Needs a Redis that was built with TLS.
+	// TLS, if set, makes the server speak nothing but TLS, with a certificate of this authority.
+	// Clients need no certificate, unless Config says "tls-auth-clients yes". Needs a Redis that
+	// was built with TLS.
 	TLS *Authority
-	// Clock lets StepClock move the server's clock. Linux only, and it takes a C compiler: see [Redis.StepClock].
+	// Clock lets StepClock move the server's clock. Linux only, and it takes a C compiler: see
+	// [Redis.StepClock].
 	Clock bool
-	// Config are further lines of redis.conf. They override those made here: loopback only, no persistence.
+	// Config are further lines of redis.conf. They override those made here: loopback only, no
+	// persistence.
 	Config []string
-	// Args are further command line arguments, such as "--appendonly", "yes". They override Config. They must leave the
-	// log at its level and on standard output.
+	// Args are further command line arguments, such as "--appendonly", "yes". They override Config.
+	// They must leave the log at its level and on standard output.
 	Args []string
 }
 
@@ -67,7 +71,8 @@ var (
 	// "Ready" from version 6 on, "ready" before.
 	plainRedis   = redisKind{ready: "eady to accept connections", freePort: freePort}
 	clusterRedis = redisKind{ready: plainRedis.ready, freePort: freeClusterPort}
-	sentinelMode = redisKind{ready: "Sentinel ID is", args: []string{"--sentinel"}, freePort: freePort, started: hurry}
+	sentinelMode = redisKind{ready: "Sentinel ID is", args: []string{"--sentinel"},
+		freePort: freePort, started: hurry}
 )
 
 // StartRedis starts a server. ctx bounds the start only (60 s at most); the server runs until Stop.
@@ -129,7 +134,8 @@ func (r *Redis) start(ctx context.Context) error {
 	args := append([]string{r.configPath()}, r.kind.args...)
 	cmd := exec.Command(r.program, append(args, r.opts.Args...)...)
 	cmd.Dir, cmd.Env = r.folder.path, append(serverEnv(), r.clock.env()...)
-	// Not sigStop: a primary waits for replicas that lag, and nothing but a SIGKILL is sure to reach a paused server.
+	// Not sigStop: a primary waits for replicas that lag, and nothing but a SIGKILL is sure to
+	// reach a paused server.
 	(*account)(nil).prepare(cmd, sigKill)
 	if r.opts.Apart {
 		setApart(cmd)
@@ -157,8 +163,8 @@ func (r *Redis) Addr() string {
 	return loopback(r.port)
 }
 
-// URL is the server's redis:// URL, with the password if there is one. With TLS it is a rediss:// one, and a client
-// needs TLSConfig besides.
+// URL is the server's redis:// URL, with the password if there is one. With TLS it is a rediss://
+// one, and a client needs TLSConfig besides.
 func (r *Redis) URL() string {
 	u := url.URL{Scheme: "redis", Host: r.Addr(), Path: "/0"}
 	if r.opts.TLS != nil {
@@ -194,7 +200,8 @@ func (r *Redis) adminOptions() *redis.Options {
 	opts.MaxRetries, opts.DialerRetries = -1, 1                     // the caller looks again
 	opts.ContextTimeoutEnabled = true
 	opts.DisableIdentity = true
-	opts.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+	opts.MaintNotificationsConfig =
+		&maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 	return opts
 }
 
@@ -229,8 +236,9 @@ func (r *Redis) serving() bool {
 // Kill ends the server with SIGKILL, as a crash would.
 func (r *Redis) Kill() { r.halt(os.Kill) }
 
-// Restart starts the server anew on the same port, after an orderly shutdown if it still runs. Without
-// RedisOptions.Persist all it knew is lost; its configuration is what it was, as the server itself or a sentinel left it.
+// Restart starts the server anew on the same port, after an orderly shutdown if it still runs.
+// Without RedisOptions.Persist all it knew is lost; its configuration is what it was, as the server
+// itself or a sentinel left it.
 func (r *Redis) Restart(ctx context.Context) error { return r.restart(ctx, sigStop, false) }
 
 // RestartEmpty is Restart after a crash that took the data with it.

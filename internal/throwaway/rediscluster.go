@@ -15,7 +15,8 @@ import (
 // slotCount is how many hash slots every Redis Cluster has.
 const slotCount = 16384
 
-// RedisClusterOptions says what the cluster should be like. The zero value is the documented default.
+// RedisClusterOptions says what the cluster should be like. The zero value is the documented
+// default.
 type RedisClusterOptions struct {
 	// Primaries is how many there are, at least 3. Default 3.
 	Primaries int
@@ -27,16 +28,17 @@ type RedisClusterOptions struct {
 	Redis RedisOptions
 }
 
-// RedisCluster is a running Redis Cluster. Its methods may be called from several goroutines, but not those that
-// change who owns a slot at the same time.
+// RedisCluster is a running Redis Cluster. Its methods may be called from several goroutines, but
+// not those that change who owns a slot at the same time.
 type RedisCluster struct {
 	opts  RedisClusterOptions
 	nodes []*Redis // the primaries of the start first
 }
 
-// StartRedisCluster starts the nodes, joins them, shares the slots out evenly, and returns when all nodes say that the
-// cluster is well and the replicas are in sync. That takes some 3 s, 2 of which a node waits of its own accord. ctx bounds
-// the start only; the nodes run until Stop. The error wraps [ErrNotFound] when Redis is not installed.
+// StartRedisCluster starts the nodes, joins them, shares the slots out evenly, and returns when all
+// nodes say that the cluster is well and the replicas are in sync. That takes some 3 s, 2 of which
+// a node waits of its own accord. ctx bounds the start only; the nodes run until Stop. The error
+// wraps [ErrNotFound] when Redis is not installed.
 func StartRedisCluster(ctx context.Context, opts RedisClusterOptions) (_ *RedisCluster, err error) {
 	opts.Primaries = orDefault(opts.Primaries, 3)
 	opts.Replicas = max(0, orDefault(opts.Replicas, 1))
@@ -63,10 +65,12 @@ func (c *RedisCluster) nodeOptions() RedisOptions {
 	opts := c.opts.Redis
 	opts.Config = append([]string{
 		"cluster-enabled yes",
-		// Not with the data: without it a node comes back as a stranger, and nobody's test wants that.
+		// Not with the data: without it a node comes back as a stranger, and nobody's test wants
+		// that.
 		"cluster-config-file ../nodes.conf",
 		fmt.Sprintf("cluster-node-timeout %d", c.opts.NodeTimeout.Milliseconds()),
-		"cluster-replica-validity-factor 0", // a replica may be promoted however long ago its replication was cut
+		// a replica may be promoted however long ago its replication was cut
+		"cluster-replica-validity-factor 0",
 	}, opts.Config...)
 	return opts
 }
@@ -81,7 +85,8 @@ func (c *RedisCluster) form(ctx context.Context) error {
 		if ids[i], err = client.Do(ctx, "CLUSTER", "MYID").Text(); err != nil {
 			return fmt.Errorf("throwaway: %w", err)
 		}
-		// Different from the start, so that the nodes need not negotiate; accepted only while a node knows no other.
+		// Different from the start, so that the nodes need not negotiate; accepted only while a
+		// node knows no other.
 		if err := client.Do(ctx, "CLUSTER", "SET-CONFIG-EPOCH", i+1).Err(); err != nil {
 			return fmt.Errorf("throwaway: %w", err)
 		}
@@ -110,19 +115,22 @@ func (c *RedisCluster) form(ctx context.Context) error {
 	if err := together(replicas, func(i int, node *Redis) error {
 		client := node.admin()
 		defer client.Close()
-		return await(ctx, "node "+node.Addr()+" to become a replica", func(ctx context.Context) string {
-			if err := client.ClusterReplicate(ctx, ids[i%c.opts.Primaries]).Err(); err != nil {
-				return err.Error() // mostly: it does not know that primary yet
-			}
-			return ""
-		})
+		return await(ctx, "node "+node.Addr()+" to become a replica",
+			func(ctx context.Context) string {
+				if err := client.ClusterReplicate(ctx, ids[i%c.opts.Primaries]).Err(); err != nil {
+					return err.Error() // mostly: it does not know that primary yet
+				}
+				return ""
+			})
 	}); err != nil {
 		return err
 	}
 	if err := c.AwaitOK(ctx); err != nil {
 		return err
 	}
-	return together(replicas, func(i int, node *Redis) error { return node.AwaitSync(ctx, c.nodes[i%c.opts.Primaries]) })
+	return together(replicas, func(i int, node *Redis) error {
+		return node.AwaitSync(ctx, c.nodes[i%c.opts.Primaries])
+	})
 }
 
 // Nodes are all nodes, the primaries of the start first.
@@ -138,8 +146,8 @@ func (c *RedisCluster) Options() *redis.ClusterOptions {
 	}
 }
 
-// AwaitOK waits until all nodes that run say that the cluster is well, name the same owner of each slot, and take no
-// node that runs for down.
+// AwaitOK waits until all nodes that run say that the cluster is well, name the same owner of each
+// slot, and take no node that runs for down.
 func (c *RedisCluster) AwaitOK(ctx context.Context) error {
 	clients := c.clients()
 	defer clients.close()

@@ -108,7 +108,8 @@ func TestRedisClusterFailover(t *testing.T) {
 func TestRedisClusterMigratesASlot(t *testing.T) {
 	t.Parallel()
 	ctx := testContext(t)
-	c := startRedisCluster(t, RedisClusterOptions{Replicas: -1, Redis: RedisOptions{TLS: newAuthority(t)}})
+	c := startRedisCluster(t, RedisClusterOptions{Replicas: -1,
+		Redis: RedisOptions{TLS: newAuthority(t)}})
 	client := clusterClient(t, c)
 	const n = 250
 	key := func(i int) string { return fmt.Sprintf("{tag}:%d", i) }
@@ -135,7 +136,8 @@ func TestRedisClusterMigratesASlot(t *testing.T) {
 	for i := range keys {
 		keys[i] = key(i)
 	}
-	if err := clientOf(t, from).MGet(ctx, keys...).Err(); err == nil || !strings.HasPrefix(err.Error(), "TRYAGAIN") {
+	if err := clientOf(t, from).MGet(ctx, keys...).Err(); err == nil ||
+		!strings.HasPrefix(err.Error(), "TRYAGAIN") {
 		t.Errorf("a command on keys of both nodes: %v", err)
 	}
 	if moved, err := m.MoveKeys(ctx, -1); moved != n-110 || err != nil {
@@ -200,8 +202,10 @@ func TestRedisClusterThroughProxies(t *testing.T) {
 	proxy.Heal()
 	expectKey(t, client, "key", "value")
 
-	// A subscriber is told when its slot leaves the node that it is connected to, and hears no more.
-	if err := client.SPublish(ctx, "{tag}", "").Err(); err != nil && strings.Contains(err.Error(), "unknown command") {
+	// A subscriber is told when its slot leaves the node that it is connected to, and hears no
+	// more.
+	if err := client.SPublish(ctx, "{tag}", "").Err(); err != nil && strings.Contains(err.Error(),
+		"unknown command") {
 		t.Skip("this Redis has no sharded pub/sub: ", err)
 	}
 	subscription := client.SSubscribe(ctx, "{tag}")
@@ -225,15 +229,18 @@ func TestRedisClusterThroughProxies(t *testing.T) {
 }
 
 func TestParseClusterNodes(t *testing.T) {
-	view, err := parseClusterNodes("a1 :7000@17000 myself,master - 0 0 1 connected 0-99 5000 [12->-b2]\n" +
-		"b2 127.0.0.1:7001@17001,host master,fail? - 0 1 2 connected 100-200\n" +
-		"c3 127.0.0.1:7002@17002 slave a1 0 1 1 connected\n")
+	view, err := parseClusterNodes(
+		"a1 :7000@17000 myself,master - 0 0 1 connected 0-99 5000 [12->-b2]\n" +
+			"b2 127.0.0.1:7001@17001,host master,fail? - 0 1 2 connected 100-200\n" +
+			"c3 127.0.0.1:7002@17002 slave a1 0 1 1 connected\n")
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := clusterView{
-		{id: "a1", addr: "127.0.0.1:7000", flags: []string{"myself", "master"}, slots: []slotRange{{0, 99}, {5000, 5000}}},
-		{id: "b2", addr: "127.0.0.1:7001", flags: []string{"master", "fail?"}, slots: []slotRange{{100, 200}}},
+		{id: "a1", addr: "127.0.0.1:7000", flags: []string{"myself", "master"},
+			slots: []slotRange{{0, 99}, {5000, 5000}}},
+		{id: "b2", addr: "127.0.0.1:7001", flags: []string{"master", "fail?"},
+			slots: []slotRange{{100, 200}}},
 		{id: "c3", addr: "127.0.0.1:7002", flags: []string{"slave"}, primary: "a1"},
 	}
 	if !reflect.DeepEqual(view, want) {

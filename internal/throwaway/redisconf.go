@@ -10,8 +10,9 @@ import (
 	"strings"
 )
 
-// The data is under the server's folder in one of its own, so that it can be removed by itself. Redis rewrites its
-// configuration file, and a sentinel keeps its state there, so it is made once and left alone by Restart.
+// The data is under the server's folder in one of its own, so that it can be removed by itself.
+// Redis rewrites its configuration file, and a sentinel keeps its state there, so it is made once
+// and left alone by Restart.
 const (
 	redisConf    = "redis.conf"
 	redisDataDir = "data"
@@ -23,7 +24,8 @@ func (r *Redis) dataDir() string    { return filepath.Join(r.folder.path, redisD
 
 // configure writes the configuration file and what it refers to.
 func (r *Redis) configure() error {
-	files := map[string]string{redisConf: strings.Join(slices.Concat(r.baseConfig(), r.opts.Config), "\n") + "\n"}
+	files := map[string]string{redisConf: strings.Join(slices.Concat(r.baseConfig(), r.opts.Config),
+		"\n") + "\n"}
 	if lines := r.aclLines(); lines != nil {
 		files[aclFile] = strings.Join(lines, "\n") + "\n"
 	}
@@ -37,7 +39,8 @@ func (r *Redis) configure() error {
 		}
 	}
 	for name, text := range files {
-		if err := os.WriteFile(filepath.Join(r.folder.path, name), []byte(text), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(r.folder.path, name), []byte(text),
+			0o600); err != nil {
 			return fmt.Errorf("throwaway: %w", err)
 		}
 	}
@@ -77,7 +80,8 @@ func (r *Redis) baseConfig() []string {
 	lines = append(lines,
 		`save ""`,
 		"appendonly "+appendOnly,
-		"appendfsync no", // a written file survives the death of its process, and only that is tested
+		// a written file survives the death of its process, and only that is tested
+		"appendfsync no",
 		"repl-diskless-sync yes",
 		"repl-diskless-sync-delay 0", // by default 5 s are spent waiting for more replicas
 	)
@@ -108,16 +112,20 @@ func (r *Redis) portConfig() []string {
 	}
 }
 
-// aclLines are those of the ACL file, nil if there is none. With such a file Redis ignores requirepass.
+// aclLines are those of the ACL file, nil if there is none. With such a file Redis ignores
+// requirepass.
 func (r *Redis) aclLines() []string {
 	if len(r.opts.ACL) == 0 {
 		return nil
 	}
-	isDefault := func(line string) bool { return strings.HasPrefix(strings.TrimSpace(line), "user default ") }
+	isDefault := func(line string) bool {
+		return strings.HasPrefix(strings.TrimSpace(line), "user default ")
+	}
 	if r.opts.Password == "" || slices.ContainsFunc(r.opts.ACL, isDefault) {
 		return r.opts.ACL
 	}
-	hash := sha256.Sum256([]byte(r.opts.Password)) // the file has no quotes for what a password may hold
+	// the file has no quotes for what a password may hold
+	hash := sha256.Sum256([]byte(r.opts.Password))
 	return append([]string{fmt.Sprintf("user default on #%x ~* &* +@all", hash)}, r.opts.ACL...)
 }
 

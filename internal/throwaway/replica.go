@@ -14,8 +14,8 @@ import (
 // nobody is the user as whom a replica whose replication is cut tries to log in.
 const nobody = "nobody-replication-is-cut"
 
-// StartReplica starts a replica of r and returns when it has all that r had. Password, ACL and TLS are r's, unless opts
-// has its own. It is a server of its own, to be stopped by itself.
+// StartReplica starts a replica of r and returns when it has all that r had. Password, ACL and TLS
+// are r's, unless opts has its own. It is a server of its own, to be stopped by itself.
 func (r *Redis) StartReplica(ctx context.Context, opts RedisOptions) (*Redis, error) {
 	replica, err := r.launchReplica(ctx, opts)
 	if err != nil {
@@ -46,8 +46,9 @@ func (r *Redis) launchReplica(ctx context.Context, opts RedisOptions) (*Redis, e
 	return launchRedis(ctx, opts, plainRedis)
 }
 
-// Follow makes r a replica of the server at addr, a host:port that may be a [Proxy]'s, and with "" a primary that keeps
-// what it has. It returns before the data is here: see AwaitSync. A restart keeps it.
+// Follow makes r a replica of the server at addr, a host:port that may be a [Proxy]'s, and with ""
+// a primary that keeps what it has. It returns before the data is here: see AwaitSync. A restart
+// keeps it.
 func (r *Redis) Follow(ctx context.Context, addr string) error {
 	host, port := "NO", "ONE"
 	if addr != "" {
@@ -69,42 +70,44 @@ func (r *Redis) AwaitSync(ctx context.Context, primary *Redis) error {
 	defer source.Close()
 	defer target.Close()
 	written := int64(-1)
-	return await(ctx, "replication from "+primary.Addr()+" to "+r.Addr(), func(ctx context.Context) string {
-		if written < 0 {
-			info, err := replication(ctx, source)
-			if err != nil {
+	return await(ctx, "replication from "+primary.Addr()+" to "+r.Addr(),
+		func(ctx context.Context) string {
+			if written < 0 {
+				info, err := replication(ctx, source)
+				if err != nil {
+					return err.Error()
+				}
+				if info["role"] != "master" {
+					return primary.Addr() + " is no primary"
+				}
+				written = offset(info, "master_repl_offset")
+			}
+			info, err := replication(ctx, target)
+			switch {
+			case err != nil:
 				return err.Error()
+			case info["role"] != "slave":
+				return r.Addr() + " is no replica"
+			case info["master_link_status"] != "up":
+				return "the link is " + info["master_link_status"]
+			case info["master_sync_in_progress"] != "0":
+				return "the first copy is on its way"
+			case offset(info, "slave_repl_offset") < written:
+				return fmt.Sprintf("at %s of %d", info["slave_repl_offset"], written)
 			}
-			if info["role"] != "master" {
-				return primary.Addr() + " is no primary"
-			}
-			written = offset(info, "master_repl_offset")
-		}
-		info, err := replication(ctx, target)
-		switch {
-		case err != nil:
-			return err.Error()
-		case info["role"] != "slave":
-			return r.Addr() + " is no replica"
-		case info["master_link_status"] != "up":
-			return "the link is " + info["master_link_status"]
-		case info["master_sync_in_progress"] != "0":
-			return "the first copy is on its way"
-		case offset(info, "slave_repl_offset") < written:
-			return fmt.Sprintf("at %s of %d", info["slave_repl_offset"], written)
-		}
-		return ""
-	})
+			return ""
+		})
 }
 
-// CutReplication breaks the link of a replica, of any kind, to its primary, and keeps it broken until HealReplication,
-// a promotion included: what is written from now on is lost should it be promoted. Sentinels and the other nodes of a
-// cluster still reach it. It returns when the link is down.
+// CutReplication breaks the link of a replica, of any kind, to its primary, and keeps it broken
+// until HealReplication, a promotion included: what is written from now on is lost should it be
+// promoted. Sentinels and the other nodes of a cluster still reach it. It returns when the link is
+// down.
 func (r *Redis) CutReplication(ctx context.Context) error {
 	client := r.admin()
 	defer client.Close()
-	// There is no command for it that a node of a cluster accepts. So the next login is made to fail, and one forced.
-	// Without a password a replica does not log in at all, whoever it is.
+	// There is no command for it that a node of a cluster accepts. So the next login is made to
+	// fail, and one forced. Without a password a replica does not log in at all, whoever it is.
 	if err := replicateAs(ctx, client, nobody, orDefault(r.opts.Password, nobody)); err != nil {
 		return err
 	}
@@ -125,14 +128,16 @@ func (r *Redis) CutReplication(ctx context.Context) error {
 	})
 }
 
-// HealReplication lets the replica reconnect after CutReplication; AwaitSync tells when it has caught up.
+// HealReplication lets the replica reconnect after CutReplication; AwaitSync tells when it has
+// caught up.
 func (r *Redis) HealReplication(ctx context.Context) error {
 	client := r.admin()
 	defer client.Close()
 	return replicateAs(ctx, client, "", r.opts.Password)
 }
 
-// replicateAs sets whom a replica logs in as, past a restart too: a sentinel may have the server write its configuration.
+// replicateAs sets whom a replica logs in as, past a restart too: a sentinel may have the server
+// write its configuration.
 func replicateAs(ctx context.Context, client *redis.Client, user, password string) error {
 	for _, err := range []error{
 		client.ConfigSet(ctx, "masteruser", user).Err(),

@@ -37,10 +37,11 @@ func expectPrimary(t *testing.T, r *Redis, want bool) {
 
 func TestReplicaFollows(t *testing.T) {
 	for name, opts := range map[string]RedisOptions{
-		"open":         {},
-		"password":     {Password: `a "quoted" pass`},
-		"TLS":          {TLS: newAuthority(t)},
-		"TLS, ACL, pw": {TLS: newAuthority(t), ACL: []string{"user app on >x ~* +@all"}, Password: "secret"},
+		"open":     {},
+		"password": {Password: `a "quoted" pass`},
+		"TLS":      {TLS: newAuthority(t)},
+		"TLS, ACL, pw": {TLS: newAuthority(t), ACL: []string{"user app on >x ~* +@all"},
+			Password: "secret"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

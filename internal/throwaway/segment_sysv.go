@@ -11,9 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// removeSegment removes the System V shared memory segment that a server killed with SIGKILL leaves behind. PostgreSQL
-// uses it as an interlock and notes its key and id on the 7th line of postmaster.pid, a file that an orderly end
-// removes. The kernel has few of them and keeps them until the next boot.
+// removeSegment removes the System V shared memory segment that a server killed with SIGKILL leaves
+// behind. PostgreSQL uses it as an interlock and notes its key and id on the 7th line of
+// postmaster.pid, a file that an orderly end removes. The kernel has few of them and keeps them
+// until the next boot.
 func removeSegment(dataDir string) {
 	pidFile, err := os.ReadFile(filepath.Join(dataDir, "postmaster.pid"))
 	if err != nil {

@@ -39,7 +39,8 @@ func TestSentinelPromotesAndDemotes(t *testing.T) {
 		t.Fatal(err)
 	}
 	if killed != first || killed.PID() != 0 {
-		t.Errorf("killed %s, which runs as %d; the primary was %s", killed.Addr(), killed.PID(), first.Addr())
+		t.Errorf("killed %s, which runs as %d; the primary was %s", killed.Addr(), killed.PID(),
+			first.Addr())
 	}
 	second, err := s.AwaitFailover(ctx, killed)
 	if err != nil {

@@ -45,8 +45,8 @@ func (s *Sentinel) Failover(ctx context.Context) (*Redis, error) {
 	return nil, errNotRunning
 }
 
-// AwaitFailover waits until the sentinels agree on another primary than old, and that server takes itself for one. What
-// was written to old may be lost by then: replication is asynchronous.
+// AwaitFailover waits until the sentinels agree on another primary than old, and that server takes
+// itself for one. What was written to old may be lost by then: replication is asynchronous.
 func (s *Sentinel) AwaitFailover(ctx context.Context, old *Redis) (*Redis, error) {
 	var primary *Redis
 	err := await(ctx, "failover from "+old.Addr(), func(ctx context.Context) string {
@@ -71,8 +71,9 @@ func (s *Sentinel) AwaitFailover(ctx context.Context, old *Redis) (*Redis, error
 	return primary, nil
 }
 
-// AwaitWhole waits until every sentinel that runs knows all that run, nobody is down for it, and every replica is in
-// sync: so that the next failover can come. Servers that were killed and not restarted do not count.
+// AwaitWhole waits until every sentinel that runs knows all that run, nobody is down for it, and
+// every replica is in sync: so that the next failover can come. Servers that were killed and not
+// restarted do not count.
 func (s *Sentinel) AwaitWhole(ctx context.Context) error {
 	return await(ctx, "sentinels to know each other", func(ctx context.Context) string {
 		primary, amiss := s.agreed(ctx)
@@ -113,7 +114,9 @@ func (s *Sentinel) sees(ctx context.Context, sentinel, primary *Redis) string {
 		if server == primary || !server.serving() {
 			continue
 		}
-		i := slices.IndexFunc(replicas, func(r map[string]string) bool { return r["ip"]+":"+r["port"] == server.Addr() })
+		i := slices.IndexFunc(replicas, func(r map[string]string) bool {
+			return r["ip"]+":"+r["port"] == server.Addr()
+		})
 		switch {
 		case i < 0:
 			return "it does not know the replica " + server.Addr()

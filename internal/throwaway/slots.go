@@ -23,7 +23,8 @@ func (c *RedisCluster) Slot(ctx context.Context, key string) (int, error) {
 	return 0, errNotRunning
 }
 
-// Owner is the primary that owns the slot, according to all nodes that run. It waits until they agree.
+// Owner is the primary that owns the slot, according to all nodes that run. It waits until they
+// agree.
 func (c *RedisCluster) Owner(ctx context.Context, slot int) (*Redis, error) {
 	owner, _, err := c.family(ctx, slot)
 	return owner, err
@@ -44,7 +45,9 @@ func (c *RedisCluster) ReplicasOf(ctx context.Context, slot int) ([]*Redis, erro
 	return replicas, err
 }
 
-func (c *RedisCluster) family(ctx context.Context, slot int) (owner *Redis, replicas []*Redis, err error) {
+func (c *RedisCluster) family(
+	ctx context.Context, slot int,
+) (owner *Redis, replicas []*Redis, err error) {
 	clients := c.clients()
 	defer clients.close()
 	err = await(ctx, fmt.Sprintf("owner of slot %d", slot), func(ctx context.Context) string {
@@ -87,7 +90,8 @@ func (c *RedisCluster) KillOwner(ctx context.Context, slot int) (*Redis, error) 
 	return owner, nil
 }
 
-// Failover has a replica of the slot's owner take over in good order, with nothing lost, and returns the old owner.
+// Failover has a replica of the slot's owner take over in good order, with nothing lost, and
+// returns the old owner.
 func (c *RedisCluster) Failover(ctx context.Context, slot int) (*Redis, error) {
 	owner, replicas, err := c.family(ctx, slot)
 	if err != nil {
@@ -102,7 +106,8 @@ func (c *RedisCluster) Failover(ctx context.Context, slot int) (*Redis, error) {
 	return nil, fmt.Errorf("throwaway: slot %d has no replica that runs", slot)
 }
 
-// AwaitFailover waits until another node than old owns the slot, all nodes that run say so, and the cluster is well.
+// AwaitFailover waits until another node than old owns the slot, all nodes that run say so, and the
+// cluster is well.
 func (c *RedisCluster) AwaitFailover(ctx context.Context, slot int, old *Redis) (*Redis, error) {
 	clients := c.clients()
 	defer clients.close()

@@ -10,7 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sharedWords are the words of a file that another process has mapped too: each is read and written as a whole.
+// sharedWords are the words of a file that another process has mapped too: each is read and written
+// as a whole.
 type sharedWords struct{ bytes []byte }
 
 func (s *sharedWords) open(path string) error {
@@ -19,7 +20,8 @@ func (s *sharedWords) open(path string) error {
 		return err
 	}
 	defer f.Close()
-	s.bytes, err = unix.Mmap(int(f.Fd()), 0, clockBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	s.bytes, err = unix.Mmap(int(f.Fd()), 0, clockBytes, unix.PROT_READ|unix.PROT_WRITE,
+		unix.MAP_SHARED)
 	return err
 }
 
