@@ -9,9 +9,9 @@ import (
 	"github.com/passbuddy/passbuddy/internal/subset"
 )
 
-// The main promise: a fleet of processes never has more backends than its capacity, whatever goes
-// wrong in it, and serves everyone meanwhile. Postgres has room for more, so going over would be
-// seen.
+// The main promise: a fleet of processes never has more backends than its capacity, whatever fails
+// in it, and serves every process meanwhile. Postgres has room for more, so the test would see an
+// excess.
 func TestCap(t *testing.T) {
 	const processes, goroutines, capacity = 8, 40, 20
 	s := startServers(t, 100)
@@ -31,7 +31,7 @@ func TestCap(t *testing.T) {
 				}
 				switch fault {
 				case "":
-					j.FirstQuery = time.Second // so that the whole cap is in use at once, for sure
+					j.FirstQuery = time.Second // so that the whole cap is certainly in use at once
 				case "kill":
 					j.TTL = 2 * time.Second
 				case "cancel":
@@ -49,7 +49,7 @@ func TestCap(t *testing.T) {
 					go s.terminateAtRandom(ctx)
 				}
 				if fault == "kill" {
-					// SIGKILL, by process id, half way through.
+					// SIGKILL, by process id, after half of the load.
 					victim := fleet[0].cmd.Process
 					time.AfterFunc(j.Load/2, func() { _ = victim.Kill() })
 					fleet = fleet[1:]
@@ -78,8 +78,8 @@ func TestCap(t *testing.T) {
 				if peak > capacity {
 					t.Errorf("%d backends, capacity %d", peak, capacity)
 				}
-				// Faults cost connections, and a slow machine is then busy opening them; without,
-				// nothing but the cap stops the fleet.
+				// Faults cost connections, and a slow machine is busy opening new ones. Without
+				// faults only the cap limits the fleet.
 				if fault == "" && peak < capacity {
 					t.Errorf("peak of %d backends: the cap was never put to the test", peak)
 				}
@@ -88,7 +88,7 @@ func TestCap(t *testing.T) {
 					t.Error("nothing failed: the fault was not put to the test")
 				}
 				if fault == "kill" {
-					// Its permits expire.
+					// The permits of the killed process expire.
 					eventually(t, j.TTL, func() (bool, string) {
 						n := s.redisClient.ZCount(t.Context(), "passbuddy-"+name,
 							fmt.Sprint(time.Now().UnixMilli()), "+inf").Val()

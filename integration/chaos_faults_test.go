@@ -12,29 +12,29 @@ import (
 	"github.com/passbuddy/passbuddy/internal/throwaway"
 )
 
-// This file is what can happen to the fleet of a chaos run. Each fault says for itself which
-// operations may fail, and which of the windows of ARCHITECTURE.md it opens: an operation that
-// fails without leave, or a backend too many without an excuse, is a violation.
+// This file holds the faults of a chaos run. Each fault declares which operations may fail, and
+// which windows of ARCHITECTURE.md it opens. Any other operation that fails, and any other backend
+// too many, is a violation.
 
 const (
-	// chaosTTL is the lease. A session has been heard a third of that ago, at the most, and trusts
-	// its leases for nine tenths: so whatever Redis does, for the next 2.8 s nothing is lost.
-	// Faults of Redis that nobody may notice are shorter, others longer than the whole lease.
+	// chaosTTL is the lease. A session renews its leases every third of that, and trusts them for
+	// nine tenths. So whatever Redis does, the session loses nothing for the next 2.8 s. Faults of
+	// Redis that must go unnoticed are shorter; the others are longer than the whole lease.
 	chaosTTL   = 5 * time.Second
 	unnoticed  = 2 * time.Second
 	pastLease  = chaosTTL + time.Second
 	longestRun = 60 * time.Millisecond // of a query
-	// its caller's time-out: longer than any fault that no query may notice
+	// its caller's timeout: longer than any fault that no query may notice
 	queryMost = 6 * time.Second
 
-	// grace is for what follows from a fault once it is over: a query that ends, a watchdog that
-	// runs, a connection that is found dead. It takes some milliseconds; this is what a machine in
-	// trouble can keep.
+	// grace is the time for the consequences of a fault after its end: a query that ends, a
+	// watchdog that runs, a connection that is found dead. They take some milliseconds; grace is
+	// what an overloaded machine needs.
 	grace = 3 * time.Second
 )
 
 var chaosKinds = []*kind{
-	// Processes.
+	// Faults of processes.
 	{name: "kill", from: 0, to: time.Second, do: (*chaos).kill},
 	{name: "leave, and come", from: 0, to: time.Second, do: (*chaos).deploy},
 	{name: "stop and continue", from: 500 * time.Millisecond, to: unnoticed,
@@ -42,7 +42,7 @@ var chaosKinds = []*kind{
 	{name: "stop past the lease", from: pastLease, to: pastLease + 2*time.Second,
 		do: (*chaos).stopLong},
 
-	// Between the fleet and Redis, and Redis itself.
+	// Faults of Redis, and of the connections between the fleet and Redis.
 	{name: "Redis stalled", from: time.Second, to: unnoticed, rides: true,
 		do: (*chaos).redisStalled},
 	{name: "Redis cut off", from: 500 * time.Millisecond, to: unnoticed, rides: true,
@@ -68,7 +68,7 @@ var chaosKinds = []*kind{
 	{name: "SCRIPT FLUSH", from: time.Second, to: 2 * time.Second, rides: true,
 		do: (*chaos).scriptsFlushed},
 
-	// State lost.
+	// Faults that lose Redis's state.
 	{name: "FLUSHALL", from: time.Second, to: time.Second, forgets: true, do: (*chaos).flushed},
 	{name: "Redis killed and restarted", from: 0, to: 1500 * time.Millisecond, forgets: true,
 		do: (*chaos).redisRestarted},
@@ -80,7 +80,7 @@ var chaosKinds = []*kind{
 	{name: "failover", from: 0, to: time.Second, do: (*chaos).failover},
 	{name: "failover to one that lags", from: 0, to: time.Second, do: (*chaos).laggingFailover},
 
-	// Between the fleet and Postgres, and Postgres itself.
+	// Faults of Postgres, and of the connections between the fleet and Postgres.
 	{name: "Postgres stalled", from: time.Second, to: 3 * time.Second, rides: true,
 		do: (*chaos).postgresStalled},
 	{name: "Postgres connections reset", from: time.Second, to: time.Second,
@@ -95,7 +95,7 @@ var chaosKinds = []*kind{
 	{name: "backends terminated", from: 500 * time.Millisecond, to: 2 * time.Second,
 		do: (*chaos).terminated},
 
-	// What real set-ups do.
+	// Faults seen in real deployments.
 	{name: "Redis forgets connections", from: 500 * time.Millisecond, to: unnoticed, rides: true,
 		do: (*chaos).redisForgets},
 	{name: "Redis answers every 2 s", from: pastLease, to: pastLease + 2*time.Second,
@@ -106,20 +106,20 @@ var chaosKinds = []*kind{
 	{name: "Postgres forgets connections", from: 0, to: time.Second, do: (*chaos).postgresForgets},
 	{name: "first host hangs", from: time.Second, to: 3 * time.Second, do: (*chaos).hostHangs},
 
-	// The operator.
+	// Changes by an operator.
 	{name: "capacity lowered", from: 2 * time.Second, to: 3 * time.Second,
 		do: (*chaos).capacityLowered},
 	{name: "capacity raised", from: 2 * time.Second, to: 3 * time.Second,
 		do: (*chaos).capacityRaised},
 }
 
-// from says since when things can get better: that is what is measured.
+// from returns the time from which the fleet can recover. The figures count from then.
 func (r *chaos) from(at time.Time) {
 	r.began = at
 	r.fleet.since(at)
 }
 
-// hold lets a fault last, and no longer than that. Half way through, its rider happens.
+// hold lets a fault last, and no longer than that. After half of the time, its rider starts.
 func (r *chaos) hold(s step) {
 	end := time.Now().Add(s.length)
 	defer func() { time.Sleep(time.Until(end)) }()
@@ -127,7 +127,7 @@ func (r *chaos) hold(s step) {
 		return
 	}
 	time.Sleep(s.length / 2)
-	const patience = 100 * time.Millisecond // there is no answer from one that is frozen
+	const patience = 100 * time.Millisecond // a frozen Redis does not answer
 	switch s.rider {
 	case "kill":
 		r.killAt(s.riding)
@@ -146,7 +146,7 @@ func (r *chaos) hold(s step) {
 	}
 }
 
-// Processes.
+// Faults of processes.
 
 func (r *chaos) killAt(at int) {
 	r.fleet.places[at].process.signal(r.t, syscall.SIGKILL)
@@ -175,8 +175,9 @@ func (r *chaos) stopShort(s step) {
 	r.from(time.Now())
 }
 
-// Stopped for longer than its leases, a process cannot close its connections: without Fence they
-// live beside those of who is granted its permits, until it wakes and its watchdog runs.
+// A process that is stopped for longer than its leases cannot close its connections. Without Fence
+// its backends stay alive while its permits are granted to others, until it wakes and its watchdog
+// runs.
 func (r *chaos) stopLong(s step) {
 	p := r.fleet.places[s.process].process
 	stopped := time.Now()
@@ -196,7 +197,7 @@ func (r *chaos) stopLong(s step) {
 	r.fleet.allow(s.process, stopped, woke.Add(grace))
 }
 
-// Redis, and the way to it. What is short nobody may notice but those who wait.
+// Faults of Redis, and of the connections to it. Only waiters may notice the short ones.
 
 func (r *chaos) betweenRedis(s step, at int, begin, end func(*throwaway.Proxy)) time.Time {
 	r.fleet.redisProxies(at, begin)
@@ -241,7 +242,7 @@ func (r *chaos) redisFrozen(s step) {
 	r.from(time.Now())
 }
 
-// awayBy is one of the ways in which Redis can be away.
+// awayBy is one of the ways in which Redis can be unreachable.
 func awayBy(way int) (begin, end func(*throwaway.Proxy)) {
 	switch way % 4 {
 	case 0:
@@ -262,7 +263,7 @@ func (r *chaos) redisAway(s step) {
 	r.fleet.allow(-1, gone, back.Add(grace))
 }
 
-// The others get its permits, and it has ended its connections by then.
+// By then the process has closed its connections, and the others are granted its permits.
 func (r *chaos) partition(s step) {
 	gone := time.Now()
 	r.from(gone)
@@ -271,7 +272,7 @@ func (r *chaos) partition(s step) {
 	r.fleet.allow(s.process, gone, back.Add(grace))
 }
 
-// The server refuses to publish, and to be subscribed to. Scripts go on without.
+// The server refuses PUBLISH and subscriptions. Scripts still run.
 func (r *chaos) pushesLost(s step) {
 	r.must(r.redis().Do(r.t.Context(), "ACL", "SETUSER", "default", "resetchannels").Err())
 	r.hold(s)
@@ -299,13 +300,13 @@ func (r *chaos) scriptsFlushed(s step) {
 	r.from(time.Now())
 }
 
-// now is s with no length of its own: only its rider happens.
+// now runs s without a length of its own: only its rider runs.
 func (r *chaos) now(s step) step {
 	s.length = 0
 	return s
 }
 
-// State lost. Nobody who holds something loses it.
+// Faults that lose Redis's state. No holder loses a permit.
 
 func (r *chaos) flushed(s step) {
 	r.must(r.redis().FlushAll(r.t.Context()).Err())
@@ -315,7 +316,7 @@ func (r *chaos) flushed(s step) {
 func (r *chaos) redisRestarted(s step) {
 	r.primary.Kill()
 	r.hold(s)
-	r.must(r.primary.RestartEmpty(r.t.Context())) // as a replica it may have kept a snapshot
+	r.must(r.primary.RestartEmpty(r.t.Context())) // As a replica it may have kept a snapshot.
 	r.from(time.Now())
 }
 
@@ -325,8 +326,8 @@ func (r *chaos) redisDown(s step) {
 	r.fleet.allow(-1, gone, time.Now().Add(grace))
 }
 
-// What Redis knows when it is back is a snapshot, whose leases have ended: to it everything is
-// free. Who holds a permit that it does not know is told by his next heartbeat.
+// Redis comes back with a snapshot whose leases have ended: to it, all permits are free. A holder
+// of a permit that Redis does not know learns it from its next heartbeat.
 func (r *chaos) snapshot(s step) {
 	r.must(r.redis().Save(r.t.Context()).Err())
 	r.hold(s)
@@ -341,25 +342,25 @@ func (r *chaos) snapshot(s step) {
 	r.fleet.allow(-1, gone, back.Add(chaosTTL/3+grace))
 }
 
-// A process that has never held a permit is the first that the restarted Redis hears of: to it,
-// this is a new semaphore. It may be granted what others hold until their next heartbeat.
+// A process that has never held a permit is the first to reach the restarted Redis, which takes it
+// for a new semaphore. Redis may grant it what others hold, until their next heartbeat.
 func (r *chaos) newcomer(s step) {
 	r.fleet.leaves(s.process)
 	r.primary.Kill()
 	gone := time.Now()
 	p := r.fleet.launch(s.process)
 	r.hold(s)
-	r.must(r.primary.RestartEmpty(r.t.Context())) // as a replica it may have kept a snapshot
+	r.must(r.primary.RestartEmpty(r.t.Context())) // As a replica it may have kept a snapshot.
 	back := time.Now()
 	r.from(back)
 	end := r.excused("what "+p.name+", who came first, is granted", r.job.Goroutines,
 		func(b backend) bool { return b.process == p.name })
-	end(back.Add(chaosTTL + grace)) // a heartbeat, and what is too much is given back
+	end(back.Add(chaosTTL + grace)) // A heartbeat passes, and the process gives the excess permits back.
 	p.w.joined(r.t)
 	r.fleet.allow(-1, gone, back.Add(grace))
 }
 
-// Another server takes over: in good order, so that it has all that the first one had.
+// Another server takes over in good order, with all that the first one stored.
 func (r *chaos) failover(s step) {
 	r.fleet.redisProxies(-1, (*throwaway.Proxy).Stall)
 	ctx, cancel := context.WithTimeout(r.t.Context(), time.Minute)
@@ -371,13 +372,13 @@ func (r *chaos) failover(s step) {
 	r.replicate(ctx)
 }
 
-// The first one dies, and what it had granted for the last moment is not known to the other.
+// The primary dies, and the replica does not know the grants of the last moment.
 func (r *chaos) laggingFailover(s step) {
 	ctx, cancel := context.WithTimeout(r.t.Context(), time.Minute)
 	defer cancel()
 	r.must(r.replica.CutReplication(ctx))
 	cut := time.Now()
-	// Permits change hands meanwhile.
+	// Permits move meanwhile.
 	r.fleet.leaves(s.process)
 	r.fleet.launch(s.process).w.joined(r.t)
 	r.hold(s)
@@ -394,7 +395,7 @@ func (r *chaos) laggingFailover(s step) {
 	r.replicate(ctx)
 }
 
-// promote makes the replica the primary, and leads everybody there.
+// promote makes the replica the primary, and redirects every process there.
 func (r *chaos) promote(ctx context.Context) (at time.Time) {
 	r.must(r.replica.Follow(ctx, ""))
 	r.primary, r.replica = r.replica, r.primary
@@ -406,14 +407,15 @@ func (r *chaos) promote(ctx context.Context) (at time.Time) {
 	return time.Now()
 }
 
-// replicate makes the one that was the primary the replica.
+// replicate makes the former primary a replica of the new one.
 func (r *chaos) replicate(ctx context.Context) {
 	r.must(r.replica.RestartEmpty(ctx))
 	r.must(r.replica.Follow(ctx, r.primary.Addr()))
 	r.must(r.replica.AwaitSync(ctx, r.primary))
 }
 
-// The operator. What is held revokes nobody: it is given back as it is returned.
+// Changes by an operator. Lowering the capacity revokes no permit: processes give permits back as
+// callers return their connections.
 
 func (r *chaos) setCapacity(n int) {
 	before := r.queues.capacityOf()
@@ -422,7 +424,7 @@ func (r *chaos) setCapacity(n int) {
 		end := r.excused("what was granted before the capacity was lowered", before-n, nil)
 		end(time.Now().Add(chaosTTL + grace))
 	}
-	// whose client it goes through makes no difference
+	// The client that carries the change makes no difference.
 	teller := r.fleet.places[rand.IntN(len(r.fleet.places))].process
 	teller.w.tell(r.t, fmt.Sprintf("%s %d", setCapacity, n))
 }
@@ -430,7 +432,7 @@ func (r *chaos) setCapacity(n int) {
 func (r *chaos) capacityLowered(s step) { r.capacityFor(s, r.job.Capacity-2-s.amount) }
 func (r *chaos) capacityRaised(s step)  { r.capacityFor(s, r.job.Capacity+s.amount) }
 
-// capacityFor has another capacity in force for a while.
+// capacityFor sets another capacity for a while.
 func (r *chaos) capacityFor(s step, n int) {
 	r.from(time.Now())
 	r.setCapacity(n)

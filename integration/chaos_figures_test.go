@@ -10,22 +10,22 @@ import (
 	"time"
 )
 
-// This file adds up what a chaos run has seen.
+// This file sums up the samples of a chaos run.
 
 type figures struct {
 	byKind   map[string]*kindFigures
-	unjudged int // calms in which the machine was too busy for a judgement of what was in use
+	unjudged int // calms in which the machine was too busy to judge the use of the capacity
 }
 
-// kindFigures are the worst of all faults of a kind.
+// kindFigures holds the worst figures of all faults of a kind.
 type kindFigures struct {
 	faults, riders   int
 	samples          int
 	most             int           // backends too many: excused
 	overFor          time.Duration // at a stretch
-	grant, checkout  time.Duration // until the next
+	grant, checkout  time.Duration // time until the next one
 	recovered        time.Duration // the whole capacity in use
-	used             float64       // the least share of the capacity in a calm, 1 if nobody waited
+	used             float64       // the least share of the capacity in use in a calm, 1 if no caller waited
 	calmLooks, waits int
 }
 
@@ -56,8 +56,8 @@ func (f *figures) add(s step, e episode, p probe, recovered, took time.Duration)
 	}
 }
 
-// table is for reading. Times are the longest of a kind, from the fault, or from its end where
-// nothing can get better before.
+// table prints the figures. Times are the longest of a kind, counted from the fault, or from its
+// end where the fleet cannot recover earlier.
 func (f *figures) table(r *chaos) string {
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)

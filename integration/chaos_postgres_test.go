@@ -12,10 +12,10 @@ import (
 	"github.com/passbuddy/passbuddy/internal/throwaway"
 )
 
-// This file is the faults of Postgres, and of the way to it.
+// This file holds the faults of Postgres, and of the connections to it.
 
-// whose is which place's connections a fault of the network hits: one's, or in every other case
-// all.
+// whose returns the place whose connections a network fault hits: one place in half of the cases,
+// else all.
 func (s step) whose() int {
 	if s.way%2 == 0 {
 		return -1
@@ -38,8 +38,7 @@ func (r *chaos) postgresStalled(s step) {
 	r.from(ended)
 }
 
-// A backend that is in a query does not notice that its connection is reset: it lives until the
-// query ends.
+// A backend in a query does not notice that its connection is reset: it lives until the query ends.
 func (r *chaos) hadReset(s step, at time.Time) {
 	whose, all := s.whose(), s.whose() < 0
 	var names []string

@@ -15,8 +15,8 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// This file looks at the semaphores in Redis, past all proxies, beside chaos_ledger_test.go, which
-// looks at Postgres. While it is calm:
+// This file samples the semaphores in Redis, past all proxies, as chaos_ledger_test.go samples
+// Postgres. In a calm it asserts:
 //
 //   - never more permits than the capacity, of either semaphore;
 //   - the queue of plain permits is first come, first served: if B was behind A, both still there
@@ -24,24 +24,24 @@ import (
 //     have one rank. (Pools are served by their share, and callers of one pool are looked at by
 //     their process.)
 
-// A queueLook is both semaphores at one instant.
+// A queueLook is a sample of both semaphores at one instant.
 type queueLook struct {
 	at                    time.Time
 	permits, plainPermits []string
-	waiters, plainQueue   []string // in the order in which they are served
+	waiters, plainQueue   []string // in the order in which Redis serves them
 	sessions              int
 }
 
-// queues is the record.
+// queues is the record of the samples.
 type queues struct {
 	pools, plain               redisscript.Keys
 	capacityOf                 func() int
 	plainCapacity              int
 	mu                         sync.Mutex
-	client                     *redis.Client // of the primary
+	client                     *redis.Client // a client of the primary
 	latest                     queueLook
 	calm                       bool
-	before                     *queueLook // the one before, if it was calm since
+	before                     *queueLook // the previous sample, if the calm had begun by then
 	looks, grantsInTurn, waits int
 	violation                  string
 }
@@ -54,7 +54,7 @@ func newQueues(pools, plain string, capacityOf func() int, plainCapacity int) *q
 	}
 }
 
-// at says which server is the primary.
+// at sets which server is the primary.
 func (q *queues) at(addr string) {
 	client := redis.NewClient(&redis.Options{
 		Addr: addr, DialTimeout: time.Second, ReadTimeout: time.Second, MaxRetries: -1,
@@ -133,7 +133,7 @@ func (q *queues) add(client *redis.Client, l queueLook) {
 	q.before = &l
 }
 
-// inTurn compares two looks, one after the other.
+// inTurn compares two consecutive samples.
 func (q *queues) inTurn(before, now queueLook) {
 	holds, waits := make(map[string]bool), make(map[string]bool)
 	for _, id := range now.plainPermits {
@@ -169,7 +169,7 @@ func (q *queues) setCalm(yes bool) {
 	q.calm, q.before = yes, nil
 }
 
-// now is the latest look, and whether it is recent.
+// now returns the latest sample, and whether it is recent.
 func (q *queues) now() (queueLook, bool) {
 	const recent = 200 * time.Millisecond
 	q.mu.Lock()
@@ -177,7 +177,7 @@ func (q *queues) now() (queueLook, bool) {
 	return q.latest, time.Since(q.latest.at) < recent
 }
 
-// someoneWaits: a pool waits for a permit.
+// someoneWaits reports whether a pool waits for a permit.
 func (q *queues) someoneWaits() bool {
 	l, recent := q.now()
 	return recent && len(l.waiters) > 0

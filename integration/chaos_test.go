@@ -19,17 +19,17 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// A chaos run: a fleet of six processes, three with pgxpool and three with database/sql, saturates
-// a capacity of 20 on one Postgres and one Redis with a replica, while things go wrong, one after
-// the other, for as long as a flag says:
+// TestChaos runs a fleet of six processes, three with pgxpool and three with database/sql. The
+// fleet saturates a capacity of 20 on one Postgres and one Redis with a replica. Meanwhile faults
+// happen, one after the other, for as long as a flag says:
 //
 //	go test -race ./integration -run TestChaos -chaos 10m -seed 3 -v -timeout 0
 //
-// A step is a fault (chaos_faults_test.go), the recovery, and a calm. Which faults, in which order,
-// to whom and for how long, is made from the seed alone (chaos_schedule_test.go). While one goes
-// on, another may happen half way through it.
+// A step is a fault (chaos_faults_test.go), the recovery, and a calm. The seed alone decides which
+// faults happen, in which order, to which process and for how long (chaos_schedule_test.go). Half
+// way through a fault, another one may start.
 //
-// Asserted in each look at Postgres, some hundred times a second (chaos_ledger_test.go):
+// Asserted in each sample of Postgres, some hundred times a second (chaos_ledger_test.go):
 //
 //   - backends <= capacity, but for those that an excuse covers: a window that ARCHITECTURE.md
 //     declares, for named backends, and for a time. The windows that this run opens: a process that
@@ -56,14 +56,15 @@ import (
 //     (chaos_queue_test.go);
 //   - callers of one process are served in turn (chaos_worker_test.go).
 //
-// After the end there are no backends, permits, waiters or sessions, in Redis no key but meta, and
-// no goroutine in any process beyond those it began with.
+// After the end there are no backends, permits, waiters or sessions. Redis has no key but meta, and
+// no process has a goroutine beyond those that it began with.
 //
-// What was broken on purpose, once, and caught: a grant beyond the capacity (backends); connections
-// not fenced (backends, when one process is without Redis); the gate not shut (backends, after a
-// restart); the local queue last come first served (callers in turn); the queue in Redis likewise
-// (the fleet never settles); leases trusted for less than Redis's absence (operations fail); a
-// session not closed (goroutines).
+// Each of these was once broken on purpose, and the run caught it. A grant beyond the capacity: too
+// many backends. Connections not aborted while one process is without Redis: too many backends.
+// Grants not paused after a restart of Redis: too many backends. The local queue served last come,
+// first served: callers out of turn. The queue in Redis likewise: the fleet never settles. Leases
+// trusted for less than Redis's absence: operations fail. A session not closed: goroutines are
+// left.
 
 var (
 	chaosFor  = flag.Duration("chaos", 10*time.Second, "how long the chaos run takes")
@@ -76,13 +77,15 @@ var (
 const (
 	chaosProcesses, chaosCapacity, chaosPlain = 6, 20, 4
 
-	settleMost = 45 * time.Second // a bound for a machine in trouble, not a figure
-	// new grants, after state was lost: the gate is shut for 0.45 leases
+	settleMost = 45 * time.Second // settleMost is a bound for an overloaded machine, not a figure.
+	// flowAgain bounds the time until new grants after a loss of state: grants are paused for 0.45
+	// leases.
 	flowAgain = 3 * time.Second
 	usedLeast = 0.95
-	// a look as late as that: leases end by what the machine does, not the fault
+	// stoodStill is how late a sample is on a machine that stands still. Leases then end by the
+	// machine's doing, not by the fault.
 	stoodStill = time.Second
-	// from when who is judged in a calm has not opened a connection
+	// A process judged in a calm has opened no connection since calmMargin before it.
 	calmMargin = 500 * time.Millisecond
 )
 
@@ -100,14 +103,14 @@ type chaos struct {
 
 	primary, replica *throwaway.Redis
 
-	began  time.Time // see from
-	vacant []int     // places whose process was killed and not replaced yet
-	dead   bool      // in this step somebody was killed: his leases must expire
+	began  time.Time // the origin of times: see from
+	vacant []int     // places whose killed process is not replaced yet
+	dead   bool      // in this step a process was killed, and its leases must expire
 	excuse []bounded
-	done   []string // the schedule up to here
+	done   []string // the schedule so far
 }
 
-// bounded is an excuse that says how many backends it may cover.
+// bounded is an excuse with the number of backends that it may cover.
 type bounded struct {
 	*excuse
 	most int
@@ -191,7 +194,7 @@ func startChaos(t *testing.T, seed uint64, fence bool) *chaos {
 	return r
 }
 
-// redis is a client of the primary that no fault of the network reaches.
+// redis returns a client of the primary that no fault of the network reaches.
 func (r *chaos) redis() *redis.Client {
 	addr := r.primary.Addr()
 	if r.clients[addr] == nil {
@@ -207,7 +210,8 @@ func (r *chaos) must(err error) {
 	}
 }
 
-// excused declares a window for at most so many backends; what it returns sets its end.
+// excused declares a window for a number of backends at most. The function that it returns sets the
+// window's end.
 func (r *chaos) excused(why string, most int, covers func(backend) bool) (end func(time.Time)) {
 	e := &excuse{why: why, covers: covers}
 	if covers == nil {
@@ -218,7 +222,7 @@ func (r *chaos) excused(why string, most int, covers func(backend) bool) (end fu
 	return func(at time.Time) { r.ledger.until(e, at) }
 }
 
-// step does one step of the schedule.
+// step runs one step of the schedule.
 func (r *chaos) step(s step) {
 	r.t.Log(s)
 	r.done = append(r.done, s.String())
@@ -245,14 +249,15 @@ func (r *chaos) step(s step) {
 	}
 	r.bounds()
 
-	// What of the fault may still cover anything is over: from here on nothing is excused.
+	// The consequences of the fault that an excuse may cover are over: from here on nothing is
+	// excused.
 	r.ledger.begin(e, s.String()+": the calm after it")
 	r.fleet.tell(calm)
-	r.settle(s.kind.name + ", at the begin of the calm") // the process that pauses does not now
+	r.settle(s.kind.name + ", at the begin of the calm") // The process that pauses does not pause now.
 	r.rest()
 	r.ledger.setCalm(true)
 	r.queues.setCalm(true)
-	r.fleet.tell(calm) // and from here on counts
+	r.fleet.tell(calm) // Samples count from here on.
 	calmed := time.Now()
 	time.Sleep(s.calm)
 	r.fleet.forgetCalms()
@@ -267,7 +272,7 @@ func (r *chaos) step(s step) {
 	}
 	r.figures.add(s, f, p, recovered, time.Since(began))
 	if expected := int(s.calm / lookEvery); f.calmLooks < expected*7/10 {
-		r.figures.unjudged++ // a machine that is too busy to look is too busy to hand permits over
+		r.figures.unjudged++ // A machine that is too busy to sample is too busy to hand permits over.
 	} else if f.could > 0 {
 		if used := float64(f.used) / float64(f.could); used < usedLeast {
 			r.fail("%.1f%% of the capacity was in use while somebody waited, in a calm (%d looks, "+
@@ -277,15 +282,15 @@ func (r *chaos) step(s step) {
 	r.check()
 }
 
-// settle waits until the whole capacity is in use, and every process known, for some looks in a
-// row. All but one is enough at any capacity: outside of calms there is a process that pauses, and
-// with it permits that are on their way.
+// settle waits until the whole capacity is in use, and every process known, for some samples in a
+// row. It accepts a small rest at any capacity: outside of calms one process pauses, so permits are
+// always moving.
 func (r *chaos) settle(what string) {
 	r.t.Helper()
 	const inARow = 20
 	since := time.Now()
 	for _, at := range r.vacant {
-		// Not before the others are back: a newcomer must not be the first.
+		// A newcomer must not be the first: so wait until the others are back.
 		r.await("the sessions of the others", func() bool {
 			l, recent := r.queues.now()
 			return recent &&
@@ -320,10 +325,11 @@ func (r *chaos) settle(what string) {
 	}
 }
 
-// rest waits until the whole capacity was in use, to the last permit, and none has moved for a
-// while, now that everybody could use more than his share. A request that an outage delayed can
-// have been granted to nobody, for a lease; more would be a leak. And until waiters look again,
-// what an outage left uneven can stay so. On a machine in trouble something always moves.
+// rest waits until the whole capacity was in use, to the last permit, and no permit has moved for a
+// while. Every process could use more than its share by now. A request that an outage delayed can
+// hold a permit without a holder for one lease; any longer would be a leak. Until waiters retry,
+// the shares that an outage left can stay uneven. On an overloaded machine permits never stop
+// moving.
 func (r *chaos) rest() {
 	r.t.Helper()
 	r.await("moment with the whole capacity in use", func() bool {
@@ -337,7 +343,7 @@ func (r *chaos) rest() {
 	}
 }
 
-// await polls: what it waits for happens in other processes.
+// await polls, because its condition depends on other processes.
 func (r *chaos) await(what string, ok func() bool) {
 	r.t.Helper()
 	for deadline := time.Now().Add(settleMost); !ok(); time.Sleep(lookEvery) {
@@ -360,7 +366,7 @@ func (r *chaos) bounds() {
 	}
 }
 
-// check fails if anything was violated up to now.
+// check fails if there was a violation so far.
 func (r *chaos) check() {
 	r.t.Helper()
 	if text := r.ledger.violated(); text != "" {
@@ -380,7 +386,7 @@ func (r *chaos) check() {
 	}
 }
 
-// fail ends the run, with all that is known.
+// fail ends the run, and reports all that is known.
 func (r *chaos) fail(format string, args ...any) {
 	r.t.Helper()
 	r.t.Logf("last words of the processes:\n%s", r.fleet.logs())
@@ -411,7 +417,7 @@ func (r *chaos) fail(format string, args ...any) {
 		strings.Join(r.done, "\n"))
 }
 
-// end ends the fleet in good order: nothing is left.
+// end ends the fleet in good order, and asserts that nothing is left.
 func (r *chaos) end() {
 	r.ledger.begin(&episode{waiting: r.queues.someoneWaits}, "the end")
 	r.fleet.tell(end)

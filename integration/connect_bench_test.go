@@ -10,9 +10,8 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// What it costs to open a connection and to close it: bare, under a permit, and with its backend
-// recorded as well (Config.Fence). There are permits enough that nobody waits for the end of a
-// backend.
+// The cost of opening and closing a connection: bare, under a permit, and with its backend recorded
+// as well (Config.Fence). There are enough permits that no caller waits for the end of a backend.
 func BenchmarkConnect(b *testing.B) {
 	const most = 20
 	s := startServers(b, most+10)

@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// More processes than permits: they take turns, and nobody is left out.
+// More processes than permits: they take turns, and none is left out.
 func TestMoreProcessesThanPermits(t *testing.T) {
 	s := startServers(t, 100)
 	f := s.crowd(t, "pgxpool", 40, *loadFor+4*time.Second)
@@ -52,16 +52,16 @@ func BenchmarkMoreProcessesThanPermits(b *testing.B) {
 // window is the time in which every process should make progress.
 const window = 2 * time.Second
 
-// crowdFigures are what a fleet made that shares 20 permits.
+// crowdFigures are the figures of a fleet that shares 20 permits.
 type crowdFigures struct {
-	rate     float64       // operations a second, of all
-	connects float64       // a second, of all
-	fewest   int           // operations of any process in any window
-	least    int           // operations of any process
-	gap      time.Duration // the longest time of any process without one
+	rate     float64       // operations a second, of all processes
+	connects float64       // a second, of all processes
+	fewest   int           // fewest operations of any process in any window
+	least    int           // fewest operations of any process
+	gap      time.Duration // the longest time of any process without an operation
 }
 
-// crowd saturates so many processes on 20 permits.
+// crowd saturates a number of processes on 20 permits.
 func (s *servers) crowd(
 	t testing.TB, integration string, processes int, length time.Duration,
 ) crowdFigures {
@@ -72,7 +72,7 @@ func (s *servers) crowd(
 	j := saturating(integration, t.Name(), capacity)
 	j.Goroutines = 4
 	s.run(t, fleet, processes, j)
-	time.Sleep(time.Second) // shares settle
+	time.Sleep(time.Second) // The shares settle.
 	began := time.Now()
 	fleet.tell(t, count)
 	time.Sleep(length)

@@ -12,15 +12,16 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// pushesOnly is for semaphores on which handsOver is tried: nobody looks by himself while it lasts.
+// pushesOnly is the Config of semaphores for handsOver: no waiter retries by itself while the test
+// lasts.
 func pushesOnly(name string, capacity int) semaphore.Config {
 	return semaphore.Config{Name: name, Capacity: capacity, TTL: 5 * time.Second,
 		RetryInterval: 10 * time.Second, MaxAttempts: -1}
 }
 
-// Sentinels replace the primary under load: because it was killed, and in good order. With
-// WaitReplicas no grant is forgotten, so there are never more permits than the capacity; and the
-// semaphore goes on, pushes included.
+// Sentinels replace the primary under load: after a kill, and in good order. With WaitReplicas no
+// grant is forgotten, so there are never more permits than the capacity. The semaphore goes on,
+// pushes included.
 func TestSentinelFailover(t *testing.T) {
 	t.Parallel() // it mostly waits
 	s, err := throwaway.StartSentinel(t.Context(), throwaway.SentinelOptions{})
@@ -39,7 +40,7 @@ func TestSentinelFailover(t *testing.T) {
 	}
 	h := drive(t, semaphore.Config{Name: t.Name(), Capacity: 4, TTL: 5 * time.Second,
 		WaitReplicas: 1}, 3, 10*time.Millisecond, clients[:2]...)
-	var idle [2]*semaphore.Semaphore // they hear of nothing but pushes
+	var idle [2]*semaphore.Semaphore // Only pushes wake these.
 	for i := range idle {
 		if idle[i], err = semaphore.New(context.Background(), clients[2+i],
 			pushesOnly(t.Name()+"-pushes", 2)); err != nil {
@@ -79,10 +80,10 @@ func TestSentinelFailover(t *testing.T) {
 	h.safe()
 }
 
-// A Cluster of three primaries and three replicas: the slot moves to another primary, a replica
-// takes over in good order, and the owner is killed, all under load. Two semaphores, in two slots
-// of one node: one asks for WaitReplicas and must stay within its capacity come what may; the other
-// one may exceed it after the kill, for no longer than a lease. Both go on, pushes included.
+// A Cluster of three primaries and three replicas, under load. The slot moves to another primary,
+// then a replica takes over in good order, then the owner is killed. Two semaphores are in two
+// slots of one node. The one with WaitReplicas must stay within its capacity throughout. The other
+// may exceed it after the kill, for no longer than a lease. Both go on, pushes included.
 func TestCluster(t *testing.T) {
 	c, err := throwaway.StartRedisCluster(t.Context(), throwaway.RedisClusterOptions{})
 	if err != nil {
@@ -180,7 +181,7 @@ func TestCluster(t *testing.T) {
 	if _, err := c.AwaitFailover(ctx, slots[0], old); err != nil {
 		t.Fatal(err)
 	}
-	// It comes back as a replica: without one, nothing can be acknowledged.
+	// The killed server comes back as a replica: without a replica no write can be acknowledged.
 	if err := old.Restart(ctx); err != nil {
 		t.Fatal(err)
 	}

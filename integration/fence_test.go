@@ -19,13 +19,14 @@ import (
 
 const (
 	patience = 20 * time.Second
-	// it takes milliseconds; after 10 s permits are free without anybody having ended a backend
+	// Fencing takes milliseconds; after 10 s permits become free even if no session has ended a
+	// backend.
 	prompt = 8 * time.Second
 )
 
 // One process of a fleet at its cap is stopped for longer than its leases. With Fence the others
-// have Postgres end its backends before they use its permits; without, they cannot, and the run
-// shows that the cap is then exceeded.
+// have Postgres end its backends before they use its permits. Without Fence they cannot, and the
+// run shows that the fleet then exceeds the cap.
 func TestFrozenProcess(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: leases must expire")
@@ -45,7 +46,7 @@ func TestFrozenProcess(t *testing.T) {
 	for _, run := range subset.Of(t, 2, []frozenRun{
 		{"pgxpool", true, 20 * time.Millisecond},
 		{"stdlib", true, 20 * time.Millisecond},
-		{"pgxpool", true, time.Second}, // who ends the backends must wait for a connection
+		{"pgxpool", true, time.Second}, // The session that ends the backends must wait for a connection.
 		{"pgxpool", false, 20 * time.Millisecond},
 	}) {
 		t.Run(fmt.Sprintf("%s/fence %v/%v", run.integration, run.fence, run.longest),
@@ -118,7 +119,7 @@ func TestFrozenProcess(t *testing.T) {
 	}
 }
 
-// All but one that holds connections are stopped at once, most of the capacity with them.
+// All holders but one are stopped at once, and with them most of the capacity.
 func TestMostAreFrozen(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: leases must expire")
@@ -151,7 +152,7 @@ func TestMostAreFrozen(t *testing.T) {
 	for _, w := range sleepers {
 		signal(t, w, syscall.SIGCONT)
 	}
-	time.Sleep(ttl / 2) // some operations of those who just woke
+	time.Sleep(ttl / 2) // Some operations of the processes that just woke.
 	fleet := append(sleepers, awake)
 	for _, w := range fleet {
 		w.tell(t, end)
@@ -169,7 +170,7 @@ func TestMostAreFrozen(t *testing.T) {
 	s.nothingLeft(t, t.Name())
 }
 
-// A process is killed: its backends end by themselves, and that is found out at once.
+// A process is killed: its backends end by themselves, and the others notice at once.
 func TestKilledProcessIsNotWaitedFor(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: leases must expire")
@@ -203,7 +204,7 @@ func signal(t *testing.T, w *worker, sig syscall.Signal) {
 	}
 }
 
-// withName is dsn with an application_name.
+// withName returns dsn with an application_name.
 func withName(t *testing.T, dsn, name string) string {
 	t.Helper()
 	u, err := url.Parse(dsn)
@@ -216,15 +217,15 @@ func withName(t *testing.T, dsn, name string) string {
 	return u.String()
 }
 
-// recorded waits until all backends are recorded: one that is stopped in the middle of a connect is
-// not covered.
+// recorded waits until all backends are recorded. A process that stops in the middle of a connect
+// has no record yet.
 func (s *servers) recorded(t *testing.T, n int64) {
 	t.Helper()
 	eventually(t, patience, func() (bool, string) {
 		has := int64(0)
 		for _, record := range s.redisClient.HVals(t.Context(),
 			"{passbuddy-"+t.Name()+"}:backends").Val() {
-			if !strings.HasPrefix(record, "0 ") { // else a connection is being opened
+			if !strings.HasPrefix(record, "0 ") { // otherwise the connection is still opening
 				has++
 			}
 		}
@@ -232,7 +233,7 @@ func (s *servers) recorded(t *testing.T, n int64) {
 	})
 }
 
-// census counts backends beside the witness, which has a connection of its own.
+// census counts backends beside the witness, over a connection of its own.
 type census struct{ *pgx.Conn }
 
 func (s *servers) census(t *testing.T) census {
@@ -245,8 +246,8 @@ func (s *servers) census(t *testing.T) census {
 	return census{c}
 }
 
-// of is how many backends the fleet has, and how many of them have that application_name and began
-// after that time.
+// of returns how many backends the fleet has, and how many of them have that application_name and
+// began after that time.
 func (c census) of(t *testing.T, name string, after time.Time) (all, its int) {
 	t.Helper()
 	if err := c.QueryRow(t.Context(), `select count(*), count(*) filter (where application_name = $1 and backend_start > $2)
@@ -256,7 +257,7 @@ func (c census) of(t *testing.T, name string, after time.Time) (all, its int) {
 	return all, its
 }
 
-// await waits until the fleet has `all` backends, and its part with that application_name so many.
+// await waits until the fleet has `all` backends, `its` of them with that application_name.
 func (c census) await(t *testing.T, limit time.Duration, name string, all, its int) {
 	t.Helper()
 	eventually(t, limit, func() (bool, string) {

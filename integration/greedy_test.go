@@ -12,15 +12,16 @@ import (
 // one of 200.
 type crowding struct {
 	capacity int
-	pause    time.Duration // of the modest ones' goroutines between two queries
+	pause    time.Duration // of the modest processes' goroutines between two queries
 }
 
 const modest = 7
 
-// A greedy process that was there first takes nothing from modest ones.
+// A greedy process that joined first takes nothing from modest ones.
 func TestGreedyProcess(t *testing.T) {
 	s := startServers(t, 100)
-	// With less than they want for each, and with enough, but connections that lie idle in between.
+	// Once with less capacity than they all want. Once with enough capacity, but connections that
+	// are idle in between.
 	for _, c := range subset.Of(t, 1, []crowding{{capacity: 8},
 		{capacity: 20, pause: 10 * time.Millisecond}}) {
 		t.Run(fmt.Sprintf("cap=%d,pause=%v", c.capacity, c.pause), func(t *testing.T) {
@@ -67,7 +68,7 @@ func BenchmarkGreedyProcess(b *testing.B) {
 	}
 }
 
-// modestFigures are the worst of any modest process.
+// modestFigures holds the worst figures of any modest process.
 type modestFigures struct {
 	p50, p99, gap time.Duration
 	fewest        int // operations
@@ -78,8 +79,8 @@ func (m modestFigures) String() string {
 		"operations %d", m.p50, m.p99, m.gap, m.fewest)
 }
 
-// crowded runs the modest processes for some time, beside one of so many goroutines if any, and
-// returns what the modest ones saw, and the operations of the other.
+// crowded runs the modest processes for some time, beside a greedy one of that many goroutines, if
+// any. It returns the figures of the modest ones, and the operations of the greedy one.
 func (s *servers) crowded(
 	t testing.TB, integration string, c crowding, greed int, length time.Duration,
 ) (worst modestFigures, greedy int) {
@@ -95,7 +96,7 @@ func (s *servers) crowded(
 		s.run(t, fleet, 1, all)
 	}
 	s.run(t, fleet, modest, j)
-	time.Sleep(time.Second) // shares settle
+	time.Sleep(time.Second) // The shares settle.
 	fleet.tell(t, count)
 	time.Sleep(length)
 	worst.fewest = -1

@@ -70,9 +70,9 @@ func TestKilledProcessCostsNoLease(t *testing.T) {
 	}
 }
 
-// Programs that end without Close, one after the other, and more of them than there are permits.
-// The one that lives, and has a connection that it hardly uses, sees their backends gone; and does
-// not give that connection away first.
+// Programs end without Close, one after the other, and more of them than there are permits. The
+// survivor, which hardly uses its one connection, sees their backends gone. It does not give that
+// connection up first.
 func TestProgramsThatEndWithoutClose(t *testing.T) {
 	const ttl = 30 * time.Second
 	programs := subset.Length(5, 8)
@@ -98,7 +98,7 @@ func TestProgramsThatEndWithoutClose(t *testing.T) {
 				if err := <-p.err; err != nil {
 					t.Errorf("program %d: %v", i, err)
 				}
-				p.err <- nil // for the end of the test
+				p.err <- nil // wakes the wait at the end of the test
 			}
 			took := time.Since(began)
 			t.Logf("%d programs took %v", programs, took)
@@ -113,8 +113,8 @@ func TestProgramsThatEndWithoutClose(t *testing.T) {
 	}
 }
 
-// A process loses its subscription for good, while others wait for its permits. It keeps them, and
-// its connections.
+// A process loses its subscription for good, while others wait for its permits. It keeps the
+// permits, and its connections.
 func TestLostSubscriptionCostsNothing(t *testing.T) {
 	const (
 		capacity = 6
@@ -170,8 +170,8 @@ func TestLostSubscriptionCostsNothing(t *testing.T) {
 	}
 }
 
-// endsWell ends a fleet, and then the watch that saw: every process did something, the cap held,
-// and nothing is left in Redis.
+// endsWell ends a fleet, and then the witness: every process made operations, the cap held, and
+// nothing is left in Redis.
 func (s *servers) endsWell(
 	t *testing.T, fleet []*worker, stop context.CancelFunc, saw *witness, capacity int,
 ) {
@@ -191,7 +191,7 @@ func (s *servers) endsWell(
 	s.nothingLeft(t, t.Name())
 }
 
-// looks waits until the one session that is still subscribed has been asked that often to look for
+// looks waits until the one session that is still subscribed has been asked that often to check for
 // backends.
 func (s *servers) looks(t *testing.T, n int) {
 	t.Helper()

@@ -28,7 +28,8 @@ import (
 // execFunc runs one statement over a pool.
 type execFunc func(ctx context.Context, sql string) error
 
-// pools are the ways to a pool whose sockets are followed. Each closes it with the test.
+// pools are the kinds of pools whose sockets the library follows. Each closes its pool with the
+// test.
 var pools = map[string]func(t *testing.T, url string, sem *semaphore.Semaphore,
 	cfg passbuddy.Config) execFunc{
 	"pgxpool": func(t *testing.T, url string, sem *semaphore.Semaphore,
@@ -86,7 +87,7 @@ func (s *servers) joins(t *testing.T, capacity int) *semaphore.Semaphore {
 	return sem
 }
 
-// hungHost accepts connections, answers each with what it is given, and then says nothing.
+// hungHost accepts connections, sends each the bytes given, and then sends nothing more.
 func hungHost(t *testing.T, answer []byte) (addr string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -115,13 +116,13 @@ func hungHost(t *testing.T, answer []byte) (addr string) {
 }
 
 // TestHostThatHangs: the first host of the DSN accepts connections, and goes no further. The second
-// one serves after connect_timeout, as with a bare pool, also where the first try has used up the
-// only permit.
+// host serves after connect_timeout, as with a bare pool, even where the first dial holds the only
+// permit.
 func TestHostThatHangs(t *testing.T) {
 	s := startServers(t, 0)
 	hosts := map[string]string{
 		"silent": hungHost(t, nil),
-		// it asks for a password, and makes nothing of it
+		// It asks for a password, and does not answer it.
 		"authentication": hungHost(t, []byte{'R', 0, 0, 0, 8, 0, 0, 0, 3}),
 	}
 	for host, addr := range hosts {
@@ -148,7 +149,7 @@ func TestHostThatHangs(t *testing.T) {
 	}
 }
 
-// behind is a DSN with addr as the first host, and the server as the second.
+// behind returns a DSN with addr as the first host, and the server as the second.
 func (s *servers) behind(t *testing.T, addr string) string {
 	t.Helper()
 	host, port, err := net.SplitHostPort(addr)
@@ -163,9 +164,9 @@ func (s *servers) behind(t *testing.T, addr string) string {
 		c.Host, port, c.Port, c.User, c.Password, c.Database)
 }
 
-// TestForgottenTry: lib/pq leaves the socket of a try that the server refused TLS on open, and
-// dials again. The permit belongs to the connection that came of the attempt, whatever becomes of
-// the other.
+// TestForgottenTry: lib/pq leaves open the socket on which the server refused TLS, and dials again.
+// The permit belongs to the connection that the attempt returned, whatever becomes of the first
+// socket.
 func TestForgottenTry(t *testing.T) {
 	const capacity = 3
 	s := startServers(t, 0)
@@ -206,8 +207,8 @@ func TestForgottenTry(t *testing.T) {
 }
 
 // TestLostConnections: the network forgets connections, or resets our side of them alone, while the
-// server goes on. Its backends are ended over a new connection: callers are served soon, and never
-// more backends live than the capacity, but for the one that asks.
+// server goes on. The pool ends their backends over a new connection, so callers are served soon.
+// The backends never exceed the capacity, but for that new connection's.
 func TestLostConnections(t *testing.T) {
 	const capacity = 4
 	configs := map[string]passbuddy.Config{
@@ -254,11 +255,11 @@ func TestLostConnections(t *testing.T) {
 					}
 					took := time.Since(began)
 					t.Logf("served after %v", took)
-					if took > 12*time.Second { // pgx's own clean-up takes 15 s
+					if took > 12*time.Second { // pgx's own clean-up takes 15 s.
 						t.Errorf("served after %v", took)
 					}
-					// PerCheckout counts no idle connection, and so none that was lost while it was
-					// idle.
+					// PerCheckout counts no idle connection, so it does not count one that was lost
+					// while idle.
 					if n := s.backendCount(t); n > capacity &&
 						cfg.Scope == passbuddy.PerConnection {
 						t.Errorf("%d backends, capacity %d", n, capacity)

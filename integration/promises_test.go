@@ -76,7 +76,7 @@ func (s *servers) client(
 	return c
 }
 
-// commands is how many commands Redis has executed, those of scripts included.
+// commands returns how many commands Redis has executed, those of scripts included.
 func (s *servers) commands(t *testing.T) int {
 	t.Helper()
 	for line := range strings.Lines(s.redisClient.Info(t.Context(), "stats").Val()) {
@@ -92,7 +92,7 @@ func (s *servers) commands(t *testing.T) int {
 	return 0
 }
 
-// A warm checkout sends nothing. Counted by the server.
+// A warm checkout sends no command, by the server's own count.
 func TestWarmCheckoutSendsNoRedisCommand(t *testing.T) {
 	s := startServers(t, 50)
 	for _, kind := range kinds {
@@ -117,7 +117,8 @@ func TestWarmCheckoutSendsNoRedisCommand(t *testing.T) {
 	}
 }
 
-// What lies idle in one process serves another that waits, whatever each of them uses.
+// An idle connection in one process serves another process that waits, whichever integration each
+// of them uses.
 func TestIdleConnectionsAreGivenBack(t *testing.T) {
 	s := startServers(t, 50)
 	for _, capacity := range []int{1, 4} {
@@ -152,7 +153,7 @@ func TestIdleConnectionsAreGivenBack(t *testing.T) {
 					if n := s.backendCount(t); n > capacity {
 						t.Errorf("%d backends", n)
 					}
-					// And back again.
+					// And in the other direction.
 					if err := a.exec(ctx, "select 1"); err != nil {
 						t.Fatalf("a's next query: %v", err)
 					}
@@ -162,7 +163,7 @@ func TestIdleConnectionsAreGivenBack(t *testing.T) {
 	}
 }
 
-// A cap of one: two goroutines of a process, then two processes. Nobody waits for ever.
+// A cap of one: two goroutines of a process, then two processes. No caller waits for ever.
 func TestProgressAtCapacityOne(t *testing.T) {
 	s := startServers(t, 50)
 	for _, kind := range kinds {
@@ -205,7 +206,7 @@ func TestProgressAtCapacityOne(t *testing.T) {
 	}
 }
 
-// A checkout that gives up returns promptly, says why, and leaves nothing in the queue.
+// A checkout that gives up returns promptly, says why, and leaves no request in the queue.
 func TestCancelledCheckout(t *testing.T) {
 	s := startServers(t, 50)
 	for _, kind := range kinds {

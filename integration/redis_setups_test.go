@@ -14,7 +14,7 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// take tries n times, and returns what it was granted.
+// take tries n times, and returns the permits that it was granted.
 func take(t *testing.T, s *semaphore.Semaphore, n int) (permits []*semaphore.Permit) {
 	t.Helper()
 	for range n {
@@ -44,9 +44,9 @@ func open(t *testing.T, url string, cfg semaphore.Config) *semaphore.Semaphore {
 	return s
 }
 
-// Others fill a shared Redis up to maxmemory. Leases go on, and a released permit goes to a request
-// that was in the queue before. A new request fails, and its error says why. When there is memory
-// again all is as before.
+// Others fill a shared Redis up to maxmemory. Leases are still renewed, and Redis grants a released
+// permit to a request that was queued before. A new request fails, and its error says why. When
+// there is memory again, everything works as before.
 func TestRedisWithoutMemory(t *testing.T) {
 	r, c := startRedis(t)
 	cfg := semaphore.Config{
@@ -140,9 +140,9 @@ func TestRedisWithoutMemory(t *testing.T) {
 	}
 }
 
-// The address moves to the promoted replica and the old primary lives on, as at a planned failover
-// of a managed Redis. The subscription follows. So a newcomer that is first after a loss of state
-// sees who holds.
+// The address moves to the promoted replica while the old primary lives on, as at a planned
+// failover of a managed Redis. The subscription follows. So a newcomer that comes first after a
+// loss of state sees who holds permits.
 func TestDemotedPrimaryLivesOn(t *testing.T) {
 	r := startReplicated(t)
 	cfg := semaphore.Config{Name: t.Name(), Capacity: 3, TTL: 2 * time.Second}
@@ -154,7 +154,7 @@ func TestDemotedPrimaryLivesOn(t *testing.T) {
 	if err := r.primary.Follow(t.Context(), r.replica.Addr()); err != nil {
 		t.Fatal(err)
 	}
-	r.proxy.Retarget(r.replica.Addr()) // connections that exist stay
+	r.proxy.Retarget(r.replica.Addr()) // Existing connections stay.
 	c := redis.NewClient(r.replica.Options())
 	t.Cleanup(func() { _ = c.Close() })
 	eventually(t, time.Minute, func() (bool, string) {
@@ -174,7 +174,7 @@ func TestDemotedPrimaryLivesOn(t *testing.T) {
 	}
 }
 
-// Open refuses a node of a Cluster, also if the node owns the name's slot.
+// Open refuses a node of a Cluster, even if the node owns the name's slot.
 func TestOpenAtANodeOfACluster(t *testing.T) {
 	c, err := throwaway.StartRedisCluster(t.Context(), throwaway.RedisClusterOptions{Replicas: -1})
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// replicated is a primary with a replica. Clients reach whoever is the primary by one address.
+// replicated is a primary with a replica. Clients reach the current primary by one address.
 type replicated struct {
 	primary, replica *throwaway.Redis
 	proxy            *throwaway.Proxy
@@ -25,7 +25,7 @@ func startReplicated(t *testing.T) *replicated {
 	var c *redis.Client
 	r.primary, c = startRedis(t)
 	r.replica = replicaOf(t, r.primary)
-	// it is in sync, but takes a second until it acknowledges for the first time
+	// The replica is in sync, but takes a second until its first acknowledgement.
 	eventually(t, time.Minute, func() (bool, string) {
 		n, err := c.Wait(t.Context(), 1, time.Second).Result()
 		return n == 1, fmt.Sprintf("%d replicas acknowledge, error %v", n, err)
@@ -93,7 +93,7 @@ func TestWaitReplicasJoinsLater(t *testing.T) {
 	}
 }
 
-// Without a replica that acknowledges, nothing is granted, and what is held ends with its lease.
+// Without a replica that acknowledges, Redis grants nothing, and a held permit ends with its lease.
 func TestWaitReplicasWithoutReplica(t *testing.T) {
 	t.Parallel() // it mostly waits
 	r := startReplicated(t)
@@ -150,7 +150,7 @@ func TestWaitReplicasFailover(t *testing.T) {
 	for range 3 {
 		clients = append(clients, dial(t, r.proxy.Addr()))
 	}
-	// long enough to be seen, should it be forgotten
+	// The permits last long enough for the test to see that one was forgotten.
 	h := drive(t, cfg, 4, 200*time.Millisecond, clients...)
 	h.flows()
 	r.failover(t)
@@ -164,15 +164,15 @@ func TestWaitReplicasFailover(t *testing.T) {
 	h.safe()
 }
 
-// What WaitReplicas is for: all permits are acquired while the replica is cut off, and then it
-// takes over. Without WaitReplicas they are forgotten, and granted again while their holder still
-// believes in them. With it they had not been granted in the first place.
+// The purpose of WaitReplicas. All permits are acquired while the replica is cut off, and then the
+// replica takes over. Without WaitReplicas the replica does not know them, and grants them again
+// while their holder still trusts them. With WaitReplicas they were never granted.
 func TestFailoverToAReplicaThatLagged(t *testing.T) {
 	for _, replicas := range []int{0, 1} {
 		t.Run(fmt.Sprintf("WaitReplicas-%d", replicas), func(t *testing.T) {
 			t.Parallel() // they mostly wait
 			r := startReplicated(t)
-			// With this TTL no heartbeat tells the holder before the test has looked.
+			// With this TTL no heartbeat informs the holder before the test has checked.
 			cfg := semaphore.Config{Name: t.Name(), Capacity: 3, TTL: 30 * time.Second,
 				WaitReplicas: replicas, MaxAttempts: -1}
 			a, b := r.session(t, cfg), r.session(t, cfg)

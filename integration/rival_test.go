@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// What cancelled queries cost, beside pools without PassBuddy that split the cap between them. Each
-// cancelled query ends its connection there, too, so opening connections bounds both. One round is
+// The cost of cancelled queries, beside pools without PassBuddy that split the cap between them.
+// There too a cancelled query ends its connection, so opening connections bounds both. One round is
 // a whole run of a fleet, as long as -load.
 func BenchmarkCancelledQueries(b *testing.B) {
 	const processes, goroutines, capacity = 8, 40, 20

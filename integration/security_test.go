@@ -29,7 +29,8 @@ const (
 	userSecret  = "user-secret-0815"
 )
 
-// serverVersion is the version of the server, major and minor; of a Valkey, the Redis it is like.
+// serverVersion returns the version of the server, major and minor. For a Valkey it is the Redis
+// version that it is compatible with.
 var serverVersion = sync.OnceValues(func() (version [2]int, err error) {
 	r, err := throwaway.StartRedis(context.Background(), throwaway.RedisOptions{})
 	if err != nil {
@@ -47,7 +48,7 @@ var serverVersion = sync.OnceValues(func() (version [2]int, err error) {
 	return version, err
 })
 
-// aclOfServer is the rule that docs/SECURITY.md recommends for the server of these tests.
+// aclOfServer returns the rule that docs/SECURITY.md recommends for the server of these tests.
 func aclOfServer(t *testing.T) string {
 	t.Helper()
 	version, err := serverVersion()
@@ -66,7 +67,7 @@ func aclOfServer(t *testing.T) string {
 	return rule
 }
 
-// documentedACL is the rule that docs/SECURITY.md recommends for Redis 7, with a password.
+// documentedACL returns the rule that docs/SECURITY.md recommends for Redis 7, with a password.
 func documentedACL(t *testing.T) string {
 	t.Helper()
 	text, err := os.ReadFile("../docs/SECURITY.md")
@@ -80,7 +81,7 @@ func documentedACL(t *testing.T) string {
 	return strings.Replace(rule, "CHANGE-ME", userSecret, 1)
 }
 
-// startWithACL starts a Redis with one user beside its admin, whose client it returns.
+// startWithACL starts a Redis with one user beside its admin, and returns the admin's client.
 func startWithACL(t *testing.T, rule string) (*throwaway.Redis, *redis.Client, string) {
 	t.Helper()
 	r, err := throwaway.StartRedis(t.Context(), throwaway.RedisOptions{Password: adminSecret,
@@ -97,7 +98,7 @@ func startWithACL(t *testing.T, rule string) (*throwaway.Redis, *redis.Client, s
 	return r, admin, fmt.Sprintf("redis://passbuddy:%s@%s", userSecret, r.Addr())
 }
 
-// denied is what Redis has refused for lack of a right.
+// denied returns the commands that Redis has refused for lack of a right.
 func denied(t *testing.T, admin *redis.Client) (refusals []string) {
 	t.Helper()
 	log, err := admin.ACLLog(t.Context(), 100).Result()
@@ -111,7 +112,7 @@ func denied(t *testing.T, admin *redis.Client) (refusals []string) {
 	return refusals
 }
 
-// The documented ACL names what the scripts call, and not much else.
+// The documented ACL gives every command that the scripts call, and few others.
 func TestDocumentedACLIsTheLeast(t *testing.T) {
 	sources, err := filepath.Glob("../internal/redisscript/*.lua")
 	if err != nil || len(sources) == 0 {
@@ -148,8 +149,8 @@ func TestDocumentedACLIsTheLeast(t *testing.T) {
 	}
 }
 
-// A semaphore and two pools do all they can under exactly the ACL that is documented, and are
-// denied nothing.
+// A semaphore and two pools use every feature under exactly the documented ACL, and Redis denies
+// them nothing.
 func TestDocumentedACL(t *testing.T) {
 	const capacity = 3
 	s := startServers(t, 50)
@@ -245,7 +246,7 @@ func TestDeniedChannel(t *testing.T) {
 	}
 }
 
-// TLS, with a certificate that is checked: by Open against the system's authorities, by New against
+// TLS with a certificate that the client checks: Open against the system's authorities, New against
 // those of the client.
 func TestTLS(t *testing.T) {
 	authority, err := throwaway.NewAuthority()
@@ -280,7 +281,7 @@ func TestTLS(t *testing.T) {
 	handsOver(t, made, opened, 2)
 }
 
-// Whatever refuses: no password appears in an error, a log line, or Redis.
+// Whichever server refuses, no password appears in an error, a log line, or Redis.
 func TestSecretsStaySecret(t *testing.T) {
 	const secret = "hunter2-s3cr3t"
 	var log bytes.Buffer
@@ -368,8 +369,8 @@ func TestSecretsStaySecret(t *testing.T) {
 		silent("database/sql, "+name, err.Error())
 	}
 
-	// With a permit held, so that there is something in Redis; then Redis goes away, so that there
-	// is something to log.
+	// A permit is held, so that Redis has keys. Then Redis goes away, so that the session has
+	// errors to log.
 	if _, err := sem.Acquire(ctx); err != nil {
 		t.Fatal(err)
 	}

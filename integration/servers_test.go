@@ -109,7 +109,7 @@ func (w *witness) peak(t *testing.T) (peak int, mean float64) {
 	return peak, float64(sum) / float64(len(w.samples))
 }
 
-// backendCount is how many backends of the fleet there are now.
+// backendCount returns how many backends of the fleet there are now.
 func (s *servers) backendCount(t *testing.T) int {
 	t.Helper()
 	var n int
@@ -119,7 +119,7 @@ func (s *servers) backendCount(t *testing.T) int {
 	return n
 }
 
-// sessions is how many connections Postgres has ever accepted.
+// sessions returns how many connections Postgres has ever accepted.
 func (s *servers) sessions(t *testing.T) (n int) {
 	t.Helper()
 	if err := s.admin.QueryRow(t.Context(), `select sum(sessions) from pg_stat_database`).Scan(
@@ -129,8 +129,7 @@ func (s *servers) sessions(t *testing.T) (n int) {
 	return n
 }
 
-// eventually fails unless ok becomes true in time. It polls: what it looks at is in other
-// processes.
+// eventually fails unless ok becomes true in time. It polls, because ok depends on other processes.
 func eventually(t testing.TB, limit time.Duration, ok func() (bool, string)) {
 	t.Helper()
 	deadline := time.Now().Add(limit)

@@ -16,9 +16,9 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// Redis forgets under load: all, or one key of the semaphore's, or because another server takes its
-// place. There are never more permits than the capacity, what is held stays so, and after a while
-// new ones are granted.
+// Redis loses its state under load: all keys, or one key of the semaphore's, or because another
+// server takes its place. There are never more permits than the capacity, holders keep their
+// permits, and after a while Redis grants new ones.
 func TestStateLoss(t *testing.T) {
 	t.Parallel() // it mostly waits
 	const sessions, capacity = 3, 6
@@ -79,8 +79,8 @@ func TestStateLoss(t *testing.T) {
 	h.safe()
 }
 
-// A semaphore that nobody has used yet does not pay for the care that is taken when state is lost:
-// the first acquire is granted, and costs one call.
+// A semaphore that no session has used yet does not wait for re-assertions after a loss of state.
+// The first acquire is granted, and costs one call.
 func TestANewSemaphoreGrantsAtOnce(t *testing.T) {
 	_, c := startRedis(t)
 	other := join(t, c, 1) // so that the server knows the scripts
@@ -105,7 +105,7 @@ func TestANewSemaphoreGrantsAtOnce(t *testing.T) {
 	}
 }
 
-// scriptCalls is how many scripts Redis was asked to run.
+// scriptCalls returns how many scripts Redis was asked to run.
 func scriptCalls(t *testing.T, c *redis.Client) (calls int) {
 	t.Helper()
 	for line := range strings.Lines(c.Info(t.Context(), "commandstats").Val()) {
@@ -122,9 +122,9 @@ func scriptCalls(t *testing.T, c *redis.Client) (calls int) {
 	return calls
 }
 
-// The clock of Redis's host is set, an hour on and then an hour back, under load, just after a
-// process was killed. Nobody who lives loses anything, and what the dead held is free after their
-// leases.
+// The clock of Redis's host is set an hour forward and then an hour back, under load, just after a
+// process was killed. No live holder loses a permit, and the permits of the killed process are free
+// after their leases.
 func TestClockOfRedisIsSet(t *testing.T) {
 	const sessions, capacity, dead = 2, 6, 2
 	r, err := throwaway.StartRedis(t.Context(), throwaway.RedisOptions{Clock: true})
@@ -189,7 +189,7 @@ func TestClockOfRedisIsSet(t *testing.T) {
 	h.safe()
 }
 
-// dial is a client of the server at addr.
+// dial returns a client of the server at addr.
 func dial(t testing.TB, addr string) *redis.Client {
 	c := redis.NewClient(&redis.Options{Addr: addr})
 	t.Cleanup(func() { _ = c.Close() })

@@ -10,7 +10,7 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// What the Config of a session says of its share, on servers in common.
+// The settings of a session's Config that shape its share, tested on common servers.
 func TestSharesAsConfigured(t *testing.T) {
 	s := startServers(t, 100)
 	t.Run("Weight", s.testWeight)
@@ -19,7 +19,7 @@ func TestSharesAsConfigured(t *testing.T) {
 	t.Run("MinimaAboveCapacity", s.testMinimaAboveCapacity)
 }
 
-// Saturated processes share by weight, whoever came first, and then nothing moves.
+// Saturated processes share by weight, whichever joined first, and then no permit moves.
 func (s *servers) testWeight(t *testing.T) {
 	const capacity = 20
 	type weighted struct {
@@ -36,7 +36,7 @@ func (s *servers) testWeight(t *testing.T) {
 			j := saturating("pgxpool", t.Name(), capacity)
 			var joined time.Time
 			for _, weight := range tt.weights {
-				if !joined.IsZero() { // those who came before hold all there is
+				if !joined.IsZero() { // The earlier processes hold the whole capacity.
 					seen.await(t, joined, func(held shares) bool {
 						return held.total() == capacity
 					})
@@ -63,8 +63,8 @@ func (s *servers) testWeight(t *testing.T) {
 	}
 }
 
-// A session with a minimum gets that many though its even share is less, and keeps them when they
-// lie idle while everyone else waits.
+// A session with a minimum gets that many permits though its even share is less. It keeps them when
+// they are idle while all others wait.
 func (s *servers) testMin(t *testing.T) {
 	const holders, capacity, least = 7, 20, 4
 	seen, fleet := s.ledger(t), make(named)
@@ -93,8 +93,8 @@ func (s *servers) testMin(t *testing.T) {
 	}
 }
 
-// A session with a maximum never holds more, alone or beside others, and what it may not use others
-// get.
+// A session with a maximum never holds more, alone or beside others. The others get the permits
+// that it may not use.
 func (s *servers) testMax(t *testing.T) {
 	const capacity, most = 20, 3
 	seen, fleet := s.ledger(t), make(named)
@@ -119,8 +119,8 @@ func (s *servers) testMax(t *testing.T) {
 	}
 }
 
-// Minima that cannot all be kept are refused when a session joins, and room for them is there again
-// when one has left.
+// A session whose minimum does not fit beside the others' is refused when it joins. The room is
+// there again when another session has left.
 func (s *servers) testMinimaAboveCapacity(t *testing.T) {
 	open := func(least int) (*semaphore.Semaphore, error) {
 		return semaphore.Open(t.Context(), s.redis.URL(), semaphore.Config{Name: t.Name(),

@@ -30,7 +30,7 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// job is what a worker process is told, on its standard input.
+// job is the task of a worker process, sent on its standard input.
 type job struct {
 	Redis, Postgres string
 	Semaphore       string
@@ -38,7 +38,7 @@ type job struct {
 	TTL             time.Duration
 	Min, Max        int // of the session
 	Weight          int
-	// pgxpool, stdlib or pq; with "bare-" in front: without PassBuddy; semaphore: permits alone
+	// pgxpool, stdlib or pq; with the prefix "bare-" without PassBuddy; semaphore: permits alone
 	Integration   string
 	Share         int // of a bare pool: its size
 	Scope         passbuddy.Scope
@@ -51,21 +51,21 @@ type job struct {
 	MinQuery      time.Duration // queries last from this
 	MaxQuery      time.Duration // ... to this
 	QueryTimeout  time.Duration // of a query, its checkout excepted; 0: none
-	// the first queries of five goroutines last so long; 0: like all others
+	// the first queries of five goroutines take this long; 0: like all others
 	FirstQuery time.Duration
 	Pause      time.Duration // of a goroutine between two queries
 	Endure     *endurance    // of a process in a chaos run
 	served     func()        // if not nil, called at each checkout
 }
 
-// message is what it reports, on its standard output: one thing at a time.
+// message is a report of the worker on its standard output; one field is set.
 type message struct {
 	Joined   *greeting
 	Progress *progress // of a process in a chaos run
 	Outcome  *outcome  // the last one
 }
 
-// greeting is the first thing that it reports: its session and its pool are there.
+// greeting is the worker's first message: its session and its pool are open.
 type greeting struct{ Joined time.Time }
 
 const workerEnv = "PASSBUDDY_INTEGRATION_WORKER"
@@ -93,18 +93,19 @@ type worker struct {
 
 // The commands that a worker takes, one in a line.
 const (
-	count = "count" // what is tallied begins now: see tally
+	count = "count" // the tally counts from now: see tally
 	end   = "end"   // end in good order, before Load is over
 )
 
-// start runs a worker. It ends when its job does, or with its parent: its standard input closes
-// then.
+// start runs a worker. It ends when its job does, or with its parent, because its standard input
+// closes then.
 func start(t testing.TB, j job) *worker {
 	t.Helper()
 	return startHeard(t, j, os.Stderr, func(progress) {})
 }
 
-// startHeard is start for one whose progress is followed, by calls from a goroutine of its own.
+// startHeard is start with a listener for the worker's progress, called from a goroutine of its
+// own.
 func startHeard(t testing.TB, j job, stderr io.Writer, heard func(progress)) *worker {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
@@ -171,7 +172,7 @@ func (w *worker) joined(t testing.TB) time.Time {
 	return g.Joined
 }
 
-// outcome waits for the end of the worker, which must have gone well.
+// outcome waits for the end of the worker, which must have succeeded.
 func (w *worker) outcome(t testing.TB) outcome {
 	t.Helper()
 	o, ok := <-w.out
@@ -184,7 +185,7 @@ func (w *worker) outcome(t testing.TB) outcome {
 	return o
 }
 
-// work is the worker's main.
+// work is the worker's main function.
 func work() error {
 	in := bufio.NewReader(os.Stdin)
 	line, err := in.ReadBytes('\n')
@@ -196,7 +197,7 @@ func work() error {
 		return err
 	}
 	if j.Endure != nil {
-		return endure(j, in) // what it logs is kept, and shown if the run fails
+		return endure(j, in) // Its log is kept, and shown if the run fails.
 	}
 	quiet.Redis()
 	ctx, cancel := context.WithTimeout(context.Background(), j.Load)
@@ -212,7 +213,7 @@ func work() error {
 				cancel()
 			}
 		}
-		os.Exit(2) // the parent is gone
+		os.Exit(2) // The parent has ended.
 	}()
 
 	sem, err := semaphore.Open(context.Background(), j.Redis, semaphore.Config{
@@ -277,7 +278,7 @@ func expected(j job, err error) bool {
 			strings.Contains(err.Error(), "use of closed network connection") {
 			return true
 		}
-		// a connection that is fenced can also end in the ways of one that is terminated
+		// A fenced connection can also end in the ways of a terminated one.
 		fallthrough
 	case "terminate":
 		var e *pgconn.PgError
@@ -292,7 +293,7 @@ func expected(j job, err error) bool {
 	return false
 }
 
-// pool is one of the three ways to Postgres, or permits.
+// pool is one of the three integrations, or permits alone.
 type pool interface {
 	once(j job) (waited time.Duration, err error)
 	close()
@@ -304,7 +305,7 @@ func newPool(j job, sem *semaphore.Semaphore) (pool, error) {
 	switch j.Integration {
 	case "semaphore":
 		return permits{sem}, nil
-	case "bare-pgxpool": // the rival: a static split, which is all that pools can do by themselves
+	case "bare-pgxpool": // the rival: a static split, the only cap that pools have by themselves
 		cfg, err := pgxpool.ParseConfig(j.Postgres)
 		if err != nil {
 			return nil, err
@@ -351,11 +352,11 @@ func query(j job) (string, context.Context, context.CancelFunc) {
 	return fmt.Sprintf("select pg_sleep(%f)", d.Seconds()), ctx, cancel
 }
 
-// The statement timeout of fault "cancel" begins with the checkout, so that half of the queries are
+// The statement timeout of fault "cancel" begins with the checkout. So half of the queries are
 // cancelled and no wait is.
 const cancelAfter = 5 * time.Millisecond
 
-// permits is no pool, but the semaphore alone: a query is a permit held.
+// permits is the semaphore alone, without a pool: a query is a permit held.
 type permits struct{ *semaphore.Semaphore }
 
 func (permits) close() {}
@@ -413,7 +414,7 @@ func newSQLPool(name string, j job) (pool, error) {
 		return nil, err
 	}
 	db.SetMaxIdleConns(j.Capacity)
-	db.SetMaxOpenConns(j.Share) // 0 for those with PassBuddy: no limit of their own
+	db.SetMaxOpenConns(j.Share) // 0 for pools with PassBuddy: they have no limit of their own
 	return sqlPool{db}, nil
 }
 
@@ -435,7 +436,7 @@ func (p sqlPool) once(j job) (time.Duration, error) {
 		_, err = c.ExecContext(ctx, text)
 		return waited, err
 	}
-	// the checkout alone is of interest, not what Postgres takes to begin a transaction
+	// This times the checkout alone, without the time that Postgres takes to begin a transaction.
 	if j.served != nil {
 		c, err := p.Conn(ctx)
 		if err != nil {
@@ -445,7 +446,8 @@ func (p sqlPool) once(j job) (time.Duration, error) {
 		j.served()
 		if j.QueryTimeout > 0 {
 			ctx, cancel = context.WithTimeout(ctx, j.QueryTimeout)
-			// after Close, which discards a connection whose transaction's context has ended
+			// This runs after Close, which discards a connection whose transaction's context has
+			// ended.
 			defer cancel()
 		}
 		defer c.Close()
