@@ -355,7 +355,8 @@ func (r *chaos) newcomer(s step) {
 	r.from(back)
 	end := r.excused("what "+p.name+", who came first, is granted", r.job.Goroutines,
 		func(b backend) bool { return b.process == p.name })
-	end(back.Add(chaosTTL + grace)) // A heartbeat passes, and the process gives the excess permits back.
+	// A heartbeat passes, and the process gives the excess permits back.
+	end(back.Add(chaosTTL + grace))
 	p.w.joined(r.t)
 	r.fleet.allow(-1, gone, back.Add(grace))
 }

@@ -19,13 +19,14 @@ type figures struct {
 
 // kindFigures holds the worst figures of all faults of a kind.
 type kindFigures struct {
-	faults, riders   int
-	samples          int
-	most             int           // backends too many: excused
-	overFor          time.Duration // at a stretch
-	grant, checkout  time.Duration // time until the next one
-	recovered        time.Duration // the whole capacity in use
-	used             float64       // the least share of the capacity in use in a calm, 1 if no caller waited
+	faults, riders  int
+	samples         int
+	most            int           // backends too many: excused
+	overFor         time.Duration // at a stretch
+	grant, checkout time.Duration // time until the next one
+	recovered       time.Duration // the whole capacity in use
+	// the least share of the capacity in use in a calm, 1 if no caller waited
+	used             float64
 	calmLooks, waits int
 }
 

@@ -43,8 +43,9 @@ type kind struct {
 	name     string
 	from, to time.Duration // how long it lasts
 	rides    bool          // another fault may start meanwhile
-	forgets  bool          // loses Redis's state: the run asserts the promises for the time after that
-	do       func(r *chaos, s step)
+	// loses Redis's state: the run asserts the promises for the time after that
+	forgets bool
+	do      func(r *chaos, s step)
 }
 
 // riders are short faults that leave no consequence to excuse.

@@ -253,7 +253,8 @@ func (r *chaos) step(s step) {
 	// excused.
 	r.ledger.begin(e, s.String()+": the calm after it")
 	r.fleet.tell(calm)
-	r.settle(s.kind.name + ", at the begin of the calm") // The process that pauses does not pause now.
+	// The process that pauses does not pause now.
+	r.settle(s.kind.name + ", at the begin of the calm")
 	r.rest()
 	r.ledger.setCalm(true)
 	r.queues.setCalm(true)
@@ -272,7 +273,8 @@ func (r *chaos) step(s step) {
 	}
 	r.figures.add(s, f, p, recovered, time.Since(began))
 	if expected := int(s.calm / lookEvery); f.calmLooks < expected*7/10 {
-		r.figures.unjudged++ // A machine that is too busy to sample is too busy to hand permits over.
+		// A machine that is too busy to sample is too busy to hand permits over.
+		r.figures.unjudged++
 	} else if f.could > 0 {
 		if used := float64(f.used) / float64(f.could); used < usedLeast {
 			r.fail("%.1f%% of the capacity was in use while somebody waited, in a calm (%d looks, "+

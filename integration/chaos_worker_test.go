@@ -32,9 +32,10 @@ type endurance struct {
 // Commands to a process of a chaos run, besides end.
 const (
 	// no fault from now on: callers must be served in turn, and no goroutine pauses
-	calm        = "calm"
-	storm       = "storm"    // the calm is over
-	setCapacity = "capacity" // with a number: set the capacity as an operator does, for the whole fleet
+	calm  = "calm"
+	storm = "storm" // the calm is over
+	// with a number: set the capacity as an operator does, for the whole fleet
+	setCapacity = "capacity"
 )
 
 // progress is the report of the process, every few milliseconds.
@@ -64,8 +65,9 @@ type mishap struct {
 const (
 	reportEvery = 20 * time.Millisecond
 	// pausing goroutines of a process; the others work in calms
-	pausing     = 3
-	afterFailed = 20 * time.Millisecond // an operation that fails at once is not retried at full speed
+	pausing = 3
+	// an operation that fails at once is not retried at full speed
+	afterFailed = 20 * time.Millisecond
 	// passedMost is how often one and the same caller may be served while an earlier caller waits.
 	// A queue never does that. But on a busy machine a granted caller can be late to notice, and
 	// another caller can pass twice.

@@ -46,7 +46,8 @@ func TestFrozenProcess(t *testing.T) {
 	for _, run := range subset.Of(t, 2, []frozenRun{
 		{"pgxpool", true, 20 * time.Millisecond},
 		{"stdlib", true, 20 * time.Millisecond},
-		{"pgxpool", true, time.Second}, // The session that ends the backends must wait for a connection.
+		// The session that ends the backends must wait for a connection.
+		{"pgxpool", true, time.Second},
 		{"pgxpool", false, 20 * time.Millisecond},
 	}) {
 		t.Run(fmt.Sprintf("%s/fence %v/%v", run.integration, run.fence, run.longest),

@@ -91,7 +91,8 @@ func (h *herd) work(
 		h.mu.Lock()
 		delete(h.held, p)
 		h.mu.Unlock()
-		_ = p.Release(context.Background()) // If Redis is unreachable, the session releases later, or the lease ends.
+		// If Redis is unreachable, the session releases later, or the lease ends.
+		_ = p.Release(context.Background())
 	}
 }
 

@@ -14,7 +14,7 @@ var (
 	sigNow  = os.Kill
 	sigKill = os.Kill
 
-	sigPause    = os.Interrupt // which is refused
+	sigPause    = os.Interrupt // Pause refuses it here.
 	sigContinue = os.Interrupt
 )
 

@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// clusterView is what one node of a Redis Cluster knows of all, from its reply to CLUSTER NODES.
+// clusterView is one node's view of a Redis Cluster, from its reply to CLUSTER NODES.
 type clusterView []clusterNode
 
 type clusterNode struct {
@@ -21,7 +21,7 @@ type clusterNode struct {
 type slotRange struct{ first, last int }
 
 // parseClusterNodes reads lines of: id address flags primary ping pong epoch link [slots ...]. An
-// address is host:port@bus, with a host name after it from Redis 7 on; slots are "7", "0-5460", or
+// address is host:port@bus, with a host name after it from Redis 7 on. Slots are "7", "0-5460", or
 // in brackets while they move.
 func parseClusterNodes(text string) (clusterView, error) {
 	var view clusterView
@@ -33,7 +33,7 @@ func parseClusterNodes(text string) (clusterView, error) {
 		addr, _, _ := strings.Cut(fields[1], "@")
 		node := clusterNode{id: fields[0], addr: addr, flags: strings.Split(fields[2], ",")}
 		if slices.Contains(node.flags, "myself") && strings.HasPrefix(addr, ":") {
-			// until somebody told it its address
+			// a node does not know its own host until another node tells it
 			node.addr = net.JoinHostPort("127.0.0.1", addr[1:])
 		}
 		if fields[3] != "-" {
@@ -85,7 +85,7 @@ func (v clusterView) owner(slot int) *clusterNode {
 	return nil
 }
 
-// owners is who has which slots, in a form that can be compared.
+// owners returns which node owns which slots, in a form that can be compared.
 func (v clusterView) owners() string {
 	var lines []string
 	for _, node := range v {

@@ -49,7 +49,7 @@ func newFolder(kind string, a *account) (*folder, error) {
 	return &folder{path: path, lock: lock}, nil
 }
 
-// remove deletes the folder. The lock goes last, so that a sweep elsewhere does not meet a
+// remove deletes the folder. The lock goes last, so that a sweep by another process does not meet a
 // half-removed folder.
 func (f *folder) remove() error {
 	err := os.RemoveAll(f.path)
@@ -59,8 +59,9 @@ func (f *folder) remove() error {
 	return err
 }
 
-// baseFor picks where folders go: the system's temporary folder, unless the server's account cannot
-// reach it (root's TMPDIR may be private) or a socket in it would have too long a path.
+// baseFor picks the parent of the folders. That is the system's temporary folder, unless the
+// server's account cannot reach it (root's TMPDIR may be private) or a socket in it would have too
+// long a path.
 func baseFor(a *account) (string, error) {
 	longest := len("/" + folderPrefix + "postgres-0123456789/.s.PGSQL.65535")
 	candidates := []string{os.TempDir(), "/tmp", "/var/tmp"}
@@ -74,8 +75,8 @@ func baseFor(a *account) (string, error) {
 		strings.Join(candidates, ", "))
 }
 
-// sweep removes folders that killed processes left behind. It is a courtesy: whatever fails is left
-// for the next one.
+// sweep removes folders that killed processes left behind. It is best effort: the next start
+// retries what failed.
 func sweep(base string) {
 	paths, _ := filepath.Glob(filepath.Join(base, folderPrefix+"*"))
 	for _, path := range paths {

@@ -23,8 +23,8 @@ func lockFolder(path string) (*os.File, error) {
 	return f, nil
 }
 
-// abandoned says whether the folder is of our making and nobody holds its lock. Anyone can create a
-// folder of that name in /tmp, so those of other users are left alone, and a lock that is a
+// abandoned reports whether the folder is one of ours and its lock is free. Any user can create a
+// folder of that name in /tmp. So folders of other users are left alone, and a lock that is a
 // symbolic link is not followed.
 func abandoned(path string, info os.FileInfo) bool {
 	stat, ok := info.Sys().(*syscall.Stat_t)

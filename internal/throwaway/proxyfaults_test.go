@@ -80,7 +80,7 @@ func TestProxyRefuseUntilAccept(t *testing.T) {
 		}
 	}
 	expectRefused(t, p.Addr())
-	say(t, conn, "two") // what exists lives on
+	say(t, conn, "two") // The existing connection lives on.
 	expect(t, conn, "two")
 	for range 2 {
 		if err := p.Accept(); err != nil {
@@ -143,7 +143,7 @@ func TestProxyLoseRepliesCutsAfterTheServerActed(t *testing.T) {
 	}
 	expectBroken(t, conn)
 	<-lost
-	say(t, other, "SET") // one was asked for
+	say(t, other, "SET") // LoseReplies was asked for one reply only.
 	expect(t, other, "SET")
 }
 

@@ -37,7 +37,7 @@ func ownerOf(t *testing.T, c *RedisCluster, key string) *Redis {
 	return owner
 }
 
-// otherPrimary is one that does not own the slot of the key.
+// otherPrimary returns a primary that does not own the slot of the key.
 func otherPrimary(t *testing.T, c *RedisCluster, key string) *Redis {
 	t.Helper()
 	owner := ownerOf(t, c, key)
@@ -79,7 +79,8 @@ func TestRedisClusterFailover(t *testing.T) {
 	if promoted != replicas[0] {
 		t.Errorf("promoted %s, want the replica %s", promoted.Addr(), replicas[0].Addr())
 	}
-	client.ReloadState(ctx) // else it asks the one that it knew, for as long as it takes to notice
+	// Otherwise the client asks the node that it knew, for as long as it takes to notice.
+	client.ReloadState(ctx)
 	expectKey(t, client, key, "value")
 
 	if err := killed.Restart(ctx); err != nil {
@@ -129,7 +130,8 @@ func TestRedisClusterMigratesASlot(t *testing.T) {
 	if moved, err := m.MoveKeys(ctx, 110); moved != 110 || err != nil {
 		t.Fatalf("moved %d keys, %v", moved, err)
 	}
-	for i := range n { // half here, half there: a client that follows ASK finds all
+	// Half of the keys are here, half there: a client that follows ASK finds all.
+	for i := range n {
 		expectKey(t, client, key(i), itoa(i))
 	}
 	keys := make([]string, n)
@@ -202,8 +204,8 @@ func TestRedisClusterThroughProxies(t *testing.T) {
 	proxy.Heal()
 	expectKey(t, client, "key", "value")
 
-	// A subscriber is told when its slot leaves the node that it is connected to, and hears no
-	// more.
+	// A subscriber is told when its slot leaves the node that it is connected to, and gets no more
+	// messages.
 	if err := client.SPublish(ctx, "{tag}", "").Err(); err != nil && strings.Contains(err.Error(),
 		"unknown command") {
 		t.Skip("this Redis has no sharded pub/sub: ", err)

@@ -256,7 +256,7 @@ func TestRedisStepClock(t *testing.T) {
 	ctx := testContext(t)
 	r := startRedis(t, RedisOptions{Clock: true})
 	client := clientOf(t, r)
-	// off is how far the server's clock is from ours, in TIME and in scripts.
+	// off returns how far the server's clock is from ours, in TIME and in scripts.
 	expectOff := func(want time.Duration) {
 		t.Helper()
 		now, err := client.Time(ctx).Result()
@@ -313,8 +313,7 @@ func TestMissingCompilerIsNamed(t *testing.T) {
 	}
 }
 
-// The environment chooses the server. One that is not there is an error, and no reason to skip
-// tests.
+// The environment chooses the server. A missing server is an error, not a reason to skip tests.
 func TestRedisOfTheEnvironment(t *testing.T) {
 	installed, err := FindRedis()
 	if err != nil {

@@ -87,7 +87,7 @@ func TestReplicaThroughAProxy(t *testing.T) {
 	awaitSync(t, replica, primary)
 	expectKey(t, clientOf(t, replica), "key", "value")
 
-	if err := replica.Restart(ctx); err != nil { // it goes on following, and gets the data anew
+	if err := replica.Restart(ctx); err != nil { // It keeps following, and gets the data anew.
 		t.Fatal(err)
 	}
 	awaitSync(t, replica, primary)

@@ -85,7 +85,7 @@ func TestSentinelFailoverLosesWhatWasNotReplicated(t *testing.T) {
 		t.Fatal(err)
 	}
 	set(t, clientOf(t, primary), "late", "yes")
-	if err := primary.Pause(ctx); err != nil { // as good as dead to the sentinels
+	if err := primary.Pause(ctx); err != nil { // The sentinels consider it dead.
 		t.Fatal(err)
 	}
 	promoted, err := s.AwaitFailover(ctx, primary)

@@ -20,8 +20,8 @@ func TestMain(m *testing.M) {
 		orphanMain()
 	}
 	goleak.VerifyTestMain(m,
-		// go-redis looks once a second whether a server that refused it is back, and only then that
-		// its client is closed.
+		// go-redis checks once a second whether a server that refused it is back, and only then
+		// whether its client is closed.
 		goleak.IgnoreAnyFunction("github.com/redis/go-redis/v9/internal/pool.(*ConnPool).tryDial"),
 	)
 }
@@ -35,7 +35,7 @@ func testContext(t *testing.T) context.Context {
 	return ctx
 }
 
-// skipIfMissing skips where a server is not installed, saying so.
+// skipIfMissing skips the test where a server is not installed, and says so.
 func skipIfMissing(t *testing.T, err error) {
 	t.Helper()
 	if errors.Is(err, ErrNotFound) {
@@ -193,7 +193,7 @@ func TestPostgresThatCannotStartSaysWhy(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
-	// for the server's account to pass, should we be root
+	// The server's account must be able to pass, if we are root.
 	if err := os.Chmod(dir, 0o711); err != nil {
 		t.Fatal(err)
 	}

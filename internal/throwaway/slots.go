@@ -6,7 +6,7 @@ import (
 	"slices"
 )
 
-// Slot is the hash slot of a key.
+// Slot returns the hash slot of a key.
 func (c *RedisCluster) Slot(ctx context.Context, key string) (int, error) {
 	for _, node := range c.nodes {
 		if !node.serving() {
@@ -23,14 +23,14 @@ func (c *RedisCluster) Slot(ctx context.Context, key string) (int, error) {
 	return 0, errNotRunning
 }
 
-// Owner is the primary that owns the slot, according to all nodes that run. It waits until they
+// Owner returns the primary that owns the slot, according to all running nodes. It waits until they
 // agree.
 func (c *RedisCluster) Owner(ctx context.Context, slot int) (*Redis, error) {
 	owner, _, err := c.family(ctx, slot)
 	return owner, err
 }
 
-// OwnerOf is the primary that owns the slot of a key.
+// OwnerOf returns the primary that owns the slot of a key.
 func (c *RedisCluster) OwnerOf(ctx context.Context, key string) (*Redis, error) {
 	slot, err := c.Slot(ctx, key)
 	if err != nil {
@@ -39,7 +39,7 @@ func (c *RedisCluster) OwnerOf(ctx context.Context, key string) (*Redis, error) 
 	return c.Owner(ctx, slot)
 }
 
-// ReplicasOf are the replicas of the slot's owner.
+// ReplicasOf returns the replicas of the slot's owner.
 func (c *RedisCluster) ReplicasOf(ctx context.Context, slot int) ([]*Redis, error) {
 	_, replicas, err := c.family(ctx, slot)
 	return replicas, err
@@ -90,8 +90,8 @@ func (c *RedisCluster) KillOwner(ctx context.Context, slot int) (*Redis, error) 
 	return owner, nil
 }
 
-// Failover has a replica of the slot's owner take over in good order, with nothing lost, and
-// returns the old owner.
+// Failover has a replica of the slot's owner take over in good order, without loss, and returns the
+// old owner.
 func (c *RedisCluster) Failover(ctx context.Context, slot int) (*Redis, error) {
 	owner, replicas, err := c.family(ctx, slot)
 	if err != nil {
@@ -106,7 +106,7 @@ func (c *RedisCluster) Failover(ctx context.Context, slot int) (*Redis, error) {
 	return nil, fmt.Errorf("throwaway: slot %d has no replica that runs", slot)
 }
 
-// AwaitFailover waits until another node than old owns the slot, all nodes that run say so, and the
+// AwaitFailover waits until another node than old owns the slot, all running nodes agree, and the
 // cluster is well.
 func (c *RedisCluster) AwaitFailover(ctx context.Context, slot int, old *Redis) (*Redis, error) {
 	clients := c.clients()

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sharedWords are the words of a file that another process has mapped too: each is read and written
-// as a whole.
+// sharedWords are the words of a file that another process has mapped too. Each word is read and
+// written as a whole.
 type sharedWords struct{ bytes []byte }
 
 func (s *sharedWords) open(path string) error {
@@ -25,7 +25,7 @@ func (s *sharedWords) open(path string) error {
 	return err
 }
 
-// word is the i-th. A mapping begins at a page, so it is aligned.
+// word returns the i-th word. A mapping begins at a page, so the word is aligned.
 func (s *sharedWords) word(i int) *atomic.Int64 {
 	return (*atomic.Int64)(unsafe.Pointer(&s.bytes[8*i]))
 }
