@@ -117,7 +117,8 @@ func (s *servers) terminateAtRandom(ctx context.Context) {
 			return
 		case <-tick.C:
 			_, _ = admin.Exec(ctx, `select pg_terminate_backend(pid) from pg_stat_activity
-				where usename = 'passbuddy' and backend_type = 'client backend' order by random() limit 1`)
+				where usename = 'passbuddy' and backend_type = 'client backend'
+				order by random() limit 1`)
 		}
 	}
 }

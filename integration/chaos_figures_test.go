@@ -80,8 +80,8 @@ func (f *figures) table(r *chaos) string {
 		}
 		ms := func(d time.Duration) string { return d.Round(time.Millisecond).String() }
 		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%s\t%s\t%s\t%s\t%.1f%%\t\n",
-			name, k.faults, k.samples, k.most, ms(k.overFor), ms(k.grant), ms(k.checkout), ms(
-				k.recovered), 100*k.used)
+			name, k.faults, k.samples, k.most, ms(k.overFor), ms(k.grant), ms(k.checkout),
+			ms(k.recovered), 100*k.used)
 	}
 	_ = w.Flush()
 	r.ledger.mu.Lock()

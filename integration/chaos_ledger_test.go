@@ -132,7 +132,8 @@ func (c *chronicle) watch(ctx context.Context, url string) {
 
 func backendsOf(ctx context.Context, conn *pgx.Conn) (found []backend, err error) {
 	rows, err := conn.Query(ctx, `select pid, application_name, backend_start,
-			concat_ws(' ', state, state_change::time(3), wait_event, left(query, 60)) from pg_stat_activity
+			concat_ws(' ', state, state_change::time(3), wait_event, left(query, 60))
+		from pg_stat_activity
 		where usename = '`+throwaway.Role+`' and backend_type = 'client backend'`)
 	if err != nil {
 		return nil, err
@@ -184,8 +185,8 @@ func (c *chronicle) add(l look, late time.Duration) {
 	c.peak = max(c.peak, over)
 	if over > 0 && c.violation == "" {
 		c.violation = fmt.Sprintf(
-			"%d backends, %d excused, capacity %d\nduring: %s\nexcuses: %s\nlooks before "+
-				"it:\n%s\nbackends:\n%s",
+			"%d backends, %d excused, capacity %d\nduring: %s\nexcuses: %s\n"+
+				"samples before it:\n%s\nbackends:\n%s",
 			len(l.backends), l.excused, c.capacity, c.during, c.excusesText(l.at), c.recentText(),
 			l.backendsText())
 	}

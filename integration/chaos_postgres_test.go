@@ -113,7 +113,9 @@ func (r *chaos) terminate(n int) {
 	admin, err := pgx.Connect(ctx, r.postgres.AdminURL())
 	r.must(err)
 	defer admin.Close(ctx)
-	_, err = admin.Exec(ctx, `select pg_terminate_backend(pid) from (select pid from pg_stat_activity
-		where usename = '`+throwaway.Role+`' and backend_type = 'client backend' order by random() limit $1) as victims`, n)
+	_, err = admin.Exec(ctx, `select pg_terminate_backend(pid) from (
+		select pid from pg_stat_activity
+		where usename = '`+throwaway.Role+`' and backend_type = 'client backend'
+		order by random() limit $1) as victims`, n)
 	r.must(err)
 }

@@ -19,10 +19,9 @@ import (
 // Postgres. In a calm it asserts:
 //
 //   - never more permits than the capacity, of either semaphore;
-//   - the queue of plain permits is first come, first served: if B was behind A, both still there
-//     at one look, and B holds its permit at the next, then A does not wait any more. All of these
-//     have one rank. (Pools are served by their share, and callers of one pool are looked at by
-//     their process.)
+//   - the queue of plain permits is first come, first served. If B was behind A in one sample, and
+//     holds its permit in the next, then A no longer waits. All these requests have one rank.
+//     (Redis serves pools by their share, and each process judges the callers of its own pool.)
 
 // A queueLook is a sample of both semaphores at one instant.
 type queueLook struct {

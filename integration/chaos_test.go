@@ -31,23 +31,24 @@ import (
 //
 // Asserted in each sample of Postgres, some hundred times a second (chaos_ledger_test.go):
 //
-//   - backends <= capacity, but for those that an excuse covers: a window that ARCHITECTURE.md
-//     declares, for named backends, and for a time. The windows that this run opens: a process that
-//     is stopped past its leases, what it held, until it wakes (not with Config.Fence, which even
-//     seeds have); the network resets a connection to a backend in a query, that one, until the
-//     query ends; a newcomer is the first that a Redis restarted without persistence hears of, what
-//     it is granted, for a lease; Redis fails over to a replica that lags, what was granted
-//     meanwhile, for a lease; Redis goes back to a snapshot, what was held before, for a third of a
-//     lease; the capacity is lowered, the difference, until it was given back.
+//   - backends <= capacity, but for those that an excuse covers. An excuse is a window that
+//     ARCHITECTURE.md declares, for named backends and a bounded time. This run opens these:
+//   - a process is stopped past its leases: the backends that it held, until it wakes. Even seeds
+//     set Config.Fence, which needs no such window;
+//   - the network resets a connection to a backend in a query: that backend, until the query ends;
+//   - a newcomer is the first to reach a Redis that restarted without persistence: the permits that
+//     it is granted, for a lease;
+//   - Redis fails over to a replica that lags: the permits granted meanwhile, for a lease;
+//   - Redis goes back to a snapshot: the permits held before, for a third of a lease;
+//   - an operator lowers the capacity: the difference, until it was given back.
 //
 // In each step:
 //
-//   - no operation fails, unless the fault may hit it: those of Postgres, a stop past the lease,
-//     and an absence of Redis that is longer than the lease. State that is lost, scripts that are
-//     flushed, pushes that do not arrive and a Redis that is away for less than the lease fail
-//     nothing;
-//   - the whole capacity is in use again, and all sessions are known, before a bound; in a run of a
-//     minute or more, new grants flow within 3 s after state was lost.
+//   - no operation fails, unless the fault may hit it: a fault of Postgres, a stop past the lease,
+//     or an absence of Redis that is longer than the lease. Lost state, flushed scripts, lost
+//     pushes and a Redis that is away for less than the lease make no operation fail;
+//   - within a bound the whole capacity is in use again and Redis knows all sessions. In a run of a
+//     minute or more, Redis grants again within 3 s after a loss of state.
 //
 // In each calm:
 //
@@ -316,8 +317,8 @@ func (r *chaos) settle(what string) {
 		row = 0
 		state = fmt.Sprintf("%v\n%d sessions, %d permits, %d waiters, %d plain permits, %d plain "+
 			"waiters, recent: %v",
-			l, q.sessions, len(q.permits), len(q.waiters), len(q.plainPermits), len(
-				q.plainQueue), recent)
+			l, q.sessions, len(q.permits), len(q.waiters), len(q.plainPermits),
+			len(q.plainQueue), recent)
 		if time.Now().After(deadline) {
 			r.fail("%v after %s the fleet has not recovered: %s", settleMost, what, state)
 		}

@@ -176,8 +176,8 @@ func (e *enduring) stirred() {
 			if times > passedMost {
 				text := fmt.Sprintf("caller %d, who waited for %v, was passed %d times by caller "+
 					"%d, and by %d callers in all",
-					waited.caller, time.Duration(waited.Had-waited.Asked), times, caller, len(
-						passedBy))
+					waited.caller, time.Duration(waited.Had-waited.Asked), times, caller,
+					len(passedBy))
 				if i >= len(e.turns) {
 					text += "; he waits still"
 					if !dumped {

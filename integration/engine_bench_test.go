@@ -205,8 +205,9 @@ func BenchmarkManyGoroutines(b *testing.B) {
 		wg.Wait()
 	}
 	b.Run("rival=evalsha", func(b *testing.B) {
-		acquire := redis.NewScript(
-			`if redis.call('ZCARD', KEYS[1]) < tonumber(ARGV[1]) then return redis.call('ZADD', KEYS[1], ARGV[2], ARGV[3]) end return 0`)
+		acquire := redis.NewScript(`if redis.call('ZCARD', KEYS[1]) < tonumber(ARGV[1]) then
+			return redis.call('ZADD', KEYS[1], ARGV[2], ARGV[3])
+			end return 0`)
 		release := redis.NewScript(`return redis.call('ZREM', KEYS[1], ARGV[1])`)
 		together(b, func(ctx context.Context, g int) error {
 			id := fmt.Sprintf("00000000-0000-4000-8000-%012d", g)

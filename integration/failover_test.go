@@ -135,8 +135,8 @@ func TestCluster(t *testing.T) {
 		happened := time.Now()
 		first, second := plain.next(happened), certain.next(happened)
 		t.Logf("%s: took %v, the next new grant %v later, with WaitReplicas %v",
-			name, happened.Sub(began).Round(time.Millisecond), first.Round(
-				time.Millisecond), second.Round(time.Millisecond))
+			name, happened.Sub(began).Round(time.Millisecond),
+			first.Round(time.Millisecond), second.Round(time.Millisecond))
 		handsOver(t, idle[0], idle[1], 2)
 		handsOver(t, idle[1], idle[0], 2)
 		plain.flows()

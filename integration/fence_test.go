@@ -251,8 +251,10 @@ func (s *servers) census(t *testing.T) census {
 // began after that time.
 func (c census) of(t *testing.T, name string, after time.Time) (all, its int) {
 	t.Helper()
-	if err := c.QueryRow(t.Context(), `select count(*), count(*) filter (where application_name = $1 and backend_start > $2)
-		from pg_stat_activity where usename = $3 and backend_type = 'client backend'`, name, after, throwaway.Role).Scan(&all, &its); err != nil {
+	if err := c.QueryRow(t.Context(), `select count(*),
+			count(*) filter (where application_name = $1 and backend_start > $2)
+		from pg_stat_activity where usename = $3 and backend_type = 'client backend'`,
+		name, after, throwaway.Role).Scan(&all, &its); err != nil {
 		t.Fatal(err)
 	}
 	return all, its

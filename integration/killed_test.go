@@ -228,8 +228,8 @@ func (s *servers) pidsOf(t *testing.T, name string) (pids string) {
 		t.Fatal(err)
 	}
 	defer c.Close(context.Background())
-	if err := c.QueryRow(t.Context(),
-		`select coalesce(string_agg(pid::text, ' ' order by pid), '') from pg_stat_activity where application_name = $1`, name).Scan(&pids); err != nil {
+	if err := c.QueryRow(t.Context(), `select coalesce(string_agg(pid::text, ' ' order by pid), '')
+		from pg_stat_activity where application_name = $1`, name).Scan(&pids); err != nil {
 		t.Fatal(err)
 	}
 	return pids

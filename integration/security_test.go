@@ -399,8 +399,8 @@ func TestSecretsStaySecret(t *testing.T) {
 		return log.String()
 	}
 	eventually(t, time.Minute, func() (bool, string) {
-		return strings.Contains(logged(), "lease lost") && strings.Contains(logged(),
-			"heartbeat failed"), "nothing is logged while Redis is away"
+		return strings.Contains(logged(), "lease lost") &&
+			strings.Contains(logged(), "heartbeat failed"), "nothing is logged while Redis is away"
 	})
 	silent("a log line", logged())
 }

@@ -119,8 +119,9 @@ func (s *servers) ledger(t testing.TB) *ledger {
 		defer admin.Close(context.Background())
 		for tick := time.NewTicker(5 * time.Millisecond); ctx.Err() == nil; <-tick.C {
 			at := time.Now()
-			rows, err := admin.Query(context.Background(), `select application_name, pid::text || backend_start::text
-				from pg_stat_activity where usename = 'passbuddy' and backend_type = 'client backend'`)
+			rows, err := admin.Query(context.Background(), `
+				select application_name, pid::text || backend_start::text from pg_stat_activity
+				where usename = 'passbuddy' and backend_type = 'client backend'`)
 			found := make(shares)
 			for err == nil && rows.Next() {
 				var process, backend string

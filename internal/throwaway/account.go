@@ -47,8 +47,7 @@ func serverAccount() (*account, error) {
 		return &account{uint32(uid), uint32(gid)}, nil
 	}
 	return nil, errors.New("throwaway: PostgreSQL refuses to run as root, and there is no " +
-		"account " +
-		"postgres or nobody to run it as")
+		"account postgres or nobody to run it as")
 }
 
 // prepare makes cmd run as a, in a process group of its own. So a Ctrl-C at the terminal reaches

@@ -51,8 +51,8 @@ func TestPgBouncerPoolModes(t *testing.T) {
 		switch {
 		case shared && (err != nil || backends[0] != backends[1]):
 			t.Errorf("%s: backends %v, %v; want one for both", mode, backends, err)
-		case !shared && !(errors.As(err, &timeout) && strings.Contains(timeout.Message,
-			"query_wait_timeout")):
+		case !shared && !(errors.As(err, &timeout) &&
+			strings.Contains(timeout.Message, "query_wait_timeout")):
 			t.Errorf("%s: backends %v, %v; want that the second client waits in vain", mode,
 				backends, err)
 		}

@@ -206,8 +206,8 @@ func TestRedisClusterThroughProxies(t *testing.T) {
 
 	// A subscriber is told when its slot leaves the node that it is connected to, and gets no more
 	// messages.
-	if err := client.SPublish(ctx, "{tag}", "").Err(); err != nil && strings.Contains(err.Error(),
-		"unknown command") {
+	if err := client.SPublish(ctx, "{tag}", "").Err(); err != nil &&
+		strings.Contains(err.Error(), "unknown command") {
 		t.Skip("this Redis has no sharded pub/sub: ", err)
 	}
 	subscription := client.SSubscribe(ctx, "{tag}")

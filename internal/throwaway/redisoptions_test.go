@@ -115,8 +115,8 @@ func TestRedisACL(t *testing.T) {
 	opts.Username, opts.Password = "", ""
 	stranger := redis.NewClient(opts)
 	defer stranger.Close()
-	if err := stranger.Get(ctx, "other").Err(); err == nil || !strings.Contains(err.Error(),
-		"NOAUTH") {
+	if err := stranger.Get(ctx, "other").Err(); err == nil ||
+		!strings.Contains(err.Error(), "NOAUTH") {
 		t.Errorf("without a password: %v", err)
 	}
 }

@@ -223,8 +223,8 @@ func TestRedis(t *testing.T) {
 	}
 	stranger := redis.NewClient(&redis.Options{Addr: r.Addr()})
 	defer stranger.Close()
-	if err := stranger.Get(ctx, "key").Err(); err == nil || !strings.Contains(err.Error(),
-		"NOAUTH") {
+	if err := stranger.Get(ctx, "key").Err(); err == nil ||
+		!strings.Contains(err.Error(), "NOAUTH") {
 		t.Errorf("without the password: %v", err)
 	}
 
