@@ -117,7 +117,7 @@ func (f *awayFleet) opensNothing(cut time.Time) {
 		f.t.Errorf("%d connections were opened after the cut", n)
 	}
 	if n := f.seen.connects(cut.Add(awayTTL * 9 / 10)); n > 0 {
-		f.t.Errorf("%d connections were opened when no lease could be proven any more", n)
+		f.t.Errorf("%d connections were opened after the last trusted lease", n)
 	}
 }
 
@@ -259,7 +259,7 @@ func TestRedisAwayKeep(t *testing.T) {
 				time.Sleep(awayTTL / 2)
 				now := time.Now()
 				if n := f.peak(cut, now, of(victim)); n > policy.most {
-					t.Errorf("the one that was cut off had %d connections, want at most %d", n,
+					t.Errorf("the process that was cut off had %d connections, want at most %d", n,
 						policy.most)
 				}
 				if n := f.peak(cut, now, shares.total); n > awayCapacity+policy.most {
@@ -267,7 +267,7 @@ func TestRedisAwayKeep(t *testing.T) {
 						policy.most, awayCapacity)
 				}
 				if n := f.seen.fewest(victim, cut); n < awayShare {
-					t.Errorf("the one that was cut off had but %d connections for a while", n)
+					t.Errorf("the process that was cut off had only %d connections for a while", n)
 				}
 				f.back((*throwaway.Proxy).Resume, awayCountIn)
 				if n := f.peak(cut, time.Now(), shares.total); n > awayCapacity+policy.most {
@@ -289,7 +289,7 @@ func TestRedisAwayKeep(t *testing.T) {
 						t.Errorf("%s had %d connections, want at most %d", name, n, policy.most)
 					}
 					if n := f.seen.fewest(name, cut); n < awayShare {
-						t.Errorf("%s had but %d connections for a while", name, n)
+						t.Errorf("%s had only %d connections for a while", name, n)
 					}
 				}
 				if policy.all {
@@ -304,7 +304,8 @@ func TestRedisAwayKeep(t *testing.T) {
 				settled := time.Now()
 				time.Sleep(awayTTL / 2)
 				if n := f.peak(settled, time.Now(), shares.total); n > awayCapacity {
-					t.Errorf("%d backends after all are counted in, capacity %d", n, awayCapacity)
+					t.Errorf("%d backends after every connection got a permit, capacity %d", n,
+						awayCapacity)
 				}
 				f.stop()
 			})

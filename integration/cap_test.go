@@ -58,7 +58,7 @@ func TestCap(t *testing.T) {
 				for i, w := range fleet {
 					o, ok := <-w.out
 					if !ok {
-						t.Fatalf("process %d reported nothing", i)
+						t.Fatalf("process %d reported no outcome", i)
 					}
 					ops += o.Ops
 					failures += o.Expected
@@ -81,11 +81,11 @@ func TestCap(t *testing.T) {
 				// Faults cost connections, and a slow machine is busy opening new ones. Without
 				// faults only the cap limits the fleet.
 				if fault == "" && peak < capacity {
-					t.Errorf("peak of %d backends: the cap was never put to the test", peak)
+					t.Errorf("peak of %d backends: the run never reached the cap", peak)
 				}
 				if (fault == "cancel" || fault == "afterconnect" || fault == "terminate") &&
 					failures == 0 {
-					t.Error("nothing failed: the fault was not put to the test")
+					t.Error("no operation failed: the fault had no effect")
 				}
 				if fault == "kill" {
 					// The permits of the killed process expire.

@@ -185,7 +185,7 @@ func (r *chaos) stopLong(s step) {
 	r.from(stopped)
 	end := func(time.Time) {}
 	if !r.job.Fence {
-		end = r.excused("what "+p.name+" held when it was stopped", r.ledger.held(p.name)+1,
+		end = r.excused("the backends of "+p.name+", which was stopped", r.ledger.held(p.name)+1,
 			func(b backend) bool {
 				return b.process == p.name && b.started.Before(stopped.Add(100*time.Millisecond))
 			})
@@ -336,7 +336,7 @@ func (r *chaos) snapshot(s step) {
 	r.must(r.primary.Restart(r.t.Context()))
 	back := time.Now()
 	r.from(back)
-	end := r.excused("what was held before Redis went back to a snapshot", r.job.Capacity,
+	end := r.excused("the permits held before Redis went back to a snapshot", r.job.Capacity,
 		func(b backend) bool { return b.started.Before(back) })
 	end(back.Add(chaosTTL/3 + grace))
 	r.fleet.allow(-1, gone, back.Add(chaosTTL/3+grace))
@@ -353,7 +353,7 @@ func (r *chaos) newcomer(s step) {
 	r.must(r.primary.RestartEmpty(r.t.Context())) // As a replica it may have kept a snapshot.
 	back := time.Now()
 	r.from(back)
-	end := r.excused("what "+p.name+", who came first, is granted", r.job.Goroutines,
+	end := r.excused("the permits granted to "+p.name+", which came first", r.job.Goroutines,
 		func(b backend) bool { return b.process == p.name })
 	// A heartbeat passes, and the process gives the excess permits back.
 	end(back.Add(chaosTTL + grace))
@@ -387,7 +387,7 @@ func (r *chaos) laggingFailover(s step) {
 	r.must(r.replica.HealReplication(ctx))
 	at := r.promote(ctx)
 	r.from(at)
-	end := r.excused("what was granted while the replica lagged", r.job.Capacity,
+	end := r.excused("the permits granted while the replica lagged", r.job.Capacity,
 		func(b backend) bool {
 			return b.started.After(cut.Add(-chaosTTL/10)) && b.started.Before(at.Add(chaosTTL/10))
 		})
@@ -422,7 +422,7 @@ func (r *chaos) setCapacity(n int) {
 	before := r.queues.capacityOf()
 	r.ledger.setCapacity(n)
 	if n < before {
-		end := r.excused("what was granted before the capacity was lowered", before-n, nil)
+		end := r.excused("the permits granted before the capacity was lowered", before-n, nil)
 		end(time.Now().Add(chaosTTL + grace))
 	}
 	// The client that carries the change makes no difference.

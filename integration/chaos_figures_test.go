@@ -92,13 +92,14 @@ func (f *figures) table(r *chaos) string {
 	r.queues.mu.Unlock()
 	r.fleet.mu.Lock()
 	defer r.fleet.mu.Unlock()
-	fmt.Fprintf(&b, "%d faults; %d looks at Postgres (%d unanswered), %d at Redis; largest "+
+	fmt.Fprintf(&b, "%d faults; %d samples of Postgres (%d unanswered), %d of Redis; largest "+
 		"overshoot without an excuse %d\n",
 		faults, looks, unheard, inRedis, max(0, peak))
 	fmt.Fprintf(&b, "%d checkouts, %d plain grants, %d operations failed as they may\n",
 		r.fleet.checkouts, r.fleet.grants, r.fleet.expected)
-	fmt.Fprintf(&b, "in calms: somebody waited in %d of %d looks; %d callers and %d plain grants "+
-		"in turn; %d calms too busy to judge what was in use\n",
+	fmt.Fprintf(&b, "in calms: a caller waited in %d of %d samples; %d callers and %d plain "+
+		"grants "+
+		"in turn; %d calms too busy to judge the use of the capacity\n",
 		waits, calmLooks, r.fleet.inTurn, inTurn, f.unjudged)
 	return b.String()
 }

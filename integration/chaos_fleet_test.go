@@ -260,7 +260,7 @@ func (f *fleet) ended(p *process) {
 	select {
 	case o, ok := <-p.w.out:
 		if !ok {
-			f.t.Fatalf("%s ended without a word:\n%s", p.name, p.stderr)
+			f.t.Fatalf("%s ended without an outcome:\n%s", p.name, p.stderr)
 		}
 		if o.Goroutines > 0 {
 			f.t.Errorf("%s: %d goroutines are left after all was closed:\n%s", p.name, o.Goroutines,
@@ -269,7 +269,7 @@ func (f *fleet) ended(p *process) {
 	case <-time.After(patience):
 		p.signal(f.t, syscall.SIGQUIT)
 		<-p.w.out
-		f.t.Fatalf("%s was told to end, and has not for %v:\n%s", p.name, patience, p.stderr)
+		f.t.Fatalf("%s was told to end, and still runs after %v:\n%s", p.name, patience, p.stderr)
 	}
 }
 

@@ -119,7 +119,7 @@ type bounded struct {
 
 func TestChaos(t *testing.T) {
 	if testing.Short() {
-		t.Skip("-short: the chaos run takes its time")
+		t.Skip("-short: the chaos run takes too long")
 	}
 	seed := *chaosSeed
 	for seed == 0 {
@@ -267,7 +267,7 @@ func (r *chaos) step(s step) {
 	r.queues.setCalm(false)
 	r.ledger.setCalm(false)
 	f := r.ledger.figures()
-	r.await("word of the calm", r.fleet.calmsTold)
+	r.await("the reports on the calm", r.fleet.calmsTold)
 	if passed := r.fleet.outOfTurn(r.ledger.openedSince(calmed.Add(-calmMargin))); len(passed) > 0 {
 		r.fail("%d callers were not served in turn, in a calm:\n%s", len(passed),
 			strings.Join(passed[:min(10, len(passed))], "\n"))
@@ -278,7 +278,8 @@ func (r *chaos) step(s step) {
 		r.figures.unjudged++
 	} else if f.could > 0 {
 		if used := float64(f.used) / float64(f.could); used < usedLeast {
-			r.fail("%.1f%% of the capacity was in use while somebody waited, in a calm (%d looks, "+
+			r.fail("%.1f%% of the capacity was in use while a caller waited, in a calm (%d "+
+				"samples, "+
 				"%d backends at the least)", 100*used, f.waitingInCalm, f.fewest)
 		}
 	}
@@ -384,7 +385,7 @@ func (r *chaos) check() {
 		return
 	}
 	if len(bad) > 0 {
-		r.fail("%d operations failed that nothing should fail:\n%s", len(bad),
+		r.fail("%d operations failed that no fault explains:\n%s", len(bad),
 			strings.Join(bad[:min(10, len(bad))], "\n"))
 	}
 }
@@ -392,13 +393,13 @@ func (r *chaos) check() {
 // fail ends the run, and reports all that is known.
 func (r *chaos) fail(format string, args ...any) {
 	r.t.Helper()
-	r.t.Logf("last words of the processes:\n%s", r.fleet.logs())
+	r.t.Logf("last output of the processes:\n%s", r.fleet.logs())
 	r.ledger.mu.Lock()
 	looks := r.ledger.recentText()
 	r.ledger.mu.Unlock()
 	_, late := r.ledger.last()
 	q, _ := r.queues.now()
-	r.t.Logf("last looks, one of them %v late, the last at Redis at %s:\n%s", late,
+	r.t.Logf("last samples, one of them %v late, the last of Redis at %s:\n%s", late,
 		q.at.Format(clock), looks)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
@@ -414,7 +415,7 @@ func (r *chaos) fail(format string, args ...any) {
 			r.t.Logf("%s: %v", key, r.redis().HGetAll(ctx, key).Val())
 		}
 	}
-	r.t.Logf("what took Redis long: %v\nits log:\n%s", r.redis().SlowLogGet(ctx, 5).Val(),
+	r.t.Logf("slow commands of Redis: %v\nits log:\n%s", r.redis().SlowLogGet(ctx, 5).Val(),
 		r.primary.Log())
 	r.t.Fatalf("seed %d: %s\nschedule up to here:\n%s", r.seed, fmt.Sprintf(format, args...),
 		strings.Join(r.done, "\n"))

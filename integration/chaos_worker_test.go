@@ -174,12 +174,13 @@ func (e *enduring) stirred() {
 		}
 		for caller, times := range passedBy {
 			if times > passedMost {
-				text := fmt.Sprintf("caller %d, who waited for %v, was passed %d times by caller "+
+				text := fmt.Sprintf("caller %d, which waited for %v, was passed %d times by "+
+					"caller "+
 					"%d, and by %d callers in all",
 					waited.caller, time.Duration(waited.Had-waited.Asked), times, caller,
 					len(passedBy))
 				if i >= len(e.turns) {
-					text += "; he waits still"
+					text += "; it still waits"
 					if !dumped {
 						dumped = true
 						buf := make([]byte, 1<<20)
@@ -234,7 +235,7 @@ func endure(j job, in *bufio.Reader) error {
 				_, _ = fmt.Sscan(rest, &n)
 				if err := pools.SetCapacity(ctx, n); err != nil {
 					now := time.Now()
-					e.checkout(-1, now, 0, now, fmt.Errorf("told to set the capacity: %w", err))
+					e.checkout(-1, now, 0, now, fmt.Errorf("set the capacity: %w", err))
 				}
 			}
 		}

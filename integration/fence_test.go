@@ -83,7 +83,7 @@ func TestFrozenProcess(t *testing.T) {
 				}
 				time.Sleep(time.Until(began.Add(frozen)))
 				if _, asleep := c.of(t, "sleeper", time.Time{}); run.fence != (asleep == 0) {
-					t.Errorf("%d backends of a process that is stopped", asleep)
+					t.Errorf("the stopped process has %d backends", asleep)
 				}
 				signal(t, sleeper, syscall.SIGCONT)
 				eventually(t, patience, func() (bool, string) {
@@ -98,7 +98,7 @@ func TestFrozenProcess(t *testing.T) {
 				for i, w := range fleet {
 					o, ok := <-w.out
 					if !ok {
-						t.Fatalf("process %d reported nothing", i)
+						t.Fatalf("process %d reported no outcome", i)
 					}
 					if o.Failed > 0 || o.Ops == 0 {
 						t.Errorf("process %d: %d operations, %d failed: %q", i, o.Ops, o.Failed,
@@ -112,7 +112,7 @@ func TestFrozenProcess(t *testing.T) {
 				case run.fence && peak > capacity:
 					t.Errorf("%d backends, capacity %d", peak, capacity)
 				case !run.fence && peak <= capacity:
-					t.Errorf("peak of %d backends without Fence: this run puts nothing to the test",
+					t.Errorf("peak of %d backends without Fence: this run proves nothing",
 						peak)
 				}
 				s.nothingLeft(t, t.Name())

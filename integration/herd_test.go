@@ -151,7 +151,7 @@ func (h *herd) next(since time.Time) time.Duration {
 		case <-limit:
 			h.mu.Lock()
 			defer h.mu.Unlock()
-			h.t.Fatalf("nothing new was granted for %v; errors: %v", time.Since(since), h.errs)
+			h.t.Fatalf("no new grant for %v; errors: %v", time.Since(since), h.errs)
 		}
 	}
 }
@@ -164,7 +164,7 @@ func (h *herd) flows() {
 		ctx, cancel := context.WithTimeout(h.t.Context(), time.Second)
 		defer cancel()
 		snap, err := h.sessions[0].Snapshot(ctx)
-		why = fmt.Sprintf("%d sessions of %d, gate %v, error %v", len(snap.Sessions),
+		why = fmt.Sprintf("%d sessions of %d, grants paused for %v, error %v", len(snap.Sessions),
 			len(h.sessions), snap.GrantsPausedFor, err)
 		return err == nil && snap.GrantsPausedFor == 0 && len(snap.Sessions) >= len(h.sessions), why
 	})
@@ -198,7 +198,7 @@ func (h *herd) safe() {
 		h.t.Errorf("%d permits were held at once, capacity %d", h.peak, h.cfg.Capacity)
 	}
 	if h.peak < h.cfg.Capacity {
-		h.t.Errorf("peak of %d permits: the capacity of %d was never put to the test", h.peak,
+		h.t.Errorf("peak of %d permits: the run never reached the capacity of %d", h.peak,
 			h.cfg.Capacity)
 	}
 }
@@ -255,7 +255,7 @@ func handOver(t *testing.T, from, to *semaphore.Semaphore, capacity int) time.Du
 	}()
 	eventually(t, time.Minute, func() (bool, string) {
 		snap, err := from.Snapshot(ctx)
-		return err == nil && len(snap.Waiters) == 1, fmt.Sprintf("nobody waits: %v", err)
+		return err == nil && len(snap.Waiters) == 1, fmt.Sprintf("no request waits: %v", err)
 	})
 	began := time.Now()
 	for _, p := range held {

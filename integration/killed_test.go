@@ -56,13 +56,13 @@ func TestKilledProcessCostsNoLease(t *testing.T) {
 						ended = time.Now()
 					}
 					return all == capacity && its == 0,
-						fmt.Sprintf("%d backends, %d of them of the victim", all, its)
+						fmt.Sprintf("%d backends, %d of them the victim's", all, its)
 				})
 				took := time.Since(ended)
 				t.Logf("its backends had ended %v after the kill, and its permits were in use "+
 					"again %v later", ended.Sub(killed), took)
 				if took > ttl/3 {
-					t.Errorf("its permits were out of use for %v: that is a lease's time", took)
+					t.Errorf("its permits were out of use for %v, as long as a lease", took)
 				}
 			}
 			s.endsWell(t, fleet, cancel, seen, capacity)
@@ -158,7 +158,8 @@ func TestLostSubscriptionCostsNothing(t *testing.T) {
 			admin("CLIENT", "KILL", "TYPE", "pubsub", "USER", user)
 			s.looks(t, 5)
 			if after := s.pidsOf(t, user); after != before {
-				t.Errorf("it has the backends %s, and had %s", after, before)
+				t.Errorf("the process has the backends %s, want those that it had: %s", after,
+					before)
 			}
 			if n := s.redisClient.HLen(t.Context(),
 				"{passbuddy-"+t.Name()+"}:backends").Val(); n != capacity {
@@ -181,7 +182,7 @@ func (s *servers) endsWell(
 	}
 	for i, w := range fleet {
 		if o := w.outcome(t); o.Ops == 0 {
-			t.Errorf("process %d did nothing", i)
+			t.Errorf("process %d made no operation", i)
 		}
 	}
 	stop()
@@ -212,7 +213,7 @@ func (s *servers) looks(t *testing.T, n int) {
 	for n > 0 {
 		m, err := sub.ReceiveMessage(ctx)
 		if err != nil {
-			t.Fatalf("%d looks are still to come: %v", n, err)
+			t.Fatalf("%d checks for backends are missing: %v", n, err)
 		}
 		if strings.HasPrefix(m.Payload, "s ") {
 			n--

@@ -201,7 +201,7 @@ func TestForgottenTry(t *testing.T) {
 	}
 	for _, tx := range open {
 		if _, err := tx.Exec("select 1"); err != nil {
-			t.Error("a transaction whose lease is not lost: ", err)
+			t.Error("a transaction failed though its lease was not lost: ", err)
 		}
 	}
 }
@@ -246,7 +246,7 @@ func TestLostConnections(t *testing.T) {
 					}
 					for began := time.Now(); !all(); {
 						if time.Since(began) > time.Minute {
-							t.Fatal("not served in the first place")
+							t.Fatal("no caller was served before the fault")
 						}
 					}
 					lose(proxy)

@@ -306,7 +306,7 @@ func TestPerCheckout(t *testing.T) {
 			}
 			eventually(t, 2*time.Second, func() (bool, string) {
 				n := s.redisClient.ZCard(t.Context(), "passbuddy-"+t.Name()).Val()
-				return n == 0, fmt.Sprintf("%d permits held while nothing is checked out", n)
+				return n == 0, fmt.Sprintf("%d permits held while no connection is checked out", n)
 			})
 			if n := s.backendCount(t); n == 0 {
 				t.Error("idle connections were closed")

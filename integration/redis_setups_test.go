@@ -98,7 +98,7 @@ func TestRedisWithoutMemory(t *testing.T) {
 		t.Helper()
 		if !errors.Is(err, semaphore.ErrUnavailable) || errors.Is(err, semaphore.ErrCapacity) ||
 			!strings.Contains(fmt.Sprint(err), "OOM") {
-			t.Errorf("%s: %v, want ErrUnavailable that names OOM", what, err)
+			t.Errorf("%s: %v, want an ErrUnavailable that names OOM", what, err)
 		}
 	}
 	_, err := s.TryAcquire(t.Context())
@@ -110,7 +110,7 @@ func TestRedisWithoutMemory(t *testing.T) {
 	_, err = semaphore.Open(t.Context(), r.URL(), cfg)
 	refused("Open", err)
 	if err := permits[2].Use(t.Context()); err != nil {
-		t.Errorf("Use of a permit that is held: %v", err)
+		t.Errorf("Use of a held permit: %v", err)
 	}
 	snap, err := s.Snapshot(t.Context())
 	if err != nil || snap.Held != 2 || len(snap.Waiters) != 0 {
@@ -188,7 +188,7 @@ func TestOpenAtANodeOfACluster(t *testing.T) {
 			_ = s.Close()
 			t.Errorf("n%d: joined a Cluster through a client that cannot follow it", i)
 		} else if !strings.Contains(err.Error(), "ClusterClient") {
-			t.Errorf("n%d: %v, want an error that says what to use", i, err)
+			t.Errorf("n%d: %v, want an error that names the right function", i, err)
 		}
 	}
 	cc := redis.NewClusterClient(c.Options())

@@ -123,7 +123,7 @@ func TestWaitReplicasWithoutReplica(t *testing.T) {
 		t.Logf("the lease ended %v after replication, TTL %v",
 			time.Since(cut).Round(time.Millisecond), cfg.TTL)
 	case <-time.After(time.Minute):
-		t.Error("a lease goes on that no replica knows of")
+		t.Error("a lease did not end, though no replica acknowledges")
 	}
 	if err := <-granted; !errors.Is(err, semaphore.ErrUnavailable) {
 		t.Errorf("Acquire without a replica: %v, want ErrUnavailable", err)
@@ -159,7 +159,7 @@ func TestWaitReplicasFailover(t *testing.T) {
 	t.Logf("the next new grants %v after the failover",
 		time.Since(happened).Round(time.Millisecond))
 	if lost := h.lostByKeepers(); lost > 0 {
-		t.Errorf("%d permits were lost by those who held them", lost)
+		t.Errorf("holders lost %d permits", lost)
 	}
 	h.safe()
 }
@@ -206,13 +206,14 @@ func TestFailoverToAReplicaThatLagged(t *testing.T) {
 				"capacity %d", len(early), len(late), held, cfg.Capacity)
 			switch {
 			case replicas > 0 && len(early) > 0:
-				t.Errorf("%d were granted that no replica knew of", len(early))
+				t.Errorf("%d permits were granted without an acknowledgement", len(early))
 			case replicas > 0 && held > cfg.Capacity:
-				t.Errorf("%d are held together, capacity %d", held, cfg.Capacity)
+				t.Errorf("%d permits are held together, capacity %d", held, cfg.Capacity)
 			case len(late) == 0:
-				t.Error("nothing is granted after the failover")
+				t.Error("no permit is granted after the failover")
 			case replicas == 0 && held <= cfg.Capacity:
-				t.Errorf("%d are held together: this failover forgets nothing, so that the other "+
+				t.Errorf("%d permits are held together: this failover forgot no grant, so the "+
+					"other "+
 					"case proves nothing", held)
 			}
 		})

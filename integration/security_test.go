@@ -138,13 +138,13 @@ func TestDocumentedACLIsTheLeast(t *testing.T) {
 		if command, ok := strings.CutPrefix(word, "+"); ok {
 			given[command] = true
 			if !needed[command] {
-				t.Errorf("docs/SECURITY.md gives %s, which nothing calls", word)
+				t.Errorf("docs/SECURITY.md allows %s, which no script calls", word)
 			}
 		}
 	}
 	for command := range needed {
 		if !given[command] {
-			t.Errorf("docs/SECURITY.md does not give +%s", command)
+			t.Errorf("docs/SECURITY.md does not allow +%s", command)
 		}
 	}
 }
@@ -216,7 +216,7 @@ func TestDocumentedACL(t *testing.T) {
 		t.Errorf("%d backends, capacity %d", peak, capacity)
 	}
 	if refusals := denied(t, admin); len(refusals) > 0 {
-		t.Errorf("the documented ACL denies what is needed: %q", refusals)
+		t.Errorf("the documented ACL denies needed commands: %q", refusals)
 	}
 }
 
@@ -240,7 +240,7 @@ func TestDeniedChannel(t *testing.T) {
 	}
 	t.Logf("hand-over without pushes: %v", handOver(t, s[0], s[1], 2))
 	if refusals := denied(t, admin); len(refusals) == 0 {
-		t.Error("nothing was denied: the test shows nothing")
+		t.Error("Redis denied no command, so the test proves nothing")
 	} else {
 		t.Logf("denied: %q", refusals)
 	}
@@ -400,7 +400,8 @@ func TestSecretsStaySecret(t *testing.T) {
 	}
 	eventually(t, time.Minute, func() (bool, string) {
 		return strings.Contains(logged(), "lease lost") &&
-			strings.Contains(logged(), "heartbeat failed"), "nothing is logged while Redis is away"
+				strings.Contains(logged(), "heartbeat failed"),
+			"the session logs no error while Redis is away"
 	})
 	silent("a log line", logged())
 }

@@ -52,7 +52,7 @@ func TestStateLoss(t *testing.T) {
 			happened.Sub(began).Round(time.Millisecond), took.Round(time.Millisecond))
 		h.flows()
 		if lost := h.lostByKeepers() - kept; lost > 0 {
-			t.Errorf("%s: %d permits were lost by those who held them", name, lost)
+			t.Errorf("%s: holders lost %d permits", name, lost)
 		}
 	}
 
@@ -174,12 +174,13 @@ func TestClockOfRedisIsSet(t *testing.T) {
 		next := h.next(time.Now())
 		eventually(t, time.Minute, func() (bool, string) {
 			n := heldElsewhere()
-			return n == 0, fmt.Sprintf("the dead still hold %d permits", n)
+			return n == 0, fmt.Sprintf("the killed process still holds %d permits", n)
 		})
-		t.Logf("clock set by %v: the next new grant after %v, the dead were gone after %v, TTL %v",
+		t.Logf("clock set by %v: the next new grant after %v, the killed process's leases had "+
+			"ended after %v, TTL %v",
 			step, next.Round(time.Millisecond), time.Since(killed).Round(time.Millisecond), cfg.TTL)
 		if lost := h.lostByKeepers() - kept; lost > 0 {
-			t.Errorf("clock set by %v: %d permits were lost by the living", step, lost)
+			t.Errorf("clock set by %v: live holders lost %d permits", step, lost)
 		}
 	}
 	if _, err := h.sessions[0].TryAcquire(t.Context()); err != nil &&

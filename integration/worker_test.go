@@ -177,7 +177,7 @@ func (w *worker) outcome(t testing.TB) outcome {
 	t.Helper()
 	o, ok := <-w.out
 	if !ok {
-		t.Fatal("a process reported nothing")
+		t.Fatal("a process reported no outcome")
 	}
 	if o.Failed > 0 {
 		t.Fatalf("%d operations of a process failed: %q", o.Failed, o.Errors)

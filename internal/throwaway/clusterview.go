@@ -28,7 +28,7 @@ func parseClusterNodes(text string) (clusterView, error) {
 	for line := range strings.Lines(text) {
 		fields := strings.Fields(line)
 		if len(fields) < 8 {
-			return nil, fmt.Errorf("throwaway: CLUSTER NODES has a line %q", line)
+			return nil, fmt.Errorf("throwaway: CLUSTER NODES has a malformed line %q", line)
 		}
 		addr, _, _ := strings.Cut(fields[1], "@")
 		node := clusterNode{id: fields[0], addr: addr, flags: strings.Split(fields[2], ",")}
@@ -62,7 +62,7 @@ func parseSlotRange(word string) (slotRange, error) {
 	a, err1 := strconv.Atoi(first)
 	b, err2 := strconv.Atoi(last)
 	if err1 != nil || err2 != nil {
-		return slotRange{}, fmt.Errorf("throwaway: CLUSTER NODES has slots %q", word)
+		return slotRange{}, fmt.Errorf("throwaway: CLUSTER NODES has malformed slots %q", word)
 	}
 	return slotRange{a, b}, nil
 }

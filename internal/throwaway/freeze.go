@@ -145,7 +145,7 @@ func signalTo(pid int, sig os.Signal) error {
 func (c *child) children() ([]int, error) {
 	paths, _ := filepath.Glob("/proc/[0-9]*")
 	if len(paths) == 0 {
-		return nil, errors.New("throwaway: no /proc to find a server's children in")
+		return nil, errors.New("throwaway: there is no /proc to find a server's children")
 	}
 	var pids []int
 	for _, path := range paths {

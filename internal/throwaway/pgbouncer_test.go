@@ -53,7 +53,7 @@ func TestPgBouncerPoolModes(t *testing.T) {
 			t.Errorf("%s: backends %v, %v; want one for both", mode, backends, err)
 		case !shared && !(errors.As(err, &timeout) &&
 			strings.Contains(timeout.Message, "query_wait_timeout")):
-			t.Errorf("%s: backends %v, %v; want that the second client waits in vain", mode,
+			t.Errorf("%s: backends %v, %v; want the second client to time out", mode,
 				backends, err)
 		}
 	}
@@ -64,7 +64,7 @@ func TestPgBouncerAsksForThePassword(t *testing.T) {
 	if conn, err := pgx.Connect(testContext(t), strings.Replace(b.URL(), b.postgres.password[Role],
 		"wrong", 1)); err == nil {
 		conn.Close(context.Background())
-		t.Error("a wrong password was let in")
+		t.Error("a wrong password was accepted")
 	}
 }
 

@@ -254,7 +254,7 @@ func TestParseClusterNodes(t *testing.T) {
 		}
 	}
 	if owner := view.owner(12000); owner != nil {
-		t.Errorf("a slot of nobody is owned by %v", owner)
+		t.Errorf("a slot without an owner is owned by %v", owner)
 	}
 	for _, text := range []string{"short line\n", "a :1@2 master - 0 0 1 connected x-y\n"} {
 		if _, err := parseClusterNodes(text); err == nil {

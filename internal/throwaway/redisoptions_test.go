@@ -240,7 +240,7 @@ func TestPostgresPauseAndContinue(t *testing.T) {
 			t.Fatalf("%s of a paused server: %v", name, err)
 		}
 		if took := time.Since(start); took >= treeGrace {
-			t.Errorf("%s of a paused server took %v: something did not notice", name, took)
+			t.Errorf("%s of a paused server took %v: a process did not notice", name, took)
 		}
 		connect(t, p.URL())
 	}
@@ -269,7 +269,7 @@ func TestRedisStepClock(t *testing.T) {
 		}
 		for how, at := range map[string]time.Time{"TIME": now, "a script": time.Unix(inScript, 0)} {
 			if diff := at.Sub(time.Now().Add(want)).Abs(); diff > time.Minute {
-				t.Errorf("by %s the clock is %v off what it should be", how, diff)
+				t.Errorf("by %s the clock is %v off the expected time", how, diff)
 			}
 		}
 	}

@@ -31,7 +31,7 @@ func awaitSync(t *testing.T, replica, primary *Redis) {
 func expectPrimary(t *testing.T, r *Redis, want bool) {
 	t.Helper()
 	if is, err := r.IsPrimary(testContext(t)); is != want || err != nil {
-		t.Errorf("%s takes itself for a primary: %v, %v; want %v", r.Addr(), is, err, want)
+		t.Errorf("%s considers itself a primary: %v, %v; want %v", r.Addr(), is, err, want)
 	}
 }
 

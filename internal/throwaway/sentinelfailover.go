@@ -157,7 +157,7 @@ func (s *Sentinel) agreed(ctx context.Context) (*Redis, string) {
 			return server, ""
 		}
 	}
-	return nil, fmt.Sprintf("the sentinels name a stranger: %v", named)
+	return nil, fmt.Sprintf("the sentinels name an unknown server: %v", named)
 }
 
 func sentinelClient(sentinel *Redis) *redis.SentinelClient {

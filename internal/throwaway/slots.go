@@ -57,10 +57,10 @@ func (c *RedisCluster) family(
 		}
 		owns := view.owner(slot)
 		if owns == nil {
-			return "nobody has it"
+			return "no node has it"
 		}
 		if owner = c.node(owns.addr); owner == nil {
-			return "a stranger has it: " + owns.addr
+			return "an unknown node has it: " + owns.addr
 		}
 		replicas = nil
 		for _, n := range view {
@@ -119,7 +119,7 @@ func (c *RedisCluster) AwaitFailover(ctx context.Context, slot int, old *Redis) 
 		}
 		owns := view.owner(slot)
 		if owns == nil || owns.addr == old.Addr() {
-			return "nobody took it over"
+			return "no node took it over"
 		}
 		owner = c.node(owns.addr)
 		return ""
