@@ -296,8 +296,8 @@ func TestRedisAwayKeep(t *testing.T) {
 					f.opensNothing(cut)
 				}
 				f.back((*throwaway.Proxy).Heal, awayCountIn)
-				if n := f.peak(cut, time.Now(),
-					shares.total); n > awayCapacity+awayProcesses*policy.most {
+				if n := f.peak(
+					cut, time.Now(), shares.total); n > awayCapacity+awayProcesses*policy.most {
 					t.Errorf("%d backends when Redis was back, want at most %d more than the "+
 						"capacity, %d", n, awayProcesses*policy.most, awayCapacity)
 				}

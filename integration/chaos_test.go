@@ -31,8 +31,11 @@ import (
 //
 // Asserted in each sample of Postgres, some hundred times a second (chaos_ledger_test.go):
 //
-//   - backends <= capacity, but for those that an excuse covers. An excuse is a window that
-//     ARCHITECTURE.md declares, for named backends and a bounded time. This run opens these:
+//   - backends <= capacity, but for those that an excuse covers.
+//
+// An excuse is a window that ARCHITECTURE.md declares, for named backends and a bounded time. This
+// run opens these windows:
+//
 //   - a process is stopped past its leases: the backends that it held, until it wakes. Even seeds
 //     set Config.Fence, which needs no such window;
 //   - the network resets a connection to a backend in a query: that backend, until the query ends;
@@ -341,8 +344,8 @@ func (r *chaos) rest() {
 		return !l.down && len(l.backends) == r.queues.capacityOf()
 	})
 	const still, patience = semaphore.DefaultRetryInterval + 200*time.Millisecond, 5 * time.Second
-	for deadline := time.Now().Add(patience); len(
-		r.ledger.openedSince(time.Now().Add(-still))) > 0 && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(patience); len(r.ledger.openedSince(
+		time.Now().Add(-still))) > 0 && time.Now().Before(deadline); {
 		time.Sleep(lookEvery)
 	}
 }

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Checks what the library packages import, tests aside:
-#   - each other only downwards: pgxpool, root, internal/socket, internal/backend,
+# Checks the imports of the library packages, tests aside:
+#   - of each other, only downwards: pgxpool, root, internal/socket, internal/backend,
 #     internal/allotment, semaphore, internal/redisscript;
-#   - from outside the standard library only go-redis, uuid, pgx and puddle.
-# Nobody pays for a dependency that a tool or a test of ours needs.
+#   - of packages outside the standard library, only go-redis, uuid, pgx and puddle.
+# So the library's users do not depend on packages that only our tools or tests need.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# The root's module by itself: nothing of the library may need the workspace.
+# Check the root's module by itself: the library may not need the workspace.
 export GOWORK=off
 module=$(go list -m)
 
@@ -24,7 +24,8 @@ fail() {
 	failed=true
 }
 
-# layer prints a package's place, counted from the top, or nothing if it is not one of the library's.
+# layer prints a package's place, counted from the top. For a package that is not one of the
+# library's it prints nothing.
 layer() {
 	local i
 	for i in "${!layers[@]}"; do
@@ -33,7 +34,8 @@ layer() {
 }
 
 # shellcheck disable=SC2016 # the dollars are go list's template's
-pairs=$(go list -f '{{$p := .ImportPath}}{{range .Imports}}{{$p}} {{.}}{{"\n"}}{{end}}' "${layers[@]}")
+pairs=$(go list -f '{{$p := .ImportPath}}{{range .Imports}}{{$p}} {{.}}{{"\n"}}{{end}}' \
+	"${layers[@]}")
 
 while read -r package import; do
 	[[ -n $package ]] || continue
