@@ -29,7 +29,7 @@ const (
 
 	// grace is the time for the consequences of a fault after its end: a query that ends, a
 	// watchdog that runs, a connection that is found dead. They take some milliseconds; grace is
-	// what an overloaded machine needs.
+	// long enough for an overloaded machine.
 	grace = 3 * time.Second
 )
 
@@ -127,7 +127,7 @@ func (r *chaos) hold(s step) {
 		return
 	}
 	time.Sleep(s.length / 2)
-	const patience = 100 * time.Millisecond // a frozen Redis does not answer
+	const patience = 100 * time.Millisecond // a frozen server does not answer
 	switch s.rider {
 	case "kill":
 		r.killAt(s.riding)

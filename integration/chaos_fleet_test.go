@@ -273,7 +273,7 @@ func (f *fleet) ended(p *process) {
 	}
 }
 
-// redisProxies calls f with the proxies between a place, or all (-1), and Redis.
+// redisProxies applies a function to the proxies between a place, or all (-1), and Redis.
 func (f *fleet) redisProxies(at int, what func(*throwaway.Proxy)) {
 	for i, p := range f.places {
 		if at < 0 || at == i {

@@ -83,7 +83,7 @@ type chronicle struct {
 	recent    []look // the last ones
 	looks     int
 	unheard   int           // samples that Postgres did not answer
-	late      time.Duration // the longest delay of a sample since late was read
+	late      time.Duration // the longest delay of a sample in this episode
 	peak      int           // most backends beyond the capacity, excused ones aside
 	violation string        // the first one
 	episode   *episode      // the current one

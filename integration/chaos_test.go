@@ -290,8 +290,8 @@ func (r *chaos) step(s step) {
 }
 
 // settle waits until the whole capacity is in use, and every process known, for some samples in a
-// row. It accepts a small rest at any capacity: outside of calms one process pauses, so permits are
-// always moving.
+// row. All permits but one are enough, at any capacity: outside of calms one process pauses, so
+// permits are always moving.
 func (r *chaos) settle(what string) {
 	r.t.Helper()
 	const inARow = 20

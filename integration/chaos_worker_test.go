@@ -155,7 +155,7 @@ func (e *enduring) pause(d time.Duration) bool {
 	}
 }
 
-// stirred ends a calm, and returns the callers that were not served in turn in it.
+// stirred ends a calm, and notes the callers that were not served in turn in it.
 func (e *enduring) stirred() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -175,8 +175,7 @@ func (e *enduring) stirred() {
 		for caller, times := range passedBy {
 			if times > passedMost {
 				text := fmt.Sprintf("caller %d, which waited for %v, was passed %d times by "+
-					"caller "+
-					"%d, and by %d callers in all",
+					"caller %d, and by %d callers in all",
 					waited.caller, time.Duration(waited.Had-waited.Asked), times, caller,
 					len(passedBy))
 				if i >= len(e.turns) {
@@ -324,7 +323,7 @@ func endure(j job, in *bufio.Reader) error {
 		Stacks: stacks}})
 }
 
-// joinInTime retries until Redis answers, as the supervisor of a process would restart it.
+// joinInTime retries until Redis answers, as a supervisor restarts a process that cannot join.
 func joinInTime(url string, cfg semaphore.Config) (*semaphore.Semaphore, error) {
 	const patience = 30 * time.Second
 	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {

@@ -153,7 +153,7 @@ func TestMostAreFrozen(t *testing.T) {
 	for _, w := range sleepers {
 		signal(t, w, syscall.SIGCONT)
 	}
-	time.Sleep(ttl / 2) // Some operations of the processes that just woke.
+	time.Sleep(ttl / 2) // time for some operations of the processes that just woke
 	fleet := append(sleepers, awake)
 	for _, w := range fleet {
 		w.tell(t, end)

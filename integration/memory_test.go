@@ -61,7 +61,7 @@ func TestClosedConnectionsAreCollected(t *testing.T) {
 			round := func() {
 				s.withIdle(t, kind, &passbuddy.Config{Fence: true}, []int{connections}, func() {})
 			}
-			round() // This makes everything that is made once.
+			round() // creates all that is created once
 			before := measureFootprint()
 			for range rounds {
 				round()

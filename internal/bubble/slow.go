@@ -16,7 +16,7 @@ type SlowLink struct {
 
 	mu    sync.Mutex
 	delay func() time.Duration // each way
-	// The bytes of the connections opened first, this many, vanish.
+	// holes is how many connections, counted from the first, lose their bytes.
 	holes int
 	conns int // opened so far
 }

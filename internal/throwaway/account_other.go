@@ -14,7 +14,7 @@ var (
 	sigNow  = os.Kill
 	sigKill = os.Kill
 
-	sigPause    = os.Interrupt // Pause refuses it here.
+	sigPause    = os.Interrupt // refused here
 	sigContinue = os.Interrupt
 )
 

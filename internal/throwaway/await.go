@@ -14,8 +14,8 @@ const (
 	adminTimeout = time.Second
 )
 
-// await polls until check returns "". Otherwise check returns what is still missing. ctx bounds the
-// wait, and so do 60 s.
+// await polls until check returns "". Otherwise check returns what is still missing. The wait
+// ends with ctx, or after 60 s.
 func await(ctx context.Context, what string, check func(context.Context) string) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()

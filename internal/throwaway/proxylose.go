@@ -23,9 +23,9 @@ const (
 
 // LoseReplies forwards the next n matching requests. As soon as the server answers one, the proxy
 // discards the answer and resets the connection. So the client sees a broken connection after its
-// request took effect. The channel that LoseReplies returns is closed when the n-th answer is lost,
-// or when the client hangs up before that. A nil match takes any request, a negative n takes all
-// requests. A later call replaces an earlier one, and an n of 0 ends it.
+// request took effect. The channel that LoseReplies returns is closed when the n-th answer is lost;
+// an answer is also lost if the client hangs up first. A nil match takes any request, a negative n
+// takes all requests. A later call replaces an earlier one, and an n of 0 ends it.
 //
 // A request is the bytes that the client wrote at once: a pipeline is one, and beyond 32 KiB it is
 // several. On a connection with TLS match sees only ciphertext.
