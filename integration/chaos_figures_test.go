@@ -98,8 +98,7 @@ func (f *figures) table(r *chaos) string {
 	fmt.Fprintf(&b, "%d checkouts, %d plain grants, %d operations failed as they may\n",
 		r.fleet.checkouts, r.fleet.grants, r.fleet.expected)
 	fmt.Fprintf(&b, "in calms: a caller waited in %d of %d samples; %d callers and %d plain "+
-		"grants "+
-		"in turn; %d calms too busy to judge the use of the capacity\n",
+		"grants in turn; %d calms too busy to judge the use of the capacity\n",
 		waits, calmLooks, r.fleet.inTurn, inTurn, f.unjudged)
 	return b.String()
 }

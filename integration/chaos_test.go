@@ -282,8 +282,7 @@ func (r *chaos) step(s step) {
 	} else if f.could > 0 {
 		if used := float64(f.used) / float64(f.could); used < usedLeast {
 			r.fail("%.1f%% of the capacity was in use while a caller waited, in a calm (%d "+
-				"samples, "+
-				"%d backends at the least)", 100*used, f.waitingInCalm, f.fewest)
+				"samples, %d backends at the least)", 100*used, f.waitingInCalm, f.fewest)
 		}
 	}
 	r.check()

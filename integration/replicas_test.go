@@ -213,8 +213,7 @@ func TestFailoverToAReplicaThatLagged(t *testing.T) {
 				t.Error("no permit is granted after the failover")
 			case replicas == 0 && held <= cfg.Capacity:
 				t.Errorf("%d permits are held together: this failover forgot no grant, so the "+
-					"other "+
-					"case proves nothing", held)
+					"other case proves nothing", held)
 			}
 		})
 	}

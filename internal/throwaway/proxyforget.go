@@ -3,8 +3,8 @@ package throwaway
 import "net"
 
 // Forget drops all bytes of the existing connections from now on, and hides from each side that the
-// other one ends. A NAT or a
-// firewall that has lost its table does the same. New connections are served.
+// other one ends. A NAT or a firewall that has lost its table does the same. New connections are
+// served.
 func (p *Proxy) Forget() {
 	p.set(func() {
 		for l := range p.links {
