@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// A PushKind is the first word of a push. Pushes are hints that save time: what they say is in Redis
-// too, and is found by asking again.
+// A PushKind is the first word of a push. Pushes are hints that save time: what they say is in
+// Redis too, and is found by asking again.
 type PushKind string
 
 // The kinds of pushes, and the words that follow.

@@ -3,8 +3,8 @@
 // package message.
 //
 // Every script is safe to run twice with the same arguments, decides by Redis's clock alone, and
-// names all its keys, which share one Cluster slot. Scripts run by EVALSHA and fall back on EVAL, so the server's
-// script cache holds as many texts as there are scripts here.
+// names all its keys, which share one Cluster slot. Scripts run by EVALSHA and fall back on EVAL,
+// so the server's script cache holds as many texts as there are scripts here.
 package redisscript
 
 import (
@@ -82,8 +82,9 @@ type Keys struct {
 	push string
 }
 
-// NewKeys names the keys of the semaphore base, "<prefix>-<name>". base must hold no braces: the sorted
-// set of permits is base itself, and the hash tag {base} puts all others into its Cluster slot.
+// NewKeys names the keys of the semaphore base, "<prefix>-<name>". base must hold no braces: the
+// sorted set of permits is base itself, and the hash tag {base} puts all others into its Cluster
+// slot.
 func NewKeys(base string) Keys {
 	k := Keys{all: []string{base}, push: "{" + base + "}:push:"}
 	for _, part := range []string{"queue", "meta", "sessions", "info", "capacities", "shares", "held", "debts", "promises", "reserves",
@@ -146,8 +147,8 @@ func tallies(list []int64) []message.Tally {
 	return out
 }
 
-// Renew runs a heartbeat, or has a session join. It returns a message.RefusedMin if there is no room for the
-// minimum of a session that joins.
+// Renew runs a heartbeat, or has a session join. It returns a message.RefusedMin if there is no
+// room for the minimum of a session that joins.
 func Renew(ctx context.Context, c redis.Scripter, k Keys, n message.Renewal) (message.Renewed, error) {
 	args := make([]any, 0, 14+len(n.Permits)+5*len(n.Pools))
 	covered := 0
@@ -214,8 +215,9 @@ func Gone(ctx context.Context, c redis.Scripter, k Keys, expected int64, epoch s
 	return freed, nil
 }
 
-// Leave ends a session and drops the requests given. expected is Redis's clock as the session expects it, ms: without it, a clock that
-// was set would end the leases of all. load: Redis is not expected to know the script.
+// Leave ends a session and drops the requests given. expected is Redis's clock as the session
+// expects it, ms: without it, a clock that was set would end the leases of all. load: Redis is not
+// expected to know the script.
 func Leave(ctx context.Context, c redis.Scripter, k Keys, load bool, expected int64, session, epoch string, drop []string) error {
 	args := []any{expected, session, epoch, len(drop)}
 	for _, d := range drop {
@@ -227,7 +229,8 @@ func Leave(ctx context.Context, c redis.Scripter, k Keys, load bool, expected in
 	return nil
 }
 
-// SetCapacity sets the operator's capacity, or withdraws it with 0, and returns the one in force. expected is as for Leave.
+// SetCapacity sets the operator's capacity, or withdraws it with 0, and returns the one in force.
+// expected is as for Leave.
 func SetCapacity(ctx context.Context, c redis.Scripter, k Keys, expected int64, n int) (int64, error) {
 	capacity, err := capacityScript.Run(ctx, c, k.all, expected, n).Int64()
 	if err != nil {
@@ -274,8 +277,8 @@ func Load(ctx context.Context, c redis.Scripter, k Keys) (Snapshot, error) {
 	return s, r.err
 }
 
-// runOrLoad runs a script. load sends its text at once: one round trip where a script that Redis does not
-// know costs two.
+// runOrLoad runs a script. load sends its text at once: one round trip where a script that Redis
+// does not know costs two.
 func runOrLoad(ctx context.Context, s *redis.Script, load bool, c redis.Scripter, keys []string, args []any) *redis.Cmd {
 	if load {
 		return s.Eval(ctx, c, keys, args...)
