@@ -9,13 +9,13 @@ import (
 )
 
 // Quarantine. A process that is stopped cannot end its connections, so its backends outlive its
-// leases. A pool that records which backend each of its permits covers (see Cover) need not end
+// leases. A pool that records which backend each of its permits covers (see RecordBackend) need not end
 // them itself: a permit whose lease expired stays counted, in quarantine, until another session has
 // had Postgres end that backend, or found it gone. The engine knows a backend by an opaque tag, and
 // asks a pool that is a reaper to end it or to look for it. The rules are in
 // internal/redisscript/quarantine.lua.
 
-// Cover notes which backend p covers, in place of what it covered before, and returns what Redis is
+// RecordBackend notes which backend p covers, in place of what it covered before, and returns what Redis is
 // to be told. It must be called before another connection can be opened under p. ok is false if p
 // is not held.
 //
@@ -25,15 +25,15 @@ import (
 //     recorded, and the pool ends it;
 //   - a release of p, when the connection was closed meanwhile, can be overtaken: Redis then answers that p
 //     is not held;
-//   - if another connection was opened under p since, its Vacate and its Cover came later, so what they
+//   - if another connection was opened under p since, its ClearBackend and its RecordBackend came later, so what they
 //     record stays: Redis keeps the record with the highest number;
-//   - the same goes for a call of the heartbeat that was made before this Cover. Those that are made after it
+//   - the same goes for a call of the heartbeat that was made before this RecordBackend. Those that are made after it
 //     say what the record does.
 //
 // So a record that fails may be known all the same. That is no more than a backend that is looked
 // for in vain, should p expire: the pool closes the connection, and opens another under p or gives
 // it back.
-func (c *Core) Cover(p *Permit, tag string) (record string, ok bool) {
+func (c *Core) RecordBackend(p *Permit, tag string) (record string, ok bool) {
 	if p.state != Held {
 		return "", false
 	}
@@ -42,13 +42,13 @@ func (c *Core) Cover(p *Permit, tag string) (record string, ok bool) {
 	return p.record(), true
 }
 
-// Vacate notes that p covers no backend any more, because another connection is about to be opened
+// ClearBackend notes that p covers no backend any more, because another connection is about to be opened
 // under p. record is what Redis must be told before, "" if it knows of no backend. Another session
 // that sees the recorded backend gone frees p, and must never do that while p covers a connection
 // of which it knows nothing. That session compares the record in the step that frees p. So either
 // this record comes first, and p stays held; or p is free first, and Redis answers that it is not
 // held.
-func (c *Core) Vacate(p *Permit) (record string, ok bool) {
+func (c *Core) ClearBackend(p *Permit) (record string, ok bool) {
 	if p.state != Held {
 		return "", false
 	}
@@ -62,8 +62,8 @@ func (c *Core) Vacate(p *Permit) (record string, ok bool) {
 	return p.record(), true
 }
 
-// Vacated notes that Redis has confirmed a record that Vacate returned.
-func (c *Core) Vacated(p *Permit, record string) {
+// BackendCleared notes that Redis has confirmed a record that ClearBackend returned.
+func (c *Core) BackendCleared(p *Permit, record string) {
 	if p.state == Held && p.record() == record {
 		p.vacant = true
 	}

@@ -252,7 +252,7 @@ func TestClosedPoolLeavesWithItsLastPermit(t *testing.T) {
 		if s.seated() != 0 {
 			t.Error("a closed pool without permits is kept")
 		}
-		if keys := w.Redis.Keys(); slices.Contains(keys, keyBase+"shares") {
+		if keys := w.Redis.Keys(); slices.Contains(keys, keyBase+"levels") {
 			t.Errorf("keys %q", keys)
 		}
 	})

@@ -12,7 +12,7 @@ import (
 )
 
 // A Reaper is a Listener whose pool can end Postgres backends that it did not open, and look for
-// them. It knows them by the tags that pools gave to Cover; of those to be ended the last word is
+// them. It knows them by the tags that pools gave to RecordBackend; of those to be ended the last word is
 // missing. Only a pool whose permits cover some is asked.
 type Reaper interface {
 	Listener
@@ -84,13 +84,13 @@ func (s *Session) freeGone(ctx context.Context, epoch string, list []core.Record
 	}
 }
 
-// Vacate says that p covers no backend any more, because another connection is about to be opened
+// ClearBackend says that p covers no backend any more, because another connection is about to be opened
 // under p. It returns nil if Redis knows of none. Else the connection may be opened only after
-// record returned nil: see core.Core.Vacate. Errors of record are those of Cover's.
-func (p *Pool) Vacate(permit *Permit) (record func(context.Context) error) {
+// record returned nil: see core.Core.ClearBackend. Errors of record are those of RecordBackend's.
+func (p *Pool) ClearBackend(permit *Permit) (record func(context.Context) error) {
 	s := p.s
 	text, ok := "", false
-	s.step(func(c *core.Core, _ time.Duration) { text, ok = c.Vacate(&permit.Permit) })
+	s.step(func(c *core.Core, _ time.Duration) { text, ok = c.ClearBackend(&permit.Permit) })
 	switch {
 	case !ok:
 		return lostRecord
@@ -100,23 +100,23 @@ func (p *Pool) Vacate(permit *Permit) (record func(context.Context) error) {
 	return func(ctx context.Context) error {
 		err := s.record(ctx, permit, text)
 		if err == nil {
-			s.step(func(c *core.Core, _ time.Duration) { c.Vacated(&permit.Permit, text) })
+			s.step(func(c *core.Core, _ time.Duration) { c.BackendCleared(&permit.Permit, text) })
 		}
 		return err
 	}
 }
 
-// Cover says which backend permit covers, in place of what it covered before. It must be called
+// RecordBackend says which backend permit covers, in place of what it covered before. It must be called
 // before another connection can be opened under permit, and is done at once; record then tells
 // Redis. No connection should be handed out before that returned nil: whatever happens to the
 // process from then on, its backend cannot outlive the permit by much, and cannot go uncounted. See
-// core.Core.Cover for what crosses record.
+// core.Core.RecordBackend for what crosses record.
 //
 // Errors of record: core.ErrLost if permit is not held any more; core.ErrUnavailable if Redis did
 // not answer for as long as its lease was trusted, a TTL at most; the context's.
-func (p *Pool) Cover(permit *Permit, tag string) (record func(context.Context) error) {
+func (p *Pool) RecordBackend(permit *Permit, tag string) (record func(context.Context) error) {
 	text, ok := "", false
-	p.s.step(func(c *core.Core, _ time.Duration) { text, ok = c.Cover(&permit.Permit, tag) })
+	p.s.step(func(c *core.Core, _ time.Duration) { text, ok = c.RecordBackend(&permit.Permit, tag) })
 	if !ok {
 		return lostRecord
 	}
@@ -198,7 +198,7 @@ func (s *Session) recordOnce(ctx context.Context, id, text string) error {
 		s.mu.Lock()
 		epoch, expected := s.core.Epoch(), s.core.Expected(s.now())
 		s.mu.Unlock()
-		err := redisscript.Mark(ctx, s.scripter(s.clients.own), s.keys, expected, s.name, epoch, id, text)
+		err := redisscript.RecordBackend(ctx, s.scripter(s.clients.own), s.keys, expected, s.name, epoch, id, text)
 		if again || !errors.Is(err, message.ErrGone) {
 			return err
 		}

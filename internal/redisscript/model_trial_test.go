@@ -245,8 +245,8 @@ func (t *trial) expected(s *session) int64 { return s.core.Expected(s.local(t.no
 
 func (t *trial) mark(s *session, epoch string, expected int64, id, record string) error {
 	t.place.setTime(t.clock())
-	err := Mark(context.Background(), t.place, t.keys, expected, s.name, epoch, id, record)
-	t.say("Mark(%s, %s) -> %v", id, record, err)
+	err := RecordBackend(context.Background(), t.place, t.keys, expected, s.name, epoch, id, record)
+	t.say("RecordBackend(%s, %s) -> %v", id, record, err)
 	answered := err
 	if !errors.Is(err, message.ErrNotHeld) {
 		answered = known(t, err)

@@ -46,8 +46,8 @@ var (
 	capacityText string
 	//go:embed snapshot.lua
 	snapshotText string
-	//go:embed mark.lua
-	markText string
+	//go:embed record.lua
+	recordText string
 	//go:embed memory.lua
 	memoryText string
 	//go:embed gone.lua
@@ -62,7 +62,7 @@ var (
 	leaveScript    = redis.NewScript(memoryText + common + leaveText + closing)
 	capacityScript = redis.NewScript(memoryText + common + capacityText + closing)
 	snapshotScript = redis.NewScript(common + snapshotText + closing)
-	markScript     = redis.NewScript(memoryText + common + markText + closing)
+	recordScript   = redis.NewScript(memoryText + common + recordText + closing)
 	goneScript     = redis.NewScript(memoryText + common + goneText + closing)
 )
 
@@ -87,7 +87,7 @@ type Keys struct {
 // slot.
 func NewKeys(base string) Keys {
 	k := Keys{all: []string{base}, push: "{" + base + "}:push:"}
-	for _, part := range []string{"queue", "meta", "sessions", "info", "capacities", "shares", "held", "debts", "promises", "reserves",
+	for _, part := range []string{"queue", "meta", "sessions", "info", "capacities", "levels", "held", "debts", "promises", "reserves",
 		"backends", "quarantine", "recalls", "moves"} {
 		k.all = append(k.all, "{"+base+"}:"+part)
 	}
@@ -185,13 +185,13 @@ func Renew(ctx context.Context, c redis.Scripter, k Keys, n message.Renewal) (me
 	return out, r.err
 }
 
-// Mark records the backend, "<pid> <start> <server> <n>", that a permit covers: the n-th record. It
+// RecordBackend records the backend, "<pid> <start> <server> <n>", that a permit covers: the n-th record. It
 // returns message.ErrGone if the session must renew first.
-func Mark(ctx context.Context, c redis.Scripter, k Keys, expected int64, session, epoch, id, backend string) error {
-	marked, err := markScript.Run(ctx, c, k.all, expected, session, epoch, id, backend).Int64()
+func RecordBackend(ctx context.Context, c redis.Scripter, k Keys, expected int64, session, epoch, id, backend string) error {
+	marked, err := recordScript.Run(ctx, c, k.all, expected, session, epoch, id, backend).Int64()
 	switch {
 	case err != nil:
-		return fmt.Errorf("script mark: %w", err)
+		return fmt.Errorf("script record: %w", err)
 	case marked < 0:
 		return message.ErrGone
 	case marked == 0:
