@@ -130,7 +130,7 @@ type recordingFleet struct {
 }
 
 func (f recordingFleet) RecordBackend(
-	*engine.Permit, allotment.Backend,
+	*engine.Permit, string,
 ) (record func(context.Context) error) {
 	return f.record
 }

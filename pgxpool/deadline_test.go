@@ -91,7 +91,7 @@ func (e *onePermit) Try(context.Context) (*engine.Permit, error) {
 	return nil, semaphore.ErrCapacity
 }
 
-func (e *onePermit) RecordBackend(*engine.Permit, allotment.Backend) func(context.Context) error {
+func (e *onePermit) RecordBackend(*engine.Permit, string) func(context.Context) error {
 	return e.record
 }
 
