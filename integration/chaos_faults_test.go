@@ -13,7 +13,7 @@ import (
 )
 
 // This file is what can happen to the fleet of a chaos run. Each fault says for itself which operations may fail, and which of the
-// windows of ARCHITECTURE.md it opens: an operation that fails without leave, or a backend too many without an excuse, is a violation.
+// windows of docs/SAFETY.md it opens: an operation that fails without leave, or a backend too many without an excuse, is a violation.
 
 const (
 	// chaosTTL is the lease. A session has been heard a third of that ago, at the most, and trusts its leases for nine tenths: so whatever Redis does, for

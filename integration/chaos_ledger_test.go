@@ -30,7 +30,7 @@ type backend struct {
 	doing   string // its state, since when, and its query
 }
 
-// An excuse is a window, declared in ARCHITECTURE.md, in which there may be more backends than the capacity. It says which ones do not count
+// An excuse is a window, declared in docs/SAFETY.md, in which there may be more backends than the capacity. It says which ones do not count
 // against it: the others never exceed it, not even then. When it is over they count again, so that it bounds the time, too.
 type excuse struct {
 	why         string

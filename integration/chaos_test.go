@@ -29,7 +29,7 @@ import (
 //
 // Asserted in each look at Postgres, some hundred times a second (chaos_ledger_test.go):
 //
-//   - backends <= capacity, but for those that an excuse covers: a window that ARCHITECTURE.md declares, for named backends, and for a time. The
+//   - backends <= capacity, but for those that an excuse covers: a window that docs/SAFETY.md declares, for named backends, and for a time. The
 //     windows that this run opens:
 //     a process that is stopped past its leases, what it held, until it wakes (not with Config.Fence, which even seeds have);
 //     the network resets a connection to a backend in a query, that one, until the query ends;

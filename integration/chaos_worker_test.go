@@ -320,7 +320,7 @@ func joinInTime(url string, cfg semaphore.Config) (*semaphore.Semaphore, error) 
 	}
 }
 
-// remaining is how many goroutines there are beyond those that there were, and where they are. A socket may take drainMost to end.
+// remaining is how many goroutines there are beyond those that there were, and where they are. A socket may take package socket's drainTimeout to end.
 func remaining(before int) (n int, stacks string) {
 	const patience = 20 * time.Second
 	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {

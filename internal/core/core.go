@@ -47,7 +47,7 @@ func Unavailable(cause error) error { return fmt.Errorf("%w: %w", ErrUnavailable
 // Config is what a Core is made of.
 type Config struct {
 	Base          string // "<prefix>-<name>", for error texts
-	Session       string // see NewSession
+	Session       string // see SessionName
 	Info          string // JSON, for operators
 	TTL, Margin   time.Duration
 	RetryInterval time.Duration
