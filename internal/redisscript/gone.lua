@@ -1,24 +1,18 @@
--- gone: frees permits whose backend was seen gone by a session that was asked to look. See ask_look
--- in quarantine.
---
--- ARGV   2 the epoch in which it was asked
+-- gone: runs behind memory and the shared parts. Frees permits whose backend a look saw gone.
+-- ARGV   2 the epoch in which the look was asked for, see ask_look
 --        then for each permit: its UUID, and the record that named the backend
 -- Returns how many permits are free by that
--- Clock: Redis's.
--- Twice: a permit that is free has no record any more.
+-- Clock: Redis's. Twice: a permit that is free has no record any more.
 --
 -- A session of which a backend was seen gone, and that does not listen, is most probably dead. Its
 -- requests leave the queue, or the permits would be granted to it again. Should it live, it asks
 -- again within RetryInterval: that costs it its place, and nothing else.
 
 local freed, owners = 0, {}
-if fence and epoch and epoch == ARGV[2] then
-  for i = 3, #ARGV, 2 do
-    local id = ARGV[i]
-    if redis.call('HGET', backends, id) == ARGV[i + 1] and drop(id) then
-      freed = freed + 1
-      owners[session_of(id)] = true
-    end
+for i = 3, has_backends and epoch == ARGV[2] and #ARGV or 0, 2 do
+  if redis.call('HGET', backends, ARGV[i]) == ARGV[i + 1] and release(ARGV[i]) then
+    freed = freed + 1
+    owners[session_of(ARGV[i])] = true
   end
 end
 if freed > 0 then
@@ -27,11 +21,7 @@ if freed > 0 then
     local _, ids = parse(request)
     if ids[1] and owners[session_of(ids[1])] then redis.call('ZREM', queue, request) end
   end
-  if open_gate() then
-    local capacity = tonumber(state[2] or 0)
-    pump(capacity, '', {})
-    if redis.call('ZCARD', queue) + redis.call('ZCARD', promises) > 0 and not awaits_look() then balance(capacity) end
-  end
+  move_permits(cap)
 end
-tally()
+save_count()
 return freed

@@ -1,16 +1,12 @@
--- memory: finds out whether Redis has reached maxmemory. In front of every script that writes,
--- before common; in exchange after plain.
---
+-- memory: runs behind plain in exchange, else first. Finds out whether Redis has reached maxmemory.
 -- Redis refuses a command that may use memory only as the first write of a script; it lets a script
 -- end that has begun to write. So the script begins with such a command, one that changes nothing.
 -- If Redis refuses it, the script sets `full` and writes with a command that Redis never refuses,
 -- HDEL of no field. Then renewals and releases go on, and what is given back goes to requests in
--- the queue. A session that joins is refused here, and a new request in exchange. What the rest
--- writes is small, and bounded by what is there already.
---
+-- the queue. A session that joins is refused here, and a new request in exchange. The rest writes
+-- little, and what is there already bounds it.
 -- ARGV   3 '' for a session that joins
--- Clock: none.
--- Twice: changes nothing.
+-- Clock: none. Twice: changes nothing.
 
 local full = false
 do

@@ -21,8 +21,12 @@ import (
 var (
 	//go:embed common.lua
 	commonText string
-	//go:embed shares.lua
-	sharesText string
+	//go:embed repair.lua
+	repairText string
+	//go:embed state.lua
+	stateText string
+	//go:embed levels.lua
+	levelsText string
 	//go:embed quarantine.lua
 	quarantineText string
 	//go:embed queue.lua
@@ -48,8 +52,10 @@ var (
 	//go:embed gone.lua
 	goneText string
 
-	// Each file uses what those before it define.
-	common = commonText + sharesText + quarantineText + queueText + recallsText
+	// The shared parts: each uses what those before it define. A text may have 200 local variables at
+	// its top level, and 200 registers in miniredis; so the longest scripts end in a function main.
+	common = commonText + repairText + stateText + levelsText + quarantineText + queueText +
+		recallsText
 
 	exchangeScript = redis.NewScript(plain + memoryText + common + exchangeText)
 	renewScript    = redis.NewScript(memoryText + common + renewText)

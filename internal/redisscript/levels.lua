@@ -1,0 +1,141 @@
+-- levels: runs behind state. Counts what pools and sessions hold and owe; minima; the capacity.
+
+local MOVE = 10000 -- us that a move costs, while nobody has measured one
+local SLOWEST = 60000000 -- us; a move that is said to cost more counts as this
+local PACE = 20 -- ms between two moves in rotation, at least
+local REPAY = 20 -- times its cost that a move lasts ...
+local PATIENCE = 2000 -- ... but a pool should wait no longer than this, ms, ...
+local HASTE = 6 -- ... while a move lasts HASTE times its cost, and 1 permit in HASTE moves at most
+local AGE = 8796093022208 -- 2^43 ms, some 278 years
+
+-- Returns "free": a session's minimum less the permits that it holds and does not owe. The minimum
+-- lacks so many; below 0, the session could give so many back. nil if it has no minimum.
+local function min_lacks(session)
+  return reserve and tonumber(redis.call('HGET', reserves, 'free ' .. session) or '')
+end
+local function adjust_min(session, n) -- it holds and does not owe n permits more; below 0, fewer
+  local free = min_lacks(session)
+  if not free then return end
+  redis.call('HSET', reserves, 'free ' .. session, free - n)
+  local added = math.max(0, free - n) - math.max(0, free)
+  if added ~= 0 then reserve = redis.call('HINCRBY', meta, 'reserve', added) end
+end
+local function sum_reserves() -- after minima came or went
+  reserve = nil
+  local all = redis.call('HGETALL', reserves)
+  for i = 1, #all, 2 do
+    local free = string.sub(all[i], 1, 5) == 'free ' and tonumber(all[i + 1])
+    if is_exact(free) then reserve = (reserve or 0) + math.max(0, math.floor(free)) end
+  end
+  if reserve then set_meta('reserve', reserve) else redis.call('HDEL', meta, 'reserve') end
+end
+
+local function set_count(key, pool, n)
+  if n > 0 then redis.call('HSET', key, pool, n) else redis.call('HDEL', key, pool) end
+end
+local function debt_of(pool) return count_of(redis.call('HGET', debts, pool)) end
+local function held_by(pool) return count_of(redis.call('HGET', held_counts, pool)) end
+local function kept_by(pool) return math.max(0, held_by(pool) - debt_of(pool)) end -- not owed
+
+-- Returns how long rotation leaves a permit with a pool of weight 1, and what a move costs, ms.
+local function cycle(capacity)
+  local cost = read_meta('move', MOVE, SLOWEST) / 1000
+  local needy = redis.call('ZCOUNT', queue, whole(LEVELS * RANK), '(' .. whole((LEVELS + 1) * RANK))
+  local wish = math.max(REPAY * cost, PACE * capacity)
+  return math.max(math.min(wish, PATIENCE * capacity / math.max(1, needy)), HASTE * cost), cost
+end
+-- Puts a pool where it belongs among those that can give a permit. Its level is the number of
+-- permits that it would keep after it gave one, divided by its weight. A fraction that grows with
+-- time is subtracted, so among equals the pool that changed longest ago comes first. A pool of more
+-- weight may keep its last permit for more cycles: it counts as changed later by those.
+local function place(pool, kept)
+  if kept <= 0 then return redis.call('ZREM', levels, pool) end
+  local weight, since = weight_of(pool), now
+  if kept == 1 and weight > 1 then since = now + (weight - 1) * cycle(cap) end
+  redis.call('ZADD', levels, (kept - 1) / weight - since / AGE, pool)
+end
+local function fulfil_promise(pool) -- the first that rests on a pool: it gave what it owed
+  for _, p in ipairs(redis.call('ZRANGE', promises, 0, -1)) do
+    if string.match(p, '^%d+ (%S+)') == pool then return redis.call('ZREM', promises, p) end
+  end
+end
+
+-- Undoes what a permit counts for its pool, and, if the pool did not owe it, for its session.
+local function uncount(id)
+  local debt = 0
+  if is_pooled(id) then
+    local pool = pool_of(id)
+    local held = held_by(pool) - 1
+    debt = debt_of(pool)
+    set_count(held_counts, pool, held)
+    if held <= 0 then redis.call('ZREM', moves, pool) end
+    if debt == 0 then
+      place(pool, held)
+    else
+      set_count(debts, pool, debt - 1)
+      fulfil_promise(pool)
+    end
+  end
+  if reserve and debt == 0 then adjust_min(session_of(id), -1) end
+end
+local function release(id) -- and what is known of its backend; returns whether it was there
+  local counted = not has_backends or redis.call('HDEL', backends, id) == 1
+    or redis.call('HDEL', quarantine, id) == 0
+  if redis.call('ZREM', permits, id) == 0 then return false end
+  if is_ours(id) then change = change - 1 end
+  if counted then uncount(id) end
+  return true
+end
+local function grant(id, ttl) -- or extends its lease, if it is held
+  if extend(id, ttl) == 0 then return end
+  change = change + 1
+  if is_pooled(id) then
+    local pool = pool_of(id)
+    local held = held_by(pool) + 1
+    set_count(held_counts, pool, held)
+    place(pool, held - debt_of(pool))
+  end
+  if reserve then adjust_min(session_of(id), 1) end
+end
+
+-- Returns the capacity in force: an operator's, else the smallest that a live session declares.
+local function effective_capacity()
+  local limit = redis.call('HGET', meta, 'limit')
+  local declared = limit or redis.call('ZRANGE', capacities, 0, 0, 'WITHSCORES')[2]
+  local capacity = tonumber(declared or 0)
+  if not (capacity >= 0 and is_exact(capacity)) then capacity = cap end -- no session declares that
+  local lost = not limit and redis.call('ZCARD', capacities) < redis.call('ZCARD', sessions)
+  if lost then capacity = math.min(capacity, tonumber(stored[1] or capacity)) end -- do not grow
+  set_meta('cap', capacity)
+  return capacity
+end
+local function remove_session(session)
+  redis.call('ZREM', sessions, session)
+  redis.call('ZREM', capacities, session)
+  redis.call('HDEL', info, session)
+end
+-- Forgets what is counted about sessions that ended (a set): it can have drifted from their
+-- permits. Other pools are asked for what those owed.
+local function forget_sessions(ended)
+  for _, promise in ipairs(redis.call('ZRANGE', promises, 0, -1)) do
+    local pool = string.match(promise, '^%d+ (.*)') or ''
+    if ended[session_of(pool)] then redis.call('ZREM', promises, promise) end
+  end
+  for _, pool in ipairs(redis.call('ZRANGE', moves, 0, -1)) do
+    if ended[session_of(pool)] then redis.call('ZREM', moves, pool) end
+  end
+  for _, field in ipairs(redis.call('HKEYS', recalls)) do
+    if ended[string.sub(field, 2, 19)] then redis.call('HDEL', recalls, field) end
+  end
+  for _, key in ipairs({ held_counts, debts }) do
+    for _, pool in ipairs(redis.call('HKEYS', key)) do
+      if ended[session_of(pool)] then
+        redis.call('HDEL', key, pool)
+        redis.call('ZREM', levels, pool)
+      end
+    end
+  end
+  if not reserve then return end
+  for name in pairs(ended) do redis.call('HDEL', reserves, 'min ' .. name, 'free ' .. name) end
+  sum_reserves()
+end
