@@ -180,15 +180,12 @@ local function wake_at(look) -- when this session is to ask again, ms
   return look > 0 and wake > 0 and math.min(wake, look) or math.max(wake, look)
 end
 
-local function main()
-  learn_move(own, tonumber(ARGV[REST + 4] or 0))
-  release_all()
-  serve_queue()
-  local began = waiting == 0
-  ask_all()
-  local look, needed = find_permits(began)
-  save_count()
-  return { 'ok', now, wake_at(look), waiting, needed and { recalls_of(offerer) } or {}, granted,
-    refused, crowded, math.max(0, cap - redis.call('ZCARD', permits)), full and 1 or 0, no_memory }
-end
-return main()
+learn_move(own, tonumber(ARGV[REST + 4] or 0))
+release_all()
+serve_queue()
+local began = waiting == 0
+ask_all()
+local look, needed = find_permits(began)
+save_count()
+return { 'ok', now, wake_at(look), waiting, needed and { recalls_of(offerer) } or {}, granted,
+  refused, crowded, math.max(0, cap - redis.call('ZCARD', permits)), full and 1 or 0, no_memory }

@@ -104,7 +104,7 @@ func newInProcess(t testing.TB, k Keys) place {
 	for _, text := range []string{plain + memoryText + common + exchangeText, memoryText + common + renewText, memoryText + common + leaveText,
 		memoryText + common + capacityText, common + snapshotText, memoryText + common + markText,
 		memoryText + common + goneText} {
-		if err := p.do("SCRIPT", "LOAD", text); err != nil {
+		if err := p.do("SCRIPT", "LOAD", text+closing); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -250,37 +250,34 @@ local function list_backends_to_end() -- if this session has a connection to end
   return list
 end
 
-local function main()
-  validate_meta()
-  local sweeps = math.floor(now / ttl) > math.floor(last / ttl) -- the fleet's first in a lease
-  -- A newcomer cannot tell a clock that was set from a fleet that died: it asks who listens.
-  local stepped = joins and epoch and now - last > math.min(ttl, lease) / 2
-  if stepped and #subscribed_others() > 0 then set_now(last) end
-  notice_loss()
-  end_sessions(sweeps)
-  local refusal = bound_minimum()
-  if refusal then return refusal end
-  keep_session()
-  keep_shortest_lease()
-  if joins then note('young', YOUNG) end
-  learn_move(own, tonumber(ARGV[14]))
-  capacity = effective_capacity()
-  expire_leases(own)
-  redis.call('ZREMRANGEBYSCORE', promises, '-inf', now) -- balance does so only while requests wait
-  renew_permits()
-  local told, owing, debts_changed = settle_pools()
-  settle_minimum(owing, debts_changed)
-  record_backends()
-  local to_end = list_backends_to_end()
-  local before = lost and paused_until > now and tonumber(redis.call('HGET', meta, 'known') or 0)
-  if before and seen > before then set_meta('known', seen) end
-  move_permits(capacity, own)
-  drain(capacity) -- also while no request waits, or grants are paused
-  save_count()
-  local listeners = not joins and push(own, PUSH.heartbeat)
-  return { 'ok', now, epoch, capacity, redis.call('ZCARD', queue), sharded and 1 or 0, paused_until,
-    missing, tonumber(redis.call('HGET', meta, 'limit') or 0), told, minimum,
-    redis.call('ZCARD', sessions), to_end, type(listeners) == 'number' and listeners or -1,
-    full and 1 or 0 }
-end
-return main()
+validate_meta()
+local sweeps = math.floor(now / ttl) > math.floor(last / ttl) -- the fleet's first in a lease
+-- A newcomer cannot tell a clock that was set from a fleet that died: it asks who listens.
+local stepped = joins and epoch and now - last > math.min(ttl, lease) / 2
+if stepped and #subscribed_others() > 0 then set_now(last) end
+notice_loss()
+end_sessions(sweeps)
+local refusal = bound_minimum()
+if refusal then return refusal end
+keep_session()
+keep_shortest_lease()
+if joins then note('young', YOUNG) end
+learn_move(own, tonumber(ARGV[14]))
+capacity = effective_capacity()
+expire_leases(own)
+redis.call('ZREMRANGEBYSCORE', promises, '-inf', now) -- balance does so only while requests wait
+renew_permits()
+local told, owing, debts_changed = settle_pools()
+settle_minimum(owing, debts_changed)
+record_backends()
+local to_end = list_backends_to_end()
+local before = lost and paused_until > now and tonumber(redis.call('HGET', meta, 'known') or 0)
+if before and seen > before then set_meta('known', seen) end
+move_permits(capacity, own)
+drain(capacity) -- also while no request waits, or grants are paused
+save_count()
+local listeners = not joins and push(own, PUSH.heartbeat)
+return { 'ok', now, epoch, capacity, redis.call('ZCARD', queue), sharded and 1 or 0, paused_until,
+  missing, tonumber(redis.call('HGET', meta, 'limit') or 0), told, minimum,
+  redis.call('ZCARD', sessions), to_end, type(listeners) == 'number' and listeners or -1,
+  full and 1 or 0 }
