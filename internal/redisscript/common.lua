@@ -1,5 +1,5 @@
 -- common: runs behind plain and memory. First of the shared parts, which run in this order: common,
--- repair, state, levels, quarantine, queue, recalls. Then the script itself runs.
+-- repair, state, levels, quarantine, queue, recalls. Then the script runs; see also redisscript.go.
 --
 -- KEYS   all that are named below   ARGV   1 Redis's time as the caller expects it, ms, 0: unknown
 --

@@ -67,6 +67,7 @@ local function rank_of(id)
   if held <= 0 then return LEVELS end
   return math.min(8191, LEVELS + math.max(1, math.floor(LEVELS * held / weight_of(id))))
 end
+
 -- Puts a request for n permits into the queue, behind all others of its rank. One that waits
 -- already keeps its turn within its (new) rank, which can make it the head. But a pool that has
 -- just given its last permit has waited for none until now.
@@ -155,6 +156,7 @@ local function answer_offer() -- promises what is offered, and returns whether a
   for _ = 1, promised do promise(offerer, now, OFFER) end
   return promised > 0
 end
+
 -- Finds permits for those that wait: by a look, offers, recalls. `began`: the queue was empty.
 -- Returns when the next look may be, ms, and whether what is offered is needed.
 local function find_permits(began)

@@ -54,6 +54,7 @@ local function place(pool, kept)
   if kept == 1 and weight > 1 then since = now + (weight - 1) * cycle(cap) end
   redis.call('ZADD', levels, (kept - 1) / weight - since / AGE, pool)
 end
+
 local function fulfil_promise(pool) -- the first that rests on a pool: it gave what it owed
   for _, p in ipairs(redis.call('ZRANGE', promises, 0, -1)) do
     if string.match(p, '^%d+ (%S+)') == pool then return redis.call('ZREM', promises, p) end
@@ -78,6 +79,7 @@ local function uncount(id)
   end
   if reserve and debt == 0 then adjust_min(session_of(id), -1) end
 end
+
 local function release(id) -- and what is known of its backend; returns whether it was there
   local counted = not has_backends or redis.call('HDEL', backends, id) == 1
     or redis.call('HDEL', quarantine, id) == 0
@@ -86,6 +88,7 @@ local function release(id) -- and what is known of its backend; returns whether 
   if counted then uncount(id) end
   return true
 end
+
 local function grant(id, ttl) -- or extends its lease, if it is held
   if extend(id, ttl) == 0 then return end
   change = change + 1
@@ -98,7 +101,8 @@ local function grant(id, ttl) -- or extends its lease, if it is held
   if reserve then adjust_min(session_of(id), 1) end
 end
 
--- Returns the capacity in force: an operator's, else the smallest that a live session declares.
+-- Returns the capacity in force, and the operator's or false. The operator's is in force, else the
+-- smallest that a live session declares.
 local function effective_capacity()
   local limit = redis.call('HGET', meta, 'limit')
   local declared = limit or redis.call('ZRANGE', capacities, 0, 0, 'WITHSCORES')[2]
@@ -107,7 +111,7 @@ local function effective_capacity()
   local lost = not limit and redis.call('ZCARD', capacities) < redis.call('ZCARD', sessions)
   if lost then capacity = math.min(capacity, tonumber(stored[1] or capacity)) end -- do not grow
   set_meta('cap', capacity)
-  return capacity
+  return capacity, limit
 end
 local function remove_session(session)
   redis.call('ZREM', sessions, session)

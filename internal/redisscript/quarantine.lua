@@ -78,6 +78,7 @@ local function choose_fencer(own)
   table.sort(able)
   return #able > 0 and able[redis.call('HINCRBY', meta, 'seq', 1) % #able + 1] or nil
 end
+
 local function expire_leases(own) -- releases their permits, or puts them in quarantine
   local added = false
   repeat

@@ -231,7 +231,7 @@ end
 local function move_permits(capacity, own)
   if not may_grant() then return end
   grant_queue(capacity, '', {})
-  if own and redis.call('ZCARD', queue) > 0 then ask_look(own) end
-  local wanted = redis.call('ZCARD', queue) + redis.call('ZCARD', promises) > 0
-  if wanted and not awaits_look() then balance(capacity) end
+  local waiting = redis.call('ZCARD', queue)
+  if own and waiting > 0 then ask_look(own) end
+  if waiting + redis.call('ZCARD', promises) > 0 and not awaits_look() then balance(capacity) end
 end

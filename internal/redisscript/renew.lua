@@ -34,7 +34,7 @@ local minimum, seen, n_backends = tonumber(ARGV[11]), tonumber(ARGV[12]), tonumb
 local FIRST, FIRST_POOL, FIRST_BACKEND = 15, 15 + n_permits, 15 + n_permits + 5 * n_pools
 local CHUNK = 1000 -- permits in one command
 local EARLY = 0.45 -- of a lease: a heartbeat comes after a third, a twelfth later if that failed
-local joins, lost, fresh, capacity = known == '', false, false, nil
+local joins, lost, fresh, capacity, operators = known == '', false, false, nil, nil
 local missing, in_quarantine = {}, {} -- UUIDs not held any more; a set of UUIDs
 
 local function subscribed_others() -- the sessions that are subscribed now, without this one
@@ -132,8 +132,8 @@ end
 -- session has said a shorter one for twice its length. Any with a shorter lease has then been no
 -- session for at least as long as anything lasts that it could still be granted.
 local function keep_shortest_lease()
-  local least = math.min(ttl, lease_of(redis.call('HGET', meta, 'leasenext') or ttl))
-  local since = tonumber(redis.call('HGET', meta, 'leasesince') or '')
+  local m = redis.call('HMGET', meta, 'leasenext', 'leasesince')
+  local least, since = math.min(ttl, lease_of(m[1] or ttl)), tonumber(m[2] or '')
   if fresh or ttl < lease then
     lease, least, since = ttl, ttl, now
   elseif not (since and since <= now and since > now - 4 * DAY) then
@@ -217,6 +217,7 @@ local function settle_minimum(owing, debts_changed)
   end
   sum_reserves()
 end
+
 local function record_backends() -- should Redis have forgotten them
   if n_backends == 0 then return end
   has_backends = true
@@ -250,7 +251,7 @@ local function list_backends_to_end() -- if this session has a connection to end
   return list
 end
 
-validate_meta()
+validate_meta(stored)
 local sweeps = math.floor(now / ttl) > math.floor(last / ttl) -- the fleet's first in a lease
 -- A newcomer cannot tell a clock that was set from a fleet that died: it asks who listens.
 local stepped = joins and epoch and now - last > math.min(ttl, lease) / 2
@@ -263,7 +264,7 @@ keep_session()
 keep_shortest_lease()
 if joins then note('young', YOUNG) end
 learn_move(own, tonumber(ARGV[14]))
-capacity = effective_capacity()
+capacity, operators = effective_capacity()
 expire_leases(own)
 redis.call('ZREMRANGEBYSCORE', promises, '-inf', now) -- balance does so only while requests wait
 renew_permits()
@@ -278,6 +279,5 @@ drain(capacity) -- also while no request waits, or grants are paused
 save_count()
 local listeners = not joins and push(own, PUSH.heartbeat)
 return { 'ok', now, epoch, capacity, redis.call('ZCARD', queue), sharded and 1 or 0, paused_until,
-  missing, tonumber(redis.call('HGET', meta, 'limit') or 0), told, minimum,
-  redis.call('ZCARD', sessions), to_end, type(listeners) == 'number' and listeners or -1,
-  full and 1 or 0 }
+  missing, tonumber(operators or 0), told, minimum, redis.call('ZCARD', sessions), to_end,
+  type(listeners) == 'number' and listeners or -1, full and 1 or 0 }

@@ -36,10 +36,11 @@ local function validate_fields(fields, values) -- deletes fields that are no cou
   end
 end
 -- Does that for all of meta. Scripts do without, or with an error, until the next heartbeat.
-local function validate_meta()
-  local fields = { 'cap', 'gate', 'reserve', 'count', 'skew', 'last', 'seq', 'limit', 'early',
-    'known', 'news' }
-  validate_fields(fields, redis.call('HMGET', meta, unpack(fields)))
+-- state has read `stored`.
+local function validate_meta(stored)
+  local rest = { 'seq', 'limit', 'early', 'known', 'news' }
+  validate_fields({ 'cap', 'gate', 'reserve', 'count', 'skew', 'last' }, stored)
+  validate_fields(rest, redis.call('HMGET', meta, unpack(rest)))
   if paused_until > now + DAY then forget_field('gate') end
 end
 
