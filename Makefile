@@ -4,7 +4,8 @@ GO          ?= go
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 VULNDB      := https://vuln.go.dev
-PKG         ?= ./...
+# All packages of all modules: see go.work.
+PKG         ?= work
 TIMEOUT     ?= 20m
 BENCH       ?= .
 COUNT       ?= 10
@@ -15,8 +16,24 @@ SEED        ?= 0
 FAULT       ?=
 ARGS        ?=
 
+# The modules are one workspace, whatever go env says: in one, go refuses -mod=mod and -modfile.
+export GOWORK  := $(CURDIR)/go.work
+export GOFLAGS := $(filter-out -mod=% -modfile=%,$(shell $(GO) env GOFLAGS 2>/dev/null)) -mod=readonly
+
+# Many tests wait for other processes. So more packages run at once than there are processors, and in a
+# package more of the tests that call t.Parallel.
+PARALLEL    := $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); \
+	echo -p $$((n > 4 ? n : 4)) -parallel $$((n > 8 ? n : 8)))
+
+# The race detector, but for the interpreter of Lua in miniredis, which runs one script at a time. It
+# would take most of the time of the tests that run in a bubble. Vetting is left to make lint.
+RACE        := -race -gcflags=github.com/yuin/gopher-lua/...=-race=false -vet=off
+
+# The packages whose tests run a part of their cases by default.
+SUBSETS     = $(shell grep -rl 'passbuddy/internal/subset"' --include='*_test.go' . | xargs -n 1 dirname | sort -u)
+
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo lint vuln bench bench-go stress chaos fmt clean
+.PHONY: help setup test demo lint vuln bench bench-go stress chaos fmt tidy clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,21 +43,22 @@ setup: ## Find or install the servers that tests and the demo start for themselv
 
 test: ## Run all tests with the race detector, against throwaway Postgres and Redis servers (PKG=, TIMEOUT=)
 	@scripts/setup.sh --need redis --need cc
-	$(GO) test -race -timeout $(TIMEOUT) $(PKG)
+	$(GO) test $(RACE) $(PARALLEL) -timeout $(TIMEOUT) $(PKG)
 
 demo: setup ## Show a fleet of processes on one Postgres, without PassBuddy and with it (ARGS='-cap 10 -duration 5s')
 	@$(GO) run ./cmd/passbuddy demo $(ARGS)
 
-lint: ## Check formatting, go vet, staticcheck, what the library imports, that its core is pure, and shell scripts
+lint: ## Check formatting, go vet, staticcheck, what the library imports, that its core is pure, the modules, and shell scripts
 	@files=$$(gofmt -l .); if [ -n "$$files" ]; then echo "not formatted, run make fmt:"; echo "$$files"; exit 1; fi
-	$(GO) vet ./...
-	$(GO) run $(STATICCHECK) ./...
+	$(GO) vet work
+	$(GO) run $(STATICCHECK) work
 	@scripts/check-imports.sh
 	@scripts/check-core.sh
+	@scripts/modules.sh check
 	@if command -v shellcheck >/dev/null; then shellcheck scripts/*.sh .ci/run; fi
 
 vuln: ## Look for known vulnerabilities in what is called here; says so where vuln.go.dev cannot be reached
-	@if curl -fsS --max-time 20 -o /dev/null $(VULNDB)/index/db.json; then $(GO) run $(GOVULNCHECK) -db $(VULNDB) ./...; \
+	@if curl -fsS --max-time 20 -o /dev/null $(VULNDB)/index/db.json; then $(GO) run $(GOVULNCHECK) -db $(VULNDB) work; \
 	else echo "vulnerabilities: NOT CHECKED, $(VULNDB) cannot be reached"; fi
 
 bench: ## Measure PassBuddy beside PgBouncer and others, in 40 minutes (ARGS=-quick for 2; docs/BENCHMARKS.md)
@@ -53,18 +71,22 @@ bench-go: ## Run the Go benchmarks, each with its rival beside it (BENCH=regexp,
 
 stress: ## Run the randomised tests and the fleets for a long time (DURATION=1m for each test, ROUNDS=20, STEPS=1000000 of the model)
 	@scripts/setup.sh --need redis --need cc
-	$(GO) test -race -timeout 0 -count $(ROUNDS) -run 'Random' . ./semaphore ./internal/...
+	$(GO) test $(RACE) $(PARALLEL) -timeout 0 -count 1 $(filter-out ./integration,$(SUBSETS)) -full
+	$(GO) test $(RACE) -timeout 0 -count $(ROUNDS) -run 'Random' . ./semaphore ./internal/...
 	$(GO) test -timeout 0 -count 1 -run Model ./internal/redisscript -steps $(STEPS) -v
-	$(GO) test -timeout 0 -count 1 -run Hostile ./semaphore -hostile
-	$(GO) test -race -timeout 0 -count 1 ./pgxpool -stress $(DURATION)
-	$(GO) test -race -timeout 0 -count 1 ./integration -load $(DURATION)
+	$(GO) test $(PARALLEL) -timeout 0 -count 1 -run Hostile ./semaphore -hostile -full
+	$(GO) test $(RACE) $(PARALLEL) -timeout 0 -count 1 ./pgxpool -stress $(DURATION)
+	$(GO) test $(RACE) $(PARALLEL) -timeout 0 -count 1 ./integration -load $(DURATION) -full
 
 chaos: ## Run a fleet of processes while everything goes wrong, and print what it cost (DURATION=1m, SEED=0 for another each time, FAULT=regexp)
 	@scripts/setup.sh --need redis --need cc
-	$(GO) test -race -timeout 0 -count 1 -v -run 'TestChaos$$' ./integration -chaos $(DURATION) -seed $(SEED) -fault '$(FAULT)'
+	$(GO) test $(RACE) -timeout 0 -count 1 -v -run 'TestChaos$$' ./integration -chaos $(DURATION) -seed $(SEED) -fault '$(FAULT)'
 
 fmt: ## Format the code
 	gofmt -w .
+
+tidy: ## Bring each module's go.mod and go.sum up to date
+	@scripts/modules.sh tidy
 
 clean: ## Remove what the targets above leave in this folder
 	rm -rf passbuddy-demo.svg passbuddy-bench.json passbuddy-bench

@@ -54,7 +54,7 @@ func BenchmarkWarmCheckout(b *testing.B) {
 	}
 	b.Run("bare", func(b *testing.B) { run(b, sql.OpenDB(quietConnector{})) })
 	b.Run("passbuddy", func(b *testing.B) {
-		cfg, _ := Config{}.WithDefaults()
+		cfg, _ := Config{}.withDefaults()
 		run(b, sql.OpenDB(newConnector(quietConnector{}, nil, newFleet(b, 2).source(), cfg)))
 	})
 }

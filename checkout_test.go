@@ -302,9 +302,9 @@ func TestRefusalIsToldOnce(t *testing.T) {
 	}
 }
 
-// TestLateFence: the lease of a checkout is lost, and the connection is out again when the news
+// TestLateAbort: the lease of a checkout is lost, and the connection is out again when the news
 // comes.
-func TestLateFence(t *testing.T) {
+func TestLateAbort(t *testing.T) {
 	bubble(t, 2, full, Config{Scope: PerCheckout}, func(t *testing.T, b *bench) {
 		first := b.conn(t)
 		var before *physical
@@ -326,9 +326,9 @@ func TestLateFence(t *testing.T) {
 	})
 }
 
-// TestFenceBeforeReturn: a connection whose lease was lost while it was out does not reach the
+// TestAbortBeforeReturn: a connection whose lease was lost while it was out does not reach the
 // list.
-func TestFenceBeforeReturn(t *testing.T) {
+func TestAbortBeforeReturn(t *testing.T) {
 	bubble(t, 2, full, Config{Scope: PerCheckout}, func(t *testing.T, b *bench) {
 		c := b.conn(t)
 		b.fleet.lose(t)

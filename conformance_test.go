@@ -23,7 +23,7 @@ var scopes = []Scope{PerConnection, PerCheckout}
 // wrapped opens a DB over a fake server, with permits from a fake fleet.
 func wrapped(t testing.TB, s *server, kind func(fakeConn) driver.Conn, fleet *fakeFleet, cfg Config) (*sql.DB, *connector) {
 	t.Helper()
-	cfg, err := cfg.WithDefaults()
+	cfg, err := cfg.withDefaults()
 	if err != nil {
 		t.Fatal(err)
 	}

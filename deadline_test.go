@@ -147,7 +147,7 @@ func fencedDB(
 	config.DialFunc = pg.Dial
 	before := func(context.Context, *pgx.ConnConfig) error { dialling(); return nil }
 	inner := followConnector(stdlib.GetConnector(*config, stdlib.OptionBeforeConnect(before)))
-	cfg, err := Config{Fence: true, AcquireTimeout: stationsTimeout}.WithDefaults()
+	cfg, err := Config{Fence: true, AcquireTimeout: stationsTimeout}.withDefaults()
 	must(t)(cfg, err)
 	fleet := newFleet(t, 1)
 	engine := func(a *allotment.Allotment) (func(), error) {

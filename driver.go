@@ -51,7 +51,7 @@ func WrapDriver(d driver.Driver, sem *semaphore.Semaphore, cfg Config) driver.Dr
 //
 // A nil argument or a Config that is refused makes every Connect return an error that names it.
 func WrapConnector(c driver.Connector, sem *semaphore.Semaphore, cfg Config) driver.Connector {
-	cfg, err := cfg.WithDefaults()
+	cfg, err := cfg.withDefaults()
 	switch {
 	case isNil(c):
 		err = errors.New("passbuddy: WrapConnector: connector is nil")
@@ -99,7 +99,7 @@ var (
 )
 
 func newWrappedDriver(d driver.Driver, sem *semaphore.Semaphore, cfg Config) *wrappedDriver {
-	cfg, err := cfg.WithDefaults()
+	cfg, err := cfg.withDefaults()
 	switch {
 	case isNil(d):
 		err = errors.New("passbuddy: driver is nil")

@@ -82,7 +82,7 @@ func TestStatementOutlivesBadConnection(t *testing.T) {
 	}
 }
 
-func TestFence(t *testing.T) {
+func TestAbort(t *testing.T) {
 	for _, scope := range scopes {
 		t.Run(scope.String(), func(t *testing.T) {
 			bubble(t, 2, full, Config{Scope: scope}, func(t *testing.T, b *bench) {

@@ -135,9 +135,11 @@ func TestFenceIsRefused(t *testing.T) {
 		"KeepOnLoss":    {Fence: true, KeepOnLoss: true},
 		"FallbackConns": {Fence: true, FallbackConns: 1},
 	} {
-		if _, err := cfg.WithDefaults(); err == nil || !strings.Contains(err.Error(), "Fence") || !strings.Contains(err.Error(), want) {
+		refused := passbuddy.OpenDB(stdlib.GetConnector(pgx.ConnConfig{}), sem, cfg)
+		if err := refused.Ping(); err == nil || !strings.Contains(err.Error(), "Fence") || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: %v", cfg, err)
 		}
+		_ = refused.Close()
 	}
 	// Other drivers, and where that is told.
 	func() {

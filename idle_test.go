@@ -7,6 +7,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/passbuddy/passbuddy/internal/subset"
 )
 
 // TestMaxIdleConns: a wrapper that database/sql closes at rest takes a connection with it. If
@@ -222,7 +224,7 @@ func TestConnMaxLifetimeRaisedInACrowd(t *testing.T) {
 		b.db.SetConnMaxLifetime(0)
 		b.crowd(t, 12, 30*time.Second)
 		before := b.server.dials.Load()
-		b.crowd(t, 12, 10*time.Minute)
+		b.crowd(t, 12, subset.Length(time.Minute, 10*time.Minute))
 		if n := b.server.dials.Load(); n != before {
 			t.Errorf("without a limit: dialled %d times", n-before)
 		}

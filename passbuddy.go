@@ -64,7 +64,7 @@ import (
 )
 
 // DefaultAcquireTimeout is the AcquireTimeout of a zero Config.
-const DefaultAcquireTimeout = 30 * time.Second
+const DefaultAcquireTimeout = allotment.DefaultAcquireTimeout
 
 // A Scope says what a permit covers.
 type Scope uint8
@@ -146,33 +146,14 @@ type Config struct {
 	Fence bool
 }
 
-// WithDefaults returns c with its defaults filled in, or an error that names the refused field.
-func (c Config) WithDefaults() (Config, error) {
-	if c.AcquireTimeout == 0 {
-		c.AcquireTimeout = DefaultAcquireTimeout
+// withDefaults returns c with its defaults filled in, or an error that names the refused field.
+func (c Config) withDefaults() (Config, error) {
+	if c.Scope > PerCheckout {
+		return c, fmt.Errorf("passbuddy: Config.Scope is %v: it must be PerConnection or PerCheckout", c.Scope)
 	}
-	refused := func(format string, args ...any) (Config, error) {
-		return c, fmt.Errorf("passbuddy: Config."+format, args...)
-	}
-	switch {
-	case c.Scope > PerCheckout:
-		return refused("Scope is %v: it must be PerConnection or PerCheckout", c.Scope)
-	case c.AcquireTimeout < 0:
-		return refused("AcquireTimeout is %v: it must not be negative", c.AcquireTimeout)
-	case c.FallbackConns < 0:
-		return refused("FallbackConns is %d: it must not be negative", c.FallbackConns)
-	case c.Fence && c.Scope != PerConnection:
-		return refused("Fence with Config.Scope %v: "+
-			"only the permits of PerConnection cover a backend", c.Scope)
-	case c.Fence && (c.KeepOnLoss || c.FallbackConns > 0):
-		other := "FallbackConns"
-		if c.KeepOnLoss {
-			other = "KeepOnLoss"
-		}
-		return refused("Fence and Config.%s: "+
-			"the one ends the connections that the other keeps", other)
-	}
-	return c, nil
+	o, err := c.options().Resolve()
+	c.AcquireTimeout = o.AcquireTimeout
+	return c, err
 }
 
 func (c Config) options() allotment.Options {

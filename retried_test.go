@@ -38,7 +38,7 @@ func TestEndedStatementIsNotRetried(t *testing.T) {
 	}
 	fleet := newFleet(t, 2)
 	inner := followConnector(stdlib.GetConnector(*pg.Listen(t)))
-	c, err := Config{}.WithDefaults()
+	c, err := Config{}.withDefaults()
 	must(t)(c, err)
 	cn := newConnector(inner, inner.Driver(), fleet.source(), c)
 	db := sql.OpenDB(cn)

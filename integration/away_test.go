@@ -218,6 +218,7 @@ func TestRedisAwayKeep(t *testing.T) {
 		{"FallbackConns", func(j *job) { j.FallbackConns = awayFallback }, awayFallback, false},
 	} {
 		t.Run(policy.name, func(t *testing.T) {
+			t.Parallel()
 			awayTest(t, func(t *testing.T, s *servers, integration string) {
 				const victim = "p00"
 				j := job{Integration: integration, TTL: awayTTL}

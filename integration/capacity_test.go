@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/passbuddy/passbuddy/internal/subset"
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
@@ -12,7 +13,7 @@ import (
 func TestCapacityIsLoweredUnderLoad(t *testing.T) {
 	const processes, capacity, lowered = 4, 20, 8
 	s := startServers(t, 100)
-	for _, integration := range []string{"pgxpool", "stdlib"} {
+	for _, integration := range subset.Of(t, 1, []string{"pgxpool", "stdlib"}) {
 		t.Run(integration, func(t *testing.T) {
 			seen := s.ledger(t)
 			fleet := make(named)

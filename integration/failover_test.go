@@ -20,6 +20,7 @@ func pushesOnly(name string, capacity int) semaphore.Config {
 // Sentinels replace the primary under load: because it was killed, and in good order. With WaitReplicas no grant is forgotten, so there are never
 // more permits than the capacity; and the semaphore goes on, pushes included.
 func TestSentinelFailover(t *testing.T) {
+	t.Parallel() // it mostly waits
 	s, err := throwaway.StartSentinel(t.Context(), throwaway.SentinelOptions{})
 	if err != nil {
 		skipIfMissing(t, err)

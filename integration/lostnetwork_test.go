@@ -203,6 +203,7 @@ func TestLostConnections(t *testing.T) {
 		for _, client := range []string{"pgxpool", "stdlib"} {
 			for name, cfg := range configs {
 				t.Run(fmt.Sprintf("%s/%s/%s", fault, client, name), func(t *testing.T) {
+					t.Parallel() // they mostly wait
 					s := startServers(t, 0)
 					proxy, err := throwaway.StartProxy(s.postgres.Addr())
 					if err != nil {

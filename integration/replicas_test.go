@@ -71,6 +71,7 @@ func (r *replicated) failover(t *testing.T) {
 
 // A process starts while its replica is away for a moment, and joins when the replica is back.
 func TestWaitReplicasJoinsLater(t *testing.T) {
+	t.Parallel() // it mostly waits
 	r := startReplicated(t)
 	if err := r.replica.CutReplication(t.Context()); err != nil {
 		t.Fatal(err)
@@ -90,6 +91,7 @@ func TestWaitReplicasJoinsLater(t *testing.T) {
 
 // Without a replica that acknowledges, nothing is granted, and what is held ends with its lease.
 func TestWaitReplicasWithoutReplica(t *testing.T) {
+	t.Parallel() // it mostly waits
 	r := startReplicated(t)
 	cfg := semaphore.Config{Name: t.Name(), Capacity: 2, TTL: 5 * time.Second, WaitReplicas: 1, MaxAttempts: -1}
 	a, b := r.session(t, cfg), r.session(t, cfg)
@@ -134,6 +136,7 @@ func TestWaitReplicasWithoutReplica(t *testing.T) {
 
 // A failover to the replica that acknowledged, under load, forgets no grant.
 func TestWaitReplicasFailover(t *testing.T) {
+	t.Parallel() // it mostly waits
 	r := startReplicated(t)
 	cfg := semaphore.Config{Name: t.Name(), Capacity: 5, TTL: 5 * time.Second, WaitReplicas: 1}
 	var clients []redis.UniversalClient

@@ -20,6 +20,7 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/passbuddy/passbuddy"
+	"github.com/passbuddy/passbuddy/internal/subset"
 	"github.com/passbuddy/passbuddy/internal/throwaway"
 	passpool "github.com/passbuddy/passbuddy/pgxpool"
 	"github.com/passbuddy/passbuddy/semaphore"
@@ -82,7 +83,7 @@ func TestStarvedMachine(t *testing.T) {
 		t.Fatal(err)
 	}
 	var load, closing sync.WaitGroup
-	ends := time.Now().Add(4 * *loadFor)
+	ends := time.Now().Add(subset.Length(3**loadFor, 4**loadFor)) // more than a lease
 	var done atomic.Int64
 	for i := range 4 {
 		sem, err := semaphore.Open(t.Context(), s.redis.URL(), semaphore.Config{

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/passbuddy/passbuddy/internal/subset"
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
@@ -21,14 +22,15 @@ func TestSharesAsConfigured(t *testing.T) {
 // Saturated processes share by weight, whoever came first, and then nothing moves.
 func (s *servers) testWeight(t *testing.T) {
 	const capacity = 20
-	for _, tt := range []struct {
+	type weighted struct {
 		name    string
 		weights []int // in the order in which they join
 		want    shares
-	}{
+	}
+	for _, tt := range subset.Of(t, 1, []weighted{
 		{"batch-first", []int{1, 3}, shares{"p00": 5, "p01": 15}},
 		{"three", []int{1, 3, 1}, shares{"p00": 4, "p01": 12, "p02": 4}},
-	} {
+	}) {
 		t.Run(tt.name, func(t *testing.T) {
 			seen, fleet := s.ledger(t), make(named)
 			j := saturating("pgxpool", t.Name(), capacity)

@@ -25,6 +25,7 @@ import (
 	"github.com/lib/pq"
 
 	"github.com/passbuddy/passbuddy"
+	"github.com/passbuddy/passbuddy/internal/quiet"
 	passpool "github.com/passbuddy/passbuddy/pgxpool"
 	"github.com/passbuddy/passbuddy/semaphore"
 )
@@ -75,6 +76,7 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
+	quiet.Redis()
 	os.Exit(m.Run())
 }
 
@@ -190,8 +192,9 @@ func work() error {
 		return err
 	}
 	if j.Endure != nil {
-		return endure(j, in)
+		return endure(j, in) // what it logs is kept, and shown if the run fails
 	}
+	quiet.Redis()
 	ctx, cancel := context.WithTimeout(context.Background(), j.Load)
 	defer cancel()
 	var tally tally

@@ -94,6 +94,21 @@ func parsed(config any) bool {
 	return !mark.IsValid() || mark.Kind() != reflect.Bool || mark.Bool()
 }
 
+// options are cfg as an allotment takes it, or an error that names the refused field.
+func options(cfg passbuddy.Config) (allotment.Options, error) {
+	if cfg.Scope > passbuddy.PerCheckout {
+		return allotment.Options{}, fmt.Errorf(
+			"passbuddy: Config.Scope is %v: it must be PerConnection or PerCheckout", cfg.Scope)
+	}
+	return allotment.Options{
+		PerCheckout:    cfg.Scope == passbuddy.PerCheckout,
+		AcquireTimeout: cfg.AcquireTimeout,
+		KeepOnLoss:     cfg.KeepOnLoss,
+		FallbackConns:  cfg.FallbackConns,
+		Fence:          cfg.Fence,
+	}.Resolve()
+}
+
 // joinFunc joins an allotment to the engine.
 type joinFunc func(*allotment.Allotment) (share, error)
 
@@ -106,14 +121,15 @@ func configure(
 
 // configureWith is configure with any engine.
 func configureWith(config *pgxpool.Config, cfg passbuddy.Config, join joinFunc) (*pool, error) {
-	cfg, err := cfg.WithDefaults()
+	opts, err := options(cfg)
 	if err != nil {
 		return nil, err
 	}
+	opts.MaxConns = int(config.MaxConns)
 	p := &pool{
-		perCheckout:    cfg.Scope == passbuddy.PerCheckout,
-		fence:          cfg.Fence,
-		acquireTimeout: cfg.AcquireTimeout,
+		perCheckout:    opts.PerCheckout,
+		fence:          opts.Fence,
+		acquireTimeout: opts.AcquireTimeout,
 		minConns:       int(config.MinConns),
 		maxIdle:        config.MaxConnIdleTime,
 		user: hooks{
@@ -133,14 +149,7 @@ func configureWith(config *pgxpool.Config, cfg passbuddy.Config, join joinFunc) 
 		}
 	}
 	p.Lend = p.lend
-	p.allot = allotment.New(p, allotment.Options{
-		PerCheckout:    p.perCheckout,
-		AcquireTimeout: cfg.AcquireTimeout,
-		KeepOnLoss:     cfg.KeepOnLoss,
-		FallbackConns:  cfg.FallbackConns,
-		Fence:          cfg.Fence,
-		MaxConns:       int(config.MaxConns),
-	})
+	p.allot = allotment.New(p, opts)
 	if p.share, err = join(p.allot); err != nil {
 		return nil, fmt.Errorf("pgxpool: %w", err)
 	}

@@ -16,7 +16,7 @@ import (
 	"github.com/passbuddy/passbuddy"
 )
 
-var stress = flag.Duration("stress", 2*time.Second, "how long each stress test runs")
+var stress = flag.Duration("stress", time.Second, "how long each stress test runs")
 
 // TestCapHoldsUnderFaults runs four processes with everything that ends a connection the hard way,
 // and watches the server.

@@ -55,21 +55,13 @@ func NewHooks(sem *semaphore.Semaphore, cfg passbuddy.Config) *Hooks {
 }
 
 func newHooks(cfg passbuddy.Config, join joinFunc) *Hooks {
-	cfg, err := cfg.WithDefaults()
-	if err == nil && cfg.Fence {
-		err = errors.New("pgxpool: Config.Fence: " +
-			"only the permits of PerConnection cover a backend, and these hooks are PerCheckout")
-	}
+	cfg.Scope = passbuddy.PerCheckout
+	opts, err := options(cfg)
 	if err != nil {
 		return &Hooks{err: err}
 	}
 	h := &Hooks{}
-	h.allot = allotment.New(holders{}, allotment.Options{
-		PerCheckout:    true,
-		AcquireTimeout: cfg.AcquireTimeout,
-		KeepOnLoss:     cfg.KeepOnLoss,
-		FallbackConns:  cfg.FallbackConns,
-	})
+	h.allot = allotment.New(holders{}, opts)
 	sh, err := join(h.allot)
 	if err != nil {
 		return &Hooks{err: fmt.Errorf("pgxpool: %w", err)}

@@ -22,21 +22,22 @@ func TestLeaseLost(t *testing.T) {
 		opts passbuddy.Config
 		keep bool
 	}{
-		"fence":         {opts: passbuddy.Config{}},
+		"abort":         {opts: passbuddy.Config{}},
 		"KeepOnLoss":    {opts: passbuddy.Config{KeepOnLoss: true}, keep: true},
 		"FallbackConns": {opts: passbuddy.Config{FallbackConns: 3}, keep: true},
 		"PerCheckout":   {opts: passbuddy.Config{Scope: passbuddy.PerCheckout}},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel() // they mostly wait
 			f := newFleet(t, 3)
 			rd, err := throwaway.StartRedis(ctxb, throwaway.RedisOptions{})
 			ok(t, err)
-			defer rd.Stop()
+			t.Cleanup(func() { _ = rd.Stop() })
 			sem, err := semaphore.Open(ctxb, rd.URL(), semaphore.Config{
 				Name: f.name, Capacity: 3, TTL: ttl, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
 			})
 			ok(t, err)
-			defer sem.Close()
+			t.Cleanup(func() { _ = sem.Close() }) // after the pool's: it waits for its connections
 			c.opts.AcquireTimeout = 300 * time.Millisecond
 			pool := f.pool(sem, c.opts)
 			fill(t, pool, 2)

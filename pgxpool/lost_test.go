@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -17,11 +18,13 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// copySource makes rows until the copy fails.
+// copySource makes rows until the copy fails. CopyFrom looks for that when it has 64 KB of them.
 type copySource struct{}
 
+var copiedRow = strings.Repeat("x", 1000)
+
 func (copySource) Next() bool             { time.Sleep(time.Millisecond); return true }
-func (copySource) Values() ([]any, error) { return []any{1}, nil }
+func (copySource) Values() ([]any, error) { return []any{copiedRow}, nil }
 func (copySource) Err() error             { return nil }
 
 // TestLostLeaseIsNamed takes Redis away for longer than the lease: whatever runs on a connection,
@@ -47,10 +50,10 @@ func TestLostLeaseIsNamed(t *testing.T) {
 			return conn.SendBatch(ctxb, b).Close()
 		},
 		"CopyFrom": func(conn *pgx.Conn) error {
-			if _, err := conn.Exec(ctxb, "create temporary table copied (n int)"); err != nil {
+			if _, err := conn.Exec(ctxb, "create temporary table copied (row text)"); err != nil {
 				return err
 			}
-			_, err := conn.CopyFrom(ctxb, pgx.Identifier{"copied"}, []string{"n"}, copySource{})
+			_, err := conn.CopyFrom(ctxb, pgx.Identifier{"copied"}, []string{"row"}, copySource{})
 			return err
 		},
 		"notification": func(conn *pgx.Conn) error { _, err := conn.WaitForNotification(ctxb); return err },
@@ -66,15 +69,16 @@ func TestLostLeaseIsNamed(t *testing.T) {
 		"TLS":           passbuddy.PerConnection,
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel() // they mostly wait
 			f := newFleet(t, len(running)+len(after))
 			rd, err := throwaway.StartRedis(ctxb, throwaway.RedisOptions{})
 			ok(t, err)
-			defer rd.Stop()
+			t.Cleanup(func() { _ = rd.Stop() })
 			sem, err := semaphore.Open(ctxb, rd.URL(), semaphore.Config{
 				Name: f.name, Capacity: f.capacity, TTL: time.Second, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
 			})
 			ok(t, err)
-			defer sem.Close()
+			t.Cleanup(func() { _ = sem.Close() }) // after the pool's: it waits for its connections
 			pool := f.pool(sem, passbuddy.Config{Scope: scope}, func(cfg *pgxpool.Config) {
 				if name == "TLS" {
 					cfg.ConnConfig.Host, cfg.ConnConfig.Port = "127.0.0.1", uint16(tlsFront(t, f.pg.Addr()).Port)

@@ -7,6 +7,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+# The root's module by itself: nothing of the library may need the workspace.
+export GOWORK=off
 module=$(go list -m)
 
 # From top to bottom: a package may import those after it.

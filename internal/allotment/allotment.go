@@ -33,8 +33,36 @@ type Options struct {
 	KeepOnLoss     bool          // keep open connections whose lease is lost, open no new ones
 	FallbackConns  int           // connections this process may hold while Redis cannot be asked
 	Fence          bool          // backends are recorded (backend.go); not with the two above
-	MaxConns       int           // more permits are never asked for; 0: any number
+	MaxConns       int           // connections the pool can hold: the most permits it asks for; 0: any number
 	PerCheckout    bool          // a permit covers a checkout, and a slot is one
+}
+
+// DefaultAcquireTimeout is AcquireTimeout where that is zero.
+const DefaultAcquireTimeout = 30 * time.Second
+
+// Resolve returns o with its defaults filled in, or an error that names the field of the user's
+// Config that is refused.
+func (o Options) Resolve() (Options, error) {
+	if o.AcquireTimeout == 0 {
+		o.AcquireTimeout = DefaultAcquireTimeout
+	}
+	refused := func(format string, args ...any) (Options, error) {
+		return o, fmt.Errorf("passbuddy: Config."+format, args...)
+	}
+	switch {
+	case o.AcquireTimeout < 0:
+		return refused("AcquireTimeout is %v: it must not be negative", o.AcquireTimeout)
+	case o.FallbackConns < 0:
+		return refused("FallbackConns is %d: it must not be negative", o.FallbackConns)
+	case o.Fence && o.PerCheckout:
+		return refused("Fence with Config.Scope PerCheckout: " +
+			"only the permits of PerConnection cover a backend")
+	case o.Fence && o.KeepOnLoss:
+		return refused("Fence and Config.KeepOnLoss: the one ends the connections that the other keeps")
+	case o.Fence && o.FallbackConns > 0:
+		return refused("Fence and Config.FallbackConns: the one ends the connections that the other keeps")
+	}
+	return o, nil
 }
 
 // Allotment is the state of one pool. Its zero value is not usable; see New. Unexported methods,

@@ -39,7 +39,7 @@
 //	  leaving <------------------------------------------------+
 //	   | Gone, lend
 //	   v
-//	  gone <--- Gone, from any state: after a dial that failed, at the end of a checkout (PerCheckout),
+//	  gone <--- Gone, from any state: after a dial that failed, at the end of a checkout,
 //	            or when the network told the socket first
 //
 // Return and Park of a slot that is not out leave its state, or make it leave, too.

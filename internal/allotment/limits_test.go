@@ -9,20 +9,22 @@ import (
 	"time"
 
 	"github.com/passbuddy/passbuddy/internal/allotment"
+	"github.com/passbuddy/passbuddy/internal/subset"
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
 func TestBusyProcessesConvergeToTheirWeights(t *testing.T) {
-	for _, c := range []struct {
+	type weighted struct {
 		capacity int
 		weights  []int
 		want     []int
-	}{
+	}
+	for _, c := range subset.Of(t, 2, []weighted{
 		{20, []int{3, 1}, []int{15, 5}},
 		{20, []int{1, 3, 1}, []int{4, 12, 4}},
 		{10, []int{2, 2, 1}, []int{4, 4, 2}},
 		{3, []int{100, 1}, []int{2, 1}}, // the lightest has one, whatever the others weigh
-	} {
+	}) {
 		t.Run(fmt.Sprint(c.weights), func(t *testing.T) {
 			inFleet(t, c.capacity, func(t *testing.T, fl *fleet) {
 				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
@@ -57,7 +59,7 @@ func TestBusyProcessesConvergeToTheirWeights(t *testing.T) {
 // In rotation, too, the weight counts: as time.
 func TestRotationSharesByWeight(t *testing.T) {
 	inFleet(t, 2, func(t *testing.T, fl *fleet) {
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), subset.Length(7*time.Second, 20*time.Second))
 		defer cancel()
 		var wg sync.WaitGroup
 		var fleet []*process
@@ -82,7 +84,7 @@ func TestRotationSharesByWeight(t *testing.T) {
 // and keeps it while it is idle.
 func TestMinIsServedAndKept(t *testing.T) {
 	inFleet(t, 10, func(t *testing.T, fl *fleet) {
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), subset.Length(2500*time.Millisecond, 5*time.Second))
 		defer cancel()
 		var wg sync.WaitGroup
 		for range 2 {

@@ -19,10 +19,8 @@ import (
 // with it.
 func (c *Core) Close(now time.Duration) {
 	c.closed = true
-	for id, r := range c.asked {
-		if id == r.ids[0] {
-			c.withdraw(now, r, fmt.Errorf("%w", ErrClosed))
-		}
+	for _, r := range c.Unsettled() {
+		c.withdraw(now, r, fmt.Errorf("%w", ErrClosed))
 	}
 	c.offers, c.retryAt = nil, 0
 	c.tellAll(Closing)

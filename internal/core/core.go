@@ -26,8 +26,10 @@
 package core
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -67,6 +69,7 @@ type Core struct {
 	permits map[string]*Permit  // held
 	asked   map[string]*Request // not settled, under each of their UUIDs
 	lastID  uint64
+	made    uint64 // requests that were ever submitted
 
 	// The batch in flight, and what the next ones are made of.
 	outbox       []*Request
@@ -222,8 +225,8 @@ func (c *Core) repeat(now time.Duration) {
 	c.drops = append(c.drops, c.failedDrops...)
 	c.failedDrops = nil
 	c.confirms = c.moveCost > 0
-	for id, r := range c.asked {
-		if id == r.ids[0] && !r.belowMax {
+	for _, r := range c.Unsettled() {
+		if !r.belowMax {
 			c.enqueue(r)
 		}
 	}
@@ -316,3 +319,26 @@ func (c *Core) RoundTrip() time.Duration     { return c.heart.rtt }
 func (c *Core) Held() int                    { return len(c.permits) }
 func (c *Core) KnownCapacity() int           { return max(int(c.capacity), c.cfg.Capacity) }
 func (c *Core) CapacitySet(now, limit int64) { c.capacity, c.limit = now, limit }
+
+// Unsettled are the requests that are not settled, in the order in which they were submitted.
+func (c *Core) Unsettled() []*Request {
+	list := make([]*Request, 0, len(c.asked))
+	for id, r := range c.asked {
+		if id == r.ids[0] {
+			list = append(list, r)
+		}
+	}
+	slices.SortFunc(list, func(a, b *Request) int { return cmp.Compare(a.number, b.number) })
+	return list
+}
+
+// Accounts reports whether the permit of that UUID is held, asked for, or still to be dropped. Redis may count
+// no other one for this session, until its lease is over: see the package's comment.
+func (c *Core) Accounts(id string) bool {
+	if c.permits[id] != nil || c.asked[id] != nil {
+		return true
+	}
+	names := func(d *Drop) bool { return slices.Contains(d.ids, id) }
+	return slices.ContainsFunc(c.drops, names) || slices.ContainsFunc(c.failedDrops, names) ||
+		c.inFlight != nil && slices.ContainsFunc(c.inFlight.drops, names)
+}

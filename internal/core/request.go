@@ -26,6 +26,7 @@ type Request struct {
 
 	err      error
 	ids      []string
+	number   uint64        // requests are numbered in the order in which they are submitted
 	since    time.Duration // when it was submitted
 	settled  bool
 	belowMax bool // waits for room below Config.Max
@@ -42,7 +43,8 @@ func (r *Request) Settled() (bool, error) { return r.settled, r.err }
 
 // Submit asks for what r wants. Where Config.Max leaves no room, r waits behind others.
 func (c *Core) Submit(now time.Duration, r *Request) {
-	r.since = now
+	c.made++
+	r.number, r.since = c.made, now
 	for _, p := range r.Permits {
 		r.ids = append(r.ids, p.ID)
 	}

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"github.com/passbuddy/passbuddy/internal/message"
 )
 
 // What scripts cost the server, by its own account (INFO commandstats), without the way there.
@@ -16,15 +18,15 @@ func BenchmarkScriptTime(b *testing.B) {
 	for i := range capacity / 2 {
 		held = append(held, id("8001", i))
 	}
-	x := Exchange{Session: s, Epoch: "e", TTLMillis: 60_000}
+	x := message.Exchange{Session: s, Epoch: "e", TTLMillis: 60_000}
 	plainly, shared := x, x
-	plainly.Waits = []string{id(Plain, 99)}
+	plainly.Waits = []string{id(message.Plain, 99)}
 	giveBack := x
 	giveBack.Release = plainly.Waits
-	shared.Ask = []Ask{{Share, Request(60_000, id("8001", 99))}}
+	shared.Ask = []message.Ask{{Kind: message.Pool, Request: message.Permits(60_000, id("8001", 99))}}
 	dropped := x
-	dropped.Drop = []string{Request(60_000, id("8001", 99))}
-	beat := Renew{Session: s, TTLMillis: 60_000, Capacity: capacity, Info: "{}", NewEpoch: "e"}
+	dropped.Drop = []string{message.Permits(60_000, id("8001", 99))}
+	beat := message.Renewal{Session: s, TTLMillis: 60_000, Capacity: capacity, Info: "{}", NewEpoch: "e"}
 
 	for _, c := range []struct {
 		name   string
@@ -38,18 +40,18 @@ func BenchmarkScriptTime(b *testing.B) {
 		}},
 		{"heartbeat of 10", func(p *realServer, expected int64) error {
 			n := beat
-			n.Epoch, n.Expected, n.Permits, n.Sharers = "e", expected, held, []Sharer{{Name: s + "-8001", Held: len(held)}}
-			_, err := n.Run(b.Context(), p.client, k)
+			n.Epoch, n.Expected, n.Permits, n.Pools = "e", expected, held, []message.PoolReport{{Name: s + "-8001", Held: len(held)}}
+			_, err := Renew(b.Context(), p.client, k, n)
 			return err
 		}},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			p := newRealServer(b, k).(*realServer)
-			got, err := beat.Run(b.Context(), p.client, k)
+			got, err := Renew(b.Context(), p.client, k, beat)
 			if err != nil {
 				b.Fatal(err)
 			}
-			_, err = Exchange{Session: s, Epoch: "e", TTLMillis: 60_000, Ask: []Ask{{Share, Request(60_000, held...)}}}.Run(b.Context(), p.client, k)
+			_, err = Exchange(b.Context(), p.client, k, message.Exchange{Session: s, Epoch: "e", TTLMillis: 60_000, Ask: []message.Ask{{Kind: message.Pool, Request: message.Permits(60_000, held...)}}})
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -71,16 +73,16 @@ func BenchmarkScriptTime(b *testing.B) {
 	}
 }
 
-func (p *realServer) both(b *testing.B, k Keys, first, second Exchange, expected int64) error {
+func (p *realServer) both(b *testing.B, k Keys, first, second message.Exchange, expected int64) error {
 	first.Expected, second.Expected = expected, expected
-	got, err := first.Run(b.Context(), p.client, k)
+	got, err := Exchange(b.Context(), p.client, k, first)
 	if err != nil {
 		return err
 	}
 	if !got.All && len(got.Granted) == 0 {
 		return fmt.Errorf("bug in the benchmark: not granted: %+v", got)
 	}
-	_, err = second.Run(b.Context(), p.client, k)
+	_, err = Exchange(b.Context(), p.client, k, second)
 	return err
 }
 

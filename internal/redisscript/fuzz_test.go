@@ -13,6 +13,9 @@ import (
 
 	"github.com/alicebob/miniredis/v2/server"
 	"github.com/redis/go-redis/v9"
+
+	"github.com/passbuddy/passbuddy/internal/message"
+	"github.com/passbuddy/passbuddy/internal/subset"
 )
 
 // says is a Redis that answers every script with one value.
@@ -55,16 +58,16 @@ func FuzzReply(f *testing.F) {
 		}
 		redis, ctx := says{value: asClient(v)}, t.Context()
 
-		x, err := Exchange{Session: "s"}.Run(ctx, redis, k)
-		if err != nil && !errors.Is(err, ErrGone) && !strings.Contains(err.Error(), "script reply") {
+		x, err := Exchange(ctx, redis, k, message.Exchange{Session: "s"})
+		if err != nil && !errors.Is(err, message.ErrGone) && !strings.Contains(err.Error(), "script reply") {
 			t.Errorf("exchange: %v", err)
 		}
 		if _, whole := redis.value.(int64); x.All != whole {
 			t.Errorf("all done: %v, of %v", x.All, redis.value)
 		}
-		if n, err := (Renew{Session: "s"}).Run(ctx, redis, k); err == nil && n.Missing == nil {
+		if n, err := Renew(ctx, redis, k, message.Renewal{Session: "s"}); err == nil && n.Missing == nil {
 			t.Errorf("heartbeat: no list of what is missing in %v", redis.value)
-		} else if refused := (RefusedMin{}); err != nil && !errors.As(err, &refused) && !strings.Contains(err.Error(), "script reply") {
+		} else if refused := (message.RefusedMin{}); err != nil && !errors.As(err, &refused) && !strings.Contains(err.Error(), "script reply") {
 			t.Errorf("heartbeat: %v", err)
 		}
 		if err := Leave(ctx, redis, k, false, 0, "s", "e", nil); err != nil {
@@ -113,24 +116,24 @@ func FuzzArguments(f *testing.F) {
 		redis.restart()
 		redis.setTime(modelStart)
 		ctx := t.Context()
-		join := Renew{Session: s, TTLMillis: 2000, Capacity: capacity, Info: ids, NewEpoch: "e"}
-		if _, err := join.Run(ctx, redis, k); err != nil {
+		join := message.Renewal{Session: s, TTLMillis: 2000, Capacity: capacity, Info: ids, NewEpoch: "e"}
+		if _, err := Renew(ctx, redis, k, join); err != nil {
 			t.Fatal(err)
 		}
-		x := Exchange{Expected: modelStart, Session: s, Epoch: "e", TTLMillis: 2000, MostWaiting: 20, Offered: n, Offerer: sharer}
+		x := message.Exchange{Expected: modelStart, Session: s, Epoch: "e", TTLMillis: 2000, MaxWaiting: 20, Offered: n, Offerer: sharer}
 		list := strings.Split(ids, "\n")
 		x.Waits, x.Release = list[:len(list)/2], list[len(list)/2:]
 		for _, line := range strings.Split(requests, "\n") {
 			kind, request, _ := strings.Cut(line, " ")
-			x.Ask, x.Drop = append(x.Ask, Ask{Kind(kind), request}), append(x.Drop, request)
+			x.Ask, x.Drop = append(x.Ask, message.Ask{Kind: message.Kind(kind), Request: request}), append(x.Drop, request)
 		}
 		for range 2 {
-			_, _ = x.Run(ctx, redis, k) // an error is an answer, too
+			_, _ = Exchange(ctx, redis, k, x) // an error is an answer, too
 			x.Drop = nil
 		}
 		beat := join
-		beat.Epoch, beat.Permits, beat.Sharers = "e", list, []Sharer{{Name: sharer, Held: n, Owed: owed}}
-		_, _ = beat.Run(ctx, redis, k)
+		beat.Epoch, beat.Permits, beat.Pools = "e", list, []message.PoolReport{{Name: sharer, Held: n, Owed: owed}}
+		_, _ = Renew(ctx, redis, k, beat)
 		_ = Leave(ctx, redis, k, false, modelStart, sharer, "e", x.Release)
 		got, err := Load(ctx, redis, k)
 		if err != nil {
@@ -145,13 +148,13 @@ func FuzzArguments(f *testing.F) {
 		id := join.Session + "-8000-000000000001"
 		for now := int64(modelStart + 5000); ; now += 2500 {
 			redis.setTime(now)
-			if _, err := join.Run(ctx, redis, k); err != nil {
+			if _, err := Renew(ctx, redis, k, join); err != nil {
 				t.Fatalf("the next to join: %v", err)
 			}
 			join.Epoch = "e"
-			next := Exchange{Expected: now, Session: join.Session, Epoch: "e", TTLMillis: 2000, Waits: []string{id}}
-			after, err := next.Run(ctx, redis, k)
-			if err != nil && !errors.Is(err, ErrGone) {
+			next := message.Exchange{Expected: now, Session: join.Session, Epoch: "e", TTLMillis: 2000, Waits: []string{id}}
+			after, err := Exchange(ctx, redis, k, next)
+			if err != nil && !errors.Is(err, message.ErrGone) {
 				t.Fatalf("the next to ask: %v", err)
 			}
 			all, err := Load(ctx, redis, k)
@@ -171,21 +174,26 @@ func FuzzArguments(f *testing.F) {
 // Somebody puts anything anywhere. Scripts may refuse to go on, in words, but do not grant more than there is, and
 // do not destroy what they do not know.
 func FuzzState(f *testing.F) {
-	for key := range len(kindsOfKeys) {
-		for _, seed := range []struct {
-			kind, field, value string
-			score              float64
-		}{
-			{"string", "", "x", 0}, {"list", "", "x", 0}, {"set", "x", "", 0}, {"hash", "epoch", "x", 0}, {"hash", "x", "nan", 0},
-			{"zset", "x", "", math.Inf(1)}, {"zset", "", "", math.Inf(-1)}, {"zset", "a b", "", -5}, {"zset", "5000 a b", "", 1e300}, {"zset", "5000 000000a0-0001-8010-8000-000000000001", "", 0.5},
-		} {
-			f.Add(uint8(key), seed.kind, seed.field, seed.value, seed.score)
-		}
+	type hostile struct {
+		key                uint8
+		kind, field, value string
+		score              float64
+	}
+	var seeds []hostile
+	for key := range uint8(len(kindsOfKeys)) {
+		seeds = append(seeds, []hostile{
+			{key, "string", "", "x", 0}, {key, "list", "", "x", 0}, {key, "set", "x", "", 0}, {key, "hash", "epoch", "x", 0}, {key, "hash", "x", "nan", 0},
+			{key, "zset", "x", "", math.Inf(1)}, {key, "zset", "", "", math.Inf(-1)}, {key, "zset", "a b", "", -5}, {key, "zset", "5000 a b", "", 1e300},
+			{key, "zset", "5000 000000a0-0001-8010-8000-000000000001", "", 0.5},
+		}...)
 	}
 	for _, field := range []string{"cap", "gate", "seq", "limit", "count", "reserve", "skew", "last", "early", "known", "news", "lease", "leasenext", "leasesince"} {
 		for _, value := range []string{"x", "", "-5", "1e300", "inf", "nan", "0x10", "99999999999999999999"} {
-			f.Add(uint8(2), "hash", field, value, 0.0)
+			seeds = append(seeds, hostile{2, "hash", field, value, 0})
 		}
+	}
+	for _, seed := range subset.Of(f, 60, seeds) {
+		f.Add(seed.key, seed.kind, seed.field, seed.value, seed.score)
 	}
 	k := NewKeys("p-n")
 	redis := newInProcess(f, k)
@@ -197,14 +205,14 @@ func FuzzState(f *testing.F) {
 		redis.restart()
 		redis.setTime(modelStart)
 		ctx, name, capacity := t.Context(), k.all[int(key)%len(k.all)], 3
-		join := Renew{Session: s, TTLMillis: 2000, Capacity: capacity, Info: "{}", NewEpoch: "e", Min: 1}
-		if _, err := join.Run(ctx, redis, k); err != nil {
+		join := message.Renewal{Session: s, TTLMillis: 2000, Capacity: capacity, Info: "{}", NewEpoch: "e", Min: 1}
+		if _, err := Renew(ctx, redis, k, join); err != nil {
 			t.Fatal(err)
 		}
-		join.Epoch, join.Sharers = "e", []Sharer{{Name: s + "-8001", Held: 1}}
-		x := Exchange{Expected: modelStart, Session: s, Epoch: "e", TTLMillis: 2000, Waits: []string{s + "-8000-000000000001"},
-			Ask: []Ask{{Share, Request(2000, s+"-8001-000000000002")}}}
-		if _, err := x.Run(ctx, redis, k); err != nil {
+		join.Epoch, join.Pools = "e", []message.PoolReport{{Name: s + "-8001", Held: 1}}
+		x := message.Exchange{Expected: modelStart, Session: s, Epoch: "e", TTLMillis: 2000, Waits: []string{s + "-8000-000000000001"},
+			Ask: []message.Ask{{Kind: message.Pool, Request: message.Permits(2000, s+"-8001-000000000002")}}}
+		if _, err := Exchange(ctx, redis, k, x); err != nil {
 			t.Fatal(err)
 		}
 		if strings.IndexByte(kindsOfKeys, kindOf(kind)) < 0 || kindsOfKeys[int(key)%len(k.all)] != kindOf(kind) {
@@ -230,11 +238,11 @@ func FuzzState(f *testing.F) {
 		most := max(capacity, was)
 		for i := range 4 {
 			x.Waits = []string{fmt.Sprintf("%s-8000-%012x", s, 10+i)}
-			x.Ask = []Ask{{Share, Request(2000, fmt.Sprintf("%s-8001-%012x", s, 20+i))}}
+			x.Ask = []message.Ask{{Kind: message.Pool, Request: message.Permits(2000, fmt.Sprintf("%s-8001-%012x", s, 20+i))}}
 			for _, call := range []func() error{
-				func() error { _, err := x.Run(ctx, redis, k); return err },
-				func() error { y := x; y.Ask = nil; _, err := y.Run(ctx, redis, k); return err },
-				func() error { _, err := join.Run(ctx, redis, k); return err },
+				func() error { _, err := Exchange(ctx, redis, k, x); return err },
+				func() error { y := x; y.Ask = nil; _, err := Exchange(ctx, redis, k, y); return err },
+				func() error { _, err := Renew(ctx, redis, k, join); return err },
 				func() error { _, err := Load(ctx, redis, k); return err },
 				func() error {
 					if i < 3 || capacity == math.MaxInt {

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/passbuddy/passbuddy/internal/message"
 )
 
 // The part of the oracle that says what becomes of permits that cover backends.
@@ -186,10 +188,10 @@ func (o *oracle) cover(id, backend string) {
 // mark returns an error as Mark does.
 func (o *oracle) mark(session, epoch, id, backend string) error {
 	if o.epoch == "" || o.epoch != epoch {
-		return ErrGone
+		return message.ErrGone
 	}
 	if o.isQuarantined(id) || o.Permits[id] <= o.now {
-		return ErrNotHeld
+		return message.ErrNotHeld
 	}
 	o.setNum("fence", 1)
 	o.cover(id, backend)

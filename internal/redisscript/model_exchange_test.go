@@ -2,13 +2,15 @@ package redisscript
 
 import (
 	"slices"
+
+	"github.com/passbuddy/passbuddy/internal/message"
 )
 
 // lane is what an exchange of plain permits alone answers while nobody waits and nothing is out of the ordinary.
-func lane(before *state, time int64, x Exchange) (*state, Exchanged, bool) {
+func lane(before *state, time int64, x message.Exchange) (*state, message.Exchanged, bool) {
 	wanted := append(slices.Clone(x.Waits), x.Tries...)
-	if len(x.Drop)+len(x.Ask)+x.Offered > 0 || x.MoveMicros > 0 || len(before.Queue) > 0 {
-		return nil, Exchanged{}, false
+	if len(x.Drop)+len(x.Ask)+x.Offered > 0 || x.MoveMicros > 0 || len(before.Queue) > 0 || len(x.Release)+len(wanted) == 0 {
+		return nil, message.Exchanged{}, false
 	}
 	s := before.clone()
 	now, count := time-s.num("skew"), int64(0)
@@ -17,7 +19,7 @@ func lane(before *state, time int64, x Exchange) (*state, Exchanged, bool) {
 		held := int64(len(s.Permits))
 		if x.Epoch != s.Meta["epoch"] || held < s.num("count") || held+int64(len(wanted)) > s.num("cap")-s.num("reserve") ||
 			s.num("gate") > now || float64(off) > 0.08*float64(min(s.num("lease"), x.TTLMillis)) {
-			return nil, Exchanged{}, false
+			return nil, message.Exchanged{}, false
 		}
 	} else {
 		now = 0 // it is not looked up
@@ -37,17 +39,17 @@ func lane(before *state, time int64, x Exchange) (*state, Exchanged, bool) {
 	if count != 0 {
 		s.setNum("count", s.num("count")+count)
 	}
-	return s, Exchanged{All: true, Now: now}, true
+	return s, message.Exchanged{All: true, Now: now}, true
 }
 
 // exchange is what it answers otherwise. It returns ErrGone where the session must renew.
-func (o *oracle) exchange(x Exchange) (Exchanged, error) {
+func (o *oracle) exchange(x message.Exchange) (message.Exchanged, error) {
 	own, capacity := x.Session, o.capacity
 	wanted := len(x.Waits) + len(x.Tries) + len(x.Ask)
 	if o.epoch != x.Epoch || wanted > 0 && !o.isLive(own, o.now) {
-		return Exchanged{}, ErrGone
+		return message.Exchanged{}, message.ErrGone
 	}
-	out := Exchanged{Now: o.now, Granted: []string{}, Refused: []string{}, Crowded: []string{}, NoMemory: []string{}}
+	out := message.Exchanged{Now: o.now, Granted: []string{}, Refused: []string{}, Crowded: []string{}, NoMemory: []string{}}
 	shut := !o.openGate()
 	o.learn(own, x.MoveMicros)
 	for _, id := range x.Release {
@@ -79,10 +81,10 @@ func (o *oracle) exchange(x Exchange) (Exchanged, error) {
 	}
 
 	before, asked := len(o.Queue), false
-	ask := func(kind Kind, request string) {
-		joins := kind == Join
+	ask := func(kind message.Kind, request string) {
+		joins := kind == message.Join
 		if joins {
-			kind = Share
+			kind = message.Pool
 		}
 		ttl, ids := parsed(request)
 		n := int64(len(ids))
@@ -96,7 +98,7 @@ func (o *oracle) exchange(x Exchange) (Exchanged, error) {
 				held = append(held, id)
 			}
 		}
-		if len(held) == len(ids) || len(held) > 0 && kind == Share {
+		if len(held) == len(ids) || len(held) > 0 && kind == message.Pool {
 			for _, id := range held {
 				o.Permits[id] = o.now + ttl
 			}
@@ -109,35 +111,35 @@ func (o *oracle) exchange(x Exchange) (Exchanged, error) {
 		}
 		lacking, _ := o.lacking(own)
 		some := int64(0)
-		if (len(o.Queue) == 0 || lacking >= n) && !shut && kind != Hold {
+		if (len(o.Queue) == 0 || lacking >= n) && !shut && kind != message.Hold {
 			some = room(n)
-			if kind == Share && some > 0 {
+			if kind == message.Pool && some > 0 {
 				some = o.atOnce(sharerOf(ids[0]), some, capacity, joins)
 			}
 		}
 		switch {
-		case some == n || kind == Share && some > 0:
+		case some == n || kind == message.Pool && some > 0:
 			for _, id := range ids[:some] {
 				o.grant(id, ttl)
 			}
-			if kind == Share {
-				request = Request(ttl, ids[0])
+			if kind == message.Pool {
+				request = message.Permits(ttl, ids[0])
 			}
 			delete(o.Queue, request) // who has a minimum can be served out of turn
 			out.Granted = append(out.Granted, ids[:some]...)
-		case kind == Share:
-			asked = o.enqueue(&out, Request(ttl, ids[0]), ids[0], n, x.MostWaiting) || asked
-		case kind == Wait && n <= capacity:
-			asked = o.enqueue(&out, request, ids[0], n, x.MostWaiting) || asked
+		case kind == message.Pool:
+			asked = o.enqueue(&out, message.Permits(ttl, ids[0]), ids[0], n, x.MaxWaiting) || asked
+		case kind == message.Wait && n <= capacity:
+			asked = o.enqueue(&out, request, ids[0], n, x.MaxWaiting) || asked
 		default:
 			out.Refused = append(out.Refused, ids[0])
 		}
 	}
 	for _, id := range x.Waits {
-		ask(Wait, Request(x.TTLMillis, id))
+		ask(message.Wait, message.Permits(x.TTLMillis, id))
 	}
 	for _, id := range x.Tries {
-		ask(Try, Request(x.TTLMillis, id))
+		ask(message.Try, message.Permits(x.TTLMillis, id))
 	}
 	for _, a := range x.Ask {
 		ask(a.Kind, a.Request)
@@ -205,7 +207,7 @@ func (o *oracle) exchange(x Exchange) (Exchanged, error) {
 }
 
 // enqueue puts a request behind all others of its rank, and reports whether the queue is another now. What it waits for already, it keeps its turn for.
-func (o *oracle) enqueue(out *Exchanged, request, id string, n int64, most int) bool {
+func (o *oracle) enqueue(out *message.Exchanged, request, id string, n int64, most int) bool {
 	old, waits := o.Queue[request]
 	if !waits && most > 0 && len(o.Queue) >= most && !isShared(id) {
 		out.Crowded = append(out.Crowded, id)

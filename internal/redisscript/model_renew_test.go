@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/passbuddy/passbuddy/internal/message"
 )
 
 // The part of the oracle that says how sessions join, renew and leave.
@@ -31,7 +33,7 @@ func (o *oracle) closeGate(ttl int64, others []string) {
 	o.setNum("news", 0)
 }
 
-func (o *oracle) renew(n Renew) (Renewed, error) {
+func (o *oracle) renew(n message.Renewal) (message.Renewed, error) {
 	own, joins, sweeps := n.Session, n.Epoch == "", o.now/n.TTLMillis > o.last/n.TTLMillis
 	fresh := false
 	if joins && o.epoch != "" && 2*(o.now-o.num("last")) > min(n.TTLMillis, o.lease) && len(o.others(own)) > 0 {
@@ -122,7 +124,7 @@ func (o *oracle) renew(n Renew) (Renewed, error) {
 			}
 		}
 		if joins && taken+minimum > room {
-			return Renewed{}, RefusedMin{taken, room}
+			return message.Renewed{}, message.RefusedMin{Others: taken, Capacity: room}
 		}
 		minimum = max(0, min(minimum, room-taken))
 	}
@@ -165,8 +167,8 @@ func (o *oracle) renew(n Renew) (Renewed, error) {
 		}
 	}
 
-	told, owing, redebted := make([]Tally, 0), int64(0), false
-	for _, s := range n.Sharers {
+	told, owing, redebted := make([]message.Tally, 0), int64(0), false
+	for _, s := range n.Pools {
 		held, debt, counted := int64(s.Held), int64(s.Owed), o.Debts[s.Name]
 		told = append(told, o.tally(s.Name))
 		switch {
@@ -239,8 +241,8 @@ func (o *oracle) renew(n Renew) (Renewed, error) {
 		}
 	}
 
-	if lost && o.gate > o.now && n.Roster > o.num("known") {
-		o.setNum("known", n.Roster)
+	if lost && o.gate > o.now && n.Sessions > o.num("known") {
+		o.setNum("known", n.Sessions)
 	}
 	if o.openGate() {
 		o.pump(capacity, "")
@@ -261,9 +263,9 @@ func (o *oracle) renew(n Renew) (Renewed, error) {
 			listeners = 1
 		}
 	}
-	return Renewed{Now: o.now, Epoch: o.epoch, Capacity: capacity, Waiting: int64(len(o.Queue)), Sharded: o.sharded, Gate: o.gate,
-		Missing: missing, Limit: o.num("limit"), Recalls: told, Min: minimum, Roster: int64(len(o.Sessions)),
-		Quarantine: quarantine, Listeners: listeners}, nil
+	return message.Renewed{Now: o.now, Epoch: o.epoch, Capacity: capacity, Waiting: int64(len(o.Queue)), Sharded: o.sharded, PausedUntil: o.gate,
+		Missing: missing, Limit: o.num("limit"), Recalls: told, Min: minimum, Sessions: int64(len(o.Sessions)),
+		Quarantine: quarantine, Subscribers: listeners}, nil
 }
 
 func (o *oracle) leave(session, epoch string, drop []string) {

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/passbuddy/passbuddy/internal/message"
 )
 
 // A state is all that the semaphore keeps in Redis, key by key. Fields are compared as they are stored, so that nothing
@@ -81,8 +83,8 @@ func (s *state) setSkew(n int64) {
 }
 
 // tally is what a sharer was ever asked for.
-func (s *state) tally(sharer string) Tally {
-	return Tally{s.Recalls["+"+sharer], s.Recalls["-"+sharer]}
+func (s *state) tally(sharer string) message.Tally {
+	return message.Tally{Recalled: s.Recalls["+"+sharer], Withdrawn: s.Recalls["-"+sharer]}
 }
 
 // wants is how many permits a request of that place in the queue is for.
@@ -140,7 +142,7 @@ func cut(s string, from, to int) string {
 }
 func sessionOf(id string) string { return cut(id, 0, 18) }
 func sharerOf(id string) string  { return cut(id, 0, 23) }
-func isShared(id string) bool    { return cut(id, 19, 23) != Plain }
+func isShared(id string) bool    { return cut(id, 19, 23) != message.Plain }
 
 // isOurs: other clients make UUIDs of another version.
 func isOurs(id string) bool { return cut(id, 14, 15) == "8" }

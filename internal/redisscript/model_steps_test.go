@@ -2,58 +2,70 @@ package redisscript
 
 import (
 	"fmt"
-	"maps"
 	"math/rand/v2"
-	"slices"
+	"time"
+
+	"github.com/passbuddy/passbuddy/internal/core"
+	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// A step of a history. What its numbers mean depends on what is there when it is taken, so that steps can be left out: one that means
-// nothing any more does nothing.
+// A step of a history. What its numbers mean depends on what is there when it is taken, so that steps can be
+// left out: one that means nothing any more does nothing.
 type step struct {
 	do   string
 	who  int
 	n, m int
-	fate fate
 }
 
 // newPlan makes the history of a seed.
 func newPlan(seed uint64, length int) *plan {
 	r := rand.New(rand.NewPCG(seed, 1))
 	some := func(percent int) bool { return r.IntN(100) < percent }
-	p := &plan{seed: seed, capacity: 1 + r.IntN(6), ttl: []int64{1000, 2000, 3000}[r.IntN(3)]}
+	p := &plan{seed: seed, capacity: 1 + r.IntN(6), calmed: make(map[string]bool)}
+	p.ttl = []time.Duration{time.Second, 2 * time.Second, 3 * time.Second}[r.IntN(3)]
+	p.retry = []time.Duration{100 * time.Millisecond, 500 * time.Millisecond, p.ttl}[r.IntN(3)]
+	p.roundTrip = []time.Duration{0, 0, 0, 600 * time.Microsecond, 5 * time.Millisecond, 40 * time.Millisecond, p.ttl * 2 / 5}[r.IntN(7)]
+	p.faults = []int{0, 3, 10, 25}[r.IntN(4)]
 	p.pools, p.minima, p.late, p.cuts = some(60), some(35), some(50), some(35)
 	p.losses, p.clocks, p.operator, p.others = some(25), some(20), some(40), some(15)
-	// A clock that was set means nothing to clients that use another; and nobody else re-asserts what they hold.
-	p.others = p.others && !p.clocks && !p.losses
+	p.maxima, p.replicas, p.moves, p.lazy, p.drifts, p.pauses = some(20), some(15), some(50), some(40), some(30), some(35)
+	// Other clients know nothing of a clock that was set. A call that comes late, a Redis that was stopped and a
+	// fleet that was away are taken for that. And nobody else re-asserts what other clients hold.
+	if p.others = p.others && !p.clocks && !p.losses; p.others {
+		p.faults, p.roundTrip, p.pauses, p.cuts = 0, min(p.roundTrip, 5*time.Millisecond), false, false
+	}
 	p.fence = p.pools && some(60)
 	if p.deaf = p.fence && some(80); p.deaf {
 		p.capacity = max(p.capacity, 3)
 	}
-	// Who is cut off cannot say again what it holds, and a newcomer cannot know that. Nor can it of
-	// one that does not listen.
-	p.windows = p.losses && (p.cuts || p.deaf)
+	// A session that is cut off cannot say again what it holds, and a newcomer cannot know that. Nor can it of
+	// one that does not listen. And what a process that is stopped has open, it cannot say again.
+	p.windows = p.losses && (p.cuts || p.deaf || p.fence && p.pauses)
 
 	type choice struct {
 		do     string
 		weight int
 	}
-	choices := []choice{{"want", 30}, {"release", 22}, {"look", 6}, {"beat", 6}, {"advance", 18}, {"hear", 8}, {"miss", 2}, {"withdraw", 4},
-		{"join", 5}, {"leave", 2}, {"crash", 1}, {"land", 4}, {"snapshot", 1}}
+	choices := []choice{{"want", 30}, {"release", 22}, {"beat", 3}, {"advance", 24}, {"lose pushes", 2}, {"cancel", 5}, {"tick", 2},
+		{"join", 5}, {"leave", 2}, {"crash", 1}, {"resubscribe", 1}, {"snapshot", 1}}
+	if !p.others {
+		choices = append(choices, choice{"stall", 1})
+	}
 	if p.pools {
-		choices = append(choices, choice{"pay", 8}, choice{"offer", 6})
+		choices = append(choices, choice{"pay", 6}, choice{"offer", 6}, choice{"new pool", 2}, choice{"close pool", 1})
 	}
 	if p.fence {
-		choices = append(choices, choice{"cover", 24}, choice{"dial", 8}, choice{"crash", 1})
+		choices = append(choices, choice{"connect", 20}, choice{"crash", 1})
 	}
 	if p.deaf { // somebody looks for backends only where two hold some, one of them does not listen, and somebody waits
-		choices = []choice{{"want", 40}, {"release", 7}, {"look", 6}, {"beat", 4}, {"advance", 14}, {"hear", 12}, {"withdraw", 2}, {"join", 8},
-			{"leave", 1}, {"crash", 2}, {"land", 4}, {"pay", 5}, {"offer", 2}, {"cover", 16}, {"dial", 8}, {"deafen", 10}, {"listen", 3}}
-	}
-	if p.late {
-		choices = append(choices, choice{"stray", 4})
+		choices = []choice{{"want", 40}, {"release", 7}, {"beat", 4}, {"advance", 24}, {"cancel", 2}, {"join", 8}, {"leave", 1},
+			{"crash", 2}, {"pay", 5}, {"offer", 2}, {"connect", 20}, {"deafen", 10}, {"listen", 3}}
 	}
 	if p.cuts {
 		choices = append(choices, choice{"cut", 2}, choice{"heal", 2})
+	}
+	if p.pauses {
+		choices = append(choices, choice{"pause", 2}, choice{"resume", 2})
 	}
 	if p.losses {
 		choices = append(choices, choice{"flush", 2}, choice{"delete", 1}, choice{"revoke", 1})
@@ -84,360 +96,213 @@ func newPlan(seed uint64, length int) *plan {
 				}
 			}
 		}
-		if some(25) {
-			s.fate = fate(1 + r.IntN(5))
-			switch {
-			case s.fate == strayed && !p.late:
-				s.fate = replyLost
-			case s.do == "beat" && p.late && p.losses && some(50): // what it asserts may be of a state that is lost by then
-				s.fate = strayed
-			}
-		}
 		p.steps = append(p.steps, s)
 	}
 	return p
 }
 
-// step takes one. What pools were granted they connect for, mostly at once.
-func (t *trial) step(s step) {
-	t.take(s)
-	for _, p := range t.peers {
-		if p == nil || p.cut || !t.plan.deaf || s.m%4 == 0 {
-			continue
-		}
-		for _, id := range slices.Sorted(maps.Keys(p.held)) {
-			if said := p.backends[id]; isShared(id) && (said == "" || said[0] == '0' && s.m%4 > 1) {
-				t.cover(p, id, arrives)
+func (t *trial) take(s step) {
+	p := t.sessions[s.who]
+	switch s.do {
+	case "join":
+		if p == nil {
+			t.join(s.who, t.joiningOf(s))
+			if p = t.sessions[s.who]; p != nil && t.plan.pools {
+				for range map[bool]int{true: 1 + s.m%2, false: s.m % 3}[t.plan.fence] {
+					t.newPool(p)
+				}
 			}
+		}
+	case "advance":
+		by := []time.Duration{1, 7, 30, 60, 60, 110, 110, 250, 250, 500, time.Duration(t.ttlMillis()), time.Duration(2*t.ttlMillis() + 10)}[s.n%12]
+		t.say("%d ms pass", by)
+		t.until(t.now + by*time.Millisecond)
+	case "stall":
+		t.stalledUntil = t.now + []time.Duration{3 * time.Millisecond, 50 * time.Millisecond, t.plan.ttl / 4, t.plan.ttl, t.plan.ttl * 3 / 2}[s.n%5]
+		t.say("Redis stalls until %v", t.stalledUntil)
+		for _, p := range t.all() {
+			p.troubled(t)
+			t.at(t.stalledUntil+time.Microsecond, nil, func() { p.troubled(t) })
+		}
+	case "snapshot":
+		t.snapshot()
+	case "flush", "delete", "revoke", "set clock", "capacity", "other takes", "other gives":
+		t.outside(s)
+	default:
+		if p != nil {
+			t.takeOf(p, s)
 		}
 	}
 }
 
-func (t *trial) take(s step) {
-	p := t.peers[s.who]
-	switch s.do {
-	case "join":
-		if p == nil {
-			minimum, weight, pools, most := 0, 1, 0, 0
-			if t.plan.minima && s.n%2 == 0 {
-				minimum = s.n / 2 % (t.plan.capacity + 1)
-			}
-			if t.plan.pools {
-				pools = s.m % 3
-				if t.plan.fence {
-					pools = 1 + s.m%2
-				}
-				weight = []int{1, 1, 1, 2, 3, 10}[s.n%6]
-			}
-			if s.m%7 == 0 {
-				most = 1 + s.m%3
-			}
-			capacity := t.plan.capacity
-			if s.m%5 == 0 {
-				capacity += s.n % 3
-			}
-			t.join(s.who, capacity, minimum, weight, pools, most)
+func (t *trial) joiningOf(s step) joining {
+	j := joining{capacity: t.plan.capacity, weight: 1}
+	if s.m%5 == 0 {
+		j.capacity += s.n % 3
+	}
+	if t.plan.minima && s.n%2 == 0 {
+		j.min = s.n / 2 % (t.plan.capacity + 1)
+	}
+	if t.plan.maxima && s.m%3 > 0 {
+		j.max = max(1+s.n%3, j.min)
+	}
+	if t.plan.pools {
+		j.weight = []int{1, 1, 1, 2, 3, 10}[s.n%6]
+	}
+	if s.m%7 == 0 {
+		j.maxWaiters = 1 + s.m%3
+	}
+	j.replicated = t.plan.replicas && s.n%3 > 0
+	return j
+}
+
+// takeOf takes a step of one session.
+func (t *trial) takeOf(p *session, s step) {
+	switch s.do { // what happens to a process that is stopped, too
+	case "resume":
+		t.resume(p)
+		return
+	case "heal":
+		t.heal(p)
+		return
+	case "cut":
+		if !p.cut {
+			t.cutOff(p, s.n%2 == 0)
 		}
 		return
-	case "advance":
-		t.advance([]int64{1, 7, 30, 60, 60, 110, 110, 250, 250, 500, t.plan.ttl, 2*t.plan.ttl + 10}[s.n%12])
+	case "deafen":
+		t.say("%s loses its subscription", p.name)
+		p.refused = true
+		t.loseSubscription(p)
 		return
-	case "stray":
-		if len(t.strays) > 0 {
-			i := s.n % len(t.strays)
-			late := t.strays[i]
-			t.strays = slices.Delete(t.strays, i, i+1)
-			t.strayArrives(late)
-		}
+	case "lose pushes":
+		t.losePushes(p)
 		return
-	case "snapshot":
-		t.snapshot()
-		return
-	case "flush", "delete", "revoke", "set clock", "capacity", "other takes", "other gives":
-		t.outside(s)
+	case "crash":
+		t.crash(s.who, s.n%2 == 0)
 		return
 	}
-	if p == nil {
+	if p.paused {
 		return
 	}
 	switch s.do {
 	case "want":
-		t.want(p, s)
+		t.takeWant(p, s)
 	case "release":
-		if all := append(slices.Sorted(maps.Keys(p.held)), p.lost...); len(all) > 0 {
-			t.gone(p, all[s.n%len(all)])
-			t.fly(p, s.fate)
+		all := p.mine(nil, core.Held, core.Lost)
+		for _, pool := range p.pools {
+			all = append(all, p.ofPool(pool, core.Held, core.Lost)...)
 		}
-	case "withdraw":
-		if len(p.wants) > 0 {
-			p.withdraw(p.wants[s.n%len(p.wants)])
-			t.fly(p, s.fate)
-		}
-	case "pay":
-		t.pay(p, s.fate)
-	case "offer":
-		if len(p.pools) > 0 {
-			pool := p.pools[s.n%len(p.pools)]
-			if n := len(p.heldOf(pool)) - p.owed[pool]; n > 0 {
-				p.offerer, p.offered = pool, 1+s.m%n
-				t.fly(p, s.fate)
+		if len(all) > 0 {
+			held := all[s.n%len(all)]
+			if held.Pool != nil {
+				t.give(p, held.Pool.Owner.(*pool), held)
+			} else {
+				t.release(p, held)
 			}
 		}
-	case "cover", "dial":
-		var ids []string
-		for _, pool := range p.pools {
-			ids = append(ids, p.heldOf(pool)...)
+	case "cancel":
+		if len(p.requests) > 0 && s.m%3 > 0 {
+			t.giveUp(p, p.requests[s.n%len(p.requests)])
+		} else if len(p.pools) > 0 && !p.pools[s.n%len(p.pools)].gone {
+			t.ask(p, p.pools[s.n%len(p.pools)], 0)
 		}
-		switch {
-		case len(ids) == 0:
-		case s.do == "dial":
-			t.dial(p, ids[s.m%len(ids)], s.fate)
-		default:
-			t.cover(p, ids[s.m%len(ids)], s.fate)
-		}
-	case "deafen":
-		t.say("%s loses its subscription", p.session)
-		p.deaf, p.inbox = true, nil
-		t.place.deafen(p.session)
-	case "listen":
-		t.listenAgain(p)
-	case "look":
-		p.repeat()
-		t.fly(p, s.fate)
+	case "tick":
+		t.tick(p)
 	case "beat":
-		t.beat(p, s.fate)
-	case "hear":
-		t.hear(p)
-	case "miss":
-		p.inbox = nil
-	case "land":
-		t.landPulse(p)
-		t.land(p)
-	case "cut":
-		t.say("%s is cut off", p.session)
-		p.cut, p.inbox = true, nil
-		t.place.deafen(p.session)
-	case "heal":
-		t.heal(p, s.n%2 == 0)
+		t.step(p, func(c *core.Core, _ time.Duration) { c.BeatSoon() })
+	case "resubscribe":
+		t.loseSubscription(p)
+		t.subscribe(p)
+	case "listen":
+		p.refused = false
+		if !p.subscribed {
+			t.say("%s is subscribed again", p.name)
+			t.subscribe(p)
+		}
+	case "pause":
+		t.pause(p)
 	case "leave":
-		t.leaves(s.who, s.fate)
-	case "crash":
-		t.crash(s.who, s.n%2 == 0)
+		t.close(s.who, s.n%3 == 0)
+	case "new pool":
+		if len(p.pools) < 4 {
+			t.newPool(p)
+		}
 	default:
-		panic("bug: no such step: " + s.do)
+		if len(p.pools) > 0 {
+			t.takeOfPool(p, p.pools[s.n%len(p.pools)], s)
+		}
 	}
 }
 
-func (t *trial) want(p *peer, s step) {
-	w := &want{out: true}
-	kind := s.m % 10
+// takeOfPool takes a step of one pool.
+func (t *trial) takeOfPool(s *session, p *pool, st step) {
+	held := s.ofPool(p, core.Held)
+	switch st.do {
+	case "pay":
+		t.pay(s, p)
+	case "offer":
+		if n := len(held) - p.owed; n > 0 {
+			t.step(s, func(c *core.Core, now time.Duration) { c.Offer(now, &p.core, 1+st.m%n) })
+		}
+	case "connect":
+		if len(held) > 0 {
+			t.connect(s, held[st.m%len(held)])
+		}
+	case "close pool":
+		if !p.gone {
+			t.closePool(s, p)
+		}
+	default:
+		panic("bug: no such step: " + st.do)
+	}
+}
+
+// takeWant asks for something. Most callers are patient.
+func (t *trial) takeWant(s *session, st step) {
+	kind := st.m % 10
 	if t.plan.fence && kind < 6 || t.plan.deaf && kind == 6 {
 		kind = 9 // for pools cover backends
 	}
+	patience := []time.Duration{0, 0, 0, t.plan.ttl, t.plan.ttl / 3, time.Millisecond}[st.n%6]
+	plain := func(n int) (list []*core.Permit) {
+		for range n {
+			list = append(list, s.core.NewPermit())
+		}
+		return list
+	}
 	switch kind {
 	default:
-		w.kind, w.ids = Wait, []string{p.id(p.plain())}
+		t.want(s, message.Wait, patience, plain(1)...)
 	case 4, 5:
-		w.kind, w.ids = Try, []string{p.id(p.plain())}
+		t.want(s, message.Try, patience, plain(1)...)
 	case 6:
-		w.kind = Wait
-		for range 2 + s.n%2 {
-			w.ids = append(w.ids, p.id(p.plain()))
+		if n := 2 + st.n%2; s.max == 0 || n <= s.max {
+			t.want(s, message.Wait, patience, plain(n)...)
 		}
 	case 7:
-		held := slices.Sorted(maps.Keys(p.held))
-		if len(held) == 0 || p.wantOf(held[s.n%len(held)]) != nil {
-			return
+		held := s.mine(nil, core.Held)
+		if len(held) > 0 {
+			if p := held[st.n%len(held)]; s.requestOf(p.ID) == nil {
+				t.want(s, message.Hold, patience, &p.Permit)
+			}
 		}
-		w.kind, w.extends, w.ids = Hold, true, []string{held[s.n%len(held)]}
 	case 0, 8, 9:
-		if len(p.pools) == 0 {
+		if len(s.pools) == 0 {
 			return
 		}
-		w.kind, w.pool = Share, p.pools[s.n%len(p.pools)]
-		for _, other := range p.wants {
-			if other.pool == w.pool {
-				return
+		p := s.pools[st.n%len(s.pools)]
+		switch {
+		case p.gone:
+		case st.m%13 == 0:
+			var r *core.Request
+			t.step(s, func(c *core.Core, _ time.Duration) { r = c.PoolRequest(&p.core) })
+			if r != nil {
+				t.tryFor(s, p, r)
 			}
+		default:
+			t.ask(s, p, min(p.want+1+st.n%4, 20))
 		}
-		for range 1 + s.n%4 {
-			w.ids = append(w.ids, p.id(w.pool))
-		}
-	}
-	p.wants = append(p.wants, w)
-	t.fly(p, s.fate)
-}
-
-// pay gives back what pools owe.
-func (t *trial) pay(p *peer, f fate) {
-	for _, pool := range p.pools {
-		ids := p.heldOf(pool)
-		for _, id := range ids[:min(p.owed[pool], len(ids))] {
-			t.gone(p, id)
-		}
-		p.owed[pool] = 0
-	}
-	t.fly(p, f)
-}
-
-// gone gives a permit back whose connection has ended.
-func (t *trial) gone(p *peer, id string) {
-	delete(t.postgres, id)
-	delete(p.dialled, id)
-	p.release(id)
-}
-
-// endsAll ends the connections of a session.
-func (t *trial) endsAll(p *peer) {
-	for id := range t.postgres {
-		if sessionOf(id) == p.session {
-			delete(t.postgres, id)
-		}
-	}
-}
-
-func (t *trial) strayArrives(s stray) {
-	switch {
-	case s.x != nil:
-		_, _ = t.exchange(*s.x)
-	case s.n != nil:
-		_, _ = t.renew(*s.n)
-	default:
-		s.call()
-	}
-}
-
-// heal connects a session again. Its next heartbeat is due, but a caller can come first.
-func (t *trial) heal(p *peer, beats bool) {
-	if p.cut {
-		t.say("%s is connected again", p.session)
-		p.cut, p.deaf = false, false
-		for _, id := range p.lost { // it wakes
-			delete(t.postgres, id)
-		}
-		t.place.listen(p.session)
-		p.repeat()
-		if beats {
-			t.beat(p, arrives)
-		}
-		t.fly(p, arrives)
-	}
-}
-
-// listenAgain replaces a subscription that was lost.
-func (t *trial) listenAgain(p *peer) {
-	if p.deaf && !p.cut {
-		t.say("%s is subscribed again", p.session)
-		p.deaf = false
-		t.place.listen(p.session)
-		p.repeat()
-		t.beat(p, arrives)
-		t.fly(p, arrives)
-	}
-}
-
-// crash ends a session as SIGKILL does: its connections end with it, at once or a moment later, and
-// Redis hears nothing.
-func (t *trial) crash(slot int, atOnce bool) {
-	p := t.peers[slot]
-	t.say("%s crashes", p.session)
-	p.alive = false
-	for id := range p.dialled {
-		delete(t.postgres, id)
-	}
-	if atOnce {
-		t.endsAll(p)
-	}
-	for id := range t.postgres {
-		if sessionOf(id) == p.session {
-			t.dying = append(t.dying, id)
-		}
-	}
-	if p.flight != nil && t.plan.late {
-		t.strays = append(t.strays, stray{x: &p.flight.x})
-	}
-	t.place.deafen(p.session)
-	t.peers[slot] = nil
-}
-
-// leaves closes a session.
-func (t *trial) leaves(slot int, f fate) {
-	p := t.peers[slot]
-	t.landPulse(p)
-	for len(p.wants) > 0 {
-		p.withdraw(p.wants[0])
-	}
-	t.fly(p, arrives)
-	t.land(p)
-	var drop []string
-	for _, d := range p.drops {
-		drop = append(drop, Request(p.ttl, d.ids...))
-	}
-	for _, id := range slices.Sorted(maps.Keys(p.held)) {
-		drop = append(drop, Request(p.ttl, id))
-	}
-	t.endsAll(p)
-	p.alive, p.held = false, nil
-	if p.cut || f == requestLost {
-		t.say("Leave(%s), request lost", p.session)
-	} else {
-		t.leave(p.expected(t.now), p.session, p.epoch, drop)
-		if f == doubled {
-			t.twice(func() { t.leave(p.expected(t.now), p.session, p.epoch, drop) })
-		}
-	}
-	t.place.deafen(p.session)
-	t.peers[slot] = nil
-}
-
-// advance lets time pass, and with it what sessions do by themselves: they beat, and hear what is pushed to them.
-func (t *trial) advance(by int64) {
-	t.say("%d ms pass", by)
-	if by >= 60 {
-		for _, id := range t.dying {
-			delete(t.postgres, id)
-		}
-		t.dying = nil
-	}
-	until := t.now + by
-	for {
-		t.chores(by >= 100)
-		next := until
-		var due *peer
-		for _, p := range t.peers {
-			if p != nil && !p.cut && p.nextBeat <= next {
-				next, due = max(p.nextBeat, t.now), p
-			}
-		}
-		t.now = next
-		for _, p := range t.peers {
-			if p == nil {
-				continue
-			}
-			for _, id := range slices.Sorted(maps.Keys(p.held)) {
-				if p.held[id] <= t.now {
-					t.lose(p, id)
-				}
-			}
-		}
-		if due == nil {
-			return
-		}
-		t.beat(due, arrives)
-	}
-}
-
-// chores are done at once: to hear what is pushed, and when there is more time what is slow arrives.
-func (t *trial) chores(all bool) {
-	for _, p := range t.peers {
-		if p == nil || p.cut {
-			continue
-		}
-		if all {
-			t.landPulse(p)
-			t.land(p)
-		}
-		t.hear(p)
 	}
 }
 
@@ -463,17 +328,20 @@ func (t *trial) outside(s step) {
 		id := byScore(t.before.Permits)[s.n%len(t.before.Permits)]
 		t.say("ZREM %s by hand", id)
 		t.must(t.place.do("ZREM", t.keys.all[0], id))
-		t.damaged, t.revoked = true, true
+		t.damaged, t.revoked[id] = true, true
 	case "set clock":
 		by := []int64{3600_000, -3600_000, 5000, -5000, 1500, -1500, 86400_000}[s.n%7]
 		t.say("Redis's clock is set by %d ms", by)
 		t.set += by
+		// A Redis that was stopped counts on from where it was. A session that does not know that yet expects a
+		// later time; and scripts believe that if the clock is set just then.
+		for _, p := range t.all() {
+			t.unnoticed = t.unnoticed || t.expected(p)-t.scriptClock() > t.ttlMillis()*8/100
+		}
 		return
 	case "capacity":
-		if p := t.peers[s.who]; p != nil && !p.cut {
-			n := s.n % (t.plan.capacity + 3)
-			t.setCapacity(p.expected(t.now), n)
-			p.limit = int64(n)
+		if p := t.sessions[s.who]; p != nil && !p.cut && !p.paused {
+			t.setCapacity(p, s.n%(t.plan.capacity+3))
 		}
 		return
 	case "other takes":
@@ -488,6 +356,10 @@ func (t *trial) outside(s step) {
 		}
 	}
 	t.reload()
+	t.lossesUntil = t.now + t.plan.ttl
+	for _, p := range t.all() {
+		p.troubled(t)
+	}
 }
 
 // otherTakes is what a client of the original does: it removes what expired long ago, and takes a permit if there are fewer than the capacity.

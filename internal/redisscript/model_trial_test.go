@@ -8,41 +8,61 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
+
+	"github.com/passbuddy/passbuddy/internal/core"
+	"github.com/passbuddy/passbuddy/internal/message"
 )
 
 // A plan is what may happen in a history.
 type plan struct {
-	seed     uint64
-	steps    []step
-	capacity int
-	ttl      int64
+	seed       uint64
+	steps      []step
+	capacity   int
+	ttl, retry time.Duration
+	roundTrip  time.Duration   // what a message and its answer take, if nothing happens to them
+	faults     int             // % of the messages that something happens to
+	calmed     map[string]bool // to those nothing does
 	// Which parts of what can go wrong do. A history of few of them is easier to read, and gets deeper.
-	pools, minima, late, cuts, losses, clocks, operator, others, fence, deaf bool
-	// windows: something is in it for which ARCHITECTURE.md says that more than the capacity can be held for a while.
+	pools, minima, maxima, replicas, moves, late, lazy, drifts, cuts, pauses, losses, clocks, operator, others, fence, deaf bool
+	// windows: something is in it for which docs/SAFETY.md says that more than the capacity can be held for a
+	// while: state was lost while somebody could not be reached, or was stopped with backends that nobody knows.
 	windows bool
 }
 
-// A trial is one history at one place. After every script the state in Redis, the answer and the pushes must be what the oracle says, and
-// nothing promised may be broken.
+// A trial is one history at one place. After every script the state in Redis, the answer and the pushes must
+// be what the oracle says, and after everything that happens the specification must hold.
 type trial struct {
-	plan     *plan
-	place    place
-	keys     Keys
-	now      int64 // ms; the time of all sessions' monotonic clocks
-	set      int64 // by which Redis's clock was set
-	before   *state
-	calls    int
-	peers    [4]*peer
-	born     int // sessions there ever were
-	strays   []stray
-	counted  int               // other clients' permits that ever were
-	postgres map[string]string // the backends that live, by the permit that covers them
-	dying    []string          // of those: the permits of processes that were killed, whose backends end in a moment
-	ended    bool              // all backends can be ended
-	adrift   map[string]bool   // sharers whose count waits for a heartbeat
-	damaged  bool              // somebody deleted a key: what is counted may be wrong for a while
-	revoked  bool              // somebody removed a permit: its holder does not know yet
-	trace    func(string)
+	plan         *plan
+	place        place
+	keys         Keys
+	now          time.Duration // the time of the world since the history began
+	set          int64         // ms by which Redis's clock was set
+	ahead        []occurrence  // what will happen, in that order
+	stalledUntil time.Duration // Redis executes nothing before
+	before       *state
+	calls        int
+	sessions     [4]*session
+	leaving      []*session
+	born         int                      // sessions there ever were
+	pids         int                      // backends there ever were
+	postgres     map[string]*backend      // those that live, by the permit that covers them
+	counted      int                      // other clients' permits that ever were
+	calm         bool                     // it is the end: nothing goes wrong any more
+	returning    bool                     // all give back what they are granted
+	allowed      int                      // permits that may be held at present
+	lossesUntil  time.Duration            // what a lost state granted may be trusted until then
+	ends         map[string]time.Duration // when each lease ends, if Redis's clock goes right
+	unnoticed    bool                     // the clock was set, and nobody was there who could tell: see common.lua
+	lastSet      int64                    // what set was when a script last looked
+	lastScript   time.Duration            // when a script last looked at that clock ...
+	lastClock    int64                    // ... and saw this
+	astray       map[string]bool          // UUIDs that Redis may count though their session does not know
+	adrift       map[string]bool          // pools whose count waits for a heartbeat
+	damaged      bool                     // somebody deleted a key: what is counted may be wrong for a while
+	revoked      map[string]bool          // permits that somebody removed: their holders do not know yet
+	faults       []string                 // messages that something happened to
+	trace        func(string)
 }
 
 // broken ends a trial.
@@ -58,7 +78,8 @@ func (t *trial) say(format string, args ...any) {
 
 const modelStart = 1_790_000_000_000 // some day in 2026
 
-// run runs the plan's first n steps, and then, if they are all, brings everything to its end. It returns what went wrong.
+// run runs the plan's first n steps, and then, if they are all, brings everything to its end. It returns what
+// went wrong.
 func (t *trial) run(steps []step, finish bool) (why string, failedAt int) {
 	at := 0
 	defer func() {
@@ -71,11 +92,14 @@ func (t *trial) run(steps []step, finish bool) (why string, failedAt int) {
 		}
 	}()
 	t.place.restart()
-	t.now, t.adrift, t.postgres, t.dying = modelStart, make(map[string]bool), make(map[string]string), nil
+	t.adrift, t.astray, t.revoked = make(map[string]bool), make(map[string]bool), make(map[string]bool)
+	t.postgres, t.ends = make(map[string]*backend), make(map[string]time.Duration)
 	t.reload()
 	for i, s := range steps {
 		at = i
-		t.step(s)
+		t.take(s)
+		t.checkNow()
+		t.until(t.now)
 	}
 	at = len(steps)
 	if finish {
@@ -93,10 +117,16 @@ func (t *trial) reload() {
 	t.before = s
 }
 
-func (t *trial) clock() int64 { return t.now + t.set }
+// clock is what Redis's shows, in ms.
+func (t *trial) clock() int64 { return modelStart + t.now.Milliseconds() + t.set }
 
-// judge compares what a script did with what the oracle predicts for it, and then looks at the promises.
-func (t *trial) judge(a act, reply any, predict func(time int64) (*oracle, any)) *oracle {
+// scriptClock is what a script would take for the time, if it ran now.
+func (t *trial) scriptClock() int64 { return t.lastClock + (t.now - t.lastScript).Milliseconds() }
+
+func (t *trial) ttlMillis() int64 { return t.plan.ttl.Milliseconds() }
+
+// judge compares what a script did with what the oracle predicts for it, and then looks at the specification.
+func (t *trial) judge(a act, reply any, predict func(time int64) (*oracle, any)) {
 	t.calls++
 	after, err := t.place.load()
 	if err != nil {
@@ -133,20 +163,28 @@ func (t *trial) judge(a act, reply any, predict func(time int64) (*oracle, any))
 	before := t.before
 	t.before = after
 	a.now, a.pushes = o.now, o.pushes
+	if !a.timeless {
+		t.lastScript, t.lastClock, t.lastSet = t.now, a.now, t.set
+	}
+	for id, expiry := range after.Permits {
+		if before.Permits[id] != expiry {
+			t.ends[id] = t.now.Truncate(time.Millisecond) + time.Duration(expiry-a.now)*time.Millisecond
+		}
+	}
 	a.served = a.served && before.num("gate") <= a.now // if it opened just now, never mind
-	t.checkPromises(before, after, a)
-	t.deliver(got)
-	return o
+	t.checkScript(before, after, a)
+	t.carryPushes(got)
 }
 
 func (t *trial) begin(time, expected int64) *oracle {
 	return begin(t.before, time, expected, t.place.sharded(), t.place.listeners())
 }
 
-func (t *trial) exchange(x Exchange) (Exchanged, error) {
+func (t *trial) exchange(x message.Exchange) (message.Exchanged, error) {
 	t.place.setTime(t.clock())
-	got, err := x.Run(context.Background(), t.place, t.keys)
-	a := act{name: "Exchange", session: x.Session, served: err == nil && !got.All, promised: got.Promised.Recalled}
+	got, err := Exchange(context.Background(), t.place, t.keys, x)
+	a := act{name: "Exchange", session: x.Session, served: err == nil && !got.All, promised: got.Promised.Recalled,
+		timeless: got.All && got.Now == 0}
 	a.released = slices.Clone(x.Release)
 	for _, d := range x.Drop {
 		_, ids := parsed(d)
@@ -179,86 +217,94 @@ func answered(reply any, err error) any {
 
 // known lets the errors pass that are answers.
 func known(t *trial, err error) error {
-	var refused RefusedMin
-	if err == nil || errors.Is(err, ErrGone) || errors.As(err, &refused) {
+	var refused message.RefusedMin
+	if err == nil || errors.Is(err, message.ErrGone) || errors.As(err, &refused) {
 		return err
 	}
 	t.failf("error %v", err)
 	return nil
 }
 
-func (t *trial) renew(n Renew) (Renewed, error) {
+func (t *trial) renew(n message.Renewal) (message.Renewed, error) {
 	t.place.setTime(t.clock())
-	got, err := n.Run(context.Background(), t.place, t.keys)
+	got, err := Renew(context.Background(), t.place, t.keys, n)
+	slices.Sort(got.Missing)
 	t.say("%s -> %s", shown{n}, answered(got, err))
-	a := act{name: "Renew", session: n.Session, asserted: n.Permits, counts: true, served: err == nil && got.Gate <= got.Now}
+	a := act{name: "Renew", session: n.Session, asserted: n.Permits, counts: true, served: err == nil && got.PausedUntil <= got.Now}
 	t.judge(a, answer{got, known(t, err)}, func(time int64) (*oracle, any) {
 		o := t.begin(time, n.Expected)
 		want, err := o.renew(n)
+		slices.Sort(want.Missing)
 		return o, answer{want, err}
 	})
 	return got, err
 }
 
-func (t *trial) mark(p *peer, epoch, id, backend string) error {
+// expected is what Redis's clock should show, as a session that lives, or has ended, can say.
+func (t *trial) expected(s *session) int64 { return s.core.Expected(s.local(t.now)) }
+
+func (t *trial) mark(s *session, epoch string, expected int64, id, record string) error {
 	t.place.setTime(t.clock())
-	err := Mark(context.Background(), t.place, t.keys, p.expected(t.now), p.session, epoch, id, backend)
-	t.say("Mark(%s, %s) -> %v", id, backend, err)
+	err := Mark(context.Background(), t.place, t.keys, expected, s.name, epoch, id, record)
+	t.say("Mark(%s, %s) -> %v", id, record, err)
 	answered := err
-	if !errors.Is(err, ErrNotHeld) {
+	if !errors.Is(err, message.ErrNotHeld) {
 		answered = known(t, err)
 	}
-	t.judge(act{name: "Mark", session: p.session}, answer{nil, answered}, func(time int64) (*oracle, any) {
-		o := t.begin(time, p.expected(t.now))
-		return o, answer{nil, o.mark(p.session, epoch, id, backend)}
+	t.judge(act{name: "Mark", session: s.name}, answer{nil, answered}, func(time int64) (*oracle, any) {
+		o := t.begin(time, expected)
+		return o, answer{nil, o.mark(s.name, epoch, id, record)}
 	})
 	return err
 }
 
-// freeGone says that backends were seen gone. A permit that covers another one by now, or may soon,
-// stays held.
-func (t *trial) freeGone(p *peer, epoch string, ids, records []string) {
+// freeGone says that backends were seen gone. A permit that covers another one by now, or may soon, stays held.
+func (t *trial) freeGone(s *session, epoch string, expected int64, ids, records []string) {
 	t.place.setTime(t.clock())
 	before := t.before
-	freed, err := Gone(context.Background(), t.place, t.keys, p.expected(t.now), epoch, ids, records)
+	freed, err := Gone(context.Background(), t.place, t.keys, expected, epoch, ids, records)
 	t.say("Gone(%q, %q) -> %d", ids, records, freed)
-	t.judge(act{name: "Gone", session: p.session, released: ids}, answer{freed, known(t, err)}, func(time int64) (*oracle, any) {
-		o := t.begin(time, p.expected(t.now))
+	t.judge(act{name: "Gone", session: s.name, released: ids}, answer{freed, known(t, err)}, func(time int64) (*oracle, any) {
+		o := t.begin(time, expected)
 		return o, answer{o.gone(epoch, ids, records), nil}
 	})
 	for _, id := range ids {
 		_, was := before.Permits[id]
 		_, is := t.before.Permits[id]
-		if backend, lives := t.postgres[id]; was && !is && lives {
-			t.failf("%s was freed, and its backend %s lives", id, backend)
+		if b, lives := t.postgres[id]; was && !is && lives {
+			t.failf("%s was freed, and its backend %s lives", id, b.tag)
 		}
 	}
 }
 
-func (t *trial) leave(expected int64, session, epoch string, drop []string) {
+func (t *trial) leaveScript(s *session, drop []string) {
+	drop = slices.Sorted(slices.Values(drop))
 	t.place.setTime(t.clock())
-	err := Leave(context.Background(), t.place, t.keys, false, expected, session, epoch, drop)
-	t.say("Leave(%s, drop %q)", session, drop)
-	a := act{name: "Leave", session: session, counts: true}
+	epoch, expected := s.core.Epoch(), t.expected(s)
+	err := Leave(context.Background(), t.place, t.keys, false, expected, s.name, epoch, drop)
+	t.say("Leave(%s, drop %q)", s.name, drop)
+	a := act{name: "Leave", session: s.name, counts: true}
 	for _, d := range drop {
 		_, ids := parsed(d)
 		a.released = append(a.released, ids...)
 	}
 	t.judge(a, known(t, err), func(time int64) (*oracle, any) {
 		o := t.begin(time, expected)
-		o.leave(session, epoch, drop)
+		o.leave(s.name, epoch, drop)
 		return o, nil
 	})
 }
 
-func (t *trial) setCapacity(expected int64, n int) {
+func (t *trial) setCapacity(s *session, n int) {
 	t.place.setTime(t.clock())
+	expected := t.expected(s)
 	got, err := SetCapacity(context.Background(), t.place, t.keys, expected, n)
 	t.say("SetCapacity(%d) -> %d", n, got)
 	t.judge(act{name: "SetCapacity"}, answer{got, known(t, err)}, func(time int64) (*oracle, any) {
 		o := t.begin(time, expected)
 		return o, answer{o.setCapacity(int64(n)), nil}
 	})
+	t.step(s, func(c *core.Core, _ time.Duration) { c.CapacitySet(got, int64(n)) })
 }
 
 // snapshot reads, and must change nothing but what every script may: the skew, and the mark of a deleted set.
@@ -267,7 +313,7 @@ func (t *trial) snapshot() {
 	got, err := Load(context.Background(), t.place, t.keys)
 	slices.Sort(got.Quarantined)
 	t.say("Load() -> %d held, %d waiting", len(got.Permits), len(got.Queue))
-	t.judge(act{name: "Load"}, answer{got, known(t, err)}, func(time int64) (*oracle, any) {
+	t.judge(act{name: "Load", timeless: true}, answer{got, known(t, err)}, func(time int64) (*oracle, any) {
 		o := t.begin(time, 0)
 		want := Snapshot{Now: o.now, Capacity: o.capacity, Limit: o.num("limit"), Gate: o.gate, Permits: map[string]int64{},
 			Sessions: map[string]int64{}, Info: o.Info, Declared: o.Capacities}

@@ -108,7 +108,8 @@ func Exchange(ctx context.Context, c redis.Scripter, k Keys, x message.Exchange)
 			args = append(args, id)
 		}
 	}
-	if len(x.Drop)+len(x.Ask)+x.Offered > 0 || x.MoveMicros > 0 {
+	nothing := len(x.Release)+len(x.Waits)+len(x.Tries) == 0 // which the script's first part does not know
+	if len(x.Drop)+len(x.Ask)+x.Offered > 0 || x.MoveMicros > 0 || nothing {
 		args = append(args, len(x.Drop), len(x.Ask), x.Offered, x.Offerer, x.MoveMicros)
 		for _, d := range x.Drop {
 			args = append(args, d)

@@ -3,6 +3,8 @@ package redisscript
 import (
 	"slices"
 	"testing"
+
+	"github.com/passbuddy/passbuddy/internal/message"
 )
 
 // A heartbeat of before the loss reaches Redis when all is settled anew: what it asserts must not be held beside what was granted since. That takes
@@ -13,35 +15,50 @@ func TestAnAssertionThatStrayedPastTheGate(t *testing.T) {
 	redis.setTime(modelStart)
 	a, b := "000000a0-0001-8010", "000000b0-0002-8010"
 	x, y := a+"-8000-000000000001", b+"-8000-000000000001"
-	renew := func(n Renew) Renewed {
+	renew := func(n message.Renewal) message.Renewed {
 		t.Helper()
 		n.TTLMillis, n.Capacity, n.Info = 2000, 1, "{}"
-		got, err := n.Run(t.Context(), redis, k)
+		got, err := Renew(t.Context(), redis, k, n)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return got
 	}
-	renew(Renew{Session: a, NewEpoch: "first"})
-	renew(Renew{Session: b, NewEpoch: "second"})
+	renew(message.Renewal{Session: a, NewEpoch: "first"})
+	renew(message.Renewal{Session: b, NewEpoch: "second"})
 	_ = redis.do("FLUSHALL")
-	renew(Renew{Session: b, Epoch: "first", NewEpoch: "second", Expected: modelStart})
+	renew(message.Renewal{Session: b, Epoch: "first", NewEpoch: "second", Expected: modelStart})
 	now := int64(modelStart)
 	for range 4 {
 		now += 600
 		redis.setTime(now)
-		renew(Renew{Session: b, Epoch: "second", Expected: now})
+		renew(message.Renewal{Session: b, Epoch: "second", Expected: now})
 	}
-	got, err := Exchange{Expected: now, Session: b, Epoch: "second", TTLMillis: 2000, Waits: []string{y}}.Run(t.Context(), redis, k)
+	got, err := Exchange(t.Context(), redis, k, message.Exchange{Expected: now, Session: b, Epoch: "second", TTLMillis: 2000, Waits: []string{y}})
 	if err != nil || !got.All {
 		t.Fatalf("bug in the test: %+v, %v", got, err)
 	}
-	late := renew(Renew{Session: a, Epoch: "first", NewEpoch: "third", Permits: []string{x}, Expected: modelStart})
+	late := renew(message.Renewal{Session: a, Epoch: "first", NewEpoch: "third", Permits: []string{x}, Expected: modelStart})
 	all, err := Load(t.Context(), redis, k)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(all.Permits) != 1 || all.Permits[y] == 0 || !slices.Contains(late.Missing, x) {
 		t.Errorf("%v held, missing %q: want %s alone", all.Permits, late.Missing, y)
+	}
+}
+
+// A batch that holds nothing but an offer is sent again without it, if its connection broke. Redis answers.
+func TestAnExchangeOfNothing(t *testing.T) {
+	k := NewKeys("p-n")
+	redis := newInProcess(t, k)
+	redis.setTime(modelStart)
+	s := "000000a0-0001-8010"
+	if _, err := Renew(t.Context(), redis, k, message.Renewal{Session: s, TTLMillis: 2000, Capacity: 1, Info: "{}", NewEpoch: "e"}); err != nil {
+		t.Fatal(err)
+	}
+	got, err := Exchange(t.Context(), redis, k, message.Exchange{Session: s, Epoch: "e", TTLMillis: 2000, Offerer: s + "-8001"})
+	if err != nil || got.Free != 1 {
+		t.Errorf("%+v, %v", got, err)
 	}
 }

@@ -49,6 +49,7 @@ func needServers(t *testing.T) {
 
 // Everything that can be measured, small: each strategy works, keeps its cap, and has all its figures.
 func TestBench(t *testing.T) {
+	t.Parallel() // beside the other whole benchmark: each waits half of its time
 	needServers(t)
 	o := parse(t, "-cap", "3", "-duration", "300ms", "-warmup", "200ms", "-rounds", "1",
 		"-json", filepath.Join(t.TempDir(), "bench.json"), "-svg", filepath.Join(t.TempDir(), "pictures"))

@@ -257,6 +257,7 @@ func TestTimelinePictures(t *testing.T) {
 // Each of the tables works, small: with figures, without failures, and with timelines where they
 // belong.
 func TestBenchOfEveryTable(t *testing.T) {
+	t.Parallel() // beside the other whole benchmark: each waits half of its time
 	needServers(t)
 	o := parse(t, "-cap", "4", "-duration", "800ms", "-warmup", "200ms", "-rounds", "1",
 		"-json", filepath.Join(t.TempDir(), "bench.json"), "-svg", filepath.Join(t.TempDir(), "pictures"))

@@ -1,0 +1,5 @@
+package allotment_test
+
+import "github.com/passbuddy/passbuddy/internal/quiet"
+
+func init() { quiet.Redis() }

@@ -1,0 +1,5 @@
+package throwaway
+
+import "github.com/passbuddy/passbuddy/internal/quiet"
+
+func init() { quiet.Redis() }

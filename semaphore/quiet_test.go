@@ -1,0 +1,5 @@
+package semaphore
+
+import "github.com/passbuddy/passbuddy/internal/quiet"
+
+func init() { quiet.Redis() }
