@@ -92,6 +92,7 @@ func (t *trial) tell(s *session, e core.Event) {
 	case core.Told:
 		n := 0
 		t.step(s, func(c *core.Core, _ time.Duration) { n = c.Hear(e) })
+		t.checkHeard(s, p, n)
 		t.recall(s, p, n, e.After)
 	case core.Forget:
 		anew := false
