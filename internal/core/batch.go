@@ -98,7 +98,6 @@ func (c *Core) NextBatch(now time.Duration) *Batch {
 		c.unblock(now)
 		return nil
 	}
-	c.blockedSince = 0
 	b := &Batch{sent: now}
 	n := min(len(c.drops), maxBatch)
 	b.drops = append(b.drops, c.drops[:n]...)

@@ -28,7 +28,7 @@ func TestBackendsInQuarantineAreEnded(t *testing.T) {
 	s, _, second := covering(t)
 	end := func() []Record {
 		fx := Effects{}
-		s.Pushed(s.now, message.Push{Kind: message.PushEnd, IDs: []string{"a"}, Records: []string{"7 70"}})
+		s.Pushed(s.now, message.Push{Kind: message.PushFence, IDs: []string{"a"}, Records: []string{"7 70"}})
 		if fx = s.Take(); len(fx.End) > 0 && fx.Reaper != &second.Pool {
 			t.Error("another pool is asked than the one that covers most")
 		}
@@ -89,7 +89,7 @@ func TestALookIsOneAtATime(t *testing.T) {
 	s, _, second := covering(t)
 	look := func(epoch string) []Record {
 		s.Pushed(s.now, message.Push{
-			Kind: message.PushLookUp, Epoch: epoch, IDs: []string{"a"}, Records: []string{"7 70 1 4"}})
+			Kind: message.PushLook, Epoch: epoch, IDs: []string{"a"}, Records: []string{"7 70 1 4"}})
 		fx := s.Take()
 		if len(fx.Look) > 0 && (fx.Reaper != &second.Pool || fx.LookEpoch != "e") {
 			t.Errorf("pool %p looks, in the state %q", fx.Reaper, fx.LookEpoch)
@@ -114,9 +114,9 @@ func TestALookIsOneAtATime(t *testing.T) {
 // A session that covers no backend has no connection to end others by, and one that is closed
 // begins nothing.
 func TestNoReaperNoEnd(t *testing.T) {
-	end := message.Push{Kind: message.PushEnd, IDs: []string{"a"}, Records: []string{"7 70"}}
+	end := message.Push{Kind: message.PushFence, IDs: []string{"a"}, Records: []string{"7 70"}}
 	look := message.Push{
-		Kind: message.PushLookUp, Epoch: "e", IDs: []string{"a"}, Records: []string{"7 70 1 4"}}
+		Kind: message.PushLook, Epoch: "e", IDs: []string{"a"}, Records: []string{"7 70 1 4"}}
 	s := start(t, Config{})
 	plain := s.acquire()
 	s.RecordBackend(plain, "1 1 1") // of no pool

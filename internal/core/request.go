@@ -76,6 +76,8 @@ func (c *Core) GiveUp(now time.Duration, r *Request, waited time.Duration) error
 		reason = fmt.Errorf("%w: %q granted nothing within %v", ErrCapacity, c.cfg.Base, waited)
 	}
 	switch {
+	case r.belowMax:
+		reason = fmt.Errorf("%w: this session holds Config.Max, %d", ErrCapacity, c.cfg.Max)
 	case c.down != nil:
 		reason = Unavailable(c.down)
 	case r.noMemory:

@@ -77,7 +77,7 @@ func (c *Core) Resubscribed(now time.Duration) {
 // Pushed takes a push.
 func (c *Core) Pushed(now time.Duration, push message.Push) {
 	switch push.Kind {
-	case message.PushGranted:
+	case message.PushGrant:
 		for _, id := range push.IDs {
 			if r := c.asked[id]; r != nil {
 				r.waited = true // though the answer that says so may still be on its way
@@ -90,7 +90,7 @@ func (c *Core) Pushed(now time.Duration, push message.Push) {
 			// grant is relied on only once a call of our own was acknowledged.
 			c.repeat(now)
 		}
-	case message.PushWaiting:
+	case message.PushWanted:
 		if p := c.poolNamed(push.Pool); p != nil {
 			c.toldAt = now
 			c.tell(Event{Kind: Waiting, Pool: p, Waiting: true})
@@ -100,17 +100,17 @@ func (c *Core) Pushed(now time.Duration, push message.Push) {
 			c.tell(Event{Kind: Told, Pool: p, Name: push.Pool, Epoch: push.Epoch, Tally: push.Tally,
 				After: time.Duration(push.Millis) * time.Millisecond})
 		}
-	case message.PushEnd:
+	case message.PushFence:
 		var list []Record
 		for i, id := range push.IDs {
 			list = append(list, newRecord(id, push.Records[i], 2))
 		}
 		c.end(now, list)
-	case message.PushLookUp:
+	case message.PushLook:
 		c.look(push)
 	case message.PushLost:
 		c.BeatSoon()
-	case message.PushRepeat:
+	case message.PushRetry:
 		c.repeat(now)
 	}
 }

@@ -244,7 +244,7 @@ func (t *trial) execute(after time.Duration, run func()) {
 func (t *trial) carryPushes(pushes []push) {
 	for _, m := range pushes {
 		s := t.named(m.session)
-		if s == nil || s.cut || !s.subscribed || m.text == string(message.PushSelf) {
+		if s == nil || s.cut || !s.subscribed || m.text == string(message.PushHeartbeat) {
 			continue
 		}
 		l := t.luckOf(s, "push")
