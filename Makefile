@@ -23,7 +23,7 @@ export GOFLAGS := $(filter-out -mod=% -modfile=%,$(shell $(GO) env GOFLAGS 2>/de
 # Many tests wait for other processes. So more packages run at once than there are processors, and in a
 # package more of the tests that call t.Parallel.
 PARALLEL    := $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); \
-	echo -p $$((n > 4 ? n : 4)) -parallel $$((n > 8 ? n : 8)))
+	echo -p $$((n > 3 ? n : 3)) -parallel $$((n > 8 ? n : 8)))
 
 # The race detector, but for the interpreter of Lua in miniredis, which runs one script at a time. It
 # would take most of the time of the tests that run in a bubble. Vetting is left to make lint.
