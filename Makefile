@@ -25,7 +25,7 @@ export GOFLAGS := $(filter-out -mod=% -modfile=%,$(shell $(GO) env GOFLAGS 2>/de
 # Many tests wait for other processes. So more packages run at once than there are processors. In a
 # package, more of the tests that call t.Parallel run at once, too.
 PARALLEL    := $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); \
-	echo -p $$((n > 4 ? n : 4)) -parallel $$((n > 8 ? n : 8)))
+	echo -p $$((n > 3 ? n : 3)) -parallel $$((n > 8 ? n : 8)))
 
 # The race detector skips miniredis's Lua interpreter, which runs one script at a time. Otherwise
 # the interpreter would take most of the time of the tests in a bubble. make lint does the vetting.

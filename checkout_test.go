@@ -15,7 +15,7 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// checkoutUses are the ways to use a connection. Each works for a millisecond, see busyServer.
+// checkoutUses are the ways to use a connection. Each works for a millisecond, see busy.
 var checkoutUses = map[string]func(db *sql.DB, st *sql.Stmt) error{
 	"exec": func(db *sql.DB, _ *sql.Stmt) error { _, err := db.Exec("x"); return err },
 	"conn": func(db *sql.DB, _ *sql.Stmt) error {

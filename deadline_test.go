@@ -129,13 +129,13 @@ type recordingFleet struct {
 	record func(context.Context) error
 }
 
-func (f recordingFleet) Cover(
-	*engine.Permit, allotment.Backend,
+func (f recordingFleet) RecordBackend(
+	*engine.Permit, string,
 ) (record func(context.Context) error) {
 	return f.record
 }
 
-func (f recordingFleet) Vacate(*engine.Permit) (record func(context.Context) error) { return nil }
+func (f recordingFleet) ClearBackend(*engine.Permit) (record func(context.Context) error) { return nil }
 
 // fencedDB is a DB with Fence and one permit, over pgx and pg. dialling runs before each connect,
 // and record is the record in Redis.

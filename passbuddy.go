@@ -35,7 +35,7 @@
 //
 // Clients that do not take part (psql, other stacks) are not counted; leave them room. Two events
 // can exceed the cap until they are noticed: an asynchronous failover of Redis that loses its last
-// grants, and a process that is frozen past its lease. See ARCHITECTURE.md.
+// grants, and a process that is frozen past its lease. docs/SAFETY.md lists each, with its bound.
 //
 // # database/sql's own limits
 //

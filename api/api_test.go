@@ -210,5 +210,6 @@ func source(node any) string {
 	if err := printer.Fprint(&b, fset, node); err != nil {
 		panic(err)
 	}
-	return strings.Join(strings.Fields(b.String()), " ")
+	line := strings.Join(strings.Fields(b.String()), " ")
+	return strings.NewReplacer("( ", "(", ", )", ")").Replace(line) // a parameter list on several lines
 }

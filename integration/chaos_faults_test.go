@@ -13,7 +13,7 @@ import (
 )
 
 // This file holds the faults of a chaos run. Each fault declares which operations may fail, and
-// which windows of ARCHITECTURE.md it opens. Any other operation that fails, and any other backend
+// which windows of docs/SAFETY.md it opens. Any other operation that fails, and any other backend
 // too many, is a violation.
 
 const (

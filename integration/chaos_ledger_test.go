@@ -31,7 +31,7 @@ type backend struct {
 	doing   string // its state, since when, and its query
 }
 
-// An excuse is a window, declared in ARCHITECTURE.md, in which there may be more backends than the
+// An excuse is a window, declared in docs/SAFETY.md, in which there may be more backends than the
 // capacity. It names the backends that do not count against the capacity; all others never exceed
 // it. After the window they count again, so the excuse bounds the time too.
 type excuse struct {

@@ -33,7 +33,7 @@ import (
 //
 //   - backends <= capacity, but for those that an excuse covers.
 //
-// An excuse is a window that ARCHITECTURE.md declares, for named backends and a bounded time. This
+// An excuse is a window that docs/SAFETY.md declares, for named backends and a bounded time. This
 // run opens these windows:
 //
 //   - a process is stopped past its leases: the backends that it held, until it wakes. Even seeds

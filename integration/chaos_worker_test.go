@@ -335,7 +335,7 @@ func joinInTime(url string, cfg semaphore.Config) (*semaphore.Semaphore, error) 
 }
 
 // remaining returns how many goroutines there are beyond those at the start, and their stacks. A
-// socket may take drainMost to end.
+// socket may take package socket's drainTimeout to end.
 func remaining(before int) (n int, stacks string) {
 	const patience = 20 * time.Second
 	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {

@@ -91,11 +91,11 @@ func (e *onePermit) Try(context.Context) (*engine.Permit, error) {
 	return nil, semaphore.ErrCapacity
 }
 
-func (e *onePermit) Cover(*engine.Permit, allotment.Backend) func(context.Context) error {
+func (e *onePermit) RecordBackend(*engine.Permit, string) func(context.Context) error {
 	return e.record
 }
 
-func (e *onePermit) Vacate(*engine.Permit) func(context.Context) error { return nil }
+func (e *onePermit) ClearBackend(*engine.Permit) func(context.Context) error { return nil }
 
 // stations is a pool with one permit, whose stations take their time once it is slow: a backend
 // takes 0.2s to end, a dial 1s, and a record never ends.

@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Checks the imports of the library packages, tests aside:
-#   - of each other, only downwards: pgxpool, root, internal/socket, internal/backend,
-#     internal/allotment, semaphore, internal/redisscript;
+#   - of each other, only as in the table below, which is that of ARCHITECTURE.md, "Layers";
 #   - of packages outside the standard library, only go-redis, uuid, pgx and puddle.
 # So the library's users do not depend on packages that only our tools or tests need.
 set -euo pipefail
@@ -11,10 +10,20 @@ cd "$(dirname "$0")/.."
 export GOWORK=off
 module=$(go list -m)
 
-# From top to bottom: a package may import those after it.
-layers=("$module/pgxpool" "$module" "$module/internal/socket" "$module/internal/backend"
-	"$module/internal/allotment"
-	"$module/semaphore" "$module/internal/redisscript")
+# From top to bottom: a package, then the packages of the module that it may import. The root's
+# package is ".".
+arrows='
+pgxpool              . internal/socket internal/backend semaphore internal/allotment internal/engine
+.                    internal/socket internal/backend semaphore internal/allotment internal/engine
+internal/socket      semaphore internal/allotment
+internal/backend     internal/allotment
+semaphore            internal/engine internal/core internal/message
+internal/allotment   internal/engine internal/core
+internal/engine      internal/core internal/redisscript internal/message
+internal/core        internal/message
+internal/redisscript internal/message
+internal/message
+'
 
 allowed='^github\.com/(redis/go-redis/v9|google/uuid|jackc/pgx/v5|jackc/puddle/v2)(/|$)'
 
@@ -24,27 +33,25 @@ fail() {
 	failed=true
 }
 
-# layer prints a package's place, counted from the top. For a package that is not one of the
-# library's it prints nothing.
-layer() {
-	local i
-	for i in "${!layers[@]}"; do
-		if [[ ${layers[i]} == "$1" ]]; then echo "$i"; fi
-	done
-}
+# below prints the packages that a package of the library may import, in one line.
+below() { awk -v package="$1" '$1 == package { $1 = ""; print }' <<<"$arrows"; }
 
+packages=()
+while read -r package _; do
+	if [[ -n $package ]]; then packages+=("./$package"); fi
+done <<<"$arrows"
 # shellcheck disable=SC2016 # the dollars are go list's template's
 pairs=$(go list -f '{{$p := .ImportPath}}{{range .Imports}}{{$p}} {{.}}{{"\n"}}{{end}}' \
-	"${layers[@]}")
+	"${packages[@]}")
 
 while read -r package import; do
 	[[ -n $package ]] || continue
 	if [[ $import == "$module" || $import == "$module"/* ]]; then
-		below=$(layer "$import")
-		if [[ -z $below ]]; then
-			fail "$package imports $import, which has no place among the layers of $0"
-		elif ((below <= $(layer "$package"))); then
-			fail "$package imports $import, against the direction of imports"
+		from=${package#"$module"/} to=${import#"$module"/}
+		if [[ $from == "$module" ]]; then from=.; fi
+		if [[ $to == "$module" ]]; then to=.; fi
+		if [[ " $(below "$from") " != *" $to "* ]]; then
+			fail "$from imports $to, which the table in $0 does not allow"
 		fi
 	elif [[ ${import%%/*} == *.* && ! $import =~ $allowed ]]; then
 		fail "$package imports $import, which is not among the library's dependencies"

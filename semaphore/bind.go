@@ -8,18 +8,18 @@ import (
 	"time"
 )
 
-// HandlerOptions say what Handler does with the permit around a request. The zero value leaves acquiring to
-// the code inside (Use, Do or Bind) and releases at the end.
+// HandlerOptions say what Handler does with the permit around a request. The zero value leaves
+// acquiring to the code inside (Use, Do or Bind) and releases at the end.
 type HandlerOptions struct {
-	// AcquireOnStart acquires the permit, or uses the lease it has, before the request is served. If that fails
-	// the request is answered with 503 Service Unavailable and a Retry-After.
+	// AcquireOnStart acquires the permit, or uses the lease it has, before the request is served.
+	// If that fails the request is answered with 503 Service Unavailable and a Retry-After.
 	AcquireOnStart bool
 	// KeepOnEnd leaves the permit held when the request has been served.
 	KeepOnEnd bool
 }
 
-// Handler serves requests with the permit. While several requests overlap they share it, and the last to end
-// releases it. The request's context ends with cause ErrLost if the lease is lost.
+// Handler serves requests with the permit. While several requests overlap they share it, and the
+// last to end releases it. The request's context ends with cause ErrLost if the lease is lost.
 func (p *Permit) Handler(next http.Handler, opts HandlerOptions) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx := r.Context()
@@ -43,14 +43,16 @@ func (p *Permit) Handler(next http.Handler, opts HandlerOptions) http.Handler {
 	})
 }
 
-// BindOptions say what Bind does with the permit around a call. The zero value releases it at the end.
+// BindOptions say what Bind does with the permit around a call. The zero value releases it at the
+// end.
 type BindOptions struct {
-	// KeepOnEnd leaves the permit held when the bound function returns, so that the next call costs no round
-	// trip.
+	// KeepOnEnd leaves the permit held when the bound function returns, so that the next call costs
+	// no round trip.
 	KeepOnEnd bool
 }
 
-// Bind returns fn with the permit around it: each call uses the permit, runs fn, and releases it, as Do does.
+// Bind returns fn with the permit around it: each call uses the permit, runs fn, and releases it,
+// as Do does.
 func Bind[A, R any](p *Permit, fn func(context.Context, A) (R, error), opts BindOptions) func(context.Context, A) (R, error) {
 	return func(ctx context.Context, a A) (R, error) {
 		var r R

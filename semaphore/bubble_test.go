@@ -82,10 +82,10 @@ func (s *session) snapshot(t *testing.T) Snapshot {
 	return snap
 }
 
-// A pool is a connection pool of the session.
+// A pool is a connection pool of a session, and its listener.
 type pool struct {
+	*engine.Pool
 	bubble.Listener[*engine.Permit]
-	share *engine.Pool
 }
 
 func (s *session) pool(t *testing.T) *pool {
@@ -98,9 +98,7 @@ func (s *session) pool(t *testing.T) *pool {
 }
 
 func (p *pool) join(s *Semaphore) (err error) {
-	p.share, err = s.Engine(engine.Seam{}).NewPool(p)
-	p.Return = func(permit *engine.Permit) { p.share.Give(permit) }
+	p.Pool, err = s.Engine(engine.Seam{}).NewPool(p)
+	p.Return = p.Pool.Give
 	return err
 }
-
-func (p *pool) give() { p.GiveBack() }

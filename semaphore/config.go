@@ -41,42 +41,48 @@ const (
 // Config describes a semaphore. The zero value of every field means its documented default.
 type Config struct {
 	// Prefix and Name together name the semaphore: its keys in Redis are "<Prefix>-<Name>" and
-	// "{<Prefix>-<Name>}:...". Everyone who gives the same two shares one capacity. At most 128 bytes each, without control
-	// characters and braces. Defaults "passbuddy" and "semaphore".
+	// "{<Prefix>-<Name>}:...". Everyone who gives the same two shares one capacity. At most 128
+	// bytes each, without control characters and braces. Defaults "passbuddy" and "semaphore".
 	Prefix string
 	Name   string
 
-	// Capacity is how many permits may be held together, by everybody. The effective one is the smallest that a
-	// live session declares, unless an operator has set one with SetCapacity. From 1 to 1,000,000, default 10.
+	// Capacity is how many permits may be held together, by everybody. The effective one is the
+	// smallest that a live session declares, unless an operator has set one with SetCapacity. From
+	// 1 to 1,000,000, default 10.
 	Capacity int
 
-	// Min is how many permits are kept for this session while it lives: nobody else is granted them, so that up to so many
-	// are never waited for longer than it takes to recall them, and nothing of them is ever recalled. The sum of the fleet's minima cannot
-	// exceed the capacity: New returns an error that matches ErrCapacity where it would. Default 0.
+	// Min is how many permits are kept for this session while it lives: nobody else is granted
+	// them, so that up to so many are never waited for longer than it takes to recall them, and
+	// nothing of them is ever recalled. The sum of the fleet's minima cannot exceed the capacity:
+	// New returns an error that matches ErrCapacity where it would. Default 0.
 	Min int
 
-	// Max is how many permits this session may hold, whatever is free. What would exceed it waits here. At least Min. Default 0: any number.
+	// Max is how many permits this session may hold, whatever is free. What would exceed it waits
+	// here. At least Min. Default 0: any number.
 	Max int
 
-	// Weight is the session's part when connection pools share the capacity under load: each of its pools gets Weight times what a
-	// pool of weight 1 gets. From 1 to 100, default 1.
+	// Weight is the session's part when connection pools share the capacity under load: each of its
+	// pools gets Weight times what a pool of weight 1 gets. From 1 to 100, default 1.
 	Weight int
 
-	// MaxWaiters bounds the queue: an Acquire that finds so many requests waiting in the fleet fails at once with an error that
-	// matches ErrCapacity. A connection pool has one request in the queue at a time, whatever its callers, and is always let in. Default 0: any number.
+	// MaxWaiters bounds the queue: an Acquire that finds so many requests waiting in the fleet
+	// fails at once with an error that matches ErrCapacity. A connection pool has one request in
+	// the queue at a time, whatever its callers, and is always let in. Default 0: any number.
 	MaxWaiters int
 
-	// WaitReplicas is how many replicas of Redis must have acknowledged a grant, or the renewal of a lease, before it is relied on (Redis's WAIT): a
-	// failover to one of them then forgets none. It costs a round trip from Redis to its replicas; with too few of them nothing is granted, and
-	// leases end. Default 0: an asynchronous failover can forget the last grants.
+	// WaitReplicas is how many replicas of Redis must have acknowledged a grant, or the renewal of
+	// a lease, before it is relied on (Redis's WAIT): a failover to one of them then forgets none.
+	// It costs a round trip from Redis to its replicas; with too few of them nothing is granted,
+	// and leases end. Default 0: an asynchronous failover can forget the last grants.
 	WaitReplicas int
 
-	// TTL is the length of a lease. A process that dies gives its permits back within it; a process that cannot reach Redis
-	// keeps them for a tenth less. Renewed after a third of it, or earlier. From 100ms to 24h, default 5s.
+	// TTL is the length of a lease. A process that dies gives its permits back within it; a process
+	// that cannot reach Redis keeps them for a tenth less. Renewed after a third of it, or earlier.
+	// From 100ms to 24h, default 5s.
 	TTL time.Duration
 
-	// MaxAttempts x RetryInterval bounds a wait whose ctx has no earlier deadline. Default 5; below zero, ctx
-	// alone bounds it.
+	// MaxAttempts x RetryInterval bounds a wait whose ctx has no earlier deadline. Default 5; below
+	// zero, ctx alone bounds it.
 	MaxAttempts int
 
 	// RetryInterval is also how often a waiter looks again by itself, should the push that

@@ -2,7 +2,8 @@ package semaphore
 
 import "github.com/passbuddy/passbuddy/internal/core"
 
-// The errors of this package, to be matched with errors.Is. Each is returned wrapped around its cause.
+// The errors of this package, to be matched with errors.Is. Each is returned wrapped around its
+// cause.
 var (
 	// ErrCapacity: no permit became free for as long as the caller could wait.
 	ErrCapacity = core.ErrCapacity

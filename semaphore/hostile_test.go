@@ -139,7 +139,7 @@ func (g *siege) run(h hostile) {
 	if err := connPool.join(g.b); err != nil {
 		t.Fatal(err)
 	}
-	connPool.share.Ask(1)
+	connPool.Ask(1)
 	p, err := g.a.Acquire(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -173,7 +173,7 @@ func (g *siege) run(h hostile) {
 	for _, p := range g.target {
 		_ = p.Release(t.Context())
 	}
-	connPool.give()
+	connPool.GiveBack()
 	time.Sleep(g.cfg.TTL)
 	// Foreign members may be there for good, but nothing else must be in the way.
 	snap, err := g.a.Snapshot(t.Context())
@@ -216,8 +216,8 @@ func (g *siege) everything(connPool *pool) {
 		})
 		g.bounded("Snapshot", func(ctx context.Context) error { _, err := s.Snapshot(ctx); return err })
 	}
-	connPool.share.Ask(2)
-	connPool.share.Offer(1)
+	connPool.Ask(2)
+	connPool.Offer(1)
 	g.bounded("extend", g.target[0].Acquire)
 	g.count(connPool)
 	g.bounded("release", g.target[len(g.target)-1].Release)

@@ -147,7 +147,7 @@ func TestAnyKeyDeleted(t *testing.T) {
 				a, b := w.join(cfg), w.join(cfg)
 				pool := a.pool(t)
 				pool.Obey = true
-				pool.share.Ask(1)
+				pool.Ask(1)
 				p, q := a.acquire(t), b.acquire(t)
 				waiting := b.later(t.Context())
 				time.Sleep(time.Second)

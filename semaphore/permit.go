@@ -10,9 +10,9 @@ import (
 	"github.com/passbuddy/passbuddy/internal/engine"
 )
 
-// A Permit is one unit of the capacity. Acquire, TryAcquire and AcquireN make permits that are held; NewPermit
-// makes one that is not held yet. It can be acquired again after it was released. All methods can be called
-// concurrently.
+// A Permit is one unit of the capacity. Acquire, TryAcquire and AcquireN make permits that are
+// held; NewPermit makes one that is not held yet. It can be acquired again after it was released.
+// All methods can be called concurrently.
 //
 // The life of a permit:
 //
@@ -23,13 +23,13 @@ import (
 //	                          v                            | queues like anyone else
 //	                         lost -------------------------+
 //
-// Every time around it gets a new UUID: a release that was delayed on its way can then never take away a later
-// lease.
+// Every time around it gets a new UUID: a release that was delayed on its way can then never take
+// away a later lease.
 type Permit struct {
 	s *Semaphore
 
-	// turn is held by the one goroutine that acquires or releases. It is a channel, so that a caller can give up
-	// waiting for it.
+	// turn is held by the one goroutine that acquires or releases. It is a channel, so that a
+	// caller can give up waiting for it.
 	turn chan struct{}
 	now  atomic.Pointer[engine.Permit] // the current or next lease's; changed with turn held
 
@@ -49,24 +49,26 @@ func (s *Semaphore) newPermit(now *engine.Permit) *Permit {
 // renew gives p a new UUID, under which it is not held.
 func (p *Permit) renew() { p.now.Store(p.s.engine.NewPermit()) }
 
-// ID is the UUID of the permit's current or next lease. It changes when the permit is acquired again after a
-// release or a loss.
+// ID is the UUID of the permit's current or next lease. It changes when the permit is acquired
+// again after a release or a loss.
 func (p *Permit) ID() string { return p.now.Load().ID }
 
-// Held reports whether the lease can be proven now. It asks only the local monotonic clock. Some time before
-// Redis would give the permit to another it turns false, also when Redis cannot be reached.
+// Held reports whether the lease can be proven now. It asks only the local monotonic clock. Some
+// time before Redis would give the permit to another it turns false, also when Redis cannot be
+// reached.
 func (p *Permit) Held() bool { return p.now.Load().Held() }
 
-// Lost is closed when the lease can no longer be proven. Acquiring the permit again makes a new channel.
+// Lost is closed when the lease can no longer be proven. Acquiring the permit again makes a new
+// channel.
 func (p *Permit) Lost() <-chan struct{} { return p.now.Load().Lost() }
 
-// Acquire acquires the permit, waiting its turn in the fleet, or extends the lease of one that is held. The
-// wait is bounded by MaxAttempts x RetryInterval, which is 2.5s by default, also under context.Background().
-// Config.MaxAttempts below zero lifts that bound.
+// Acquire acquires the permit, waiting its turn in the fleet, or extends the lease of one that is
+// held. The wait is bounded by MaxAttempts x RetryInterval, which is 2.5s by default, also under
+// context.Background(). Config.MaxAttempts below zero lifts that bound.
 //
-// Errors: ErrCapacity if it was not granted in that time or before ctx ended; ErrUnavailable if Redis did not
-// answer in that time; ErrLost if it was held and Redis no longer knows it; ErrClosed. The context's error
-// matches too if it was the cause.
+// Errors: ErrCapacity if it was not granted in that time or before ctx ended; ErrUnavailable if
+// Redis did not answer in that time; ErrLost if it was held and Redis no longer knows it;
+// ErrClosed. The context's error matches too if it was the cause.
 func (p *Permit) Acquire(ctx context.Context) error {
 	if err := p.begin(ctx, ErrCapacity); err != nil {
 		return err
@@ -126,12 +128,12 @@ func (p *Permit) acquire(ctx context.Context) error {
 	return err
 }
 
-// Release gives the permit back; the next in the fleet's queue gets it at once. Releasing one that is not held
-// does nothing.
+// Release gives the permit back; the next in the fleet's queue gets it at once. Releasing one that
+// is not held does nothing.
 //
-// The release goes through even if ctx is done: it outlives its caller, bounded by the lease. An error means
-// that Redis did not confirm it yet; it is tried again in the background, and the lease is not renewed any
-// more.
+// The release goes through even if ctx is done: it outlives its caller, bounded by the lease. An
+// error means that Redis did not confirm it yet; it is tried again in the background, and the lease
+// is not renewed any more.
 func (p *Permit) Release(ctx context.Context) error {
 	return p.releaseIf(ctx, func() bool { return true })
 }
@@ -154,7 +156,8 @@ func (p *Permit) releaseIf(ctx context.Context, due func() bool) error {
 	return err
 }
 
-// enter counts a user in, and leave one out; the last one releases the permit unless it is to be kept.
+// enter counts a user in, and leave one out; the last one releases the permit unless it is to be
+// kept.
 func (p *Permit) enter(ctx context.Context, use bool) error {
 	p.mu.Lock()
 	p.users++
@@ -179,8 +182,8 @@ func (p *Permit) leave(ctx context.Context, keep bool) error {
 		return nil
 	}
 	p.mu.Unlock()
-	// A user that enters before the instant of the release uses the permit as it is, and we are not the last; one
-	// that enters after it finds the permit free.
+	// A user that enters before the instant of the release uses the permit as it is, and we are not
+	// the last; one that enters after it finds the permit free.
 	return p.releaseIf(context.WithoutCancel(ctx), func() bool {
 		p.mu.Lock()
 		defer p.mu.Unlock()
@@ -189,8 +192,8 @@ func (p *Permit) leave(ctx context.Context, keep bool) error {
 	})
 }
 
-// whileHeld returns a context that ends with cause ErrLost when the lease of the permit is lost, and a
-// function that ends it and must be called.
+// whileHeld returns a context that ends with cause ErrLost when the lease of the permit is lost,
+// and a function that ends it and must be called.
 func (p *Permit) whileHeld(ctx context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	done := make(chan struct{})
@@ -205,9 +208,9 @@ func (p *Permit) whileHeld(ctx context.Context) (context.Context, func()) {
 	return ctx, func() { close(done); cancel(context.Canceled) }
 }
 
-// Do uses the permit (see Use), runs fn, and releases it. If the lease is lost meanwhile, fn's context ends
-// with cause ErrLost and Do's error matches ErrLost. When calls of Do, Bind and Handler overlap on one permit,
-// the last to end releases.
+// Do uses the permit (see Use), runs fn, and releases it. If the lease is lost meanwhile, fn's
+// context ends with cause ErrLost and Do's error matches ErrLost. When calls of Do, Bind and
+// Handler overlap on one permit, the last to end releases.
 func (p *Permit) Do(ctx context.Context, fn func(context.Context) error) (err error) {
 	return p.run(ctx, false, fn)
 }

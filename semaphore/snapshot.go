@@ -47,7 +47,8 @@ type Session struct {
 	Lease    time.Duration // until it would be taken for dead
 }
 
-// Snapshot reads the state from Redis. It changes nothing, and its cost grows with the number of permits, waiters and sessions.
+// Snapshot reads the state from Redis. It changes nothing, and its cost grows with the number of
+// permits, waiters and sessions.
 func (s *Semaphore) Snapshot(ctx context.Context) (Snapshot, error) {
 	raw, err := s.engine.Snapshot(ctx)
 	if err != nil {

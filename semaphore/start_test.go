@@ -6,14 +6,11 @@ import (
 	"net"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/alicebob/miniredis/v2/server"
 	"github.com/redis/go-redis/v9"
-
-	"github.com/passbuddy/passbuddy/internal/subset"
 )
 
 func TestConfigNamesTheFieldItRefuses(t *testing.T) {
@@ -78,36 +75,6 @@ func TestRingIsRefused(t *testing.T) {
 	if _, err := New(t.Context(), ring, Config{}); err == nil || !strings.Contains(err.Error(), "Ring") || errors.Is(err, ErrUnavailable) {
 		t.Errorf("New: %v, want a refusal that names the Ring", err)
 	}
-}
-
-// maxSharers is how many connection pools a session has numbers for.
-const maxSharers = 0xfff
-
-// Pools that Redis has heard of come and go faster than heartbeats, which take them out. A new one
-// waits for a heartbeat if all numbers are taken.
-func TestPoolsOutrunHeartbeats(t *testing.T) {
-	inWorld(t, func(t *testing.T, w *world) {
-		s := w.join(Config{Capacity: 2, TTL: time.Hour})
-		began := time.Now()
-		together := subset.Length(64, 1)
-		for opened := 0; opened < maxSharers+10; opened += together {
-			var pools []*pool
-			for range together {
-				p := s.pool(t)
-				p.share.Ask(1)
-				p.share.Ask(0)
-				pools = append(pools, p)
-			}
-			synctest.Wait()
-			for _, p := range pools {
-				p.give()
-				p.share.Close()
-			}
-		}
-		if took := time.Since(began); took > time.Minute {
-			t.Errorf("%d pools took %v: they waited for the heartbeat's tick", maxSharers+10, took)
-		}
-	})
 }
 
 func TestOwnerIsCleaned(t *testing.T) {

@@ -111,17 +111,17 @@ func New(pool Pool, opts Options) *Allotment {
 }
 
 // Join connects the allotment to the engine. It, or Attach, is called once, before the first Enter.
-// Join holds the lock all along: what the engine tells the new share meanwhile waits until the
+// Join holds the lock all along: what the engine tells the new pool meanwhile waits until the
 // allotment can answer.
 func (a *Allotment) Join(session *engine.Session) (*engine.Pool, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	share, err := session.NewPool(a)
+	pool, err := session.NewPool(a)
 	if err != nil {
 		return nil, fmt.Errorf("passbuddy: %w", err)
 	}
-	a.engine = share
-	return share, nil
+	a.engine = pool
+	return pool, nil
 }
 
 // Attach is Join for an engine that is there already.

@@ -15,8 +15,8 @@ import (
 
 // recorder is an [Engine] that keeps backends. [*engine.Pool] is one.
 type recorder interface {
-	Cover(p *engine.Permit, tag string) record
-	Vacate(p *engine.Permit) record
+	RecordBackend(p *engine.Permit, tag string) record
+	ClearBackend(p *engine.Permit) record
 }
 
 var _ recorder = (*engine.Pool)(nil)
@@ -39,13 +39,13 @@ var _ engine.Reaper = (*Allotment)(nil)
 // if this fails. Unlike the other methods it asks Redis.
 //
 // Meanwhile the lease can be lost and s closed by Abort. s can even be gone, and its permit given
-// back, or under another connection. engine.Pool.Cover says why that is well. It asks that
+// back, or under another connection. engine.Pool.RecordBackend says why that is well. It asks that
 // connections say what they are in the order in which they have the permit. So the first half is
 // done under the lock, while the permit is certainly that of s.
 func (s *Slot) RecordBackend(ctx context.Context, b Backend) error {
 	record, err := s.underPermit(func(e recorder) record {
 		s.recorded = &b
-		return e.Cover(s.permit, b.Tag())
+		return e.RecordBackend(s.permit, b.Tag())
 	})
 	if err != nil {
 		return fmt.Errorf("passbuddy: while connecting: %w", err)
@@ -57,13 +57,13 @@ func (s *Slot) RecordBackend(ctx context.Context, b Backend) error {
 }
 
 // vacate makes sure, before the connection of s is dialled, that Redis knows of no other backend
-// under its permit: see engine.Pool.Vacate. It asks Redis only if the permit has covered a
+// under its permit: see engine.Pool.ClearBackend. It asks Redis only if the permit has covered a
 // backend before. It takes the lock.
 func (s *Slot) vacate(ctx context.Context) error {
 	if !s.a.opts.Fence {
 		return nil
 	}
-	record, err := s.underPermit(func(e recorder) record { return e.Vacate(s.permit) })
+	record, err := s.underPermit(func(e recorder) record { return e.ClearBackend(s.permit) })
 	if err == nil && record != nil {
 		err = record(ctx)
 	}

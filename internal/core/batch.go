@@ -42,8 +42,8 @@ type Batch struct {
 	failed   int           // how many of those that were sent have failed
 }
 
-// Again is b as it is sent again now. The answer to an offer may be what was lost, and would be another the
-// second time: the heartbeat tells it.
+// Again is b as it is sent again now. The answer to an offer may be what was lost, and would be
+// another the second time: the heartbeat tells it.
 func (c *Core) Again(now time.Duration, b *Batch) message.Exchange {
 	b.again = now
 	x := b.X
@@ -56,7 +56,8 @@ func (c *Core) nothingToSend() bool {
 	return len(c.outbox)+len(c.drops)+len(c.offers) == 0 && !c.confirms
 }
 
-// flush has the shell send what there is, unless a batch is in flight: then the next one takes it along.
+// flush has the shell send what there is, unless a batch is in flight: then the next one takes it
+// along.
 func (c *Core) flush(now time.Duration) {
 	if c.inFlight != nil || c.left || c.nothingToSend() {
 		return
@@ -69,16 +70,16 @@ func (c *Core) flush(now time.Duration) {
 	c.fx.Flush = true
 }
 
-// blocked reports whether nothing can be sent before a call of the heartbeat was answered: Redis does not
-// know the session, or no call of the last lease's time was answered. In that case Redis may have forgotten
-// that there is a session whose leases are this short, and take a larger step of its clock for none. A call
-// has to say so first.
+// blocked reports whether nothing can be sent before a call of the heartbeat was answered: Redis
+// does not know the session, or no call of the last lease's time was answered. In that case Redis
+// may have forgotten that there is a session whose leases are this short, and take a larger step of
+// its clock for none. A call has to say so first.
 func (c *Core) blocked(now time.Duration) bool {
 	return c.heart.answered < c.needsCall || now-c.renewed >= c.cfg.TTL
 }
 
-// unblock sees to it that a call that ends blocked is on its way. If none is answered for a while, what
-// waits for it fails: see failBlocked.
+// unblock sees to it that a call that ends blocked is on its way. If none is answered for a while,
+// what waits for it fails: see failBlocked.
 func (c *Core) unblock(now time.Duration) {
 	if !c.heart.onTheWay(max(c.needsCall, 1)) {
 		c.fx.Heartbeat = true
@@ -97,7 +98,6 @@ func (c *Core) NextBatch(now time.Duration) *Batch {
 		c.unblock(now)
 		return nil
 	}
-	c.blockedSince = 0
 	b := &Batch{sent: now}
 	n := min(len(c.drops), maxBatch)
 	b.drops = append(b.drops, c.drops[:n]...)
@@ -182,14 +182,15 @@ func (c *Core) deadAfter() time.Duration {
 // MaxResends bounds how often one batch is sent once more.
 const MaxResends = 2
 
-// lookAtFlight has a batch sent once more if a slow Redis does not explain how long it takes: a call of
-// the heartbeat was sent after the batch was sent last, over another connection, and has been answered.
-// If there was none yet it sends one. While Redis answers nothing at all the flight stays as it is: its
-// reply may come, too. Redis executes what it reads in the order in which connections are ready, so the
-// reply of the flight could be late by little; it is waited for that little.
+// lookAtFlight has a batch sent once more if a slow Redis does not explain how long it takes: a
+// call of the heartbeat was sent after the batch was sent last, over another connection, and has
+// been answered. If there was none yet it sends one. While Redis answers nothing at all the flight
+// stays as it is: its reply may come, too. Redis executes what it reads in the order in which
+// connections are ready, so the reply of the flight could be late by little; it is waited for that
+// little.
 //
-// It is armed by the first flight, looks at what is in flight then, and rests when nothing is: a flight
-// that is answered in time pays nothing for it.
+// It is armed by the first flight, looks at what is in flight then, and rests when nothing is: a
+// flight that is answered in time pays nothing for it.
 func (c *Core) lookAtFlight(now time.Duration) {
 	c.flightDue = 0
 	b := c.inFlight
@@ -225,8 +226,9 @@ const (
 	Failed                // Redis did not answer, or with an error
 )
 
-// BatchFailed takes the end of a batch without a reply. Of one that failed it is unknown whether Redis
-// carried it out. Drops and waiting requests are repeated after a pause; requests that do not wait fail.
+// BatchFailed takes the end of a batch without a reply. Of one that failed it is unknown whether
+// Redis carried it out. Drops and waiting requests are repeated after a pause; requests that do not
+// wait fail.
 func (c *Core) BatchFailed(now time.Duration, b *Batch, why Failure, err error) {
 	if b != c.inFlight {
 		return
@@ -242,8 +244,9 @@ func (c *Core) BatchFailed(now time.Duration, b *Batch, why Failure, err error) 
 		c.flush(now)
 		return
 	}
-	// Gone again, although a call was answered since: calls may reach another server than batches. Only the
-	// pause of what failed keeps the session from asking both in turn, as fast as they answer.
+	// Gone again, although a call was answered since: calls may reach another server than batches.
+	// Only the pause of what failed keeps the session from asking both in turn, as fast as they
+	// answer.
 	c.gone = false
 	c.setDown(err)
 	c.returnMoveCost(b.X.MoveMicros)
@@ -296,7 +299,8 @@ func (c *Core) BatchAnswered(now time.Duration, b *Batch, got message.Exchanged,
 	c.inFlight, c.gone = nil, false
 	c.setDown(nil)
 	if b.X.Epoch != "" && b.X.Epoch != c.epoch {
-		// The heartbeat has found that Redis forgot, and this it did before. What it granted it forgot, too.
+		// The heartbeat has found that Redis forgot, and this it did before. What it granted it
+		// forgot, too.
 		c.requeue(b)
 		c.flush(now)
 		return
@@ -323,7 +327,8 @@ func (c *Core) BatchAnswered(now time.Duration, b *Batch, got message.Exchanged,
 			granted = append(granted, r.ids...)
 		}
 		if r.Extends && r.settled {
-			// Nobody waits for it any more. Should its permit be lost by now, the lease is left to expire (see lose).
+			// Nobody waits for it any more. Should its permit be lost by now, the lease is left to
+			// expire (see lose).
 			granted = slices.DeleteFunc(granted, func(id string) bool { return id == r.ids[0] })
 		}
 	}

@@ -11,12 +11,12 @@ import (
 //
 //	open --> Close: nothing is acquired --> Leave: nothing is sent --> the script leave, with Leftover
 //
-// In between, pools give back what they hold. What was on its way when the session left can bring back what
-// the script removed; so the shell leaves once more, with Leftover again.
+// In between, pools give back what they hold. What was on its way when the session left can bring
+// back what the script removed; so the shell leaves once more, with Leftover again.
 
-// Close withdraws all requests, and asks the pools to give everything back. Requests are withdrawn while the
-// session still listens, by the drops of a last batch: a grant that crosses its withdrawal is then dropped
-// with it.
+// Close withdraws all requests, and asks the pools to give everything back. Requests are withdrawn
+// while the session still listens, by the drops of a last batch: a grant that crosses its
+// withdrawal is then dropped with it.
 func (c *Core) Close(now time.Duration) {
 	c.closed = true
 	for _, r := range c.Unsettled() {
@@ -26,8 +26,8 @@ func (c *Core) Close(now time.Duration) {
 	c.tellAll(Closing)
 }
 
-// Returned reports whether the pools hold nothing any more, and nothing is on its way to Redis. If Redis does
-// not answer, what is held ends with its lease.
+// Returned reports whether the pools hold nothing any more, and nothing is on its way to Redis. If
+// Redis does not answer, what is held ends with its lease.
 func (c *Core) Returned() bool {
 	for _, p := range c.pools {
 		if p.held > 0 {
@@ -37,7 +37,8 @@ func (c *Core) Returned() bool {
 	return c.down != nil || c.inFlight == nil && c.nothingToSend()
 }
 
-// Leave ends the state: nothing is held any more, and nothing is sent. It returns what Redis is to remove.
+// Leave ends the state: nothing is held any more, and nothing is sent. It returns what Redis is to
+// remove.
 func (c *Core) Leave(now time.Duration) (requests []string) {
 	c.left = true
 	requests = c.Leftover()
@@ -53,8 +54,8 @@ func (c *Core) Leave(now time.Duration) (requests []string) {
 	return requests
 }
 
-// Leftover takes what is still to be removed: what was not sent, what Redis did not answer, and what it may
-// not answer.
+// Leftover takes what is still to be removed: what was not sent, what Redis did not answer, and
+// what it may not answer.
 func (c *Core) Leftover() (requests []string) {
 	drops := append(c.drops, c.failedDrops...)
 	if c.inFlight != nil {
@@ -68,5 +69,6 @@ func (c *Core) Leftover() (requests []string) {
 	return requests
 }
 
-// Crossing reports whether anything is on its way to Redis that it may execute after the session has left.
+// Crossing reports whether anything is on its way to Redis that it may execute after the session
+// has left.
 func (c *Core) Crossing() bool { return len(c.heart.calls) > 0 || c.inFlight != nil }

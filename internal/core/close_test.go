@@ -17,7 +17,7 @@ func TestLeaveGivesOutAllThatRedisMayCount(t *testing.T) {
 	unsent, flying := s.acquire(), s.acquire()
 	held := s.acquire()
 	covers := s.acquire()
-	s.Cover(covers, "1 2 3")
+	s.RecordBackend(covers, "1 2 3")
 	pool := s.pool()
 	pool.gets(2)
 	pool.ask(3)

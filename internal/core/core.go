@@ -1,6 +1,6 @@
-// Package core is the engine's protocol as a value: what one session of the fleet believes, asks for
-// and owes. It has no goroutine, clock, lock or I/O. A shell (package engine) tells it what happened
-// and at what local time, sends what it wants sent, and carries out its effects:
+// Package core is the engine's protocol as a value: what one session of the fleet believes, asks
+// for and owes. It has no goroutine, clock, lock or I/O. A shell (package engine) tells it what
+// happened and at what local time, sends what it wants sent, and carries out its effects:
 //
 //	            Submit, Release, Ask, ...                Flush: NextBatch, then BatchAnswered or BatchFailed
 //	callers --------------------------->  Core  ------------------------------------------------> Redis
@@ -47,7 +47,7 @@ func Unavailable(cause error) error { return fmt.Errorf("%w: %w", ErrUnavailable
 // Config is what a Core is made of.
 type Config struct {
 	Base          string // "<prefix>-<name>", for error texts
-	Session       string // see NewSession
+	Session       string // see SessionName
 	Info          string // JSON, for operators
 	TTL, Margin   time.Duration
 	RetryInterval time.Duration
@@ -127,7 +127,8 @@ func New(cfg Config) *Core {
 	}
 }
 
-// Effects are what the shell has to do, once it holds no lock. Everything else a Core does by itself.
+// Effects are what the shell has to do, once it holds no lock. Everything else a Core does by
+// itself.
 type Effects struct {
 	Flush     bool       // start sending batches, unless that is under way
 	Resend    *Batch     // send this batch once more, beside the first time: its connection may be dead
@@ -207,8 +208,8 @@ func (c *Core) blockedDue() time.Duration {
 // MaxRetryPause bounds the pause before what Redis did not answer is said again.
 const MaxRetryPause = 250 * time.Millisecond
 
-// retryIn repeats, after a pause, what is unanswered: requests that wait, in case their grant was pushed
-// and lost, and drops that failed. Jitter spreads the sessions.
+// retryIn repeats, after a pause, what is unanswered: requests that wait, in case their grant was
+// pushed and lost, and drops that failed. Jitter spreads the sessions.
 func (c *Core) retryIn(now, pause time.Duration) {
 	at := now + pause
 	if c.closed || c.retryAt > 0 && c.retryAt <= at {
@@ -233,7 +234,8 @@ func (c *Core) repeat(now time.Duration) {
 	c.flush(now)
 }
 
-// setDown notes whether Redis answers. It tells the pools if that changed, and reports whether it did.
+// setDown notes whether Redis answers. It tells the pools if that changed, and reports whether it
+// did.
 func (c *Core) setDown(err error) (changed bool) {
 	changed = (err == nil) != (c.down == nil)
 	c.down = err
@@ -247,8 +249,9 @@ func (c *Core) setDown(err error) (changed bool) {
 var errNoMemory = errors.New("OOM: Redis has reached maxmemory: " +
 	"leases are renewed, but nothing new is granted or queued")
 
-// setNoMemory notes whether Redis was out of memory at that time of its clock. It tells the pools if that
-// is news, and reports whether it is. Replies of the heartbeat and of batches come in any order.
+// setNoMemory notes whether Redis was out of memory at that time of its clock. It tells the pools
+// if that is news, and reports whether it is. Replies of the heartbeat and of batches come in any
+// order.
 func (c *Core) setNoMemory(full bool, at int64) (changed bool) {
 	if at < c.memoryAt {
 		return false
@@ -266,18 +269,21 @@ func (c *Core) setNoMemory(full bool, at int64) (changed bool) {
 	return true
 }
 
-// anchor ties Redis's clock to ours: what Redis did at redis, in ms, happened locally at or after local.
+// anchor ties Redis's clock to ours: what Redis did at redis, in ms, happened locally at or after
+// local.
 type anchor struct {
 	local time.Duration
 	redis int64
 }
 
-// bound is the earliest local time at which Redis's clock can have shown t. It is never later than now.
+// bound is the earliest local time at which Redis's clock can have shown t. It is never later than
+// now.
 func (a anchor) bound(t int64, now time.Duration) time.Duration {
 	return min(now, a.local+time.Duration(t-a.redis-1)*time.Millisecond)
 }
 
-// expected is what Redis's clock should show at the local time at, in ms, or 0 if it was never heard of.
+// expected is what Redis's clock should show at the local time at, in ms, or 0 if it was never
+// heard of.
 func (a anchor) expected(at time.Duration) int64 {
 	if a.redis == 0 {
 		return 0
@@ -290,8 +296,8 @@ func (c *Core) Expected(now time.Duration) int64 { return c.anchor.expected(now)
 
 func (c *Core) ttlMillis() int64 { return c.cfg.TTL.Milliseconds() }
 
-// Until is the time from now to then, both in ms of Redis's clock. Anybody may have put then further off
-// than a Duration reaches.
+// Until is the time from now to then, both in ms of Redis's clock. Anybody may have put then
+// further off than a Duration reaches.
 func Until(then, now int64) time.Duration {
 	const most = int64(1<<63-1) / int64(time.Millisecond)
 	return time.Duration(max(-most, min(then-now, most))) * time.Millisecond
@@ -332,8 +338,9 @@ func (c *Core) Unsettled() []*Request {
 	return list
 }
 
-// Accounts reports whether the permit of that UUID is held, asked for, or still to be dropped. Redis may count
-// no other one for this session, until its lease is over: see the package's comment.
+// Accounts reports whether the permit of that UUID is held, asked for, or still to be dropped.
+// Redis may count no other one for this session, until its lease is over: see the package's
+// comment.
 func (c *Core) Accounts(id string) bool {
 	if c.permits[id] != nil || c.asked[id] != nil {
 		return true

@@ -35,7 +35,7 @@ func TestAGrantIsToldBeforeItsRecall(t *testing.T) {
 		"by a reply": func(s *stage, b *Batch, id string) { s.BatchAnswered(s.now, b, all, false) },
 		"by a push": func(s *stage, b *Batch, id string) {
 			s.Pushed(s.now, message.Push{
-				Kind: message.PushGranted, Epoch: "e", Now: redis(s.now), IDs: []string{id}})
+				Kind: message.PushGrant, Epoch: "e", Now: redis(s.now), IDs: []string{id}})
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -139,7 +139,7 @@ func TestDropsAreRepeatedForALease(t *testing.T) {
 		s := start(t, Config{Capacity: 3})
 		p := s.acquire()
 		if covered {
-			s.Cover(p, "1 2 3")
+			s.RecordBackend(p, "1 2 3")
 		}
 		s.release(p)
 		s.beat = s.renew

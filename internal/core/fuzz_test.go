@@ -28,7 +28,7 @@ func FuzzPush(f *testing.F) {
 		s := start(t, Config{Capacity: 3})
 		p := s.pool()
 		p.gets(1)
-		s.Cover(p.permits[0], "1 2 3")
+		s.RecordBackend(p.permits[0], "1 2 3")
 		held := s.acquire()
 		p.told, s.seen = nil, Effects{}
 		words := strings.NewReplacer("EPOCH", s.Epoch(), "ID", held.ID, "POOL", p.name)

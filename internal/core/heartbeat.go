@@ -7,8 +7,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// When calls are sent. The session renews a third of a lease after the last call. Three things make the
-// next one earlier:
+// When calls are sent. The session renews a third of a lease after the last call. Three things make
+// the next one earlier:
 //
 //   - The last call is unanswered. It is hedged by another one, over another connection, at first after
 //     twice the time that replies have been seen to take, then after four times as long, and at last every
@@ -20,24 +20,25 @@ import (
 //   - The last call failed. It is repeated after a twelfth of a lease.
 
 const (
-	// minHedge is how long a call is waited for before it is hedged, at the least: a pause of the garbage
-	// collector, or of a busy scheduler, is no reason.
+	// minHedge is how long a call is waited for before it is hedged, at the least: a pause of the
+	// garbage collector, or of a busy scheduler, is no reason.
 	minHedge = 50 * time.Millisecond
 	// maxHedge bounds the time between two calls while Redis is silent, however long a lease is.
 	maxHedge = 5 * time.Second
-	// MaxCalls bounds the calls on their way: a few hedges, then one every fifth of a lease, for two leases.
+	// MaxCalls bounds the calls on their way: a few hedges, then one every fifth of a lease, for
+	// two leases.
 	MaxCalls = 14
 )
 
-// A Call is one round trip of the heartbeat. Several can be on their way, each over a connection of its own,
-// so one that hangs does not keep the next from Redis:
+// A Call is one round trip of the heartbeat. Several can be on their way, each over a connection of
+// its own, so one that hangs does not keep the next from Redis:
 //
 //	NextCall (number, permits it names) --> on its way --> CallAnswered
 //	                                            |
 //	                                            +--> CallFailed
 //
-// Calls have numbers in the order in which they were made. Redis can execute them, and replies can arrive,
-// in any other order. What holds whatever the order:
+// Calls have numbers in the order in which they were made. Redis can execute them, and replies can
+// arrive, in any other order. What holds whatever the order:
 //
 //   - Trust only grows. A reply proves the leases that it names and does not miss, from when its call was
 //     sent; a permit that was released since, or lost, is not held under that UUID any more.
@@ -109,8 +110,8 @@ func (h *heart) measured(took time.Duration) { h.rtt = max(took, h.rtt-h.rtt/16)
 // LastCall is the number of the last call.
 func (c *Core) LastCall() uint64 { return c.heart.last }
 
-// CallState is what became of the call with that number: answered, itself or by a later one; or failed,
-// with no later one on its way. err is of the last call that failed.
+// CallState is what became of the call with that number: answered, itself or by a later one; or
+// failed, with no later one on its way. err is of the last call that failed.
 func (c *Core) CallState(n uint64) (answered, failed bool, err error) {
 	return c.heart.answered >= n, !c.heart.onTheWay(n), c.heart.err
 }
@@ -182,8 +183,8 @@ func (c *Core) allowance() time.Duration {
 	return max(c.cfg.TTL*45/100, min(2*c.heart.rtt, c.cfg.TTL))
 }
 
-// silence is how long Redis may be silent before it counts as away: longer than the replies take of a Redis
-// that is slow, but renews leases in time.
+// silence is how long Redis may be silent before it counts as away: longer than the replies take of
+// a Redis that is slow, but renews leases in time.
 func (c *Core) silence() time.Duration {
 	return max(c.cfg.TTL/2, min(c.heart.rtt*5/2, c.cfg.TTL-c.cfg.Margin))
 }
@@ -191,9 +192,9 @@ func (c *Core) silence() time.Duration {
 // Silence is how long Redis may be silent before it counts as away.
 func (c *Core) Silence() time.Duration { return c.silence() }
 
-// NextCall makes the next call, of what is held now. owed is how many permits each pool is still to give of
-// those that it was told of. It returns nil if the session has left, or if so many calls are on their way
-// that another one would not help.
+// NextCall makes the next call, of what is held now. owed is how many permits each pool is still to
+// give of those that it was told of. It returns nil if the session has left, or if so many calls
+// are on their way that another one would not help.
 func (c *Core) NextCall(now time.Duration, owed map[*Pool]int) *Call {
 	h := &c.heart
 	if c.left || len(h.calls) >= MaxCalls {
@@ -251,8 +252,8 @@ func (c *Core) ends(now time.Duration, k *Call) {
 	}
 }
 
-// CallFailed takes the end of a call that brought no reply, or an error. It says something of Redis if no
-// later call says more.
+// CallFailed takes the end of a call that brought no reply, or an error. It says something of Redis
+// if no later call says more.
 func (c *Core) CallFailed(now time.Duration, k *Call, err error) {
 	h := &c.heart
 	c.returnMoveCost(k.X.MoveMicros)
@@ -286,8 +287,8 @@ func (c *Core) CallAnswered(now time.Duration, k *Call, got message.Renewed) {
 		}
 	}
 	reasserted := k.X.Epoch != "" && k.X.Epoch != got.Epoch
-	// Another call has found a new state meanwhile, and this one neither knew it nor met it: which of the
-	// two states is there now, only another call can tell.
+	// Another call has found a new state meanwhile, and this one neither knew it nor met it: which
+	// of the two states is there now, only another call can tell.
 	again := k.n > h.applied && k.X.Epoch != c.epoch && got.Epoch != c.epoch
 	latest := k.n > h.applied && !again
 	lostState := latest && reasserted && got.Epoch != c.epoch
@@ -333,8 +334,9 @@ func (c *Core) confirm(now time.Duration, k *Call, got message.Renewed, reassert
 		id := k.X.Permits[i]
 		switch {
 		case c.permits[id] != p:
-			// Released, or lost, while the call was on its way. That it is missing is no loss. But if state
-			// was lost, the call may have put it back after its release: release it once more.
+			// Released, or lost, while the call was on its way. That it is missing is no loss. But
+			// if state was lost, the call may have put it back after its release: release it once
+			// more.
 			if reasserted && p.state == Released {
 				c.drop(now, id)
 			}
@@ -359,8 +361,8 @@ func (c *Core) holdsOtherThan(ids []string) bool {
 	return len(c.permits) > still
 }
 
-// coversOtherThan reports whether a permit that k named has another record by now: in a state that was
-// lost, k has put its own back.
+// coversOtherThan reports whether a permit that k named has another record by now: in a state that
+// was lost, k has put its own back.
 func (c *Core) coversOtherThan(k *Call) bool {
 	for i, record := range k.X.Backends {
 		if p := k.said[i]; c.permits[k.X.Permits[i]] == p && p.record() != record {
@@ -370,9 +372,9 @@ func (c *Core) coversOtherThan(k *Call) bool {
 	return false
 }
 
-// applyFleet takes what the latest reply says of the fleet. again: the state was lost, and is not known here
-// before all that is held has been re-asserted. changed: pools are told that Redis is back, and some may live
-// without permits, and ask for them then.
+// applyFleet takes what the latest reply says of the fleet. again: the state was lost, and is not
+// known here before all that is held has been re-asserted. changed: pools are told that Redis is
+// back, and some may live without permits, and ask for them then.
 func (c *Core) applyFleet(now time.Duration, k *Call, got message.Renewed, again, changed bool) {
 	h := &c.heart
 	h.applied, h.at = k.n, got.Now

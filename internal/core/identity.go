@@ -6,10 +6,10 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// The UUIDs of a session's permits are of version 8 (free form, RFC 9562). The first three groups name
-// the session, at random but for its weight ("ww"). The fourth names the connection pool that the
-// permit is for, or is message.Plain. The last one counts. So ownership is read off the permit, and
-// needs no record in Redis.
+// The UUIDs of a session's permits are of version 8 (free form, RFC 9562). The first three groups
+// name the session, at random but for its weight ("ww"). The fourth names the connection pool that
+// the permit is for, or is message.Plain. The last one counts. So ownership is read off the permit,
+// and needs no record in Redis.
 
 // SessionName makes the name of a session of that weight, "xxxxxxxx-xxxx-8wwx", of 16 random bytes.
 func SessionName(random [16]byte, weight int) string {

@@ -172,7 +172,7 @@ func TestStaleCalmDoesNotCancelAPush(t *testing.T) {
 	}
 	before := p.times("calm")
 	answer(func() {
-		s.Pushed(s.now, message.Push{Kind: message.PushWaiting, Pool: p.name})
+		s.Pushed(s.now, message.Push{Kind: message.PushWanted, Pool: p.name})
 		s.take()
 	})
 	if p.times("wanted") != 1 || p.times("calm") != before {

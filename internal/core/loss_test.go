@@ -47,7 +47,7 @@ func TestAGrantFromBeforeTheLossIsAskedForAgain(t *testing.T) {
 func (s *stage) pushFrom(epoch, id string) {
 	s.tb.Helper()
 	s.Pushed(s.now, message.Push{
-		Kind: message.PushGranted, Epoch: epoch, Now: redis(s.now), IDs: []string{id}})
+		Kind: message.PushGrant, Epoch: epoch, Now: redis(s.now), IDs: []string{id}})
 	s.take()
 }
 

@@ -6,15 +6,15 @@ import (
 	"time"
 )
 
-// Config.Max is kept here, not in Redis: what would exceed it waits in one FIFO queue of the session, and is
-// not asked for.
+// Config.Max is kept here, not in Redis: what would exceed it waits in one FIFO queue of the
+// session, and is not asked for.
 //
-// Invariant, with a Max: permits held + wants <= Max, where wants counts the permits of requests that are in
-// the outbox, in flight or in Redis's queue. It changes where a request is admitted and settled, and where a
-// permit stops being held.
+// Invariant, with a Max: permits held + wants <= Max, where wants counts the permits of requests
+// that are in the outbox, in flight or in Redis's queue. It changes where a request is admitted and
+// settled, and where a permit stops being held.
 //
-// Should one pool of the session hold all that another waits for, no other session would ever ask for it
-// back. So the session does: one permit at a time, by the rule of the fleet.
+// Should one pool of the session hold all that another waits for, no other session would ever ask
+// for it back. So the session does: one permit at a time, by the rule of the fleet.
 
 // turnBelowMax is how long a pool keeps the one permit that another pool of the session waits for.
 const turnBelowMax = 500 * time.Millisecond
@@ -56,8 +56,8 @@ func (c *Core) settleBelowMax(now time.Duration, r *Request) {
 	c.madeRoom(now) // one that waited may have been in the way of smaller ones
 }
 
-// nextBelowMax returns the queued request to admit next: of those that wait, the first whose pool holds
-// fewest permits. A plain request counts as one of a pool that holds none.
+// nextBelowMax returns the queued request to admit next: of those that wait, the first whose pool
+// holds fewest permits. A plain request counts as one of a pool that holds none.
 func (c *Core) nextBelowMax() *Request {
 	var next *Request
 	for _, r := range c.waiting {
@@ -110,8 +110,8 @@ func (c *Core) trim(r *Request, n int) {
 	r.ids, r.Permits = r.ids[:n], r.Permits[:n]
 }
 
-// makeRoom takes room from a pool of this session that has more than the next to be admitted: what it asks
-// for and may never be granted, or else a permit.
+// makeRoom takes room from a pool of this session that has more than the next to be admitted: what
+// it asks for and may never be granted, or else a permit.
 func (c *Core) makeRoom(now time.Duration) {
 	next := c.nextBelowMax()
 	if c.making || next == nil {

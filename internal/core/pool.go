@@ -8,9 +8,9 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// A Pool is one connection pool's part of the session. Redis divides the capacity between the fleet's pools
-// by max-min fairness: one that waits is served before one that holds more, and the largest gives back to
-// one that has at least two fewer.
+// A Pool is one connection pool's part of the session. Redis divides the capacity between the
+// fleet's pools by max-min fairness: one that waits is served before one that holds more, and the
+// largest gives back to one that has at least two fewer.
 //
 // A pool has a number in its session, and with that a name in Redis, only while it needs them:
 //
@@ -18,8 +18,8 @@ import (
 //	away ----------------> seated ----------------------------------------------------------------> away
 //	                                  and none that said otherwise is on its way any more
 //
-// So nothing stays of a pool that its owner has closed, or forgotten, without a word to us: pgx tells nobody
-// of Pool.Close. A pool that comes back may have another number.
+// So nothing stays of a pool that its owner has closed, or forgotten, without a word to us: pgx
+// tells nobody of Pool.Close. A pool that comes back may have another number.
 type Pool struct {
 	Owner any // the shell's
 
@@ -44,16 +44,16 @@ type Pool struct {
 // Held is how many permits p holds.
 func (p *Pool) Held() int { return p.held }
 
-// A vacancy is the number of a pool that is away. The next pool to have it begins with the tally that was
-// heard last: Redis goes on counting. No UUID of a permit comes again, for what follows the number in it does
-// not.
+// A vacancy is the number of a pool that is away. The next pool to have it begins with the tally
+// that was heard last: Redis goes on counting. No UUID of a permit comes again, for what follows
+// the number in it does not.
 type vacancy struct {
 	number int
 	heard  message.Tally
 }
 
-// withdrawAfter is how long a request outlives its last local waiter. Waiters come and go with every query of
-// a busy pool; asking and withdrawing each time would send two commands for each.
+// withdrawAfter is how long a request outlives its last local waiter. Waiters come and go with
+// every query of a busy pool; asking and withdrawing each time would send two commands for each.
 const withdrawAfter = 25 * time.Millisecond
 
 // An Event is something that a pool is to be told.
@@ -65,7 +65,8 @@ type Event struct {
 	After   time.Duration // MakeRoom, Told
 	Waiting bool          // Waiting: whether anyone in the fleet waits
 
-	// Told, Forget: a tally of recalls to the pool of that name, in the state of that epoch. See Hear.
+	// Told, Forget: a tally of recalls to the pool of that name, in the state of that epoch. See
+	// Hear.
 	Name, Epoch string
 	Tally       message.Tally
 	Offered     bool // it answers an offer
@@ -95,8 +96,8 @@ func (c *Core) tellAll(kind EventKind) {
 	}
 }
 
-// tellWaiting passes on what an answer to what was sent then says of the queue. An answer that nobody waits
-// is not news if a push said otherwise since.
+// tellWaiting passes on what an answer to what was sent then says of the queue. An answer that
+// nobody waits is not news if a push said otherwise since.
 func (c *Core) tellWaiting(waiting bool, sent time.Duration) {
 	if !waiting && c.toldAt >= sent {
 		return
@@ -142,8 +143,8 @@ func (p *Pool) busy() bool { return p.held > 0 || p.request != nil || p.trying >
 // Pools are those in the session.
 func (c *Core) Pools() []*Pool { return c.pools }
 
-// Ask says how many permits more p could use now; it is a level, not an increment. One request is under way
-// at a time, for as many as are free, or for one.
+// Ask says how many permits more p could use now; it is a level, not an increment. One request is
+// under way at a time, for as many as are free, or for one.
 func (c *Core) Ask(now time.Duration, p *Pool, n int) {
 	p.want = n
 	switch {
@@ -170,7 +171,8 @@ func (c *Core) Ask(now time.Duration, p *Pool, n int) {
 	}
 }
 
-// poolsDue is when tickPools has to act next, 0 if never. Both lists are in the order of their times.
+// poolsDue is when tickPools has to act next, 0 if never. Both lists are in the order of their
+// times.
 func (c *Core) poolsDue() time.Duration {
 	at := time.Duration(0)
 	if len(c.standing) > 0 {
@@ -182,8 +184,8 @@ func (c *Core) poolsDue() time.Duration {
 	return at
 }
 
-// tickPools withdraws the requests of pools that want nothing any more, and asks for those that found no
-// number.
+// tickPools withdraws the requests of pools that want nothing any more, and asks for those that
+// found no number.
 func (c *Core) tickPools(now time.Duration) {
 	for len(c.withdrawing) > 0 && c.withdrawing[0].withdrawAt <= now {
 		p := c.withdrawing[0]
@@ -201,8 +203,9 @@ func (c *Core) tickPools(now time.Duration) {
 	}
 }
 
-// Stay keeps p in its session, or no longer, though it holds and asks for nothing: the pool has connections
-// that live without a permit, and must hear when Redis is back, or the session is closed.
+// Stay keeps p in its session, or no longer, though it holds and asks for nothing: the pool has
+// connections that live without a permit, and must hear when Redis is back, or the session is
+// closed.
 func (c *Core) Stay(p *Pool, yes bool) {
 	p.stays = yes
 	switch {
@@ -225,8 +228,8 @@ func (c *Core) Give(now time.Duration, permit *Permit) {
 	}
 }
 
-// Offer asks whether anyone in the fleet needs some of n permits that lie idle in p. The answer is Told with
-// Offered, or nothing.
+// Offer asks whether anyone in the fleet needs some of n permits that lie idle in p. The answer is
+// Told with Offered, or nothing.
 func (c *Core) Offer(now time.Duration, p *Pool, n int) {
 	for i := range c.offers {
 		if c.offers[i].pool == p {
@@ -240,10 +243,10 @@ func (c *Core) Offer(now time.Duration, p *Pool, n int) {
 	}
 }
 
-// Moved tells what it has just cost to move a permit to p: to close a connection up to its server's end, to
-// be granted the permit, and to connect. The fleet paces the moves of permits by it, and the next turn of
-// rotation may wait for the end of this one: that is said at once, and all else with the next batch or
-// heartbeat.
+// Moved tells what it has just cost to move a permit to p: to close a connection up to its server's
+// end, to be granted the permit, and to connect. The fleet paces the moves of permits by it, and
+// the next turn of rotation may wait for the end of this one: that is said at once, and all else
+// with the next batch or heartbeat.
 func (c *Core) Moved(now time.Duration, p *Pool, cost time.Duration) {
 	c.moveCost = max(cost, time.Microsecond)
 	if p.moving {
@@ -260,20 +263,21 @@ func (c *Core) takeMoveCost() int64 {
 	return cost
 }
 
-// returnMoveCost undoes takeMoveCost, as Redis did not answer: rotation would wait for a move that has ended.
-// It is said again with what else is said next, or by repeat; not at once, for Redis may be away.
+// returnMoveCost undoes takeMoveCost, as Redis did not answer: rotation would wait for a move that
+// has ended. It is said again with what else is said next, or by repeat; not at once, for Redis may
+// be away.
 func (c *Core) returnMoveCost(micros int64) {
 	if c.moveCost == 0 {
 		c.moveCost = time.Duration(micros) * time.Microsecond
 	}
 }
 
-// Hear takes the tally of an event of kind Told. It returns how many recalls are new; below zero, how many
-// were withdrawn. Tallies come by pushes, by the answers to offers and by heartbeats, in any order and more
-// than once. One of a state that is lost, or not known yet, says nothing.
+// Hear takes the tally of an event of kind Told. It returns how many recalls are new; below zero,
+// how many were withdrawn. Tallies come by pushes, by the answers to offers and by heartbeats, in
+// any order and more than once. One of a state that is lost, or not known yet, says nothing.
 //
-// The shell carries out what Hear returns before it calls Hear again, and before it makes a call of the
-// heartbeat: that reports what was heard together with what is owed of it.
+// The shell carries out what Hear returns before it calls Hear again, and before it makes a call of
+// the heartbeat: that reports what was heard together with what is owed of it.
 func (c *Core) Hear(e Event) int {
 	p := e.Pool
 	if e.Epoch != c.epoch || e.Name != p.name { // it has another number by now
@@ -284,7 +288,8 @@ func (c *Core) Hear(e Event) int {
 	return int(p.heard.Recalled - before.Recalled - (p.heard.Withdrawn - before.Withdrawn))
 }
 
-// HearAnew takes the tally of an event of kind Forget, and reports whether its pool is to forget what it owes.
+// HearAnew takes the tally of an event of kind Forget, and reports whether its pool is to forget
+// what it owes.
 func (c *Core) HearAnew(e Event) bool {
 	if e.Name != e.Pool.name {
 		return false
@@ -298,8 +303,8 @@ func (c *Core) tellTallies(k *Call, got message.Renewed, reasserted, lostState b
 	for i, tally := range got.Recalls[:min(len(got.Recalls), len(k.pools))] {
 		said := k.X.Pools[i].Heard
 		e := Event{Kind: Told, Pool: k.pools[i], Name: k.X.Pools[i].Name, Epoch: got.Epoch, Tally: tally}
-		// With a state that is lost, what was owed to it is forgotten. Counts that have become less were
-		// deleted by somebody's hand.
+		// With a state that is lost, what was owed to it is forgotten. Counts that have become less
+		// were deleted by somebody's hand.
 		if lostState || !reasserted && (tally.Recalled < said.Recalled || tally.Withdrawn < said.Withdrawn) {
 			e.Kind = Forget
 		} else if tally == e.Pool.heard {
@@ -317,7 +322,8 @@ func (c *Core) leaveSeats(k *Call, got message.Renewed) {
 		if p.name != k.X.Pools[i].Name || p.busy() || p.said >= k.n {
 			continue
 		}
-		// It owes nothing. The next pool with this number must not take what this reply tells for news.
+		// It owes nothing. The next pool with this number must not take what this reply tells for
+		// news.
 		if i < len(got.Recalls) && got.Epoch == c.epoch {
 			tally, said := got.Recalls[i], k.X.Pools[i].Heard
 			if tally.Recalled >= said.Recalled && tally.Withdrawn >= said.Withdrawn { // else Redis counts anew
@@ -342,8 +348,8 @@ func (c *Core) removePool(p *Pool) {
 	p.seated, p.known, p.name = false, false, ""
 }
 
-// PoolRequest is a request of p that does not wait, or nil if there is no number for p. TryEnds must be
-// called when it is settled.
+// PoolRequest is a request of p that does not wait, or nil if there is no number for p. TryEnds
+// must be called when it is settled.
 func (c *Core) PoolRequest(p *Pool) *Request {
 	if !c.seat(p) {
 		return nil
@@ -364,8 +370,8 @@ func (c *Core) ClosePool(now time.Duration, p *Pool) {
 	if p.request != nil {
 		c.withdraw(now, p.request, ErrCapacity)
 	}
-	// The next heartbeat that finds nothing held takes it out, here and from what Redis counts of it. Of one
-	// that never asked Redis knows nothing.
+	// The next heartbeat that finds nothing held takes it out, here and from what Redis counts of
+	// it. Of one that never asked Redis knows nothing.
 	if !p.closed && !p.known {
 		c.removePool(p)
 	}

@@ -8,14 +8,16 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// Quarantine. A process that is stopped cannot end its connections, so its backends outlive its leases. A
-// pool that records which backend each of its permits covers (see Cover) need not end them itself: a permit
-// whose lease expired stays counted, in quarantine, until another session has had Postgres end that backend,
-// or found it gone. The engine knows a backend by an opaque tag, and asks a pool that is a reaper to end it
-// or to look for it. The rules are in internal/redisscript/quarantine.lua.
+// Quarantine. A process that is stopped cannot end its connections, so its backends outlive its
+// leases. A pool that records which backend each of its permits covers (see RecordBackend) need not end
+// them itself: a permit whose lease expired stays counted, in quarantine, until another session has
+// had Postgres end that backend, or found it gone. The engine knows a backend by an opaque tag, and
+// asks a pool that is a reaper to end it or to look for it. The rules are in
+// internal/redisscript/quarantine.lua.
 
-// Cover notes which backend p covers, in place of what it covered before, and returns what Redis is to be
-// told. It must be called before another connection can be opened under p. ok is false if p is not held.
+// RecordBackend notes which backend p covers, in place of what it covered before, and returns what Redis is
+// to be told. It must be called before another connection can be opened under p. ok is false if p
+// is not held.
 //
 // Of what crosses the record on its way,
 //
@@ -23,14 +25,15 @@ import (
 //     recorded, and the pool ends it;
 //   - a release of p, when the connection was closed meanwhile, can be overtaken: Redis then answers that p
 //     is not held;
-//   - if another connection was opened under p since, its Vacate and its Cover came later, so what they
+//   - if another connection was opened under p since, its ClearBackend and its RecordBackend came later, so what they
 //     record stays: Redis keeps the record with the highest number;
-//   - the same goes for a call of the heartbeat that was made before this Cover. Those that are made after it
+//   - the same goes for a call of the heartbeat that was made before this RecordBackend. Those that are made after it
 //     say what the record does.
 //
-// So a record that fails may be known all the same. That is no more than a backend that is looked for in
-// vain, should p expire: the pool closes the connection, and opens another under p or gives it back.
-func (c *Core) Cover(p *Permit, tag string) (record string, ok bool) {
+// So a record that fails may be known all the same. That is no more than a backend that is looked
+// for in vain, should p expire: the pool closes the connection, and opens another under p or gives
+// it back.
+func (c *Core) RecordBackend(p *Permit, tag string) (record string, ok bool) {
 	if p.state != Held {
 		return "", false
 	}
@@ -39,12 +42,13 @@ func (c *Core) Cover(p *Permit, tag string) (record string, ok bool) {
 	return p.record(), true
 }
 
-// Vacate notes that p covers no backend any more, because another connection is about to be opened under p.
-// record is what Redis must be told before, "" if it knows of no backend. Another session that sees the
-// recorded backend gone frees p, and must never do that while p covers a connection of which it knows
-// nothing. That session compares the record in the step that frees p. So either this record comes first, and
-// p stays held; or p is free first, and Redis answers that it is not held.
-func (c *Core) Vacate(p *Permit) (record string, ok bool) {
+// ClearBackend notes that p covers no backend any more, because another connection is about to be opened
+// under p. record is what Redis must be told before, "" if it knows of no backend. Another session
+// that sees the recorded backend gone frees p, and must never do that while p covers a connection
+// of which it knows nothing. That session compares the record in the step that frees p. So either
+// this record comes first, and p stays held; or p is free first, and Redis answers that it is not
+// held.
+func (c *Core) ClearBackend(p *Permit) (record string, ok bool) {
 	if p.state != Held {
 		return "", false
 	}
@@ -58,16 +62,16 @@ func (c *Core) Vacate(p *Permit) (record string, ok bool) {
 	return p.record(), true
 }
 
-// Vacated notes that Redis has confirmed a record that Vacate returned.
-func (c *Core) Vacated(p *Permit, record string) {
+// BackendCleared notes that Redis has confirmed a record that ClearBackend returned.
+func (c *Core) BackendCleared(p *Permit, record string) {
 	if p.state == Held && p.record() == record {
 		p.vacant = true
 	}
 }
 
-// record is what Redis is told of the backend that p covers: "" if p never covered one, and a tag of zeros
-// between two of them. The number tells it from those before: what says so can be overtaken on its way by
-// what is said of a later one.
+// record is what Redis is told of the backend that p covers: "" if p never covered one, and a tag
+// of zeros between two of them. The number tells it from those before: what says so can be
+// overtaken on its way by what is said of a later one.
 func (p *Permit) record() string {
 	if p.records == 0 {
 		return ""
@@ -82,7 +86,8 @@ func (p *Permit) record() string {
 // noTag is the tag of no backend.
 const noTag = "0 0 0"
 
-// A Record is one permit's backend, as Redis tells it. Of one in quarantine the tag lacks its server.
+// A Record is one permit's backend, as Redis tells it. Of one in quarantine the tag lacks its
+// server.
 type Record struct{ ID, Text, Tag string }
 
 func newRecord(id, text string, tagWords int) Record {
@@ -91,8 +96,8 @@ func newRecord(id, text string, tagWords int) Record {
 }
 
 const (
-	// endPause is how soon the same backend is ended again, at first. It doubles, so that one that nobody can
-	// end does not keep us busy.
+	// endPause is how soon the same backend is ended again, at first. It doubles, so that one that
+	// nobody can end does not keep us busy.
 	endPause    = time.Second
 	maxEndPause = time.Minute
 )
@@ -125,8 +130,8 @@ func (c *Core) end(now time.Duration, list []Record) {
 	c.fx.Reaper = reaper
 }
 
-// Ended takes the outcome of Effects.End. What is gone is dropped, by whichever session finds it so: twice is
-// no more than once.
+// Ended takes the outcome of Effects.End. What is gone is dropped, by whichever session finds it
+// so: twice is no more than once.
 func (c *Core) Ended(now time.Duration, list []Record, gone []bool) {
 	n := 0
 	for i, r := range list {
@@ -147,16 +152,16 @@ func (c *Core) Ended(now time.Duration, list []Record, gone []bool) {
 	c.flush(now)
 }
 
-// Looks. A process that is killed leaves its permits held until their leases end, though Postgres has ended
-// its backends at once. While somebody waits, a script asks one session to look for the recorded backends of
-// each session without a subscription. The session looks over a connection of its own, and Redis frees the
-// permits of backends that are gone.
+// Looks. A process that is killed leaves its permits held until their leases end, though Postgres
+// has ended its backends at once. While somebody waits, a script asks one session to look for the
+// recorded backends of each session without a subscription. The session looks over a connection of
+// its own, and Redis frees the permits of backends that are gone.
 //
 //	      push              a reaper looks; then the script gone, for what is gone
 //	idle ------> looking ---------------------------------------------------------> idle
 //
-// A push that comes meanwhile is dropped. So is a look that failed: while somebody waits, the next one is
-// asked for soon.
+// A push that comes meanwhile is dropped. So is a look that failed: while somebody waits, the next
+// one is asked for soon.
 
 // look has a pool of this session look for backends.
 func (c *Core) look(push message.Push) {
@@ -174,7 +179,8 @@ func (c *Core) look(push message.Push) {
 // Looked is the end of what Effects.Look asked for.
 func (c *Core) Looked() { c.looking = false }
 
-// reaper is the pool whose permits cover most backends, or nil: it has the most connections to ask by.
+// reaper is the pool whose permits cover most backends, or nil: it has the most connections to ask
+// by.
 func (c *Core) reaper() *Pool {
 	covering := make(map[*Pool]int)
 	for _, p := range c.permits {

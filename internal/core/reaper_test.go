@@ -16,9 +16,9 @@ func covering(t *testing.T) (s *stage, first, second *pool) {
 	first, second = s.pool(), s.pool()
 	first.gets(2)
 	second.gets(2)
-	s.Cover(first.permits[0], "1 1 1")
-	s.Cover(second.permits[0], "2 2 1")
-	s.Cover(second.permits[1], "3 3 1")
+	s.RecordBackend(first.permits[0], "1 1 1")
+	s.RecordBackend(second.permits[0], "2 2 1")
+	s.RecordBackend(second.permits[1], "3 3 1")
 	return s, first, second
 }
 
@@ -28,7 +28,7 @@ func TestBackendsInQuarantineAreEnded(t *testing.T) {
 	s, _, second := covering(t)
 	end := func() []Record {
 		fx := Effects{}
-		s.Pushed(s.now, message.Push{Kind: message.PushEnd, IDs: []string{"a"}, Records: []string{"7 70"}})
+		s.Pushed(s.now, message.Push{Kind: message.PushFence, IDs: []string{"a"}, Records: []string{"7 70"}})
 		if fx = s.Take(); len(fx.End) > 0 && fx.Reaper != &second.Pool {
 			t.Error("another pool is asked than the one that covers most")
 		}
@@ -89,7 +89,7 @@ func TestALookIsOneAtATime(t *testing.T) {
 	s, _, second := covering(t)
 	look := func(epoch string) []Record {
 		s.Pushed(s.now, message.Push{
-			Kind: message.PushLookUp, Epoch: epoch, IDs: []string{"a"}, Records: []string{"7 70 1 4"}})
+			Kind: message.PushLook, Epoch: epoch, IDs: []string{"a"}, Records: []string{"7 70 1 4"}})
 		fx := s.Take()
 		if len(fx.Look) > 0 && (fx.Reaper != &second.Pool || fx.LookEpoch != "e") {
 			t.Errorf("pool %p looks, in the state %q", fx.Reaper, fx.LookEpoch)
@@ -114,12 +114,12 @@ func TestALookIsOneAtATime(t *testing.T) {
 // A session that covers no backend has no connection to end others by, and one that is closed
 // begins nothing.
 func TestNoReaperNoEnd(t *testing.T) {
-	end := message.Push{Kind: message.PushEnd, IDs: []string{"a"}, Records: []string{"7 70"}}
+	end := message.Push{Kind: message.PushFence, IDs: []string{"a"}, Records: []string{"7 70"}}
 	look := message.Push{
-		Kind: message.PushLookUp, Epoch: "e", IDs: []string{"a"}, Records: []string{"7 70 1 4"}}
+		Kind: message.PushLook, Epoch: "e", IDs: []string{"a"}, Records: []string{"7 70 1 4"}}
 	s := start(t, Config{})
 	plain := s.acquire()
-	s.Cover(plain, "1 1 1") // of no pool
+	s.RecordBackend(plain, "1 1 1") // of no pool
 	s.Pushed(s.now, end)
 	s.Pushed(s.now, look)
 	if fx := s.Take(); len(fx.End)+len(fx.Look) != 0 {
@@ -134,7 +134,7 @@ func TestNoReaperNoEnd(t *testing.T) {
 	}
 }
 
-// Records of one permit carry a number that grows with what they say. Vacate says nothing where
+// Records of one permit carry a number that grows with what they say. ClearBackend says nothing where
 // Redis knows of no backend, the same again where the last record failed, and nothing once Redis
 // has confirmed it.
 func TestRecordsOfABackend(t *testing.T) {
@@ -142,13 +142,13 @@ func TestRecordsOfABackend(t *testing.T) {
 	p := s.acquire()
 	vacate := func(want string) {
 		t.Helper()
-		if got, ok := s.Vacate(p); got != want || !ok {
+		if got, ok := s.ClearBackend(p); got != want || !ok {
 			t.Errorf("to be recorded: %q, %v; want %q", got, ok, want)
 		}
 	}
 	cover := func(tag, want string) {
 		t.Helper()
-		if got, ok := s.Cover(p, tag); got != want || !ok {
+		if got, ok := s.RecordBackend(p, tag); got != want || !ok {
 			t.Errorf("to be recorded: %q, %v; want %q", got, ok, want)
 		}
 	}
@@ -156,19 +156,19 @@ func TestRecordsOfABackend(t *testing.T) {
 	cover("7 70 1", "7 70 1 1")
 	vacate("0 0 0 2")
 	vacate("0 0 0 2")
-	s.Vacated(p, "0 0 0 1") // of an earlier record
+	s.BackendCleared(p, "0 0 0 1") // of an earlier record
 	vacate("0 0 0 2")
-	s.Vacated(p, "0 0 0 2")
+	s.BackendCleared(p, "0 0 0 2")
 	vacate("")
 	cover("8 80 1", "8 80 1 3")
 	if got := s.call().X.Backends; !slices.Equal(got, []string{"8 80 1 3"}) {
 		t.Errorf("a call says %q", got)
 	}
 	s.pass(ttl)
-	if _, ok := s.Cover(p, "9 90 1"); ok {
+	if _, ok := s.RecordBackend(p, "9 90 1"); ok {
 		t.Error("a permit that is lost covers a backend")
 	}
-	if _, ok := s.Vacate(p); ok {
+	if _, ok := s.ClearBackend(p); ok {
 		t.Error("a permit that is lost may be connected anew")
 	}
 }
@@ -203,7 +203,7 @@ func TestACallNamesBackendsByPermit(t *testing.T) {
 func TestARecordThatACallMissedIsReasserted(t *testing.T) {
 	s, first, _ := covering(t)
 	k := s.call()
-	s.Cover(first.permits[0], "4 4 1")
+	s.RecordBackend(first.permits[0], "4 4 1")
 	s.state = "another"
 	s.seen = Effects{}
 	if s.renew(k); s.Epoch() != "e" || !s.seen.Heartbeat {

@@ -15,8 +15,8 @@ import (
 //	                +---------------------------+  asked for again: every RetryInterval, when something
 //	                                               expires, after a reconnect
 //
-// It is in Core.asked, under each of its UUIDs, until it is settled. A grant that arrives for a UUID that
-// is not there crossed a withdrawal, and is dropped.
+// It is in Core.asked, under each of its UUIDs, until it is settled. A grant that arrives for a
+// UUID that is not there crossed a withdrawal, and is dropped.
 type Request struct {
 	Kind    message.Kind
 	Permits []*Permit
@@ -58,15 +58,15 @@ func (c *Core) Submit(now time.Duration, r *Request) {
 	c.flush(now)
 }
 
-// TryPatience bounds the wait for a request that does not wait in Redis's queue: one lease from when it is
-// sent, for after that the answer would be worth nothing. Before, it may have to let the batch in flight
-// arrive, which takes as long as replies do.
+// TryPatience bounds the wait for a request that does not wait in Redis's queue: one lease from
+// when it is sent, for after that the answer would be worth nothing. Before, it may have to let the
+// batch in flight arrive, which takes as long as replies do.
 func (c *Core) TryPatience() time.Duration {
 	return c.cfg.TTL + min(2*c.heart.rtt, c.cfg.TTL)
 }
 
-// GiveUp takes r back, whose caller waits no longer. The error is why it was not granted, and nil if it
-// held what r was to extend. A grant that crossed the end of the caller's patience goes back.
+// GiveUp takes r back, whose caller waits no longer. The error is why it was not granted, and nil
+// if it held what r was to extend. A grant that crossed the end of the caller's patience goes back.
 func (c *Core) GiveUp(now time.Duration, r *Request, waited time.Duration) error {
 	if r.settled && r.err != nil {
 		return r.err
@@ -76,6 +76,8 @@ func (c *Core) GiveUp(now time.Duration, r *Request, waited time.Duration) error
 		reason = fmt.Errorf("%w: %q granted nothing within %v", ErrCapacity, c.cfg.Base, waited)
 	}
 	switch {
+	case r.belowMax:
+		reason = fmt.Errorf("%w: this session holds Config.Max, %d", ErrCapacity, c.cfg.Max)
 	case c.down != nil:
 		reason = Unavailable(c.down)
 	case r.noMemory:
@@ -118,8 +120,9 @@ func (c *Core) settle(now time.Duration, r *Request, err error) {
 	c.settleBelowMax(now, r)
 }
 
-// withdraw takes back a request that is not settled, whose caller gets err: out of the outbox, and out of
-// Redis if it may be known there. The drop is sent after every batch that carries the request.
+// withdraw takes back a request that is not settled, whose caller gets err: out of the outbox, and
+// out of Redis if it may be known there. The drop is sent after every batch that carries the
+// request.
 func (c *Core) withdraw(now time.Duration, r *Request, err error) {
 	if r.settled {
 		return

@@ -256,7 +256,7 @@ func (s *stage) holds(p *Permit) bool { return p.State() == Held && s.now < p.Tr
 func (s *stage) grantPushed(at time.Duration, ids ...string) {
 	s.tb.Helper()
 	// bound takes a millisecond off, for Redis's clock has no finer ones.
-	s.Pushed(s.now, message.Push{Kind: message.PushGranted, Epoch: s.state, Now: redis(at) + 1, IDs: ids})
+	s.Pushed(s.now, message.Push{Kind: message.PushGrant, Epoch: s.state, Now: redis(at) + 1, IDs: ids})
 	s.take()
 }
 

@@ -12,13 +12,14 @@ import (
 //	   |
 //	   +-----> refused: replaced, after a pause that doubles
 //
-// It is broken if its connection ends, if it gives no sign of life, or if the server unsubscribes it. It is
-// unheard if another server answers the heartbeats: its address leads there by now, and the old server lives
-// on as a replica. The replica may even pass on what is published. But a newcomer that looks for subscribed
-// sessions after a loss of state does not see this one, and is granted what it holds.
+// It is broken if its connection ends, if it gives no sign of life, or if the server unsubscribes
+// it. It is unheard if another server answers the heartbeats: its address leads there by now, and
+// the old server lives on as a replica. The replica may even pass on what is published. But a
+// newcomer that looks for subscribed sessions after a loss of state does not see this one, and is
+// granted what it holds.
 
-// MaxRefusedPause is the longest pause before the session replaces a subscription that was refused, or that
-// is unheard again and again.
+// MaxRefusedPause is the longest pause before the session replaces a subscription that was refused,
+// or that is unheard again and again.
 const MaxRefusedPause = time.Minute
 
 // A listening is the state of the subscription.
@@ -30,13 +31,13 @@ type listening struct {
 	unheardWait time.Duration // how long that was last
 }
 
-// subscribers takes from a heartbeat's answer how many subscriptions have got a push to this session, at the
-// server that answered; below zero means unknown. sent is when the call was sent.
+// subscribers takes from a heartbeat's answer how many subscriptions have got a push to this
+// session, at the server that answered; below zero means unknown. sent is when the call was sent.
 //
-// A server counts a subscription that it confirmed before the call was sent. If it counts none, it has lost
-// the subscription, which the shell is about to notice, or another server has confirmed it. To replace it is
-// right in both cases. If scripts and subscriptions always reach different servers, as behind some proxies,
-// the new one stays unheard too. So the pauses double.
+// A server counts a subscription that it confirmed before the call was sent. If it counts none, it
+// has lost the subscription, which the shell is about to notice, or another server has confirmed
+// it. To replace it is right in both cases. If scripts and subscriptions always reach different
+// servers, as behind some proxies, the new one stays unheard too. So the pauses double.
 func (c *Core) subscribers(now time.Duration, n int64, sent time.Duration) {
 	l := &c.listening
 	switch {
@@ -76,7 +77,7 @@ func (c *Core) Resubscribed(now time.Duration) {
 // Pushed takes a push.
 func (c *Core) Pushed(now time.Duration, push message.Push) {
 	switch push.Kind {
-	case message.PushGranted:
+	case message.PushGrant:
 		for _, id := range push.IDs {
 			if r := c.asked[id]; r != nil {
 				r.waited = true // though the answer that says so may still be on its way
@@ -85,11 +86,11 @@ func (c *Core) Pushed(now time.Duration, push message.Push) {
 		if push.Epoch == c.epoch && !c.cfg.Replicated {
 			c.granted(now, push.IDs, c.anchor.bound(push.Now, now))
 		} else {
-			// The state that granted it is lost, or we have not heard of the new one yet; or the grant is
-			// relied on only once a call of our own was acknowledged.
+			// The state that granted it is lost, or we have not heard of the new one yet; or the
+			// grant is relied on only once a call of our own was acknowledged.
 			c.repeat(now)
 		}
-	case message.PushWaiting:
+	case message.PushWanted:
 		if p := c.poolNamed(push.Pool); p != nil {
 			c.toldAt = now
 			c.tell(Event{Kind: Waiting, Pool: p, Waiting: true})
@@ -99,17 +100,17 @@ func (c *Core) Pushed(now time.Duration, push message.Push) {
 			c.tell(Event{Kind: Told, Pool: p, Name: push.Pool, Epoch: push.Epoch, Tally: push.Tally,
 				After: time.Duration(push.Millis) * time.Millisecond})
 		}
-	case message.PushEnd:
+	case message.PushFence:
 		var list []Record
 		for i, id := range push.IDs {
 			list = append(list, newRecord(id, push.Records[i], 2))
 		}
 		c.end(now, list)
-	case message.PushLookUp:
+	case message.PushLook:
 		c.look(push)
 	case message.PushLost:
 		c.BeatSoon()
-	case message.PushRepeat:
+	case message.PushRetry:
 		c.repeat(now)
 	}
 }

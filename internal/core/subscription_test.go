@@ -103,7 +103,7 @@ func TestPushesThatAsk(t *testing.T) {
 	p, _ := s.wantsOne(message.Wait)
 	s.answer(s.batch(), queued)
 	s.seen = Effects{}
-	s.Pushed(s.now, message.Push{Kind: message.PushSelf})
+	s.Pushed(s.now, message.Push{Kind: message.PushHeartbeat})
 	if s.take(); s.seen.Flush || s.seen.Heartbeat {
 		t.Errorf("a push to itself has effects: %+v", s.seen)
 	}
@@ -111,7 +111,7 @@ func TestPushesThatAsk(t *testing.T) {
 	if s.take(); !s.seen.Heartbeat {
 		t.Error("no call looks whether the state is lost")
 	}
-	s.Pushed(s.now, message.Push{Kind: message.PushRepeat})
+	s.Pushed(s.now, message.Push{Kind: message.PushRetry})
 	if b := s.batch(); !slices.Equal(b.X.Waits, []string{p.ID}) {
 		t.Errorf("sent %+v, want what waits", b.X)
 	}

@@ -29,8 +29,8 @@ import (
 //	  |                     Lost --------------+
 //	  +--> Released: its request was withdrawn or refused
 //
-// A permit is held once. Each has a UUID of its own, so a release that was delayed on its way can never
-// end a later lease.
+// A permit is held once. Each has a UUID of its own, so a release that was delayed on its way can
+// never end a later lease.
 type State uint8
 
 // The states of a permit.
@@ -71,7 +71,15 @@ func (c *Core) granted(now time.Duration, ids []string, since time.Duration) {
 	for _, id := range ids {
 		if p := c.permits[id]; p != nil { // an extension, or told twice
 			c.trust(p, trusted)
-			if r := c.asked[id]; r != nil && since >= r.since { // else an older grant, pushed, that extends nothing
+			r := c.asked[id]
+			if p.trusted <= now { // even so: the process slept, and Tick is about to find that
+				c.lose(now, p)
+				if r != nil {
+					c.settle(now, r, fmt.Errorf("%w", ErrLost))
+				}
+				continue
+			}
+			if r != nil && since >= r.since { // else an older grant, pushed, that extends nothing
 				c.settle(now, r, nil)
 			}
 			if p.trusted-now < c.roundTrip*4/3 {
@@ -89,8 +97,8 @@ func (c *Core) granted(now time.Duration, ids []string, since time.Duration) {
 			c.settle(now, r, fmt.Errorf("%w", ErrLost))
 			continue
 		case trusted-now <= c.worthHolding():
-			// It took so long to hear of it that the lease may be over, or will be before a renewal could
-			// be answered. Ask again, under the same name.
+			// It took so long to hear of it that the lease may be over, or will be before a renewal
+			// could be answered. Ask again, under the same name.
 			c.enqueue(r)
 			c.flush(now)
 			continue
@@ -120,8 +128,8 @@ func (c *Core) granted(now time.Duration, ids []string, since time.Duration) {
 	for _, pool := range order {
 		c.tell(Event{Kind: Granted, Pool: pool, Permits: byPool[pool]})
 	}
-	// These were long on their way. The heartbeat will renew them, but perhaps over a connection that is to
-	// be made first; the next batch asks for an extension, and is there earlier.
+	// These were long on their way. The heartbeat will renew them, but perhaps over a connection
+	// that is to be made first; the next batch asks for an extension, and is there earlier.
 	for _, p := range hasty {
 		if c.asked[p.ID] == nil && !c.closed {
 			c.Submit(now, &Request{Kind: message.Hold, Permits: []*Permit{p}, Extends: true})
@@ -129,8 +137,8 @@ func (c *Core) granted(now time.Duration, ids []string, since time.Duration) {
 	}
 }
 
-// worthHolding is the least trust with which a new grant is taken: as much as a renewal takes, if a grant
-// that is asked for again arrives with more than that.
+// worthHolding is the least trust with which a new grant is taken: as much as a renewal takes, if a
+// grant that is asked for again arrives with more than that.
 func (c *Core) worthHolding() time.Duration {
 	if rtt := c.heart.rtt; 2*rtt < c.cfg.TTL-c.cfg.Margin {
 		return rtt
@@ -163,8 +171,8 @@ func (c *Core) trust(p *Permit, until time.Duration) {
 	}
 }
 
-// expire loses the permits that can no longer be proven. It does not depend on the heartbeat, which may
-// be stuck.
+// expire loses the permits that can no longer be proven. It does not depend on the heartbeat, which
+// may be stuck.
 func (c *Core) expire(now time.Duration) {
 	c.expireAt = 0
 	for _, p := range c.permits {
@@ -177,8 +185,8 @@ func (c *Core) expire(now time.Duration) {
 	}
 }
 
-// lose makes p lost. Redis is not told: the connection or the work under it may still be there, so the
-// lease is left to expire, unless it is released.
+// lose makes p lost. Redis is not told: the connection or the work under it may still be there, so
+// the lease is left to expire, unless it is released.
 func (c *Core) lose(now time.Duration, p *Permit) {
 	delete(c.permits, p.ID)
 	p.state, p.trusted = Lost, 0
@@ -198,7 +206,8 @@ func (c *Core) LoseIfOver(now time.Duration, p *Permit) {
 	}
 }
 
-// NotHeld loses p, which Redis does not know. The session may have slept: a call shows what else is lost.
+// NotHeld loses p, which Redis does not know. The session may have slept: a call shows what else is
+// lost.
 func (c *Core) NotHeld(now time.Duration, p *Permit) {
 	if c.permits[p.ID] == p {
 		c.lose(now, p)

@@ -12,9 +12,10 @@ import (
 	"github.com/passbuddy/passbuddy/internal/core"
 )
 
-// clients are the session's own, beside the caller's, so that a busy pool cannot starve it. They have the
-// caller's options. Those for batches and for the heartbeat give up early, for the session itself retries what
-// failed. The session uses a client as it is if it cannot find the client's options.
+// clients are the session's own, beside the caller's, so that a busy pool cannot starve it. They
+// have the caller's options. Those for batches and for the heartbeat give up early, for the session
+// itself retries what failed. The session uses a client as it is if it cannot find the client's
+// options.
 type clients struct {
 	own      redis.UniversalClient // for the heartbeat, the subscription, records of backends and leaving
 	batches  redis.UniversalClient
@@ -25,26 +26,27 @@ type clients struct {
 }
 
 const (
-	// maxIdle bounds the idle connections that stay. What was opened for hedges stays for a while: where Redis
-	// is slow, a new connection costs a second round trip, and a lease may not have that. Few stay, and not for
-	// long: a network forgets what is idle, and each dead connection costs a call before the heartbeat opens a
-	// new one.
+	// maxIdle bounds the idle connections that stay. What was opened for hedges stays for a while:
+	// where Redis is slow, a new connection costs a second round trip, and a lease may not have
+	// that. Few stay, and not for long: a network forgets what is idle, and each dead connection
+	// costs a call before the heartbeat opens a new one.
 	maxIdle = 3
-	// maxOwn is what the heartbeat's client may open: for its calls, for records of backends, and for leaving.
-	// The subscription's connection does not count.
+	// maxOwn is what the heartbeat's client may open: for its calls, for records of backends, and
+	// for leaving. The subscription's connection does not count.
 	maxOwn = core.MaxCalls + maxRecords*maxRecordTries + 2
-	// maxIdleBatch is maxIdle for batches. They never overlap, so one connection is enough. A batch that hangs
-	// on a dead connection is sent once more over a new one, not over another dead one.
+	// maxIdleBatch is maxIdle for batches. They never overlap, so one connection is enough. A batch
+	// that hangs on a dead connection is sent once more over a new one, not over another dead one.
 	maxIdleBatch = 1
-	// maxBatchConns is one connection for batches, one for each time that a batch is sent once more, and some for
-	// batches that hang: a dead connection counts until its time-out.
+	// maxBatchConns is one connection for batches, one for each time that a batch is sent once
+	// more, and some for batches that hang: a dead connection counts until its time-out.
 	maxBatchConns = 1 + core.MaxResends + 5
 )
 
 // clientsLike makes clients with the options of c.
 func clientsLike(c redis.UniversalClient, ttl time.Duration) clients {
-	// The heartbeat's calls, batches, records and leaving bring contexts that end them. The subscription gives
-	// up earlier than all of them: nothing else notices that its connection hangs.
+	// The heartbeat's calls, batches, records and leaving bring contexts that end them. The
+	// subscription gives up earlier than all of them: nothing else notices that its connection
+	// hangs.
 	patience := max(ttl/2, 20*time.Millisecond)
 	longest := max(2*ttl, startTimeout)
 	hedgeIdle := max(ttl, min(12*ttl, time.Minute), time.Second)
@@ -79,7 +81,8 @@ func clientsLike(c redis.UniversalClient, ttl time.Duration) clients {
 		for _, o := range []*redis.ClusterOptions{&own, &batches, &operator} {
 			o.MinIdleConns, o.MaxIdleConns, o.MaxActiveConns = 0, maxIdle, 0
 			o.ContextTimeoutEnabled, o.PushNotificationProcessor, o.DisableIdentity = true, nil, true
-			// The caller's reads may go to replicas; ours are writes, and subscriptions belong to the owner of the slot.
+			// The caller's reads may go to replicas; ours are writes, and subscriptions belong to
+			// the owner of the slot.
 			o.ReadOnly, o.RouteByLatency, o.RouteRandomly = false, false, false
 			o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 		}
@@ -157,9 +160,9 @@ func checkClient(c redis.UniversalClient) error {
 	return nil
 }
 
-// reloadSlots has go-redis find out again which node of a Cluster has our slot. By itself it does so when a
-// node says that the slot has moved, but not when the node is gone: then for a minute it would go on asking the
-// dead.
+// reloadSlots has go-redis find out again which node of a Cluster has our slot. By itself it does
+// so when a node says that the slot has moved, but not when the node is gone: then for a minute it
+// would go on asking the dead.
 func reloadSlots(ctx context.Context, c redis.UniversalClient) {
 	if cluster, ok := c.(*redis.ClusterClient); ok {
 		cluster.ReloadState(ctx)

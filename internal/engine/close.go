@@ -9,7 +9,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/redisscript"
 )
 
-// closeTimeout bounds how long Close waits for connection pools to end their connections, and for Redis.
+// closeTimeout bounds how long Close waits for connection pools to end their connections, and for
+// Redis.
 const closeTimeout = 3 * time.Second
 
 // Close releases all permits and ends the session. Closing twice does nothing.
@@ -45,8 +46,8 @@ func (s *Session) close() error {
 	return nil
 }
 
-// awaitReturns waits until the connection pools have given everything back and nothing is on its way to Redis
-// any more, bounded.
+// awaitReturns waits until the connection pools have given everything back and nothing is on its
+// way to Redis any more, bounded.
 func (s *Session) awaitReturns() {
 	late := false
 	timer := time.AfterFunc(closeTimeout, func() {
@@ -63,10 +64,10 @@ func (s *Session) awaitReturns() {
 	}
 }
 
-// leaveForGood leaves, and leaves again if something was on its way meanwhile that Redis may have executed
-// after that: a call of the heartbeat would have us join anew, and a batch can have been granted permits that
-// nobody waits for any more. Nothing new begins. It waits for their replies for as long as they can be expected
-// to take, then leaves it at that.
+// leaveForGood leaves, and leaves again if something was on its way meanwhile that Redis may have
+// executed after that: a call of the heartbeat would have us join anew, and a batch can have been
+// granted permits that nobody waits for any more. Nothing new begins. It waits for their replies
+// for as long as they can be expected to take, then leaves it at that.
 func (s *Session) leaveForGood(requests []string) error {
 	rtt := s.rtt()
 	ctx, cancel := context.WithTimeout(context.Background(), max(closeTimeout, min(4*rtt, 2*closeTimeout)))
@@ -94,8 +95,8 @@ func (s *Session) leaveForGood(requests []string) error {
 	return s.leave(ctx, requests)
 }
 
-// leave takes the session out of Redis, with what requests name. It can be said twice, and is, over another
-// connection, if there is no answer for a while.
+// leave takes the session out of Redis, with what requests name. It can be said twice, and is, over
+// another connection, if there is no answer for a while.
 func (s *Session) leave(ctx context.Context, requests []string) error {
 	s.mu.Lock()
 	epoch, again := s.core.Epoch(), max(s.core.HedgeAfter(), 4*s.core.RoundTrip(), closeTimeout/12)

@@ -127,8 +127,8 @@ func TestCoverIsOvertaken(t *testing.T) {
 		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
 		f.open(1)
 		p := f.granted()[0]
-		first := f.Cover(p, "101 2 0")
-		second := f.Cover(p, "102 1 0") // the server's clock was set back
+		first := f.RecordBackend(p, "101 2 0")
+		second := f.RecordBackend(p, "102 1 0") // the server's clock was set back
 		recorded := func(want string) {
 			t.Helper()
 			if got := w.recorded(p); !strings.HasPrefix(got, want+" ") {
@@ -150,7 +150,7 @@ func TestCoverIsOvertaken(t *testing.T) {
 		recorded("102 1")
 
 		// The permit is given back meanwhile.
-		third := f.Cover(p, "103 3 0")
+		third := f.RecordBackend(p, "103 3 0")
 		f.end()
 		synctest.Wait()
 		if err := third(t.Context()); !errors.Is(err, core.ErrLost) {

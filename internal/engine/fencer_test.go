@@ -100,7 +100,7 @@ func (f *fencer) open(n int) {
 	time.Sleep(2 * withdrawAfter)
 	for _, p := range f.granted()[had:] {
 		if err := f.connect(p); err != nil {
-			f.t.Fatalf("Cover: %v", err)
+			f.t.Fatalf("RecordBackend: %v", err)
 		}
 	}
 }
@@ -111,7 +111,7 @@ func (f *fencer) connect(p *Permit) error {
 	f.mu.Lock()
 	f.covers[p.ID] = tag
 	f.mu.Unlock()
-	return f.Cover(p, tag)(f.t.Context())
+	return f.RecordBackend(p, tag)(f.t.Context())
 }
 
 // close ends the backends of permits.

@@ -18,8 +18,8 @@ func (s *Session) call(limit time.Duration) error {
 	return s.finish(k, limit)
 }
 
-// nextCall makes a call. What pools owe is asked while none is told anything, so it goes with what the core
-// says that they have heard.
+// nextCall makes a call. What pools owe is asked while none is told anything, so it goes with what
+// the core says that they have heard.
 func (s *Session) nextCall() (k *core.Call) {
 	s.telling.Lock()
 	defer s.telling.Unlock()
@@ -66,8 +66,8 @@ func (s *Session) finish(k *core.Call, limit time.Duration) error {
 
 var errSilent = errors.New("no answer")
 
-// beat renews the session now. It returns once Redis has answered a call that was sent after beat began, or
-// such a call has failed, or Redis was silent for half a lease. Calls go on without it.
+// beat renews the session now. It returns once Redis has answered a call that was sent after beat
+// began, or such a call has failed, or Redis was silent for half a lease. Calls go on without it.
 func (s *Session) beat(ctx context.Context) error {
 	s.mu.Lock()
 	limit := s.core.Silence()

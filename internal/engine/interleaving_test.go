@@ -123,7 +123,7 @@ func TestCountsOfAPoolEndWithItsSession(t *testing.T) {
 				}
 				name := poolName(p.Permits()[0])
 				// A call of the heartbeat that crossed a release, and a recall that found nothing.
-				if _, err := w.Redis.ZAdd(keyBase+"shares", 2.8, name); err != nil {
+				if _, err := w.Redis.ZAdd(keyBase+"levels", 2.8, name); err != nil {
 					t.Fatal(err)
 				}
 				w.Redis.HSet(keyBase+"debts", name, "7")
@@ -137,7 +137,7 @@ func TestCountsOfAPoolEndWithItsSession(t *testing.T) {
 					t.Errorf("held %d", got.Held)
 				}
 				for _, key := range w.Redis.Keys() {
-					if strings.HasSuffix(key, ":shares") || strings.HasSuffix(key, ":debts") {
+					if strings.HasSuffix(key, ":levels") || strings.HasSuffix(key, ":debts") {
 						t.Errorf("key %q is left", key)
 					}
 				}

@@ -136,14 +136,14 @@ func TestASessionWithoutSubscriptionReconnects(t *testing.T) {
 
 		// It says first that the permit covers none: then nobody can see its backend gone.
 		deaf.close(p)
-		vacate := deaf.Vacate(p)
+		vacate := deaf.ClearBackend(p)
 		if vacate == nil {
 			t.Fatal("Redis knows of a backend, and is not asked")
 		}
 		if err := vacate(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if deaf.Vacate(p) != nil {
+		if deaf.ClearBackend(p) != nil {
 			t.Error("it would ask again")
 		}
 		time.Sleep(5 * time.Second) // the connect takes long
@@ -164,7 +164,7 @@ func TestASessionWithoutSubscriptionReconnects(t *testing.T) {
 		if !waiting.IsDone() {
 			t.Fatal("its backend is gone, and the permit was not granted to another")
 		}
-		if err := deaf.Vacate(p)(t.Context()); !errors.Is(err, core.ErrLost) {
+		if err := deaf.ClearBackend(p)(t.Context()); !errors.Is(err, core.ErrLost) {
 			t.Errorf("it may connect under a permit of another: %v", err)
 		}
 		if n := other.pg.live(); n != 3 {
@@ -182,11 +182,11 @@ func TestVacateIsOvertaken(t *testing.T) {
 		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
 		f.open(1)
 		p := f.granted()[0]
-		if f.Vacate(f.s.NewPermit()) == nil {
+		if f.ClearBackend(f.s.NewPermit()) == nil {
 			t.Error("a permit that is not held can cover a connection")
 		}
 		f.s.link.SetCut(true)
-		if err := f.Vacate(p)(t.Context()); !errors.Is(err, core.ErrUnavailable) {
+		if err := f.ClearBackend(p)(t.Context()); !errors.Is(err, core.ErrUnavailable) {
 			t.Errorf("%v, want ErrUnavailable", err)
 		}
 		f.s.link.SetCut(false)
@@ -194,8 +194,8 @@ func TestVacateIsOvertaken(t *testing.T) {
 		f.end()
 		f.open(1)
 		p = f.granted()[0]
-		stray := f.Cover(p, "102 1 1")
-		if err := f.Vacate(p)(t.Context()); err != nil {
+		stray := f.RecordBackend(p, "102 1 1")
+		if err := f.ClearBackend(p)(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		if err := stray(t.Context()); err != nil {
@@ -220,7 +220,7 @@ func TestAVacantPermitIsNotQuarantined(t *testing.T) {
 		sleeper.s.link.SetCut(false)
 		p := sleeper.granted()[0]
 		sleeper.close(p)
-		if err := sleeper.Vacate(p)(t.Context()); err != nil {
+		if err := sleeper.ClearBackend(p)(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		awake.deaf.Store(true)

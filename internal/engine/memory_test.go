@@ -58,7 +58,7 @@ func TestPoolsWithoutMemory(t *testing.T) {
 	}
 	release(t, permits[0])
 	until("the early pool is granted what was released", func() bool { return early.Count("granted") == 1 })
-	if err := early.Cover(early.Permits()[0], "7 8 0")(t.Context()); err != nil {
+	if err := early.RecordBackend(early.Permits()[0], "7 8 0")(t.Context()); err != nil {
 		t.Errorf("a backend is not recorded: %v", err)
 	}
 	release(t, permits[1])

@@ -28,8 +28,8 @@ const (
 
 // Open joins the fleet over connections with the options of client. own: Close closes client, too.
 //
-// It takes three round trips in a row: connections, joining, subscribing. What does not depend on the one
-// before goes over a connection of its own, at the same time.
+// It takes three round trips in a row: connections, joining, subscribing. What does not depend on
+// the one before goes over a connection of its own, at the same time.
 func Open(ctx context.Context, client redis.UniversalClient, own bool, cfg Config) (*Session, error) {
 	if err := checkClient(client); err != nil {
 		return nil, err
@@ -71,9 +71,9 @@ func Open(ctx context.Context, client redis.UniversalClient, own bool, cfg Confi
 	return s, nil
 }
 
-// loadExchange has Redis load the script of requests, over the connection that will carry them, so that the
-// first caller pays for neither. It releases a permit that nobody holds. An error costs nothing: the first
-// request then does the same.
+// loadExchange has Redis load the script of requests, over the connection that will carry them, so
+// that the first caller pays for neither. It releases a permit that nobody holds. An error costs
+// nothing: the first request then does the same.
 func (s *Session) loadExchange(ctx context.Context) {
 	x := message.Exchange{Session: s.name, TTLMillis: s.cfg.TTL.Milliseconds(), Load: true, Release: []string{s.NewPermit().ID}}
 	ctx, cancel := context.WithTimeout(ctx, max(s.cfg.TTL, startTimeout/2))
@@ -107,9 +107,9 @@ func (s *Session) join(ctx context.Context) error {
 	return nil
 }
 
-// joinOnce is the heartbeat by which a session joins. It retries for as long as ctx allows if Redis answers
-// that it cannot serve yet, if too few replicas acknowledge, or if a call times out. A session that joins
-// twice has joined once.
+// joinOnce is the heartbeat by which a session joins. It retries for as long as ctx allows if Redis
+// answers that it cannot serve yet, if too few replicas acknowledge, or if a call times out. A
+// session that joins twice has joined once.
 func (s *Session) joinOnce(ctx context.Context) error {
 	var cause error // the last answer of Redis
 	for {

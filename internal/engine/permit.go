@@ -44,7 +44,8 @@ func (s *Session) NewPermit() *Permit {
 // Held reports whether the lease can be proven now. It asks only the local monotonic clock.
 func (p *Permit) Held() bool { return p.s.now() < time.Duration(p.trusted.Load()) }
 
-// State is where p is in its life. A permit whose time is over is lost, even if nothing has said so yet.
+// State is where p is in its life. A permit whose time is over is lost, even if nothing has said so
+// yet.
 func (p *Permit) State() (state core.State) {
 	p.s.step(func(c *core.Core, now time.Duration) {
 		c.LoseIfOver(now, &p.Permit)
@@ -66,8 +67,8 @@ func (p *Permit) Lost() <-chan struct{} {
 	return p.lost
 }
 
-// Acquire acquires all of the permits together, or none. Errors match core's; the context's error and its
-// cause match too if they ended the wait.
+// Acquire acquires all of the permits together, or none. Errors match core's; the context's error
+// and its cause match too if they ended the wait.
 func (s *Session) Acquire(ctx context.Context, kind message.Kind, permits ...*Permit) error {
 	r := &core.Request{Kind: kind}
 	for _, p := range permits {
@@ -141,7 +142,8 @@ func (s *Session) wait(ctx context.Context, r *core.Request) error {
 	return GiveUp(ctx, reason)
 }
 
-// GiveUp adds to reason why the caller stopped waiting. Both the context's error and its cause can be matched.
+// GiveUp adds to reason why the caller stopped waiting. Both the context's error and its cause can
+// be matched.
 func GiveUp(ctx context.Context, reason error) error {
 	err := ctx.Err()
 	if err == nil || reason == nil {
@@ -153,9 +155,9 @@ func GiveUp(ctx context.Context, reason error) error {
 	return fmt.Errorf("%w (%w)", reason, err)
 }
 
-// Release frees p if due says so in the instant of the release, and waits until Redis has confirmed it, for a
-// lease at most. An error means that Redis did not confirm it yet: it is tried again in the background.
-// Releasing a permit that is neither held nor lost does nothing.
+// Release frees p if due says so in the instant of the release, and waits until Redis has confirmed
+// it, for a lease at most. An error means that Redis did not confirm it yet: it is tried again in
+// the background. Releasing a permit that is neither held nor lost does nothing.
 func (s *Session) Release(p *Permit, due func() bool) error {
 	var d *core.Drop
 	s.step(func(c *core.Core, now time.Duration) {

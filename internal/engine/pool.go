@@ -8,8 +8,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/core"
 )
 
-// A Listener is a connection pool as the engine sees it: it holds permits through a Pool, and is told what
-// the fleet wants of it, one thing after the other. No method may block.
+// A Listener is a connection pool as the engine sees it: it holds permits through a Pool, and is
+// told what the fleet wants of it, one thing after the other. No method may block.
 type Listener interface {
 	Granted(permits []*Permit)         // permits asked for have arrived
 	Recall(n int, after time.Duration) // give n back, at the first occasion after that time
@@ -22,8 +22,8 @@ type Listener interface {
 	Owed() int                         // how many permits were recalled or promised, and are not given back yet
 }
 
-// A Pool is one connection pool's part of the session. Its methods send nothing themselves and call no
-// Listener, so they can be called with the pool's lock held.
+// A Pool is one connection pool's part of the session. Its methods send nothing themselves and call
+// no Listener, so they can be called with the pool's lock held.
 type Pool struct {
 	s        *Session
 	core     core.Pool
@@ -34,8 +34,8 @@ type Pool struct {
 func (s *Session) NewPool(l Listener) (*Pool, error) {
 	p := &Pool{s: s, listener: l}
 	p.core.Owner = p
-	// A program can close pools faster than heartbeats come, which take them out. Two may be needed: one that
-	// crossed a close still counts its pool.
+	// A program can close pools faster than heartbeats come, which take them out. Two may be
+	// needed: one that crossed a close still counts its pool.
 	for range 2 {
 		s.mu.Lock()
 		room := s.core.HasNumber() || s.core.Closed()
@@ -60,8 +60,8 @@ func (s *Session) NewPool(l Listener) (*Pool, error) {
 	return p, nil
 }
 
-// Ask says how many permits more the pool could use now; it is a level, not an increment. The answer is
-// Listener.Granted.
+// Ask says how many permits more the pool could use now; it is a level, not an increment. The
+// answer is Listener.Granted.
 func (p *Pool) Ask(n int) {
 	p.s.step(func(c *core.Core, now time.Duration) { c.Ask(now, &p.core, n) })
 }
@@ -82,7 +82,8 @@ func (p *Pool) Moved(cost time.Duration) {
 	p.s.step(func(c *core.Core, now time.Duration) { c.Moved(now, &p.core, cost) })
 }
 
-// Stay keeps the pool in its session, or no longer, though it holds and asks for nothing: see core.Core.Stay.
+// Stay keeps the pool in its session, or no longer, though it holds and asks for nothing: see
+// core.Core.Stay.
 func (p *Pool) Stay(yes bool) {
 	p.s.step(func(c *core.Core, _ time.Duration) { c.Stay(&p.core, yes) })
 }
@@ -120,8 +121,8 @@ func (p *Pool) Try(ctx context.Context) (*Permit, error) {
 	return r.Permits[0].Owner.(*Permit), nil
 }
 
-// deliver tells the pools what the core wants them to be told, in that order. One goroutine does so at a
-// time: a recall never overtakes a grant that the core has seen before it.
+// deliver tells the pools what the core wants them to be told, in that order. One goroutine does so
+// at a time: a recall never overtakes a grant that the core has seen before it.
 func (s *Session) deliver() {
 	for s.deliverSome() {
 	}

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/passbuddy/passbuddy/internal/subset"
 )
 
 // One pool of a session holds all that the session may hold. Its other pools do not starve.
@@ -235,6 +237,33 @@ func TestPoolsForEver(t *testing.T) {
 // maxPools is how many pools a session has numbers for: core.maxPools.
 const maxPools = 0xfff
 
+// Pools that Redis has heard of come and go faster than heartbeats, which take them out. A new one
+// waits for a heartbeat if all numbers are taken.
+func TestPoolsOutrunHeartbeats(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		s := w.join(Config{Capacity: 2, TTL: time.Hour})
+		began := time.Now()
+		together := subset.Length(64, 1)
+		for opened := 0; opened < maxPools+10; opened += together {
+			var pools []*pool
+			for range together {
+				p := s.pool(t)
+				p.Ask(1)
+				p.Ask(0)
+				pools = append(pools, p)
+			}
+			synctest.Wait()
+			for _, p := range pools {
+				p.GiveBack()
+				p.Close()
+			}
+		}
+		if took := time.Since(began); took > time.Minute {
+			t.Errorf("%d pools took %v: they waited for the heartbeat's tick", maxPools+10, took)
+		}
+	})
+}
+
 // A pool is closed while some of its connections are still ending.
 func TestClosedPoolLeavesWithItsLastPermit(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
@@ -252,7 +281,7 @@ func TestClosedPoolLeavesWithItsLastPermit(t *testing.T) {
 		if s.seated() != 0 {
 			t.Error("a closed pool without permits is kept")
 		}
-		if keys := w.Redis.Keys(); slices.Contains(keys, keyBase+"shares") {
+		if keys := w.Redis.Keys(); slices.Contains(keys, keyBase+"levels") {
 			t.Errorf("keys %q", keys)
 		}
 	})

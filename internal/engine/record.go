@@ -11,22 +11,22 @@ import (
 	"github.com/passbuddy/passbuddy/internal/redisscript"
 )
 
-// A Reaper is a Listener whose pool can end Postgres backends that it did not open, and look for them. It
-// knows them by the tags that pools gave to Cover; of those to be ended the last word is missing. Only a
-// pool whose permits cover some is asked.
+// A Reaper is a Listener whose pool can end Postgres backends that it did not open, and look for
+// them. It knows them by the tags that pools gave to RecordBackend; of those to be ended the last word is
+// missing. Only a pool whose permits cover some is asked.
 type Reaper interface {
 	Listener
-	// BackendsGone reports which of those backends are gone, and ends none. It asks Postgres over a connection
-	// that the pool holds a permit for. A backend that the server may not show, or that another server has
-	// had, is not gone. It may block, for as long as ctx allows.
+	// BackendsGone reports which of those backends are gone, and ends none. It asks Postgres over a
+	// connection that the pool holds a permit for. A backend that the server may not show, or that
+	// another server has had, is not gone. It may block, for as long as ctx allows.
 	BackendsGone(ctx context.Context, tags []string) (gone []bool)
-	// EndBackends has Postgres end those backends, over a connection that the pool holds a permit for, and
-	// reports which are gone. It may block, for as long as ctx allows.
+	// EndBackends has Postgres end those backends, over a connection that the pool holds a permit
+	// for, and reports which are gone. It may block, for as long as ctx allows.
 	EndBackends(ctx context.Context, tags []string) (gone []bool)
 }
 
-// reapTimeout bounds one call of a Reaper: a checkout, and a query or the end of a backend. What it did not
-// achieve is asked for again.
+// reapTimeout bounds one call of a Reaper: a checkout, and a query or the end of a backend. What it
+// did not achieve is asked for again.
 const reapTimeout = 5 * time.Second
 
 // reap has a pool end backends, or look for them.
@@ -84,13 +84,13 @@ func (s *Session) freeGone(ctx context.Context, epoch string, list []core.Record
 	}
 }
 
-// Vacate says that p covers no backend any more, because another connection is about to be opened under p.
-// It returns nil if Redis knows of none. Else the connection may be opened only after record returned nil:
-// see core.Core.Vacate. Errors of record are those of Cover's.
-func (p *Pool) Vacate(permit *Permit) (record func(context.Context) error) {
+// ClearBackend says that p covers no backend any more, because another connection is about to be opened
+// under p. It returns nil if Redis knows of none. Else the connection may be opened only after
+// record returned nil: see core.Core.ClearBackend. Errors of record are those of RecordBackend's.
+func (p *Pool) ClearBackend(permit *Permit) (record func(context.Context) error) {
 	s := p.s
 	text, ok := "", false
-	s.step(func(c *core.Core, _ time.Duration) { text, ok = c.Vacate(&permit.Permit) })
+	s.step(func(c *core.Core, _ time.Duration) { text, ok = c.ClearBackend(&permit.Permit) })
 	switch {
 	case !ok:
 		return lostRecord
@@ -100,22 +100,23 @@ func (p *Pool) Vacate(permit *Permit) (record func(context.Context) error) {
 	return func(ctx context.Context) error {
 		err := s.record(ctx, permit, text)
 		if err == nil {
-			s.step(func(c *core.Core, _ time.Duration) { c.Vacated(&permit.Permit, text) })
+			s.step(func(c *core.Core, _ time.Duration) { c.BackendCleared(&permit.Permit, text) })
 		}
 		return err
 	}
 }
 
-// Cover says which backend permit covers, in place of what it covered before. It must be called before
-// another connection can be opened under permit, and is done at once; record then tells Redis. No connection
-// should be handed out before that returned nil: whatever happens to the process from then on, its backend
-// cannot outlive the permit by much, and cannot go uncounted. See core.Core.Cover for what crosses record.
+// RecordBackend says which backend permit covers, in place of what it covered before. It must be called
+// before another connection can be opened under permit, and is done at once; record then tells
+// Redis. No connection should be handed out before that returned nil: whatever happens to the
+// process from then on, its backend cannot outlive the permit by much, and cannot go uncounted. See
+// core.Core.RecordBackend for what crosses record.
 //
-// Errors of record: core.ErrLost if permit is not held any more; core.ErrUnavailable if Redis did not answer
-// for as long as its lease was trusted, a TTL at most; the context's.
-func (p *Pool) Cover(permit *Permit, tag string) (record func(context.Context) error) {
+// Errors of record: core.ErrLost if permit is not held any more; core.ErrUnavailable if Redis did
+// not answer for as long as its lease was trusted, a TTL at most; the context's.
+func (p *Pool) RecordBackend(permit *Permit, tag string) (record func(context.Context) error) {
 	text, ok := "", false
-	p.s.step(func(c *core.Core, _ time.Duration) { text, ok = c.Cover(&permit.Permit, tag) })
+	p.s.step(func(c *core.Core, _ time.Duration) { text, ok = c.RecordBackend(&permit.Permit, tag) })
 	if !ok {
 		return lostRecord
 	}
@@ -125,8 +126,9 @@ func (p *Pool) Cover(permit *Permit, tag string) (record func(context.Context) e
 func lostRecord(context.Context) error { return fmt.Errorf("%w", core.ErrLost) }
 
 const (
-	// maxRecords bounds the records on their way, and with them the connections to Redis: with a Redis whose
-	// replies take long, a process that opens many connections at once waits for this many together.
+	// maxRecords bounds the records on their way, and with them the connections to Redis: with a
+	// Redis whose replies take long, a process that opens many connections at once waits for this
+	// many together.
 	maxRecords = 4
 	// maxRecordTries bounds the calls on their way for one record.
 	maxRecordTries = 4
@@ -145,9 +147,10 @@ func (s *Session) record(ctx context.Context, p *Permit, text string) error {
 	if s.clients.borrowed { // the connections are the application's
 		most, limit = 1, patience
 	}
-	// A record can be said twice, and together. One that is unanswered is hedged over another connection, and
-	// goes on: a slow Redis may answer it in time. One that failed is repeated. A connection that was just made
-	// should not end because one reply was lost; once the lease is lost, the pool ends it.
+	// A record can be said twice, and together. One that is unanswered is hedged over another
+	// connection, and goes on: a slow Redis may answer it in time. One that failed is repeated. A
+	// connection that was just made should not end because one reply was lost; once the lease is
+	// lost, the pool ends it.
 	answers := make(chan error, maxRecordTries)
 	err := fmt.Errorf("%w: no answer", core.ErrUnavailable)
 	for underWay := 0; ; {
@@ -195,7 +198,7 @@ func (s *Session) recordOnce(ctx context.Context, id, text string) error {
 		s.mu.Lock()
 		epoch, expected := s.core.Epoch(), s.core.Expected(s.now())
 		s.mu.Unlock()
-		err := redisscript.Mark(ctx, s.scripter(s.clients.own), s.keys, expected, s.name, epoch, id, text)
+		err := redisscript.RecordBackend(ctx, s.scripter(s.clients.own), s.keys, expected, s.name, epoch, id, text)
 		if again || !errors.Is(err, message.ErrGone) {
 			return err
 		}

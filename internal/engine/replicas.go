@@ -11,11 +11,13 @@ import (
 	"github.com/passbuddy/passbuddy/internal/redisscript"
 )
 
-// replicated runs scripts, each followed by WAIT on the same connection, for Config.WaitReplicas: a failover to one of
-// those that acknowledged then forgets nothing we rely on. An answer that too few have acknowledged is an error: what it said is not relied on, and asked for
-// again. That the primary did it all the same errs on the safe side.
+// replicated runs scripts, each followed by WAIT on the same connection, for Config.WaitReplicas: a
+// failover to one of those that acknowledged then forgets nothing we rely on. An answer that too
+// few have acknowledged is an error: what it said is not relied on, and asked for again. That the
+// primary did it all the same errs on the safe side.
 //
-// WAIT speaks of what its own connection wrote. So a grant that another session's call made is no use before we have asked for it ourselves.
+// WAIT speaks of what its own connection wrote. So a grant that another session's call made is no
+// use before we have asked for it ourselves.
 type replicated struct {
 	redis.UniversalClient
 	key      string // any of the semaphore's, for the node of a Cluster
@@ -34,7 +36,8 @@ func (r replicated) Eval(ctx context.Context, script string, keys []string, args
 func (r replicated) eval(ctx context.Context, script func(redis.Pipeliner) *redis.Cmd) *redis.Cmd {
 	cmd, count, err := r.once(ctx, script)
 	if err != nil && redis.HasErrorPrefix(err, "MOVED") {
-		// A pipeline to one node of a Cluster does not follow: go-redis has to look where the slot went.
+		// A pipeline to one node of a Cluster does not follow: go-redis has to look where the slot
+		// went.
 		if c, ok := r.UniversalClient.(*redis.ClusterClient); ok {
 			c.ReloadState(ctx)
 			cmd, count, err = r.once(ctx, script)

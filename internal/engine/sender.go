@@ -13,8 +13,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// send sends batches until there is nothing to send. Several senders can begin; the core gives out one batch
-// at a time, and those that find none end.
+// send sends batches until there is nothing to send. Several senders can begin; the core gives out
+// one batch at a time, and those that find none end.
 func (s *Session) send() {
 	var b *core.Batch
 	s.stepAndTell(func(c *core.Core, now time.Duration) {
@@ -26,16 +26,16 @@ func (s *Session) send() {
 	}
 }
 
-// sendAgain sends b once more over another connection, as its first one may be dead. The first reply counts;
-// the sender that waits for the other finds nothing to do.
+// sendAgain sends b once more over another connection, as its first one may be dead. The first
+// reply counts; the sender that waits for the other finds nothing to do.
 func (s *Session) sendAgain(b *core.Batch) {
 	for b = s.exchange(b, true); b != nil; {
 		b = s.exchange(b, false)
 	}
 }
 
-// exchange sends b, has the core take what becomes of it, and returns the next batch. A batch whose connection
-// was broken is sent again at once: another one may be well.
+// exchange sends b, has the core take what becomes of it, and returns the next batch. A batch whose
+// connection was broken is sent again at once: another one may be well.
 func (s *Session) exchange(b *core.Batch, again bool) (next *core.Batch) {
 	got, err := s.run(b, again)
 	if isBroken(err) && s.ctx.Err() == nil {
@@ -75,9 +75,9 @@ func (s *Session) run(b *core.Batch, again bool) (message.Exchanged, error) {
 	return s.exchangeScript(ctx, x)
 }
 
-// batchTimeout bounds how long a batch is waited for. A reply is worth nothing once the trust of what it
-// grants is over. If the connections are the application's, a hung one costs it, too: then it is longer
-// than replies have been seen to take.
+// batchTimeout bounds how long a batch is waited for. A reply is worth nothing once the trust of
+// what it grants is over. If the connections are the application's, a hung one costs it, too: then
+// it is longer than replies have been seen to take.
 func (s *Session) batchTimeout() time.Duration {
 	if s.clients.borrowed {
 		return s.patience()

@@ -16,10 +16,12 @@ type serverInfo struct {
 	cluster                    bool // a node of a Cluster, and the client that asked stays there
 }
 
-// oldest is the first release tested: scripts that read the clock and then write need 5, and go-redis supports 6.
+// oldest is the first release tested: scripts that read the clock and then write need 5, and
+// go-redis supports 6.
 const oldestMajor = 6
 
-// inspectServer asks Redis what it is. That it will not tell is no error; that it does not answer, or wants other credentials, is.
+// inspectServer asks Redis what it is. That it will not tell is no error; that it does not answer,
+// or wants other credentials, is.
 func inspectServer(ctx context.Context, c redis.UniversalClient) (s serverInfo, err error) {
 	if _, single := c.(*redis.Client); !single {
 		defer func() { s.cluster = false }()

@@ -1,5 +1,5 @@
-// Package engine is one session of the fleet: the shell around package core. It has the lock, the clock,
-// the timer and the connections to Redis that a core does without.
+// Package engine is one session of the fleet: the shell around package core. It has the lock, the
+// clock, the timer and the connections to Redis that a core does without.
 //
 //	sender.go        sends batches, one at a time
 //	heartbeat.go     sends calls, several at a time where Redis is slow
@@ -24,7 +24,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/redisscript"
 )
 
-// Config is a session's part of a fleet. All fields are set; package semaphore documents and checks them.
+// Config is a session's part of a fleet. All fields are set; package semaphore documents and checks
+// them.
 type Config struct {
 	Base                                                 string // "<prefix>-<name>"
 	Info                                                 string // JSON, for operators
@@ -34,8 +35,8 @@ type Config struct {
 	Logger                                               *slog.Logger
 }
 
-// A Session is one process's membership in a fleet that shares a capacity. All methods can be called
-// concurrently.
+// A Session is one process's membership in a fleet that shares a capacity. All methods can be
+// called concurrently.
 type Session struct {
 	cfg       Config
 	name      string // its part of each UUID
@@ -52,8 +53,8 @@ type Session struct {
 	closeOnce sync.Once
 	closeErr  error
 
-	// telling is held while events are told to pools, and while a call of the heartbeat is made. It is taken
-	// before the pools' locks, and those before mu.
+	// telling is held while events are told to pools, and while a call of the heartbeat is made. It
+	// is taken before the pools' locks, and those before mu.
 	telling sync.Mutex
 
 	mu sync.Mutex
@@ -90,8 +91,8 @@ func newSession(client redis.UniversalClient, own bool, cfg Config) *Session {
 
 func (s *Session) now() time.Duration { return time.Since(s.start) }
 
-// step runs f on the core with the lock held, and then carries out what follows. It does not tell pools
-// itself, and so may be called by those that are.
+// step runs f on the core with the lock held, and then carries out what follows. It does not tell
+// pools itself, and so may be called by those that are.
 func (s *Session) step(f func(c *core.Core, now time.Duration)) {
 	if s.stepLocked(f) {
 		go s.deliver()
@@ -164,7 +165,8 @@ func (s *Session) background(f func()) {
 	}()
 }
 
-// setTimer has tick called when the core wants it. A timer that fires early costs a look. s.mu is held.
+// setTimer has tick called when the core wants it. A timer that fires early costs a look. s.mu is
+// held.
 func (s *Session) setTimer() {
 	at := s.core.WakeAt()
 	if at == 0 || s.timerAt > 0 && s.timerAt <= at || s.core.Left() {
@@ -202,7 +204,8 @@ func (s *Session) warn(text string, args ...any) {
 // Client is the Redis client that the session was made with. The session sends nothing over it.
 func (s *Session) Client() redis.UniversalClient { return s.caller }
 
-// KnownCapacity is the capacity in force as last heard, or what this session declares if that is more.
+// KnownCapacity is the capacity in force as last heard, or what this session declares if that is
+// more.
 func (s *Session) KnownCapacity() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

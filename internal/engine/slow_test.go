@@ -12,6 +12,7 @@ import (
 
 	"github.com/passbuddy/passbuddy/internal/bubble"
 	"github.com/passbuddy/passbuddy/internal/core"
+	"github.com/passbuddy/passbuddy/internal/subset"
 )
 
 func notLost(t *testing.T, p *Permit) {
@@ -116,7 +117,7 @@ func TestSlowRepliesLoseNoLease(t *testing.T) {
 // The same with a single permit and no other traffic: only the heartbeat's calls renew it.
 func TestSuddenlySlowRepliesLoseNoLease(t *testing.T) {
 	for _, each := range []time.Duration{700 * time.Millisecond, 900 * time.Millisecond} {
-		for range 10 {
+		for range subset.Length(4, 10) {
 			inWorld(t, func(t *testing.T, w *world) {
 				s, l := w.slowJoin(Config{Capacity: 2, Patience: forever}, bubble.Always(0))
 				p := s.acquire(t)

@@ -15,8 +15,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// subscribe starts listening, and waits for a bounded time until Redis has confirmed or refused. ps is a
-// connection that is there for it, or nil.
+// subscribe starts listening, and waits for a bounded time until Redis has confirmed or refused. ps
+// is a connection that is there for it, or nil.
 func (s *Session) subscribe(ctx context.Context, ps *redis.PubSub) {
 	// The subscription lives as long as the session; only the wait for it is bounded.
 	ps = s.openSubscription(ps)
@@ -34,9 +34,9 @@ func (s *Session) subscribe(ctx context.Context, ps *redis.PubSub) {
 	}
 }
 
-// connectSubscription opens the connection of the subscription, so that New need not wait for that after it
-// has joined. Only then does it subscribe: to a newcomer that finds no state, a session that is subscribed
-// holds permits. In a Cluster the channel decides about the connection.
+// connectSubscription opens the connection of the subscription, so that New need not wait for that
+// after it has joined. Only then does it subscribe: to a newcomer that finds no state, a session
+// that is subscribed holds permits. In a Cluster the channel decides about the connection.
 func (s *Session) connectSubscription(ctx context.Context) *redis.PubSub {
 	if _, single := s.clients.own.(*redis.Client); !single {
 		return nil
@@ -49,8 +49,8 @@ func (s *Session) connectSubscription(ctx context.Context) *redis.PubSub {
 	return ps
 }
 
-// openSubscription subscribes on the connection of ps, or on one of its own if ps is nil. An error closes the
-// connection; listen finds that, and go-redis subscribes again.
+// openSubscription subscribes on the connection of ps, or on one of its own if ps is nil. An error
+// closes the connection; listen finds that, and go-redis subscribes again.
 func (s *Session) openSubscription(ps *redis.PubSub) *redis.PubSub {
 	s.mu.Lock()
 	sharded := s.core.Sharded()
@@ -69,8 +69,8 @@ func (s *Session) openSubscription(ps *redis.PubSub) *redis.PubSub {
 	return ps
 }
 
-// reopenSubscription replaces the subscription. Only listen calls it. The core and Close may have it closed;
-// each finds it in s.pubsub with s.mu held.
+// reopenSubscription replaces the subscription. Only listen calls it. The core and Close may have
+// it closed; each finds it in s.pubsub with s.mu held.
 func (s *Session) reopenSubscription() {
 	s.mu.Lock()
 	old := s.pubsub
@@ -91,9 +91,9 @@ func (s *Session) setConfirmed(yes bool) {
 	s.step(func(c *core.Core, now time.Duration) { c.SetConfirmed(now, yes) })
 }
 
-// listen receives pushes until the session ends, and handles each where it is read: another goroutine between,
-// as in go-redis's Channel, would cost a grant as much as the way here. A connection on which nothing comes is
-// asked for a sign of life, and replaced if it gives none.
+// listen receives pushes until the session ends, and handles each where it is read: another
+// goroutine between, as in go-redis's Channel, would cost a grant as much as the way here. A
+// connection on which nothing comes is asked for a sign of life, and replaced if it gives none.
 func (s *Session) listen(answered chan struct{}) {
 	quiet := max(s.cfg.TTL/3, 100*time.Millisecond)
 	answer := sync.OnceFunc(func() { close(answered) })
@@ -176,9 +176,9 @@ func (s *Session) brokenSubscription(err error, answer func(), pause time.Durati
 	}
 }
 
-// refuses reports whether err means that Redis, or a proxy, refuses the subscription for good. It may do so by
-// an ACL, or because it knows no such command. Or it hangs up on each connection that asks, while it answers
-// everything else.
+// refuses reports whether err means that Redis, or a proxy, refuses the subscription for good. It
+// may do so by an ACL, or because it knows no such command. Or it hangs up on each connection that
+// asks, while it answers everything else.
 func (s *Session) refuses(err error, confirmed bool) bool {
 	var answer redis.Error
 	if errors.As(err, &answer) {

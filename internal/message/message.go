@@ -1,6 +1,6 @@
 // Package message is what travels between a session and Redis: the arguments and the replies of the
-// scripts as Go values, and the pushes. It knows neither how they are sent (see redisscript) nor what
-// a session makes of them (see core).
+// scripts as Go values, and the pushes. It knows neither how they are sent (see redisscript) nor
+// what a session makes of them (see core).
 //
 // Times are milliseconds of Redis's clock.
 package message
@@ -48,8 +48,8 @@ type Ask struct {
 	Request string // made by Permits
 }
 
-// Exchange is what a session wants of one round trip. It names plain permits apart, each for itself:
-// they are the common case, and cost Redis least.
+// Exchange is what a session wants of one round trip. It names plain permits apart, each for
+// itself: they are the common case, and cost Redis least.
 type Exchange struct {
 	Expected       int64 // Redis's clock as the session expects it; 0 if it never heard of it
 	Session, Epoch string
@@ -79,9 +79,9 @@ type Exchanged struct {
 	NoMemory  []string // first UUIDs of requests that were therefore neither granted nor queued
 }
 
-// A Tally counts what a pool was ever asked to give back, and how many of those recalls were withdrawn
-// since. Both only grow while a state lasts. So a pool that has heard an earlier tally knows what is
-// new, however often and in what order it is told.
+// A Tally counts what a pool was ever asked to give back, and how many of those recalls were
+// withdrawn since. Both only grow while a state lasts. So a pool that has heard an earlier tally
+// knows what is new, however often and in what order it is told.
 type Tally struct{ Recalled, Withdrawn int64 }
 
 // PoolReport is what a session says of one of its connection pools.

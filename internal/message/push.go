@@ -5,20 +5,20 @@ import (
 	"strings"
 )
 
-// A PushKind is the first word of a push. Pushes are hints that save time: what they say is in Redis
-// too, and is found by asking again.
+// A PushKind is the first word of a push. Pushes are hints that save time: what they say is in
+// Redis too, and is found by asking again.
 type PushKind string
 
 // The kinds of pushes, and the words that follow.
 const (
-	PushGranted PushKind = "g" // <epoch> <Redis's time> <UUID>...
-	PushWaiting PushKind = "w" // <pool>: somebody waits, so offer what lies idle
-	PushRecall  PushKind = "b" // <epoch> <pool> <recalled> <withdrawn> <ms>: its tally; what is new is due in ms
-	PushRepeat  PushKind = "r" // ask again
-	PushLost    PushKind = "l" // the state was lost: re-assert what is held
-	PushSelf    PushKind = "h" // in each heartbeat, to the session itself, so that Redis counts its subscriptions
-	PushEnd     PushKind = "f" // [<UUID> <pid> <start>]...: end these backends, whose permits are in quarantine
-	PushLookUp  PushKind = "s" // <epoch> [<UUID> <pid> <start> <server> <n>]...: see whether these backends are gone
+	PushGrant     PushKind = "g" // <epoch> <Redis's time> <UUID>...
+	PushWanted    PushKind = "w" // <pool>: somebody waits, so offer what lies idle
+	PushRecall    PushKind = "b" // <epoch> <pool> <recalled> <withdrawn> <ms>: its tally; what is new is due in ms
+	PushRetry     PushKind = "r" // ask again
+	PushLost      PushKind = "l" // the state was lost: re-assert what is held
+	PushHeartbeat PushKind = "h" // in each heartbeat, to the session itself, so that Redis counts its subscriptions
+	PushFence     PushKind = "f" // [<UUID> <pid> <start>]...: end these backends, whose permits are in quarantine
+	PushLook      PushKind = "s" // <epoch> [<UUID> <pid> <start> <server> <n>]...: see whether these backends are gone
 )
 
 // A Push is one parsed push. Fields that its kind does not have are zero.
@@ -42,7 +42,7 @@ func ParsePush(payload string) (p Push, ok bool) {
 	p.Kind = PushKind(words[0])
 	words = words[1:]
 	switch p.Kind {
-	case PushGranted:
+	case PushGrant:
 		if len(words) < 3 {
 			return p, false
 		}
@@ -50,7 +50,7 @@ func ParsePush(payload string) (p Push, ok bool) {
 		var err error
 		p.Now, err = strconv.ParseInt(words[1], 10, 64)
 		return p, err == nil
-	case PushWaiting:
+	case PushWanted:
 		if len(words) != 1 {
 			return p, false
 		}
@@ -72,17 +72,17 @@ func ParsePush(payload string) (p Push, ok bool) {
 		p.Tally = Tally{Recalled: numbers[0], Withdrawn: numbers[1]}
 		p.Millis = min(max(numbers[2], 0), 1<<31)
 		return p, true
-	case PushEnd:
+	case PushFence:
 		p.backends(words, 2)
 		return p, true
-	case PushLookUp:
+	case PushLook:
 		if len(words) == 0 {
 			return p, false
 		}
 		p.Epoch = words[0]
 		p.backends(words[1:], 4)
 		return p, true
-	case PushRepeat, PushLost, PushSelf:
+	case PushRetry, PushLost, PushHeartbeat:
 		return p, true
 	}
 	return p, false

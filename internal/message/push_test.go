@@ -12,23 +12,23 @@ import (
 // for a push.
 func TestParsePush(t *testing.T) {
 	for payload, want := range map[string]Push{
-		"g e 1790000000000 a b": {Kind: PushGranted, Epoch: "e", Now: 1790000000000, IDs: []string{"a", "b"}},
-		"g e -5 a":              {Kind: PushGranted, Epoch: "e", Now: -5, IDs: []string{"a"}},
-		"w pool":                {Kind: PushWaiting, Pool: "pool"},
+		"g e 1790000000000 a b": {Kind: PushGrant, Epoch: "e", Now: 1790000000000, IDs: []string{"a", "b"}},
+		"g e -5 a":              {Kind: PushGrant, Epoch: "e", Now: -5, IDs: []string{"a"}},
+		"w pool":                {Kind: PushWanted, Pool: "pool"},
 		"b e pool 9 3 50": {Kind: PushRecall, Epoch: "e", Pool: "pool",
 			Tally: Tally{Recalled: 9, Withdrawn: 3}, Millis: 50},
 		"b e pool 1 0 -1": {Kind: PushRecall, Epoch: "e", Pool: "pool", Tally: Tally{Recalled: 1}},
 		"b e pool 1 0 9223372036854775807": {Kind: PushRecall, Epoch: "e", Pool: "pool",
 			Tally: Tally{Recalled: 1}, Millis: 1 << 31},
-		"r":                   {Kind: PushRepeat},
+		"r":                   {Kind: PushRetry},
 		"l":                   {Kind: PushLost},
-		"h":                   {Kind: PushSelf},
-		"f":                   {Kind: PushEnd},
-		"f a 1 2 b 3 4":       {Kind: PushEnd, IDs: []string{"a", "b"}, Records: []string{"1 2", "3 4"}},
-		"f a 1 2 b 3":         {Kind: PushEnd, IDs: []string{"a"}, Records: []string{"1 2"}}, // cut off
-		"s e":                 {Kind: PushLookUp, Epoch: "e"},
-		"s e a 1 2 3 4":       {Kind: PushLookUp, Epoch: "e", IDs: []string{"a"}, Records: []string{"1 2 3 4"}},
-		"s e a 1 2 3 4 b 5 6": {Kind: PushLookUp, Epoch: "e", IDs: []string{"a"}, Records: []string{"1 2 3 4"}},
+		"h":                   {Kind: PushHeartbeat},
+		"f":                   {Kind: PushFence},
+		"f a 1 2 b 3 4":       {Kind: PushFence, IDs: []string{"a", "b"}, Records: []string{"1 2", "3 4"}},
+		"f a 1 2 b 3":         {Kind: PushFence, IDs: []string{"a"}, Records: []string{"1 2"}}, // cut off
+		"s e":                 {Kind: PushLook, Epoch: "e"},
+		"s e a 1 2 3 4":       {Kind: PushLook, Epoch: "e", IDs: []string{"a"}, Records: []string{"1 2 3 4"}},
+		"s e a 1 2 3 4 b 5 6": {Kind: PushLook, Epoch: "e", IDs: []string{"a"}, Records: []string{"1 2 3 4"}},
 	} {
 		got, ok := ParsePush(payload)
 		if !ok || !reflect.DeepEqual(got, want) {
@@ -62,15 +62,15 @@ func FuzzParsePush(f *testing.F) {
 		if !ok {
 			return
 		}
-		known := []PushKind{PushGranted, PushWaiting, PushRecall, PushRepeat, PushLost, PushSelf,
-			PushEnd, PushLookUp}
+		known := []PushKind{PushGrant, PushWanted, PushRecall, PushRetry, PushLost, PushHeartbeat,
+			PushFence, PushLook}
 		if !slices.Contains(known, p.Kind) {
 			t.Errorf("of kind %q", p.Kind)
 		}
-		if p.Kind == PushGranted && len(p.IDs) == 0 {
+		if p.Kind == PushGrant && len(p.IDs) == 0 {
 			t.Error("a grant of nothing")
 		}
-		if backends := p.Kind == PushEnd || p.Kind == PushLookUp; backends && len(p.IDs) != len(p.Records) {
+		if backends := p.Kind == PushFence || p.Kind == PushLook; backends && len(p.IDs) != len(p.Records) {
 			t.Errorf("%d backends, %d records", len(p.IDs), len(p.Records))
 		}
 		if p.Millis < 0 || p.Millis > 1<<31 {

@@ -9,7 +9,7 @@ import (
 )
 
 // What scripts cost the server, by its own account (INFO commandstats), without the way there.
-func BenchmarkScriptTime(b *testing.B) {
+func BenchrecordScriptTime(b *testing.B) {
 	k := NewKeys("p-n")
 	const capacity = 20
 	s := "000000a0-0001-8010"

@@ -36,12 +36,12 @@ func (t *trial) at(when time.Duration, of *session, do func()) {
 // soon has do happen now, once what happens at this moment is over.
 func (t *trial) soon(of *session, do func()) { t.at(t.now, of, do) }
 
-// maxTicks bounds how often a core is called at one moment by its own wish.
-const maxTicks = 50
+// At one moment no more than so much happens, and no core is called by its own wish more often.
+const maxOccurrences, maxTicks = 2000, 50
 
 // until lets all happen that happens until a time.
 func (t *trial) until(end time.Duration) {
-	ticks := 0
+	occurrences, ticks := 0, 0
 	for {
 		next, ticking := end+1, (*session)(nil)
 		if len(t.ahead) > 0 {
@@ -53,7 +53,7 @@ func (t *trial) until(end time.Duration) {
 			}
 		}
 		if next > t.now {
-			ticks = 0
+			occurrences, ticks = 0, 0
 			t.checkPrompt()
 		}
 		if next > end {
@@ -63,10 +63,13 @@ func (t *trial) until(end time.Duration) {
 		t.now = max(t.now, next)
 		if ticking != nil {
 			if ticks++; ticks > maxTicks {
-				t.failf("%s wants to be called again and again at one moment", ticking.name)
+				t.failf("prompt: %s wants to be called again and again at one moment", ticking.name)
 			}
 			t.tick(ticking)
 		} else {
+			if occurrences++; occurrences > maxOccurrences {
+				t.failf("prompt: the same is said to Redis again and again at one moment")
+			}
 			o := t.ahead[0]
 			t.ahead = t.ahead[1:]
 			switch s := o.of; {
@@ -241,7 +244,7 @@ func (t *trial) execute(after time.Duration, run func()) {
 func (t *trial) carryPushes(pushes []push) {
 	for _, m := range pushes {
 		s := t.named(m.session)
-		if s == nil || s.cut || !s.subscribed || m.text == string(message.PushSelf) {
+		if s == nil || s.cut || !s.subscribed || m.text == string(message.PushHeartbeat) {
 			continue
 		}
 		l := t.luckOf(s, "push")

@@ -11,7 +11,7 @@ import (
 )
 
 // The oracle says in plain Go what each script is to answer, to store and to push, given what is stored. It has no memory of its
-// own, so a fault cannot hide in a state that both drift to; that what is stored makes sense is for promises_test to say.
+// own, so a fault cannot hide in a state that both drift to; that what is stored makes sense is for model_specification_test.go to say.
 
 // The scripts' constants, for how long and how many: what they are is a matter of taste.
 var (

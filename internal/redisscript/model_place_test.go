@@ -73,7 +73,7 @@ func counts(fields map[string]string) map[string]int64 {
 	return out
 }
 
-var allScripts = []*redis.Script{exchangeScript, renewScript, leaveScript, capacityScript, snapshotScript, markScript, goneScript}
+var allScripts = []*redis.Script{exchangeScript, renewScript, leaveScript, capacityScript, snapshotScript, recordScript, goneScript}
 
 // inProcess is a miniredis that is called without a connection, for a million steps in minutes. Most of what a step takes is miniredis making
 // a Lua state for it.
@@ -102,7 +102,7 @@ func newInProcess(t testing.TB, k Keys) place {
 		p.mini.Close()
 	})
 	for _, text := range []string{plain + memoryText + common + exchangeText, memoryText + common + renewText, memoryText + common + leaveText,
-		memoryText + common + capacityText, common + snapshotText, memoryText + common + markText,
+		memoryText + common + capacityText, common + snapshotText, memoryText + common + recordText,
 		memoryText + common + goneText} {
 		if err := p.do("SCRIPT", "LOAD", text+closing); err != nil {
 			t.Fatal(err)

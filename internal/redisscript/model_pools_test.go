@@ -92,6 +92,7 @@ func (t *trial) tell(s *session, e core.Event) {
 	case core.Told:
 		n := 0
 		t.step(s, func(c *core.Core, _ time.Duration) { n = c.Hear(e) })
+		t.checkHeard(s, p, n)
 		t.recall(s, p, n, e.After)
 	case core.Forget:
 		anew := false
@@ -180,7 +181,7 @@ func (t *trial) connect(s *session, p *permit) {
 	}
 	delete(t.postgres, p.ID)
 	text, held := "", false
-	t.step(s, func(c *core.Core, _ time.Duration) { text, held = c.Vacate(&p.Permit) })
+	t.step(s, func(c *core.Core, _ time.Duration) { text, held = c.ClearBackend(&p.Permit) })
 	switch {
 	case !held:
 	case text == "":
@@ -190,7 +191,7 @@ func (t *trial) connect(s *session, p *permit) {
 		t.record(s, p, text, func(err error) {
 			p.connecting = false
 			if err == nil {
-				t.step(s, func(c *core.Core, _ time.Duration) { c.Vacated(&p.Permit, text) })
+				t.step(s, func(c *core.Core, _ time.Duration) { c.BackendCleared(&p.Permit, text) })
 				p.vacated = true
 				t.dial(s, p)
 			}
@@ -208,7 +209,7 @@ func (t *trial) dial(s *session, p *permit) {
 	t.postgres[p.ID] = b
 	t.say("%s opens %s under %s", s.name, b.tag, p.ID)
 	text, held := "", false
-	t.step(s, func(c *core.Core, _ time.Duration) { text, held = c.Cover(&p.Permit, b.tag) })
+	t.step(s, func(c *core.Core, _ time.Duration) { text, held = c.RecordBackend(&p.Permit, b.tag) })
 	if !held {
 		t.failf("%s trusts %s, and may not cover a backend by it", s.name, p.ID)
 	}

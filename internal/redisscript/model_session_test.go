@@ -20,8 +20,7 @@ import (
 // A session is one process of the fleet.
 type session struct {
 	name    string
-	min     int
-	max     int
+	joining joining
 	core    *core.Core
 	began   time.Duration // the world's time when its clock showed offset
 	offset  time.Duration
@@ -135,7 +134,7 @@ type joining struct {
 func (t *trial) join(slot int, j joining) {
 	t.born++
 	s := &session{
-		name: fmt.Sprintf("%08x-%04x-8%02x0", 0xa0+slot, t.born, j.weight), min: j.min, max: j.max,
+		name: fmt.Sprintf("%08x-%04x-8%02x0", 0xa0+slot, t.born, j.weight), joining: j,
 		began: t.now, offset: []time.Duration{time.Nanosecond, 7 * time.Millisecond, 3 * time.Hour}[t.born%3],
 		timeout: max(t.plan.ttl-t.plan.ttl/10, 20*time.Millisecond), over: make(map[*core.Request]bool), ended: make(map[string]time.Duration),
 	}
@@ -199,7 +198,7 @@ func (t *trial) step(s *session, f func(c *core.Core, now time.Duration)) {
 	}
 	for _, p := range fx.Trust {
 		if p.State() == core.Lost {
-			t.checkLoss(s, p)
+			t.checkLoss(s, p, fx.Events)
 		}
 	}
 	if !s.core.Left() {
@@ -463,7 +462,11 @@ func (t *trial) hear(s *session, text string) {
 	if !ok {
 		t.failf("bug: a push that cannot be read: %q", text)
 	}
+	before := s.core.Held()
 	t.step(s, func(c *core.Core, now time.Duration) { c.Pushed(now, m) })
+	if s.joining.replicated && s.core.Held() > before {
+		t.failf("settled: %s relies on a push, and wants replicas to have acknowledged what it holds", s.name)
+	}
 }
 
 func setConfirmed(yes bool) func(c *core.Core, now time.Duration) {
@@ -672,6 +675,9 @@ func (t *trial) leave(s *session) {
 	t.endsAll(s)
 	if !s.cut && t.luckOf(s, "leave").fate != requestLost {
 		t.leaveScript(s, requests)
+		if !crossing {
+			t.checkLeft(s)
+		}
 	}
 	if !crossing {
 		t.gone(s)

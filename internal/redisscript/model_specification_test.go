@@ -30,6 +30,7 @@ import (
 //	settled   a request ends once, and held is what was granted
 //	order     the requests of a session reach Redis in their order
 //	prompt    what is to be said to Redis is said at once, and said again until it is answered
+//	heard     a pool hears of each recall once
 //	numbers   permits are counted right, and never exceed Config.Max
 //
 // At the end, when everything works again:
@@ -71,6 +72,7 @@ func (t *trial) checkScript(before, after *state, a act) {
 	}
 	t.checkCounts(after, a)
 	t.checkRecalls(before, after, a)
+	t.countRecalls(before, after)
 }
 
 // checkNow looks at the sessions.
@@ -216,8 +218,13 @@ func (t *trial) checkAccount(s *session) {
 // steady is how long a session must have had no trouble before no lease can be lost by it any more.
 func (t *trial) steady() time.Duration { return t.plan.ttl }
 
-// checkLoss: a lease that Redis answers for in time is not lost.
-func (t *trial) checkLoss(s *session, p *core.Permit) {
+// checkLoss: a lease that Redis answers for in time is not lost. The pool that has lost one is told.
+func (t *trial) checkLoss(s *session, p *core.Permit, events []core.Event) {
+	if p.Pool != nil && !s.core.Left() && !slices.ContainsFunc(events, func(e core.Event) bool {
+		return e.Kind == core.LeaseLost && e.Permits[0] == p
+	}) {
+		t.failf("loss: %s has lost %s, and does not tell the pool", s.name, p.ID)
+	}
 	_, counted := t.before.Permits[p.ID]
 	_, quarantined := t.before.Quarantine[p.ID]
 	if s.core.Left() || s.cut || t.now < t.stalledUntil || t.now-s.troubleAt <= t.steady() {
@@ -257,7 +264,7 @@ func (t *trial) checkSettled(s *session, r *core.Request, err error) {
 		switch held := p.State() == core.Held; {
 		case held && err != nil && !r.Extends:
 			t.failf("settled: %s is held, and its caller is told %v", p.ID, err)
-		case !held && err == nil && r.Pool == nil:
+		case err == nil && r.Pool == nil && p.TrustedUntil() <= s.local(t.now):
 			t.failf("settled: %s is not held, and its caller is told that it is", p.ID)
 		default:
 			some = some || held
@@ -272,7 +279,7 @@ func (t *trial) checkSettled(s *session, r *core.Request, err error) {
 // nothing goes wrong. r arrives with x.
 func (t *trial) checkOrder(s *session, r *request, x message.Exchange) {
 	single := func(r *request) bool { return r.Kind == message.Wait && len(r.Permits) == 1 }
-	if s.max > 0 || !single(r) || r.trouble < s.trouble {
+	if s.joining.max > 0 || !single(r) || r.trouble < s.trouble {
 		return
 	}
 	for _, earlier := range s.requests {
@@ -318,7 +325,7 @@ func (t *trial) checkPromptAfter(s *session, trouble int) {
 	for _, r := range s.requests {
 		switch {
 		case r.trouble < trouble || !r.Kind.Waits():
-		case !r.seen && s.max == 0:
+		case !r.seen && s.joining.max == 0:
 			t.failf("prompt: %s wants %s, and does not say so", s.name, ids(r.Permits))
 		case r.seen && t.now-r.asked > t.plan.retry+t.plan.retry/8+t.repeats():
 			t.failf("prompt: %s waits for %s, and has not asked for %v", s.name, ids(r.Permits), t.now-r.asked)
@@ -338,12 +345,45 @@ func (t *trial) checkNumbers(s *session) {
 	if n := s.core.Held(); n != held && !s.core.Left() {
 		t.failf("numbers: %s counts %d permits, and holds %d", s.name, n, held)
 	}
-	if s.max > 0 && held > s.max {
-		t.failf("numbers: %s holds %d permits, its maximum is %d", s.name, held, s.max)
+	if s.joining.max > 0 && held > s.joining.max {
+		t.failf("numbers: %s holds %d permits, its maximum is %d", s.name, held, s.joining.max)
 	}
 	for _, p := range s.pools {
 		if n := p.core.Held(); n != byPool[&p.core] && !s.core.Left() {
 			t.failf("numbers: %s counts %d permits, and holds %d", shownPool(s, p), n, byPool[&p.core])
+		}
+	}
+}
+
+// checkHeard: no recall is heard twice. n are new to a pool; below zero, they are taken back.
+func (t *trial) checkHeard(s *session, p *pool, n int) {
+	t.toldRecalled[s.name] += int64(max(0, n))
+	t.toldWithdrawn[s.name] += int64(max(0, -n))
+	if told, recalled := t.toldRecalled[s.name], t.recalled[s.name]; told > recalled {
+		t.failf("heard: %s is told of %d recalls, the last %d of them %s, and there were %d", s.name, told, n, shownPool(s, p), recalled)
+	}
+	if kept, withdrawn := t.toldWithdrawn[s.name], t.withdrawn[s.name]; kept > withdrawn {
+		t.failf("heard: %s is told of %d recalls that are taken back, and there were %d", s.name, kept, withdrawn)
+	}
+}
+
+// countRecalls counts those that a script made, and took back.
+func (t *trial) countRecalls(before, after *state) {
+	for field, n := range after.Recalls {
+		if more := n - before.Recalls[field]; more > 0 && field[0] == '+' {
+			t.recalled[sessionOf(field[1:])] += more
+		} else if more > 0 {
+			t.withdrawn[sessionOf(field[1:])] += more
+		}
+	}
+}
+
+// checkLeft: a session that has left is counted nothing, but what its holders could not say is free: a permit that
+// covers a backend which its pool has not ended.
+func (t *trial) checkLeft(s *session) {
+	for _, id := range byScore(t.before.Permits) {
+		if _, covers := t.before.Backends[id]; sessionOf(id) == s.name && !covers && !t.astray[id] && t.before.Quarantine[id] == "" {
+			t.failf("leak: %s has left, and Redis counts %s", s.name, id)
 		}
 	}
 }

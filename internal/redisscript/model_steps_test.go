@@ -277,7 +277,7 @@ func (t *trial) takeWant(s *session, st step) {
 	case 4, 5:
 		t.want(s, message.Try, patience, plain(1)...)
 	case 6:
-		if n := 2 + st.n%2; s.max == 0 || n <= s.max {
+		if n := 2 + st.n%2; s.joining.max == 0 || n <= s.joining.max {
 			t.want(s, message.Wait, patience, plain(n)...)
 		}
 	case 7:

@@ -33,36 +33,38 @@ type plan struct {
 // A trial is one history at one place. After every script the state in Redis, the answer and the pushes must
 // be what the oracle says, and after everything that happens the specification must hold.
 type trial struct {
-	plan         *plan
-	place        place
-	keys         Keys
-	now          time.Duration // the time of the world since the history began
-	set          int64         // ms by which Redis's clock was set
-	ahead        []occurrence  // what will happen, in that order
-	stalledUntil time.Duration // Redis executes nothing before
-	before       *state
-	calls        int
-	sessions     [4]*session
-	leaving      []*session
-	born         int                      // sessions there ever were
-	pids         int                      // backends there ever were
-	postgres     map[string]*backend      // those that live, by the permit that covers them
-	counted      int                      // other clients' permits that ever were
-	calm         bool                     // it is the end: nothing goes wrong any more
-	returning    bool                     // all give back what they are granted
-	allowed      int                      // permits that may be held at present
-	lossesUntil  time.Duration            // what a lost state granted may be trusted until then
-	ends         map[string]time.Duration // when each lease ends, if Redis's clock goes right
-	unnoticed    bool                     // the clock was set, and nobody was there who could tell: see common.lua
-	lastSet      int64                    // what set was when a script last looked
-	lastScript   time.Duration            // when a script last looked at that clock ...
-	lastClock    int64                    // ... and saw this
-	astray       map[string]bool          // UUIDs that Redis may count though their session does not know
-	adrift       map[string]bool          // pools whose count waits for a heartbeat
-	damaged      bool                     // somebody deleted a key: what is counted may be wrong for a while
-	revoked      map[string]bool          // permits that somebody removed: their holders do not know yet
-	faults       []string                 // messages that something happened to
-	trace        func(string)
+	plan                        *plan
+	place                       place
+	keys                        Keys
+	now                         time.Duration // the time of the world since the history began
+	set                         int64         // ms by which Redis's clock was set
+	ahead                       []occurrence  // what will happen, in that order
+	stalledUntil                time.Duration // Redis executes nothing before
+	before                      *state
+	calls                       int
+	sessions                    [4]*session
+	leaving                     []*session
+	born                        int                      // sessions there ever were
+	pids                        int                      // backends there ever were
+	postgres                    map[string]*backend      // those that live, by the permit that covers them
+	counted                     int                      // other clients' permits that ever were
+	calm                        bool                     // it is the end: nothing goes wrong any more
+	returning                   bool                     // all give back what they are granted
+	allowed                     int                      // permits that may be held at present
+	lossesUntil                 time.Duration            // what a lost state granted may be trusted until then
+	ends                        map[string]time.Duration // when each lease ends, if Redis's clock goes right
+	unnoticed                   bool                     // the clock was set, and nobody was there who could tell: see common.lua
+	lastSet                     int64                    // what set was when a script last looked
+	lastScript                  time.Duration            // when a script last looked at that clock ...
+	lastClock                   int64                    // ... and saw this
+	astray                      map[string]bool          // UUIDs that Redis may count though their session does not know
+	adrift                      map[string]bool          // pools whose count waits for a heartbeat
+	recalled, withdrawn         map[string]int64         // by session: recalls that Redis ever made, or took back
+	toldRecalled, toldWithdrawn map[string]int64         // and those that its pools were told of
+	damaged                     bool                     // somebody deleted a key: what is counted may be wrong for a while
+	revoked                     map[string]bool          // permits that somebody removed: their holders do not know yet
+	faults                      []string                 // messages that something happened to
+	trace                       func(string)
 }
 
 // broken ends a trial.
@@ -93,6 +95,8 @@ func (t *trial) run(steps []step, finish bool) (why string, failedAt int) {
 	}()
 	t.place.restart()
 	t.adrift, t.astray, t.revoked = make(map[string]bool), make(map[string]bool), make(map[string]bool)
+	t.recalled, t.withdrawn = make(map[string]int64), make(map[string]int64)
+	t.toldRecalled, t.toldWithdrawn = make(map[string]int64), make(map[string]int64)
 	t.postgres, t.ends = make(map[string]*backend), make(map[string]time.Duration)
 	t.reload()
 	for i, s := range steps {
@@ -245,8 +249,8 @@ func (t *trial) expected(s *session) int64 { return s.core.Expected(s.local(t.no
 
 func (t *trial) mark(s *session, epoch string, expected int64, id, record string) error {
 	t.place.setTime(t.clock())
-	err := Mark(context.Background(), t.place, t.keys, expected, s.name, epoch, id, record)
-	t.say("Mark(%s, %s) -> %v", id, record, err)
+	err := RecordBackend(context.Background(), t.place, t.keys, expected, s.name, epoch, id, record)
+	t.say("RecordBackend(%s, %s) -> %v", id, record, err)
 	answered := err
 	if !errors.Is(err, message.ErrNotHeld) {
 		answered = known(t, err)

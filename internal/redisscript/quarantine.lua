@@ -37,7 +37,7 @@ local function pid_and_start(record) return record and string.match(record, '^[1
 --
 -- Invariant, on which looks rest: while a record names a backend, its permit covers no other one,
 -- and none is being opened under it. So the holder, before it opens another connection under the
--- permit, records "0 0 0 <n>", and waits until that is confirmed. A late mark of the former backend
+-- permit, records "0 0 0 <n>", and waits until that is confirmed. A late record of the former backend
 -- has a lower n, and changes nothing.
 local function record_backend(id, record, known)
   local function nth(text) return tonumber(string.match(text, '%d+$') or '0') end

@@ -3,8 +3,8 @@
 // package message.
 //
 // Every script is safe to run twice with the same arguments, decides by Redis's clock alone, and
-// names all its keys, which share one Cluster slot. Scripts run by EVALSHA and fall back on EVAL, so the server's
-// script cache holds as many texts as there are scripts here.
+// names all its keys, which share one Cluster slot. Scripts run by EVALSHA and fall back on EVAL,
+// so the server's script cache holds as many texts as there are scripts here.
 package redisscript
 
 import (
@@ -46,8 +46,8 @@ var (
 	capacityText string
 	//go:embed snapshot.lua
 	snapshotText string
-	//go:embed mark.lua
-	markText string
+	//go:embed record.lua
+	recordText string
 	//go:embed memory.lua
 	memoryText string
 	//go:embed gone.lua
@@ -62,7 +62,7 @@ var (
 	leaveScript    = redis.NewScript(memoryText + common + leaveText + closing)
 	capacityScript = redis.NewScript(memoryText + common + capacityText + closing)
 	snapshotScript = redis.NewScript(common + snapshotText + closing)
-	markScript     = redis.NewScript(memoryText + common + markText + closing)
+	recordScript   = redis.NewScript(memoryText + common + recordText + closing)
 	goneScript     = redis.NewScript(memoryText + common + goneText + closing)
 )
 
@@ -82,11 +82,12 @@ type Keys struct {
 	push string
 }
 
-// NewKeys names the keys of the semaphore base, "<prefix>-<name>". base must hold no braces: the sorted
-// set of permits is base itself, and the hash tag {base} puts all others into its Cluster slot.
+// NewKeys names the keys of the semaphore base, "<prefix>-<name>". base must hold no braces: the
+// sorted set of permits is base itself, and the hash tag {base} puts all others into its Cluster
+// slot.
 func NewKeys(base string) Keys {
 	k := Keys{all: []string{base}, push: "{" + base + "}:push:"}
-	for _, part := range []string{"queue", "meta", "sessions", "info", "capacities", "shares", "held", "debts", "promises", "reserves",
+	for _, part := range []string{"queue", "meta", "sessions", "info", "capacities", "levels", "held", "debts", "promises", "reserves",
 		"backends", "quarantine", "recalls", "moves"} {
 		k.all = append(k.all, "{"+base+"}:"+part)
 	}
@@ -146,8 +147,8 @@ func tallies(list []int64) []message.Tally {
 	return out
 }
 
-// Renew runs a heartbeat, or has a session join. It returns a message.RefusedMin if there is no room for the
-// minimum of a session that joins.
+// Renew runs a heartbeat, or has a session join. It returns a message.RefusedMin if there is no
+// room for the minimum of a session that joins.
 func Renew(ctx context.Context, c redis.Scripter, k Keys, n message.Renewal) (message.Renewed, error) {
 	args := make([]any, 0, 14+len(n.Permits)+5*len(n.Pools))
 	covered := 0
@@ -184,13 +185,13 @@ func Renew(ctx context.Context, c redis.Scripter, k Keys, n message.Renewal) (me
 	return out, r.err
 }
 
-// Mark records the backend, "<pid> <start> <server> <n>", that a permit covers: the n-th record. It
+// RecordBackend records the backend, "<pid> <start> <server> <n>", that a permit covers: the n-th record. It
 // returns message.ErrGone if the session must renew first.
-func Mark(ctx context.Context, c redis.Scripter, k Keys, expected int64, session, epoch, id, backend string) error {
-	marked, err := markScript.Run(ctx, c, k.all, expected, session, epoch, id, backend).Int64()
+func RecordBackend(ctx context.Context, c redis.Scripter, k Keys, expected int64, session, epoch, id, backend string) error {
+	marked, err := recordScript.Run(ctx, c, k.all, expected, session, epoch, id, backend).Int64()
 	switch {
 	case err != nil:
-		return fmt.Errorf("script mark: %w", err)
+		return fmt.Errorf("script record: %w", err)
 	case marked < 0:
 		return message.ErrGone
 	case marked == 0:
@@ -214,8 +215,9 @@ func Gone(ctx context.Context, c redis.Scripter, k Keys, expected int64, epoch s
 	return freed, nil
 }
 
-// Leave ends a session and drops the requests given. expected is Redis's clock as the session expects it, ms: without it, a clock that
-// was set would end the leases of all. load: Redis is not expected to know the script.
+// Leave ends a session and drops the requests given. expected is Redis's clock as the session
+// expects it, ms: without it, a clock that was set would end the leases of all. load: Redis is not
+// expected to know the script.
 func Leave(ctx context.Context, c redis.Scripter, k Keys, load bool, expected int64, session, epoch string, drop []string) error {
 	args := []any{expected, session, epoch, len(drop)}
 	for _, d := range drop {
@@ -227,7 +229,8 @@ func Leave(ctx context.Context, c redis.Scripter, k Keys, load bool, expected in
 	return nil
 }
 
-// SetCapacity sets the operator's capacity, or withdraws it with 0, and returns the one in force. expected is as for Leave.
+// SetCapacity sets the operator's capacity, or withdraws it with 0, and returns the one in force.
+// expected is as for Leave.
 func SetCapacity(ctx context.Context, c redis.Scripter, k Keys, expected int64, n int) (int64, error) {
 	capacity, err := capacityScript.Run(ctx, c, k.all, expected, n).Int64()
 	if err != nil {
@@ -274,8 +277,8 @@ func Load(ctx context.Context, c redis.Scripter, k Keys) (Snapshot, error) {
 	return s, r.err
 }
 
-// runOrLoad runs a script. load sends its text at once: one round trip where a script that Redis does not
-// know costs two.
+// runOrLoad runs a script. load sends its text at once: one round trip where a script that Redis
+// does not know costs two.
 func runOrLoad(ctx context.Context, s *redis.Script, load bool, c redis.Scripter, keys []string, args []any) *redis.Cmd {
 	if load {
 		return s.Eval(ctx, c, keys, args...)

@@ -103,7 +103,8 @@ func (r *reply) scores() map[string]int64 {
 			r.fail("a score", list[i+1])
 			return out
 		}
-		// Anybody can put an infinite score there. Within these bounds every integer is exact, and a sum of two does not overflow.
+		// Anybody can put an infinite score there. Within these bounds every integer is exact, and
+		// a sum of two does not overflow.
 		out[list[i]] = int64(min(max(f, -1<<53), 1<<53))
 	}
 	return out

@@ -17,7 +17,8 @@ var typesText string
 
 var typesScript = redis.NewScript(typesText)
 
-// explain adds to an error of a script which of the keys somebody has put something else in the place of. Redis says only that there is one.
+// explain adds to an error of a script which of the keys somebody has put something else in the
+// place of. Redis says only that there is one.
 func explain(ctx context.Context, c redis.Scripter, k Keys, err error) error {
 	if !strings.Contains(err.Error(), "WRONGTYPE") { // by its code, but Redis 6 puts where it happened in front
 		return err

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -42,7 +43,7 @@ func TestDemo(t *testing.T) {
 	for _, integration := range []string{fleet.Pgxpool, fleet.SQL} {
 		t.Run(integration, func(t *testing.T) {
 			svg := filepath.Join(t.TempDir(), "demo.svg")
-			o, err := ParseOptions([]string{"-processes", "2", "-goroutines", "8", "-cap", "3", "-duration", "1s",
+			o, err := ParseOptions([]string{"-processes", "2", "-goroutines", "8", "-cap", "3", "-duration", "2s",
 				"-query", "select pg_sleep(0.005)", "-integration", integration, "-svg", svg}, &bytes.Buffer{})
 			if err != nil {
 				t.Fatal(err)
@@ -51,8 +52,9 @@ func TestDemo(t *testing.T) {
 			if err := Run(testContext(t), o, &out, &status); err != nil {
 				t.Errorf("demo: %v\n%s\n%s", err, &out, &status)
 			}
-			for _, part := range []string{"peak of backends (cap 3)", "With PassBuddy: never more than 3 backends"} {
-				if !strings.Contains(out.String(), part) {
+			// On a machine that is short of processor time a fleet need not come to use all of its cap.
+			for _, part := range []string{`peak of backends \(cap 3\)`, `With PassBuddy: never more than [1-3] backends`} {
+				if !regexp.MustCompile(part).MatchString(out.String()) {
 					t.Errorf("no %q in:\n%s", part, &out)
 				}
 			}
