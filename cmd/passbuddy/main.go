@@ -28,7 +28,7 @@ Commands:
 passbuddy <command> -h lists the flags of a command.
 `
 
-// Exit statuses, after the shell's customs.
+// Exit statuses, by the shell's conventions.
 const (
 	exitOK          = 0
 	exitFailed      = 1
@@ -76,7 +76,7 @@ func runCommand[Options any](name string, args []string,
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	context.AfterFunc(ctx, stop) // a second Ctrl-C does not wait for the clean-up that the first one began
+	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program without the clean-up that the first one began
 
 	err = run(ctx, opts, os.Stdout, os.Stderr)
 	switch {
@@ -90,7 +90,7 @@ func runCommand[Options any](name string, args []string,
 	return exitOK
 }
 
-// version is the module's, as `go install ...@version` records it.
+// version returns the module's version, as `go install ...@version` records it.
 func version() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok || info.Main.Version == "" {

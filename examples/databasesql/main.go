@@ -1,5 +1,5 @@
-// Command databasesql runs queries through database/sql, with the connections of all processes that run it under one
-// cap. It uses pgx's driver; lib/pq or any other is registered in the same way.
+// Command databasesql runs queries through database/sql, with the connections of all processes that
+// run it under one cap. It uses pgx's driver. Register lib/pq or any other driver in the same way.
 //
 //	DATABASE_URL=postgres://user@127.0.0.1/db REDIS_URL=redis://127.0.0.1:6379/0 go run ./examples/databasesql
 package main
@@ -29,7 +29,7 @@ func main() {
 
 func run(ctx context.Context) error {
 	sem, err := semaphore.Open(ctx, os.Getenv("REDIS_URL"), semaphore.Config{
-		Name:     "orders-db", // one name for each database: whoever uses it shares the capacity
+		Name:     "orders-db", // one name for each database: its users share the capacity
 		Capacity: 20,
 	})
 	if err != nil {
@@ -44,7 +44,7 @@ func run(ctx context.Context) error {
 		return err
 	}
 	defer db.Close()
-	db.SetMaxIdleConns(20) // database/sql keeps 2 by default; idle ones are given up when another process waits
+	db.SetMaxIdleConns(20) // the default is 2; PassBuddy gives idle ones up when another process waits
 
 	var group sync.WaitGroup
 	for i := range 100 {

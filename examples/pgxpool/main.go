@@ -27,7 +27,7 @@ func main() {
 
 func run(ctx context.Context) error {
 	sem, err := semaphore.Open(ctx, os.Getenv("REDIS_URL"), semaphore.Config{
-		Name:     "orders-db", // one name for each database: whoever uses it shares the capacity
+		Name:     "orders-db", // one name for each database: its users share the capacity
 		Capacity: 20,
 	})
 	if err != nil {
@@ -41,7 +41,7 @@ func run(ctx context.Context) error {
 	}
 	defer pool.Close()
 
-	// From here on it is pgx's pool, used as ever.
+	// From here on the program uses pgx's pool as before.
 	var group sync.WaitGroup
 	for i := range 100 {
 		group.Go(func() {

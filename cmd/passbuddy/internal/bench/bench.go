@@ -1,9 +1,9 @@
-// Package bench is `passbuddy bench`: PassBuddy and other ways to keep a fleet under a cap, with the same work to do on
-// the same machine.
+// Package bench is `passbuddy bench`: it compares PassBuddy with other ways to keep a fleet under a
+// cap, by the same work on the same machine.
 //
-// A cell is one strategy at one workload in one shape of fleet. Every cell is run once in each round. What is compared
-// with one another runs one right after the other, in an order that differs from round to round and from comparison to
-// comparison: so whatever else the machine does meets them all.
+// A cell is one strategy at one workload in one shape of fleet. Run runs every cell once in each
+// round. The cells of one comparison run right after each other, in an order that changes with the
+// round and the comparison. So other load on the machine affects them all alike.
 package bench
 
 import (
@@ -17,15 +17,17 @@ import (
 )
 
 const (
-	// failuresInARow is how many cells may fail one after the other before the run is given up.
+	// failuresInARow is how many cells may fail one after the other before Run gives up.
 	failuresInARow = 3
-	// overhead is about what a cell takes beside its warm-up and what is measured: processes start and end.
+	// overhead is about how long a cell takes beside its warm-up and its measured time: its
+	// processes start and end.
 	overhead = time.Second
 )
 
-// Run measures what o asks for: tables on out, progress on status, and files. When it is interrupted it still reports
-// the cells that it has. It returns an error when something stood in the way, or when PassBuddy did not keep its
-// promise; a figure that is missed is not an error. When it returns, its processes and temporary folders are gone.
+// Run measures what o asks for: tables on out, progress on status, and files. When it is
+// interrupted it still reports the cells that it has. It returns an error if the run failed or
+// PassBuddy broke its promise. A missed target is not an error. When it returns, its processes and
+// temporary folders are gone.
 func Run(ctx context.Context, o Options, out, status io.Writer) (err error) {
 	s, err := startServers(ctx, o)
 	if err != nil {
@@ -48,7 +50,7 @@ func Run(ctx context.Context, o Options, out, status io.Writer) (err error) {
 	return errors.Join(err, writeFiles(out, o, r), r.broken())
 }
 
-// runs is how many times cells are run, and about how long that takes.
+// runs returns how many times cells run, and about how long that takes.
 func (r *report) runs(o Options) (n int, takes time.Duration) {
 	for _, c := range r.Cells {
 		if c.Note == "" {

@@ -33,7 +33,7 @@ func testContext(t *testing.T) context.Context {
 	return ctx
 }
 
-// needServers skips where a server is not installed, or the test would take too long.
+// needServers skips the test if a server is not installed, or under -short.
 func needServers(t *testing.T) {
 	t.Helper()
 	if testing.Short() {
@@ -47,7 +47,7 @@ func needServers(t *testing.T) {
 	}
 }
 
-// Everything that can be measured, small: each strategy works, keeps its cap, and has all its figures.
+// A small run of every cell: each strategy works, keeps its cap, and has all its figures.
 func TestBench(t *testing.T) {
 	t.Parallel() // beside the other whole benchmark: each waits half of its time
 	needServers(t)
@@ -122,7 +122,7 @@ func TestBenchIsInterrupted(t *testing.T) {
 	select {
 	case <-status.written:
 	case err := <-ended:
-		t.Fatalf("ended by itself: %v", err)
+		t.Fatalf("the run ended before its interruption: %v", err)
 	}
 	cancel()
 	if err := <-ended; !errors.Is(err, context.Canceled) {
@@ -133,7 +133,7 @@ func TestBenchIsInterrupted(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !bytes.Contains(text, []byte(`"complete": false`)) || !bytes.Contains(text, []byte(opsPerSecond)) || !strings.Contains(out.String(), "not complete") {
-		t.Errorf("an interrupted run does not show what it has, or not that this is not all:\n%s\n%s", text, &out)
+		t.Errorf("an interrupted run does not show the cells that it has, or does not say that it is incomplete:\n%s\n%s", text, &out)
 	}
 }
 
@@ -147,7 +147,7 @@ func (w *signalWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// The count of connects is Postgres's own, and knows of each at once.
+// Postgres itself counts the connects, and counts each at once.
 func TestSessionsAreCounted(t *testing.T) {
 	needServers(t)
 	p, err := throwaway.StartPostgres(testContext(t), throwaway.PostgresOptions{})
@@ -180,7 +180,7 @@ func TestSessionsAreCounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close(ctx)
-	for { // until Postgres has caught up, or time is over
+	for { // until Postgres has caught up, or ctx ends
 		after, err := readSessions(ctx, admin)
 		if err != nil {
 			t.Fatal("10 sessions ended and one open: ", err)

@@ -9,7 +9,8 @@ import (
 	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/fleet"
 )
 
-// Looks that come late, each by another time, are made up for; those that are too close to one another count for nothing.
+// addCounters corrects for reads that are late by different times, and ignores reads that are too
+// close to each other.
 func TestCountersAreOfTheTimeBetweenLooks(t *testing.T) {
 	start := time.Unix(1_000_000, 0)
 	at := func(seconds float64) time.Time { return start.Add(time.Duration(seconds * float64(time.Second))) }
@@ -46,7 +47,7 @@ func TestCountersAreOfTheTimeBetweenLooks(t *testing.T) {
 		_, redis := m.Values[redisCommandsPerOp]
 		_, sessions := m.Values[connectsPerSecond]
 		if cpu == (name == "cpu") || redis == (name == "redis") || sessions == (name == "sessions") {
-			t.Errorf("a late look at %s: %v", name, m.Values)
+			t.Errorf("a late read of %s: %v", name, m.Values)
 		}
 		after = late
 	}

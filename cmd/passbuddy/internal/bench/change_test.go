@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// In no change is a slot taken twice, and the fleet never has more workers than slots.
+// No change takes a slot twice, and the fleet never has more workers than slots.
 func TestChangesKeepToTheirSlots(t *testing.T) {
 	for _, c := range []struct {
 		*change
@@ -89,6 +89,6 @@ func TestWaitUntilIsCancelled(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	if err := waitUntil(t.Context(), time.Now().Add(-time.Hour)); err != nil {
-		t.Errorf("a time that is past: %v", err)
+		t.Errorf("a time in the past: %v", err)
 	}
 }

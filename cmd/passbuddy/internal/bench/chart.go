@@ -9,8 +9,8 @@ import (
 	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/svg"
 )
 
-// A picture, in SVG user units: a row for each cell, under a line that names the shape. On the left the throughput, on
-// the right the latencies, on a scale of powers of ten.
+// A picture, in SVG user units: a row for each cell, under a line that names the shape. The
+// throughput is on the left, the latencies are on the right, on a scale of powers of ten.
 const (
 	chartWidth = 1120
 	chartTop   = 112
@@ -31,7 +31,7 @@ const (
 	paleColor  = "#9aa4ae"
 )
 
-// picture is a document to be written.
+// picture is a document to write.
 type picture struct {
 	name, title string
 	document    []byte
@@ -71,7 +71,7 @@ func drawBars(r *report) (pictures []picture) {
 	return pictures
 }
 
-// bars is a picture as it grows.
+// bars is a picture under construction.
 type bars struct {
 	*svg.Document
 	y         float64
@@ -94,7 +94,7 @@ func drawPicture(r *report, groups [][]*cell) picture {
 			}
 		}
 	}
-	if b.low >= b.high { // nothing ended, or all in the same time
+	if b.low >= b.high { // no operation ended, or all took the same time
 		b.low, b.high = -1, 3
 	}
 	b.opsMax = max(b.opsMax, 1) * 1.05
@@ -129,7 +129,8 @@ func (c *cell) shapeText() string {
 	return fmt.Sprintf("%d processes x %d goroutines", shape.groups[0].Processes, shape.groups[0].Goroutines)
 }
 
-// latencies are those that matter in the cell: of an uneven shape, the modest processes'.
+// latencies returns the latencies that matter in the cell: in an uneven shape, the modest
+// processes'.
 func (c *cell) latencies() (p50, p99, longest spread) {
 	prefix := ""
 	if c.spec.scenario.shape.uneven() {
@@ -180,7 +181,7 @@ func (b *bars) row(c *cell) {
 	b.Line(b.ops(ops.Min), middle, b.ops(ops.Max), middle, svg.Ink)
 	label := figure(ops.Median)
 	if served := c.Summary[goroutinesServed].Median; served < float64(c.Goroutines) {
-		label += fmt.Sprintf(", %.0f of %d served", served, c.Goroutines) // its speed is not everybody's
+		label += fmt.Sprintf(", %.0f of %d served", served, c.Goroutines) // the throughput excludes goroutines that were never served
 	}
 	b.Text(b.ops(ops.Max)+6, middle+5, "start", svg.Ink, label)
 

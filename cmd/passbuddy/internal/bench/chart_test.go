@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// inspect fails the test unless the document is well-formed and free of nonsense, and returns its text and how many
-// bars of throughput it has.
+// inspect fails the test unless the document is well-formed and free of values such as NaN. It
+// returns the text and the number of throughput bars.
 func inspect(t *testing.T, document []byte) (text string, bars int) {
 	t.Helper()
 	for _, bad := range []string{"NaN", "Inf", "%!", `width="-`} {
@@ -67,7 +67,7 @@ func TestPictures(t *testing.T) {
 			}
 		}
 		if strings.HasPrefix(p.name, "pgxpool") && (!strings.Contains(text, "impossible") || !strings.Contains(text, "modest ones alone")) {
-			t.Errorf("%s tells neither of the impossible nor of the modest", p.name)
+			t.Errorf("%s lacks the note on an impossible cell or the modest processes", p.name)
 		}
 	}
 	if got, want := strings.Join(files, " "), "pgxpool-select1.svg pgxpool-5ms.svg pgxpool-tx.svg sql-select1.svg sql-5ms.svg sql-tx.svg"; got != want {

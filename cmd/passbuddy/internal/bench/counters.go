@@ -12,13 +12,13 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// counters are what the servers and the kernel count, each with the time when it was read.
+// counters holds the counts of the servers and the kernel, each with the time of its reading.
 type counters struct {
 	cpu        cpuSeconds
 	cpuAt      time.Time
 	redis      redisCounters
 	redisAt    time.Time
-	sessions   int64 // that Postgres has established; -1 before version 14, which does not count them
+	sessions   int64 // that Postgres has established; -1 before version 14, the first to count them
 	sessionsAt time.Time
 }
 
@@ -48,12 +48,12 @@ func readSessions(ctx context.Context, admin *pgx.Conn) (n int64, err error) {
 
 // redisCounters are Redis's own counts.
 type redisCounters struct {
-	commands int64 // what scripts call included
+	commands int64 // including those that scripts call
 	scripts  int64
-	reads    int64 // from sockets: some commands can come in one
+	reads    int64 // from sockets: one read can return several commands
 }
 
-// redisOwnCommands is how many commands readRedis adds to what its next call finds.
+// redisOwnCommands is how many commands one readRedis adds to the count of the next.
 const redisOwnCommands = 1
 
 func readRedis(ctx context.Context, client *redis.Client) (redisCounters, error) {
@@ -87,7 +87,7 @@ func redisInfo(ctx context.Context, client *redis.Client, section string) (map[s
 	return info, nil
 }
 
-// number is 0 for what is missing: an older server does not count everything.
+// number returns 0 for a missing count: an older server does not count everything.
 func number(text string) int64 {
 	n, _ := strconv.ParseInt(text, 10, 64)
 	return n

@@ -13,7 +13,7 @@ func TestParseStat(t *testing.T) {
 	}
 	for _, bad := range []string{"", "(", "1 (x", "x (y) S 1", "1 (y) S 1 2 3", "1 (y) S x 4242 4242 0 -1 4194560 100 200 0 0 11 22 300 4000 20 0"} {
 		if _, _, err := parseStat([]byte(bad)); err == nil {
-			t.Errorf("%q was understood", bad)
+			t.Errorf("%q was accepted", bad)
 		}
 	}
 }

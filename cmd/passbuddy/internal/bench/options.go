@@ -13,7 +13,7 @@ import (
 	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/fleet"
 )
 
-// Values of -exec-mode. They are pgx's own names, but for the first two.
+// Values of -exec-mode. All but the first two are pgx's own names.
 const (
 	execModeBest  = "best"
 	execModeAuto  = "auto"
@@ -36,10 +36,10 @@ type Options struct {
 	markdown string
 
 	quick bool
-	given map[string]bool // flags that were on the command line
+	given map[string]bool // the flags of the command line
 }
 
-// ParseOptions reads the flags, and refuses values that cannot work by the name of their flag.
+// ParseOptions reads the flags. An error about an invalid value names its flag.
 func ParseOptions(args []string, help io.Writer) (Options, error) {
 	var o Options
 	var tables, match, integrations, strategies, workloads, shapes string
@@ -62,7 +62,7 @@ func ParseOptions(args []string, help io.Writer) (Options, error) {
 	flags.StringVar(&o.svg, "svg", "passbuddy-bench", "`folder` for the pictures to write; empty for none")
 	flags.StringVar(&o.markdown, "markdown", "", "`path` of a document to write tables and pictures' links into, between its marks if it has them")
 	flags.BoolVar(&o.quick, "quick", false, "two minutes instead of 40: select1 at 4x50 only, through both integrations; with -tables, the first\nscenarios of each, for a shorter time")
-	flags.SetOutput(io.Discard) // errors are the caller's to print; help is printed here
+	flags.SetOutput(io.Discard) // the caller prints errors; help is printed here
 	flags.Usage = func() {
 		fmt.Fprintln(help, `Usage: passbuddy bench [flags]
 
@@ -90,7 +90,7 @@ Flags:`)
 	}
 	o.given = make(map[string]bool)
 	flags.Visit(func(f *flag.Flag) { o.given[f.Name] = true })
-	o = o.timedAs(scenario{}) // the saturated table's, for what all have in common
+	o = o.timedAs(scenario{}) // the saturated table's values, for the common settings
 	if err := o.validate(); err != nil {
 		return o, err
 	}
@@ -109,7 +109,7 @@ func defaultsText(of func(*table) string) string {
 	return strings.Join(parts, ", ")
 }
 
-// keep leaves out the scenarios that do not match.
+// keep removes the scenarios that do not match.
 func (o *Options) keep(match string) error {
 	pattern, err := regexp.Compile(match)
 	if err != nil {
@@ -138,7 +138,7 @@ func (o Options) validate() error {
 	return nil
 }
 
-// choose makes the plan from the lists; an empty one was not given.
+// choose makes the plan from the lists; an empty list means that its flag was not given.
 func (o *Options) choose(tables, integrations, strategies, workloads, shapes string) error {
 	var chosen []strategy
 	if strategies != "" {
@@ -172,7 +172,7 @@ func (o *Options) choose(tables, integrations, strategies, workloads, shapes str
 			o.plan = append(o.plan, t.planOf(chosen, o.quick)...)
 		}
 	}
-	// A strategy that is in none of a table's comparisons leaves nothing of it.
+	// A table none of whose comparisons has a chosen strategy is left out.
 	o.plan = slices.DeleteFunc(o.plan, func(sc scenario) bool { return len(sc.strategies) == 0 })
 	if len(o.plan) == 0 {
 		return fmt.Errorf("-strategies is %q: none of them is in the tables that are to be run", strategies)
@@ -218,7 +218,7 @@ func or(text, otherwise string) string {
 	return text
 }
 
-// named is what a list on the command line picks from.
+// named is an item that a list on the command line can name.
 type named interface{ flagName() string }
 
 func names[T named](all []T) string {

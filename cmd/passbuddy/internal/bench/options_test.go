@@ -19,7 +19,7 @@ func parse(t *testing.T, args ...string) Options {
 	return o
 }
 
-// planText is a plan in short: one line for each scenario.
+// planText returns a plan in short: one line for each scenario.
 func planText(plan []scenario) string {
 	var lines []string
 	for _, s := range plan {
@@ -84,7 +84,7 @@ func TestOptionsRefused(t *testing.T) {
 		}
 	}
 	if _, err := ParseOptions([]string{"now"}, io.Discard); err == nil || !strings.Contains(err.Error(), `"now"`) {
-		t.Errorf("an argument too many: %v", err)
+		t.Errorf("with an extra argument: %v", err)
 	}
 }
 
@@ -96,7 +96,7 @@ func TestOptionHelp(t *testing.T) {
 	for _, name := range []string{"-tables", "-match", "-integration", "-strategies", "-workloads", "-shapes", "-duration", "-rounds", "-warmup", "-cap", "-exec-mode",
 		"-json", "-svg", "-markdown", "-quick"} {
 		if !strings.Contains(help.String(), "  "+name) {
-			t.Errorf("help does not tell of %s", name)
+			t.Errorf("help does not mention %s", name)
 		}
 	}
 }

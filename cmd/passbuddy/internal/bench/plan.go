@@ -15,16 +15,16 @@ type strategy struct {
 	name, title string
 	guard       fleet.Guard
 	scope       string      // of PassBuddy
-	poolMode    string      // of the PgBouncer in between, if any
-	through     integration // in place of the scenario's, if any
-	split       bool        // the cap is cut into equal parts beforehand
-	ideal       bool        // no cap, and a server that has room for all
-	caps        string      // which backends the cap is for: capsOpen, capsBusy, or capsNone
+	poolMode    string      // of PgBouncer, if the strategy uses it
+	through     integration // replaces the scenario's integration, if set
+	split       bool        // each process has an equal, fixed part of the cap
+	ideal       bool        // no cap, and a server with room for all
+	caps        string      // which backends the cap counts: capsOpen, capsBusy, or capsNone
 }
 
 const (
 	capsNone = ""
-	capsOpen = "open" // all there are, idle ones included
+	capsOpen = "open" // all, including idle ones
 	capsBusy = "busy" // those in a query or a transaction
 )
 
@@ -43,17 +43,17 @@ var (
 
 	// allStrategies are those of the saturated table.
 	allStrategies = []strategy{bare, static, bouncerTx, bouncerS, original, perConn, perOut}
-	// everyStrategy is what a flag can name.
+	// everyStrategy lists the strategies that a flag can name.
 	everyStrategy = append(slices.Clone(allStrategies), perConnSQL, uncapped)
 )
 
 func (s strategy) flagName() string { return s.name }
 
-// workload is what every goroutine repeats.
+// workload is the operation that every goroutine repeats.
 type workload struct {
 	name, title string
 	operation   fleet.Operation
-	takes       time.Duration // about; 0: not known beforehand
+	takes       time.Duration // roughly; 0: not known beforehand
 }
 
 var (
@@ -81,7 +81,8 @@ func sleeping(ms int) workload {
 
 func (w workload) flagName() string { return w.name }
 
-// accounts is what the transactions work on. Half-full pages leave room for updates in place.
+// accounts creates the table that the transactions work on. Half-full pages leave room for updates
+// in place.
 var accounts = fmt.Sprintf(`create table account (id int primary key, balance bigint not null) with (fillfactor = 50);
 insert into account select id, 0 from generate_series(1, %d) id; analyze account`, fleet.TransactionKeys)
 
@@ -91,11 +92,11 @@ var allIntegrations = []integration{fleet.Pgxpool, fleet.SQL}
 
 func (i integration) flagName() string { return string(i) }
 
-// group is a number of processes with as many goroutines each.
+// group is a number of processes with the same number of goroutines each.
 type group struct{ Processes, Goroutines int }
 
-// shape is how many processes the fleet has, and how many goroutines they have. One of two groups is of uneven
-// demand: the first is the greedy one.
+// shape says how many processes the fleet has, and how many goroutines they have. A shape of two
+// groups has uneven demand: the first group is the greedy one.
 type shape struct {
 	name   string
 	groups []group
@@ -148,7 +149,7 @@ func (s shape) goroutines() (n int) {
 	return n
 }
 
-// scenario is what its strategies are compared in.
+// scenario is one comparison: a workload, a shape and the strategies to compare.
 type scenario struct {
 	integration integration
 	workload    workload
@@ -183,7 +184,7 @@ func quickPlan(chosen []strategy) (plan []scenario) {
 	return plan
 }
 
-// spec is what a cell is to do.
+// spec describes one cell.
 type spec struct {
 	scenario scenario
 	strategy strategy
@@ -191,7 +192,8 @@ type spec struct {
 	capacity int
 }
 
-// controlled says which strategies are worth a run without the greedy process: those that serve all.
+// controlled reports whether the strategy also runs without the greedy process: only one that
+// serves all is worth it.
 func (s strategy) controlled() bool {
 	return slices.ContainsFunc([]strategy{static, bouncerTx, perConn, perOut}, func(c strategy) bool { return c.name == s.name })
 }
@@ -203,7 +205,7 @@ func (s spec) greedy() int {
 	return s.scenario.shape.groups[0].Processes
 }
 
-// groups are those of the processes that run.
+// groups returns the groups of the processes that run.
 func (s spec) groups() []group {
 	switch {
 	case s.control:
@@ -214,7 +216,7 @@ func (s spec) groups() []group {
 	return s.scenario.shape.groups
 }
 
-// processes is how many there are at most at once.
+// processes returns the most processes that run at once.
 func (sc scenario) processes() int {
 	if sc.change != nil {
 		return sc.change.slots
@@ -222,7 +224,7 @@ func (sc scenario) processes() int {
 	return sc.shape.processes()
 }
 
-// clients is how many connections the pools may have together at most, where they have no cap of
+// clients returns the most connections that the pools may have together if they have no cap of
 // their own.
 func (sc scenario) clients() int {
 	if sc.change != nil {
@@ -231,7 +233,7 @@ func (sc scenario) clients() int {
 	return sc.shape.goroutines()
 }
 
-// integration is what the cell's workers use.
+// integration returns the integration that the cell's workers use.
 func (s spec) integration() integration {
 	if s.strategy.through != "" {
 		return s.strategy.through
@@ -239,13 +241,14 @@ func (s spec) integration() integration {
 	return s.scenario.integration
 }
 
-// pools says how large the pool of each process is. A pool under a guard or in front of PgBouncer is as large as its
-// process could use; a static split gives each process of the whole fleet its part, the first ones what is left over.
+// pools returns the size of each process's pool. A pool under a guard or in front of PgBouncer is
+// as large as its process could use. A static split gives each process of the whole fleet an equal
+// part, and the remainder to the first ones.
 func (s spec) pools() (maxConns []int) {
 	processes := s.scenario.processes()
 	skipped := 0
 	if s.control {
-		skipped = s.scenario.shape.groups[0].Processes // their parts stay theirs
+		skipped = s.scenario.shape.groups[0].Processes // they keep their parts
 	}
 	for _, g := range s.groups() {
 		for range g.Processes {
@@ -262,7 +265,7 @@ func (s spec) pools() (maxConns []int) {
 	return maxConns
 }
 
-// impossible says why the cell cannot be run, if so.
+// impossible returns why the cell cannot run, or nothing.
 func (s spec) impossible(bouncerMissing bool) string {
 	switch {
 	case s.strategy.split && s.scenario.processes() > s.capacity:

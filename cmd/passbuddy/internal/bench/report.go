@@ -12,22 +12,22 @@ import (
 	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/show"
 )
 
-// schema changes when a reader of the JSON would have to.
+// schema changes whenever readers of the JSON must change.
 const schema = "passbuddy-bench/1"
 
-// report is a whole run, as in the JSON.
+// report is a whole run, as the JSON shows it.
 type report struct {
 	Schema   string    `json:"schema"`
 	Started  time.Time `json:"started"`
 	Seconds  float64   `json:"seconds"`
-	Complete bool      `json:"complete"` // false: interrupted, or given up
+	Complete bool      `json:"complete"` // false: the run was interrupted or gave up
 	Machine  machine   `json:"machine"`
 	Settings settings  `json:"settings"`
 	Targets  []target  `json:"targets"`
 	Cells    []*cell   `json:"cells"`
 }
 
-// settings are what all cells have in common, and the times of each table. Rounds, WarmupSeconds
+// settings holds the values common to all cells, and the times of each table. Rounds, WarmupSeconds
 // and DurationSeconds are those of the saturated table.
 type settings struct {
 	Capacity        int              `json:"cap"`
@@ -43,7 +43,7 @@ type settings struct {
 	TightServer    int     `json:"tight_server_connections"`
 }
 
-// times are how long the cells of a table are run, and how often.
+// times holds how long the cells of a table run, and how often.
 type times struct {
 	Rounds          int     `json:"rounds"`
 	WarmupSeconds   float64 `json:"warmup_s"`
@@ -75,7 +75,7 @@ func settingsOf(o Options, s *servers) settings {
 	}
 }
 
-// finish works out what follows from the rounds.
+// finish computes the summaries, ratios and targets from the rounds.
 func (r *report) finish() {
 	for _, c := range r.Cells {
 		c.summarize()
@@ -109,7 +109,7 @@ func (r *report) finish() {
 	r.Targets = judge(r)
 }
 
-// empty says that there is nothing to report.
+// empty reports that no cell has figures.
 func (r *report) empty() bool {
 	for _, c := range r.Cells {
 		if len(c.Rounds) > 0 {
@@ -119,7 +119,7 @@ func (r *report) empty() bool {
 	return true
 }
 
-// broken says what PassBuddy promised and did not keep, and which cells failed.
+// broken returns the promises that PassBuddy broke, and the cells that failed.
 func (r *report) broken() error {
 	var errs []error
 	for _, c := range r.Cells {
@@ -141,7 +141,7 @@ func (r *report) broken() error {
 	return errors.Join(errs...)
 }
 
-// writeFiles writes what o names, and says where.
+// writeFiles writes the files that o names, and prints their paths.
 func writeFiles(out io.Writer, o Options, r *report) error {
 	fmt.Fprintln(out)
 	if o.json != "" {
@@ -176,7 +176,7 @@ func writeFiles(out io.Writer, o Options, r *report) error {
 	return nil
 }
 
-// figure shows a number with three digits or so.
+// figure formats a number with about three digits.
 func figure(v float64) string {
 	switch {
 	case v == 0:

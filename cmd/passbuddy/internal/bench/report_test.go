@@ -69,7 +69,7 @@ func measured(round int, ops float64) measurement {
 	return measurement{Round: round, Values: map[string]float64{opsPerSecond: ops}}
 }
 
-// A machine that was slow for a round was slow for both: so ratios are of one round.
+// A ratio compares values of one round, because a slow machine slows both strategies of that round.
 func TestRatiosAreOfOneRound(t *testing.T) {
 	spoilt := measured(4, 99)
 	spoilt.Error = "its processes did not end"
@@ -80,17 +80,17 @@ func TestRatiosAreOfOneRound(t *testing.T) {
 		t.Errorf("%+v, %v; want %+v", got, ok, want)
 	}
 	if _, ok := ours.ratioTo(&cell{Rounds: []measurement{measured(9, 1)}}, opsPerSecond); ok {
-		t.Error("a ratio without a round in common")
+		t.Error("ratioTo returned a ratio without a common round")
 	}
 	if _, ok := ours.ratioTo(&cell{Rounds: []measurement{measured(1, 0)}}, opsPerSecond); ok {
-		t.Error("a ratio to nothing")
+		t.Error("ratioTo returned a ratio to a cell without figures")
 	}
 }
 
 func TestJudge(t *testing.T) {
 	r := testReport(t, parse(t))
 	for _, target := range r.Targets {
-		// PassBuddy is a fourth better than PgBouncer in this report.
+		// In this report PassBuddy is 25 % better than PgBouncer.
 		missed := strings.Contains(target.What, "over those of PgBouncer") && target.Want != ">= 1"
 		if target.Met == missed {
 			t.Errorf("met %v: %+v", target.Met, target)
@@ -147,7 +147,7 @@ func TestTargetsLookAtTheWorst(t *testing.T) {
 func TestBrokenPromises(t *testing.T) {
 	r := testReport(t, parse(t, "-quick"))
 	ours, bad := r.find("sql", "select1", "4x50", perOut.name, false), r.find("pgxpool", "select1", "4x50", bare.name, false)
-	bad.Rounds[0].Values[operationsFailed] = 99 // is expected of the bare pool
+	bad.Rounds[0].Values[operationsFailed] = 99 // the bare pool may fail
 	r.finish()
 	if err := r.broken(); err != nil {
 		t.Error(err)
@@ -193,7 +193,7 @@ func TestTables(t *testing.T) {
 	}
 }
 
-// What readers of the JSON rely on.
+// TestJSON checks the fields that readers of the JSON rely on.
 func TestJSON(t *testing.T) {
 	o := parse(t, "-rounds", "3")
 	o.json, o.svg = filepath.Join(t.TempDir(), "bench.json"), ""

@@ -12,7 +12,7 @@ const (
 	operationsFailed  = "errors"
 	operationsRefused = "refused" // of the errors: Postgres had too many clients
 	goroutinesServed  = "goroutines_served"
-	jainIndex         = "jain" // of operations by process; the greedy one left out
+	jainIndex         = "jain" // of operations by process, without the greedy one
 	worstWindowOps    = "worst_window_ops"
 	longestGap        = "longest_gap_ms"
 
@@ -24,7 +24,7 @@ const (
 
 	openSettled = "backends_mean_settled" // after the first 3 s
 
-	connectsPerSecond  = "connects_per_s" // Postgres's count, of the measured time
+	connectsPerSecond  = "connects_per_s" // Postgres's count during the measured time
 	connectsTotal      = "connects"       // the workers' own count, from their start to the end of the measured time
 	connectsSettled    = "connects_per_s_settled"
 	redisCommandsPerOp = "redis_commands_per_op"
@@ -56,7 +56,7 @@ const (
 	modestPrefix = "modest_" // before the names of latencies and waits
 )
 
-// spread is a value over the rounds.
+// spread summarizes a value over the rounds.
 type spread struct {
 	Median float64 `json:"median"`
 	Min    float64 `json:"min"`
@@ -69,7 +69,7 @@ func spreadOf(values []float64) spread {
 	return spread{Median: (values[(n-1)/2] + values[n/2]) / 2, Min: values[0], Max: values[n-1]}
 }
 
-// cell is one strategy in one scenario, as in the JSON.
+// cell is one strategy in one scenario, as the JSON shows it.
 type cell struct {
 	Table       string            `json:"table,omitempty"` // none: saturated
 	Load        string            `json:"load,omitempty"`  // none: goroutines that never pause
@@ -84,9 +84,9 @@ type cell struct {
 	Note        string            `json:"note,omitempty"`       // why there are no figures
 	Rounds      []measurement     `json:"rounds,omitempty"`
 	Summary     map[string]spread `json:"summary,omitempty"`
-	// Ratios of operations/s, each to the same round's.
+	// Ratios of operations/s, each to the rival's of the same round.
 	Ratios map[string]spread `json:"ratios_ops_per_s,omitempty"`
-	// Ratios of the 99th percentile, likewise; of all tables but the saturated.
+	// Ratios of the 99th percentile, likewise; for all tables but the saturated one.
 	LatencyRatios map[string]spread `json:"ratios_p99,omitempty"`
 
 	spec spec
@@ -125,7 +125,7 @@ func newCell(sp spec, s *servers) *cell {
 	return c
 }
 
-// value is the named value in a round.
+// value returns the named value in a round.
 func (c *cell) value(round int, name string) (float64, bool) {
 	for _, m := range c.Rounds {
 		if m.Round == round && m.Error == "" {
@@ -136,7 +136,7 @@ func (c *cell) value(round int, name string) (float64, bool) {
 	return 0, false
 }
 
-// summarize works out the Summary.
+// summarize computes the Summary.
 func (c *cell) summarize() {
 	values := make(map[string][]float64)
 	for _, m := range c.Rounds {
@@ -152,10 +152,10 @@ func (c *cell) summarize() {
 	}
 }
 
-// measured says whether there are figures.
+// measured reports whether the cell has figures.
 func (c *cell) measured() bool { return len(c.Summary) > 0 }
 
-// ratioTo is c's value over other's, from the rounds that have both.
+// ratioTo returns c's value over other's, from the rounds that have both.
 func (c *cell) ratioTo(other *cell, name string) (spread, bool) {
 	return c.ratioOf(other, func(of *cell, round int) (float64, bool) { return of.value(round, name) })
 }
@@ -175,7 +175,7 @@ func (c *cell) ratioOf(other *cell, value func(of *cell, round int) (float64, bo
 	return spreadOf(ratios), true
 }
 
-// capped is the peak and the mean of the backends that the cap is for.
+// capped returns the peak and the mean of the backends that the cap counts.
 func (c *cell) capped() (peak, mean spread) {
 	if c.CapIsFor == capsBusy {
 		return c.Summary[busyPeak], c.Summary[busyMean]
@@ -183,7 +183,7 @@ func (c *cell) capped() (peak, mean spread) {
 	return c.Summary[openPeak], c.Summary[openMean]
 }
 
-// find returns the cell of the saturated table with figures, or nil.
+// find returns the named cell of the saturated table if it has figures, else nil.
 func (r *report) find(integration, workload, shape, strategy string, control bool) *cell {
 	for _, c := range r.Cells {
 		if c.Table == "" && c.Integration == integration && c.Workload == workload && c.Shape == shape && c.Strategy == strategy &&
@@ -204,7 +204,7 @@ func (r *report) rival(c *cell, strategy string) *cell {
 	return nil
 }
 
-// groups are the cells that are compared with one another.
+// groups returns the cells of each comparison.
 func (r *report) groups() [][]*cell {
 	var groups [][]*cell
 	for i, c := range r.Cells {

@@ -6,15 +6,15 @@ import (
 	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/fleet"
 )
 
-// section is a part of the report that is shown together: one comparison of the saturated table, or
-// all comparisons of another table that differ in one thing only.
+// section is a part of the report with one heading. It holds one comparison of the saturated table,
+// or all comparisons of another table that differ in one aspect only.
 type section struct {
 	title  string
 	table  *table
 	groups [][]*cell
 }
 
-// cells are the section's, in order.
+// cells returns the section's cells, in order.
 func (s section) cells() (cells []*cell) {
 	for _, group := range s.groups {
 		cells = append(cells, group...)
@@ -22,7 +22,7 @@ func (s section) cells() (cells []*cell) {
 	return cells
 }
 
-// sections are the parts of the report, in order.
+// sections returns the parts of the report, in order.
 func (r *report) sections() (sections []section) {
 	for _, group := range r.groups() {
 		sc := group[0].spec.scenario
@@ -36,7 +36,7 @@ func (r *report) sections() (sections []section) {
 	return sections
 }
 
-// section is the title of the section that shows the scenario.
+// section returns the title of the section that shows the scenario.
 func (sc scenario) section() string {
 	switch sc.inTable() {
 	case openTable:
@@ -65,7 +65,7 @@ func (sc scenario) section() string {
 	return fmt.Sprintf("%s, %s, %s", throughText(sc.integration), sc.workload.title, form)
 }
 
-// row tells the scenario from others of its section.
+// row returns the label that distinguishes the scenario within its section.
 func (sc scenario) row() string {
 	switch sc.inTable() {
 	case openTable:
@@ -78,7 +78,7 @@ func (sc scenario) row() string {
 	return ""
 }
 
-// lead begins a picture's title, before the row.
+// lead returns the start of a picture's title, before the row.
 func (sc scenario) lead() string {
 	if sc.change != nil {
 		return "Under load:"
@@ -86,7 +86,7 @@ func (sc scenario) lead() string {
 	return "Cold start:"
 }
 
-// heading says what the scenario is about.
+// heading returns the scenario's title.
 func (sc scenario) heading() string {
 	if row := sc.row(); row != "" {
 		return sc.section() + ": " + row
@@ -101,7 +101,7 @@ func throughText(i integration) string {
 	return "pgxpool"
 }
 
-// about explains a table's figures, in one paragraph.
+// about returns one paragraph that explains the table's figures.
 func (t *table) about() string {
 	switch t {
 	case openTable:
@@ -127,7 +127,7 @@ func (t *table) about() string {
 	return ""
 }
 
-// columns are the section's tables.
+// columns returns the columns of the section's tables.
 func (s section) columns(capacity int) [][]column {
 	name := column{"", func(c *cell) string { return c.spec.scenario.row() + ": " + c.title() }}
 	ops := column{"ops/s", func(c *cell) string { return c.show(opsPerSecond, withRange) }}

@@ -24,7 +24,7 @@ func (m machine) String() string {
 		m.CPU, m.Cores, memory, m.OS, m.Kernel, m.Go, m.Postgres, m.Redis, bouncer, or(m.Load, "unknown"))
 }
 
-// column is one of a table of cells.
+// column is one column of a table of cells.
 type column struct {
 	title string
 	text  func(*cell) string
@@ -38,7 +38,8 @@ func highest(name string) func(*cell) string {
 	return func(c *cell) string { return c.show(name, func(s spread) string { return figure(s.Max) }) }
 }
 
-// columnsFor are the columns for one scenario's cells, in two tables: what callers get, and what it takes.
+// columnsFor returns the columns for one scenario's cells, in two tables: what callers get, and
+// what it costs.
 func columnsFor(group []*cell, capacity int) [2][]column {
 	name := column{"", func(c *cell) string { return c.title() }}
 	results := []column{
@@ -107,7 +108,7 @@ func (c *cell) show(name string, text func(spread) string) string {
 
 func (c *cell) ratio(to strategy) string { return ratioText(c.Ratios, to) }
 
-// peak marks the number that the strategy does not cap.
+// peak returns the peak, with a mark if the strategy does not cap it.
 func (c *cell) peak() string {
 	return c.show(openPeak, func(s spread) string {
 		if c.CapIsFor == capsOpen {
@@ -117,7 +118,7 @@ func (c *cell) peak() string {
 	})
 }
 
-// writeTables writes everything for a terminal. Its columns are wide; the JSON has more still.
+// writeTables writes all tables for a terminal. The JSON has more values.
 func writeTables(out io.Writer, r *report) {
 	for _, s := range r.sections() {
 		fmt.Fprintf(out, "\n%s\n", s.title)
@@ -155,7 +156,7 @@ the mean of the busy ones leaves out queries shorter than the counting.
 	}
 }
 
-// rounds is how many there are at most.
+// rounds returns the highest number of rounds of any cell.
 func (r *report) rounds() (n int) {
 	for _, c := range r.Cells {
 		n = max(n, len(c.Rounds))
@@ -182,7 +183,7 @@ func (t target) row() []string {
 	return []string{t.What, t.Want, ratioFigure(t.Figure.Median), ratioFigure(t.Figure.Min) + ".." + ratioFigure(t.Figure.Max), met, worst}
 }
 
-// ratioFigure has a digit more than figure: a target can be missed by it.
+// ratioFigure shows one digit more than figure, because that digit can decide a target.
 func ratioFigure(v float64) string {
 	if v < 10 {
 		return strings.TrimSuffix(fmt.Sprintf("%.3f", v), ".000")
@@ -190,7 +191,7 @@ func ratioFigure(v float64) string {
 	return figure(v)
 }
 
-// notes say why cells have no figures.
+// notes returns why cells have no figures.
 func (s section) notes() (notes []string) {
 	for _, c := range s.cells() {
 		if !c.measured() {
@@ -204,7 +205,7 @@ func (s section) notes() (notes []string) {
 	return notes
 }
 
-// shows says whether a table is in the report.
+// shows reports whether a table is in the report.
 func (r *report) shows(t *table) bool {
 	return slices.ContainsFunc(r.Cells, func(c *cell) bool { return c.spec.scenario.inTable() == t })
 }
@@ -231,7 +232,7 @@ func writeFailures(out io.Writer, c *cell) {
 	}
 }
 
-// tableOf is a head and the cells that have figures.
+// tableOf returns a head and the cells that have figures.
 func tableOf(group []*cell, columns []column) [][]string {
 	head := make([]string, len(columns))
 	for i, column := range columns {

@@ -13,7 +13,7 @@ import (
 	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/fleet"
 )
 
-// headings are the headings of a plan.
+// headings returns the headings of a plan.
 func headings(plan []scenario) (lines []string) {
 	for _, sc := range plan {
 		lines = append(lines, sc.heading()+" | "+names(sc.strategies))
@@ -119,7 +119,7 @@ func TestOpenLoopIsTheFirstTable(t *testing.T) {
 	for _, part := range []string{"### Table open", "#### open loop", "### Targets", "### Table traffic", "### Table cold", "### Table changes", "### select 1 through pgxpool"} {
 		at := strings.Index(document, part)
 		if at <= last {
-			t.Errorf("%q is at %d, and what should be before it at %d", part, at, last)
+			t.Errorf("%q is at %d, before the part that should precede it, at %d", part, at, last)
 		}
 		last = at
 	}
@@ -172,7 +172,7 @@ func TestRowsOfTables(t *testing.T) {
 		}
 	}
 	if !strings.Contains(out.String(), "40x5: static split: impossible: 40 processes") {
-		t.Error("no word on a static split of 40 processes that start cold")
+		t.Error("no note on a static split of 40 processes that start cold")
 	}
 	for what, worst := range map[string]string{
 		"PassBuddy, open loop": "60 %, 20ms, 60% even", "rolling deploy, scale-out: longest": "scale-out, from 4 to 16 processes", "cold start, one permit a process: connects": "20x10",
@@ -191,7 +191,7 @@ func TestRowsOfTables(t *testing.T) {
 func TestWrap(t *testing.T) {
 	text := wrap(strings.Repeat("twelve chars ", 40))
 	if strings.Join(strings.Fields(text), " ") != strings.TrimSpace(strings.Repeat("twelve chars ", 40)) {
-		t.Errorf("words are lost:\n%s", text)
+		t.Errorf("wrap changed the words:\n%s", text)
 	}
 	lines := strings.Split(text, "\n")
 	for i, line := range lines {
@@ -227,7 +227,7 @@ func TestTimelinePictures(t *testing.T) {
 				t.Errorf("%s has no text %q", p.name, part)
 			}
 		}
-		// The gap cuts each line in two, and PassBuddy alone has permits.
+		// The gap cuts each line in two, and only PassBuddy has permits.
 		strategies := 3
 		if strings.Contains(p.name, "40x5") || strings.Contains(p.name, "100x2") {
 			strategies = 2 // a static split is impossible
@@ -254,8 +254,7 @@ func TestTimelinePictures(t *testing.T) {
 	}
 }
 
-// Each of the tables works, small: with figures, without failures, and with timelines where they
-// belong.
+// A small run of each table has figures, no failures, and timelines where they belong.
 func TestBenchOfEveryTable(t *testing.T) {
 	t.Parallel() // beside the other whole benchmark: each waits half of its time
 	needServers(t)
@@ -313,7 +312,7 @@ func TestBenchOfEveryTable(t *testing.T) {
 	}
 }
 
-// reportsOf are reports of two workers, with n latencies each.
+// reportsOf returns reports of two workers, with n latencies each.
 func reportsOf(t *testing.T, n int, since time.Time) (reports []fleet.Report) {
 	t.Helper()
 	l := fleet.NewLatency()
@@ -355,7 +354,8 @@ func TestFewOperationsHaveNoHighPercentile(t *testing.T) {
 	}
 }
 
-// Connects after the measured time only cancel queries, and those of the first 3 s are the start's.
+// Connects after the measured time only cancel queries. Connects of the first 3 s belong to the
+// start.
 func TestConnectsOfTheStartAreTold(t *testing.T) {
 	begin := time.Unix(1_000_000, 0)
 	m := measurement{Values: make(map[string]float64)}

@@ -80,7 +80,8 @@ func TestColdStartFigures(t *testing.T) {
 	}
 	m := measurement{Values: make(map[string]float64)}
 	m.addColdStart(fine, 10*ms)
-	// 0.9 of 100 operations in 100 ms are there when eight of the ten bins are of the full rate.
+	// A window reaches 0.9 of 100 operations in 100 ms when eight of its ten bins have the full
+	// rate.
 	for name, want := range map[string]float64{firstSecondOps: 30*5 + 50*10, steadyOps: 1000, timeToSteadyMs: 580} {
 		if got := m.Values[name]; got != want {
 			t.Errorf("%s is %v, want %v", name, got, want)

@@ -30,7 +30,7 @@ func TestZipf(t *testing.T) {
 	}
 }
 
-// Skewed or not, the fleet is offered the same in all.
+// Skewed or not, the fleet as a whole is offered the same load.
 func TestLoadsOfAnOpenLoop(t *testing.T) {
 	for _, skewed := range []bool{false, true} {
 		sp := spec{capacity: 20, scenario: scenario{

@@ -16,7 +16,7 @@ const (
 	chartHeight = 648
 
 	plotLeft   = 84
-	plotRight  = 862 // to the right are the names of the lines across
+	plotRight  = 862 // the names of the lines across are to the right
 	upperTop   = 152
 	upperBase  = 440
 	lowerTop   = 490
@@ -26,10 +26,10 @@ const (
 	labelGap = 18 // least distance between two labels, so that they do not overlap
 )
 
-// seriesColors are told apart by colour-blind readers too: without PassBuddy, with it.
+// seriesColors are colours that colour-blind readers can distinguish: without PassBuddy, with it.
 var seriesColors = []string{"#d55e00", "#0072b2"}
 
-// chart is what the picture shows.
+// chart holds the data of the picture.
 type chart struct {
 	opts    Options
 	limit   int // connections that the server has for the fleet, 0 if unknown
@@ -44,7 +44,7 @@ type chart struct {
 func newChart(o Options, limit int, results []*result) *chart {
 	c := &chart{opts: o, limit: limit, results: results, xMax: o.duration.Seconds()}
 	if o.scope == fleet.ScopeCheckout {
-		c.limit = 0 // far away, and not what that run is about
+		c.limit = 0 // far above the cap, and not what that run is about
 	}
 	for _, r := range results {
 		for _, p := range failureRates(r.progress) {
@@ -66,7 +66,7 @@ func (c *chart) write(w io.Writer) error {
 	return err
 }
 
-// heading is the title, what was run, and the legend with each run's figures.
+// heading draws the title, the settings of the run, and the legend with each run's figures.
 func (c *chart) heading() {
 	what := "Postgres backends"
 	if c.opts.scope == fleet.ScopeCheckout {
@@ -95,7 +95,7 @@ func (c *chart) upperPanel() {
 	for i, r := range c.results {
 		var points []point
 		for _, s := range r.samples {
-			if s.at <= c.opts.duration { // what comes after, the fleet's end, counts for the peak only
+			if s.at <= c.opts.duration { // later samples, of the fleet's end, count for the peak only
 				points = append(points, point{s.at.Seconds(), float64(s.backends)})
 			}
 		}
@@ -127,7 +127,8 @@ func (c *chart) lowerPanel() {
 // point is a point of a curve: seconds and a value.
 type point struct{ x, y float64 }
 
-// failureRates is how many operations per second failed between one progress point and the next.
+// failureRates returns how many operations per second failed between one progress point and the
+// next.
 func failureRates(progress []progressPoint) []point {
 	var points []point
 	for i := 1; i < len(progress); i++ {
@@ -173,8 +174,8 @@ func (p panel) across(value float64, color, dashes string) float64 {
 	return y
 }
 
-// curve draws points that are in order of time. A column of the picture that holds several shows the lowest and the
-// highest of them, so that no peak is lost.
+// curve draws points in order of time. A column of the picture with several points shows the lowest
+// and the highest of them, so that no peak is lost.
 func (p panel) curve(points []point, color string) {
 	if len(points) == 0 {
 		return

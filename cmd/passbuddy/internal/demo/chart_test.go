@@ -19,7 +19,7 @@ func testOptions() Options {
 		query: "select 1 where 'a' < 'b' & c", scope: fleet.ScopeConnection, integration: fleet.Pgxpool, svg: "x.svg"}
 }
 
-// testResult has n samples over ten seconds, all of them low but the one in the middle.
+// testResult returns n samples over ten seconds, all low except the one in the middle.
 func testResult(name string, n, low, peak int) *result {
 	r := &result{name: name, took: 10 * time.Second, peak: peak, wait: fleet.NewLatency(), total: fleet.NewLatency()}
 	for i := range n {
@@ -116,7 +116,7 @@ func TestChartShowsBothRunsAndTheCap(t *testing.T) {
 	}
 }
 
-// One sample in thousands must still be seen where the picture has fewer columns than there are samples.
+// One sample in thousands must show even if the picture has fewer columns than samples.
 func TestChartLosesNoPeak(t *testing.T) {
 	o := testOptions()
 	elements := drawChart(t, o, 0, testResult("without PassBuddy", 50_000, 3, 27))

@@ -17,12 +17,12 @@ import (
 // drainTime is how long operations under way may take to end after the run.
 const drainTime = 3 * time.Second
 
-// result is what one run showed.
+// result holds the figures of one run.
 type result struct {
 	name        string
 	took        time.Duration
 	counts      fleet.Counts
-	served      int // goroutines that had an operation succeed
+	served      int // goroutines with at least one successful operation
 	failures    map[string]int64
 	wait, total *fleet.Latency
 	samples     []sample
@@ -30,15 +30,15 @@ type result struct {
 	progress    []progressPoint
 }
 
-// progressPoint is how far the fleet was at a time since the start of the run.
+// progressPoint is the fleet's progress at a time since the start of the run.
 type progressPoint struct {
 	at     time.Duration
 	counts fleet.Counts
 }
 
-// Run runs the fleet without PassBuddy and with it, and shows how they compare: a table on out, a picture in a file,
-// and progress on status. It returns an error when something stood in the way, or when the run with PassBuddy was
-// not what PassBuddy promises. When it returns, its processes and temporary folders are gone.
+// Run runs the fleet without PassBuddy and with it, and shows how they compare: a table on out, a
+// picture in a file, and progress on status. It returns an error if a run failed or PassBuddy broke
+// its promise. When it returns, its processes and temporary folders are gone.
 func Run(ctx context.Context, o Options, out, status io.Writer) (err error) {
 	s, err := startServers(ctx, o)
 	if err != nil {
@@ -136,7 +136,7 @@ func runFleet(ctx context.Context, o Options, s *servers, withPassBuddy bool, st
 	return r, sampler.AwaitQuiet(ctx)
 }
 
-// watch shows how the run goes until it is over.
+// watch shows the progress of the run until it is over.
 func (r *result) watch(ctx context.Context, o Options, f *fleet.Fleet, s *sampler, start time.Time, status io.Writer) {
 	line := show.NewStatusLine(status)
 	defer line.End()
@@ -162,7 +162,7 @@ func (r *result) watch(ctx context.Context, o Options, f *fleet.Fleet, s *sample
 	}
 }
 
-// add takes the workers' final reports in.
+// add adds the workers' final reports.
 func (r *result) add(reports []fleet.Report) error {
 	for _, report := range reports {
 		r.counts.Add(report.Counts)
@@ -177,7 +177,7 @@ func (r *result) add(reports []fleet.Report) error {
 	return nil
 }
 
-// rate is n per second, rounded.
+// rate returns n per second, rounded.
 func rate(n int64, d time.Duration) int64 {
 	if d <= 0 {
 		return 0

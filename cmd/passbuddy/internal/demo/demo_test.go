@@ -31,7 +31,8 @@ func testContext(t *testing.T) context.Context {
 	return ctx
 }
 
-// The whole demo, small: the fleet without PassBuddy runs into the server's limit, the one with it keeps the cap.
+// A small run of the whole demo: the fleet without PassBuddy exceeds the server's limit, the fleet
+// with it keeps the cap.
 func TestDemo(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: this runs a fleet of processes for some seconds")
@@ -91,7 +92,7 @@ func TestDemoIsInterrupted(t *testing.T) {
 	select {
 	case <-status.written:
 	case err := <-ended:
-		t.Fatalf("ended by itself: %v", err)
+		t.Fatalf("the demo ended before its interruption: %v", err)
 	}
 	cancel()
 	if err := <-ended; !errors.Is(err, context.Canceled) {

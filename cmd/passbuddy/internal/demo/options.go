@@ -28,7 +28,7 @@ type Options struct {
 	svg         string
 }
 
-// ParseOptions reads the flags, and refuses values that cannot work by the name of their flag.
+// ParseOptions reads the flags. An error about an invalid value names its flag.
 func ParseOptions(args []string, help io.Writer) (Options, error) {
 	var o Options
 	flags := flag.NewFlagSet("passbuddy demo", flag.ContinueOnError)
@@ -42,7 +42,7 @@ func ParseOptions(args []string, help io.Writer) (Options, error) {
 	flags.StringVar(&o.redisURL, "redis", "", "`URL` of a Redis to use instead of a throwaway one")
 	flags.StringVar(&o.postgresURL, "postgres", "", "`URL` of a Postgres to use instead of a throwaway one; the run without PassBuddy will stress it")
 	flags.StringVar(&o.svg, "svg", "passbuddy-demo.svg", "`path` of the picture to write")
-	flags.SetOutput(io.Discard) // errors are the caller's to print; help is printed here
+	flags.SetOutput(io.Discard) // the caller prints errors; help is printed here
 	flags.Usage = func() {
 		fmt.Fprintln(help, "Usage: passbuddy demo [flags]\n\nFlags:")
 		flags.SetOutput(help)
@@ -103,7 +103,8 @@ func (o Options) validate() error {
 	return nil
 }
 
-// withoutURL is err without the URL that net/url repeats in it, for that can hold a password.
+// withoutURL returns err without the URL that net/url repeats in it, because the URL can contain a
+// password.
 func withoutURL(err error) error {
 	if parse, ok := err.(*url.Error); ok {
 		return parse.Err

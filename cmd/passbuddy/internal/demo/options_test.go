@@ -34,7 +34,7 @@ func TestOptionsRefused(t *testing.T) {
 		}
 	}
 	if _, err := ParseOptions([]string{"now"}, io.Discard); err == nil || !strings.Contains(err.Error(), `"now"`) {
-		t.Errorf("an argument too many: %v", err)
+		t.Errorf("with an extra argument: %v", err)
 	}
 }
 
@@ -57,7 +57,7 @@ func TestOptionHelp(t *testing.T) {
 	}
 	for _, name := range []string{"-processes", "-goroutines", "-cap", "-duration", "-query", "-scope", "-integration", "-redis", "-postgres", "-svg"} {
 		if !strings.Contains(help.String(), name+" ") {
-			t.Errorf("help does not tell of %s", name)
+			t.Errorf("help does not mention %s", name)
 		}
 	}
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/show"
 )
 
-// writeTable compares the runs, one a column.
+// writeTable compares the runs, one in each column.
 func writeTable(out io.Writer, o Options, results []*result) {
 	type row struct {
 		name  string
@@ -33,8 +33,8 @@ func writeTable(out io.Writer, o Options, results []*result) {
 		{"whole operation, p99", func(r *result) string { return milliseconds(r.total, 99) }},
 		{peakText(o), func(r *result) string { return fmt.Sprint(r.peak) }},
 	}
-	// Right-aligned columns need a tab after the last cell too, and tabwriter would align the names to the right as
-	// well: they are padded here.
+	// Right-aligned columns need a tab after the last cell too. tabwriter would also align the
+	// names to the right, so we pad them here.
 	widest := 0
 	for _, row := range rows {
 		widest = max(widest, len(row.name))
@@ -64,7 +64,7 @@ func peakText(o Options) string {
 	return fmt.Sprintf("peak of backends (cap %d)", o.capacity)
 }
 
-// verdict holds the run with PassBuddy to its promise.
+// verdict returns an error if the run with PassBuddy broke the promise.
 func verdict(out io.Writer, o Options, with *result) error {
 	switch {
 	case with.peak > o.capacity:
@@ -79,7 +79,7 @@ func verdict(out io.Writer, o Options, with *result) error {
 	return nil
 }
 
-// milliseconds shows a percentile.
+// milliseconds formats a percentile.
 func milliseconds(l *fleet.Latency, percentile float64) string {
 	if l.Count() == 0 {
 		return "-"

@@ -28,7 +28,7 @@ func TestScheduleIsPoisson(t *testing.T) {
 		gap := (at - last).Seconds()
 		last = at
 		if gap < 0 {
-			t.Fatal("an arrival before the one before")
+			t.Fatal("an arrival is earlier than the one before it")
 		}
 		sum += gap
 		squares += gap * gap
@@ -46,8 +46,8 @@ func TestScheduleIsPoisson(t *testing.T) {
 	}
 }
 
-// In a ramp the rate grows evenly: half as many arrive as without, three quarters of them in its
-// second half.
+// In a ramp the rate grows evenly: half as many operations arrive as without it, three quarters of
+// them in its second half.
 func TestScheduleRamps(t *testing.T) {
 	s := testSchedule(10_000, 4)
 	var first, second, after int
@@ -71,7 +71,7 @@ func TestScheduleRamps(t *testing.T) {
 	}
 }
 
-// fakePool is a pool of size connections, each of whose operations takes the given time.
+// fakePool is a pool of size connections; each operation takes the given time.
 type fakePool struct {
 	slots chan struct{}
 	takes time.Duration
@@ -113,7 +113,7 @@ func testWorker(p pool, cfg Config, s Span) *worker {
 		wait: NewLatency(), total: NewLatency(), failures: make(map[string]int64)}
 }
 
-// runWorker runs w to the end of its window, or until stopAfter if that is earlier, as work does.
+// runWorker runs w as work does, to the end of its window, or until stopAfter if that is earlier.
 func runWorker(w *worker, stopAfter time.Duration) {
 	stop, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -123,9 +123,9 @@ func runWorker(w *worker, stopAfter time.Duration) {
 	w.run(stop, discardReports())
 }
 
-// A pool that stands still for a second delays all that arrive meanwhile, and each delay counts
-// from when the operation was to start. A loop that waited for the first one would have found one
-// slow operation.
+// A pool that stalls for a second delays all operations that arrive meanwhile, and each delay
+// counts from the operation's due time. A loop that waited for the first operation would find only
+// one slow operation.
 func TestOpenLoopCountsFromTheIntendedStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		now := time.Now()
@@ -138,7 +138,7 @@ func TestOpenLoopCountsFromTheIntendedStart(t *testing.T) {
 		if math.Abs(total-2000) > 200 {
 			t.Fatalf("%v operations, want about 2,000", total)
 		}
-		// Half of the operations arrived in the second, and waited for half a second at the mean.
+		// Half of the operations arrived during the stall, and waited for half a second on average.
 		for percent, want := range map[float64]time.Duration{40: 0, 75: 500 * time.Millisecond, 100: time.Second} {
 			if got := w.total.Percentile(percent); (got - want).Abs() > 60*time.Millisecond {
 				t.Errorf("p%v is %v, want about %v", percent, got, want)
@@ -154,7 +154,7 @@ func TestOpenLoopCountsFromTheIntendedStart(t *testing.T) {
 }
 
 // A generator that is late by half a second starts all overdue operations at once. Each counts from
-// when it was to start.
+// its due time.
 func TestLateArrivalsCountFromTheIntendedStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		begin := time.Now().Add(-500 * time.Millisecond)
@@ -169,7 +169,7 @@ func TestLateArrivalsCountFromTheIntendedStart(t *testing.T) {
 	})
 }
 
-// Operations that are outstanding are bounded, and each arrival is either done, shed or unfinished.
+// Operations in flight are bounded, and each arrival is either done, shed or unfinished.
 func TestOpenLoopShedsBeyondItsBound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		now := time.Now()
@@ -189,8 +189,8 @@ func TestOpenLoopShedsBeyondItsBound(t *testing.T) {
 	})
 }
 
-// An operation that is late by the end of the window is in the percentiles with all of its time,
-// but not in the throughput.
+// An operation that ends after the window counts in the percentiles with its whole time, but not in
+// the throughput.
 func TestOpenLoopWaitsForTheLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		now := time.Now()
@@ -220,7 +220,8 @@ func TestOpenLoopCountsFailures(t *testing.T) {
 	})
 }
 
-// A goroutine that pauses for 50 ms at the mean between operations of 2 ms does some 19 a second.
+// A goroutine that pauses for 50 ms on average between operations of 2 ms does about 19 operations
+// a second.
 func TestPausesBetweenOperations(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		now := time.Now()
@@ -236,7 +237,8 @@ func TestPausesBetweenOperations(t *testing.T) {
 	})
 }
 
-// A worker that is told to leave finishes what is under way and what waits, and it counts.
+// A worker that is told to leave finishes the operations in flight and those that wait, and counts
+// them.
 func TestGracefulWorkersFinish(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		now := time.Now()
@@ -254,7 +256,7 @@ func TestGracefulWorkersFinish(t *testing.T) {
 	})
 }
 
-// At the end of the run a graceful worker counts as little as any other.
+// At the end of the run a graceful worker counts no more than any other.
 func TestGracefulWorkersEndWithTheWindow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		now := time.Now()

@@ -65,6 +65,6 @@ func TestLatencyMergeRefusesNonsense(t *testing.T) {
 		t.Errorf("nothing to merge: %v", err)
 	}
 	if err := l.Merge([]byte("nonsense")); err == nil {
-		t.Error("nonsense was merged")
+		t.Error("Merge accepted an invalid encoding")
 	}
 }

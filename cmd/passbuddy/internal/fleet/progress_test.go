@@ -8,7 +8,7 @@ import (
 
 func testWindow(length time.Duration) *window {
 	from := time.Now()
-	return newWindow(Span{From: from.Round(0), Until: from.Add(length).Round(0)}) // as JSON carries them
+	return newWindow(Span{From: from.Round(0), Until: from.Add(length).Round(0)}) // without the monotonic clock, as in JSON
 }
 
 func TestWindowCountsWhatEndsInIt(t *testing.T) {
@@ -60,7 +60,8 @@ func TestRunWithoutEndHasNoProgress(t *testing.T) {
 	}
 }
 
-// What never ended is in the percentiles with the time that it lasted, once, and what began after the end is not.
+// An operation that never ended counts once in the percentiles, with the time that it lasted. One
+// that began after the end does not count.
 func TestUnfinishedOperationsAreRecorded(t *testing.T) {
 	w := &worker{wait: NewLatency(), total: NewLatency(), window: testWindow(time.Second)}
 	from, until := w.window.from, w.window.until
