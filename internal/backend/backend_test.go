@@ -80,7 +80,7 @@ func TestEnd(t *testing.T) {
 			t.Errorf("the busy one: %v", err)
 		}
 		if alive(idle) {
-			t.Error("the idle one lives")
+			t.Error("the idle backend lives on")
 		}
 	})
 	t.Run("a pid used again", func(t *testing.T) {
@@ -88,10 +88,10 @@ func TestEnd(t *testing.T) {
 		b := of(t, c)
 		before := allotment.Backend{PID: b.PID, Start: b.Start - 1}
 		if gone := backend.End(t.Context(), self.PgConn(), []allotment.Backend{before}); !gone[0] {
-			t.Error("what had the pid before is not gone")
+			t.Error("the former backend with the pid is not reported as gone")
 		}
 		if !alive(c) {
-			t.Error("the one that has it now was ended")
+			t.Error("End ended the backend that has the pid now")
 		}
 	})
 	t.Run("itself", func(t *testing.T) {
@@ -100,7 +100,7 @@ func TestEnd(t *testing.T) {
 			t.Errorf("gone %v, alive %v", gone, alive(self))
 		}
 		if took := time.Since(began); took > 10*time.Second {
-			t.Errorf("took %v: the wait is bounded", took)
+			t.Errorf("End took %v, longer than its bound", took)
 		}
 	})
 	t.Run("another role's", func(t *testing.T) {
@@ -117,12 +117,12 @@ func TestEnd(t *testing.T) {
 				t.Errorf("%s: gone %v, alive %v", name, gone, alive(c))
 			}
 		}
-		// ... although it could.
+		// A superuser could end it.
 		c := connect(t, pg.URL())
 		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 		defer cancel()
 		if gone := backend.End(ctx, admin.PgConn(), []allotment.Backend{of(t, c)}); gone[0] || !alive(c) {
-			t.Error("a superuser ended another role's")
+			t.Error("a superuser ended another role's backend")
 		}
 	})
 	t.Run("in another role", func(t *testing.T) {
@@ -145,12 +145,12 @@ func TestEnd(t *testing.T) {
 		b := of(t, c)
 		_ = dead.Close(t.Context())
 		if gone := backend.End(t.Context(), dead.PgConn(), []allotment.Backend{b}); gone[0] {
-			t.Error("gone, says a connection that is closed")
+			t.Error("reported as gone over a closed connection")
 		}
 	})
 }
 
-// To look ends nothing, and what cannot be seen is not gone.
+// Gone ends nothing, and a backend that it cannot see is not gone.
 func TestGone(t *testing.T) {
 	pg := server(t)
 	admin := connect(t, pg.AdminURL())
@@ -170,7 +170,7 @@ func TestGone(t *testing.T) {
 	all := []allotment.Backend{here, before, of(t, others), of(t, self), ended, elsewhere}
 	look := func(by *pgx.Conn) []bool { return backend.Gone(t.Context(), by.PgConn(), all) }
 	if gone := look(self); !slices.Equal(gone, []bool{false, true, false, false, false, false}) {
-		t.Errorf("gone: %v, but all are there", gone)
+		t.Errorf("gone: %v, but all live", gone)
 	}
 	if err := ends.Close(t.Context()); err != nil {
 		t.Fatal(err)
@@ -178,24 +178,24 @@ func TestGone(t *testing.T) {
 	deadline := time.Now().Add(10 * time.Second)
 	for !look(self)[4] {
 		if time.Now().After(deadline) {
-			t.Fatal("one that was closed is not gone")
+			t.Fatal("the closed backend is not reported as gone")
 		}
 	}
 	if look(self)[5] {
-		t.Error("gone, says a server that never had it")
+		t.Error("reported as gone by a server that never had it")
 	}
 	if !alive(lives) || !alive(others) {
-		t.Error("a look ended what it looked for")
+		t.Error("Gone ended a backend")
 	}
 	if gone := look(ends); slices.Contains(gone, true) {
-		t.Errorf("gone: %v, says a connection that is closed", gone)
+		t.Errorf("reported as gone over a closed connection: %v", gone)
 	}
 	if gone := backend.Gone(t.Context(), self.PgConn(), nil); len(gone) != 0 {
-		t.Errorf("gone: %v of nothing", gone)
+		t.Errorf("gone: %v, of no backends", gone)
 	}
 }
 
-// A pooler tells clients numbers of its own.
+// A pooler gives its clients pids of its own.
 func TestOfBehindAPooler(t *testing.T) {
 	pg := server(t)
 	c, err := pgconn.Connect(t.Context(), pg.URL())

@@ -15,21 +15,20 @@ import (
 )
 
 const (
-	// answerTimeout bounds the first query: the connection may be dead as well.
+	// answerTimeout bounds the first query: this connection may be dead, too.
 	answerTimeout = time.Second
-	// sinceSlack is by how much Postgres's clock may run otherwise than ours since a connection was
-	// opened.
+	// sinceSlack is how far Postgres's clock may drift from ours while a connection is open.
 	sinceSlack = time.Second
 )
 
 // EndSuspects has Postgres end the backends of connections that were lost, and reports which are
-// gone. Of those it knows the pid, and a time at which they were there: a backend of that pid that
-// has started later is another, and is not touched. Nor is one of another role than pc has logged
-// in with. Both are not gone either: clocks are set, and we do not know better.
+// gone. It knows the pid of each, and a time at which the backend lived. It spares a backend of
+// that pid that started later, because that is another one, and a backend of another role than
+// pc's. It reports neither as gone: someone may have set a clock, and we cannot tell.
 //
-// It asks nothing, and so finds nothing gone, about another server than pc's; nor through a pooler,
-// whose pids are its own. Of a backend that was recorded it is known which server it is of, by
-// whatever address; of all others the address has to be the same.
+// It sends no query, and so finds nothing gone, if a backend is on another server than pc's or pc
+// goes through a pooler, whose pids are its own. The record of a backend names its server, whatever
+// the address. Backends without a record must have pc's address.
 func EndSuspects(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.Suspect) (gone []bool, err error) {
 	gone = make([]bool, len(suspects))
 	here, err := recordedHere(ctx, pc, suspects)
@@ -60,7 +59,7 @@ func EndSuspects(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.S
 	return gone, nil
 }
 
-// recordedHere tells of which it is known that they are of pc's server.
+// recordedHere reports which backends are recorded as those of pc's server.
 func recordedHere(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.Suspect) (here []bool, err error) {
 	here = make([]bool, len(suspects))
 	i := slices.IndexFunc(suspects, func(s *allotment.Suspect) bool { return s.Recorded != allotment.Backend{} })
@@ -76,7 +75,7 @@ func recordedHere(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.
 	return here, err
 }
 
-// endRecorded is EndSuspects for those that are here, by pid and start.
+// endRecorded is EndSuspects for backends recorded here, by pid and start.
 func endRecorded(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.Suspect, here []bool) (gone []bool, err error) {
 	var backends []allotment.Backend
 	for i, s := range suspects {
@@ -91,7 +90,7 @@ func endRecorded(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.S
 	return gone, cmp.Or(err, ctx.Err())
 }
 
-// endByAddr is EndSuspects for all others.
+// endByAddr is EndSuspects for all other backends.
 func endByAddr(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.Suspect) (gone []bool, err error) {
 	gone = make([]bool, len(suspects))
 	addr := pc.Conn().RemoteAddr()
@@ -127,7 +126,7 @@ func endByAddr(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.Sus
 	if rows[0].PID != pc.PID() { // a pooler's number
 		return gone, nil
 	}
-	spared := len(before) - int(rows[0].Start) // not ours to end, so not waited for
+	spared := len(before) - int(rows[0].Start) // not ours to end, so we do not wait for them
 	deadline := time.Now().Add(goneTimeout)
 	for pause := minPause; ; pause = min(2*pause, maxPause) {
 		rows, err := query(ctx, pc, look)

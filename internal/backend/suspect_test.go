@@ -14,7 +14,7 @@ import (
 	"github.com/passbuddy/passbuddy/internal/backend"
 )
 
-// suspect is what a pool knows of c's backend.
+// suspect returns the facts that a pool has about c's backend.
 func suspect(c *pgx.Conn) *allotment.Suspect {
 	pc := c.PgConn()
 	return &allotment.Suspect{PID: pc.PID(), Since: time.Now(), Addr: pc.Conn().RemoteAddr().String()}
@@ -60,7 +60,7 @@ func TestEndSuspects(t *testing.T) {
 		there := suspect(elsewhere)
 		there.Addr = "192.0.2.1:5432"
 		before := suspect(younger)
-		before.Since = before.Since.Add(-time.Hour) // the pid was another's then
+		before.Since = before.Since.Add(-time.Hour) // another backend had the pid then
 		exact := func(c *pgx.Conn, server, start int64) *allotment.Suspect {
 			b, err := backend.Of(t.Context(), c.PgConn())
 			if err != nil {
@@ -74,7 +74,7 @@ func TestEndSuspects(t *testing.T) {
 		}
 		hostTwo, restarted, reused := connect(t, pg.URL()), connect(t, pg.URL()), connect(t, pg.URL())
 		if gone := end(exact(restarted, 1, 0), suspect(self), exact(hostTwo, 0, 0), exact(reused, 0, 1)); !slices.Equal(gone, []bool{false, false, true, true}) {
-			t.Errorf("recorded ones are gone: %v", gone)
+			t.Errorf("recorded backends are reported as gone: %v", gone)
 		}
 		for name, c := range map[string]*pgx.Conn{"one of a server that was restarted since": restarted, "one whose pid was used again": reused} {
 			if !alive(c) {
@@ -82,7 +82,7 @@ func TestEndSuspects(t *testing.T) {
 			}
 		}
 		if alive(hostTwo) {
-			t.Error("one that was recorded lives on: it was reached by another address")
+			t.Error("a recorded backend that was reached by another address lives on")
 		}
 		began := time.Now()
 		gone := end(suspect(other), there, before, suspect(self), suspect(mine))
@@ -97,7 +97,7 @@ func TestEndSuspects(t *testing.T) {
 			}
 		}
 		if took := time.Since(began); took > 10*time.Second {
-			t.Errorf("waited %v for those it was not to end", took)
+			t.Errorf("waited %v for backends that it must not end", took)
 		}
 	})
 	t.Run("behind a pooler", func(t *testing.T) {

@@ -8,7 +8,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Options of a Cluster client that send reads elsewhere are for the caller's own calls.
+// The session's client does not inherit the Cluster options that send reads to replicas; they serve
+// the caller's own calls.
 func TestRoutingIsOurOwn(t *testing.T) {
 	c := redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{"127.0.0.1:1"}, ReadOnly: true, RouteByLatency: true, RouteRandomly: true})
 	defer c.Close()
@@ -21,8 +22,7 @@ func TestRoutingIsOurOwn(t *testing.T) {
 	}
 }
 
-// The session's clients have the caller's options, but for those that are for the caller's own
-// calls.
+// The session's clients have the caller's options, except those that serve the caller's own calls.
 func TestOptionsOfOwnClients(t *testing.T) {
 	c := redis.NewClient(&redis.Options{
 		Addr: "127.0.0.1:1", ClientName: "name", DB: 3, Limiter: noLimit{}, MinIdleConns: 5,
@@ -70,7 +70,7 @@ func TestOnlyPoliciesForAllKeysAreWarnedOf(t *testing.T) {
 	}
 }
 
-// INFO says anything: it is read, and what it says is refused by its version or its mode alone.
+// check reads any reply to INFO, and refuses a server only for its version or its mode.
 func FuzzServerInfo(f *testing.F) {
 	for _, seed := range []string{"redis_version:7.0.15\r\nmaxmemory:0\r\nmaxmemory_policy:noeviction\r\n", "", ":", "redis_version", "redis_version:5\n", "redis_version:-1.x", "\x00\n\n:::"} {
 		f.Add(seed)
@@ -81,7 +81,7 @@ func FuzzServerInfo(f *testing.F) {
 			t.Errorf("%v, of version %q", err, s.version)
 		}
 		if s.mayEvict() && s.policy == "" {
-			t.Error("it may evict, by no policy")
+			t.Error("without a policy, may evict is reported")
 		}
 	})
 }

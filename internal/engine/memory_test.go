@@ -10,9 +10,9 @@ import (
 	"github.com/passbuddy/passbuddy/internal/throwaway"
 )
 
-// Where Redis is out of memory a pool's request keeps its place in the queue, and is granted what
-// others give back. A pool that asks only now hears why it gets nothing, and is granted a permit
-// once there is memory again. The backend of a permit that is held is recorded all the while.
+// While Redis is out of memory, a pool's request keeps its place in the queue and is granted
+// permits that others give back. A pool that asks only then gets an error with the reason, and a
+// permit once there is memory again. Backends of held permits are recorded throughout.
 func TestPoolsWithoutMemory(t *testing.T) {
 	r, err := throwaway.StartRedis(t.Context(), throwaway.RedisOptions{})
 	if err != nil {

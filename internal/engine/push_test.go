@@ -15,9 +15,9 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// A critic is a Listener that complains of what no push may say.
+// A critic is a Listener that reports calls that no push may cause.
 type critic struct {
-	wrong atomic.Pointer[string] // a heartbeat that a push asked for may still be on its way when its test has ended
+	wrong atomic.Pointer[string] // a heartbeat that a push caused may still be in flight when its test has ended
 }
 
 func (c *critic) complain(format string, args ...any) {
@@ -85,7 +85,7 @@ func FuzzPush(f *testing.F) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.core.Held() != 2 || held.Permit.State() != core.Held || probe.Permit.State() != core.Held {
-			t.Errorf("%d are held, want the two that were asked for", s.core.Held())
+			t.Errorf("%d permits are held, want the two requested", s.core.Held())
 		}
 		if until := held.TrustedUntil(); until > s.now()+s.cfg.TTL {
 			t.Errorf("trusted for %v, a lease is %v", until-s.now(), s.cfg.TTL)

@@ -18,9 +18,9 @@ import (
 	"github.com/passbuddy/passbuddy/internal/bubble"
 )
 
-// A proxy refuses the subscription, an ACL does, or a proxy hangs up on it. Open goes on at once,
-// waiters ask again by themselves, and tries become rare. Once subscriptions are allowed the
-// session is subscribed.
+// A proxy or an ACL refuses the subscription, or a proxy closes its connection. Open goes on at
+// once, waiters retry by themselves, and attempts to subscribe become rare. Once subscriptions are
+// allowed, the session subscribes.
 func TestRefusedSubscription(t *testing.T) {
 	for name, refuse := range map[string]func(*server.Peer){
 		"unknown command": func(c *server.Peer) { c.WriteError("ERR unknown command 'subscribe'") },
@@ -43,7 +43,7 @@ func TestRefusedSubscription(t *testing.T) {
 					pass := allowed
 					mu.Unlock()
 					if !pass {
-						refuse(c) // without mu: it may wait for a script, whose commands come here, too
+						refuse(c) // without mu: it may wait for a script, whose commands pass through here, too
 					}
 					return !pass
 				})
@@ -53,7 +53,7 @@ func TestRefusedSubscription(t *testing.T) {
 				began := time.Now()
 				s := w.join(Config{Capacity: 1, Patience: forever, Logger: logger})
 				if took := time.Since(began); took > time.Second {
-					t.Errorf("Open waited %v for what was refused", took)
+					t.Errorf("Open waited %v for a refused subscription", took)
 				}
 				other := w.join(Config{Capacity: 1, Patience: forever})
 				p := other.acquire(t)
@@ -61,7 +61,7 @@ func TestRefusedSubscription(t *testing.T) {
 				release(t, p)
 				time.Sleep(defaultRetry * 2)
 				if !waiting.IsDone() || waiting.Err != nil {
-					t.Errorf("a waiter that asks again by itself: done %v, %v", waiting.IsDone(), waiting.Err)
+					t.Errorf("a waiter that retries by itself: done %v, %v", waiting.IsDone(), waiting.Err)
 				}
 				other.crash()
 				count()
@@ -95,8 +95,8 @@ type locked struct {
 
 func (l locked) Write(p []byte) (int, error) { l.mu.Lock(); defer l.mu.Unlock(); return l.w.Write(p) }
 
-// The primary is demoted and lives on, and the address leads to another server. After a
-// READONLY, scripts and the subscription follow.
+// The primary is demoted and lives on, and the address leads to another server. After a READONLY
+// error, scripts and the subscription move to that server.
 func TestSubscriptionFollowsADemotion(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		next := miniredis.NewMiniRedis()
@@ -176,7 +176,7 @@ func TestUnheardSubscriptionIsTriedRarely(t *testing.T) {
 	})
 }
 
-// A subscription that is heard stays.
+// The session keeps a subscription that receives its pushes.
 func TestHeardSubscriptionStays(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		var mu sync.Mutex

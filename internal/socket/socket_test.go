@@ -21,7 +21,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// fleet is one without Redis: the allotment lives on its FallbackConns, so no engine is needed.
+// fleet is a fleet without Redis. The allotment uses its FallbackConns, so it needs no engine.
 type fleet struct{}
 
 func (fleet) Ask(int)                 {}
@@ -32,7 +32,7 @@ func (fleet) Err() error              { return semaphore.ErrUnavailable }
 func (fleet) Evict() bool             { return false }
 func (fleet) Abort(c *allotment.Slot) { c.Attached().(*socket.Link).Abort() }
 
-// one is an allotment that may hold one connection, and a caller who has the turn for it.
+// one returns an allotment that may hold one connection, and a caller that has the turn for it.
 func one(t *testing.T) *allotment.Allotment {
 	t.Helper()
 	a := allotment.New(fleet{}, allotment.Options{AcquireTimeout: 10 * time.Second, FallbackConns: 1})
@@ -118,18 +118,18 @@ func TestPermitFollowsServersEnd(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := far.Read(make([]byte, 1)); err != io.EOF {
-		t.Error("the server did not see the end: ", err)
+		t.Error("the server did not see the half-close:  ", err)
 	}
 	if got := a.Figures(); got.Leaving != 1 || got.Turns != 0 || got.Owned != 1 {
 		t.Errorf("before the server's end: %+v", got)
 	}
-	// What the server still has to say is read: more than any buffer holds.
+	// The drain reads what the server still sends, here more than any buffer holds.
 	if _, err := far.Write(make([]byte, 64<<20)); err != nil {
 		t.Error(err)
 	}
 	select {
 	case <-l.Gone():
-		t.Error("gone before the server's end")
+		t.Error("Gone was closed before the server's end")
 	default:
 	}
 	far.Close()
@@ -175,8 +175,8 @@ func TestNextTryWaitsForTheLast(t *testing.T) {
 	a.Exit()
 }
 
-// TestSilentTryIsAbandoned: a server that never said a word does not keep the attempt's next host
-// from being dialled.
+// TestSilentTryIsAbandoned: a server that never sent anything does not keep the attempt from
+// dialling its next host.
 func TestSilentTryIsAbandoned(t *testing.T) {
 	a := one(t)
 	addr, accepted := server(t)
@@ -188,7 +188,7 @@ func TestSilentTryIsAbandoned(t *testing.T) {
 	must(d.DialContext(ctx, "tcp", addr))(t)
 	far := <-accepted
 	<-socket.Of(first).Gone()
-	waitFor(t, func() bool { _, err := silent.Write([]byte("R")); return err != nil }) // it has been reset
+	waitFor(t, func() bool { _, err := silent.Write([]byte("R")); return err != nil }) // it was reset
 	if got := a.Figures(); got.Opening != 1 || got.Owned != 1 {
 		t.Errorf("%+v", got)
 	}
@@ -198,7 +198,8 @@ func TestSilentTryIsAbandoned(t *testing.T) {
 	a.Exit()
 }
 
-// TestTryThatSpokeIsWaitedFor: its server may have a session, which ends in its own time.
+// TestTryThatSpokeIsWaitedFor: the server of such a try may have a session, which takes its own
+// time to end.
 func TestTryThatSpokeIsWaitedFor(t *testing.T) {
 	a := one(t)
 	addr, accepted := server(t)
@@ -220,7 +221,7 @@ func TestTryThatSpokeIsWaitedFor(t *testing.T) {
 	}()
 	select {
 	case err := <-dialled:
-		t.Error("dialled beside a backend that may live: ", err)
+		t.Error("dialled while the last try's backend may live:  ", err)
 	case <-time.After(200 * time.Millisecond):
 	}
 	far.Close()
@@ -234,9 +235,9 @@ func TestTryThatSpokeIsWaitedFor(t *testing.T) {
 	a.Exit()
 }
 
-// TestForgottenTryIsClosed: the driver dials again, and leaves its first socket open. What it ends
-// with is the last that is open, so a cancel request by the context of the attempt is not taken for
-// it.
+// TestForgottenTryIsClosed: the driver dials again, and leaves its first socket open. The attempt
+// ends with the last open socket, so End does not take a cancel request with the attempt's context
+// for it.
 func TestForgottenTryIsClosed(t *testing.T) {
 	addr, accepted := server(t)
 	d := &socket.Dialer{Dial: (&net.Dialer{}).DialContext, OpenExtra: func(context.Context) *allotment.Slot { return nil }}
@@ -249,7 +250,7 @@ func TestForgottenTryIsClosed(t *testing.T) {
 	}
 	nets[2].Close() // the cancel request
 	if own := d.End(socket.Wrap(&net.TCPConn{}).Link()); own != socket.Of(nets[1]) || own.Closed() {
-		t.Error("the connection's socket is not what the attempt ended with")
+		t.Error("the attempt did not end with the connection's socket")
 	}
 	if _, err := fars[0].Read(make([]byte, 1)); err != io.EOF {
 		t.Errorf("the forgotten socket: %v", err)
@@ -261,7 +262,7 @@ func TestForgottenTryIsClosed(t *testing.T) {
 	}
 }
 
-// TestCancelRequestsTakeNone, whenever they come.
+// TestCancelRequestsTakeNone: cancel requests take no permit, whenever they come.
 func TestCancelRequestsTakeNone(t *testing.T) {
 	a := one(t)
 	addr, accepted := server(t)
@@ -284,7 +285,7 @@ func TestCancelRequestsTakeNone(t *testing.T) {
 	l := d.End(nil)
 	plain(ctx)
 	if socket.Of(nc) != l || l.Slot() == nil {
-		t.Error("the link is not found")
+		t.Error("Of does not find the link")
 	}
 	far.Close()
 	nc.Close()
@@ -308,7 +309,7 @@ func TestDialFails(t *testing.T) {
 	a.Exit()
 }
 
-// TestDropped: a socket that nobody refers to any more is closed.
+// TestDropped: a socket without references is closed.
 func TestDropped(t *testing.T) {
 	a := one(t)
 	addr, accepted := server(t)
@@ -325,7 +326,8 @@ func TestDropped(t *testing.T) {
 	a.Exit()
 }
 
-// TestAbortCancels a backend that is busy, and so does not notice that its client has gone.
+// TestAbortCancels: Abort cancels the query of a busy backend, which does not notice that its
+// client has gone.
 func TestAbortCancels(t *testing.T) {
 	a := one(t)
 	addr, accepted := server(t)
@@ -348,8 +350,7 @@ func TestAbortCancels(t *testing.T) {
 	a.Exit()
 }
 
-// TestBindAfterTheEnd is for a permit that arrives at a socket that is closed already
-// (PerCheckout).
+// TestBindAfterTheEnd: a permit arrives at a socket that is already closed (PerCheckout).
 func TestBindAfterTheEnd(t *testing.T) {
 	a := one(t)
 	addr, accepted := server(t)
@@ -366,7 +367,7 @@ func TestBindAfterTheEnd(t *testing.T) {
 	}
 }
 
-// TestMemory: what an idle connection costs beyond the driver's own.
+// TestMemory measures what an idle connection costs beyond the driver's own memory.
 func TestMemory(t *testing.T) {
 	const n = 2000
 	a := make([]net.Conn, n)

@@ -9,7 +9,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/socket"
 )
 
-// TestUserTimeout: a peer that acknowledges nothing is found out, unless the dial function sees to that itself.
+// TestUserTimeout: the kernel detects a peer that acknowledges nothing, unless the dial function
+// has set this itself.
 func TestUserTimeout(t *testing.T) {
 	const tcpUserTimeout = 18
 	addr, accepted := server(t)
