@@ -9,7 +9,7 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// A permit is lost while its caller connects. Nothing was done under it: the caller asks for
+// A permit is lost while its caller connects. No work was done under it, so the caller asks for
 // another.
 func TestAPermitLostWhileConnecting(t *testing.T) {
 	for _, scope := range scopes {
@@ -35,7 +35,7 @@ func TestAPermitLostWhileConnecting(t *testing.T) {
 	}
 }
 
-// ... for as long as it may wait, and no longer.
+// The caller asks again for as long as it may wait, and no longer.
 func TestAPermitLostAgainAndAgain(t *testing.T) {
 	for _, scope := range scopes {
 		t.Run(scope.String(), func(t *testing.T) {
@@ -49,7 +49,7 @@ func TestAPermitLostAgainAndAgain(t *testing.T) {
 				began := time.Now()
 				err := b.db.Ping()
 				if took := time.Since(began); !errors.Is(err, semaphore.ErrLost) && !errors.Is(err, semaphore.ErrCapacity) || took > 12*time.Second {
-					// PerCheckout finds the connections that its tries made.
+					// PerCheckout finds the connections that earlier tries made.
 					if scope != PerCheckout || err != nil {
 						t.Errorf("%v after %v", err, took)
 					}

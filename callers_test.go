@@ -12,7 +12,7 @@ import (
 	"github.com/passbuddy/passbuddy/internal/allotment"
 )
 
-// TestCallers holds callers.go to the database/sql of this Go.
+// TestCallers checks callers.go against the database/sql of this Go.
 func TestCallers(t *testing.T) {
 	ctx := context.Background()
 	for name, c := range map[string]struct {
@@ -76,8 +76,8 @@ func must(t *testing.T) func(_ any, err error) {
 	}
 }
 
-// TestFollowsConnector: this pgx's connectors can be given a dial function, and those of a pool are
-// left alone.
+// TestFollowsConnector: PassBuddy can set the dial function of this pgx's connectors, and leaves
+// those of a pool alone.
 func TestFollowsConnector(t *testing.T) {
 	cfg, err := pgx.ParseConfig("host=localhost")
 	if err != nil {
@@ -86,17 +86,17 @@ func TestFollowsConnector(t *testing.T) {
 	plain := stdlib.GetConnector(*cfg)
 	own := followConnector(plain)
 	if own.Driver() != plain.Driver() {
-		t.Error("another driver")
+		t.Error("the connector of another driver is followed")
 	}
 	at := new(connectAttempt)
 	ctx, cancel := context.WithCancel(withAttempt(context.Background(), at))
 	cancel()
 	_, _ = own.Connect(ctx) // fails, but asks our dial function first
 	if at.dialer.Dial == nil {
-		t.Error("not followed")
+		t.Error("the connector is not followed")
 	}
 	pool := stdlib.GetPoolConnector(nil)
 	if got := followConnector(pool); got == nil || got.Driver() != pool.Driver() {
-		t.Error("the pool's connector is not as it was")
+		t.Error("the pool's connector was changed")
 	}
 }

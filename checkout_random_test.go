@@ -16,8 +16,8 @@ import (
 )
 
 // TestRandomCheckouts uses a DB in every way, while its limits change, connections die, dials fail,
-// and leases are lost. No connection is used by two at once, and in the end all is given back (see
-// bubble).
+// and leases are lost. No two callers use a connection at once, and in the end everything is given
+// back (see bubble).
 func TestRandomCheckouts(t *testing.T) {
 	for kindName, kind := range kinds {
 		for _, maxOpen := range []int{0, 6} {
@@ -72,7 +72,7 @@ func TestRandomCheckouts(t *testing.T) {
 							case 4:
 								_ = b.db.Stats()
 							case 5:
-								if losses--; losses >= 0 { // the fake fleet does not get them back
+								if losses--; losses >= 0 { // the fake fleet does not get lost permits back
 									b.fleet.lose(t)
 								}
 							}
@@ -87,8 +87,8 @@ func TestRandomCheckouts(t *testing.T) {
 								return
 							}
 						}
-						// A lease that is lost while its connection is out ends that with
-						// ErrBadConn, as a broken connection does.
+						// A lease that is lost while its connection is checked out ends the
+						// connection with ErrBadConn, like a broken connection.
 						if err != nil && !errors.Is(err, driver.ErrBadConn) {
 							t.Error(err)
 						}

@@ -34,7 +34,7 @@ func wrapped(t testing.TB, s *server, kind func(fakeConn) driver.Conn, fleet *fa
 	return db, cn
 }
 
-// A step is one use of a DB; what it returns is compared.
+// A step is one use of a DB. The test compares its results.
 var steps = []struct {
 	name string
 	do   func(db *sql.DB) []any
@@ -131,8 +131,8 @@ func begin(db *sql.DB, opts *sql.TxOptions) []any {
 	return []any{tx.Commit()}
 }
 
-// TestConformance does the same to a bare DB and to a wrapped one, and compares both what comes
-// back and what the driver was called for.
+// TestConformance uses a bare DB and a wrapped one alike, and compares both the results and the
+// driver's calls.
 func TestConformance(t *testing.T) {
 	for kindName, kind := range kinds {
 		for _, scope := range scopes {
@@ -176,7 +176,7 @@ func printed(vs []any) []string {
 	return out
 }
 
-// TestCancelledTransaction: whether the connection survives is the inner driver's to say.
+// TestCancelledTransaction: the inner driver decides whether the connection survives.
 func TestCancelledTransaction(t *testing.T) {
 	for kindName, kind := range kinds {
 		for _, scope := range scopes {
@@ -193,12 +193,12 @@ func TestCancelledTransaction(t *testing.T) {
 						time.Sleep(100 * time.Microsecond)
 					}
 					if err := tx.Commit(); err == nil {
-						t.Error("committed")
+						t.Error("the cancelled transaction was committed")
 					}
 					if err := db.Ping(); err != nil {
 						t.Fatal(err)
 					}
-					// One that ends before its context does not lose the connection.
+					// A transaction that ends before its context does not lose the connection.
 					ctx, cancel = context.WithCancel(context.Background())
 					if tx, err = db.BeginTx(ctx, nil); err != nil {
 						t.Fatal(err)
@@ -224,8 +224,8 @@ func TestCancelledTransaction(t *testing.T) {
 	}
 }
 
-// TestAdvertises: a wrapper has Exec and Query only if the driver's connection has, and the
-// driver's own objects come through.
+// TestAdvertises: a wrapper has Exec and Query only if the driver's connection has them, and passes
+// the driver's own objects through.
 func TestAdvertises(t *testing.T) {
 	for kindName, kind := range kinds {
 		inBubble(t, kindName, func(t *testing.T) {
@@ -240,12 +240,12 @@ func TestAdvertises(t *testing.T) {
 			err = c.Raw(func(dc any) error {
 				inner := dc.(RawConn).Raw()
 				_, e := inner.(driver.ExecerContext)
-				_, olde := inner.(driver.Execer) //nolint:staticcheck // drivers still implement it
+				_, olde := inner.(driver.Execer) //nolint:staticcheck // some drivers still implement it
 				if _, ok := dc.(driver.ExecerContext); ok != (e || olde) {
 					t.Errorf("ExecerContext: %v", ok)
 				}
 				_, q := inner.(driver.QueryerContext)
-				_, oldq := inner.(driver.Queryer) //nolint:staticcheck // drivers still implement it
+				_, oldq := inner.(driver.Queryer) //nolint:staticcheck // some drivers still implement it
 				if _, ok := dc.(driver.QueryerContext); ok != (q || oldq) {
 					t.Errorf("QueryerContext: %v", ok)
 				}

@@ -17,7 +17,7 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// idleDriver is there; nothing more is asked of it.
+// idleDriver is a driver whose connections do no work.
 type idleDriver struct{}
 
 func (*idleDriver) Open(string) (driver.Conn, error)               { return idleConn{}, nil }
@@ -78,7 +78,7 @@ func TestWrapRefuses(t *testing.T) {
 	fromDriver := func(d driver.Driver) error {
 		conn, err := d.Open("")
 		if err == nil {
-			defer conn.Close() // for which the semaphore's Close would wait
+			defer conn.Close() // the semaphore's Close would wait for it
 		}
 		_, err2 := d.(driver.DriverContext).OpenConnector("")
 		if fmt.Sprint(err) != fmt.Sprint(err2) {
@@ -88,7 +88,7 @@ func TestWrapRefuses(t *testing.T) {
 	}
 	fromConnector := func(c driver.Connector) error {
 		if c.Driver() == nil {
-			t.Error("no driver")
+			t.Error("the DB has no driver")
 		}
 		_, err := c.Connect(ctx)
 		return err

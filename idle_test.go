@@ -11,8 +11,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/subset"
 )
 
-// TestMaxIdleConns: a wrapper that database/sql closes at rest takes a connection with it. If
-// callers wait, the connection goes to them.
+// TestMaxIdleConns: a wrapper that database/sql closes at rest takes a connection with it. If a
+// caller waits, the connection goes to it.
 func TestMaxIdleConns(t *testing.T) {
 	for _, maxIdle := range []int{0, 2} {
 		t.Run(fmt.Sprint(maxIdle), func(t *testing.T) {
@@ -57,7 +57,7 @@ func TestConnMaxIdleTime(t *testing.T) {
 	bubble(t, 4, full, Config{Scope: PerCheckout}, func(t *testing.T, b *bench) {
 		b.db.SetConnMaxIdleTime(10 * time.Second)
 		b.atOnce(t, 4)
-		for range 15 { // one goes on
+		for range 15 { // one caller goes on
 			time.Sleep(time.Second)
 			if err := b.db.Ping(); err != nil {
 				t.Fatal(err)
@@ -68,7 +68,7 @@ func TestConnMaxIdleTime(t *testing.T) {
 		}
 		time.Sleep(25 * time.Second)
 		if n := b.server.open.Load(); n != 0 {
-			t.Errorf("%d connections are open after nothing happened for 25s", n)
+			t.Errorf("%d connections are open after 25s without any use", n)
 		}
 		if n := b.server.dials.Load(); n != 4 {
 			t.Errorf("dialled %d times", n)
@@ -76,11 +76,11 @@ func TestConnMaxIdleTime(t *testing.T) {
 	})
 }
 
-// TestConnMaxLifetime: it is the connection that must not grow older, not only its wrapper.
+// TestConnMaxLifetime: the connection, not only its wrapper, must not grow older than the limit.
 func TestConnMaxLifetime(t *testing.T) {
 	const limit, tolerance = 10 * time.Second, time.Second
-	// With fewer idle wrappers than callers, wrappers are closed before they reach the limit, and
-	// nothing shows it.
+	// With fewer idle wrappers than callers, database/sql closes wrappers before they reach the
+	// limit, so no wrapper shows the limit.
 	for callers, maxIdles := range map[int][]int{1: {1, 20}, 12: {12, 20}} {
 		for i := range 2 * len(maxIdles) {
 			scope, maxIdle := scopes[i%2], maxIdles[i/2]
@@ -126,7 +126,7 @@ func TestConnMaxLifetime(t *testing.T) {
 	}
 }
 
-// TestConnMaxLifetimeRaised: the limit is forgotten when a wrapper is used that is older.
+// TestConnMaxLifetimeRaised: PassBuddy forgets the limit when an older wrapper is used.
 func TestConnMaxLifetimeRaised(t *testing.T) {
 	bubble(t, 1, full, Config{Scope: PerCheckout}, func(t *testing.T, b *bench) {
 		use := func(d time.Duration) (dialled int32) {
@@ -149,7 +149,7 @@ func TestConnMaxLifetimeRaised(t *testing.T) {
 	})
 }
 
-// TestClosedForAge holds closedForAge to the database/sql of this Go.
+// TestClosedForAge checks closedForAge against the database/sql of this Go.
 func TestClosedForAge(t *testing.T) {
 	if discards, tooMany := putConnLines(); discards == 0 || tooMany == 0 || discards == tooMany {
 		t.Fatalf("putConn's lines are %d and %d", discards, tooMany)
@@ -195,8 +195,7 @@ func (b *bench) pingSlowly() {
 	}
 }
 
-// TestConnMaxLifetimeOfIdle: a connection that was handed over does not outlive the limit because
-// it lies idle.
+// TestConnMaxLifetimeOfIdle: an idle connection that was handed over does not outlive the limit.
 func TestConnMaxLifetimeOfIdle(t *testing.T) {
 	const limit = 10 * time.Second
 	bubble(t, 3, full, Config{}, func(t *testing.T, b *bench) {
@@ -231,7 +230,7 @@ func TestConnMaxLifetimeRaisedInACrowd(t *testing.T) {
 	})
 }
 
-// crowd has that many callers use the DB for so long.
+// crowd lets the given number of callers use the DB for the given time.
 func (b *bench) crowd(t *testing.T, callers int, d time.Duration) {
 	t.Helper()
 	b.server.onExec = func(context.Context, string) error { time.Sleep(20 * time.Millisecond); return nil }

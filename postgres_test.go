@@ -85,7 +85,7 @@ func (s *stack) session(t testing.TB, capacity int) *semaphore.Semaphore {
 	return s.sessionFor(t, capacity, 0)
 }
 
-// sessionFor is session with leases of that length.
+// sessionFor is session with leases of the given length.
 func (s *stack) sessionFor(t testing.TB, capacity int, ttl time.Duration) *semaphore.Semaphore {
 	t.Helper()
 	sem, err := semaphore.Open(context.Background(), s.redis.URL(), semaphore.Config{
@@ -97,8 +97,8 @@ func (s *stack) sessionFor(t testing.TB, capacity int, ttl time.Duration) *semap
 	return sem
 }
 
-// watch samples how many backends the role has, until the result is called, which returns the most
-// there were.
+// watch samples how many backends the role has, until the caller calls the result, which returns
+// the peak.
 func (s *stack) watch(t testing.TB) (peak func() int) {
 	t.Helper()
 	c, err := pgx.Connect(context.Background(), s.postgres.AdminURL())
@@ -139,8 +139,8 @@ func opener(open func(t *testing.T, s *stack, sem *semaphore.Semaphore, cfg pass
 
 var registered atomic.Int32
 
-// openers are the ways to open a wrapped DB. The first is followed by what is known of its
-// connections' ends.
+// openers lists the ways to open a wrapped DB, each with what PassBuddy knows of its connections'
+// ends.
 var openers = map[string]func(t *testing.T, s *stack, sem *semaphore.Semaphore, cfg passbuddy.Config) *sql.DB{
 	"pgx registered": opener(func(t *testing.T, s *stack, sem *semaphore.Semaphore, cfg passbuddy.Config) *sql.DB {
 		return openRegistered(t, stdlib.GetDefaultDriver(), s.postgres.URL(), sem, cfg)
@@ -183,8 +183,8 @@ func openRegistered(t *testing.T, d driver.Driver, dsn string, sem *semaphore.Se
 	return db
 }
 
-// TestCap: four sessions, as of four processes, use more connections than there are permits, in
-// every way that ends connections. The server's own view never shows more than the capacity.
+// TestCap: four sessions, one per process, want more connections than there are permits, and end
+// connections in every way. The server's own view never shows more than the capacity.
 func TestCap(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: this needs real servers and some seconds")
@@ -252,7 +252,7 @@ func TestCap(t *testing.T) {
 	}
 }
 
-// query does one operation. Errors that rough use brings about are not its.
+// query does one operation. It ignores errors that the rough use causes.
 func query(db *sql.DB, rough bool) error {
 	ctx := context.Background()
 	sleep := fmt.Sprintf("select pg_sleep(%v)", rand.Float64()*0.02)
@@ -341,18 +341,18 @@ func TestFailingAfterConnect(t *testing.T) {
 	}
 }
 
-// TestIdleMovesBetweenDrivers: all permits lie idle under one driver, also under a prepared
-// statement, and another's first query is served.
+// TestIdleMovesBetweenDrivers: all permits are idle under one driver, some under a prepared
+// statement, and another driver's first query is served.
 func TestIdleMovesBetweenDrivers(t *testing.T) {
 	s := start(t)
 	for from, openFrom := range openers {
 		for _, prepared := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s/prepared %v", from, prepared), func(t *testing.T) {
 				if from == "pq registered" && prepared {
-					t.Skip("documented: neither its socket nor its DB is known, so it is given back at its next use")
+					t.Skip("documented limit: without the socket and the DB, the connection is given back at its next use")
 				}
 				if from == "pgx configuration by name" && prepared {
-					t.Skip("the same")
+					t.Skip("documented limit, as above")
 				}
 				semA, semB := s.session(t, 1), s.session(t, 1)
 				defer semB.Close()
@@ -377,7 +377,7 @@ func TestIdleMovesBetweenDrivers(t *testing.T) {
 					if err := b.Ping(); err != nil {
 						t.Fatal(err)
 					}
-					t.Logf("there in %v", time.Since(began))
+					t.Logf("moved to the other driver in %v", time.Since(began))
 					began = time.Now()
 					var err error
 					if prepared {
@@ -388,7 +388,7 @@ func TestIdleMovesBetweenDrivers(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					t.Logf("back in %v", time.Since(began))
+					t.Logf("moved back in %v", time.Since(began))
 				}
 				if n := peak(); n > 1 {
 					t.Errorf("%d backends, capacity 1", n)
@@ -398,7 +398,7 @@ func TestIdleMovesBetweenDrivers(t *testing.T) {
 	}
 }
 
-// TestWarmCheckoutAsksRedisNothing counts on the server.
+// TestWarmCheckoutAsksRedisNothing counts the commands on the server.
 func TestWarmCheckoutAsksRedisNothing(t *testing.T) {
 	s := start(t)
 	for _, name := range slices.Sorted(func(yield func(string) bool) {

@@ -12,7 +12,7 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// discard returns c as a connection that went bad.
+// discard returns c as a bad connection.
 func discard(c *sql.Conn) {
 	_ = c.Raw(func(any) error { return driver.ErrBadConn })
 }
@@ -27,7 +27,7 @@ func TestCallersContext(t *testing.T) {
 					t.Fatal(err)
 				}
 				second := b.conn(t)
-				warm := b.conn2(t, scope) // PerCheckout: a used connection lies idle, so the checkout is a ResetSession
+				warm := b.conn2(t, scope) // PerCheckout: a used connection is idle, so the checkout is a ResetSession
 				ctx, cancel := context.WithTimeoutCause(context.WithValue(context.Background(), myKey{}, 1), time.Second, cause)
 				defer cancel()
 				start := time.Now()
@@ -41,7 +41,7 @@ func TestCallersContext(t *testing.T) {
 					t.Errorf("took %v", d)
 				}
 				if f := b.cn.a.Figures(); f.Waiting != 0 {
-					t.Errorf("left in the queue: %+v", f)
+					t.Errorf("callers left in the queue: %+v", f)
 				}
 				warm()
 				_ = second.Close()
@@ -53,7 +53,7 @@ func TestCallersContext(t *testing.T) {
 	}
 }
 
-// conn2 lets another used connection lie idle where that is possible beside the one that is out.
+// conn2 also leaves a used connection idle beside the checked-out one, if the scope allows that.
 func (b *bench) conn2(t *testing.T, scope Scope) (undo func()) {
 	t.Helper()
 	if scope == PerConnection {
@@ -63,7 +63,7 @@ func (b *bench) conn2(t *testing.T, scope Scope) (undo func()) {
 	b.fleet.capacity++
 	b.fleet.mu.Unlock()
 	_ = b.conn(t).Close()
-	time.Sleep(100 * time.Millisecond) // its permit is kept for a moment
+	time.Sleep(100 * time.Millisecond) // PassBuddy keeps its permit for a moment
 	b.fleet.mu.Lock()
 	b.fleet.capacity--
 	b.fleet.mu.Unlock()
@@ -113,7 +113,8 @@ func TestAcquireTimeout(t *testing.T) {
 	}
 }
 
-// TestRefusalIsOneCheckouts: all who have context.Background share a context, and no refusal.
+// TestRefusalIsOneCheckouts: all callers with context.Background share a context, but not a
+// refusal.
 func TestRefusalIsOneCheckouts(t *testing.T) {
 	var r refusals
 	ctx, refused := context.Background(), errors.New("refused")
@@ -127,7 +128,7 @@ func TestRefusalIsOneCheckouts(t *testing.T) {
 		t.Errorf("another context: %v", err)
 	}
 	if r.of(ctx, false) != refused || r.of(ctx, true) != refused {
-		t.Error("its own retries are not refused")
+		t.Error("the checkout's own retries are not refused")
 	}
 	if err := r.of(ctx, false); err != nil {
 		t.Errorf("after the last: %v", err)

@@ -7,13 +7,13 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Two callers that were woken by two returns do not both take the first idle connection for theirs.
+// Two returns wake two callers, which do not both take the first idle connection for theirs.
 func TestArrivalsWaitForTheirOwn(t *testing.T) {
 	cfg, err := pgxpool.ParseConfig("")
 	if err != nil {
 		t.Fatal(err)
 	}
-	none, err := pgxpool.NewWithConfig(t.Context(), cfg) // connects to nothing: arrive waits for as long as it ever does
+	none, err := pgxpool.NewWithConfig(t.Context(), cfg) // never connects: arrive waits for its longest time
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,6 +45,6 @@ func TestArrivalsWaitForTheirOwn(t *testing.T) {
 	}
 	p.checkoutOf(second).endArrival()
 	if come, through := p.arrivals.come.Load(), p.arrivals.through.Load(); come != through {
-		t.Errorf("%d came, %d are through", come, through)
+		t.Errorf("%d callers arrived, %d went on", come, through)
 	}
 }

@@ -17,7 +17,7 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// inUse counts those who are between a checkout and its return.
+// inUse counts the callers between a checkout and its return.
 type inUse struct{ now, peak atomic.Int64 }
 
 func (u *inUse) query(t *testing.T, pool *pgxpool.Pool) {
@@ -132,10 +132,10 @@ func TestPerCheckoutEnds(t *testing.T) {
 
 func TestHooksEdges(t *testing.T) {
 	if ok, err := passpool.NewHooks(nil, passbuddy.Config{}).PrepareConn(ctxb, nil); err == nil || !ok {
-		t.Error("a nil semaphore was taken")
+		t.Error("a nil semaphore was accepted")
 	}
 	if passpool.NewHooks(nil, passbuddy.Config{}).BeforeAcquire(ctxb, nil) {
-		t.Error("a nil semaphore was taken")
+		t.Error("a nil semaphore was accepted")
 	}
 	f := newFleet(t, 1)
 	hooks := passpool.NewHooks(f.semaphore(), passbuddy.Config{AcquireTimeout: 100 * time.Millisecond})

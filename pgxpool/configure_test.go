@@ -47,7 +47,7 @@ func TestBadInput(t *testing.T) {
 	}
 	parsedByHand := &pgxpool.Config{ConnConfig: f.config("").ConnConfig, MaxConns: 1}
 	if err := passpool.Configure(parsedByHand, sem, passbuddy.Config{}); err == nil {
-		t.Error("a config that pgx would panic on was taken")
+		t.Error("a config that pgx would panic on was accepted")
 	}
 	cfg := f.config("")
 	if err := passpool.Configure(cfg, closed, passbuddy.Config{}); !errors.Is(err, semaphore.ErrClosed) {
@@ -58,8 +58,8 @@ func TestBadInput(t *testing.T) {
 	}
 }
 
-// TestCallersContext: whoever stops waiting gets both reasons, at once, and leaves nothing in the
-// queue.
+// TestCallersContext: a caller that stops waiting gets both reasons, at once, and leaves nothing in
+// the queue.
 func TestCallersContext(t *testing.T) {
 	for _, scope := range []passbuddy.Scope{passbuddy.PerConnection, passbuddy.PerCheckout} {
 		t.Run(scope.String(), func(t *testing.T) {
@@ -135,7 +135,8 @@ func (s *spy) TraceAcquireEnd(ctx context.Context, _ *pgxpool.Pool, _ pgxpool.Tr
 }
 func (s *spy) TraceRelease(*pgxpool.Pool, pgxpool.TraceReleaseData) { s.call("release") }
 
-// TestUsersHooks: all of them are called, in pgx's order, and a tracer sees the wait for a permit.
+// TestUsersHooks: PassBuddy calls all of the user's hooks, in pgx's order, and a tracer sees the
+// wait for a permit.
 func TestUsersHooks(t *testing.T) {
 	for _, scope := range []passbuddy.Scope{passbuddy.PerConnection, passbuddy.PerCheckout} {
 		t.Run(scope.String(), func(t *testing.T) {
@@ -174,7 +175,7 @@ func TestUsersHooks(t *testing.T) {
 			result := make(chan error)
 			go func() { result <- pool.Ping(ctxb) }()
 			eventually(t, "the caller waits", func() bool { return passpool.Figures(pool).Waiting == 1 })
-			time.Sleep(50 * time.Millisecond) // what the tracer should see
+			time.Sleep(50 * time.Millisecond) // the wait that the tracer should see
 			c.Release()
 			ok(t, <-result)
 			<-released
@@ -185,7 +186,7 @@ func TestUsersHooks(t *testing.T) {
 	}
 }
 
-// TestAfterRelease: a connection is not handed on while the user's hook has it.
+// TestAfterRelease: PassBuddy does not hand a connection on while the user's hook has it.
 func TestAfterRelease(t *testing.T) {
 	for _, scope := range []passbuddy.Scope{passbuddy.PerConnection, passbuddy.PerCheckout} {
 		f := newFleet(t, 1)
@@ -210,7 +211,8 @@ func TestAfterRelease(t *testing.T) {
 	}
 }
 
-// TestStandaloneConnect: the configuration of a pool can be used by hand, outside the permits.
+// TestStandaloneConnect: the user can connect with a pool's configuration by hand, without a
+// permit.
 func TestStandaloneConnect(t *testing.T) {
 	f := newFleet(t, 1)
 	s := &spy{}

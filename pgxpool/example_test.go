@@ -43,7 +43,7 @@ func ExampleConfigure() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	// Hooks and tracers of your own go here, before Configure.
+	// Set your own hooks and tracers here, before Configure.
 	if err := passpool.Configure(cfg, sem, passbuddy.Config{}); err != nil {
 		log.Fatal(err)
 	}

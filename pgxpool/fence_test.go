@@ -21,11 +21,11 @@ import (
 
 var fenced = passbuddy.Config{Fence: true}
 
-// asleep is long between two heartbeats, which would have it end its connections itself.
+// asleep has a long time between heartbeats, which would make it end its connections itself.
 func asleep(cfg *semaphore.Config) { cfg.TTL = time.Minute }
 
-// freeze ends, in Redis alone, the leases of those permits that cover the backends of conns: as if
-// their process had been stopped for so long.
+// freeze ends, in Redis only, the leases of the permits that cover the backends of conns. This
+// simulates a process that was stopped for so long.
 func (f *fleet) freeze(by *semaphore.Semaphore, conns ...*pgxpool.Conn) {
 	f.t.Helper()
 	ctx := context.Background()
@@ -45,7 +45,7 @@ func (f *fleet) freeze(by *semaphore.Semaphore, conns ...*pgxpool.Conn) {
 	if found != len(conns) {
 		f.t.Fatalf("%d of %d connections are recorded: %v", found, len(conns), backends)
 	}
-	if err := by.SetCapacity(ctx, f.capacity); err != nil { // has Redis look
+	if err := by.SetCapacity(ctx, f.capacity); err != nil { // so a script notices the ends
 		f.t.Fatal(err)
 	}
 }
@@ -64,11 +64,11 @@ func acquire(t *testing.T, pool *pgxpool.Pool) *pgxpool.Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(c.Release) // a test that fails must not keep its pool from closing
+	t.Cleanup(c.Release) // a failed test must not keep its pool from closing
 	return c
 }
 
-// In each of pgx's query modes: backends are recorded when a connection is handed out, and ended
+// In each of pgx's query modes, backends are recorded when a connection is handed out, and ended
 // over another pool's connection.
 func TestFenceOfAFrozenProcess(t *testing.T) {
 	for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeCacheStatement, pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol} {
@@ -87,14 +87,15 @@ func TestFenceOfAFrozenProcess(t *testing.T) {
 			go func() { _, err := b.Exec(mine, "select pg_sleep(60)"); ended <- err }()
 			eventually(t, "its backends are ended", func() bool { return f.backends() == 1 })
 			if err := <-ended; err == nil {
-				t.Error("the query of a backend that was ended went well")
+				t.Error("the query of an ended backend succeeded")
 			}
 			if a.Ping(mine) == nil {
 				t.Error("a connection lives on")
 			}
 			a.Release()
 			b.Release()
-			// It believes in its leases until it hears otherwise, and then queues like anyone else.
+			// The process trusts its leases until it learns of the loss, and then queues like any
+			// other.
 			eventually(t, "it works again", func() bool {
 				_, err := sleeper.Exec(context.Background(), "select 1")
 				if err != nil && !errors.Is(err, semaphore.ErrLost) {
@@ -112,7 +113,7 @@ func TestFenceOfAFrozenProcess(t *testing.T) {
 	}
 }
 
-// The checkout that ends backends passes the callers that wait for a connection, and the user's
+// The checkout that ends backends overtakes the callers that wait for a connection, and the user's
 // hooks do not see it.
 func TestFencePassesTheQueue(t *testing.T) {
 	f := newFleet(t, 2)
@@ -167,8 +168,8 @@ func (a *acquireTracer) TraceAcquireStart(ctx context.Context, _ *pgxpool.Pool, 
 func (a *acquireTracer) TraceAcquireEnd(context.Context, *pgxpool.Pool, pgxpool.TraceAcquireEndData) {
 }
 
-// The lease is over when the connection is there: its process slept while it opened it. The
-// connection is not handed out.
+// The process slept while it opened a connection, and the lease ended meanwhile. The connection is
+// not handed out.
 func TestFenceRefusesAConnectionWhoseLeaseIsOver(t *testing.T) {
 	f := newFleet(t, 2)
 	sem := f.semaphore()

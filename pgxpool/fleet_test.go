@@ -18,8 +18,8 @@ import (
 
 var stress = flag.Duration("stress", time.Second, "how long each stress test runs")
 
-// TestCapHoldsUnderFaults runs four processes with everything that ends a connection the hard way,
-// and watches the server.
+// TestCapHoldsUnderFaults runs four processes, ends their connections in every hard way, and
+// samples the server.
 func TestCapHoldsUnderFaults(t *testing.T) {
 	for _, c := range []struct {
 		name string
@@ -91,7 +91,7 @@ func TestCapHoldsUnderFaults(t *testing.T) {
 			}
 		}},
 		{name: "terminated backends", kill: true, run: func(ctx context.Context, t *testing.T, pool *pgxpool.Pool) {
-			_, _ = pool.Exec(ctx, "select pg_sleep($1)", rand.Float64()/100) // fails whenever it is hit
+			_, _ = pool.Exec(ctx, "select pg_sleep($1)", rand.Float64()/100) // fails whenever a fault hits it
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -11,7 +11,7 @@ import (
 	passpool "github.com/passbuddy/passbuddy/pgxpool"
 )
 
-// TestIdleGiveBack: all permits lie idle in one process, and another wants one.
+// TestIdleGiveBack: all permits are idle in one process, and another wants one.
 func TestIdleGiveBack(t *testing.T) {
 	for _, capacity := range []int{1, 5} {
 		f := newFleet(t, capacity)
@@ -25,7 +25,7 @@ func TestIdleGiveBack(t *testing.T) {
 			start := time.Now()
 			f.works(pools[(i+1)%2])
 			t.Logf("capacity %d: first query of the other process after %v", capacity, time.Since(start))
-			// How soon is a matter of what moves cost on this machine; internal/allotment has the
+			// The time depends on the cost of moves on this machine. internal/allotment tests the
 			// bound, in fake time.
 			if d := time.Since(start); d > 10*time.Second {
 				t.Errorf("took %v", d)
@@ -37,8 +37,7 @@ func TestIdleGiveBack(t *testing.T) {
 		if p := peak(); p > capacity {
 			t.Errorf("%d backends at the peak", p)
 		}
-		// It was the pool that destroyed what it gave back: none is left behind that pgx takes for
-		// a connection.
+		// The pool itself destroyed the connections that it gave back, so pgx counts none of them.
 		eventually(t, "both pools know what they have", func() bool {
 			return int(pools[0].Stat().TotalConns()+pools[1].Stat().TotalConns()) == f.backends()
 		})
@@ -79,7 +78,7 @@ func TestProgress(t *testing.T) {
 }
 
 // TestEvictionBeforeFirstCheckout: Configure does not see the pool, and MinConns opened connections
-// before anybody asked for one.
+// before the first checkout.
 func TestEvictionBeforeFirstCheckout(t *testing.T) {
 	f := newFleet(t, 2)
 	cfg := f.config("")
@@ -91,7 +90,7 @@ func TestEvictionBeforeFirstCheckout(t *testing.T) {
 	eventually(t, "the pool is warm", func() bool { return passpool.Figures(pool).Idle == 2 })
 	other := f.process(passbuddy.Config{})
 	f.works(other)
-	f.works(pool) // the connection that was closed in place is found out
+	f.works(pool) // the pool finds the connection that was closed in place
 }
 
 // TestMinConnsOnlyTries: at capacity, background connections are refused and callers are not.
@@ -116,8 +115,8 @@ func TestMinConnsOnlyTries(t *testing.T) {
 	}
 }
 
-// TestIdleTimeWithoutMinIdle: a wish for idle connections that cannot be fulfilled does not keep
-// old ones alive.
+// TestIdleTimeWithoutMinIdle: a MinIdleConns that cannot be met does not keep old connections
+// alive.
 func TestIdleTimeWithoutMinIdle(t *testing.T) {
 	f := newFleet(t, 3)
 	hold, err := f.process(passbuddy.Config{}).Acquire(ctxb)

@@ -27,8 +27,8 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// The ways in which a permit could get lost, one test each. In all of them the capacity is 1: a
-// second process that can still work is the proof that nothing leaked.
+// Each test here covers one way to leak a permit. The capacity is always 1: if a second process can
+// still work, nothing leaked.
 
 var ctxb = context.Background()
 
@@ -39,14 +39,13 @@ func ok(t *testing.T, err error) {
 	}
 }
 
-// works checks that the fleet's one permit can be had, within the time that a lost one would take
-// to expire.
+// works checks that a caller can get the fleet's only permit before a leaked one would expire.
 func (f *fleet) works(pool *pgxpool.Pool) {
 	f.t.Helper()
 	ctx, cancel := context.WithTimeout(ctxb, 4*time.Second)
 	defer cancel()
 	if _, err := pool.Exec(ctx, "select 1"); err != nil {
-		f.t.Fatal("the permit did not come back: ", err)
+		f.t.Fatal("the permit was not given back: ", err)
 	}
 }
 
@@ -97,8 +96,8 @@ func TestConnectFails(t *testing.T) {
 
 func noSuchHost(context.Context, string) ([]string, error) { return nil, errors.New("no such host") }
 
-// TestCallerGivesUp: pgx goes on opening the connection for which nobody waits any more, and parks
-// it idle.
+// TestCallerGivesUp: pgx goes on opening the connection although no caller waits for it any more,
+// and keeps it idle.
 func TestCallerGivesUp(t *testing.T) {
 	f := newFleet(t, 1)
 	dialling, proceed := make(chan struct{}), make(chan struct{})
@@ -185,7 +184,7 @@ func TestHijackBeyondMaxConns(t *testing.T) {
 	}
 }
 
-// TestMaxConnsBoundsPermits: a process does not take permits that its pool has no room for.
+// TestMaxConnsBoundsPermits: a process does not take more permits than its pool can use.
 func TestMaxConnsBoundsPermits(t *testing.T) {
 	f := newFleet(t, 4)
 	sem := f.semaphore()
@@ -223,7 +222,7 @@ func TestMaxConnsBoundsPermits(t *testing.T) {
 }
 
 // TestCancelledStatement: pgx returns to its caller at once, and closes the connection up to 15
-// seconds later. Until then the backend is there, and the permit with it.
+// seconds later. Until then the backend lives and the permit stays held.
 func TestCancelledStatement(t *testing.T) {
 	for _, scope := range []passbuddy.Scope{passbuddy.PerConnection, passbuddy.PerCheckout} {
 		t.Run(scope.String(), func(t *testing.T) { cancelledStatement(t, scope) })
@@ -256,7 +255,7 @@ func cancelledStatement(t *testing.T, scope passbuddy.Scope) {
 	short, cancel := context.WithTimeout(ctxb, 50*time.Millisecond)
 	defer cancel()
 	if err := other.Ping(short); !errors.Is(err, semaphore.ErrCapacity) {
-		t.Error("the permit came back before the backend was gone: ", err)
+		t.Error("the permit was given back before the backend was gone:  ", err)
 	}
 	if n := f.backends(); n != 1 {
 		t.Errorf("%d backends", n)
@@ -268,7 +267,7 @@ func cancelledStatement(t *testing.T, scope passbuddy.Scope) {
 	}
 }
 
-// TestPoolDestroys covers what the pool ends by itself.
+// TestPoolDestroys covers the connections that the pool ends by itself.
 func TestPoolDestroys(t *testing.T) {
 	f := newFleet(t, 1)
 	other := f.process(passbuddy.Config{})
@@ -341,7 +340,7 @@ func TestPoolDestroys(t *testing.T) {
 
 type refuse struct{}
 
-// TestLifetime: connections expire at their release and while idle.
+// TestLifetime: connections expire at their return and while idle.
 func TestLifetime(t *testing.T) {
 	f := newFleet(t, 1)
 	pool := f.process(passbuddy.Config{}, func(cfg *pgxpool.Config) { cfg.MaxConnLifetime = 30 * time.Millisecond })
@@ -379,7 +378,7 @@ func TestFallbackWithoutTLS(t *testing.T) {
 	}
 }
 
-// TestTLS: the socket is found, and drained, underneath.
+// TestTLS: PassBuddy finds and drains the socket underneath TLS.
 func TestTLS(t *testing.T) {
 	f := newFleet(t, 1)
 	addr := tlsFront(t, f.pg.Addr())
@@ -416,7 +415,7 @@ func TestWrappedSocket(t *testing.T) {
 	}
 }
 
-// tlsFront is a TLS-terminating front of a Postgres.
+// tlsFront is a proxy that terminates TLS for a Postgres.
 func tlsFront(t *testing.T, backend string) *net.TCPAddr {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -18,7 +18,7 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// copySource makes rows until the copy fails. CopyFrom looks for that when it has 64 KB of them.
+// copySource makes rows until the copy fails. CopyFrom checks for a failure after every 64 KB.
 type copySource struct{}
 
 var copiedRow = strings.Repeat("x", 1000)
@@ -27,8 +27,8 @@ func (copySource) Next() bool             { time.Sleep(time.Millisecond); return
 func (copySource) Values() ([]any, error) { return []any{copiedRow}, nil }
 func (copySource) Err() error             { return nil }
 
-// TestLostLeaseIsNamed takes Redis away for longer than the lease: whatever runs on a connection,
-// and whatever comes first after that, fails with an error that matches ErrLost.
+// TestLostLeaseIsNamed takes Redis away for longer than the lease. The call that runs on a
+// connection, and the next one on it, fail with an error that matches ErrLost.
 func TestLostLeaseIsNamed(t *testing.T) {
 	running := map[string]func(conn *pgx.Conn) error{
 		"Exec":           func(conn *pgx.Conn) error { _, err := conn.Exec(ctxb, "select pg_sleep(60)"); return err },
@@ -78,7 +78,7 @@ func TestLostLeaseIsNamed(t *testing.T) {
 				Name: f.name, Capacity: f.capacity, TTL: time.Second, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
 			})
 			ok(t, err)
-			t.Cleanup(func() { _ = sem.Close() }) // after the pool's: it waits for its connections
+			t.Cleanup(func() { _ = sem.Close() }) // after the pool's Close, which waits for the pool's connections
 			pool := f.pool(sem, passbuddy.Config{Scope: scope}, func(cfg *pgxpool.Config) {
 				if name == "TLS" {
 					cfg.ConnConfig.Host, cfg.ConnConfig.Port = "127.0.0.1", uint16(tlsFront(t, f.pg.Addr()).Port)
@@ -112,7 +112,7 @@ func TestLostLeaseIsNamed(t *testing.T) {
 					t.Errorf("%s: %v", name, err)
 				}
 			}
-			time.Sleep(100 * time.Millisecond) // the others are ended by the same watchdog
+			time.Sleep(100 * time.Millisecond) // the same watchdog ends the others
 			close(gone)
 			for name := range after {
 				if err := <-got[name]; !errors.Is(err, semaphore.ErrLost) {
@@ -120,7 +120,7 @@ func TestLostLeaseIsNamed(t *testing.T) {
 				}
 			}
 			ok(t, rd.Restart(ctxb))
-			time.Sleep(1200 * time.Millisecond) // go-redis dials once a second: its goroutines end
+			time.Sleep(1200 * time.Millisecond) // go-redis dials once a second; after that its goroutines end
 		})
 	}
 }

@@ -13,8 +13,8 @@ import (
 	passpool "github.com/passbuddy/passbuddy/pgxpool"
 )
 
-// TestWarmCheckoutSendsNothing counts on the server: commands beyond heartbeats would show,
-// whatever the client thinks.
+// TestWarmCheckoutSendsNothing counts the scripts on the server, which sees any command beyond
+// heartbeats.
 func TestWarmCheckoutSendsNothing(t *testing.T) {
 	f := newFleet(t, 2)
 	pool := f.process(passbuddy.Config{})
@@ -51,7 +51,8 @@ func TestWarmCheckoutSendsNothing(t *testing.T) {
 	}
 }
 
-// TestWarmCheckoutAllocatesNothing beyond the bare pool, and hands on the caller's own context.
+// TestWarmCheckoutAllocatesNothing: a warm checkout allocates no more than the bare pool's, and
+// passes on the caller's own context.
 func TestWarmCheckoutAllocatesNothing(t *testing.T) {
 	f := newFleet(t, 2)
 	pool := f.process(passbuddy.Config{})
@@ -68,8 +69,8 @@ func TestWarmCheckoutAllocatesNothing(t *testing.T) {
 	}
 }
 
-// TestContendedReturns is for the race between TraceRelease and the end of Release: a caller who is
-// woken by the former may find no idle connection, and goes to open one. He must neither exceed the
+// TestContendedReturns covers the race between TraceRelease and the end of Release. A caller that
+// TraceRelease wakes may find no idle connection, and then opens one. It must neither exceed the
 // cap nor get stuck.
 func TestContendedReturns(t *testing.T) {
 	const capacity = 2

@@ -38,7 +38,7 @@ func (tenant) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	}
 }
 
-// A hook of the caller's client changes no key of the session's: all calls speak of one semaphore.
+// A hook of the caller's client changes no key of the session: all calls use one semaphore.
 func TestHooksOfTheClientReachNoKeys(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		c, _ := w.Client()
@@ -53,7 +53,7 @@ func TestHooksOfTheClientReachNoKeys(t *testing.T) {
 			t.Fatal(err)
 		}
 		if snap, err := s.Snapshot(t.Context()); err != nil || snap.Held != 3 {
-			t.Errorf("3 are held, Snapshot says %d, %v", snap.Held, err)
+			t.Errorf("3 permits are held, Snapshot reports %d, %v", snap.Held, err)
 		}
 		if err := s.SetCapacity(t.Context(), 1); err != nil {
 			t.Fatal(err)
@@ -73,13 +73,13 @@ type (
 	}
 	hidden       = redis.UniversalClient
 	embedsHidden struct {
-		hidden // shows no options
+		hidden // exposes no options
 		_      []string
 	}
 )
 
 // The session has connections of its own beside a client of the caller's own type. New warns of a
-// type that shows no options.
+// type that exposes no options.
 func TestWrappedClient(t *testing.T) {
 	for name, wrap := range map[string]func(*redis.Client) redis.UniversalClient{
 		"struct":              func(c *redis.Client) redis.UniversalClient { return embedsClient{c} },
@@ -87,7 +87,7 @@ func TestWrappedClient(t *testing.T) {
 		"universal":           func(c *redis.Client) redis.UniversalClient { return embedsUniversal{UniversalClient: c} },
 		"pointer, universal":  func(c *redis.Client) redis.UniversalClient { return &embedsUniversal{UniversalClient: c} },
 		"wrapped twice":       func(c *redis.Client) redis.UniversalClient { return embedsUniversal{UniversalClient: embedsClient{c}} },
-		"shows no options":    func(c *redis.Client) redis.UniversalClient { return embedsHidden{hidden: c} },
+		"exposes no options":  func(c *redis.Client) redis.UniversalClient { return embedsHidden{hidden: c} },
 		"shows none, pointer": func(c *redis.Client) redis.UniversalClient { return &embedsHidden{hidden: c} },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -97,7 +97,7 @@ func TestWrappedClient(t *testing.T) {
 				unknown := strings.Contains(name, "shows no")
 				size := 2
 				if unknown {
-					size = 20 // go-redis's timers of those that wait for a connection pass from bubble to bubble, and crash there
+					size = 20 // go-redis reuses the timers of waits for a connection in later bubbles, where they crash
 				}
 				c := redis.NewClient(&redis.Options{
 					Addr: "127.0.0.1:6379", Dialer: l.Dial, Protocol: 2, DisableIdentity: true, PoolSize: size,
@@ -113,7 +113,7 @@ func TestWrappedClient(t *testing.T) {
 					t.Fatal(err)
 				}
 				var busy []*redis.Conn
-				for !unknown && len(busy) < 2 { // the application has all connections of its client
+				for !unknown && len(busy) < 2 { // the application uses all connections of its client
 					conn := c.Conn()
 					if err := conn.Ping(t.Context()).Err(); err != nil {
 						t.Fatal(err)
@@ -122,7 +122,7 @@ func TestWrappedClient(t *testing.T) {
 				}
 				time.Sleep(4 * time.Second)
 				if !p.Held() {
-					t.Error("the lease is lost while the application keeps its connections")
+					t.Error("the lease was lost while the application kept all its connections")
 				}
 				for _, b := range busy {
 					_ = b.Close()
@@ -205,7 +205,7 @@ func TestJoinTriesWhileRedisCannotYet(t *testing.T) {
 	}
 }
 
-// New refuses a node of a Cluster to a client of one node, whatever the node tells of itself.
+// New refuses a single-node client on a node of a Cluster, whatever the node reports about itself.
 func TestNewAtAClusterNode(t *testing.T) {
 	serve := func(t *testing.T, info, hello, eval func(*server.Peer)) string {
 		srv, err := server.NewServer("127.0.0.1:0")
@@ -241,8 +241,8 @@ func TestNewAtAClusterNode(t *testing.T) {
 	}
 }
 
-// The session sends no command beyond the documented ACL, also none that go-redis adds by itself.
-// Each would fill the ACL log.
+// The session sends no command beyond the documented ACL, not even one that go-redis adds by
+// itself. Each would fill the ACL log.
 func TestCommandsAreThoseOfTheDocumentedACL(t *testing.T) {
 	text, err := os.ReadFile("../docs/SECURITY.md")
 	if err != nil {

@@ -18,7 +18,7 @@ import (
 	"github.com/passbuddy/passbuddy/internal/redisscript"
 )
 
-// inFuzz is a session on a miniredis of its own.
+// inFuzz runs a session on a miniredis of its own.
 func inFuzz(f *testing.F) (*miniredis.Miniredis, *Semaphore) {
 	f.Helper()
 	mini := miniredis.RunT(f)
@@ -32,8 +32,8 @@ func inFuzz(f *testing.F) (*miniredis.Miniredis, *Semaphore) {
 	return mini, s
 }
 
-// Anybody can write what Redis holds about sessions. A snapshot of it can be read, and printed to a
-// terminal.
+// Any client can write the data about sessions in Redis. Snapshot must read it, and return texts
+// that are safe to print to a terminal.
 func FuzzSnapshot(f *testing.F) {
 	mini, s := inFuzz(f)
 	for _, seed := range []struct {
@@ -46,7 +46,7 @@ func FuzzSnapshot(f *testing.F) {
 		{"x", `{"owner":{},"min":"x"}`, "\x00", "x y z", math.Inf(-1)},
 		{"x", `[[[[[[`, "\xff", " ", 1e300},
 		{"x", "null", "a b", "1 2 3 4", -1},
-		{"0", "", "0", "0", 12e12}, // further off than a Duration reaches
+		{"0", "", "0", "0", 12e12}, // further ahead than a Duration can express
 	} {
 		f.Add(seed.session, seed.info, seed.permit, seed.request, seed.expiry)
 	}
@@ -71,13 +71,13 @@ func FuzzSnapshot(f *testing.F) {
 		for _, h := range got.Holders {
 			owners = append(owners, h.Owner)
 			if len(h.Permits) == 0 {
-				t.Error("a holder of nothing")
+				t.Error("a holder without permits")
 			}
 		}
 		for _, w := range got.Waiters {
 			owners = append(owners, w.Owner)
 			if w.N < 1 {
-				t.Errorf("a waiter for %d", w.N)
+				t.Errorf("a waiter for %d permits", w.N)
 			}
 		}
 		for _, known := range got.Sessions {
@@ -88,14 +88,14 @@ func FuzzSnapshot(f *testing.F) {
 		}
 		for _, owner := range owners {
 			if clean(owner) != owner {
-				t.Errorf("owner %q is not fit for a terminal", owner)
+				t.Errorf("owner %q is not safe for a terminal", owner)
 			}
 		}
 	})
 }
 
-// A Config is refused by the name of a field, or all that is in it is within bounds, and stays as
-// it is.
+// A Config is either refused with the name of a field, or all its values are within bounds and stay
+// unchanged.
 func FuzzConfig(f *testing.F) {
 	f.Add("", "", "", 0, 0, 0, 0, 0, int64(0), int64(0), 0, 0)
 	f.Add("p", "n", "web", 80, 2, 5, 3, 100, int64(5*time.Second), int64(time.Second), -1, 1)
@@ -128,7 +128,7 @@ func FuzzConfig(f *testing.F) {
 	})
 }
 
-// No error shows a piece of a password, however its URL is written.
+// No error shows any part of a password, however its URL is written.
 func FuzzURL(f *testing.F) {
 	const secret = "hunter2secret"
 	for _, seed := range []string{
@@ -151,7 +151,7 @@ func FuzzURL(f *testing.F) {
 	})
 }
 
-// openly: the secret also stands where no password does, and where it is refused for what it is.
+// openly: the secret also stands in a place that is not a password's, where an error may quote it.
 func openly(raw, secret string) bool {
 	u, err := url.Parse(raw)
 	return err == nil && (strings.Contains(u.Scheme, secret) || !strings.Contains(u.Path+u.RawQuery+u.Fragment+u.Opaque, "@") && strings.Contains(u.Path+u.RawQuery, secret))

@@ -67,13 +67,13 @@ func TestNewcomerDoesNotPassTheQueue(t *testing.T) {
 			big <- err
 		}()
 		synctest.Wait()
-		// One permit is free, but two are wanted by the head of the queue.
+		// One permit is free, but the head of the queue wants two.
 		if _, err := b.TryAcquire(t.Context()); !errors.Is(err, ErrCapacity) {
-			t.Fatalf("a newcomer passed the queue: %v", err)
+			t.Fatalf("a newcomer overtook the queue: %v", err)
 		}
 		small := b.later(t.Context())
 		if small.IsDone() {
-			t.Fatal("a small request passed the big one before it")
+			t.Fatal("a small request overtook the big one before it")
 		}
 		release(t, p)
 		if err := <-big; err != nil {
@@ -92,14 +92,14 @@ func TestAcquireNIsAllOrNone(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if _, err := a.AcquireN(ctx, 3); !errors.Is(err, ErrCapacity) || !errors.Is(err, context.DeadlineExceeded) {
-			t.Fatalf("three of two free: %v", err)
+			t.Fatalf("three permits with two free: %v", err)
 		}
 		synctest.Wait()
 		if snap := a.snapshot(t); snap.Held != 1 || len(snap.Waiters) != 0 {
-			t.Fatalf("a refused request left something: %+v", snap)
+			t.Fatalf("a refused request left state behind: %+v", snap)
 		}
 		if permits, err := a.AcquireN(t.Context(), 2); err != nil || len(permits) != 2 {
-			t.Fatalf("two of two free: %v, %v", permits, err)
+			t.Fatalf("two permits with two free: %v, %v", permits, err)
 		}
 		began := time.Now()
 		if _, err := a.AcquireN(t.Context(), 4); !errors.Is(err, ErrCapacity) || time.Since(began) > 0 {
@@ -174,14 +174,14 @@ func TestGrantThatCrossesACancellationIsReturned(t *testing.T) {
 		p := a.acquire(t)
 		ctx, cancel := context.WithCancel(t.Context())
 		waiting := b.later(ctx)
-		b.link.SetDeaf(true) // the grant is made, but b cannot hear of it
+		b.link.SetDeaf(true) // Redis grants the permit, but b cannot receive the push
 		release(t, p)
 		cancel()
 		if !waiting.IsDone() || !errors.Is(waiting.Err, context.Canceled) {
 			t.Fatalf("cancelled waiter: %v", waiting.Err)
 		}
 		b.link.SetDeaf(false)
-		time.Sleep(time.Second) // b's withdrawal was not answered the first time
+		time.Sleep(time.Second) // b's first withdrawal got no reply
 		synctest.Wait()
 		if snap := a.snapshot(t); snap.Held != 0 || len(snap.Waiters) != 0 {
 			t.Fatalf("the grant was not returned: %+v", snap)
@@ -212,7 +212,7 @@ func TestCrashGivesPermitsBackWithinOneLease(t *testing.T) {
 		a, b := w.join(cfg), w.join(cfg)
 		a.acquire(t)
 		a.acquire(t)
-		time.Sleep(10 * time.Second) // renewed all the while
+		time.Sleep(10 * time.Second) // the heartbeat renews the lease all the time
 		if snap := b.snapshot(t); snap.Held != 2 {
 			t.Fatalf("the heartbeat did not renew: %+v", snap)
 		}
@@ -226,7 +226,7 @@ func TestCrashGivesPermitsBackWithinOneLease(t *testing.T) {
 	})
 }
 
-// The holder knows of the loss before anyone else can be granted what it held.
+// The holder knows of the loss before its permit can be granted to another session.
 func TestLossIsNoticedBeforeRedisGivesThePermitAway(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		cfg := Config{Capacity: 1, TTL: 2 * time.Second, MaxAttempts: -1}
@@ -238,13 +238,13 @@ func TestLossIsNoticedBeforeRedisGivesThePermitAway(t *testing.T) {
 		select {
 		case <-p.Lost():
 		case <-waiting.Done:
-			t.Fatal("b was granted the permit while a still believed in it")
+			t.Fatal("b was granted the permit while a still trusted its lease")
 		}
 		if p.Held() {
 			t.Fatal("a lost permit is held")
 		}
 		if waiting.IsDone() {
-			t.Fatal("the loss and the grant are the same instant: there is no time to fence")
+			t.Fatal("the loss and the grant come at the same instant, which leaves no time to abort")
 		}
 		<-waiting.Done
 		if waiting.Err != nil {
@@ -334,7 +334,7 @@ func TestCloseReleasesEverything(t *testing.T) {
 			t.Fatalf("a waiter of the closed session: %v", mine.Err)
 		}
 		if !other.IsDone() || other.Err != nil {
-			t.Fatalf("what was held did not go to the next in the queue: %v", other.Err)
+			t.Fatalf("the permit did not go to the next request in the queue: %v", other.Err)
 		}
 		select {
 		case <-p.Lost():
@@ -390,7 +390,7 @@ func TestBusyClientDoesNotStarveTheHeartbeat(t *testing.T) {
 		}
 		time.Sleep(10 * time.Second)
 		if !p.Held() {
-			t.Fatal("the lease was lost although Redis was there")
+			t.Fatal("the lease was lost although Redis answered")
 		}
 		wg.Wait()
 	})
@@ -433,7 +433,7 @@ func TestConcurrentUseConservesPermits(t *testing.T) {
 		}
 		wg.Wait()
 		if most != capacity {
-			t.Errorf("at most %d inside together, want exactly %d", most, capacity)
+			t.Errorf("at most %d users at once, want exactly %d", most, capacity)
 		}
 		synctest.Wait()
 		if snap := sessions[0].snapshot(t); snap.Held != 0 || len(snap.Waiters) != 0 {

@@ -47,7 +47,7 @@ func TestConfigNamesTheFieldItRefuses(t *testing.T) {
 	}
 }
 
-// Numbers that methods take are refused by name, with their bounds, and not by a script.
+// Methods, not scripts, refuse numbers out of bounds, with the number's name and its bounds.
 func TestNumbersAreBounded(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s := w.join(Config{Capacity: maxCapacity})
@@ -71,7 +71,8 @@ func TestNumbersAreBounded(t *testing.T) {
 	})
 }
 
-// A Ring moves to another shard by itself, where there would be a second semaphore of that name.
+// A Ring can move to another shard by itself. That shard would then have a second semaphore of the
+// same name.
 func TestRingIsRefused(t *testing.T) {
 	ring := redis.NewRing(&redis.RingOptions{Addrs: map[string]string{"a": "127.0.0.1:1", "b": "127.0.0.1:2"}})
 	defer ring.Close()
@@ -83,8 +84,8 @@ func TestRingIsRefused(t *testing.T) {
 // maxSharers is how many connection pools a session has numbers for.
 const maxSharers = 0xfff
 
-// Pools that Redis has heard of come and go faster than heartbeats, which take them out. A new one
-// waits for a heartbeat if all numbers are taken.
+// Pools come and go faster than the heartbeats that remove them from Redis. A new pool waits for a
+// heartbeat if all numbers are taken.
 func TestPoolsOutrunHeartbeats(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s := w.join(Config{Capacity: 2, TTL: time.Hour})
@@ -129,7 +130,8 @@ func TestNewWithoutClient(t *testing.T) {
 	}
 }
 
-// unavailableWithin fails unless New ends in time, with ErrUnavailable and that text.
+// unavailableWithin fails the test unless New returns in time, with ErrUnavailable and the given
+// text.
 func unavailableWithin(t *testing.T, limit time.Duration, o *redis.Options, text string) {
 	t.Helper()
 	c := redis.NewClient(o)
@@ -159,7 +161,7 @@ func TestNewWithoutRedis(t *testing.T) {
 	l.Close()
 	unavailableWithin(t, time.Minute, &redis.Options{Addr: closed}, "refused")
 
-	silent, err := net.Listen("tcp", "127.0.0.1:0") // accepts and never answers
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // it accepts and never answers
 	if err != nil {
 		t.Fatal(err)
 	}
