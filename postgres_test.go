@@ -240,7 +240,7 @@ func TestCap(t *testing.T) {
 					}
 				}
 				most := peak()
-				t.Logf("%d operations, %d failed, %d backends at the most", ops.Load(), failed.Load(), most)
+				t.Logf("%d operations, %d failed, at most %d backends", ops.Load(), failed.Load(), most)
 				if most > capacity {
 					t.Errorf("%d backends, capacity %d", most, capacity)
 				}

@@ -255,7 +255,7 @@ func cancelledStatement(t *testing.T, scope passbuddy.Scope) {
 	short, cancel := context.WithTimeout(ctxb, 50*time.Millisecond)
 	defer cancel()
 	if err := other.Ping(short); !errors.Is(err, semaphore.ErrCapacity) {
-		t.Error("the permit was given back before the backend was gone:  ", err)
+		t.Error("the permit was given back before the backend was gone: ", err)
 	}
 	if n := f.backends(); n != 1 {
 		t.Errorf("%d backends", n)

@@ -118,7 +118,7 @@ func TestPermitFollowsServersEnd(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := far.Read(make([]byte, 1)); err != io.EOF {
-		t.Error("the server did not see the half-close:  ", err)
+		t.Error("the server did not see the half-close: ", err)
 	}
 	if got := a.Figures(); got.Leaving != 1 || got.Turns != 0 || got.Owned != 1 {
 		t.Errorf("before the server's end: %+v", got)
@@ -221,7 +221,7 @@ func TestTryThatSpokeIsWaitedFor(t *testing.T) {
 	}()
 	select {
 	case err := <-dialled:
-		t.Error("dialled while the last try's backend may live:  ", err)
+		t.Error("dialled while the last try's backend may live: ", err)
 	case <-time.After(200 * time.Millisecond):
 	}
 	far.Close()
