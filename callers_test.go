@@ -20,15 +20,20 @@ func TestCallers(t *testing.T) {
 		pinned     allotment.Pin
 		statements bool
 	}{
-		"exec":  {func(t *testing.T, db *sql.DB) { must(t)(db.Exec("x")) }, allotment.Free, false},
-		"query": {func(t *testing.T, db *sql.DB) { r, err := db.Query("x"); must(t)(r.Close(), err) }, allotment.Free, false},
+		"exec": {func(t *testing.T, db *sql.DB) { must(t)(db.Exec("x")) }, allotment.Free, false},
+		"query": {func(t *testing.T, db *sql.DB) {
+			r, err := db.Query("x")
+			must(t)(r.Close(), err)
+		}, allotment.Free, false},
 		"tx exec": {func(t *testing.T, db *sql.DB) {
 			tx, err := db.Begin()
 			must(t)(tx, err)
 			must(t)(tx.Exec("x"))
 			must(t)(nil, tx.Commit())
 		}, allotment.Free, false},
-		"prepare": {func(t *testing.T, db *sql.DB) { must(t)(db.Prepare("x")) }, allotment.Held, true},
+		"prepare": {func(t *testing.T, db *sql.DB) {
+			must(t)(db.Prepare("x"))
+		}, allotment.Held, true},
 		"tx prepare": {func(t *testing.T, db *sql.DB) {
 			tx, err := db.Begin()
 			must(t)(tx, err)
@@ -44,7 +49,10 @@ func TestCallers(t *testing.T) {
 		"unknown": {func(t *testing.T, db *sql.DB) {
 			c, err := db.Conn(ctx)
 			must(t)(c, err)
-			must(t)(nil, c.Raw(func(dc any) error { _, err := dc.(driver.Conn).Prepare("x"); return err }))
+			must(t)(nil, c.Raw(func(dc any) error {
+				_, err := dc.(driver.Conn).Prepare("x")
+				return err
+			}))
 			must(t)(nil, c.Close())
 		}, allotment.Fixed, true},
 	} {
@@ -58,7 +66,8 @@ func TestCallers(t *testing.T) {
 			must(t)(nil, conn.Raw(func(dc any) error {
 				ph := dc.(wrapper).base().ph
 				if ph.pinned != c.pinned || ph.statements != c.statements {
-					t.Errorf("pinned %d, statements %v; want %d, %v", ph.pinned, ph.statements, c.pinned, c.statements)
+					t.Errorf("pinned %d, statements %v; want %d, %v", ph.pinned, ph.statements,
+						c.pinned, c.statements)
 				}
 				return nil
 			}))

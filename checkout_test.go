@@ -202,7 +202,8 @@ func TestCancelledResetCostsOneConnection(t *testing.T) {
 			cancel()
 			return driver.ErrBadConn
 		}
-		if err := b.db.PingContext(ctx); !errors.Is(err, context.Canceled) || errors.Is(err, driver.ErrBadConn) {
+		if err := b.db.PingContext(ctx); !errors.Is(err, context.Canceled) ||
+			errors.Is(err, driver.ErrBadConn) {
 			t.Error(err)
 		}
 		synctest.Wait()
@@ -250,7 +251,9 @@ func TestDialErrorsReachTheCaller(t *testing.T) {
 				}
 				b.atOnce(t, 3)
 				b.server.onReset = func(*fakeConn) error { return driver.ErrBadConn }
-				b.server.connectErr = func() error { return fmt.Errorf("%w: %w", refused, driver.ErrBadConn) }
+				b.server.connectErr = func() error {
+					return fmt.Errorf("%w: %w", refused, driver.ErrBadConn)
+				}
 				err = use(b.db, st)
 				if err == nil || errors.Is(err, driver.ErrBadConn) {
 					t.Errorf("%v", err)
@@ -268,23 +271,24 @@ func TestDialErrorsReachTheCaller(t *testing.T) {
 // TestRefusedConnUnderMaxOpenConns: database/sql's last try gets a returned wrapper, so no error of
 // Connect can reach the caller.
 func TestRefusedConnUnderMaxOpenConns(t *testing.T) {
-	bubble(t, 2, full, Config{Scope: PerCheckout, AcquireTimeout: time.Second}, func(t *testing.T, b *bench) {
-		b.db.SetMaxOpenConns(2)
-		b.atOnce(t, 2)
-		b.fleet.take(2)
-		c, err := b.db.Conn(context.Background())
-		if err == nil {
-			err = c.PingContext(context.Background())
-			_ = c.Close()
-		}
-		if !errors.Is(err, semaphore.ErrCapacity) || errors.Is(err, driver.ErrBadConn) {
-			t.Error(err)
-		}
-		b.fleet.giveBack(2)
-		if err := b.db.Ping(); err != nil {
-			t.Error(err)
-		}
-	})
+	bubble(t, 2, full, Config{Scope: PerCheckout, AcquireTimeout: time.Second},
+		func(t *testing.T, b *bench) {
+			b.db.SetMaxOpenConns(2)
+			b.atOnce(t, 2)
+			b.fleet.take(2)
+			c, err := b.db.Conn(context.Background())
+			if err == nil {
+				err = c.PingContext(context.Background())
+				_ = c.Close()
+			}
+			if !errors.Is(err, semaphore.ErrCapacity) || errors.Is(err, driver.ErrBadConn) {
+				t.Error(err)
+			}
+			b.fleet.giveBack(2)
+			if err := b.db.Ping(); err != nil {
+				t.Error(err)
+			}
+		})
 }
 
 // TestRefusalIsToldOnce: the third try of a checkout is its last.

@@ -12,7 +12,8 @@ import (
 func TestCloseWakesCallers(t *testing.T) {
 	ctx := context.Background()
 	for _, scope := range scopes {
-		for _, most := range []int{0, 2} { // with SetMaxOpenConns the opener hands out empty wrappers
+		// with SetMaxOpenConns the opener hands out empty wrappers
+		for _, most := range []int{0, 2} {
 			inBubble(t, scope.String(), func(t *testing.T) {
 				s := &server{t: t}
 				fleet := newFleet(t, 1)

@@ -21,7 +21,8 @@ var kinds = map[string]func(fakeConn) driver.Conn{
 var scopes = []Scope{PerConnection, PerCheckout}
 
 // wrapped opens a DB over a fake server, with permits from a fake fleet.
-func wrapped(t testing.TB, s *server, kind func(fakeConn) driver.Conn, fleet *fakeFleet, cfg Config) (*sql.DB, *connector) {
+func wrapped(t testing.TB, s *server, kind func(fakeConn) driver.Conn, fleet *fakeFleet,
+	cfg Config) (*sql.DB, *connector) {
 	t.Helper()
 	cfg, err := cfg.withDefaults()
 	if err != nil {
@@ -42,7 +43,9 @@ var steps = []struct {
 	{"ping", func(db *sql.DB) []any { return []any{db.Ping()} }},
 	{"exec", func(db *sql.DB) []any { return result(db.Exec("x")) }},
 	{"exec again", func(db *sql.DB) []any { return result(db.Exec("x", 1, "a")) }},
-	{"exec, argument of the driver's own", func(db *sql.DB) []any { return result(db.Exec("x", point{1, 2})) }},
+	{"exec, argument of the driver's own", func(db *sql.DB) []any {
+		return result(db.Exec("x", point{1, 2}))
+	}},
 	{"exec, argument removed", func(db *sql.DB) []any { return result(db.Exec("x", "remove", 2)) }},
 	{"exec, argument refused", func(db *sql.DB) []any { return result(db.Exec("x", "refuse")) }},
 	{"exec, checker skips", func(db *sql.DB) []any { return result(db.Exec("x", "skip")) }},
@@ -77,7 +80,9 @@ var steps = []struct {
 		}
 		return []any{tx.Rollback()}
 	}},
-	{"isolation", func(db *sql.DB) []any { return begin(db, &sql.TxOptions{Isolation: sql.LevelSerializable}) }},
+	{"isolation", func(db *sql.DB) []any {
+		return begin(db, &sql.TxOptions{Isolation: sql.LevelSerializable})
+	}},
 	{"read-only", func(db *sql.DB) []any { return begin(db, &sql.TxOptions{ReadOnly: true}) }},
 	{"one connection", func(db *sql.DB) []any {
 		c, err := db.Conn(context.Background())
@@ -149,7 +154,8 @@ func TestConformance(t *testing.T) {
 					}
 					wantCalls, gotCalls := bareServer.calls(), ourServer.calls()
 					if !slices.Equal(wantCalls, gotCalls) {
-						t.Errorf("%s: calls\n\t%s\nbare\n\t%s", st.name, strings.Join(gotCalls, "\n\t"), strings.Join(wantCalls, "\n\t"))
+						t.Errorf("%s: calls\n\t%s\nbare\n\t%s", st.name,
+							strings.Join(gotCalls, "\n\t"), strings.Join(wantCalls, "\n\t"))
 					}
 				}
 				if want, got := bareServer.dials.Load(), ourServer.dials.Load(); want != got {
@@ -253,7 +259,8 @@ func TestAdvertises(t *testing.T) {
 				if err != nil {
 					return err
 				}
-				if p := reflect.TypeOf(st).String(); !strings.HasSuffix(p, "Stmt") || !strings.HasPrefix(p, "*passbuddy.") {
+				if p := reflect.TypeOf(st).String(); !strings.HasSuffix(p, "Stmt") ||
+					!strings.HasPrefix(p, "*passbuddy.") {
 					t.Errorf("Stmt is a %v", p)
 				}
 				tx, err := dc.(driver.ConnBeginTx).BeginTx(context.Background(), driver.TxOptions{})
@@ -272,11 +279,14 @@ func TestAdvertises(t *testing.T) {
 func TestConnectNeverReturnsErrBadConn(t *testing.T) {
 	for _, scope := range scopes {
 		inBubble(t, scope.String(), func(t *testing.T) {
-			s := &server{t: t, connectErr: func() error { return fmt.Errorf("refused: %w", driver.ErrBadConn) }}
+			s := &server{t: t, connectErr: func() error {
+				return fmt.Errorf("refused: %w", driver.ErrBadConn)
+			}}
 			db, cn := wrapped(t, s, full, newFleet(t, 1), Config{Scope: scope})
 			defer db.Close()
 			_, err := cn.Connect(context.Background())
-			if err == nil || errors.Is(err, driver.ErrBadConn) || !strings.Contains(err.Error(), "refused") {
+			if err == nil || errors.Is(err, driver.ErrBadConn) ||
+				!strings.Contains(err.Error(), "refused") {
 				t.Error(err)
 			}
 			s.connectErr = nil

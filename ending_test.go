@@ -73,7 +73,8 @@ func TestStatementOutlivesBadConnection(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := c.ExecContext(context.Background(), "x"); !errors.Is(err, driver.ErrBadConn) {
+			if _, err := c.ExecContext(context.Background(), "x"); !errors.Is(err,
+				driver.ErrBadConn) {
 				t.Fatal(err)
 			}
 			_ = st.Close()
@@ -90,14 +91,16 @@ func TestAbort(t *testing.T) {
 				b.fleet.lose(t)
 				synctest.Wait()
 				time.Sleep(time.Second)
-				wantOpen := int32(1) // checked out: no other call may run while its user may call it
+				// checked out: no other call may run while its user may call it
+				wantOpen := int32(1)
 				if scope == PerCheckout {
 					wantOpen = 2 // no permit covers an idle connection
 				}
 				if n := b.server.open.Load(); n != wantOpen {
 					t.Errorf("%d connections are open", n)
 				}
-				if err := out.PingContext(context.Background()); !errors.Is(err, driver.ErrBadConn) {
+				if err := out.PingContext(context.Background()); !errors.Is(err,
+					driver.ErrBadConn) {
 					t.Errorf("the lease is lost, but the connection works: %v", err)
 				}
 				_ = out.Close()

@@ -38,7 +38,8 @@ func ExampleRegister() {
 		log.Fatal(err)
 	}
 	defer db.Close()
-	db.SetMaxIdleConns(sem.Engine(engine.Seam{}).Capacity()) // PassBuddy gives idle ones back when another process needs them
+	// PassBuddy gives idle ones back when another process needs them
+	db.SetMaxIdleConns(sem.Engine(engine.Seam{}).Capacity())
 
 	var now time.Time
 	if err := db.QueryRowContext(ctx, "select now()").Scan(&now); err != nil {
@@ -59,7 +60,8 @@ func ExampleOpenDB() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	db := passbuddy.OpenDB(stdlib.GetConnector(*cfg), sem, passbuddy.Config{AcquireTimeout: 5 * time.Second})
+	db := passbuddy.OpenDB(stdlib.GetConnector(*cfg), sem,
+		passbuddy.Config{AcquireTimeout: 5 * time.Second})
 	defer db.Close()
 }
 
@@ -89,7 +91,8 @@ func ExampleWrapDriver() {
 		log.Fatal(err)
 	}
 	defer sem.Close()
-	sql.Register("pq-capped", passbuddy.WrapDriver(&pq.Driver{}, sem, passbuddy.Config{Scope: passbuddy.PerCheckout}))
+	sql.Register("pq-capped",
+		passbuddy.WrapDriver(&pq.Driver{}, sem, passbuddy.Config{Scope: passbuddy.PerCheckout}))
 }
 
 // sql.Conn.Raw passes PassBuddy's wrapper. The wrapper's Raw returns the driver's own connection.
@@ -104,7 +107,8 @@ func ExampleRawConn() {
 	defer conn.Close()
 	err = conn.Raw(func(driverConn any) error {
 		pgxConn := driverConn.(passbuddy.RawConn).Raw().(*stdlib.Conn).Conn()
-		_, err := pgxConn.CopyFrom(ctx, pgx.Identifier{"numbers"}, []string{"n"}, pgx.CopyFromRows([][]any{{1}, {2}}))
+		_, err := pgxConn.CopyFrom(ctx, pgx.Identifier{"numbers"}, []string{"n"},
+			pgx.CopyFromRows([][]any{{1}, {2}}))
 		return err
 	})
 	if err != nil {

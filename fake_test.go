@@ -47,7 +47,9 @@ func newFleet(t testing.TB, capacity int) *fakeFleet {
 		Addr: "127.0.0.1:6379", Protocol: 2, DisableIdentity: true,
 		Dialer: func(context.Context, string, string) (net.Conn, error) { return m.Dial() },
 	})
-	sem, err := semaphore.New(context.Background(), client, semaphore.Config{Capacity: most, TTL: 24 * time.Hour, Logger: slog.New(slog.DiscardHandler)})
+	sem, err := semaphore.New(context.Background(), client,
+		semaphore.Config{Capacity: most, TTL: 24 * time.Hour,
+			Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,8 +62,10 @@ func newFleet(t testing.TB, capacity int) *fakeFleet {
 			t.Error(err)
 		}
 		_ = client.Close()
-		if _, real := t.(*testing.B); !real { // a test has a fake clock, and its bubble must be empty at its end
-			time.Sleep(2 * time.Second) // go-redis's dialling goroutines check once a second whether their pool is closed
+		// a test has a fake clock, and its bubble must be empty at its end
+		if _, real := t.(*testing.B); !real {
+			// go-redis's dialling goroutines check once a second whether their pool is closed
+			time.Sleep(2 * time.Second)
 		}
 		m.Close()
 	})
@@ -309,7 +313,8 @@ type fullConn struct{ fakeConn }
 
 func (c *fullConn) Ping(context.Context) error { defer c.enter()(); c.s.record("Ping"); return nil }
 
-func (c *fullConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+func (c *fullConn) ExecContext(ctx context.Context, query string,
+	args []driver.NamedValue) (driver.Result, error) {
 	defer c.enter()()
 	c.s.record("ExecContext %v", args)
 	if c.s.onExec != nil {
@@ -320,7 +325,8 @@ func (c *fullConn) ExecContext(ctx context.Context, query string, args []driver.
 	return driver.RowsAffected(1), nil
 }
 
-func (c *fullConn) QueryContext(_ context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+func (c *fullConn) QueryContext(_ context.Context, query string,
+	args []driver.NamedValue) (driver.Rows, error) {
 	defer c.enter()()
 	c.s.record("QueryContext %v", args)
 	if query == "skip" {

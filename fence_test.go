@@ -41,14 +41,16 @@ func freeze(t *testing.T, by *semaphore.Semaphore, pids ...string) {
 	if found != len(pids) {
 		t.Fatalf("%d of backends %q are recorded: %v", found, pids, backends)
 	}
-	if err := by.SetCapacity(ctx, by.Engine(engine.Seam{}).Capacity()); err != nil { // so a script notices the ends
+	// so a script notices the ends
+	if err := by.SetCapacity(ctx, by.Engine(engine.Seam{}).Capacity()); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func pidOf(t *testing.T, c *sql.Conn) (pid string) {
 	t.Helper()
-	if err := c.QueryRowContext(context.Background(), "select pg_backend_pid()::text").Scan(&pid); err != nil {
+	if err := c.QueryRowContext(context.Background(),
+		"select pg_backend_pid()::text").Scan(&pid); err != nil {
 		t.Fatal(err)
 	}
 	return pid
@@ -90,7 +92,8 @@ func TestFenceOfAFrozenProcess(t *testing.T) {
 				}
 				freeze(t, waking, pidOf(t, a), pidOf(t, b))
 				deadline := time.Now().Add(10 * time.Second)
-				for a.PingContext(context.Background()) == nil || b.PingContext(context.Background()) == nil {
+				for a.PingContext(context.Background()) == nil ||
+					b.PingContext(context.Background()) == nil {
 					if time.Now().After(deadline) {
 						t.Fatal("the sleeper's connections live on")
 					}
@@ -111,7 +114,8 @@ func TestFenceOfAFrozenProcess(t *testing.T) {
 					}
 				}
 				for _, sem := range []*semaphore.Semaphore{sleeping, waking} {
-					if snap, err := sem.Snapshot(context.Background()); err != nil || snap.Quarantined > 0 {
+					if snap, err := sem.Snapshot(context.Background()); err != nil ||
+						snap.Quarantined > 0 {
 						t.Errorf("%d permits are left in quarantine, %v", snap.Quarantined, err)
 					}
 					if err := sem.Close(); err != nil {
@@ -136,7 +140,8 @@ func TestFenceIsRefused(t *testing.T) {
 		"FallbackConns": {Fence: true, FallbackConns: 1},
 	} {
 		refused := passbuddy.OpenDB(stdlib.GetConnector(pgx.ConnConfig{}), sem, cfg)
-		if err := refused.Ping(); err == nil || !strings.Contains(err.Error(), "Fence") || !strings.Contains(err.Error(), want) {
+		if err := refused.Ping(); err == nil || !strings.Contains(err.Error(), "Fence") ||
+			!strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: %v", cfg, err)
 		}
 		_ = refused.Close()
@@ -144,7 +149,8 @@ func TestFenceIsRefused(t *testing.T) {
 	// Other drivers, and where the error appears.
 	func() {
 		defer func() {
-			if r := fmt.Sprint(recover()); !strings.Contains(r, "Config.Fence needs pgx") || !strings.Contains(r, "*pq.Driver") {
+			if r := fmt.Sprint(recover()); !strings.Contains(r, "Config.Fence needs pgx") ||
+				!strings.Contains(r, "*pq.Driver") {
 				t.Errorf("Register of lib/pq: %v", r)
 			}
 		}()
@@ -155,8 +161,9 @@ func TestFenceIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for want, db := range map[string]*sql.DB{
-		"Config.Fence needs pgx":                passbuddy.OpenDB(c, sem, fenced),
-		"Config.Fence cannot follow the socket": openers["pgx configuration by name"](t, s, sem, fenced),
+		"Config.Fence needs pgx": passbuddy.OpenDB(c, sem, fenced),
+		"Config.Fence cannot follow the socket": openers["pgx configuration by name"](t, s, sem,
+			fenced),
 	} {
 		if err := db.Ping(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
@@ -181,14 +188,15 @@ func TestFenceRefusesAConnectionWhoseLeaseIsOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	slept, opened := false, 0
-	db := passbuddy.OpenDB(stdlib.GetConnector(*cfg, stdlib.OptionAfterConnect(func(ctx context.Context, _ *pgx.Conn) error {
-		opened++
-		if !slept {
-			slept = true
-			sem.Client().ZRemRangeByRank(ctx, "passbuddy-"+t.Name(), 0, -1)
-		}
-		return nil
-	})), sem, fenced)
+	db := passbuddy.OpenDB(stdlib.GetConnector(*cfg,
+		stdlib.OptionAfterConnect(func(ctx context.Context, _ *pgx.Conn) error {
+			opened++
+			if !slept {
+				slept = true
+				sem.Client().ZRemRangeByRank(ctx, "passbuddy-"+t.Name(), 0, -1)
+			}
+			return nil
+		})), sem, fenced)
 	if err := db.Ping(); err != nil || opened != 2 {
 		t.Errorf("%v, %d connections opened, want 2", err, opened)
 	}

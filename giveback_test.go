@@ -12,7 +12,8 @@ import (
 
 // TestIdleIsGivenBack: the fleet needs a permit whose connection is idle.
 func TestIdleIsGivenBack(t *testing.T) {
-	for name, prepare := range map[string]bool{"free": false, "with a statement, through the DB": true} {
+	for name, prepare := range map[string]bool{"free": false,
+		"with a statement, through the DB": true} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, 2, full, Config{}, func(t *testing.T, b *bench) {
 				b.cn.db.Store(b.db)
@@ -103,7 +104,8 @@ func TestOpener(t *testing.T) {
 				if err := <-got; err != nil {
 					t.Fatal(err)
 				}
-				if log := b.server.calls(); !slices.Contains(log, "ExecContext [{ 1 {1 2}} { 2 skip}]") {
+				if log := b.server.calls(); !slices.Contains(log,
+					"ExecContext [{ 1 {1 2}} { 2 skip}]") {
 					t.Errorf("arguments were not checked: %v", log)
 				}
 

@@ -84,44 +84,48 @@ func TestConnMaxLifetime(t *testing.T) {
 	for callers, maxIdles := range map[int][]int{1: {1, 20}, 12: {12, 20}} {
 		for i := range 2 * len(maxIdles) {
 			scope, maxIdle := scopes[i%2], maxIdles[i/2]
-			t.Run(fmt.Sprintf("%v, %d callers, %d idle", scope, callers, maxIdle), func(t *testing.T) {
-				bubble(t, 3, full, Config{Scope: scope}, func(t *testing.T, b *bench) {
-					b.db.SetMaxIdleConns(maxIdle)
-					b.db.SetConnMaxLifetime(limit)
-					var mu sync.Mutex
-					opened := make(map[int32]time.Time) // by number of the connection
-					b.server.onReset = func(c *fakeConn) error {
-						mu.Lock()
-						defer mu.Unlock()
-						if opened[c.n].IsZero() {
-							opened[c.n] = time.Now()
-						}
-						if age := time.Since(opened[c.n]); age > limit+tolerance {
-							t.Errorf("a connection is %v old", age)
-						}
-						return nil
-					}
-					b.server.onExec = func(context.Context, string) error { time.Sleep(20 * time.Millisecond); return nil }
-					stop := time.Now().Add(5*limit + limit/2)
-					var wg sync.WaitGroup
-					for i := range callers {
-						wg.Go(func() {
-							for time.Now().Before(stop) {
-								if _, err := b.db.Exec("x"); err != nil {
-									t.Error(err)
-									return
-								}
-								time.Sleep(time.Duration(i) * 3 * time.Millisecond)
+			t.Run(fmt.Sprintf("%v, %d callers, %d idle", scope, callers, maxIdle),
+				func(t *testing.T) {
+					bubble(t, 3, full, Config{Scope: scope}, func(t *testing.T, b *bench) {
+						b.db.SetMaxIdleConns(maxIdle)
+						b.db.SetConnMaxLifetime(limit)
+						var mu sync.Mutex
+						opened := make(map[int32]time.Time) // by number of the connection
+						b.server.onReset = func(c *fakeConn) error {
+							mu.Lock()
+							defer mu.Unlock()
+							if opened[c.n].IsZero() {
+								opened[c.n] = time.Now()
 							}
-						})
-					}
-					wg.Wait()
-					n, least := b.server.dials.Load(), int32(6*min(callers, 3))
-					if n < least || n > least+least/2 {
-						t.Errorf("dialled %d times", n)
-					}
+							if age := time.Since(opened[c.n]); age > limit+tolerance {
+								t.Errorf("a connection is %v old", age)
+							}
+							return nil
+						}
+						b.server.onExec = func(context.Context, string) error {
+							time.Sleep(20 * time.Millisecond)
+							return nil
+						}
+						stop := time.Now().Add(5*limit + limit/2)
+						var wg sync.WaitGroup
+						for i := range callers {
+							wg.Go(func() {
+								for time.Now().Before(stop) {
+									if _, err := b.db.Exec("x"); err != nil {
+										t.Error(err)
+										return
+									}
+									time.Sleep(time.Duration(i) * 3 * time.Millisecond)
+								}
+							})
+						}
+						wg.Wait()
+						n, least := b.server.dials.Load(), int32(6*min(callers, 3))
+						if n < least || n > least+least/2 {
+							t.Errorf("dialled %d times", n)
+						}
+					})
 				})
-			})
 		}
 	}
 }
@@ -131,7 +135,8 @@ func TestConnMaxLifetimeRaised(t *testing.T) {
 	bubble(t, 1, full, Config{Scope: PerCheckout}, func(t *testing.T, b *bench) {
 		use := func(d time.Duration) (dialled int32) {
 			before := b.server.dials.Load()
-			for stop := time.Now().Add(d); time.Now().Before(stop); time.Sleep(100 * time.Millisecond) {
+			for stop := time.Now().Add(d); time.Now().Before(stop); time.Sleep(
+				100 * time.Millisecond) {
 				if err := b.db.Ping(); err != nil {
 					t.Fatal(err)
 				}
@@ -158,11 +163,15 @@ func TestClosedForAge(t *testing.T) {
 		use  func(b *bench)
 		aged bool
 	}{
-		"too many":           {func(b *bench) { b.db.SetMaxIdleConns(0); b.ping() }, false},
-		"made too many":      {func(b *bench) { b.ping(); b.db.SetMaxIdleConns(0) }, false},
-		"the DB":             {func(b *bench) { b.ping(); _ = b.db.Close() }, false},
-		"returned too old":   {func(b *bench) { b.pingSlowly() }, true},
-		"too old to be used": {func(b *bench) { b.ping(); time.Sleep(50 * time.Millisecond); b.ping() }, true},
+		"too many":         {func(b *bench) { b.db.SetMaxIdleConns(0); b.ping() }, false},
+		"made too many":    {func(b *bench) { b.ping(); b.db.SetMaxIdleConns(0) }, false},
+		"the DB":           {func(b *bench) { b.ping(); _ = b.db.Close() }, false},
+		"returned too old": {func(b *bench) { b.pingSlowly() }, true},
+		"too old to be used": {func(b *bench) {
+			b.ping()
+			time.Sleep(50 * time.Millisecond)
+			b.ping()
+		}, true},
 		"idle for too long": {func(b *bench) {
 			b.db.SetConnMaxLifetime(0)
 			b.db.SetConnMaxIdleTime(time.Second)
@@ -233,7 +242,10 @@ func TestConnMaxLifetimeRaisedInACrowd(t *testing.T) {
 // crowd lets the given number of callers use the DB for the given time.
 func (b *bench) crowd(t *testing.T, callers int, d time.Duration) {
 	t.Helper()
-	b.server.onExec = func(context.Context, string) error { time.Sleep(20 * time.Millisecond); return nil }
+	b.server.onExec = func(context.Context, string) error {
+		time.Sleep(20 * time.Millisecond)
+		return nil
+	}
 	stop := time.Now().Add(d)
 	var wg sync.WaitGroup
 	for range callers {

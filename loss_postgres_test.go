@@ -28,13 +28,15 @@ func TestLostLeaseOverPgx(t *testing.T) {
 			}
 			defer rd.Stop()
 			sem, err := semaphore.Open(context.Background(), rd.URL(), semaphore.Config{
-				Name: "lost", Capacity: 4, TTL: time.Second, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+				Name: "lost", Capacity: 4, TTL: time.Second,
+				Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
 			})
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer sem.Close()
-			db := openRegistered(t, stdlib.GetDefaultDriver(), s.postgres.URL(), sem, passbuddy.Config{Scope: scope})
+			db := openRegistered(t, stdlib.GetDefaultDriver(), s.postgres.URL(), sem,
+				passbuddy.Config{Scope: scope})
 			defer db.Close()
 			calls := map[string]func() error{}
 			running := make(chan error, 1)

@@ -61,7 +61,10 @@ func TestLostLeaseIsNamed(t *testing.T) {
 		"in the middle of Conn.Exec": func(t *testing.T, b *bench, lose func()) error {
 			c := b.conn(t)
 			defer c.Close()
-			b.server.onExec = func(context.Context, string) error { lose(); return driver.ErrBadConn }
+			b.server.onExec = func(context.Context, string) error {
+				lose()
+				return driver.ErrBadConn
+			}
 			_, err := c.ExecContext(ctx, "x")
 			return err
 		},
@@ -70,7 +73,8 @@ func TestLostLeaseIsNamed(t *testing.T) {
 			t.Run(name+"/"+scope.String(), func(t *testing.T) {
 				bubble(t, 2, full, Config{Scope: scope}, func(t *testing.T, b *bench) {
 					err := use(t, b, func() { b.fleet.lose(t); synctest.Wait() })
-					if !errors.Is(err, semaphore.ErrLost) || !strings.Contains(err.Error(), "lease lost") {
+					if !errors.Is(err, semaphore.ErrLost) ||
+						!strings.Contains(err.Error(), "lease lost") {
 						t.Errorf("told %v", err)
 					}
 					b.server.onExec = nil

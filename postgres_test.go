@@ -113,7 +113,9 @@ func (s *stack) watch(t testing.TB) (peak func() int) {
 		defer tick.Stop()
 		for {
 			var n int
-			if err := c.QueryRow(context.Background(), "select count(*) from pg_stat_activity where usename = $1", throwaway.Role).Scan(&n); err != nil {
+			if err := c.QueryRow(context.Background(),
+				"select count(*) from pg_stat_activity where usename = $1",
+				throwaway.Role).Scan(&n); err != nil {
 				t.Error(err)
 				return
 			}
@@ -133,7 +135,9 @@ func (s *stack) watch(t testing.TB) (peak func() int) {
 	}
 }
 
-func opener(open func(t *testing.T, s *stack, sem *semaphore.Semaphore, cfg passbuddy.Config) *sql.DB) func(*testing.T, *stack, *semaphore.Semaphore, passbuddy.Config) *sql.DB {
+func opener(open func(t *testing.T, s *stack, sem *semaphore.Semaphore,
+	cfg passbuddy.Config) *sql.DB) func(*testing.T, *stack, *semaphore.Semaphore,
+	passbuddy.Config) *sql.DB {
 	return open
 }
 
@@ -141,28 +145,34 @@ var registered atomic.Int32
 
 // openers lists the ways to open a wrapped DB, each with what PassBuddy knows of its connections'
 // ends.
-var openers = map[string]func(t *testing.T, s *stack, sem *semaphore.Semaphore, cfg passbuddy.Config) *sql.DB{
-	"pgx registered": opener(func(t *testing.T, s *stack, sem *semaphore.Semaphore, cfg passbuddy.Config) *sql.DB {
+var openers = map[string]func(t *testing.T, s *stack, sem *semaphore.Semaphore,
+	cfg passbuddy.Config) *sql.DB{
+	"pgx registered": opener(func(t *testing.T, s *stack, sem *semaphore.Semaphore,
+		cfg passbuddy.Config) *sql.DB {
 		return openRegistered(t, stdlib.GetDefaultDriver(), s.postgres.URL(), sem, cfg)
 	}),
-	"pgx connector": opener(func(t *testing.T, s *stack, sem *semaphore.Semaphore, cfg passbuddy.Config) *sql.DB {
+	"pgx connector": opener(func(t *testing.T, s *stack, sem *semaphore.Semaphore,
+		cfg passbuddy.Config) *sql.DB {
 		c, err := pgx.ParseConfig(s.postgres.URL())
 		if err != nil {
 			t.Fatal(err)
 		}
 		return passbuddy.OpenDB(stdlib.GetConnector(*c), sem, cfg)
 	}),
-	"pgx configuration by name": opener(func(t *testing.T, s *stack, sem *semaphore.Semaphore, cfg passbuddy.Config) *sql.DB {
+	"pgx configuration by name": opener(func(t *testing.T, s *stack, sem *semaphore.Semaphore,
+		cfg passbuddy.Config) *sql.DB {
 		c, err := pgx.ParseConfig(s.postgres.URL())
 		if err != nil {
 			t.Fatal(err)
 		}
 		return openRegistered(t, stdlib.GetDefaultDriver(), stdlib.RegisterConnConfig(c), sem, cfg)
 	}),
-	"pq registered": opener(func(t *testing.T, s *stack, sem *semaphore.Semaphore, cfg passbuddy.Config) *sql.DB {
+	"pq registered": opener(func(t *testing.T, s *stack, sem *semaphore.Semaphore,
+		cfg passbuddy.Config) *sql.DB {
 		return openRegistered(t, &pq.Driver{}, s.postgres.URL(), sem, cfg)
 	}),
-	"pq with a Dialer": opener(func(t *testing.T, s *stack, sem *semaphore.Semaphore, cfg passbuddy.Config) *sql.DB {
+	"pq with a Dialer": opener(func(t *testing.T, s *stack, sem *semaphore.Semaphore,
+		cfg passbuddy.Config) *sql.DB {
 		c, err := pq.NewConnector(s.postgres.URL())
 		if err != nil {
 			t.Fatal(err)
@@ -172,7 +182,8 @@ var openers = map[string]func(t *testing.T, s *stack, sem *semaphore.Semaphore, 
 	}),
 }
 
-func openRegistered(t *testing.T, d driver.Driver, dsn string, sem *semaphore.Semaphore, cfg passbuddy.Config) *sql.DB {
+func openRegistered(t *testing.T, d driver.Driver, dsn string, sem *semaphore.Semaphore,
+	cfg passbuddy.Config) *sql.DB {
 	name := fmt.Sprintf("passbuddy-%d", registered.Add(1))
 	passbuddy.Register(name, d, sem, cfg)
 	db, err := sql.Open(name, dsn)
@@ -196,7 +207,8 @@ func TestCap(t *testing.T) {
 			t.Run(fmt.Sprintf("%s/rough %v", name, rough), func(t *testing.T) {
 				const capacity = 5
 				peak := s.watch(t)
-				ctx, cancel := context.WithTimeout(context.Background(), subset.Length(time.Second, 2*time.Second))
+				ctx, cancel := context.WithTimeout(context.Background(),
+					subset.Length(time.Second, 2*time.Second))
 				defer cancel()
 				var ops, failed atomic.Int32
 				var wg sync.WaitGroup
@@ -228,9 +240,11 @@ func TestCap(t *testing.T) {
 						t.Error(err)
 					}
 				}
-				if snap, err := sems[0].Snapshot(context.Background()); err != nil || snap.Held != 0 {
+				if snap, err := sems[0].Snapshot(context.Background()); err != nil ||
+					snap.Held != 0 {
 					time.Sleep(time.Second) // releases are sent in the background
-					if snap, err = sems[0].Snapshot(context.Background()); err != nil || snap.Held != 0 {
+					if snap, err = sems[0].Snapshot(context.Background()); err != nil ||
+						snap.Held != 0 {
 						t.Errorf("%d permits are left, %v", snap.Held, err)
 					}
 				}
@@ -240,7 +254,8 @@ func TestCap(t *testing.T) {
 					}
 				}
 				most := peak()
-				t.Logf("%d operations, %d failed, at most %d backends", ops.Load(), failed.Load(), most)
+				t.Logf("%d operations, %d failed, at most %d backends", ops.Load(), failed.Load(),
+					most)
 				if most > capacity {
 					t.Errorf("%d backends, capacity %d", most, capacity)
 				}
@@ -281,7 +296,8 @@ func query(db *sql.DB, rough bool) error {
 		_, err = db.ExecContext(ctx, sleep)
 	}
 	if rough && err != nil {
-		for _, known := range []string{"deadline", "timeout", "canceling", "57P01", "terminat", "bad connection", "EOF", "reset by peer",
+		for _, known := range []string{"deadline", "timeout", "canceling", "57P01", "terminat",
+			"bad connection", "EOF", "reset by peer",
 			"already been committed", "broken pipe", "closed", "conn busy", "failed transaction"} {
 			if strings.Contains(err.Error(), known) {
 				return nil
@@ -299,7 +315,9 @@ func (s *stack) terminateSome(t *testing.T, ctx context.Context) {
 	}
 	defer c.Close(context.Background())
 	for ctx.Err() == nil {
-		_, _ = c.Exec(ctx, "select pg_terminate_backend(pid) from pg_stat_activity where usename = $1 order by random() limit 1", throwaway.Role)
+		_, _ = c.Exec(ctx,
+			"select pg_terminate_backend(pid) from pg_stat_activity where usename = $1 order by "+
+				"random() limit 1", throwaway.Role)
 		select {
 		case <-ctx.Done():
 		case <-time.After(50 * time.Millisecond):
@@ -320,12 +338,13 @@ func TestFailingAfterConnect(t *testing.T) {
 	var fail atomic.Bool
 	fail.Store(true)
 	peak := s.watch(t)
-	db := passbuddy.OpenDB(stdlib.GetConnector(*cfg, stdlib.OptionAfterConnect(func(context.Context, *pgx.Conn) error {
-		if fail.Load() {
-			return boom
-		}
-		return nil
-	})), sem, passbuddy.Config{})
+	db := passbuddy.OpenDB(stdlib.GetConnector(*cfg,
+		stdlib.OptionAfterConnect(func(context.Context, *pgx.Conn) error {
+			if fail.Load() {
+				return boom
+			}
+			return nil
+		})), sem, passbuddy.Config{})
 	defer db.Close()
 	for range 20 {
 		if err := db.Ping(); !errors.Is(err, boom) {
@@ -349,7 +368,8 @@ func TestIdleMovesBetweenDrivers(t *testing.T) {
 		for _, prepared := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s/prepared %v", from, prepared), func(t *testing.T) {
 				if from == "pq registered" && prepared {
-					t.Skip("documented limit: without the socket and the DB, the connection is given back at its next use")
+					t.Skip("documented limit: without the socket and the DB, the connection is " +
+						"given back at its next use")
 				}
 				if from == "pgx configuration by name" && prepared {
 					t.Skip("documented limit, as above")

@@ -27,12 +27,15 @@ func TestCallersContext(t *testing.T) {
 					t.Fatal(err)
 				}
 				second := b.conn(t)
-				warm := b.conn2(t, scope) // PerCheckout: a used connection is idle, so the checkout is a ResetSession
-				ctx, cancel := context.WithTimeoutCause(context.WithValue(context.Background(), myKey{}, 1), time.Second, cause)
+				// PerCheckout: a used connection is idle, so the checkout is a ResetSession
+				warm := b.conn2(t, scope)
+				ctx, cancel := context.WithTimeoutCause(context.WithValue(context.Background(),
+					myKey{}, 1), time.Second, cause)
 				defer cancel()
 				start := time.Now()
 				_, err := b.db.ExecContext(ctx, "x")
-				for _, want := range []error{semaphore.ErrCapacity, context.DeadlineExceeded, cause} {
+				for _, want := range []error{semaphore.ErrCapacity, context.DeadlineExceeded,
+					cause} {
 					if !errors.Is(err, want) {
 						t.Errorf("%v is not %v", err, want)
 					}
@@ -72,42 +75,47 @@ func (b *bench) conn2(t *testing.T, scope Scope) (undo func()) {
 
 func TestAcquireTimeout(t *testing.T) {
 	uses := map[string]func(b *bench, st *sql.Stmt) error{
-		"exec":     func(b *bench, _ *sql.Stmt) error { _, err := b.db.Exec("x"); return err },
-		"query":    func(b *bench, _ *sql.Stmt) error { _, err := b.db.Query("x"); return err },
-		"begin":    func(b *bench, _ *sql.Stmt) error { _, err := b.db.Begin(); return err },
-		"prepare":  func(b *bench, _ *sql.Stmt) error { _, err := b.db.Prepare("x"); return err },
-		"ping":     func(b *bench, _ *sql.Stmt) error { return b.db.Ping() },
-		"conn":     func(b *bench, _ *sql.Stmt) error { _, err := b.db.Conn(context.Background()); return err },
+		"exec":    func(b *bench, _ *sql.Stmt) error { _, err := b.db.Exec("x"); return err },
+		"query":   func(b *bench, _ *sql.Stmt) error { _, err := b.db.Query("x"); return err },
+		"begin":   func(b *bench, _ *sql.Stmt) error { _, err := b.db.Begin(); return err },
+		"prepare": func(b *bench, _ *sql.Stmt) error { _, err := b.db.Prepare("x"); return err },
+		"ping":    func(b *bench, _ *sql.Stmt) error { return b.db.Ping() },
+		"conn": func(b *bench, _ *sql.Stmt) error {
+			_, err := b.db.Conn(context.Background())
+			return err
+		},
 		"prepared": func(_ *bench, st *sql.Stmt) error { _, err := st.Exec(); return err },
 	}
 	for _, scope := range scopes {
 		for name, use := range uses {
 			t.Run(fmt.Sprintf("%v/%s", scope, name), func(t *testing.T) {
-				bubble(t, 1, full, Config{Scope: scope, AcquireTimeout: 3 * time.Second}, func(t *testing.T, b *bench) {
-					st, err := b.db.Prepare("x")
-					if err != nil {
-						t.Fatal(err)
-					}
-					out := b.conn(t)
-					b.conn2(t, scope)
-					dials := b.server.dials.Load()
-					start := time.Now()
-					err = use(b, st)
-					if !errors.Is(err, semaphore.ErrCapacity) || errors.Is(err, driver.ErrBadConn) {
-						t.Errorf("%v", err)
-					}
-					if d := time.Since(start); d != 3*time.Second {
-						t.Errorf("took %v", d)
-					}
-					if n := b.server.dials.Load() - dials; n != 0 {
-						t.Errorf("dialled %d times", n)
-					}
-					_ = out.Close()
-					if _, err := st.Exec(); err != nil {
-						t.Error(err)
-					}
-					_ = st.Close()
-				})
+				bubble(t, 1, full, Config{Scope: scope, AcquireTimeout: 3 * time.Second},
+					func(t *testing.T, b *bench) {
+						st, err := b.db.Prepare("x")
+						if err != nil {
+							t.Fatal(err)
+						}
+						out := b.conn(t)
+						b.conn2(t, scope)
+						dials := b.server.dials.Load()
+						start := time.Now()
+						err = use(b, st)
+						if !errors.Is(err, semaphore.ErrCapacity) ||
+							errors.Is(err, driver.ErrBadConn) {
+							t.Errorf("%v", err)
+						}
+						if d := time.Since(start); d != 3*time.Second {
+							t.Errorf("took %v", d)
+						}
+						if n := b.server.dials.Load() - dials; n != 0 {
+							t.Errorf("dialled %d times", n)
+						}
+						_ = out.Close()
+						if _, err := st.Exec(); err != nil {
+							t.Error(err)
+						}
+						_ = st.Close()
+					})
 			})
 		}
 	}

@@ -14,7 +14,8 @@ import (
 
 // bubble runs f with a DB over a fake server under a fake clock, and checks at the end that
 // everything is given back.
-func bubble(t *testing.T, capacity int, kind func(fakeConn) driver.Conn, cfg Config, f func(t *testing.T, b *bench)) {
+func bubble(t *testing.T, capacity int, kind func(fakeConn) driver.Conn, cfg Config,
+	f func(t *testing.T, b *bench)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, capacity, kind, cfg)
@@ -190,10 +191,12 @@ func TestClaim(t *testing.T) {
 		}
 		lost := func(when string) {
 			t.Helper()
-			if err := old.(driver.SessionResetter).ResetSession(ctx); !errors.Is(err, driver.ErrBadConn) {
+			if err := old.(driver.SessionResetter).ResetSession(ctx); !errors.Is(err,
+				driver.ErrBadConn) {
 				t.Errorf("%s: ResetSession: %v", when, err)
 			}
-			if _, err := old.(driver.ExecerContext).ExecContext(ctx, "x", nil); !errors.Is(err, driver.ErrBadConn) {
+			if _, err := old.(driver.ExecerContext).ExecContext(ctx, "x", nil); !errors.Is(err,
+				driver.ErrBadConn) {
 				t.Errorf("%s: ExecContext: %v", when, err)
 			}
 			if old.(driver.Validator).IsValid() {

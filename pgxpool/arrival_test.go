@@ -13,7 +13,8 @@ func TestArrivalsWaitForTheirOwn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	none, err := pgxpool.NewWithConfig(t.Context(), cfg) // never connects: arrive waits for its longest time
+	// never connects: arrive waits for its longest time
+	none, err := pgxpool.NewWithConfig(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,7 +37,8 @@ func TestArrivalsWaitForTheirOwn(t *testing.T) {
 		{"one is idle, for the first", func() {}, 1, false},
 		{"two are idle", func() {}, 2, true},
 		{"one is idle, and the first has its own", p.checkoutAbove(first).endArrival, 1, true},
-		{"none is idle, and the first has said so twice", p.checkoutAbove(first).endArrival, 0, false},
+		{"none is idle, and the first has said so twice", p.checkoutAbove(first).endArrival, 0,
+			false},
 	} {
 		tt.do()
 		if got := p.arrivals.served(2, tt.idle); got != tt.want {

@@ -61,5 +61,7 @@ func BenchmarkWarmQuery(b *testing.B) {
 		query(b, pool)
 	})
 	b.Run("pool=passbuddy", func(b *testing.B) { query(b, f.process(passbuddy.Config{})) })
-	b.Run("pool=passbuddy-per-checkout", func(b *testing.B) { query(b, f.process(passbuddy.Config{Scope: passbuddy.PerCheckout})) })
+	b.Run("pool=passbuddy-per-checkout", func(b *testing.B) {
+		query(b, f.process(passbuddy.Config{Scope: passbuddy.PerCheckout}))
+	})
 }

@@ -100,7 +100,9 @@ func TestFailsByHand(t *testing.T) {
 					t.Error(err)
 				}
 			}
-			eventually(t, "nothing is left", func() bool { return passpool.Figures(pool).Turns == 0 })
+			eventually(t, "nothing is left", func() bool {
+				return passpool.Figures(pool).Turns == 0
+			})
 			ok(t, pool.Ping(ctxb))
 			pool.Close()
 		})

@@ -89,7 +89,9 @@ func TestClosedPool(t *testing.T) {
 			ok(t, pool.Ping(ctxb))
 			taken(t, f)
 			if scope == passbuddy.PerConnection {
-				eventually(t, "it has given its connection back", func() bool { return passpool.Figures(pool).Owned == 0 })
+				eventually(t, "it has given its connection back", func() bool {
+					return passpool.Figures(pool).Owned == 0
+				})
 			}
 			a := asks(pool)
 			eventually(t, "it waits", func() bool { return passpool.Figures(pool).Waiting == 1 })
@@ -112,7 +114,8 @@ func TestClosedPool(t *testing.T) {
 			told(t, b, want)
 			told(t, asks(pool), want)
 			for _, c := range out {
-				if _, err := c.Exec(ctxb, "select 1"); err != nil { // a caller that has a connection keeps it
+				// a caller that has a connection keeps it
+				if _, err := c.Exec(ctxb, "select 1"); err != nil {
 					t.Error(err)
 				}
 				c.Release()
@@ -142,7 +145,9 @@ func TestClosedPool(t *testing.T) {
 				more, err := pool.Acquire(ctxb)
 				ok(t, err)
 				a := asks(pool)
-				eventually(t, "it waits", func() bool { return passpool.Figures(pool).Waiting == 1 })
+				eventually(t, "it waits", func() bool {
+					return passpool.Figures(pool).Waiting == 1
+				})
 				closed := make(chan struct{})
 				go func() { pool.Close(); close(closed) }()
 				told(t, a, want)
@@ -166,7 +171,9 @@ func TestClosedPool(t *testing.T) {
 			more, err := pools[0].Acquire(ctxb)
 			ok(t, err)
 			a, b := asks(pools[0]), asks(pools[1])
-			eventually(t, "both wait", func() bool { return passpool.Figures(pools[0]).Waiting == 2 })
+			eventually(t, "both wait", func() bool {
+				return passpool.Figures(pools[0]).Waiting == 2
+			})
 			pools[1].Close()
 			told(t, b, want)
 			more.Release()
@@ -185,7 +192,8 @@ func TestCloseWhileOpening(t *testing.T) {
 	dialling := make(chan struct{})
 	pool := f.process(passbuddy.Config{}, func(cfg *pgxpool.Config) {
 		dial := cfg.ConnConfig.DialFunc
-		cfg.ConnConfig.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
+		cfg.ConnConfig.DialFunc = func(ctx context.Context, network,
+			address string) (net.Conn, error) {
 			close(dialling)
 			<-ctx.Done()
 			return dial(ctx, network, address)
@@ -197,5 +205,7 @@ func TestCloseWhileOpening(t *testing.T) {
 	if err := <-a; err == nil || !errors.Is(err, context.Canceled) && !errors.Is(err, want) {
 		t.Errorf("told %v", err)
 	}
-	eventually(t, "nothing is open or held", func() bool { return passpool.Figures(pool).Owned == 0 && f.backends() == 0 })
+	eventually(t, "nothing is open or held", func() bool {
+		return passpool.Figures(pool).Owned == 0 && f.backends() == 0
+	})
 }

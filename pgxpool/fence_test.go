@@ -52,7 +52,8 @@ func (f *fleet) freeze(by *semaphore.Semaphore, conns ...*pgxpool.Conn) {
 
 func pidOf(c *pgxpool.Conn) string {
 	var pid string
-	if err := c.QueryRow(context.Background(), "select pg_backend_pid()::text").Scan(&pid); err != nil {
+	if err := c.QueryRow(context.Background(),
+		"select pg_backend_pid()::text").Scan(&pid); err != nil {
 		return err.Error()
 	}
 	return pid
@@ -71,7 +72,8 @@ func acquire(t *testing.T, pool *pgxpool.Pool) *pgxpool.Conn {
 // In each of pgx's query modes, backends are recorded when a connection is handed out, and ended
 // over another pool's connection.
 func TestFenceOfAFrozenProcess(t *testing.T) {
-	for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeCacheStatement, pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol} {
+	for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeCacheStatement, pgx.QueryExecModeExec,
+		pgx.QueryExecModeSimpleProtocol} {
 		t.Run(mode.String(), func(t *testing.T) {
 			f := newFleet(t, 3)
 			peak := f.witness()
@@ -121,7 +123,10 @@ func TestFencePassesTheQueue(t *testing.T) {
 	sleeping, waking := f.semaphore(asleep), f.semaphore()
 	sleeper := f.pool(sleeping, fenced)
 	awake := f.pool(waking, fenced, func(cfg *pgxpool.Config) {
-		cfg.PrepareConn = func(context.Context, *pgx.Conn) (bool, error) { prepared.Add(1); return true, nil }
+		cfg.PrepareConn = func(context.Context, *pgx.Conn) (bool, error) {
+			prepared.Add(1)
+			return true, nil
+		}
 		cfg.ConnConfig.Tracer = &acquireTracer{n: &traced}
 	})
 	a := acquire(t, sleeper)
@@ -133,7 +138,8 @@ func TestFencePassesTheQueue(t *testing.T) {
 	for range callers {
 		wg.Go(func() {
 			for ctx.Err() == nil {
-				if _, err := awake.Exec(context.Background(), "select pg_sleep($1)", busy.Seconds()); err != nil {
+				if _, err := awake.Exec(context.Background(), "select pg_sleep($1)",
+					busy.Seconds()); err != nil {
 					t.Error(err)
 					return
 				}
@@ -144,7 +150,9 @@ func TestFencePassesTheQueue(t *testing.T) {
 	eventually(t, "all wait", func() bool { return ops.Load() > 1 })
 	f.freeze(waking, a)
 	before := ops.Load()
-	eventually(t, "its backend is ended", func() bool { return a.Ping(context.Background()) != nil })
+	eventually(t, "its backend is ended", func() bool {
+		return a.Ping(context.Background()) != nil
+	})
 	if n := ops.Load() - before; n > callers/2 {
 		t.Errorf("ended after %d operations, with %d callers in the queue", n, callers)
 	}
@@ -157,15 +165,18 @@ func TestFencePassesTheQueue(t *testing.T) {
 
 type acquireTracer struct{ n *atomic.Int32 }
 
-func (a *acquireTracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+func (a *acquireTracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn,
+	_ pgx.TraceQueryStartData) context.Context {
 	return ctx
 }
 func (a *acquireTracer) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
-func (a *acquireTracer) TraceAcquireStart(ctx context.Context, _ *pgxpool.Pool, _ pgxpool.TraceAcquireStartData) context.Context {
+func (a *acquireTracer) TraceAcquireStart(ctx context.Context, _ *pgxpool.Pool,
+	_ pgxpool.TraceAcquireStartData) context.Context {
 	a.n.Add(1)
 	return ctx
 }
-func (a *acquireTracer) TraceAcquireEnd(context.Context, *pgxpool.Pool, pgxpool.TraceAcquireEndData) {
+func (a *acquireTracer) TraceAcquireEnd(context.Context, *pgxpool.Pool,
+	pgxpool.TraceAcquireEndData) {
 }
 
 // The process slept while it opened a connection, and the lease ended meanwhile. The connection is
@@ -200,11 +211,13 @@ func TestFenceIsRefused(t *testing.T) {
 		"KeepOnLoss":    {Fence: true, KeepOnLoss: true},
 		"FallbackConns": {Fence: true, FallbackConns: 1},
 	} {
-		if err := passpool.Configure(f.config(""), sem, cfg); err == nil || !strings.Contains(err.Error(), "Fence") || !strings.Contains(err.Error(), want) {
+		if err := passpool.Configure(f.config(""), sem, cfg); err == nil ||
+			!strings.Contains(err.Error(), "Fence") || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: %v", cfg, err)
 		}
 	}
-	if _, err := passpool.NewHooks(sem, fenced).PrepareConn(context.Background(), nil); err == nil || !strings.Contains(err.Error(), "Fence") {
+	if _, err := passpool.NewHooks(sem, fenced).PrepareConn(context.Background(),
+		nil); err == nil || !strings.Contains(err.Error(), "Fence") {
 		t.Errorf("NewHooks: %v", err)
 	}
 }

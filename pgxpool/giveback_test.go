@@ -24,7 +24,8 @@ func TestIdleGiveBack(t *testing.T) {
 		for i := range 6 {
 			start := time.Now()
 			f.works(pools[(i+1)%2])
-			t.Logf("capacity %d: first query of the other process after %v", capacity, time.Since(start))
+			t.Logf("capacity %d: first query of the other process after %v", capacity,
+				time.Since(start))
 			// The time depends on the cost of moves on this machine. internal/allotment tests the
 			// bound, in fake time.
 			if d := time.Since(start); d > 10*time.Second {
@@ -59,7 +60,8 @@ func TestProgress(t *testing.T) {
 	f := newFleet(t, 1)
 	peak := f.witness()
 	a, b := f.process(passbuddy.Config{}), f.process(passbuddy.Config{})
-	for name, pools := range map[string][2]*pgxpool.Pool{"one process": {a, a}, "two processes": {a, b}} {
+	for name, pools := range map[string][2]*pgxpool.Pool{"one process": {a, a},
+		"two processes": {a, b}} {
 		t.Run(name, func(t *testing.T) {
 			var wg sync.WaitGroup
 			for _, pool := range pools {
@@ -105,7 +107,9 @@ func TestMinConnsOnlyTries(t *testing.T) {
 		cfg.MinConns, cfg.HealthCheckPeriod = 5, 20*time.Millisecond
 		cfg.MaxConnIdleTime = 50 * time.Millisecond
 	})
-	eventually(t, "MinConns has what is free", func() bool { return passpool.Figures(min).Idle == 1 })
+	eventually(t, "MinConns has what is free", func() bool {
+		return passpool.Figures(min).Idle == 1
+	})
 	for range 5 {
 		f.works(first)
 		f.works(min)

@@ -68,13 +68,20 @@ func TestConnectFails(t *testing.T) {
 			cfg.AfterConnect = func(context.Context, *pgx.Conn) error { return errHook }
 		},
 		"pgconn.AfterConnect": func(cfg *pgxpool.Config) {
-			cfg.ConnConfig.AfterConnect = func(context.Context, *pgconn.PgConn) error { return errHook }
+			cfg.ConnConfig.AfterConnect = func(context.Context, *pgconn.PgConn) error {
+				return errHook
+			}
 		},
 		"ValidateConnect": func(cfg *pgxpool.Config) {
-			cfg.ConnConfig.ValidateConnect = func(context.Context, *pgconn.PgConn) error { return errHook }
+			cfg.ConnConfig.ValidateConnect = func(context.Context, *pgconn.PgConn) error {
+				return errHook
+			}
 		},
 		"AfterNetConnect": func(cfg *pgxpool.Config) {
-			cfg.ConnConfig.AfterNetConnect = func(context.Context, *pgconn.Config, net.Conn) (net.Conn, error) { return nil, errHook }
+			cfg.ConnConfig.AfterNetConnect = func(context.Context, *pgconn.Config,
+				net.Conn) (net.Conn, error) {
+				return nil, errHook
+			}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -94,7 +101,9 @@ func TestConnectFails(t *testing.T) {
 	}
 }
 
-func noSuchHost(context.Context, string) ([]string, error) { return nil, errors.New("no such host") }
+func noSuchHost(context.Context, string) ([]string, error) {
+	return nil, errors.New("no such host")
+}
 
 // TestCallerGivesUp: pgx goes on opening the connection although no caller waits for it any more,
 // and keeps it idle.
@@ -104,7 +113,8 @@ func TestCallerGivesUp(t *testing.T) {
 	var once sync.Once
 	pool := f.process(passbuddy.Config{}, func(cfg *pgxpool.Config) {
 		dial := cfg.ConnConfig.DialFunc
-		cfg.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		cfg.ConnConfig.DialFunc = func(ctx context.Context, network,
+			addr string) (net.Conn, error) {
 			once.Do(func() { close(dialling); <-proceed })
 			return dial(ctx, network, addr)
 		}
@@ -121,7 +131,9 @@ func TestCallerGivesUp(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	close(proceed)
-	eventually(t, "the late connection lies idle", func() bool { return passpool.Figures(pool).Idle == 1 })
+	eventually(t, "the late connection lies idle", func() bool {
+		return passpool.Figures(pool).Idle == 1
+	})
 	f.works(pool)
 	if n := pool.Stat().NewConnsCount(); n != 1 {
 		t.Errorf("%d connections were opened, want the late one used", n)
@@ -133,11 +145,18 @@ func TestHijack(t *testing.T) {
 	f := newFleet(t, 1)
 	other := f.process(passbuddy.Config{})
 	end := map[string]func(conn *pgx.Conn){
-		"closed":              func(conn *pgx.Conn) { ok(t, conn.Close(ctxb)) },
-		"closed twice":        func(conn *pgx.Conn) { conn.Close(ctxb); conn.PgConn().Conn().Close() },
-		"socket closed":       func(conn *pgx.Conn) { conn.PgConn().Conn().Close() },
-		"PgConn hijacked too": func(conn *pgx.Conn) { h, err := conn.PgConn().Hijack(); ok(t, err); h.Conn.Close() },
-		"dropped":             func(conn *pgx.Conn) {},
+		"closed": func(conn *pgx.Conn) { ok(t, conn.Close(ctxb)) },
+		"closed twice": func(conn *pgx.Conn) {
+			conn.Close(ctxb)
+			conn.PgConn().Conn().Close()
+		},
+		"socket closed": func(conn *pgx.Conn) { conn.PgConn().Conn().Close() },
+		"PgConn hijacked too": func(conn *pgx.Conn) {
+			h, err := conn.PgConn().Hijack()
+			ok(t, err)
+			h.Conn.Close()
+		},
+		"dropped": func(conn *pgx.Conn) {},
 	}
 	for name, end := range end {
 		t.Run(name, func(t *testing.T) {
@@ -149,7 +168,8 @@ func TestHijack(t *testing.T) {
 				ok(t, conn.Ping(ctxb))
 				ctx, cancel := context.WithTimeout(ctxb, 50*time.Millisecond)
 				defer cancel()
-				if err := other.Ping(ctx); !errors.Is(err, semaphore.ErrCapacity) || !errors.Is(err, context.DeadlineExceeded) {
+				if err := other.Ping(ctx); !errors.Is(err, semaphore.ErrCapacity) ||
+					!errors.Is(err, context.DeadlineExceeded) {
 					t.Error("the permit did not stay with the hijacked connection: ", err)
 				}
 				end(conn)
@@ -174,7 +194,9 @@ func TestHijackBeyondMaxConns(t *testing.T) {
 		ok(t, err)
 		result := make(chan error)
 		go func() { result <- pool.Ping(ctxb) }()
-		eventually(t, "a second caller waits", func() bool { return passpool.Figures(pool).Waiting == 1 })
+		eventually(t, "a second caller waits", func() bool {
+			return passpool.Figures(pool).Waiting == 1
+		})
 		conn := c.Hijack()
 		defer conn.Close(ctxb)
 		ok(t, <-result)
@@ -235,7 +257,8 @@ func cancelledStatement(t *testing.T, scope passbuddy.Scope) {
 	pool := f.process(passbuddy.Config{Scope: scope}, func(cfg *pgxpool.Config) {
 		dial := cfg.ConnConfig.DialFunc
 		first := true
-		cfg.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		cfg.ConnConfig.DialFunc = func(ctx context.Context, network,
+			addr string) (net.Conn, error) {
 			if !first { // the cancel request
 				close(cancelling)
 				<-proceed
@@ -292,7 +315,8 @@ func TestPoolDestroys(t *testing.T) {
 			c.Release()
 		},
 		"terminated": func(t *testing.T, pool *pgxpool.Pool) {
-			if _, err := pool.Exec(ctxb, "select pg_terminate_backend(pg_backend_pid())"); err == nil {
+			if _, err := pool.Exec(ctxb,
+				"select pg_terminate_backend(pg_backend_pid())"); err == nil {
 				t.Error("no error")
 			}
 		},
@@ -333,7 +357,9 @@ func TestPoolDestroys(t *testing.T) {
 			ok(t, pool.Ping(ctxb))
 			end(t, pool)
 			f.works(other)
-			eventually(t, "nothing is left of the first pool", func() bool { return passpool.Figures(pool) == allotment.Figures{} })
+			eventually(t, "nothing is left of the first pool", func() bool {
+				return passpool.Figures(pool) == allotment.Figures{}
+			})
 		})
 	}
 }
@@ -343,7 +369,9 @@ type refuse struct{}
 // TestLifetime: connections expire at their return and while idle.
 func TestLifetime(t *testing.T) {
 	f := newFleet(t, 1)
-	pool := f.process(passbuddy.Config{}, func(cfg *pgxpool.Config) { cfg.MaxConnLifetime = 30 * time.Millisecond })
+	pool := f.process(passbuddy.Config{}, func(cfg *pgxpool.Config) {
+		cfg.MaxConnLifetime = 30 * time.Millisecond
+	})
 	for range 20 {
 		_, err := pool.Exec(ctxb, "select pg_sleep(0.01)")
 		ok(t, err)
@@ -362,9 +390,11 @@ func TestFallbackWithoutTLS(t *testing.T) {
 	f := newFleet(t, 1)
 	peak := f.witness()
 	pool := f.process(passbuddy.Config{}, func(cfg *pgxpool.Config) {
-		plain, err := pgxpool.ParseConfig(strings.Replace(f.pg.URL(), "sslmode=disable", "sslmode=prefer", 1))
+		plain, err := pgxpool.ParseConfig(strings.Replace(f.pg.URL(), "sslmode=disable",
+			"sslmode=prefer", 1))
 		ok(t, err)
-		cfg.ConnConfig.TLSConfig, cfg.ConnConfig.Fallbacks = plain.ConnConfig.TLSConfig, plain.ConnConfig.Fallbacks
+		cfg.ConnConfig.TLSConfig, cfg.ConnConfig.Fallbacks =
+			plain.ConnConfig.TLSConfig, plain.ConnConfig.Fallbacks
 	})
 	for range 10 {
 		f.works(pool)
@@ -404,7 +434,8 @@ func TestTLS(t *testing.T) {
 func TestWrappedSocket(t *testing.T) {
 	f := newFleet(t, 1)
 	pool := f.process(passbuddy.Config{}, func(cfg *pgxpool.Config) {
-		cfg.ConnConfig.AfterNetConnect = func(_ context.Context, _ *pgconn.Config, nc net.Conn) (net.Conn, error) {
+		cfg.ConnConfig.AfterNetConnect = func(_ context.Context, _ *pgconn.Config,
+			nc net.Conn) (net.Conn, error) {
 			return struct{ net.Conn }{nc}, nil
 		}
 	})
@@ -423,7 +454,8 @@ func tlsFront(t *testing.T, backend string) *net.TCPAddr {
 	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
 	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	ok(t, err)
-	config := &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{cert}, PrivateKey: key}}}
+	config := &tls.Config{
+		Certificates: []tls.Certificate{{Certificate: [][]byte{cert}, PrivateKey: key}}}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	ok(t, err)
 	var wg sync.WaitGroup

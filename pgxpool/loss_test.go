@@ -34,10 +34,12 @@ func TestLeaseLost(t *testing.T) {
 			ok(t, err)
 			t.Cleanup(func() { _ = rd.Stop() })
 			sem, err := semaphore.Open(ctxb, rd.URL(), semaphore.Config{
-				Name: f.name, Capacity: 3, TTL: ttl, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+				Name: f.name, Capacity: 3, TTL: ttl,
+				Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
 			})
 			ok(t, err)
-			t.Cleanup(func() { _ = sem.Close() }) // after the pool's Close, which waits for the pool's connections
+			// after the pool's Close, which waits for the pool's connections
+			t.Cleanup(func() { _ = sem.Close() })
 			c.opts.AcquireTimeout = 300 * time.Millisecond
 			pool := f.pool(sem, c.opts)
 			fill(t, pool, 2)
@@ -55,7 +57,8 @@ func TestLeaseLost(t *testing.T) {
 			if !c.keep && !errors.Is(err, semaphore.ErrLost) {
 				t.Errorf("the query's error does not name the lost lease: %v", err)
 			}
-			if took := time.Since(killed); c.keep != (err == nil) || !c.keep && took > ttl+200*time.Millisecond {
+			if took := time.Since(killed); c.keep != (err == nil) || !c.keep && took > ttl+
+				200*time.Millisecond {
 				t.Errorf("the query ended after %v: %v", took, err)
 			}
 			if !c.keep {

@@ -31,9 +31,17 @@ func (copySource) Err() error             { return nil }
 // connection, and the next one on it, fail with an error that matches ErrLost.
 func TestLostLeaseIsNamed(t *testing.T) {
 	running := map[string]func(conn *pgx.Conn) error{
-		"Exec":           func(conn *pgx.Conn) error { _, err := conn.Exec(ctxb, "select pg_sleep(60)"); return err },
-		"Exec with args": func(conn *pgx.Conn) error { _, err := conn.Exec(ctxb, "select pg_sleep($1)", 60); return err },
-		"QueryRow":       func(conn *pgx.Conn) error { return conn.QueryRow(ctxb, "select pg_sleep(60)::text").Scan(new(string)) },
+		"Exec": func(conn *pgx.Conn) error {
+			_, err := conn.Exec(ctxb, "select pg_sleep(60)")
+			return err
+		},
+		"Exec with args": func(conn *pgx.Conn) error {
+			_, err := conn.Exec(ctxb, "select pg_sleep($1)", 60)
+			return err
+		},
+		"QueryRow": func(conn *pgx.Conn) error {
+			return conn.QueryRow(ctxb, "select pg_sleep(60)::text").Scan(new(string))
+		},
 		"rows": func(conn *pgx.Conn) error {
 			rows, err := conn.Query(ctxb, "select pg_sleep(0.01) from generate_series(1, 10000)")
 			if err != nil {
@@ -56,11 +64,19 @@ func TestLostLeaseIsNamed(t *testing.T) {
 			_, err := conn.CopyFrom(ctxb, pgx.Identifier{"copied"}, []string{"row"}, copySource{})
 			return err
 		},
-		"notification": func(conn *pgx.Conn) error { _, err := conn.WaitForNotification(ctxb); return err },
+		"notification": func(conn *pgx.Conn) error {
+			_, err := conn.WaitForNotification(ctxb)
+			return err
+		},
 	}
 	after := map[string]func(ctx context.Context, tx pgx.Tx) error{
-		"Tx.Exec":   func(ctx context.Context, tx pgx.Tx) error { _, err := tx.Exec(ctx, "select 1"); return err },
-		"Tx.Query":  func(ctx context.Context, tx pgx.Tx) error { return tx.QueryRow(ctx, "select 1").Scan(new(int)) },
+		"Tx.Exec": func(ctx context.Context, tx pgx.Tx) error {
+			_, err := tx.Exec(ctx, "select 1")
+			return err
+		},
+		"Tx.Query": func(ctx context.Context, tx pgx.Tx) error {
+			return tx.QueryRow(ctx, "select 1").Scan(new(int))
+		},
 		"Tx.Commit": func(ctx context.Context, tx pgx.Tx) error { return tx.Commit(ctx) },
 	}
 	for name, scope := range map[string]passbuddy.Scope{
@@ -75,13 +91,16 @@ func TestLostLeaseIsNamed(t *testing.T) {
 			ok(t, err)
 			t.Cleanup(func() { _ = rd.Stop() })
 			sem, err := semaphore.Open(ctxb, rd.URL(), semaphore.Config{
-				Name: f.name, Capacity: f.capacity, TTL: time.Second, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+				Name: f.name, Capacity: f.capacity, TTL: time.Second,
+				Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
 			})
 			ok(t, err)
-			t.Cleanup(func() { _ = sem.Close() }) // after the pool's Close, which waits for the pool's connections
+			// after the pool's Close, which waits for the pool's connections
+			t.Cleanup(func() { _ = sem.Close() })
 			pool := f.pool(sem, passbuddy.Config{Scope: scope}, func(cfg *pgxpool.Config) {
 				if name == "TLS" {
-					cfg.ConnConfig.Host, cfg.ConnConfig.Port = "127.0.0.1", uint16(tlsFront(t, f.pg.Addr()).Port)
+					cfg.ConnConfig.Host, cfg.ConnConfig.Port = "127.0.0.1", uint16(tlsFront(t,
+						f.pg.Addr()).Port)
 					cfg.ConnConfig.TLSConfig = &tls.Config{InsecureSkipVerify: true}
 					cfg.ConnConfig.Fallbacks = nil
 				}
@@ -120,7 +139,8 @@ func TestLostLeaseIsNamed(t *testing.T) {
 				}
 			}
 			ok(t, rd.Restart(ctxb))
-			time.Sleep(1200 * time.Millisecond) // go-redis dials once a second; after that its goroutines end
+			// go-redis dials once a second; after that its goroutines end
+			time.Sleep(1200 * time.Millisecond)
 		})
 	}
 }

@@ -136,7 +136,8 @@ func (f *fleet) process(opts passbuddy.Config, change ...func(*pgxpool.Config)) 
 	return f.pool(f.semaphore(), opts, change...)
 }
 
-func (f *fleet) pool(sem *semaphore.Semaphore, opts passbuddy.Config, change ...func(*pgxpool.Config)) *pgxpool.Pool {
+func (f *fleet) pool(sem *semaphore.Semaphore, opts passbuddy.Config,
+	change ...func(*pgxpool.Config)) *pgxpool.Pool {
 	f.t.Helper()
 	cfg := f.config("")
 	for _, c := range change {
@@ -192,7 +193,8 @@ func (f *fleet) witness() (peak func() int) {
 		for {
 			var n int
 			err := conn.QueryRow(context.Background(),
-				"select count(*) from pg_stat_activity where application_name = $1", f.name).Scan(&n)
+				"select count(*) from pg_stat_activity where application_name = $1",
+				f.name).Scan(&n)
 			if err != nil {
 				f.t.Error("witness: ", err)
 			}

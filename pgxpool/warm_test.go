@@ -28,7 +28,9 @@ func TestWarmCheckoutSendsNothing(t *testing.T) {
 		ok(t, err)
 		n := 0
 		for line := range strings.Lines(stats) {
-			if !strings.HasPrefix(line, "cmdstat_evalsha:") && !strings.HasPrefix(line, "cmdstat_eval:") && !strings.HasPrefix(line, "cmdstat_fcall:") {
+			if !strings.HasPrefix(line, "cmdstat_evalsha:") &&
+				!strings.HasPrefix(line, "cmdstat_eval:") &&
+				!strings.HasPrefix(line, "cmdstat_fcall:") {
 				continue
 			}
 			calls, _, _ := strings.Cut(strings.SplitN(line, "calls=", 2)[1], ",")
@@ -92,7 +94,8 @@ func TestContendedReturns(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				if got := passpool.Figures(pool); got.Opening+got.Idle+got.Out+got.Leaving > got.Owned || got.Owned > capacity {
+				if got := passpool.Figures(pool); got.Opening+got.Idle+got.Out+
+					got.Leaving > got.Owned || got.Owned > capacity {
 					t.Errorf("%+v", got)
 				}
 				c.Release()

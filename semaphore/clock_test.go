@@ -10,7 +10,8 @@ import (
 
 // The clock of Redis's host steps.
 func TestClockStep(t *testing.T) {
-	for name, step := range map[string]time.Duration{"an hour on": time.Hour, "an hour back": -time.Hour} {
+	for name, step := range map[string]time.Duration{"an hour on": time.Hour,
+		"an hour back": -time.Hour} {
 		t.Run(name, func(t *testing.T) {
 			inWorld(t, func(t *testing.T, w *world) {
 				cfg := Config{Capacity: 3, MaxAttempts: -1}
@@ -90,14 +91,23 @@ func TestClockStepsWithinALease(t *testing.T) {
 		wait, step   time.Duration
 		cut          bool
 	}{
-		{name: "1 s, cut off", holder: time.Second, next: time.Second, wait: 700 * time.Millisecond, step: 390 * time.Millisecond, cut: true},
-		{name: "2 s, cut off", holder: 2 * time.Second, next: 2 * time.Second, wait: 1700 * time.Millisecond, step: 390 * time.Millisecond, cut: true},
-		{name: "5 s, cut off", holder: 5 * time.Second, next: 5 * time.Second, wait: 4300 * time.Millisecond, step: 390 * time.Millisecond, cut: true},
-		{name: "400 ms", holder: 400 * time.Millisecond, next: 400 * time.Millisecond, wait: 50 * time.Millisecond, step: 390 * time.Millisecond},
-		{name: "100 ms", holder: 100 * time.Millisecond, next: 100 * time.Millisecond, wait: 20 * time.Millisecond, step: 90 * time.Millisecond},
-		{name: "1 s beside a minute", holder: time.Second, next: time.Minute, wait: 700 * time.Millisecond, step: 390 * time.Millisecond, cut: true},
-		{name: "a minute beside 1 s", holder: time.Minute, next: time.Second, wait: 52 * time.Second, step: 5 * time.Second, cut: true},
-		{name: "5 s, after 1 s has left", holder: 5 * time.Second, next: time.Minute, gone: time.Second, wait: 4300 * time.Millisecond, step: 450 * time.Millisecond, cut: true},
+		{name: "1 s, cut off", holder: time.Second, next: time.Second, wait: 700 * time.Millisecond,
+			step: 390 * time.Millisecond, cut: true},
+		{name: "2 s, cut off", holder: 2 * time.Second, next: 2 * time.Second,
+			wait: 1700 * time.Millisecond, step: 390 * time.Millisecond, cut: true},
+		{name: "5 s, cut off", holder: 5 * time.Second, next: 5 * time.Second,
+			wait: 4300 * time.Millisecond, step: 390 * time.Millisecond, cut: true},
+		{name: "400 ms", holder: 400 * time.Millisecond, next: 400 * time.Millisecond,
+			wait: 50 * time.Millisecond, step: 390 * time.Millisecond},
+		{name: "100 ms", holder: 100 * time.Millisecond, next: 100 * time.Millisecond,
+			wait: 20 * time.Millisecond, step: 90 * time.Millisecond},
+		{name: "1 s beside a minute", holder: time.Second, next: time.Minute,
+			wait: 700 * time.Millisecond, step: 390 * time.Millisecond, cut: true},
+		{name: "a minute beside 1 s", holder: time.Minute, next: time.Second,
+			wait: 52 * time.Second, step: 5 * time.Second, cut: true},
+		{name: "5 s, after 1 s has left", holder: 5 * time.Second, next: time.Minute,
+			gone: time.Second, wait: 4300 * time.Millisecond, step: 450 * time.Millisecond,
+			cut: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			inWorld(t, func(t *testing.T, w *world) {

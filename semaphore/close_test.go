@@ -16,7 +16,8 @@ import (
 // batch was to release.
 func TestCloseReleasesWhatWaitsForAHeartbeat(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		cfg := Config{Capacity: 2, Min: 1, TTL: time.Hour, MaxAttempts: -1} // with Min every release needs a script
+		// with Min every release needs a script
+		cfg := Config{Capacity: 2, Min: 1, TTL: time.Hour, MaxAttempts: -1}
 		a := w.join(cfg)
 		p := a.acquire(t)
 		keys := redisscript.NewKeys("passbuddy-semaphore").All()

@@ -87,13 +87,15 @@ func ExampleOpen() {
 // Acquire waits in the queue of the whole fleet.
 func ExampleSemaphore_Acquire() {
 	ctx := context.Background()
-	sem, err := semaphore.Open(ctx, redisURL(), semaphore.Config{Name: "acquire", Capacity: 1, MaxAttempts: -1})
+	sem, err := semaphore.Open(ctx, redisURL(), semaphore.Config{Name: "acquire", Capacity: 1,
+		MaxAttempts: -1})
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer sem.Close()
 
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second) // MaxAttempts is below zero, so only ctx bounds the wait
+	// MaxAttempts is below zero, so only ctx bounds the wait
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	p, err := sem.Acquire(ctx)
 	if err != nil {
@@ -188,7 +190,8 @@ func ExampleSemaphore_Client() {
 // An operator inspects the fleet.
 func ExampleSemaphore_Snapshot() {
 	ctx := context.Background()
-	sem, err := semaphore.Open(ctx, redisURL(), semaphore.Config{Name: "snapshot", Capacity: 3, Owner: "web-1"})
+	sem, err := semaphore.Open(ctx, redisURL(), semaphore.Config{Name: "snapshot", Capacity: 3,
+		Owner: "web-1"})
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -203,7 +206,8 @@ func ExampleSemaphore_Snapshot() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	fmt.Printf("%d of %d permits are held, %d requests wait\n", snap.Held, snap.Capacity, len(snap.Waiters))
+	fmt.Printf("%d of %d permits are held, %d requests wait\n", snap.Held, snap.Capacity,
+		len(snap.Waiters))
 	for _, h := range snap.Holders {
 		fmt.Println(h.Owner, "holds", len(h.Permits))
 	}
@@ -318,7 +322,8 @@ func ExamplePermit_Release() {
 
 	cancel()
 	if err := p.Release(ctx); err != nil {
-		log.Print(err) // Redis has not confirmed the release yet; the session retries it in the background
+		// Redis has not confirmed the release yet; the session retries it in the background
+		log.Print(err)
 	}
 	fmt.Println("held:", p.Held())
 	// Output: held: false

@@ -69,11 +69,14 @@ func TestCountDriftHidesALostSet(t *testing.T) {
 		cfg := Config{Capacity: 4, MaxAttempts: -1}
 		a, b, c := w.join(cfg), w.join(cfg), w.join(cfg)
 		for i := range 2 { // clients of the original hold two permits, and crash
-			_, _ = w.Redis.ZAdd("passbuddy-semaphore", float64(time.Now().Add(time.Second).UnixMilli()), fmt.Sprintf("7b1c0f0e-2d3a-4c5b-8a69-0123456789a%d", i))
+			_, _ = w.Redis.ZAdd("passbuddy-semaphore",
+				float64(time.Now().Add(time.Second).UnixMilli()),
+				fmt.Sprintf("7b1c0f0e-2d3a-4c5b-8a69-0123456789a%d", i))
 		}
 		p, q := a.acquire(t), b.acquire(t)
 		time.Sleep(5 * time.Second)
-		t.Logf("count is %s, 2 permits are held", w.Redis.HGet("{passbuddy-semaphore}:meta", "count"))
+		t.Logf("count is %s, 2 permits are held",
+			w.Redis.HGet("{passbuddy-semaphore}:meta", "count"))
 		w.Redis.Del("passbuddy-semaphore")
 		n := 0
 		for {
@@ -102,7 +105,8 @@ func TestDeadWaitersFillTheQueue(t *testing.T) {
 		time.Sleep(since)
 		b := w.join(cfg)
 		if got := b.later(t.Context()); got.IsDone() {
-			t.Errorf("%v after they died: %v; %d waiters", since, got.Err, len(a.snapshot(t).Waiters))
+			t.Errorf("%v after they died: %v; %d waiters", since, got.Err,
+				len(a.snapshot(t).Waiters))
 		}
 	})
 }

@@ -24,7 +24,8 @@ func inFuzz(f *testing.F) (*miniredis.Miniredis, *Semaphore) {
 	mini := miniredis.RunT(f)
 	c := redis.NewClient(&redis.Options{Addr: mini.Addr(), Protocol: 2, DisableIdentity: true})
 	f.Cleanup(func() { _ = c.Close() })
-	s, err := New(f.Context(), c, Config{Capacity: 3, TTL: time.Hour, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	s, err := New(f.Context(), c,
+		Config{Capacity: 3, TTL: time.Hour, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -40,7 +41,9 @@ func FuzzSnapshot(f *testing.F) {
 		session, info, permit, request string
 		expiry                         float64
 	}{
-		{"000000a0-0001-8010", `{"owner":"web/7","min":2,"max":3,"weight":4}`, "000000a0-0001-8010-8000-000000000001", "5000 000000a0-0001-8010-8000-000000000002", 4e12},
+		{"000000a0-0001-8010", `{"owner":"web/7","min":2,"max":3,"weight":4}`,
+			"000000a0-0001-8010-8000-000000000001", "5000 000000a0-0001-8010-8000-000000000002",
+			4e12},
 		{"", "", "", "", 0},
 		{"x", `{"owner":"\u001b[31mred\n","min":-5,"weight":1e99}`, "short", "5000", math.Inf(1)},
 		{"x", `{"owner":{},"min":"x"}`, "\x00", "x y z", math.Inf(-1)},
@@ -100,10 +103,14 @@ func FuzzConfig(f *testing.F) {
 	f.Add("", "", "", 0, 0, 0, 0, 0, int64(0), int64(0), 0, 0)
 	f.Add("p", "n", "web", 80, 2, 5, 3, 100, int64(5*time.Second), int64(time.Second), -1, 1)
 	f.Add("{p}", "\x00", "\x1b[2J", -1, -1, -1, 101, -1, int64(-1), int64(-1), math.MinInt, -1)
-	f.Add(strings.Repeat("x", 500), "\xff", strings.Repeat("ä", 300), math.MaxInt, math.MaxInt, 1, 1, math.MaxInt, int64(math.MaxInt64), int64(1), math.MaxInt, math.MaxInt)
-	f.Fuzz(func(t *testing.T, prefix, name, owner string, capacity, least, most, weight, waiters int, ttl, retry int64, attempts, replicas int) {
-		cfg := Config{Prefix: prefix, Name: name, Owner: owner, Capacity: capacity, Min: least, Max: most, Weight: weight, MaxWaiters: waiters,
-			TTL: time.Duration(ttl), RetryInterval: time.Duration(retry), MaxAttempts: attempts, WaitReplicas: replicas}
+	f.Add(strings.Repeat("x", 500), "\xff", strings.Repeat("ä", 300), math.MaxInt, math.MaxInt, 1,
+		1, math.MaxInt, int64(math.MaxInt64), int64(1), math.MaxInt, math.MaxInt)
+	f.Fuzz(func(t *testing.T, prefix, name, owner string, capacity, least, most, weight,
+		waiters int, ttl, retry int64, attempts, replicas int) {
+		cfg := Config{Prefix: prefix, Name: name, Owner: owner, Capacity: capacity, Min: least,
+			Max: most, Weight: weight, MaxWaiters: waiters,
+			TTL: time.Duration(ttl), RetryInterval: time.Duration(retry), MaxAttempts: attempts,
+			WaitReplicas: replicas}
 		got, err := cfg.withDefaults()
 		if err != nil {
 			_, rest, ok := strings.Cut(err.Error(), "Config.")
@@ -114,9 +121,13 @@ func FuzzConfig(f *testing.F) {
 			return
 		}
 		switch {
-		case got.Capacity < 1, got.Min > got.Capacity, got.Max > 0 && got.Max < got.Min, got.Weight < 1 || got.Weight > maxWeight,
-			got.TTL < minTTL || got.TTL > maxTTL, got.RetryInterval < minRetryInterval, got.Owner == "" && cfg.Owner == "", len(got.Owner) > maxOwnerBytes,
-			!utf8.ValidString(got.Prefix + got.Name), strings.ContainsAny(got.Prefix+got.Name, "{}\n\x00"):
+		case got.Capacity < 1, got.Min > got.Capacity, got.Max > 0 && got.Max < got.Min,
+			got.Weight < 1 || got.Weight > maxWeight,
+			got.TTL < minTTL ||
+				got.TTL > maxTTL, got.RetryInterval < minRetryInterval, got.Owner == "" &&
+				cfg.Owner == "", len(got.Owner) > maxOwnerBytes,
+			!utf8.ValidString(got.Prefix + got.Name), strings.ContainsAny(got.Prefix+got.Name,
+				"{}\n\x00"):
 			t.Errorf("%+v", got)
 		}
 		if text := encodeInfo(got); len(text) > 6*maxOwnerBytes+200 {
@@ -132,8 +143,12 @@ func FuzzConfig(f *testing.F) {
 func FuzzURL(f *testing.F) {
 	const secret = "hunter2secret"
 	for _, seed := range []string{
-		"redis://user:SECRET@127.0.0.1:6379/0", "redis://user:1/SECRET@127.0.0.1", "redis://user:1?SECRET@127.0.0.1", "redis://user:1#SECRET@127.0.0.1", "redis://:SECRET@[::1", "rediss://u:p@x/SECRET@h",
-		"unix://u:SECRET@/tmp/x?db=y", "redis://u:/SECRET@h:1/x", "u:SECRET@h", "redis:u:SECRET@h", "redis://u:%zzSECRET@h", "redis://u:SECRET@h/x", "redis://u:SECRET@h?pool_size=x", "redis://u:SECRET@h:x",
+		"redis://user:SECRET@127.0.0.1:6379/0", "redis://user:1/SECRET@127.0.0.1",
+		"redis://user:1?SECRET@127.0.0.1", "redis://user:1#SECRET@127.0.0.1",
+		"redis://:SECRET@[::1", "rediss://u:p@x/SECRET@h",
+		"unix://u:SECRET@/tmp/x?db=y", "redis://u:/SECRET@h:1/x", "u:SECRET@h", "redis:u:SECRET@h",
+		"redis://u:%zzSECRET@h", "redis://u:SECRET@h/x", "redis://u:SECRET@h?pool_size=x",
+		"redis://u:SECRET@h:x",
 	} {
 		f.Add(seed)
 	}
@@ -145,7 +160,8 @@ func FuzzURL(f *testing.F) {
 			t.Error("neither options nor an error")
 		case err == nil:
 			return
-		case strings.Contains(raw, secret+"@") && strings.Contains(err.Error(), secret) && !openly(raw, secret):
+		case strings.Contains(raw, secret+"@") && strings.Contains(err.Error(), secret) &&
+			!openly(raw, secret):
 			t.Errorf("%q: %v", raw, err)
 		}
 	})
@@ -154,5 +170,8 @@ func FuzzURL(f *testing.F) {
 // openly: the secret also stands in a place that is not a password's, where an error may quote it.
 func openly(raw, secret string) bool {
 	u, err := url.Parse(raw)
-	return err == nil && (strings.Contains(u.Scheme, secret) || !strings.Contains(u.Path+u.RawQuery+u.Fragment+u.Opaque, "@") && strings.Contains(u.Path+u.RawQuery, secret))
+	return err == nil &&
+		(strings.Contains(u.Scheme, secret) ||
+			!strings.Contains(u.Path+u.RawQuery+u.Fragment+u.Opaque, "@") &&
+				strings.Contains(u.Path+u.RawQuery, secret))
 }

@@ -69,7 +69,8 @@ func hostiles(base string, every bool) (all []hostile) {
 	keys := redisscript.NewKeys(base).All()
 	sets := []int{0, 1, 3, 5, 6, 9, 14}
 	scores := []string{"+inf", "-inf", "1e300", "-1e300", "0", "0.5", "-7", "9007199254740993"}
-	counts := []string{"1e300", "text", "", "inf", "-inf", "nan", "-5", "99999999999999999999", "1.5", "1 2", "1 2 99999999999999999999"}
+	counts := []string{"1e300", "text", "", "inf", "-inf", "nan", "-5", "99999999999999999999",
+		"1.5", "1 2", "1 2 99999999999999999999"}
 	metas := append(counts, "-1e300", "9000000000000")
 	if !every {
 		scores, counts, metas = scores[:1], counts[:1], counts[:2]
@@ -83,22 +84,27 @@ func hostiles(base string, every bool) (all []hostile) {
 			all = append(all, misplaced(key, "HSET", "a", "hash"))
 			// Legal, if odd: another client's UUID, no dashes, spaces, nothing, the form of our own
 			// requests, bytes.
-			members := []any{"7b1c0f0e-2d3a-4c5b-8a69-0123456789ab", "nodashes", "with some spaces", "", "5000 x", "99999999999999999999 a", "\x00\xff", "min x"}
+			members := []any{"7b1c0f0e-2d3a-4c5b-8a69-0123456789ab", "nodashes", "with some spaces",
+				"", "5000 x", "99999999999999999999 a", "\x00\xff", "min x"}
 			for _, score := range scores {
 				var args []any
 				for _, m := range members {
 					args = append(args, score, m)
 				}
-				all = append(all, hostile{key: key, command: "ZADD", args: args}, hostile{key: key, command: "ZADD", args: []any{score}, every: true})
+				all = append(all, hostile{key: key, command: "ZADD", args: args},
+					hostile{key: key, command: "ZADD", args: []any{score}, every: true})
 			}
 			continue
 		}
 		all = append(all, misplaced(key, "ZADD", 5, "a sorted set"))
 		for _, value := range counts {
-			all = append(all, hostile{key: key, command: "HSET", args: []any{"", value, "field", value, "min x", value, "free x", value, "x-8001", value}})
+			all = append(all,
+				hostile{key: key, command: "HSET", args: []any{"", value, "field", value, "min x",
+					value, "free x", value, "x-8001", value}})
 		}
 	}
-	for _, field := range []string{"epoch", "seq", "cap", "limit", "gate", "early", "known", "news", "count", "reserve", "skew", "last", "move", "turn", "calm", "calm0", "young", "young0"} {
+	for _, field := range []string{"epoch", "seq", "cap", "limit", "gate", "early", "known", "news",
+		"count", "reserve", "skew", "last", "move", "turn", "calm", "calm0", "young", "young0"} {
 		for _, value := range metas {
 			all = append(all, hostile{key: keys[2], command: "HSET", args: []any{field, value}})
 		}
@@ -213,14 +219,19 @@ func (g *siege) everything(connPool *pool) {
 			g.target = append(g.target, permits...)
 			return err
 		})
-		g.bounded("Snapshot", func(ctx context.Context) error { _, err := s.Snapshot(ctx); return err })
+		g.bounded("Snapshot", func(ctx context.Context) error {
+			_, err := s.Snapshot(ctx)
+			return err
+		})
 	}
 	connPool.share.Ask(2)
 	connPool.share.Offer(1)
 	g.bounded("extend", g.target[0].Acquire)
 	g.count(connPool)
 	g.bounded("release", g.target[len(g.target)-1].Release)
-	g.bounded("SetCapacity", func(ctx context.Context) error { return g.a.SetCapacity(ctx, siegeCapacity) })
+	g.bounded("SetCapacity", func(ctx context.Context) error {
+		return g.a.SetCapacity(ctx, siegeCapacity)
+	})
 	g.bounded("join and leave", func(context.Context) error {
 		c, err := g.join(g.cfg)
 		if err != nil {
@@ -236,7 +247,8 @@ func (g *siege) bounded(name string, do func(context.Context) error) {
 	g.t.Helper()
 	began := time.Now()
 	err := do(g.t.Context())
-	if took := time.Since(began); took > 2*time.Duration(g.cfg.MaxAttempts)*g.cfg.RetryInterval+g.cfg.TTL+4*time.Second {
+	if took := time.Since(began); took > 2*time.Duration(g.cfg.MaxAttempts)*g.cfg.RetryInterval+
+		g.cfg.TTL+4*time.Second {
 		g.t.Errorf("%s took %v", name, took)
 	}
 	if err == nil {
@@ -282,7 +294,9 @@ func TestHostileValues(t *testing.T) {
 			inWorld(t, func(t *testing.T, w *world) {
 				c, _ := w.Client()
 				defer c.Close()
-				g := &siege{t: t, redis: c, cfg: Config{Capacity: siegeCapacity, Min: 1, TTL: time.Second, RetryInterval: 100 * time.Millisecond}}
+				g := &siege{t: t, redis: c,
+					cfg: Config{Capacity: siegeCapacity, Min: 1, TTL: time.Second,
+						RetryInterval: 100 * time.Millisecond}}
 				g.join = func(cfg Config) (*Semaphore, error) {
 					cfg.Logger = slog.New(slog.DiscardHandler)
 					c, l := w.Client()
@@ -311,13 +325,16 @@ func TestHostileValuesOnRedis(t *testing.T) {
 	t.Cleanup(func() { _ = r.Stop() })
 	c := redis.NewClient(r.Options())
 	t.Cleanup(func() { _ = c.Close() })
-	all := slices.DeleteFunc(hostiles("passbuddy-siege", *allHostile), func(h hostile) bool { return !h.fresh && !*allHostile })
+	all := slices.DeleteFunc(hostiles("passbuddy-siege", *allHostile), func(h hostile) bool {
+		return !h.fresh && !*allHostile
+	})
 	for i, h := range subset.Of(t, 14, all) {
 		name := fmt.Sprintf("siege%d", i)
 		h.key = strings.Replace(h.key, "siege", name, 1)
 		t.Run(h.String(), func(t *testing.T) {
 			t.Parallel()
-			g := &siege{t: t, redis: c, cfg: Config{Name: name, Capacity: siegeCapacity, Min: 1, TTL: 400 * time.Millisecond, RetryInterval: 20 * time.Millisecond}}
+			g := &siege{t: t, redis: c, cfg: Config{Name: name, Capacity: siegeCapacity, Min: 1,
+				TTL: 400 * time.Millisecond, RetryInterval: 20 * time.Millisecond}}
 			g.join = func(cfg Config) (*Semaphore, error) {
 				cfg.Logger = slog.New(slog.DiscardHandler)
 				return New(context.Background(), c, cfg)

@@ -111,7 +111,8 @@ func TestMaxBoundsASession(t *testing.T) {
 
 func TestAGivenUpRequestLeavesItsPlaceBelowMax(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		s := w.join(Config{Capacity: 1, Max: 1, MaxAttempts: 1, RetryInterval: 100 * time.Millisecond})
+		s := w.join(Config{Capacity: 1, Max: 1, MaxAttempts: 1,
+			RetryInterval: 100 * time.Millisecond})
 		other := w.join(Config{Capacity: 1})
 		held := other.acquire(t)
 		for range 3 { // in Redis's queue, and behind it
@@ -136,7 +137,8 @@ func TestMaxWaitersBoundsTheQueue(t *testing.T) {
 		held := a.acquire(t)
 		first, second := a.later(t.Context()), b.later(t.Context())
 		third := b.later(t.Context())
-		if !third.IsDone() || !errors.Is(third.Err, ErrCapacity) || !strings.Contains(third.Err.Error(), "2 wait") {
+		if !third.IsDone() || !errors.Is(third.Err, ErrCapacity) ||
+			!strings.Contains(third.Err.Error(), "2 wait") {
 			t.Fatalf("the third in a queue of two: %v", third.Err)
 		}
 		time.Sleep(2 * time.Second) // queued requests ask again, and keep their places
@@ -163,7 +165,8 @@ func TestLimitsAreRefusedByName(t *testing.T) {
 			"Config.Weight is 101":    {Weight: 101},
 			"Config.MaxWaiters is -1": {MaxWaiters: -1},
 		} {
-			if _, err := New(context.Background(), c, cfg); err == nil || !strings.Contains(err.Error(), field) {
+			if _, err := New(context.Background(), c, cfg); err == nil ||
+				!strings.Contains(err.Error(), field) {
 				t.Errorf("%+v: %v, want %q", cfg, err, field)
 			}
 		}

@@ -95,9 +95,11 @@ func TestReleaseDuringStateLossStaysReleased(t *testing.T) {
 // Redis's clock.
 func TestSharesTheSortedSetWithTheOriginal(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		a := w.join(Config{Prefix: "passbuddy", Name: "db", Capacity: 2, TTL: time.Second, MaxAttempts: -1})
+		a := w.join(Config{Prefix: "passbuddy", Name: "db", Capacity: 2, TTL: time.Second,
+			MaxAttempts: -1})
 		foreign := "7b1c0f0e-2d3a-4c5b-8a69-0123456789ab"
-		if _, err := w.Redis.ZAdd("passbuddy-db", float64(time.Now().Add(5*time.Second).UnixMilli()), foreign); err != nil {
+		if _, err := w.Redis.ZAdd("passbuddy-db",
+			float64(time.Now().Add(5*time.Second).UnixMilli()), foreign); err != nil {
 			t.Fatal(err)
 		}
 		a.acquire(t)
@@ -110,7 +112,8 @@ func TestSharesTheSortedSetWithTheOriginal(t *testing.T) {
 		}
 		<-waiting.Done
 		if waiting.Err != nil || waiting.Took > 5100*time.Millisecond {
-			t.Fatalf("granted after %v: %v, want when the foreign lease expired", waiting.Took, waiting.Err)
+			t.Fatalf("granted after %v: %v, want when the foreign lease expired", waiting.Took,
+				waiting.Err)
 		}
 		members, err := w.Redis.ZMembers("passbuddy-db")
 		if err != nil || slices.Contains(members, foreign) || len(members) != 2 {

@@ -34,7 +34,8 @@ func TestPermitLife(t *testing.T) {
 		if p.ID() != id {
 			t.Fatal("the UUID changed by acquiring")
 		}
-		if members, err := w.Redis.ZMembers("passbuddy-semaphore"); err != nil || !slices.Equal(members, []string{id}) {
+		if members, err := w.Redis.ZMembers("passbuddy-semaphore"); err != nil ||
+			!slices.Equal(members, []string{id}) {
 			t.Fatalf("the original's sorted set holds %q, %v, want the permit", members, err)
 		}
 		before := w.Redis.CommandCount()
@@ -81,7 +82,8 @@ func TestAcquireExtendsWhatIsHeld(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := p.Acquire(t.Context()); !errors.Is(err, ErrLost) {
-			t.Fatalf("extending a permit that Redis granted to another session: %v, want ErrLost", err)
+			t.Fatalf("extending a permit that Redis granted to another session: %v, want ErrLost",
+				err)
 		}
 		if p.Held() || !other.Held() {
 			t.Fatal("the wrong session holds the permit")
@@ -112,7 +114,8 @@ func TestReleaseOutlivesItsContext(t *testing.T) {
 
 func TestReleaseIsRepeatedUntilRedisAnswers(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		s, other := w.join(Config{Capacity: 1, TTL: time.Minute}), w.join(Config{Capacity: 1, TTL: time.Minute})
+		s, other := w.join(Config{Capacity: 1, TTL: time.Minute}), w.join(Config{Capacity: 1,
+			TTL: time.Minute})
 		p := s.acquire(t)
 		s.link.SetCut(true)
 		if err := p.Release(t.Context()); !errors.Is(err, ErrUnavailable) {
@@ -184,7 +187,9 @@ func TestOverlappingUsersReleaseOnce(t *testing.T) {
 			done <- p.Do(t.Context(), func(context.Context) error { <-inner; return nil })
 		}()
 		synctest.Wait()
-		double := Bind(p, func(_ context.Context, n int) (int, error) { return 2 * n, nil }, BindOptions{})
+		double := Bind(p, func(_ context.Context, n int) (int, error) {
+			return 2 * n, nil
+		}, BindOptions{})
 		if got, err := double(t.Context(), 21); got != 42 || err != nil {
 			t.Fatalf("bound function: %d, %v", got, err)
 		}
@@ -198,7 +203,9 @@ func TestOverlappingUsersReleaseOnce(t *testing.T) {
 		if p.Held() {
 			t.Fatal("not released by the last")
 		}
-		keep := Bind(p, func(context.Context, struct{}) (string, error) { return "", errors.New("no") }, BindOptions{KeepOnEnd: true})
+		keep := Bind(p, func(context.Context, struct{}) (string, error) {
+			return "", errors.New("no")
+		}, BindOptions{KeepOnEnd: true})
 		if _, err := keep(t.Context(), struct{}{}); err == nil {
 			t.Fatal("the bound function's error is lost")
 		}
@@ -209,7 +216,8 @@ func TestOverlappingUsersReleaseOnce(t *testing.T) {
 }
 
 func TestHandler(t *testing.T) {
-	for _, o := range []HandlerOptions{{}, {AcquireOnStart: true}, {AcquireOnStart: true, KeepOnEnd: true}, {KeepOnEnd: true}} {
+	for _, o := range []HandlerOptions{{}, {AcquireOnStart: true},
+		{AcquireOnStart: true, KeepOnEnd: true}, {KeepOnEnd: true}} {
 		t.Run(fmt.Sprintf("%+v", o), func(t *testing.T) {
 			inWorld(t, func(t *testing.T, w *world) {
 				s := w.join(Config{Capacity: 1})
@@ -238,7 +246,8 @@ func TestHandlerAtCapacityAnswers503(t *testing.T) {
 		rec := httptest.NewRecorder()
 		s.NewPermit().Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
 			t.Error("served without a permit")
-		}), HandlerOptions{AcquireOnStart: true}).ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
+		}), HandlerOptions{AcquireOnStart: true}).ServeHTTP(rec,
+			httptest.NewRequest("GET", "/", nil))
 		if rec.Code != http.StatusServiceUnavailable || rec.Header().Get("Retry-After") == "" {
 			t.Fatalf("answered %d, Retry-After %q", rec.Code, rec.Header().Get("Retry-After"))
 		}
@@ -264,7 +273,8 @@ func TestACallerThatGivesUpIsNotHeldUpByRedis(t *testing.T) {
 			t.Errorf("error %v", waiting.Err)
 		}
 		s.link.SetDeaf(false)
-		time.Sleep(2 * time.Second) // go-redis finds a connection with a lost handshake dead after a fifth of a lease
+		// go-redis finds a connection with a lost handshake dead after a fifth of a lease
+		time.Sleep(2 * time.Second)
 		if got := s.snapshot(t).Held; got != 0 {
 			t.Errorf("%d held: a request that was given up was granted, and its permit kept", got)
 		}

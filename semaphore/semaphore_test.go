@@ -20,7 +20,8 @@ func TestNeverMoreThanCapacity(t *testing.T) {
 		if _, err := a.TryAcquire(t.Context()); !errors.Is(err, ErrCapacity) {
 			t.Fatalf("a fourth permit: %v, want ErrCapacity", err)
 		}
-		if snap := b.snapshot(t); snap.Held != 3 || snap.Capacity != 3 || len(snap.Holders) != 2 || len(snap.Sessions) != 2 {
+		if snap := b.snapshot(t); snap.Held != 3 || snap.Capacity != 3 || len(snap.Holders) != 2 ||
+			len(snap.Sessions) != 2 {
 			t.Fatalf("snapshot %+v", snap)
 		}
 		release(t, last)
@@ -36,9 +37,11 @@ func TestNeverMoreThanCapacity(t *testing.T) {
 
 func TestWaitersAreServedInOrderAcrossSessions(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		a, b, c := w.join(Config{Capacity: 1}), w.join(Config{Capacity: 1}), w.join(Config{Capacity: 1})
+		a, b, c := w.join(Config{Capacity: 1}), w.join(Config{Capacity: 1}), w.join(Config{
+			Capacity: 1})
 		p := a.acquire(t)
-		queue := []*bubble.Pending[*Permit]{b.later(t.Context()), c.later(t.Context()), a.later(t.Context()), b.later(t.Context())}
+		queue := []*bubble.Pending[*Permit]{b.later(t.Context()), c.later(t.Context()),
+			a.later(t.Context()), b.later(t.Context())}
 		for i, next := range queue {
 			release(t, p)
 			if !next.IsDone() || next.Err != nil {
@@ -91,7 +94,8 @@ func TestAcquireNIsAllOrNone(t *testing.T) {
 		a.acquire(t)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if _, err := a.AcquireN(ctx, 3); !errors.Is(err, ErrCapacity) || !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := a.AcquireN(ctx, 3); !errors.Is(err, ErrCapacity) ||
+			!errors.Is(err, context.DeadlineExceeded) {
 			t.Fatalf("three permits with two free: %v", err)
 		}
 		synctest.Wait()
@@ -102,8 +106,10 @@ func TestAcquireNIsAllOrNone(t *testing.T) {
 			t.Fatalf("two permits with two free: %v, %v", permits, err)
 		}
 		began := time.Now()
-		if _, err := a.AcquireN(t.Context(), 4); !errors.Is(err, ErrCapacity) || time.Since(began) > 0 {
-			t.Fatalf("more than the whole capacity: %v after %v, want a refusal at once", err, time.Since(began))
+		if _, err := a.AcquireN(t.Context(), 4); !errors.Is(err, ErrCapacity) ||
+			time.Since(began) > 0 {
+			t.Fatalf("more than the whole capacity: %v after %v, want a refusal at once", err,
+				time.Since(began))
 		}
 		if _, err := a.AcquireN(t.Context(), 0); err == nil {
 			t.Fatal("zero permits were granted")
@@ -208,7 +214,8 @@ func TestLostReplyIsNotASecondGrant(t *testing.T) {
 
 func TestCrashGivesPermitsBackWithinOneLease(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		cfg := Config{Capacity: 2, TTL: 3 * time.Second, RetryInterval: 10 * time.Second, MaxAttempts: -1}
+		cfg := Config{Capacity: 2, TTL: 3 * time.Second, RetryInterval: 10 * time.Second,
+			MaxAttempts: -1}
 		a, b := w.join(cfg), w.join(cfg)
 		a.acquire(t)
 		a.acquire(t)
@@ -220,7 +227,8 @@ func TestCrashGivesPermitsBackWithinOneLease(t *testing.T) {
 		began := time.Now()
 		a.crash()
 		<-waiting.Done
-		if took := time.Since(began); waiting.Err != nil || took > 3*time.Second+10*time.Millisecond {
+		if took := time.Since(began); waiting.Err != nil || took > 3*time.Second+
+			10*time.Millisecond {
 			t.Fatalf("granted %v after the crash: %v, want within one lease", took, waiting.Err)
 		}
 	})
@@ -244,7 +252,8 @@ func TestLossIsNoticedBeforeRedisGivesThePermitAway(t *testing.T) {
 			t.Fatal("a lost permit is held")
 		}
 		if waiting.IsDone() {
-			t.Fatal("the loss and the grant come at the same instant, which leaves no time to abort")
+			t.Fatal(
+				"the loss and the grant come at the same instant, which leaves no time to abort")
 		}
 		<-waiting.Done
 		if waiting.Err != nil {
@@ -350,7 +359,8 @@ func TestCloseReleasesEverything(t *testing.T) {
 		if err := a.Close(); err != nil {
 			t.Fatalf("closing twice: %v", err)
 		}
-		if snap := b.snapshot(t); snap.Held != 1 || len(snap.Waiters) != 0 || len(snap.Sessions) != 1 {
+		if snap := b.snapshot(t); snap.Held != 1 || len(snap.Waiters) != 0 ||
+			len(snap.Sessions) != 1 {
 			t.Fatalf("left behind: %+v", snap)
 		}
 	})
@@ -363,7 +373,8 @@ func TestUnreachableRedisIsNotACapacityError(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		_, err := a.Acquire(ctx)
-		if !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrCapacity) || !errors.Is(err, context.DeadlineExceeded) {
+		if !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrCapacity) ||
+			!errors.Is(err, context.DeadlineExceeded) {
 			t.Fatalf("Acquire: %v", err)
 		}
 		if _, err := a.TryAcquire(t.Context()); !errors.Is(err, ErrUnavailable) {

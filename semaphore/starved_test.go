@@ -29,7 +29,8 @@ func TestBigHeadSpins(t *testing.T) {
 			t.Error(big.Err)
 		}
 		if big.Took > time.Minute+time.Second/2 {
-			t.Errorf("granted %v after the lease in the way was over; RetryInterval is 500ms", big.Took-time.Minute)
+			t.Errorf("granted %v after the lease in the way was over; RetryInterval is 500ms",
+				big.Took-time.Minute)
 		}
 	})
 }

@@ -44,13 +44,15 @@ func run(ctx context.Context) error {
 		return err
 	}
 	defer db.Close()
-	db.SetMaxIdleConns(20) // the default is 2; PassBuddy gives idle ones up when another process waits
+	// the default is 2; PassBuddy gives idle ones up when another process waits
+	db.SetMaxIdleConns(20)
 
 	var group sync.WaitGroup
 	for i := range 100 {
 		group.Go(func() {
 			var backend int
-			if err := db.QueryRowContext(ctx, "select pg_backend_pid()").Scan(&backend); err != nil {
+			if err := db.QueryRowContext(ctx,
+				"select pg_backend_pid()").Scan(&backend); err != nil {
 				log.Printf("query %d: %v", i, err)
 				return
 			}

@@ -29,7 +29,8 @@ func main() {
 }
 
 func run(ctx context.Context, address string) error {
-	sem, err := semaphore.Open(ctx, os.Getenv("REDIS_URL"), semaphore.Config{Name: "reports", Capacity: 3})
+	sem, err := semaphore.Open(ctx, os.Getenv("REDIS_URL"),
+		semaphore.Config{Name: "reports", Capacity: 3})
 	if err != nil {
 		return err
 	}
@@ -50,7 +51,8 @@ func run(ctx context.Context, address string) error {
 // overlapping requests would share one permit: a limit on processes instead of requests.
 func limited(sem *semaphore.Semaphore, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		sem.NewPermit().Handler(next, semaphore.HandlerOptions{AcquireOnStart: true}).ServeHTTP(w, r)
+		sem.NewPermit().Handler(next, semaphore.HandlerOptions{AcquireOnStart: true}).ServeHTTP(w,
+			r)
 	})
 }
 

@@ -36,17 +36,26 @@ const (
 // Of returns the backend of pc. It runs one query, as pc's first use. A pooler at the other end is
 // an error: a backend behind a pooler serves other clients too, so we must not end it.
 func Of(ctx context.Context, pc *pgconn.PgConn) (allotment.Backend, error) {
-	rows, at, err := ofServer(ctx, pc, `select pid, `+start+` from pg_catalog.pg_stat_activity where pid = pg_backend_pid()`)
+	rows, at, err := ofServer(ctx, pc, `select pid, `+start+
+		` from pg_catalog.pg_stat_activity where pid = pg_backend_pid()`)
 	if err != nil {
-		return allotment.Backend{}, fmt.Errorf("passbuddy: Config.Fence: asking for the backend of a new connection: %w", err)
+		return allotment.Backend{},
+			fmt.Errorf("passbuddy: Config.Fence: asking for the backend of a new connection: %w",
+				err)
 	}
 	if len(rows) != 1 || rows[0].Start == 0 {
-		return allotment.Backend{}, errors.New("passbuddy: Config.Fence: pg_stat_activity does not show a new connection's own backend")
+		return allotment.Backend{},
+			errors.New(
+				"passbuddy: Config.Fence: pg_stat_activity does not show a new connection's own " +
+					"backend")
 	}
 	rows[0].Server = at
 	if b := rows[0]; b.PID != pc.PID() {
-		return allotment.Backend{}, fmt.Errorf("passbuddy: Config.Fence: the connection to backend %d goes through a pooler, which calls it %d: "+
-			"Fence needs connections to Postgres itself", b.PID, pc.PID())
+		return allotment.Backend{},
+			fmt.Errorf(
+				"passbuddy: Config.Fence: the connection to backend %d goes through a pooler, "+
+					"which calls it %d: "+
+					"Fence needs connections to Postgres itself", b.PID, pc.PID())
 	}
 	return rows[0], nil
 }
@@ -67,8 +76,10 @@ func End(ctx context.Context, pc *pgconn.PgConn, backends []allotment.Backend) (
 		pairs[i] = fmt.Sprintf("(%d,%d)", b.PID, b.Start)
 	}
 	// After an error some backends may live on; Gone then tells which.
-	_, _ = query(ctx, pc, `select count(pg_catalog.pg_terminate_backend(pid)), 0 from pg_catalog.pg_stat_activity
-		where usename = session_user and pid <> pg_backend_pid() and (pid, `+start+`) in (`+strings.Join(pairs, ",")+`)`)
+	_, _ = query(ctx, pc,
+		`select count(pg_catalog.pg_terminate_backend(pid)), 0 from pg_catalog.pg_stat_activity
+		where usename = session_user and pid <> pg_backend_pid() and (pid, `+start+`) in (`+
+			strings.Join(pairs, ",")+`)`)
 
 	look := shows(backends)
 	deadline := time.Now().Add(goneTimeout)
@@ -80,7 +91,8 @@ func End(ctx context.Context, pc *pgconn.PgConn, backends []allotment.Backend) (
 		left := 0
 		for i, b := range backends {
 			gone[i] = !isAmong(b, alive)
-			if !gone[i] && b.PID != pc.PID() { // else it is our own: its owner lost the lease and is about to close it
+			// else it is our own: its owner lost the lease and is about to close it
+			if !gone[i] && b.PID != pc.PID() {
 				left++
 			}
 		}
@@ -117,7 +129,8 @@ func shows(backends []allotment.Backend) string {
 	for i, b := range backends {
 		pids[i] = strconv.FormatUint(uint64(b.PID), 10)
 	}
-	return `select pid, coalesce(` + start + `, 0) from pg_catalog.pg_stat_activity where pid in (` + strings.Join(pids, ",") + `)`
+	return `select pid, coalesce(` + start +
+		`, 0) from pg_catalog.pg_stat_activity where pid in (` + strings.Join(pids, ",") + `)`
 }
 
 // isAmong reports whether b may be one of the backends that the server shows.
@@ -128,7 +141,8 @@ func isAmong(b allotment.Backend, alive []allotment.Backend) bool {
 }
 
 // ofServer is query, and also returns the start time of the server.
-func ofServer(ctx context.Context, pc *pgconn.PgConn, sql string) (rows []allotment.Backend, at int64, err error) {
+func ofServer(ctx context.Context, pc *pgconn.PgConn,
+	sql string) (rows []allotment.Backend, at int64, err error) {
 	all, err := query(ctx, pc, sql+" union all "+server)
 	for _, row := range all {
 		if row.PID == 0 {

@@ -56,7 +56,9 @@ func alive(c *pgx.Conn) bool { return c.Ping(context.Background()) == nil }
 func TestEnd(t *testing.T) {
 	pg := server(t)
 	admin := connect(t, pg.AdminURL())
-	if _, err := admin.Exec(t.Context(), "create role other login password 'other'; create role lesser; grant lesser to "+throwaway.Role); err != nil {
+	if _, err := admin.Exec(t.Context(),
+		"create role other login password 'other'; create role lesser; grant lesser to "+
+			throwaway.Role); err != nil {
 		t.Fatal(err)
 	}
 	self := connect(t, pg.URL())
@@ -64,14 +66,19 @@ func TestEnd(t *testing.T) {
 	t.Run("its own", func(t *testing.T) {
 		idle, busy := connect(t, pg.URL()), connect(t, pg.URL())
 		of1, of2 := of(t, idle), of(t, busy)
-		if of1.PID != idle.PgConn().PID() || time.Since(time.UnixMicro(of1.Start)).Abs() > time.Minute {
+		if of1.PID != idle.PgConn().PID() ||
+			time.Since(time.UnixMicro(of1.Start)).Abs() > time.Minute {
 			t.Errorf("backend %v", of1)
 		}
 		ended := make(chan error, 1)
-		go func() { _, err := busy.Exec(context.Background(), "select pg_sleep(60)"); ended <- err }()
+		go func() {
+			_, err := busy.Exec(context.Background(), "select pg_sleep(60)")
+			ended <- err
+		}()
 		never := allotment.Backend{PID: 4000000, Start: of1.Start}
 		began := time.Now()
-		if gone := backend.End(t.Context(), self.PgConn(), []allotment.Backend{of1, of2, never}); !slices.Equal(gone, []bool{true, true, true}) {
+		if gone := backend.End(t.Context(), self.PgConn(),
+			[]allotment.Backend{of1, of2, never}); !slices.Equal(gone, []bool{true, true, true}) {
 			t.Errorf("gone: %v", gone)
 		}
 		t.Logf("two ended in %v", time.Since(began))
@@ -96,7 +103,8 @@ func TestEnd(t *testing.T) {
 	})
 	t.Run("itself", func(t *testing.T) {
 		began := time.Now()
-		if gone := backend.End(t.Context(), self.PgConn(), []allotment.Backend{of(t, self)}); gone[0] || !alive(self) {
+		if gone := backend.End(t.Context(), self.PgConn(),
+			[]allotment.Backend{of(t, self)}); gone[0] || !alive(self) {
 			t.Errorf("gone %v, alive %v", gone, alive(self))
 		}
 		if took := time.Since(began); took > 10*time.Second {
@@ -109,7 +117,8 @@ func TestEnd(t *testing.T) {
 			t.Fatal(err)
 		}
 		u.User = url.UserPassword("other", "other")
-		for name, c := range map[string]*pgx.Conn{"other": connect(t, u.String()), "superuser": connect(t, pg.AdminURL())} {
+		for name, c := range map[string]*pgx.Conn{"other": connect(t, u.String()),
+			"superuser": connect(t, pg.AdminURL())} {
 			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 			gone := backend.End(ctx, self.PgConn(), []allotment.Backend{of(t, c)})
 			cancel()
@@ -121,7 +130,8 @@ func TestEnd(t *testing.T) {
 		c := connect(t, pg.URL())
 		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 		defer cancel()
-		if gone := backend.End(ctx, admin.PgConn(), []allotment.Backend{of(t, c)}); gone[0] || !alive(c) {
+		if gone := backend.End(ctx, admin.PgConn(), []allotment.Backend{of(t, c)}); gone[0] ||
+			!alive(c) {
 			t.Error("a superuser ended another role's backend")
 		}
 	})
@@ -131,11 +141,13 @@ func TestEnd(t *testing.T) {
 			t.Fatal(err)
 		}
 		c := connect(t, pg.URL())
-		if gone := backend.End(t.Context(), set.PgConn(), []allotment.Backend{of(t, c)}); !gone[0] || alive(c) {
+		if gone := backend.End(t.Context(), set.PgConn(),
+			[]allotment.Backend{of(t, c)}); !gone[0] || alive(c) {
 			t.Errorf("gone %v, alive %v", gone, alive(c))
 		}
 		var role string
-		if err := set.QueryRow(t.Context(), "select current_user").Scan(&role); err != nil || role != "lesser" {
+		if err := set.QueryRow(t.Context(), "select current_user").Scan(&role); err != nil ||
+			role != "lesser" {
 			t.Errorf("the user's role is now %q, %v", role, err)
 		}
 	})
@@ -162,7 +174,8 @@ func TestGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	u.User = url.UserPassword("other", "other")
-	self, lives, others, ends := connect(t, pg.URL()), connect(t, pg.URL()), connect(t, u.String()), connect(t, pg.URL())
+	self, lives, others, ends := connect(t, pg.URL()), connect(t, pg.URL()), connect(t,
+		u.String()), connect(t, pg.URL())
 	here, before, there := of(t, lives), of(t, lives), of(t, ends)
 	before.Start--
 	ended, elsewhere := there, there
@@ -211,7 +224,9 @@ func TestOfBehindAPooler(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = c.Close(context.Background()) }()
-	if _, err := backend.Of(t.Context(), c); err == nil || !strings.Contains(err.Error(), "pooler") || !strings.Contains(err.Error(), fmt.Sprint(h.PID)) {
+	if _, err := backend.Of(t.Context(), c); err == nil ||
+		!strings.Contains(err.Error(), "pooler") ||
+		!strings.Contains(err.Error(), fmt.Sprint(h.PID)) {
 		t.Errorf("%v", err)
 	}
 }

@@ -29,7 +29,8 @@ const (
 // It sends no query, and so finds nothing gone, if a backend is on another server than pc's or pc
 // goes through a pooler, whose pids are its own. The record of a backend names its server, whatever
 // the address. Backends without a record must have pc's address.
-func EndSuspects(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.Suspect) (gone []bool, err error) {
+func EndSuspects(ctx context.Context, pc *pgconn.PgConn,
+	suspects []*allotment.Suspect) (gone []bool, err error) {
 	gone = make([]bool, len(suspects))
 	here, err := recordedHere(ctx, pc, suspects)
 	if err != nil {
@@ -60,9 +61,12 @@ func EndSuspects(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.S
 }
 
 // recordedHere reports which backends are recorded as those of pc's server.
-func recordedHere(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.Suspect) (here []bool, err error) {
+func recordedHere(ctx context.Context, pc *pgconn.PgConn,
+	suspects []*allotment.Suspect) (here []bool, err error) {
 	here = make([]bool, len(suspects))
-	i := slices.IndexFunc(suspects, func(s *allotment.Suspect) bool { return s.Recorded != allotment.Backend{} })
+	i := slices.IndexFunc(suspects, func(s *allotment.Suspect) bool {
+		return s.Recorded != allotment.Backend{}
+	})
 	if i < 0 {
 		return here, nil
 	}
@@ -76,7 +80,8 @@ func recordedHere(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.
 }
 
 // endRecorded is EndSuspects for backends recorded here, by pid and start.
-func endRecorded(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.Suspect, here []bool) (gone []bool, err error) {
+func endRecorded(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.Suspect,
+	here []bool) (gone []bool, err error) {
 	var backends []allotment.Backend
 	for i, s := range suspects {
 		if here[i] {
@@ -91,7 +96,8 @@ func endRecorded(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.S
 }
 
 // endByAddr is EndSuspects for all other backends.
-func endByAddr(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.Suspect) (gone []bool, err error) {
+func endByAddr(ctx context.Context, pc *pgconn.PgConn,
+	suspects []*allotment.Suspect) (gone []bool, err error) {
 	gone = make([]bool, len(suspects))
 	addr := pc.Conn().RemoteAddr()
 	var pids, which []string
@@ -102,7 +108,8 @@ func endByAddr(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.Sus
 		pid := strconv.FormatUint(uint64(s.PID), 10)
 		age := strconv.FormatInt((time.Since(s.Since) - sinceSlack).Microseconds(), 10)
 		pids = append(pids, pid)
-		which = append(which, "(pid = "+pid+" and clock_timestamp() - backend_start >= "+age+" * interval '1 microsecond')")
+		which = append(which, "(pid = "+pid+" and clock_timestamp() - backend_start >= "+age+
+			" * interval '1 microsecond')")
 	}
 	if len(pids) == 0 {
 		return gone, nil
@@ -110,13 +117,17 @@ func endByAddr(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.Sus
 	self := strconv.FormatUint(uint64(pc.PID()), 10)
 	first, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	look := `select pid, 0 from pg_catalog.pg_stat_activity where pid in (` + strings.Join(pids, ",") + `)`
+	look := `select pid, 0 from pg_catalog.pg_stat_activity where pid in (` +
+		strings.Join(pids, ",") + `)`
 	before, err := query(first, pc, look)
 	if err != nil {
 		return nil, err
 	}
-	rows, err := query(first, pc, `select pg_backend_pid(), count(pg_catalog.pg_terminate_backend(pid)) from pg_catalog.pg_stat_activity
-		where pg_backend_pid() = `+self+` and usename = session_user and pid <> pg_backend_pid() and (`+strings.Join(which, " or ")+`)`)
+	rows, err := query(first, pc,
+		`select pg_backend_pid(), count(pg_catalog.pg_terminate_backend(pid)) from pg_catalog.pg_stat_activity
+		where pg_backend_pid() = `+self+
+			` and usename = session_user and pid <> pg_backend_pid() and (`+
+			strings.Join(which, " or ")+`)`)
 	if err != nil {
 		return nil, err
 	}

@@ -28,7 +28,9 @@ func TestAFrozenHoldersBackendIsEndedBeforeItsPermitIsGranted(t *testing.T) {
 					t.Fatal(waiting.Err)
 				}
 				t.Logf("granted %v after the freeze", time.Since(began))
-				time.Sleep(ttl / 2) // the second lease began a little later, when the join ended: the next heartbeat finds it
+				// the second lease began a little later, when the join ended: the next heartbeat
+				// finds it
+				time.Sleep(ttl / 2)
 				synctest.Wait()
 				if n := awake.pg.live(); n != 2 {
 					t.Errorf("%d backends live, want only those of the session that is awake", n)
@@ -61,7 +63,8 @@ func TestAFrozenHoldersBackendIsEndedBeforeItsPermitIsGranted(t *testing.T) {
 // Without recorded backends the engine keeps no state about backends.
 func TestNothingIsKeptWithoutBackends(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		a, b := w.join(Config{Capacity: 1, Patience: forever}), w.join(Config{Capacity: 1, Patience: forever})
+		a, b := w.join(Config{Capacity: 1, Patience: forever}), w.join(Config{Capacity: 1,
+			Patience: forever})
 		p := a.pool(t)
 		p.Ask(1)
 		if p.Heard("granted") != 1 {
@@ -71,7 +74,8 @@ func TestNothingIsKeptWithoutBackends(t *testing.T) {
 		a.link.SetCut(true)
 		time.Sleep(5100 * time.Millisecond)
 		if !waiting.IsDone() || waiting.Err != nil {
-			t.Errorf("a permit without a backend was not free when its lease expired: %v", waiting.Err)
+			t.Errorf("a permit without a backend was not free when its lease expired: %v",
+				waiting.Err)
 		}
 		for _, key := range w.Redis.Keys() {
 			if strings.HasSuffix(key, ":backends") || strings.HasSuffix(key, ":quarantine") {
@@ -360,7 +364,8 @@ func TestMinimumOfAFrozenSession(t *testing.T) {
 		}
 		time.Sleep(2 * time.Second)
 		if got := reserve(); got != "0" && got != "" {
-			t.Errorf("reserved %s: the frozen session's minimum is counted on top of its permits", got)
+			t.Errorf("reserved %s: the frozen session's minimum is counted on top of its permits",
+				got)
 		}
 		w.reckoned(t)
 		a.s.link.SetCut(false)

@@ -102,7 +102,8 @@ func (w *world) stallJoin(cfg Config) (*session, *bubble.StallLink) {
 	w.T.Helper()
 	l := w.StallLink()
 	c := redis.NewClient(&redis.Options{
-		Addr: bubble.Addr, Dialer: l.Dialer(min(5*time.Second, filled(cfg).TTL/4)), Protocol: 2, DisableIdentity: true, DialerRetries: 1,
+		Addr: bubble.Addr, Dialer: l.Dialer(min(5*time.Second, filled(cfg).TTL/4)), Protocol: 2,
+		DisableIdentity: true, DialerRetries: 1,
 	})
 	s := w.open(c, cfg)
 	w.T.Cleanup(func() {
@@ -164,8 +165,9 @@ func (s *session) state(t *testing.T) state {
 }
 
 func stateOf(raw redisscript.Snapshot) state {
-	return state{Capacity: int(raw.Capacity), Held: len(raw.Permits), Quarantined: len(raw.Quarantined),
-		Waiters: len(raw.Queue), Sessions: len(raw.Sessions)}
+	return state{Capacity: int(raw.Capacity), Held: len(raw.Permits),
+		Quarantined: len(raw.Quarantined),
+		Waiters:     len(raw.Queue), Sessions: len(raw.Sessions)}
 }
 
 // seated returns how many pools have a number.

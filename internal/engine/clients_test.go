@@ -11,13 +11,16 @@ import (
 // The session's client does not inherit the Cluster options that send reads to replicas; they serve
 // the caller's own calls.
 func TestRoutingIsOurOwn(t *testing.T) {
-	c := redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{"127.0.0.1:1"}, ReadOnly: true, RouteByLatency: true, RouteRandomly: true})
+	c := redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{"127.0.0.1:1"},
+		ReadOnly: true, RouteByLatency: true, RouteRandomly: true})
 	defer c.Close()
 	l := clientsLike(c, defaultTTL)
 	defer l.close()
 	for name, own := range map[string]redis.UniversalClient{"own": l.own, "batches": l.batches} {
-		if o := own.(*redis.ClusterClient).Options(); o.ReadOnly || o.RouteByLatency || o.RouteRandomly {
-			t.Errorf("%s: ReadOnly %v, RouteByLatency %v, RouteRandomly %v", name, o.ReadOnly, o.RouteByLatency, o.RouteRandomly)
+		if o := own.(*redis.ClusterClient).Options(); o.ReadOnly || o.RouteByLatency ||
+			o.RouteRandomly {
+			t.Errorf("%s: ReadOnly %v, RouteByLatency %v, RouteRandomly %v", name, o.ReadOnly,
+				o.RouteByLatency, o.RouteRandomly)
 		}
 	}
 }
@@ -32,7 +35,9 @@ func TestOptionsOfOwnClients(t *testing.T) {
 		Addrs: []string{"127.0.0.1:1"}, ClientName: "name", RouteRandomly: true,
 	})
 	defer cluster.Close()
-	for _, caller := range []redis.UniversalClient{c, struct{ *redis.Client }{c}, cluster, struct{ *redis.ClusterClient }{cluster}} {
+	for _, caller := range []redis.UniversalClient{c, struct {
+		*redis.Client
+	}{c}, cluster, struct{ *redis.ClusterClient }{cluster}} {
 		l := clientsLike(caller, defaultTTL)
 		defer l.close()
 		for name, own := range map[string]redis.UniversalClient{
@@ -62,7 +67,8 @@ func (noLimit) ReportResult(error) {}
 
 // Only a policy that evicts keys without a TTL can evict ours.
 func TestOnlyPoliciesForAllKeysAreWarnedOf(t *testing.T) {
-	for policy, warns := range map[string]bool{"noeviction": false, "volatile-lru": false, "volatile-ttl": false, "allkeys-lru": true, "allkeys-random": true, "": false} {
+	for policy, warns := range map[string]bool{"noeviction": false, "volatile-lru": false,
+		"volatile-ttl": false, "allkeys-lru": true, "allkeys-random": true, "": false} {
 		info := parseServerInfo("maxmemory:1000\r\nmaxmemory_policy:" + policy + "\r\n")
 		if got := info.mayEvict(); got != warns {
 			t.Errorf("%q: %v, want %v", policy, got, warns)
@@ -72,7 +78,9 @@ func TestOnlyPoliciesForAllKeysAreWarnedOf(t *testing.T) {
 
 // check reads any reply to INFO, and refuses a server only for its version or its mode.
 func FuzzServerInfo(f *testing.F) {
-	for _, seed := range []string{"redis_version:7.0.15\r\nmaxmemory:0\r\nmaxmemory_policy:noeviction\r\n", "", ":", "redis_version", "redis_version:5\n", "redis_version:-1.x", "\x00\n\n:::"} {
+	for _, seed := range []string{
+		"redis_version:7.0.15\r\nmaxmemory:0\r\nmaxmemory_policy:noeviction\r\n", "", ":",
+		"redis_version", "redis_version:5\n", "redis_version:-1.x", "\x00\n\n:::"} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {

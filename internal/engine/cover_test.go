@@ -78,7 +78,8 @@ func TestARecordEndsWithItsLease(t *testing.T) {
 		if err := f.connect(p); !errors.Is(err, core.ErrUnavailable) {
 			t.Errorf("%v, want ErrUnavailable", err)
 		}
-		if late := time.Since(<-lost); late > defaultTTL/4+time.Millisecond { // record checks the lease this often
+		// record checks the lease this often
+		if late := time.Since(<-lost); late > defaultTTL/4+time.Millisecond {
 			t.Errorf("record waited for %v after the loss", late)
 		}
 		l.Silence(false)

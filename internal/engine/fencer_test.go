@@ -210,7 +210,8 @@ func (w *world) reckoned(t *testing.T) {
 
 // frozen returns a fleet at capacity 4: one session, which holds two permits, stops, and another
 // waits.
-func frozen(t *testing.T, w *world, cfg Config) (sleeper, awake *fencer, waiting *bubble.Pending[*Permit]) {
+func frozen(t *testing.T, w *world,
+	cfg Config) (sleeper, awake *fencer, waiting *bubble.Pending[*Permit]) {
 	t.Helper()
 	cfg.Capacity, cfg.Patience = 4, forever
 	pg := &postgres{}

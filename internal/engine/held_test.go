@@ -58,7 +58,8 @@ func TestNoCallerIsHeldByTheNetwork(t *testing.T) {
 		inWorld(t, func(t *testing.T, w *world) {
 			s, l := w.stallJoin(Config{Capacity: 5, TTL: time.Minute})
 			s.acquire(t)
-			s.beforeHeartbeats(func(redis.Cmder) { l.Stall(true) }) // the stall begins after the reply to "gone"
+			// the stall begins after the reply to "gone"
+			s.beforeHeartbeats(func(redis.Cmder) { l.Stall(true) })
 			w.Redis.FlushAll()
 			defer l.Stall(false)
 			began := time.Now()
@@ -70,7 +71,8 @@ func TestNoCallerIsHeldByTheNetwork(t *testing.T) {
 	})
 	t.Run("patience", func(t *testing.T) {
 		inWorld(t, func(t *testing.T, w *world) {
-			s, l := w.stallJoin(Config{Capacity: 5, TTL: time.Minute, Patience: 40 * time.Millisecond, RetryInterval: 20 * time.Millisecond})
+			s, l := w.stallJoin(Config{Capacity: 5, TTL: time.Minute,
+				Patience: 40 * time.Millisecond, RetryInterval: 20 * time.Millisecond})
 			s.acquire(t)
 			l.Stall(true)
 			began := time.Now()

@@ -52,7 +52,8 @@ func TestPlainWaiterIsNotStarvedByABusyPool(t *testing.T) {
 			cfg := Config{Capacity: capacity, Patience: forever}
 			a, b := w.join(cfg), w.join(cfg)
 			p := a.pool(t)
-			for range 2 { // its even part first, and the rest once no other pool has asked for a while
+			// its even part first, and the rest once no other pool has asked for a while
+			for range 2 {
 				p.Ask(capacity)
 				time.Sleep(50 * time.Millisecond)
 			}
@@ -63,7 +64,8 @@ func TestPlainWaiterIsNotStarvedByABusyPool(t *testing.T) {
 			waiting := b.later(t.Context())
 			time.Sleep(100 * time.Millisecond)
 			if !waiting.IsDone() || waiting.Err != nil {
-				t.Errorf("capacity %d: the plain request was not granted: %v", capacity, waiting.Err)
+				t.Errorf("capacity %d: the plain request was not granted: %v", capacity,
+					waiting.Err)
 			}
 			if got := p.Heard("recall"); got != 1 {
 				t.Errorf("capacity %d: %d recalls for one waiter", capacity, got)
@@ -255,7 +257,8 @@ func TestLostRecall(t *testing.T) {
 		a.link.SetCut(false)
 		<-q.Done
 		if q.Took > time.Second {
-			t.Errorf("waited %v, though the session had subscribed again long before: %q", q.Took, p.Told())
+			t.Errorf("waited %v, though the session had subscribed again long before: %q", q.Took,
+				p.Told())
 		}
 	})
 }

@@ -25,7 +25,8 @@ func (f *fencer) kill() {
 }
 
 // looked returns two sessions that hold two of four permits each, and one that waits.
-func looked(t *testing.T, w *world, cfg Config) (one, other *fencer, waiting *bubble.Pending[*Permit]) {
+func looked(t *testing.T, w *world,
+	cfg Config) (one, other *fencer, waiting *bubble.Pending[*Permit]) {
 	t.Helper()
 	cfg.Capacity, cfg.TTL, cfg.Patience = 4, longTTL, forever
 	pg := &postgres{}

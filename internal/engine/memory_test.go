@@ -35,7 +35,8 @@ func TestPoolsWithoutMemory(t *testing.T) {
 			}
 		}
 	}
-	opened, err := Open(t.Context(), c, false, filled(Config{Capacity: 2, RetryInterval: 50 * time.Millisecond}))
+	opened, err := Open(t.Context(), c, false,
+		filled(Config{Capacity: 2, RetryInterval: 50 * time.Millisecond}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +58,9 @@ func TestPoolsWithoutMemory(t *testing.T) {
 		t.Errorf("Err: %v, want one that names OOM", err)
 	}
 	release(t, permits[0])
-	until("the early pool is granted what was released", func() bool { return early.Count("granted") == 1 })
+	until("the early pool is granted what was released", func() bool {
+		return early.Count("granted") == 1
+	})
 	if err := early.Cover(early.Permits()[0], "7 8 0")(t.Context()); err != nil {
 		t.Errorf("a backend is not recorded: %v", err)
 	}

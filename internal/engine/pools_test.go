@@ -120,7 +120,8 @@ func TestRichestLooksAt64(t *testing.T) {
 		q := c.later(t.Context())
 		time.Sleep(time.Minute)
 		if !q.IsDone() {
-			t.Errorf("the request waits for a minute; the pool that holds two was told %q", hog.Told())
+			t.Errorf("the request waits for a minute; the pool that holds two was told %q",
+				hog.Told())
 		}
 	})
 }

@@ -22,7 +22,8 @@ func TestAPoolThatHoldsNothingLeaves(t *testing.T) {
 			first.want(1)
 			second.want(3)
 			if len(first.Permits()) != 1 || len(second.Permits()) != 3 {
-				t.Fatalf("round %d: %d and %d permits are held, want 1 and 3", round, len(first.Permits()), len(second.Permits()))
+				t.Fatalf("round %d: %d and %d permits are held, want 1 and 3", round,
+					len(first.Permits()), len(second.Permits()))
 			}
 			for _, p := range []*pool{first, second} {
 				if number := poolNumber(p.Permits()[0]); number > "002" {
@@ -32,7 +33,9 @@ func TestAPoolThatHoldsNothingLeaves(t *testing.T) {
 			before, others := second.Heard("recall"), first.Heard("recall")
 			p := other.acquire(t) // from the pool that holds most
 			if second.Heard("recall") != before+1 || first.Heard("recall") != others {
-				t.Errorf("round %d: %d recalls of the pool that holds 3, %d of the one that holds 1, want one and none",
+				t.Errorf(
+					"round %d: %d recalls of the pool that holds 3, %d of the one that holds 1, "+
+						"want one and none",
 					round, second.Heard("recall")-before, first.Heard("recall")-others)
 			}
 			release(t, p)

@@ -52,8 +52,10 @@ func TestSlowRepliesLoseNoLease(t *testing.T) {
 		name        string
 		first, then func() time.Duration
 	}{
-		{"300 ms each way", bubble.About(300 * time.Millisecond), bubble.About(300 * time.Millisecond)},
-		{"700 ms each way", bubble.About(700 * time.Millisecond), bubble.About(700 * time.Millisecond)},
+		{"300 ms each way", bubble.About(300 * time.Millisecond),
+			bubble.About(300 * time.Millisecond)},
+		{"700 ms each way", bubble.About(700 * time.Millisecond),
+			bubble.About(700 * time.Millisecond)},
 		{"40 % of a lease, all of a sudden", bubble.Always(0), bubble.Always(time.Second)},
 		{"2.6 s once, for the first grant", nil, bubble.About(300 * time.Millisecond)},
 	} {
@@ -86,7 +88,8 @@ func TestSlowRepliesLoseNoLease(t *testing.T) {
 								notLost(t, p)
 								// A release waits for at most a lease. Behind two batches that is
 								// not always enough.
-								if err := giveUp(p); err != nil && !errors.Is(err, core.ErrUnavailable) {
+								if err := giveUp(p); err != nil &&
+									!errors.Is(err, core.ErrUnavailable) {
 									t.Error(err)
 								}
 								time.Sleep(rand.N(time.Second))
@@ -148,7 +151,8 @@ func TestABatchWaitsForACall(t *testing.T) {
 		}
 		began := time.Now()
 		p := s.acquire(t)
-		if took := time.Since(began); took > 3*time.Second+100*time.Millisecond { // the call over a new connection, then the batch
+		// the call over a new connection, then the batch
+		if took := time.Since(began); took > 3*time.Second+100*time.Millisecond {
 			t.Errorf("the permit took %v", took)
 		}
 		release(t, p)
@@ -167,7 +171,8 @@ func TestForgottenConnectionsLoseNoLease(t *testing.T) {
 	for _, ttl := range []time.Duration{time.Second, 5 * time.Second, time.Minute} {
 		t.Run(ttl.String(), func(t *testing.T) {
 			inWorld(t, func(t *testing.T, w *world) {
-				s, l := w.slowJoin(Config{Capacity: 2, TTL: ttl, Patience: forever}, bubble.Always(time.Millisecond))
+				s, l := w.slowJoin(Config{Capacity: 2, TTL: ttl, Patience: forever},
+					bubble.Always(time.Millisecond))
 				p := s.acquire(t)
 				for range 3 {
 					time.Sleep(rand.N(2 * ttl))
@@ -196,7 +201,8 @@ func TestForgottenConnectionsOfASlowTimeLoseNoLease(t *testing.T) {
 	for _, ttl := range []time.Duration{time.Second, 5 * time.Second, time.Minute} {
 		for range 5 {
 			inWorld(t, func(t *testing.T, w *world) {
-				s, l := w.slowJoin(Config{Capacity: 2, TTL: ttl, Patience: forever}, bubble.Always(time.Millisecond))
+				s, l := w.slowJoin(Config{Capacity: 2, TTL: ttl, Patience: forever},
+					bubble.Always(time.Millisecond))
 				p := s.acquire(t)
 				l.SetDelay(bubble.Always(10 * time.Millisecond))
 				var calls sync.WaitGroup
@@ -243,7 +249,8 @@ func TestLeasesAreLostWhenRedisIsSilent(t *testing.T) {
 			t.Error("held without proof")
 		}
 		s.mu.Lock()
-		down, calls := s.core.Down(), s.core.LastCall()-before // none of the calls was answered, and none has ended
+		// none of the calls was answered, and none has ended
+		down, calls := s.core.Down(), s.core.LastCall()-before
 		s.mu.Unlock()
 		if down == nil || calls > core.MaxCalls {
 			t.Errorf("down %v, %d calls on their way", down, calls)
@@ -304,7 +311,8 @@ func TestRepliesInAnotherOrder(t *testing.T) {
 // Close leaves nothing behind, whatever is in flight, and however slow Redis is.
 func TestCloseLeavesNothingBehind(t *testing.T) {
 	for _, d := range []time.Duration{0, 300 * time.Millisecond, 700 * time.Millisecond} {
-		for _, after := range []time.Duration{0, d / 2, d, d * 3 / 2, 1700 * time.Millisecond, 1700*time.Millisecond + d/2} {
+		for _, after := range []time.Duration{0, d / 2, d, d * 3 / 2, 1700 * time.Millisecond,
+			1700*time.Millisecond + d/2} {
 			t.Run(fmt.Sprint(d, " each way, after ", after), func(t *testing.T) {
 				inWorld(t, func(t *testing.T, w *world) {
 					other := w.join(Config{Capacity: 6})
@@ -323,7 +331,8 @@ func TestCloseLeavesNothingBehind(t *testing.T) {
 					}
 					wg.Wait()
 					time.Sleep(2 * time.Second)
-					if snap := other.state(t); snap.Held != 0 || snap.Waiters != 0 || snap.Sessions != 1 {
+					if snap := other.state(t); snap.Held != 0 || snap.Waiters != 0 ||
+						snap.Sessions != 1 {
 						t.Errorf("left behind: %+v", snap)
 					}
 					l.SetDelay(bubble.Always(0))

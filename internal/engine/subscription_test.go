@@ -33,7 +33,13 @@ func TestRefusedSubscription(t *testing.T) {
 			inWorld(t, func(t *testing.T, w *world) {
 				var mu sync.Mutex
 				tries, allowed := 0, false
-				count := func() int { mu.Lock(); defer mu.Unlock(); n := tries; tries = 0; return n }
+				count := func() int {
+					mu.Lock()
+					defer mu.Unlock()
+					n := tries
+					tries = 0
+					return n
+				}
 				w.Answers(t, func(c *server.Peer, cmd string, _ ...string) bool {
 					if cmd != "SUBSCRIBE" {
 						return false
@@ -43,7 +49,9 @@ func TestRefusedSubscription(t *testing.T) {
 					pass := allowed
 					mu.Unlock()
 					if !pass {
-						refuse(c) // without mu: it may wait for a script, whose commands pass through here, too
+						// without mu: it may wait for a script, whose commands pass through here,
+						// too
+						refuse(c)
 					}
 					return !pass
 				})
@@ -61,7 +69,8 @@ func TestRefusedSubscription(t *testing.T) {
 				release(t, p)
 				time.Sleep(defaultRetry * 2)
 				if !waiting.IsDone() || waiting.Err != nil {
-					t.Errorf("a waiter that retries by itself: done %v, %v", waiting.IsDone(), waiting.Err)
+					t.Errorf("a waiter that retries by itself: done %v, %v", waiting.IsDone(),
+						waiting.Err)
 				}
 				other.crash()
 				count()
@@ -93,7 +102,11 @@ type locked struct {
 	mu *sync.Mutex
 }
 
-func (l locked) Write(p []byte) (int, error) { l.mu.Lock(); defer l.mu.Unlock(); return l.w.Write(p) }
+func (l locked) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
+}
 
 // The primary is demoted and lives on, and the address leads to another server. After a READONLY
 // error, scripts and the subscription move to that server.

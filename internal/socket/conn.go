@@ -17,7 +17,8 @@ import (
 type Conn struct {
 	net.Conn
 	link *Link
-	slot *allotment.Slot // bound for the socket's whole life, or nil; set before the socket is shared
+	// bound for the socket's whole life, or nil; set before the socket is shared
+	slot *allotment.Slot
 }
 
 var _ syscall.Conn = (*Conn)(nil)

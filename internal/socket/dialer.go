@@ -46,9 +46,10 @@ type Dialer struct {
 	// and OpenExtra are nil, sockets hold no permits.
 	OpenExtra func(ctx context.Context) *allotment.Slot
 
-	mu    sync.Mutex
-	tries []*Link // sockets whose backends may live under the attempt's permit, the last one last; guarded by mu
-	ended bool    // guarded by mu
+	mu sync.Mutex
+	// sockets whose backends may live under the attempt's permit, the last one last; guarded by mu
+	tries []*Link
+	ended bool // guarded by mu
 }
 
 type attemptKey struct{}
@@ -69,7 +70,9 @@ func (d *Dialer) DialContext(ctx context.Context, network, addr string) (net.Con
 		return d.Dial(ctx, network, addr)
 	}
 	d.mu.Lock()
-	plain := d.ended || d.Open != nil && slices.ContainsFunc(d.tries, func(l *Link) bool { return !l.Closed() })
+	plain := d.ended || d.Open != nil && slices.ContainsFunc(d.tries, func(l *Link) bool {
+		return !l.Closed()
+	})
 	d.mu.Unlock()
 	if plain {
 		return d.Dial(ctx, network, addr)
@@ -104,7 +107,8 @@ func (d *Dialer) DialContext(ctx context.Context, network, addr string) (net.Con
 		// asks again, once makeRoom has ended this socket.
 		s.Close()
 		if ctx.Err() != nil {
-			return nil, fmt.Errorf("passbuddy: while connecting: %w (%w)", semaphore.ErrLost, context.Cause(ctx))
+			return nil, fmt.Errorf("passbuddy: while connecting: %w (%w)", semaphore.ErrLost,
+				context.Cause(ctx))
 		}
 	}
 }
@@ -171,7 +175,8 @@ func waitGone(ctx context.Context, l *Link, most time.Duration) (gone bool, err 
 	case <-timer.C:
 		return false, nil
 	case <-ctx.Done():
-		return false, fmt.Errorf("passbuddy: waiting for the end of the previous try: %w", context.Cause(ctx))
+		return false, fmt.Errorf("passbuddy: waiting for the end of the previous try: %w",
+			context.Cause(ctx))
 	}
 }
 

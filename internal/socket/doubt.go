@@ -127,7 +127,8 @@ func (l *Link) doubt() bool {
 	if !p.doubted.CompareAndSwap(false, true) {
 		return true
 	}
-	ok := s.Doubt(&allotment.Suspect{PID: p.pid, Since: begin.Add(p.since), Addr: l.addr(), Ended: l.finish})
+	ok := s.Doubt(&allotment.Suspect{PID: p.pid, Since: begin.Add(p.since), Addr: l.addr(),
+		Ended: l.finish})
 	if !ok {
 		p.doubted.Store(false)
 		return false

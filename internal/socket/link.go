@@ -44,10 +44,12 @@ type Link struct {
 	cancel atomic.Pointer[func(context.Context) error]
 	peer   atomic.Pointer[peer]
 	closed atomic.Bool
-	ended  atomic.Bool           // finish was called
-	heard  atomic.Bool           // the server has sent data; suspect clears it, to see whether more comes
-	eof    atomic.Bool           // the server has closed its end
-	broken atomic.Bool           // the network has ended the connection: a later EOF is not the server's
+	ended  atomic.Bool // finish was called
+	// the server has sent data; suspect clears it, to see whether more comes
+	heard atomic.Bool
+	eof   atomic.Bool // the server has closed its end
+	// the network has ended the connection: a later EOF is not the server's
+	broken atomic.Bool
 	why    atomic.Pointer[error] // see AbortFor
 	peeked atomic.Bool           // a read has failed for why: see endedError
 	left   atomic.Bool           // the driver has closed it
@@ -173,7 +175,8 @@ func (l *Link) errClosed() error {
 	err := &endedError{why: *why}
 	switch {
 	case inBackground():
-		err.timeouts.Store(2) // the background reader drops one; over TLS the next reader gets the same error
+		// the background reader drops one; over TLS the next reader gets the same error
+		err.timeouts.Store(2)
 	case !l.peeked.Swap(true):
 		err.timeouts.Store(1)
 	}
@@ -311,7 +314,8 @@ func (l *Link) finish() {
 	close(l.gone)
 	l.cancel.Store(nil)
 	if p := l.peer.Load(); p != nil {
-		p.held.Store(nil) // suspect's timer keeps us alive for a while, and held would keep pgx's buffers
+		// suspect's timer keeps us alive for a while, and held would keep pgx's buffers
+		p.held.Store(nil)
 	}
 	l.end()
 }

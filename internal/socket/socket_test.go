@@ -35,7 +35,8 @@ func (fleet) Abort(c *allotment.Slot) { c.Attached().(*socket.Link).Abort() }
 // one returns an allotment that may hold one connection, and a caller that has the turn for it.
 func one(t *testing.T) *allotment.Allotment {
 	t.Helper()
-	a := allotment.New(fleet{}, allotment.Options{AcquireTimeout: 10 * time.Second, FallbackConns: 1})
+	a := allotment.New(fleet{}, allotment.Options{AcquireTimeout: 10 * time.Second,
+		FallbackConns: 1})
 	a.Attach(fleet{})
 	if _, err := a.Enter(context.Background(), false); err != nil {
 		t.Fatal(err)
@@ -107,7 +108,8 @@ func TestPermitFollowsServersEnd(t *testing.T) {
 		t.Error("the reader was told: ", err)
 	}
 	for name, err := range map[string]error{
-		"SetDeadline": nc.SetDeadline(time.Unix(1, 0)), "SetReadDeadline": nc.SetReadDeadline(time.Unix(1, 0)),
+		"SetDeadline":      nc.SetDeadline(time.Unix(1, 0)),
+		"SetReadDeadline":  nc.SetReadDeadline(time.Unix(1, 0)),
 		"SetWriteDeadline": nc.SetWriteDeadline(time.Unix(1, 0)),
 	} {
 		if !errors.Is(err, net.ErrClosed) {
@@ -169,7 +171,8 @@ func TestNextTryWaitsForTheLast(t *testing.T) {
 	far.Close()
 	d.Fail()
 	waitFor(t, func() bool {
-		return a.Figures() == allotment.Figures{Owned: 1, Spare: 1, Turns: 1} || a.Figures().Opening == 0
+		return a.Figures() == allotment.Figures{Owned: 1, Spare: 1, Turns: 1} ||
+			a.Figures().Opening == 0
 	})
 	_ = second
 	a.Exit()
@@ -188,7 +191,8 @@ func TestSilentTryIsAbandoned(t *testing.T) {
 	must(d.DialContext(ctx, "tcp", addr))(t)
 	far := <-accepted
 	<-socket.Of(first).Gone()
-	waitFor(t, func() bool { _, err := silent.Write([]byte("R")); return err != nil }) // it was reset
+	// it was reset
+	waitFor(t, func() bool { _, err := silent.Write([]byte("R")); return err != nil })
 	if got := a.Figures(); got.Opening != 1 || got.Owned != 1 {
 		t.Errorf("%+v", got)
 	}
@@ -240,7 +244,10 @@ func TestTryThatSpokeIsWaitedFor(t *testing.T) {
 // for it.
 func TestForgottenTryIsClosed(t *testing.T) {
 	addr, accepted := server(t)
-	d := &socket.Dialer{Dial: (&net.Dialer{}).DialContext, OpenExtra: func(context.Context) *allotment.Slot { return nil }}
+	d := &socket.Dialer{Dial: (&net.Dialer{}).DialContext,
+		OpenExtra: func(context.Context) *allotment.Slot {
+			return nil
+		}}
 	ctx := d.Begin(context.Background())
 	var nets []net.Conn
 	var fars []net.Conn
@@ -297,10 +304,12 @@ func TestCancelRequestsTakeNone(t *testing.T) {
 
 func TestDialFails(t *testing.T) {
 	a := one(t)
-	d := &socket.Dialer{Open: a.Open, Dial: func(context.Context, string, string) (net.Conn, error) {
-		return nil, syscall.ECONNREFUSED
-	}}
-	if _, err := d.DialContext(d.Begin(context.Background()), "tcp", "x"); !errors.Is(err, syscall.ECONNREFUSED) {
+	d := &socket.Dialer{Open: a.Open,
+		Dial: func(context.Context, string, string) (net.Conn, error) {
+			return nil, syscall.ECONNREFUSED
+		}}
+	if _, err := d.DialContext(d.Begin(context.Background()), "tcp", "x"); !errors.Is(err,
+		syscall.ECONNREFUSED) {
 		t.Error(err)
 	}
 	if got := a.Figures(); got != (allotment.Figures{Owned: 1, Spare: 1, Turns: 1}) {
@@ -384,7 +393,8 @@ func TestMemory(t *testing.T) {
 	per := int64(after.HeapAlloc-before.HeapAlloc) / n
 	t.Logf("%d bytes for each", per)
 	if per > 512 || runtime.NumGoroutine() != goroutines {
-		t.Errorf("%d bytes for each connection, %d goroutines", per, runtime.NumGoroutine()-goroutines)
+		t.Errorf("%d bytes for each connection, %d goroutines", per,
+			runtime.NumGoroutine()-goroutines)
 	}
 	for _, c := range a {
 		c.Close()

@@ -39,6 +39,7 @@ func tune(nc net.Conn) {
 		if err != nil || set != 0 {
 			return
 		}
-		_ = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout, int(userTimeout/time.Millisecond))
+		_ = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout,
+			int(userTimeout/time.Millisecond))
 	})
 }

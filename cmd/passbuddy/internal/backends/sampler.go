@@ -42,7 +42,8 @@ type Sampler struct {
 // Connect opens the connection to sample through. The caller opens it before the fleet starts,
 // because the fleet may leave no slot for it later. A backend belongs to the fleet if the given
 // column of pg_stat_activity, such as usename, has the given value.
-func Connect(ctx context.Context, url string, interval time.Duration, column, value string) (*Sampler, error) {
+func Connect(ctx context.Context, url string, interval time.Duration, column,
+	value string) (*Sampler, error) {
 	cfg, err := pgx.ParseConfig(url)
 	if err != nil {
 		return nil, err
@@ -52,7 +53,8 @@ func Connect(ctx context.Context, url string, interval time.Duration, column, va
 	if err != nil {
 		return nil, fmt.Errorf("connect to Postgres to count backends: %w", err)
 	}
-	return &Sampler{conn: conn, interval: interval, query: query + column + " = $1", arg: value}, nil
+	return &Sampler{conn: conn, interval: interval, query: query + column + " = $1", arg: value},
+		nil
 }
 
 // The view reads one backend after the other. Meanwhile one can end and the next begin, so a plain

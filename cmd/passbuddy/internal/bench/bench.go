@@ -36,7 +36,8 @@ func Run(ctx context.Context, o Options, out, status io.Writer) (err error) {
 	defer func() { err = errors.Join(err, s.close()) }()
 	started := time.Now()
 	r := &report{
-		Schema: schema, Started: started.UTC().Truncate(time.Second), Machine: describeMachine(ctx, s),
+		Schema: schema, Started: started.UTC().Truncate(time.Second),
+		Machine:  describeMachine(ctx, s),
 		Settings: settingsOf(o, s), Cells: newCells(o, s),
 	}
 	introduce(out, r, o)
@@ -64,7 +65,9 @@ func (r *report) runs(o Options) (n int, takes time.Duration) {
 
 func introduce(out io.Writer, r *report, o Options) {
 	runs, takes := r.runs(o)
-	fmt.Fprintf(out, "%d comparisons, %d cells, %d runs of them, cap %d: about %v. Ctrl-C ends it and shows what there is.\n",
+	fmt.Fprintf(out,
+		"%d comparisons, %d cells, %d runs of them, cap %d: about %v. Ctrl-C ends it and shows "+
+			"what there is.\n",
 		len(r.groups()), len(r.Cells), runs, r.Settings.Capacity, takes.Round(time.Second))
 	fmt.Fprintln(out, r.Machine)
 	for _, caution := range r.Machine.cautions() {
@@ -108,9 +111,12 @@ func (r *report) run(ctx context.Context, o Options, s *servers, status io.Write
 				done++
 				elapsed := time.Since(started)
 				line.Show(elapsed, fmt.Sprintf("%d/%d, %v left: %v %s ops/s",
-					done, total, (elapsed/time.Duration(done)*time.Duration(total-done)).Round(time.Second), c.spec, figure(m.Values[opsPerSecond])))
+					done, total,
+					(elapsed/time.Duration(done)*time.Duration(total-done)).Round(time.Second),
+					c.spec, figure(m.Values[opsPerSecond])))
 				if failures == failuresInARow {
-					return fmt.Errorf("%d cells failed one after the other; the last: %w", failures, err)
+					return fmt.Errorf("%d cells failed one after the other; the last: %w", failures,
+						err)
 				}
 			}
 		}

@@ -52,10 +52,13 @@ func TestBench(t *testing.T) {
 	t.Parallel() // beside the other whole benchmark: each waits half of its time
 	needServers(t)
 	o := parse(t, "-cap", "3", "-duration", "300ms", "-warmup", "200ms", "-rounds", "1",
-		"-json", filepath.Join(t.TempDir(), "bench.json"), "-svg", filepath.Join(t.TempDir(), "pictures"))
+		"-json", filepath.Join(t.TempDir(), "bench.json"), "-svg",
+		filepath.Join(t.TempDir(), "pictures"))
 	o.plan = []scenario{
-		{integration: fleet.Pgxpool, workload: select1, shape: mustShape("2x2"), strategies: allStrategies},
-		{integration: fleet.SQL, workload: threeSteps, shape: mustShape("1x4+1x1"), strategies: []strategy{perConn}},
+		{integration: fleet.Pgxpool, workload: select1, shape: mustShape("2x2"),
+			strategies: allStrategies},
+		{integration: fleet.SQL, workload: threeSteps, shape: mustShape("1x4+1x1"),
+			strategies: []strategy{perConn}},
 	}
 	var out, status bytes.Buffer
 	if err := Run(testContext(t), o, &out, &status); err != nil {
@@ -83,7 +86,8 @@ func TestBench(t *testing.T) {
 		}
 		expectSound(t, o, c)
 	}
-	if pictures, err := filepath.Glob(filepath.Join(o.svg, "*.svg")); err != nil || len(pictures) != 2 {
+	if pictures, err := filepath.Glob(filepath.Join(o.svg, "*.svg")); err != nil ||
+		len(pictures) != 2 {
 		t.Errorf("pictures %v, %v", pictures, err)
 	}
 }
@@ -91,7 +95,8 @@ func TestBench(t *testing.T) {
 func expectSound(t *testing.T, o Options, c *cell) {
 	t.Helper()
 	v := c.Rounds[0].Values
-	if v[opsPerSecond] <= 0 || v[operationsFailed] != 0 || v[goroutinesServed] < 1 || v[latencyMax] <= 0 || v[jainIndex] <= 0 {
+	if v[opsPerSecond] <= 0 || v[operationsFailed] != 0 || v[goroutinesServed] < 1 ||
+		v[latencyMax] <= 0 || v[jainIndex] <= 0 {
 		t.Errorf("%s: %v", c.Strategy, v)
 	}
 	if peak, _ := c.capped(); peak.Max > float64(o.capacity) && c.CapIsFor != capsNone {
@@ -112,10 +117,12 @@ func expectSound(t *testing.T, o Options, c *cell) {
 
 func TestBenchIsInterrupted(t *testing.T) {
 	needServers(t)
-	o := parse(t, "-cap", "2", "-duration", "100ms", "-warmup", "0s", "-rounds", "1000", "-workloads", "select1", "-shapes", "1x2", "-strategies", "static",
+	o := parse(t, "-cap", "2", "-duration", "100ms", "-warmup", "0s", "-rounds", "1000",
+		"-workloads", "select1", "-shapes", "1x2", "-strategies", "static",
 		"-json", filepath.Join(t.TempDir(), "bench.json"), "-svg", "")
 	ctx, cancel := context.WithCancel(testContext(t))
-	status := &signalWriter{written: make(chan struct{}, 1)} // the first line of progress: a cell is complete
+	// the first line of progress: a cell is complete
+	status := &signalWriter{written: make(chan struct{}, 1)}
 	var out bytes.Buffer
 	ended := make(chan error, 1)
 	go func() { ended <- Run(ctx, o, &out, status) }()
@@ -132,8 +139,12 @@ func TestBenchIsInterrupted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Contains(text, []byte(`"complete": false`)) || !bytes.Contains(text, []byte(opsPerSecond)) || !strings.Contains(out.String(), "not complete") {
-		t.Errorf("an interrupted run does not show the cells that it has, or does not say that it is incomplete:\n%s\n%s", text, &out)
+	if !bytes.Contains(text, []byte(`"complete": false`)) ||
+		!bytes.Contains(text, []byte(opsPerSecond)) ||
+		!strings.Contains(out.String(), "not complete") {
+		t.Errorf(
+			"an interrupted run does not show the cells that it has, or does not say that it is "+
+				"incomplete:\n%s\n%s", text, &out)
 	}
 }
 

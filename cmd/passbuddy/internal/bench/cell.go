@@ -96,7 +96,8 @@ func runCell(ctx context.Context, o Options, s *servers, sp spec) (m measurement
 		m.addCounters(o.duration, before, after)
 	}
 	m.addConnects(reports, span)
-	m.addSamples(sampler.Taken(), o) // up to the last worker's end, so joining and shutdown are watched too
+	// up to the last worker's end, so joining and shutdown are watched too
+	m.addSamples(sampler.Taken(), o)
 	m.addTimeline(sp, o, span, reports, sampler.Taken(), held)
 	return m, s.cleanUp(ctx, sp, postgres, sampler)
 }
@@ -122,7 +123,8 @@ func (o Options) spanFor(sp spec) fleet.Span {
 }
 
 // countersAt reads the counters at t, or a little later on a machine that is busy.
-func (s *servers) countersAt(ctx context.Context, t time.Time, admin *pgx.Conn, parts cpuParts) (counters, error) {
+func (s *servers) countersAt(ctx context.Context, t time.Time, admin *pgx.Conn,
+	parts cpuParts) (counters, error) {
 	if err := waitUntil(ctx, t); err != nil {
 		return counters{}, err
 	}
@@ -153,7 +155,8 @@ func (s *servers) workers(target string, sp spec, warmup time.Duration) ([]fleet
 	for _, g := range sp.groups() {
 		for range g.Processes {
 			cfg := base
-			cfg.Goroutines, cfg.MaxConns, cfg.Load = g.Goroutines, maxConns[len(configs)], loads[len(configs)]
+			cfg.Goroutines, cfg.MaxConns, cfg.Load =
+				g.Goroutines, maxConns[len(configs)], loads[len(configs)]
 			configs = append(configs, cfg)
 		}
 	}
@@ -171,7 +174,8 @@ func (sc scenario) startingWith(configs []fleet.Config) []fleet.Config {
 // cleanUp leaves nothing of the cell in Postgres. A connection that its client gave up while
 // opening it occupies a slot for a while, and no statistics show it. So cleanUp restarts the server
 // after the strategy that makes such connections.
-func (s *servers) cleanUp(ctx context.Context, sp spec, p *throwaway.Postgres, sampler *backends.Sampler) error {
+func (s *servers) cleanUp(ctx context.Context, sp spec, p *throwaway.Postgres,
+	sampler *backends.Sampler) error {
 	if sp.strategy.caps == capsNone && !sp.strategy.ideal {
 		return p.Restart(ctx)
 	}
@@ -184,8 +188,9 @@ type measurement struct {
 	Error      string             `json:"error,omitempty"` // why there are no figures
 	Values     map[string]float64 `json:"values,omitempty"`
 	PerProcess []int64            `json:"operations_by_process,omitempty"`
-	Failures   map[string]int64   `json:"failures,omitempty"` // of operations, by their text; refusals for lack of connections are only counted
-	Timeline   *timeline          `json:"timeline,omitempty"` // of cold starts and changes
+	// of operations, by their text; refusals for lack of connections are only counted
+	Failures map[string]int64 `json:"failures,omitempty"`
+	Timeline *timeline        `json:"timeline,omitempty"` // of cold starts and changes
 }
 
 // measure computes the figures of the workers' reports.
@@ -275,18 +280,22 @@ func (m *measurement) addCounters(d time.Duration, before, after counters) {
 		}
 		return seconds, v[opsPerSecond] * seconds
 	}
-	if seconds, _ := between(before.sessionsAt, after.sessionsAt); seconds > 0 && before.sessions >= 0 {
+	if seconds, _ := between(before.sessionsAt, after.sessionsAt); seconds > 0 &&
+		before.sessions >= 0 {
 		v[connectsPerSecond] = float64(after.sessions-before.sessions) / seconds
 	}
 	if _, operations := between(before.redisAt, after.redisAt); operations > 0 {
-		v[redisCommandsPerOp] = float64(after.redis.commands-before.redis.commands-redisOwnCommands) / operations
+		v[redisCommandsPerOp] =
+			float64(after.redis.commands-before.redis.commands-redisOwnCommands) / operations
 		v[redisScriptsPerOp] = float64(after.redis.scripts-before.redis.scripts) / operations
-		v[redisReadsPerOp] = float64(after.redis.reads-before.redis.reads-redisOwnCommands) / operations
+		v[redisReadsPerOp] =
+			float64(after.redis.reads-before.redis.reads-redisOwnCommands) / operations
 	}
 	cpu := after.cpu.since(before.cpu)
 	if seconds, operations := between(before.cpuAt, after.cpuAt); seconds > 0 && cpu.known {
 		whole := d.Seconds() / seconds
-		v[cpuFleet], v[cpuPostgres], v[cpuRedis], v[cpuPgBouncer] = cpu.fleet*whole, cpu.postgres*whole, cpu.redis*whole, cpu.pgBouncer*whole
+		v[cpuFleet], v[cpuPostgres], v[cpuRedis], v[cpuPgBouncer] =
+			cpu.fleet*whole, cpu.postgres*whole, cpu.redis*whole, cpu.pgBouncer*whole
 		if operations > 0 {
 			v[cpuPerOp] = cpu.total() / operations * 1e6
 		}
@@ -308,7 +317,8 @@ func (m *measurement) addConnects(reports []fleet.Report, span fleet.Span) {
 }
 
 // addTimeline adds the timeline of a scenario that is about its course.
-func (m *measurement) addTimeline(sp spec, o Options, span fleet.Span, reports []fleet.Report, open []backends.Sample, held []heldSample) {
+func (m *measurement) addTimeline(sp spec, o Options, span fleet.Span, reports []fleet.Report,
+	open []backends.Sample, held []heldSample) {
 	if !sp.scenario.drawn() {
 		return
 	}
@@ -366,5 +376,6 @@ func (sp spec) String() string {
 	if text := sp.scenario.load.String(); text != "" {
 		load = " (" + text + ")"
 	}
-	return fmt.Sprintf("%s %s %s%s%s %s", sp.scenario.integration, sp.scenario.workload.name, sp.scenario.shape.name, load, control, sp.strategy.name)
+	return fmt.Sprintf("%s %s %s%s%s %s", sp.scenario.integration, sp.scenario.workload.name,
+		sp.scenario.shape.name, load, control, sp.strategy.name)
 }

@@ -22,7 +22,8 @@ type counters struct {
 	sessionsAt time.Time
 }
 
-func (s *servers) readCounters(ctx context.Context, admin *pgx.Conn, parts cpuParts) (c counters, err error) {
+func (s *servers) readCounters(ctx context.Context, admin *pgx.Conn,
+	parts cpuParts) (c counters, err error) {
 	c.cpuAt = time.Now()
 	if c.cpu, err = readCPU(parts); err != nil {
 		return c, err
@@ -36,10 +37,12 @@ func (s *servers) readCounters(ctx context.Context, admin *pgx.Conn, parts cpuPa
 	return c, err
 }
 
-// readSessions asks how many sessions were established in the database. A backend reports its own start at once.
+// readSessions asks how many sessions were established in the database. A backend reports its own
+// start at once.
 func readSessions(ctx context.Context, admin *pgx.Conn) (n int64, err error) {
 	const query = "select case when current_setting('server_version_num')::int < 140000 then -1" +
-		" else (to_jsonb(d) ->> 'sessions')::bigint end from pg_stat_database d where datname = current_database()"
+		" else (to_jsonb(d) ->> 'sessions')::bigint end from pg_stat_database d where datname = " +
+		"current_database()"
 	if err := admin.QueryRow(ctx, query).Scan(&n); err != nil {
 		return 0, fmt.Errorf("count sessions: %w", err)
 	}
@@ -73,7 +76,8 @@ func readRedis(ctx context.Context, client *redis.Client) (redisCounters, error)
 	return c, nil
 }
 
-func redisInfo(ctx context.Context, client *redis.Client, section string) (map[string]string, error) {
+func redisInfo(ctx context.Context, client *redis.Client,
+	section string) (map[string]string, error) {
 	text, err := client.Info(ctx, section).Result()
 	if err != nil {
 		return nil, fmt.Errorf("ask Redis for its counts: %w", err)

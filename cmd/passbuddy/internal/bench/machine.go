@@ -14,13 +14,14 @@ import (
 
 // machine describes the machine that the figures are from.
 type machine struct {
-	CPU       string `json:"cpu"`
-	Cores     int    `json:"cores"` // that the program may use
-	Memory    string `json:"memory,omitempty"`
-	OS        string `json:"os"`
-	Kernel    string `json:"kernel"`
-	Load      string `json:"load_average_at_start,omitempty"` // above a few tenths other programs were running too
-	Autogroup bool   `json:"sched_autogroup,omitempty"`       // Linux divides the CPU by session
+	CPU    string `json:"cpu"`
+	Cores  int    `json:"cores"` // that the program may use
+	Memory string `json:"memory,omitempty"`
+	OS     string `json:"os"`
+	Kernel string `json:"kernel"`
+	// above a few tenths other programs were running too
+	Load      string `json:"load_average_at_start,omitempty"`
+	Autogroup bool   `json:"sched_autogroup,omitempty"` // Linux divides the CPU by session
 	Go        string `json:"go"`
 	Postgres  string `json:"postgres"`
 	Redis     string `json:"redis"`
@@ -44,7 +45,9 @@ func (m machine) cautions() (texts []string) {
 // caution returns a warning if the figures are rough.
 func (m machine) caution() string {
 	if load, err := strconv.ParseFloat(m.Load, 64); err == nil && load > busyLoad*float64(m.Cores) {
-		return fmt.Sprintf("Others were at work on this machine (load average %s at the start): take these figures as rough.", m.Load)
+		return fmt.Sprintf(
+			"Others were at work on this machine (load average %s at the start): take these "+
+				"figures as rough.", m.Load)
 	}
 	return ""
 }
@@ -52,7 +55,8 @@ func (m machine) caution() string {
 // autogroupText says what division of the CPU by session means here. PostgreSQL makes each backend
 // a session. All other programs that the benchmarks start are in the benchmarks' session.
 const autogroupText = "The kernel shares the CPU out by session (kernel.sched_autogroup_enabled is 1). Each " +
-	"backend of Postgres is a session of its own; the workers, PgBouncer and Redis are in one together, so " +
+	"backend of Postgres is a session of its own; the workers, PgBouncer and Redis are in one " +
+	"together, so " +
 	"where the CPU is short each backend may get as much of it as all of those."
 
 func describeMachine(ctx context.Context, s *servers) machine {

@@ -31,7 +31,8 @@ func writeMarkdown(path, pictureFolder string, pictures []picture, r *report) er
 		before, rest, found := strings.Cut(string(existing), markBegin)
 		_, after, closed := strings.Cut(rest, markEnd)
 		if !found || !closed {
-			return fmt.Errorf("-markdown: %s exists and has no lines %q and %q to write between", path, markBegin, markEnd)
+			return fmt.Errorf("-markdown: %s exists and has no lines %q and %q to write between",
+				path, markBegin, markEnd)
 		}
 		document = before + section + after
 	}
@@ -40,7 +41,8 @@ func writeMarkdown(path, pictureFolder string, pictures []picture, r *report) er
 
 func markdown(path, pictureFolder string, pictures []picture, r *report) string {
 	var text strings.Builder
-	fmt.Fprintf(&text, "\nRun of %s, %.0f minutes.\n\n", r.Started.Format("2006-01-02 15:04 MST"), r.Seconds/60)
+	fmt.Fprintf(&text, "\nRun of %s, %.0f minutes.\n\n", r.Started.Format("2006-01-02 15:04 MST"),
+		r.Seconds/60)
 	fmt.Fprintf(&text, "- Machine: %s.\n", r.Machine)
 	fmt.Fprintf(&text, "- Cap %d; queries in %s.\n", r.Settings.Capacity, r.Settings.execModeText())
 	for _, t := range allTables {

@@ -31,15 +31,21 @@ const (
 var (
 	bare      = strategy{name: "bare", title: "bare pool"}
 	static    = strategy{name: "static", title: "static split", split: true, caps: capsOpen}
-	bouncerTx = strategy{name: "pgbouncer-tx", title: "PgBouncer, transaction", poolMode: "transaction", caps: capsOpen}
-	bouncerS  = strategy{name: "pgbouncer-session", title: "PgBouncer, session", poolMode: "session", caps: capsOpen}
-	original  = strategy{name: "original", title: "the original's polling", guard: fleet.Original, caps: capsBusy}
-	perConn   = strategy{name: "passbuddy", title: "PassBuddy", guard: fleet.PassBuddy, scope: fleet.ScopeConnection, caps: capsOpen}
-	perOut    = strategy{name: "passbuddy-checkout", title: "PassBuddy, per checkout", guard: fleet.PassBuddy, scope: fleet.ScopeCheckout, caps: capsBusy}
+	bouncerTx = strategy{name: "pgbouncer-tx", title: "PgBouncer, transaction",
+		poolMode: "transaction", caps: capsOpen}
+	bouncerS = strategy{name: "pgbouncer-session", title: "PgBouncer, session", poolMode: "session",
+		caps: capsOpen}
+	original = strategy{name: "original", title: "the original's polling", guard: fleet.Original,
+		caps: capsBusy}
+	perConn = strategy{name: "passbuddy", title: "PassBuddy", guard: fleet.PassBuddy,
+		scope: fleet.ScopeConnection, caps: capsOpen}
+	perOut = strategy{name: "passbuddy-checkout", title: "PassBuddy, per checkout",
+		guard: fleet.PassBuddy, scope: fleet.ScopeCheckout, caps: capsBusy}
 
 	// perConnSQL is PassBuddy through database/sql beside strategies that use pgxpool.
-	perConnSQL = strategy{name: "passbuddy-sql", title: "PassBuddy, database/sql", through: fleet.SQL, guard: fleet.PassBuddy, scope: fleet.ScopeConnection, caps: capsOpen}
-	uncapped   = strategy{name: "uncapped", title: "uncapped pool", ideal: true}
+	perConnSQL = strategy{name: "passbuddy-sql", title: "PassBuddy, database/sql",
+		through: fleet.SQL, guard: fleet.PassBuddy, scope: fleet.ScopeConnection, caps: capsOpen}
+	uncapped = strategy{name: "uncapped", title: "uncapped pool", ideal: true}
 
 	// allStrategies are those of the saturated table.
 	allStrategies = []strategy{bare, static, bouncerTx, bouncerS, original, perConn, perOut}
@@ -57,15 +63,17 @@ type workload struct {
 }
 
 var (
-	select1    = workload{name: "select1", title: "select 1", operation: fleet.Operation{Row: "select 1"}}
+	select1 = workload{name: "select1", title: "select 1",
+		operation: fleet.Operation{Row: "select 1"}}
 	sleep2     = sleeping(2)
 	sleep5     = sleeping(5)
 	sleep20    = sleeping(20)
-	threeSteps = workload{name: "tx", title: "a transaction of three statements", operation: fleet.Operation{Transaction: []string{
-		"select balance from account where id = $1",
-		"update account set balance = balance + 1 where id = $1 returning balance",
-		"select balance from account where id = $1",
-	}}}
+	threeSteps = workload{name: "tx", title: "a transaction of three statements",
+		operation: fleet.Operation{Transaction: []string{
+			"select balance from account where id = $1",
+			"update account set balance = balance + 1 where id = $1 returning balance",
+			"select balance from account where id = $1",
+		}}}
 
 	// allWorkloads are those of the saturated table.
 	allWorkloads = []workload{select1, sleep5, threeSteps}
@@ -75,7 +83,8 @@ var (
 func sleeping(ms int) workload {
 	return workload{
 		name: fmt.Sprintf("%dms", ms), title: fmt.Sprintf("a query of %d ms", ms),
-		operation: fleet.Operation{Row: fmt.Sprintf("select 1 from pg_sleep(0.%03d)", ms)}, takes: time.Duration(ms) * time.Millisecond,
+		operation: fleet.Operation{Row: fmt.Sprintf("select 1 from pg_sleep(0.%03d)", ms)},
+		takes:     time.Duration(ms) * time.Millisecond,
 	}
 }
 
@@ -84,7 +93,8 @@ func (w workload) flagName() string { return w.name }
 // accounts creates the table that the transactions work on. Half-full pages leave room for updates
 // in place.
 var accounts = fmt.Sprintf(`create table account (id int primary key, balance bigint not null) with (fillfactor = 50);
-insert into account select id, 0 from generate_series(1, %d) id; analyze account`, fleet.TransactionKeys)
+insert into account select id, 0 from generate_series(1, %d) id; analyze account`,
+	fleet.TransactionKeys)
 
 type integration string
 
@@ -114,8 +124,12 @@ func parseShape(text string) (shape, error) {
 		left, right, _ := strings.Cut(part, "x")
 		processes, err1 := strconv.Atoi(left)
 		goroutines, err2 := strconv.Atoi(right)
-		if err1 != nil || err2 != nil || processes < 1 || processes > 200 || goroutines < 1 || goroutines > 1000 {
-			return s, fmt.Errorf("-shapes names %q: it must be processes x goroutines such as 4x50 (up to 200x1000), two of them as in 1x200+7x2, or uneven", text)
+		if err1 != nil || err2 != nil || processes < 1 || processes > 200 || goroutines < 1 ||
+			goroutines > 1000 {
+			return s,
+				fmt.Errorf(
+					"-shapes names %q: it must be processes x goroutines such as 4x50 (up to "+
+						"200x1000), two of them as in 1x200+7x2, or uneven", text)
 		}
 		s.groups = append(s.groups, group{processes, goroutines})
 	}
@@ -165,7 +179,8 @@ type scenario struct {
 func fullPlan(chosen []strategy) (plan []scenario) {
 	add := func(i integration, w workload, list []strategy, shapes ...string) {
 		for _, text := range shapes {
-			plan = append(plan, scenario{integration: i, workload: w, shape: mustShape(text), strategies: among(list, chosen)})
+			plan = append(plan, scenario{integration: i, workload: w, shape: mustShape(text),
+				strategies: among(list, chosen)})
 		}
 	}
 	add(fleet.Pgxpool, select1, allStrategies, "4x50", "16x12", "20x10", "40x5", "uneven")
@@ -179,7 +194,8 @@ func fullPlan(chosen []strategy) (plan []scenario) {
 
 func quickPlan(chosen []strategy) (plan []scenario) {
 	for _, i := range allIntegrations {
-		plan = append(plan, scenario{integration: i, workload: select1, shape: mustShape("4x50"), strategies: among(allStrategies, chosen)})
+		plan = append(plan, scenario{integration: i, workload: select1, shape: mustShape("4x50"),
+			strategies: among(allStrategies, chosen)})
 	}
 	return plan
 }
@@ -195,7 +211,10 @@ type spec struct {
 // controlled reports whether the strategy also runs without the greedy process: only one that
 // serves all is worth it.
 func (s strategy) controlled() bool {
-	return slices.ContainsFunc([]strategy{static, bouncerTx, perConn, perOut}, func(c strategy) bool { return c.name == s.name })
+	return slices.ContainsFunc([]strategy{static, bouncerTx, perConn, perOut},
+		func(c strategy) bool {
+			return c.name == s.name
+		})
 }
 
 func (s spec) greedy() int {
@@ -269,7 +288,8 @@ func (s spec) pools() (maxConns []int) {
 func (s spec) impossible(bouncerMissing bool) string {
 	switch {
 	case s.strategy.split && s.scenario.processes() > s.capacity:
-		return fmt.Sprintf("impossible: %d processes cannot share %d connections beforehand", s.scenario.processes(), s.capacity)
+		return fmt.Sprintf("impossible: %d processes cannot share %d connections beforehand",
+			s.scenario.processes(), s.capacity)
 	case s.strategy.poolMode != "" && bouncerMissing:
 		return "skipped: PgBouncer is not installed (scripts/setup.sh --want pgbouncer)"
 	}

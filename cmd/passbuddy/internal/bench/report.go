@@ -38,9 +38,10 @@ type settings struct {
 
 	ProgressWindow float64 `json:"progress_window_s"` // length of the windows of worst_window_ops
 	SampleInterval float64 `json:"sample_interval_ms"`
-	ExecMode       string  `json:"exec_mode"`           // pgx's default_query_exec_mode, or best
-	ThroughBouncer string  `json:"exec_mode_pgbouncer"` // the same, through PgBouncer in transaction mode
-	TightServer    int     `json:"tight_server_connections"`
+	ExecMode       string  `json:"exec_mode"` // pgx's default_query_exec_mode, or best
+	// the same, through PgBouncer in transaction mode
+	ThroughBouncer string `json:"exec_mode_pgbouncer"`
+	TightServer    int    `json:"tight_server_connections"`
 }
 
 // times holds how long the cells of a table run, and how often.
@@ -51,14 +52,16 @@ type times struct {
 }
 
 func (t times) text(of *table) string {
-	return fmt.Sprintf("Table %s: rounds: %d; %gs measured in each cell after %gs of warm-up.", of.name, t.Rounds, t.DurationSeconds, t.WarmupSeconds)
+	return fmt.Sprintf("Table %s: rounds: %d; %gs measured in each cell after %gs of warm-up.",
+		of.name, t.Rounds, t.DurationSeconds, t.WarmupSeconds)
 }
 
 func (s settings) execModeText() string {
 	if s.ExecMode != execModeBest {
 		return fmt.Sprintf("pgx's mode %s, by all alike", s.ExecMode)
 	}
-	return fmt.Sprintf("pgx's mode %s, through PgBouncer in transaction mode %s", execModeCache, s.ThroughBouncer)
+	return fmt.Sprintf("pgx's mode %s, through PgBouncer in transaction mode %s", execModeCache,
+		s.ThroughBouncer)
 }
 
 func settingsOf(o Options, s *servers) settings {
@@ -69,9 +72,13 @@ func settingsOf(o Options, s *servers) settings {
 	}
 	return settings{
 		Tables:   all,
-		Capacity: o.capacity, Rounds: o.rounds, WarmupSeconds: o.warmup.Seconds(), DurationSeconds: o.duration.Seconds(),
-		ProgressWindow: min(progressWindow, o.duration).Seconds(), SampleInterval: milliseconds(sampleInterval),
-		ExecMode: s.execMode, ThroughBouncer: s.execModeOf(strategy{poolMode: "transaction"}), TightServer: o.capacity + spareConnections,
+		Capacity: o.capacity, Rounds: o.rounds, WarmupSeconds: o.warmup.Seconds(),
+		DurationSeconds: o.duration.Seconds(),
+		ProgressWindow:  min(progressWindow, o.duration).Seconds(),
+		SampleInterval:  milliseconds(sampleInterval),
+		ExecMode:        s.execMode,
+		ThroughBouncer:  s.execModeOf(strategy{poolMode: "transaction"}), TightServer: o.capacity +
+			spareConnections,
 	}
 }
 
@@ -132,7 +139,8 @@ func (r *report) broken() error {
 			continue
 		}
 		if peak, _ := c.capped(); peak.Max > float64(r.Settings.Capacity) {
-			errs = append(errs, fmt.Errorf("%v: there were %.0f backends, more than the cap of %d", c.spec, peak.Max, r.Settings.Capacity))
+			errs = append(errs, fmt.Errorf("%v: there were %.0f backends, more than the cap of %d",
+				c.spec, peak.Max, r.Settings.Capacity))
 		}
 		if n := c.Summary[operationsFailed].Max; n > 0 {
 			errs = append(errs, fmt.Errorf("%v: %.0f operations failed", c.spec, n))

@@ -24,8 +24,9 @@ const (
 
 	openSettled = "backends_mean_settled" // after the first 3 s
 
-	connectsPerSecond  = "connects_per_s" // Postgres's count during the measured time
-	connectsTotal      = "connects"       // the workers' own count, from their start to the end of the measured time
+	connectsPerSecond = "connects_per_s" // Postgres's count during the measured time
+	// the workers' own count, from their start to the end of the measured time
+	connectsTotal      = "connects"
 	connectsSettled    = "connects_per_s_settled"
 	redisCommandsPerOp = "redis_commands_per_op"
 	redisScriptsPerOp  = "redis_scripts_per_op"
@@ -71,12 +72,13 @@ func spreadOf(values []float64) spread {
 
 // cell is one strategy in one scenario, as the JSON shows it.
 type cell struct {
-	Table       string            `json:"table,omitempty"` // none: saturated
-	Load        string            `json:"load,omitempty"`  // none: goroutines that never pause
-	Integration string            `json:"integration"`
-	Workload    string            `json:"workload"`
-	Shape       string            `json:"shape"`
-	ModestAlone bool              `json:"modest_alone,omitempty"` // the control of an uneven shape: without the greedy process
+	Table       string `json:"table,omitempty"` // none: saturated
+	Load        string `json:"load,omitempty"`  // none: goroutines that never pause
+	Integration string `json:"integration"`
+	Workload    string `json:"workload"`
+	Shape       string `json:"shape"`
+	// the control of an uneven shape: without the greedy process
+	ModestAlone bool              `json:"modest_alone,omitempty"`
 	Strategy    string            `json:"strategy"`
 	Processes   int               `json:"processes"`
 	Goroutines  int               `json:"goroutines,omitempty"` // none: an open loop
@@ -108,7 +110,8 @@ func newCells(o Options, s *servers) (cells []*cell) {
 
 func newCell(sp spec, s *servers) *cell {
 	c := &cell{
-		Load: sp.scenario.load.String(), Integration: string(sp.integration()), Workload: sp.scenario.workload.name, Shape: sp.scenario.shape.name,
+		Load: sp.scenario.load.String(), Integration: string(sp.integration()),
+		Workload: sp.scenario.workload.name, Shape: sp.scenario.shape.name,
 		ModestAlone: sp.control, Strategy: sp.strategy.name, CapIsFor: sp.strategy.caps,
 		Note: sp.impossible(s.pgBouncerVersion == ""), spec: sp,
 	}
@@ -157,10 +160,13 @@ func (c *cell) measured() bool { return len(c.Summary) > 0 }
 
 // ratioTo returns c's value over other's, from the rounds that have both.
 func (c *cell) ratioTo(other *cell, name string) (spread, bool) {
-	return c.ratioOf(other, func(of *cell, round int) (float64, bool) { return of.value(round, name) })
+	return c.ratioOf(other, func(of *cell, round int) (float64, bool) {
+		return of.value(round, name)
+	})
 }
 
-func (c *cell) ratioOf(other *cell, value func(of *cell, round int) (float64, bool)) (spread, bool) {
+func (c *cell) ratioOf(other *cell,
+	value func(of *cell, round int) (float64, bool)) (spread, bool) {
 	var ratios []float64
 	for _, m := range c.Rounds {
 		a, ok1 := value(c, m.Round)
@@ -186,7 +192,8 @@ func (c *cell) capped() (peak, mean spread) {
 // find returns the named cell of the saturated table if it has figures, else nil.
 func (r *report) find(integration, workload, shape, strategy string, control bool) *cell {
 	for _, c := range r.Cells {
-		if c.Table == "" && c.Integration == integration && c.Workload == workload && c.Shape == shape && c.Strategy == strategy &&
+		if c.Table == "" && c.Integration == integration && c.Workload == workload &&
+			c.Shape == shape && c.Strategy == strategy &&
 			c.ModestAlone == control && c.measured() {
 			return c
 		}
@@ -197,7 +204,8 @@ func (r *report) find(integration, workload, shape, strategy string, control boo
 // rival returns the cell with figures that has c's scenario and another strategy, or nil.
 func (r *report) rival(c *cell, strategy string) *cell {
 	for _, other := range r.Cells {
-		if other.Strategy == strategy && other != c && other.ModestAlone == c.ModestAlone && other.sameScenario(c) && other.measured() {
+		if other.Strategy == strategy && other != c && other.ModestAlone == c.ModestAlone &&
+			other.sameScenario(c) && other.measured() {
 			return other
 		}
 	}
@@ -219,5 +227,6 @@ func (r *report) groups() [][]*cell {
 
 func (c *cell) sameScenario(other *cell) bool {
 	a, b := c.spec.scenario, other.spec.scenario
-	return c.Table == other.Table && a.integration == b.integration && c.Workload == other.Workload && c.Shape == other.Shape && c.Load == other.Load
+	return c.Table == other.Table && a.integration == b.integration &&
+		c.Workload == other.Workload && c.Shape == other.Shape && c.Load == other.Load
 }

@@ -59,7 +59,8 @@ func (sc scenario) section() string {
 	form := fmt.Sprintf("%d processes x %d goroutines", first.Processes, first.Goroutines)
 	if sc.shape.uneven() {
 		m := sc.shape.groups[1]
-		form = fmt.Sprintf("uneven demand: %d process x %d goroutines (greedy) and %d x %d (modest)",
+		form = fmt.Sprintf(
+			"uneven demand: %d process x %d goroutines (greedy) and %d x %d (modest)",
 			first.Processes, first.Goroutines, m.Processes, m.Goroutines)
 	}
 	return fmt.Sprintf("%s, %s, %s", throughText(sc.integration), sc.workload.title, form)
@@ -105,24 +106,37 @@ func throughText(i integration) string {
 func (t *table) about() string {
 	switch t {
 	case openTable:
-		return fmt.Sprintf("Operations arrive as a Poisson process, at a part of the rate that the "+
-			"capacity could serve (capacity / query time). No arrival waits for an earlier one, and "+
-			"latencies count from when the operation was to start. A process sheds an arrival while "+
-			"it has %d outstanding; shed ones are in no percentile. Operations outstanding at the end "+
-			"are in, with the time that they have lasted. There is no p99.9 of fewer than 1,000 "+
-			"operations. Connects are the workers' own, those to PgBouncer included.", maxOutstanding)
+		return fmt.Sprintf(
+			"Operations arrive as a Poisson process, at a part of the rate that the "+
+				"capacity could serve (capacity / query time). No arrival waits for an earlier "+
+				"one, and "+
+				"latencies count from when the operation was to start. A process sheds an "+
+				"arrival while "+
+				"it has %d outstanding; shed ones are in no percentile. Operations outstanding "+
+				"at the end "+
+				"are in, with the time that they have lasted. There is no p99.9 of fewer than "+
+				"1,000 "+
+				"operations. Connects are the workers' own, those to PgBouncer included.",
+			maxOutstanding)
 	case trafficTable:
-		return fmt.Sprintf("Each goroutine pauses before each query, for an exponential time with a "+
-			"mean of %v. Connects are the workers' own, those to PgBouncer included.", pauseMean)
+		return fmt.Sprintf(
+			"Each goroutine pauses before each query, for an exponential time with a "+
+				"mean of %v. Connects are the workers' own, those to PgBouncer included.",
+			pauseMean)
 	case coldTable:
-		return fmt.Sprintf("All processes have joined and have no connection when the load begins, in "+
-			"one instant. Steady is the last third of the time. The time to steady is the end of the "+
-			"first %v that has %g of the steady throughput.", timelineWidth, steadyPart)
+		return fmt.Sprintf(
+			"All processes have joined and have no connection when the load begins, in "+
+				"one instant. Steady is the last third of the time. The time to steady is the "+
+				"end of the "+
+				"first %v that has %g of the steady throughput.", timelineWidth, steadyPart)
 	case changesTable:
-		return fmt.Sprintf("Steady is the throughput before the first change. Lowest is the worst %v "+
-			"after it; low is the longest time below %g of steady. A process that leaves finishes "+
-			"its operations first. The static split is cut beforehand for the most processes that "+
-			"there are at once.", timelineWidth, lowPart)
+		return fmt.Sprintf(
+			"Steady is the throughput before the first change. Lowest is the worst %v "+
+				"after it; low is the longest time below %g of steady. A process that leaves "+
+				"finishes "+
+				"its operations first. The static split is cut beforehand for the most processes "+
+				"that "+
+				"there are at once.", timelineWidth, lowPart)
 	}
 	return ""
 }
@@ -148,7 +162,8 @@ func (s section) columns(capacity int) [][]column {
 		add(latencies...)
 		add(column{"p99.9", median(latencyP999)}, longest)
 		add(column{"p99 x uncapped", latencyRatioText(uncapped)}, overPgBouncer, errs)
-		add(column{"shed", median(operationsShed)}, column{"unfinished", median(operationsUnfinished)})
+		add(column{"shed", median(operationsShed)},
+			column{"unfinished", median(operationsUnfinished)})
 		add(late, connects, peak)
 	case trafficTable:
 		add(ops, column{"x PgB tx", func(c *cell) string { return c.ratio(bouncerTx) }})

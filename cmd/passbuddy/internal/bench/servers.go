@@ -58,7 +58,8 @@ func startServers(ctx context.Context, o Options) (_ *servers, err error) {
 	if s.tight, err = startPostgres(ctx, o.capacity+spareConnections+ownConnections); err != nil {
 		return nil, err
 	}
-	if s.roomy, err = startPostgres(ctx, max(most, o.capacity)+spareConnections+ownConnections); err != nil {
+	if s.roomy, err = startPostgres(ctx, max(most, o.capacity)+spareConnections+
+		ownConnections); err != nil {
 		return nil, err
 	}
 	if s.redis, err = throwaway.StartRedis(ctx, throwaway.RedisOptions{}); err != nil {
@@ -170,7 +171,8 @@ func (s *servers) execModeOf(st strategy) string {
 }
 
 // startPgBouncer starts a PgBouncer for one cell, so that no cell inherits connections.
-func (s *servers) startPgBouncer(ctx context.Context, p *throwaway.Postgres, sp spec) (*throwaway.PgBouncer, error) {
+func (s *servers) startPgBouncer(ctx context.Context, p *throwaway.Postgres,
+	sp spec) (*throwaway.PgBouncer, error) {
 	settings := map[string]string{
 		// Otherwise PgBouncer would check each client's password in its only thread, which takes
 		// longer than the warm-up.

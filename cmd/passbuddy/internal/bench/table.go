@@ -21,7 +21,8 @@ func (m machine) String() string {
 		memory = ", memory " + m.Memory
 	}
 	return fmt.Sprintf("%s, %d cores%s; %s, %s; %s, PostgreSQL %s, Redis %s, %s; load at start %s",
-		m.CPU, m.Cores, memory, m.OS, m.Kernel, m.Go, m.Postgres, m.Redis, bouncer, or(m.Load, "unknown"))
+		m.CPU, m.Cores, memory, m.OS, m.Kernel, m.Go, m.Postgres, m.Redis, bouncer,
+		or(m.Load, "unknown"))
 }
 
 // column is one column of a table of cells.
@@ -31,11 +32,15 @@ type column struct {
 }
 
 func median(name string) func(*cell) string {
-	return func(c *cell) string { return c.show(name, func(s spread) string { return figure(s.Median) }) }
+	return func(c *cell) string {
+		return c.show(name, func(s spread) string { return figure(s.Median) })
+	}
 }
 
 func highest(name string) func(*cell) string {
-	return func(c *cell) string { return c.show(name, func(s spread) string { return figure(s.Max) }) }
+	return func(c *cell) string {
+		return c.show(name, func(s spread) string { return figure(s.Max) })
+	}
 }
 
 // columnsFor returns the columns for one scenario's cells, in two tables: what callers get, and
@@ -51,15 +56,20 @@ func columnsFor(group []*cell, capacity int) [2][]column {
 	if group[0].spec.scenario.shape.uneven() {
 		results = append(results,
 			column{"greedy ops/s", median(greedyOps)}, column{"modest ops/s", median(modestOps)},
-			column{"modest: p50 ms", median(modestPrefix + latencyP50)}, column{"p99", median(modestPrefix + latencyP99)},
-			column{"max", highest(modestPrefix + latencyMax)}, column{"wait p99", median(modestPrefix + "wait_p99_ms")})
+			column{"modest: p50 ms", median(modestPrefix + latencyP50)},
+			column{"p99", median(modestPrefix + latencyP99)},
+			column{"max", highest(modestPrefix + latencyMax)},
+			column{"wait p99", median(modestPrefix + "wait_p99_ms")})
 	} else {
-		results = append(results, column{"p50 ms", median(latencyP50)}, column{"p99", median(latencyP99)}, column{"max", highest(latencyMax)})
+		results = append(results, column{"p50 ms", median(latencyP50)},
+			column{"p99", median(latencyP99)}, column{"max", highest(latencyMax)})
 	}
 	results = append(results,
 		column{"errors", median(operationsFailed)},
 		column{"served", func(c *cell) string {
-			return c.show(goroutinesServed, func(s spread) string { return fmt.Sprintf("%.0f/%d", s.Median, c.Goroutines) })
+			return c.show(goroutinesServed, func(s spread) string {
+				return fmt.Sprintf("%.0f/%d", s.Median, c.Goroutines)
+			})
 		}},
 		column{"Jain", func(c *cell) string {
 			return c.show(jainIndex, func(s spread) string { return fmt.Sprintf("%.3f", s.Median) })
@@ -180,7 +190,8 @@ func (t target) row() []string {
 	if t.Worst != "" {
 		worst = "worst: " + t.Worst
 	}
-	return []string{t.What, t.Want, ratioFigure(t.Figure.Median), ratioFigure(t.Figure.Min) + ".." + ratioFigure(t.Figure.Max), met, worst}
+	return []string{t.What, t.Want, ratioFigure(t.Figure.Median), ratioFigure(t.Figure.Min) + ".." +
+		ratioFigure(t.Figure.Max), met, worst}
 }
 
 // ratioFigure shows one digit more than figure, because that digit can decide a target.
@@ -207,7 +218,9 @@ func (s section) notes() (notes []string) {
 
 // shows reports whether a table is in the report.
 func (r *report) shows(t *table) bool {
-	return slices.ContainsFunc(r.Cells, func(c *cell) bool { return c.spec.scenario.inTable() == t })
+	return slices.ContainsFunc(r.Cells, func(c *cell) bool {
+		return c.spec.scenario.inTable() == t
+	})
 }
 
 func noteOf(c *cell) string {

@@ -32,7 +32,8 @@ var (
 		rounds: 2, drain: drainTime,
 	}
 	changesTable = &table{
-		name: "changes", warmup: 2 * time.Second, duration: 10 * time.Second, quick: 8 * time.Second,
+		name: "changes", warmup: 2 * time.Second, duration: 10 * time.Second,
+		quick:  8 * time.Second,
 		rounds: 1, drain: 2 * time.Second,
 	}
 	saturatedTable = &table{

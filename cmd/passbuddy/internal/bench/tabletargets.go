@@ -51,7 +51,9 @@ func judgeTables(r *report) (targets []target) {
 	all := r.cellsOf(changesTable, perConn, func(scenario) bool { return true })
 	add(worst("changes under load: operations that failed",
 		all, atMost, 0, summaryOf(operationsFailed)))
-	growing := r.cellsOf(changesTable, perConn, func(sc scenario) bool { return sc.change != scaleIn })
+	growing := r.cellsOf(changesTable, perConn, func(sc scenario) bool {
+		return sc.change != scaleIn
+	})
 	add(worst("rolling deploy, scale-out: longest time in ms below 0.8 of steady",
 		growing, atMost, 500, summaryOf(longestLow)))
 	return targets
@@ -73,7 +75,8 @@ type figureOf func(*cell) (spread, bool)
 
 // worst returns the target that a figure keeps its bound in all of the cells. Without a figure
 // there is no target.
-func worst(what string, cells []*cell, keeps bounded, bound float64, figure figureOf) (t target, ok bool) {
+func worst(what string, cells []*cell, keeps bounded, bound float64,
+	figure figureOf) (t target, ok bool) {
 	for _, c := range cells {
 		v, there := figure(c)
 		// A figure is worse if it would miss the worst figure so far as its bound.

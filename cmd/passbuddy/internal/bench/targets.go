@@ -11,8 +11,9 @@ type target struct {
 	What   string `json:"what"`
 	Want   string `json:"want"`
 	Figure spread `json:"figure"`
-	Worst  string `json:"worst,omitempty"` // the cell of the figure, if several cells had to meet the target
-	Met    bool   `json:"met"`
+	// the cell of the figure, if several cells had to meet the target
+	Worst string `json:"worst,omitempty"`
+	Met   bool   `json:"met"`
 }
 
 const (
@@ -44,13 +45,17 @@ func judge(r *report) (targets []target) {
 		{fleet.Pgxpool, sleep5, bouncerTx, 1, "pgxpool", opsPerSecond},
 	} {
 		ratio, ok := r.ratio(t.integration, t.workload.name, even50, t.rival, t.metric)
-		add(atLeast(fmt.Sprintf("%s, %s, %s: operations/s over those of %s", t.what, t.workload.title, even50, t.rival.title), ratio, t.least), ok)
+		add(atLeast(fmt.Sprintf("%s, %s, %s: operations/s over those of %s", t.what,
+			t.workload.title, even50, t.rival.title), ratio, t.least), ok)
 	}
 	p99, ok := r.ratio(fleet.Pgxpool, sleep5.name, even50, bouncerTx, latencyP99)
-	add(atMost(fmt.Sprintf("pgxpool, %s, %s: p99 over that of %s", sleep5.title, even50, bouncerTx.title), p99, 1), ok)
+	add(atMost(fmt.Sprintf("pgxpool, %s, %s: p99 over that of %s", sleep5.title, even50,
+		bouncerTx.title), p99, 1), ok)
 
 	for _, st := range []strategy{perConn, perOut} {
-		add(r.lowest(st, "Jain's index of operations by process", 0.97, func(c *cell) spread { return c.Summary[jainIndex] }))
+		add(r.lowest(st, "Jain's index of operations by process", 0.97, func(c *cell) spread {
+			return c.Summary[jainIndex]
+		}))
 	}
 	for _, st := range []strategy{perConn, perOut} {
 		add(r.highestPeak(st))
@@ -73,18 +78,22 @@ func judge(r *report) (targets []target) {
 }
 
 func atLeast(what string, figure spread, bound float64) target {
-	return target{What: what, Want: fmt.Sprintf(">= %g", bound), Figure: figure, Met: figure.Median >= bound}
+	return target{What: what, Want: fmt.Sprintf(">= %g", bound), Figure: figure,
+		Met: figure.Median >= bound}
 }
 
 func atMost(what string, figure spread, bound float64) target {
-	return target{What: what, Want: fmt.Sprintf("<= %g", bound), Figure: figure, Met: figure.Median <= bound}
+	return target{What: what, Want: fmt.Sprintf("<= %g", bound), Figure: figure,
+		Met: figure.Median <= bound}
 }
 
 func (s spread) over(n float64) spread { return spread{s.Median / n, s.Min / n, s.Max / n} }
 
 // ratio returns PassBuddy's value over a rival's.
-func (r *report) ratio(integration, workload, shape string, rival strategy, name string) (spread, bool) {
-	ours, theirs := r.find(integration, workload, shape, perConn.name, false), r.find(integration, workload, shape, rival.name, false)
+func (r *report) ratio(integration, workload, shape string, rival strategy,
+	name string) (spread, bool) {
+	ours, theirs := r.find(integration, workload, shape, perConn.name, false), r.find(integration,
+		workload, shape, rival.name, false)
 	if ours == nil || theirs == nil {
 		return spread{}, false
 	}
@@ -95,7 +104,8 @@ func (r *report) ratio(integration, workload, shape string, rival strategy, name
 // allows, equally many in each process.
 func (r *report) saturated(st strategy) (cells []*cell) {
 	for _, c := range r.Cells {
-		if c.Table == "" && c.Strategy == st.name && c.measured() && !c.spec.scenario.shape.uneven() && c.Goroutines > r.Settings.Capacity {
+		if c.Table == "" && c.Strategy == st.name && c.measured() &&
+			!c.spec.scenario.shape.uneven() && c.Goroutines > r.Settings.Capacity {
 			cells = append(cells, c)
 		}
 	}
@@ -103,7 +113,8 @@ func (r *report) saturated(st strategy) (cells []*cell) {
 }
 
 // lowest returns the target that a value is at least bound in every saturated cell.
-func (r *report) lowest(st strategy, what string, bound float64, value func(*cell) spread) (t target, ok bool) {
+func (r *report) lowest(st strategy, what string, bound float64,
+	value func(*cell) spread) (t target, ok bool) {
 	for _, c := range r.saturated(st) {
 		if v := value(c); !ok || v.Median < t.Figure.Median {
 			t, ok = atLeast(st.title+": "+what+", every even shape", v, bound), true
@@ -122,7 +133,8 @@ func (r *report) highestPeak(st strategy) (t target, ok bool) {
 		if peak, _ := c.capped(); !ok || peak.Max > t.Figure.Max {
 			t, ok = target{
 				What: fmt.Sprintf("%s: peak of %s backends in all samples", st.title, c.CapIsFor),
-				Want: fmt.Sprintf("<= %d", r.Settings.Capacity), Figure: peak, Met: peak.Max <= float64(r.Settings.Capacity), Worst: c.where(),
+				Want: fmt.Sprintf("<= %d", r.Settings.Capacity), Figure: peak,
+				Met: peak.Max <= float64(r.Settings.Capacity), Worst: c.where(),
 			}, true
 		}
 	}
@@ -135,7 +147,8 @@ const shortWait = 0.1
 
 // besideGreedy returns the target that a greedy process hardly slows modest ones.
 func (r *report) besideGreedy(w workload) (t target, ok bool) {
-	with, without := r.find(fleet.Pgxpool, w.name, uneven, perConn.name, false), r.find(fleet.Pgxpool, w.name, uneven, perConn.name, true)
+	with, without := r.find(fleet.Pgxpool, w.name, uneven, perConn.name,
+		false), r.find(fleet.Pgxpool, w.name, uneven, perConn.name, true)
 	if with == nil || without == nil {
 		return t, false
 	}
@@ -144,7 +157,10 @@ func (r *report) besideGreedy(w workload) (t target, ok bool) {
 		v, ok := of.value(round, p99)
 		return max(v, shortWait), ok
 	})
-	return atMost(fmt.Sprintf("%s: modest processes' p99 wait (or %gms) beside a greedy one over that without it", w.title, shortWait), ratio, 3), ok
+	return atMost(
+		fmt.Sprintf(
+			"%s: modest processes' p99 wait (or %gms) beside a greedy one over that without it",
+			w.title, shortWait), ratio, 3), ok
 }
 
 // everyoneProgresses returns the target that each of 40 processes completes an operation in every
@@ -155,7 +171,8 @@ func (r *report) everyoneProgresses() (t target, ok bool) {
 		return t, false
 	}
 	worst := c.Summary[worstWindowOps]
-	t = atLeast(fmt.Sprintf("select 1, %s: operations of the process that had fewest in any %gs", crowd, r.Settings.ProgressWindow), worst, 1)
+	t = atLeast(fmt.Sprintf("select 1, %s: operations of the process that had fewest in any %gs",
+		crowd, r.Settings.ProgressWindow), worst, 1)
 	t.Met = worst.Min >= 1
 	return t, true
 }

@@ -124,7 +124,8 @@ func meanSamples(n int, from time.Duration, samples []heldSample) []float64 {
 // newTimeline joins the samples and the bins. Samples count from the start, bins from the end of
 // the warm-up. Without samples of held permits it leaves out OnTheirWay.
 func newTimeline(
-	ops []int64, warmup time.Duration, open []backends.Sample, held []heldSample, changes []time.Duration,
+	ops []int64, warmup time.Duration, open []backends.Sample, held []heldSample,
+	changes []time.Duration,
 ) *timeline {
 	var counts []heldSample
 	for _, s := range open {

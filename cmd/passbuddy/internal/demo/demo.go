@@ -1,4 +1,5 @@
-// Package demo is `passbuddy demo`: a fleet of processes on one Postgres, without PassBuddy and with it.
+// Package demo is `passbuddy demo`: a fleet of processes on one Postgres, without PassBuddy and
+// with it.
 package demo
 
 import (
@@ -64,13 +65,17 @@ func Run(ctx context.Context, o Options, out, status io.Writer) (err error) {
 }
 
 func introduce(out io.Writer, o Options, s *servers) {
-	fmt.Fprintf(out, "A fleet of %d processes x %d goroutines on one Postgres, cap %d, %v without PassBuddy and %v with it.\n",
+	fmt.Fprintf(out,
+		"A fleet of %d processes x %d goroutines on one Postgres, cap %d, %v without PassBuddy "+
+			"and %v with it.\n",
 		o.processes, o.goroutines, o.capacity, o.duration, o.duration)
 	fmt.Fprintf(out, "  query     %s\n  through   %s, scope %s\n  Postgres  %s\n  Redis     %s\n\n",
 		o.query, integrationText(o.integration), o.scope, s.postgresText, s.redisText)
 	if s.ownPostgres {
-		fmt.Fprintf(out, "The run without PassBuddy opens up to %d connections on your Postgres. While it lasts,\n"+
-			"other clients may be refused. Ctrl-C ends it.\n\n", o.processes*o.goroutines)
+		fmt.Fprintf(out,
+			"The run without PassBuddy opens up to %d connections on your Postgres. While it "+
+				"lasts,\n"+
+				"other clients may be refused. Ctrl-C ends it.\n\n", o.processes*o.goroutines)
 	}
 }
 
@@ -82,7 +87,8 @@ func integrationText(integration string) string {
 }
 
 // runFleet does one run. When it returns, the run's processes and backends are gone.
-func runFleet(ctx context.Context, o Options, s *servers, withPassBuddy bool, status io.Writer) (*result, error) {
+func runFleet(ctx context.Context, o Options, s *servers, withPassBuddy bool,
+	status io.Writer) (*result, error) {
 	if err := s.afresh(ctx); err != nil {
 		return nil, err
 	}
@@ -107,7 +113,8 @@ func runFleet(ctx context.Context, o Options, s *servers, withPassBuddy bool, st
 		Scope:       o.scope,
 		Drain:       drainTime,
 	}
-	r := &result{name: "without PassBuddy", wait: fleet.NewLatency(), total: fleet.NewLatency(), failures: make(map[string]int64)}
+	r := &result{name: "without PassBuddy", wait: fleet.NewLatency(), total: fleet.NewLatency(),
+		failures: make(map[string]int64)}
 	if withPassBuddy {
 		r.name, cfg.Guard = "with PassBuddy", fleet.PassBuddy
 	}
@@ -137,7 +144,8 @@ func runFleet(ctx context.Context, o Options, s *servers, withPassBuddy bool, st
 }
 
 // watch shows the progress of the run until it is over.
-func (r *result) watch(ctx context.Context, o Options, f *fleet.Fleet, s *sampler, start time.Time, status io.Writer) {
+func (r *result) watch(ctx context.Context, o Options, f *fleet.Fleet, s *sampler, start time.Time,
+	status io.Writer) {
 	line := show.NewStatusLine(status)
 	defer line.End()
 	over := time.NewTimer(o.duration)
@@ -156,9 +164,12 @@ func (r *result) watch(ctx context.Context, o Options, f *fleet.Fleet, s *sample
 		point := progressPoint{time.Since(start), f.Counts()}
 		r.progress = append(r.progress, point)
 		now, peak := s.latest()
-		line.Show(point.at, fmt.Sprintf("%-17s %4.1fs/%v %7s ops/s %7s refused %3d backends (peak %d)", // fits in 80 columns
-			r.name, point.at.Seconds(), o.duration, show.Thousands(rate(point.counts.Operations, point.at)),
-			show.Thousands(point.counts.Refused), now, peak))
+		// fits in 80 columns
+		line.Show(point.at,
+			fmt.Sprintf("%-17s %4.1fs/%v %7s ops/s %7s refused %3d backends (peak %d)",
+				r.name, point.at.Seconds(), o.duration,
+				show.Thousands(rate(point.counts.Operations, point.at)),
+				show.Thousands(point.counts.Refused), now, peak))
 	}
 }
 

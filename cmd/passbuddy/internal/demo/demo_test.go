@@ -43,8 +43,10 @@ func TestDemo(t *testing.T) {
 	for _, integration := range []string{fleet.Pgxpool, fleet.SQL} {
 		t.Run(integration, func(t *testing.T) {
 			svg := filepath.Join(t.TempDir(), "demo.svg")
-			o, err := ParseOptions([]string{"-processes", "2", "-goroutines", "8", "-cap", "3", "-duration", "1s",
-				"-query", "select pg_sleep(0.005)", "-integration", integration, "-svg", svg}, &bytes.Buffer{})
+			o, err := ParseOptions([]string{"-processes", "2", "-goroutines", "8", "-cap", "3",
+				"-duration", "1s",
+				"-query", "select pg_sleep(0.005)", "-integration", integration, "-svg", svg},
+				&bytes.Buffer{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -52,13 +54,16 @@ func TestDemo(t *testing.T) {
 			if err := Run(testContext(t), o, &out, &status); err != nil {
 				t.Errorf("demo: %v\n%s\n%s", err, &out, &status)
 			}
-			for _, part := range []string{"peak of backends (cap 3)", "With PassBuddy: never more than 3 backends"} {
+			for _, part := range []string{"peak of backends (cap 3)",
+				"With PassBuddy: never more than 3 backends"} {
 				if !strings.Contains(out.String(), part) {
 					t.Errorf("no %q in:\n%s", part, &out)
 				}
 			}
 			for line := range strings.Lines(out.String()) {
-				if f := strings.Fields(line); len(f) == 6 && strings.HasPrefix(line, "   failed: too many clients") && (f[4] == "0" || f[5] != "0") {
+				if f := strings.Fields(line); len(f) == 6 &&
+					strings.HasPrefix(line, "   failed: too many clients") &&
+					(f[4] == "0" || f[5] != "0") {
 					t.Errorf("want refusals without PassBuddy and none with it: %s", line)
 				}
 			}
@@ -80,13 +85,15 @@ func TestDemoIsInterrupted(t *testing.T) {
 	if _, err := throwaway.FindPostgres(t.Context()); err != nil {
 		t.Skip("the demo needs a PostgreSQL server (make test installs it): ", err)
 	}
-	o, err := ParseOptions([]string{"-processes", "2", "-goroutines", "4", "-cap", "2", "-duration", "1h",
+	o, err := ParseOptions([]string{"-processes", "2", "-goroutines", "4", "-cap", "2", "-duration",
+		"1h",
 		"-svg", filepath.Join(t.TempDir(), "demo.svg")}, &bytes.Buffer{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(testContext(t))
-	status := &signalWriter{written: make(chan struct{}, 1)} // the first line of progress: the fleet runs
+	// the first line of progress: the fleet runs
+	status := &signalWriter{written: make(chan struct{}, 1)}
 	ended := make(chan error, 1)
 	go func() { ended <- Run(ctx, o, &bytes.Buffer{}, status) }()
 	select {

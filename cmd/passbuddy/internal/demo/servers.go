@@ -70,7 +70,8 @@ func (s *servers) startPostgres(ctx context.Context, o Options) error {
 	}
 	s.stops, s.restart = append(s.stops, p.Stop), p.Restart
 	s.postgresURL, s.adminURL = p.URL(), p.AdminURL()
-	s.postgresText = fmt.Sprintf("throwaway, on port %d, with room for %d connections of the fleet", p.Port(), s.limit)
+	s.postgresText = fmt.Sprintf("throwaway, on port %d, with room for %d connections of the fleet",
+		p.Port(), s.limit)
 	return nil
 }
 

@@ -30,7 +30,9 @@ func TestFleetChangesUnderLoad(t *testing.T) {
 	case <-testContext(t).Done():
 		t.Fatal("a worker that was told to leave still runs")
 	}
-	waitFor(t, "failures of the worker that joined", func() bool { return f.members[2].report().Failed > 0 })
+	waitFor(t, "failures of the worker that joined", func() bool {
+		return f.members[2].report().Failed > 0
+	})
 	reports, err := f.Finish()
 	if err != nil || len(reports) != 3 {
 		t.Fatalf("%d final reports, %v", len(reports), err)

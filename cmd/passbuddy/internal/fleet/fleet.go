@@ -194,10 +194,12 @@ func (f *Fleet) Counts() (sum Counts) {
 	return sum
 }
 
-// Finish ends the run and returns the workers' final reports, in order. When it returns, no worker is left.
+// Finish ends the run and returns the workers' final reports, in order. When it returns, no worker
+// is left.
 func (f *Fleet) Finish() ([]Report, error) {
 	for _, m := range f.members {
-		_ = m.cmd.Process.Signal(syscall.SIGTERM) // fails only when it has ended, and then it has no final report
+		// fails only when it has ended, and then it has no final report
+		_ = m.cmd.Process.Signal(syscall.SIGTERM)
 	}
 	grace := time.NewTimer(f.drain + endGrace)
 	defer grace.Stop()

@@ -34,7 +34,8 @@ func closedPort(t *testing.T) string {
 func fleetConfig(t *testing.T) Config {
 	return Config{
 		PostgresURL: "postgres://nobody@" + closedPort(t) + "/none?sslmode=disable",
-		MaxConns:    3, Goroutines: 3, Operation: Operation{Exec: "select 1"}, Scope: ScopeConnection, Integration: Pgxpool, Drain: time.Second,
+		MaxConns:    3, Goroutines: 3, Operation: Operation{Exec: "select 1"},
+		Scope: ScopeConnection, Integration: Pgxpool, Drain: time.Second,
 	}
 }
 
@@ -64,7 +65,8 @@ func TestFleetReportsAndEnds(t *testing.T) {
 			t.Fatalf("%s: %d final reports, %v", integration, len(reports), err)
 		}
 		for _, r := range reports {
-			if r.Operations != 0 || r.Refused != 0 || r.Failed == 0 || r.Served != 0 || len(r.Failures) == 0 {
+			if r.Operations != 0 || r.Refused != 0 || r.Failed == 0 || r.Served != 0 ||
+				len(r.Failures) == 0 {
 				t.Errorf("%s, without a server to connect to: %+v", integration, r)
 			}
 		}
@@ -102,7 +104,8 @@ func TestWorkersEndWithTheirParent(t *testing.T) {
 
 func TestFleetThatCannotStartSaysWhy(t *testing.T) {
 	cfg := fleetConfig(t)
-	cfg.Guard, cfg.RedisURL, cfg.Capacity, cfg.Semaphore = PassBuddy, "redis://"+closedPort(t)+"/0", 1, "demo"
+	cfg.Guard, cfg.RedisURL, cfg.Capacity, cfg.Semaphore = PassBuddy, "redis://"+closedPort(t)+
+		"/0", 1, "demo"
 	_, err := Start(testContext(t), []Config{cfg, cfg})
 	if err == nil || !strings.Contains(err.Error(), "Redis is unavailable") {
 		t.Errorf("error %v does not name Redis", err)

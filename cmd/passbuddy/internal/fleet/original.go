@@ -66,7 +66,8 @@ func (o *original) acquire(ctx context.Context) (string, error) {
 }
 
 func (o *original) release(id string) {
-	_ = o.client.ZRem(context.Background(), o.key, id).Err() // its lease ends by itself if Redis is unreachable
+	// its lease ends by itself if Redis is unreachable
+	_ = o.client.ZRem(context.Background(), o.key, id).Err()
 }
 
 func (o *original) Close() error { return o.client.Close() }

@@ -29,7 +29,8 @@ func newWindow(s Span) *window {
 	}
 	// The times came over the pipe, so they are wall-clock times, and that clock may be set while
 	// we run.
-	w := &window{begin: now, from: now.Add(s.From.Sub(now)), until: now.Add(s.Until.Sub(now)), width: s.BinWidth}
+	w := &window{begin: now, from: now.Add(s.From.Sub(now)), until: now.Add(s.Until.Sub(now)),
+		width: s.BinWidth}
 	if !s.Begin.IsZero() {
 		w.begin = now.Add(s.Begin.Sub(now))
 	}

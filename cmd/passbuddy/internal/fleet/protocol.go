@@ -1,8 +1,8 @@
 // Package fleet runs a number of worker processes that share one Postgres, and reports their
 // results.
 //
-// A worker is the program itself, started anew with [WorkerCommand]: its main must call [RunWorker] then. The parent and a
-// worker speak JSON, one value a line:
+// A worker is the program itself, started anew with [WorkerCommand]: its main must call [RunWorker]
+// then. The parent and a worker speak JSON, one value a line:
 //
 //	parent -> worker (stdin)    Config; then a Span when the whole fleet is ready
 //	worker -> parent (stdout)   a Report when ready, then about four a second, then one that is Final
@@ -112,11 +112,13 @@ type Span struct {
 // Report holds a worker's progress. Its Counts begin with the part of the run that counts.
 type Report struct {
 	Counts
-	Final bool   `json:",omitempty"`
-	Error string `json:",omitempty"` // why the worker could not do its work; set only in its last report
+	Final bool `json:",omitempty"`
+	// why the worker could not do its work; set only in its last report
+	Error string `json:",omitempty"`
 
 	// Only in the final report.
-	Served   int              `json:",omitempty"` // goroutines with at least one successful operation
+	// goroutines with at least one successful operation
+	Served   int              `json:",omitempty"`
 	Failures map[string]int64 `json:",omitempty"` // other failures by their shortened text
 	Wait     []byte           `json:",omitempty"` // time to get a connection: an encoded Latency
 	Total    []byte           `json:",omitempty"` // time of the whole operation

@@ -48,7 +48,8 @@ func work(stop context.Context, in io.Reader, out io.Writer, exit func(int)) err
 	if err != nil {
 		return err
 	}
-	w := &worker{cfg: cfg, pool: p, connects: connects, wait: NewLatency(), total: NewLatency(), failures: make(map[string]int64)}
+	w := &worker{cfg: cfg, pool: p, connects: connects, wait: NewLatency(), total: NewLatency(),
+		failures: make(map[string]int64)}
 	if err := reports.Encode(w.report()); err != nil {
 		return err
 	}
