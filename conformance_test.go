@@ -246,12 +246,12 @@ func TestAdvertises(t *testing.T) {
 			err = c.Raw(func(dc any) error {
 				inner := dc.(RawConn).Raw()
 				_, e := inner.(driver.ExecerContext)
-				_, olde := inner.(driver.Execer) //nolint:staticcheck // some drivers still implement it
+				_, olde := inner.(driver.Execer) //nolint:staticcheck // drivers have it
 				if _, ok := dc.(driver.ExecerContext); ok != (e || olde) {
 					t.Errorf("ExecerContext: %v", ok)
 				}
 				_, q := inner.(driver.QueryerContext)
-				_, oldq := inner.(driver.Queryer) //nolint:staticcheck // some drivers still implement it
+				_, oldq := inner.(driver.Queryer) //nolint:staticcheck // drivers have it
 				if _, ok := dc.(driver.QueryerContext); ok != (q || oldq) {
 					t.Errorf("QueryerContext: %v", ok)
 				}

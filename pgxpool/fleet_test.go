@@ -131,7 +131,8 @@ func TestCapHoldsUnderFaults(t *testing.T) {
 					<-ticker.C
 					_, err := f.admin.Exec(context.Background(),
 						`select pg_terminate_backend(pid) from
-						(select pid from pg_stat_activity where application_name = $1 order by random() limit 1) p`, f.name)
+						(select pid from pg_stat_activity where application_name = $1 `+
+							`order by random() limit 1) p`, f.name)
 					if err != nil {
 						t.Error(err)
 					}

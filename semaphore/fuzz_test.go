@@ -86,7 +86,7 @@ func FuzzSnapshot(f *testing.F) {
 		for _, known := range got.Sessions {
 			owners = append(owners, known.Owner)
 			if known.Lease < 0 || known.Weight < 1 {
-				t.Errorf("%+v", known)
+				t.Errorf("a lease below 0 or a weight below 1: %+v", known)
 			}
 		}
 		for _, owner := range owners {
@@ -123,12 +123,11 @@ func FuzzConfig(f *testing.F) {
 		switch {
 		case got.Capacity < 1, got.Min > got.Capacity, got.Max > 0 && got.Max < got.Min,
 			got.Weight < 1 || got.Weight > maxWeight,
-			got.TTL < minTTL ||
-				got.TTL > maxTTL, got.RetryInterval < minRetryInterval, got.Owner == "" &&
-				cfg.Owner == "", len(got.Owner) > maxOwnerBytes,
-			!utf8.ValidString(got.Prefix + got.Name), strings.ContainsAny(got.Prefix+got.Name,
-				"{}\n\x00"):
-			t.Errorf("%+v", got)
+			got.TTL < minTTL || got.TTL > maxTTL, got.RetryInterval < minRetryInterval,
+			got.Owner == "" && cfg.Owner == "", len(got.Owner) > maxOwnerBytes,
+			!utf8.ValidString(got.Prefix + got.Name),
+			strings.ContainsAny(got.Prefix+got.Name, "{}\n\x00"):
+			t.Errorf("an accepted Config is out of bounds: %+v", got)
 		}
 		if text := encodeInfo(got); len(text) > 6*maxOwnerBytes+200 {
 			t.Errorf("%d bytes for operators", len(text))

@@ -215,7 +215,7 @@ func TestThePauseWaitsForTheMissing(t *testing.T) {
 			t.Error("granted while the missing session still trusted its lease")
 		}
 		if waiting.Err != nil || waiting.Took > 6*time.Second {
-			t.Errorf("%v after %v", waiting.Err, waiting.Took)
+			t.Errorf("granted after %[2]v: %[1]v, want within 6s", waiting.Err, waiting.Took)
 		}
 	})
 }

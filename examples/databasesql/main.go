@@ -1,7 +1,8 @@
 // Command databasesql runs queries through database/sql, with the connections of all processes that
 // run it under one cap. It uses pgx's driver. Register lib/pq or any other driver in the same way.
 //
-//	DATABASE_URL=postgres://user@127.0.0.1/db REDIS_URL=redis://127.0.0.1:6379/0 go run ./examples/databasesql
+//	DATABASE_URL=postgres://user@127.0.0.1/db REDIS_URL=redis://127.0.0.1:6379/0 \
+//	  go run ./examples/databasesql
 package main
 
 import (

@@ -2,7 +2,8 @@
 // run it under one cap. Start it several times at once: together they never hold more than 20
 // backends.
 //
-//	DATABASE_URL=postgres://user@127.0.0.1/db REDIS_URL=redis://127.0.0.1:6379/0 go run ./examples/pgxpool
+//	DATABASE_URL=postgres://user@127.0.0.1/db REDIS_URL=redis://127.0.0.1:6379/0 \
+//	  go run ./examples/pgxpool
 package main
 
 import (

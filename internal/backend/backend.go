@@ -24,7 +24,8 @@ const (
 	// start is backend_start in microseconds, the precision that Postgres keeps.
 	start = `(extract(epoch from backend_start) * 1000000)::bigint`
 	// server adds a row to those of the backends: the start time of the server.
-	server = `select 0, (extract(epoch from pg_catalog.pg_postmaster_start_time()) * 1000000)::bigint`
+	server = `select 0, ` +
+		`(extract(epoch from pg_catalog.pg_postmaster_start_time()) * 1000000)::bigint`
 
 	// goneTimeout bounds how long End waits for backends to end. Ending takes milliseconds, but a
 	// slow disk can hold a backend up.

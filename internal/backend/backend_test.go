@@ -227,6 +227,6 @@ func TestOfBehindAPooler(t *testing.T) {
 	if _, err := backend.Of(t.Context(), c); err == nil ||
 		!strings.Contains(err.Error(), "pooler") ||
 		!strings.Contains(err.Error(), fmt.Sprint(h.PID)) {
-		t.Errorf("%v", err)
+		t.Errorf("%v, want an error that names the pooler and its pid", err)
 	}
 }

@@ -124,7 +124,8 @@ func endByAddr(ctx context.Context, pc *pgconn.PgConn,
 		return nil, err
 	}
 	rows, err := query(first, pc,
-		`select pg_backend_pid(), count(pg_catalog.pg_terminate_backend(pid)) from pg_catalog.pg_stat_activity
+		`select pg_backend_pid(), count(pg_catalog.pg_terminate_backend(pid)) `+
+			`from pg_catalog.pg_stat_activity
 		where pg_backend_pid() = `+self+
 			` and usename = session_user and pid <> pg_backend_pid() and (`+
 			strings.Join(which, " or ")+`)`)

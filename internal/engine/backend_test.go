@@ -37,7 +37,7 @@ func TestAFrozenHoldersBackendIsEndedBeforeItsPermitIsGranted(t *testing.T) {
 				}
 				w.reckoned(t)
 				if snap := awake.s.state(t); snap.Held != 3 || snap.Quarantined != 0 {
-					t.Errorf("%+v", snap)
+					t.Errorf("%+v, want 3 held and none in quarantine", snap)
 				}
 
 				// The session wakes. Its permits stay lost, and it queues like any other session.
@@ -170,7 +170,7 @@ func TestTheFirstToGetAConnectionEndsTheBackends(t *testing.T) {
 		time.Sleep(time.Second)
 		w.reckoned(t)
 		if snap := newcomer.s.state(t); snap.Quarantined != 0 {
-			t.Errorf("%+v", snap)
+			t.Errorf("%+v, want none in quarantine", snap)
 		}
 	})
 }
@@ -434,7 +434,7 @@ func TestWhatIsInQuarantineIsNotRenewed(t *testing.T) {
 			t.Error("the heartbeat renewed a permit in quarantine")
 		}
 		if snap := f.s.state(t); snap.Quarantined != 1 || snap.Held != 2 || !kept.Held() {
-			t.Errorf("%+v", snap)
+			t.Errorf("%+v, kept held: %v; want 2 held and 1 in quarantine", snap, kept.Held())
 		}
 		w.reckoned(t)
 		for range 2 {
@@ -447,7 +447,7 @@ func TestWhatIsInQuarantineIsNotRenewed(t *testing.T) {
 		f.Give(p) // the session has ended the connection itself
 		w.reckoned(t)
 		if snap := f.s.state(t); snap.Quarantined != 0 || snap.Held != 1 {
-			t.Errorf("%+v", snap)
+			t.Errorf("%+v, want 1 held and none in quarantine", snap)
 		}
 	})
 }
@@ -460,7 +460,7 @@ func TestQuarantineCountsForNobody(t *testing.T) {
 		w.expire(t, f.s, f.granted()[0])
 		time.Sleep(10 * time.Millisecond) // too short for a heartbeat, which would count again
 		if snap := f.s.state(t); snap.Quarantined != 0 || snap.Held != 2 {
-			t.Errorf("%+v", snap)
+			t.Errorf("%+v, want 2 held and none in quarantine", snap)
 		}
 		w.reckoned(t)
 	})
@@ -475,7 +475,7 @@ func TestQuarantineWithoutMeta(t *testing.T) {
 		w.Redis.Del(keyBase + "meta")
 		w.expire(t, f.s, f.granted()[0])
 		if snap := f.s.state(t); snap.Quarantined != 1 {
-			t.Errorf("%+v", snap)
+			t.Errorf("%+v, want 1 in quarantine", snap)
 		}
 	})
 }

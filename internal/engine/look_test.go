@@ -63,14 +63,14 @@ func TestAKilledHolderCostsNoLease(t *testing.T) {
 		}
 		t.Logf("granted %v after the backends' end", time.Since(began))
 		if waiting.Err != nil || second.Err != nil {
-			t.Errorf("%v, %v", waiting.Err, second.Err)
+			t.Errorf("the waiters were not granted: %v, %v", waiting.Err, second.Err)
 		}
 		if n := other.asked.Load(); n > 0 {
 			t.Errorf("asked %d times to end backends", n)
 		}
 		w.reckoned(t)
 		if snap := other.s.state(t); snap.Held != 4 || snap.Quarantined != 0 {
-			t.Errorf("%+v", snap)
+			t.Errorf("%+v, want 4 held and none in quarantine", snap)
 		}
 	})
 }
@@ -232,7 +232,7 @@ func TestAVacantPermitIsNotQuarantined(t *testing.T) {
 			t.Error("not granted")
 		}
 		if snap := awake.s.state(t); snap.Quarantined != 0 {
-			t.Errorf("%+v", snap)
+			t.Errorf("%+v, want none in quarantine", snap)
 		}
 	})
 }

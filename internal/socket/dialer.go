@@ -26,9 +26,10 @@ const (
 //
 //	open ------------------------> closed, draining --------------------> gone
 //	  |       by the driver          |                 EOF
-//	  |                              | the driver dials again, and the end is not seen within tryGrace
-//	  |                              +--> with a permit of its own, if the fleet has one to spare; draining
-//	  |                              +--> else waited for, where the server has spoken: for a quarter of the time that the dial has left
+//	  |                              | the driver dials again, no end within tryGrace
+//	  |                              +--> with a permit of its own, if the fleet has one; draining
+//	  |                              +--> else waited for, if the server has sent data: for a
+//	  |                              |    quarter of the time that the dial has left
 //	  |                              +--> else reset, and gone: see Link.Abandon
 //	  +-- forgotten by the driver (lib/pq with sslmode=prefer): closed by End
 //

@@ -6,7 +6,7 @@
 //	        Close, Abort, collected            EOF, or drainTimeout
 //	open ----------------------------> closed -------------------> gone
 //	  |         (Leave)               draining       (Gone)          ^
-//	  |                                  |                           | seen gone over another connection,
+//	  |                                  |                           | seen gone over another conn,
 //	  |    the server answers, and this  | reset, or drainTimeout    | or the allotment's bound
 //	  |    connection does not           v                           |
 //	  +------------------------------> in doubt ---------------------+

@@ -166,7 +166,7 @@ func TestNextTryWaitsForTheLast(t *testing.T) {
 	second := must(d.DialContext(ctx, "tcp", addr))(t)
 	far = <-accepted
 	if got := a.Figures(); got.Opening != 1 || got.Owned != 1 {
-		t.Errorf("%+v", got)
+		t.Errorf("%+v, want 1 opening and 1 owned", got)
 	}
 	far.Close()
 	d.Fail()
@@ -194,7 +194,7 @@ func TestSilentTryIsAbandoned(t *testing.T) {
 	// it was reset
 	waitFor(t, func() bool { _, err := silent.Write([]byte("R")); return err != nil })
 	if got := a.Figures(); got.Opening != 1 || got.Owned != 1 {
-		t.Errorf("%+v", got)
+		t.Errorf("%+v, want 1 opening and 1 owned", got)
 	}
 	d.Fail()
 	far.Close()
@@ -313,7 +313,7 @@ func TestDialFails(t *testing.T) {
 		t.Error(err)
 	}
 	if got := a.Figures(); got != (allotment.Figures{Owned: 1, Spare: 1, Turns: 1}) {
-		t.Errorf("%+v", got)
+		t.Errorf("%+v, want one spare permit and one turn", got)
 	}
 	a.Exit()
 }
@@ -372,7 +372,7 @@ func TestBindAfterTheEnd(t *testing.T) {
 	c.CheckOut()
 	s.Link().Bind(c)
 	if got := a.Figures(); got != (allotment.Figures{}) {
-		t.Errorf("%+v", got)
+		t.Errorf("%+v, want no permit", got)
 	}
 }
 

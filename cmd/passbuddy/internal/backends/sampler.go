@@ -64,7 +64,8 @@ func Connect(ctx context.Context, url string, interval time.Duration, column,
 // transaction is not checked out. A backend that is connecting has no state yet.
 const query = `select count(*), count(*) filter (where state_change <= statement_timestamp()
 	and (state like 'idle in transaction%' or state in ('active', 'fastpath function call')))
-from pg_stat_activity where backend_type = 'client backend' and backend_start <= statement_timestamp() and `
+from pg_stat_activity where backend_type = 'client backend' ` +
+	`and backend_start <= statement_timestamp() and `
 
 // count ignores the end of ctx: pgx would close the connection, and there may be no slot for
 // another.

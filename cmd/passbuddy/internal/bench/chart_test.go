@@ -74,9 +74,9 @@ func TestPictures(t *testing.T) {
 			t.Errorf("%s lacks the note on an impossible cell or the modest processes", p.name)
 		}
 	}
-	if got, want := strings.Join(files,
-		" "), "pgxpool-select1.svg pgxpool-5ms.svg pgxpool-tx.svg sql-select1.svg sql-5ms.svg "+
-		"sql-tx.svg"; got != want {
+	if got, want := strings.Join(files, " "),
+		"pgxpool-select1.svg pgxpool-5ms.svg pgxpool-tx.svg "+
+			"sql-select1.svg sql-5ms.svg sql-tx.svg"; got != want {
 		t.Errorf("pictures %s, want %s", got, want)
 	}
 }

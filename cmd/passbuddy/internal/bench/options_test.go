@@ -64,9 +64,11 @@ func TestPlans(t *testing.T) {
 		"-workloads tx -shapes 3x7": "pgxpool tx 3x7 " + everything,
 		"-quick -workloads 5ms,select1 -shapes 4x50": "pgxpool 5ms 4x50 " + everything +
 			"\npgxpool select1 4x50 " + everything,
-		"-integration sql -workloads tx -strategies passbuddy,static": "sql tx 4x50 passbuddy,static\nsql tx 16x12 passbuddy,static\n" +
+		"-integration sql -workloads tx -strategies passbuddy,static": "sql tx 4x50 passbuddy,static\n" +
+			"sql tx 16x12 passbuddy,static\n" +
 			"sql tx 40x5 passbuddy,static\nsql tx uneven passbuddy,static",
-		"-integration sql,sql -workloads tx -shapes 1x9+2x3 -strategies bare,bare": "sql tx 1x9+2x3 bare",
+		"-integration sql,sql -workloads tx -shapes 1x9+2x3 -strategies bare,bare": "sql tx " +
+			"1x9+2x3 bare",
 	} {
 		if got := planText(parse(t, strings.Fields(args)...).plan); got != want {
 			t.Errorf("%s: the plan is\n%s\nwant\n%s", args, got, want)

@@ -92,7 +92,8 @@ func (w workload) flagName() string { return w.name }
 
 // accounts creates the table that the transactions work on. Half-full pages leave room for updates
 // in place.
-var accounts = fmt.Sprintf(`create table account (id int primary key, balance bigint not null) with (fillfactor = 50);
+var accounts = fmt.Sprintf(
+	`create table account (id int primary key, balance bigint not null) with (fillfactor = 50);
 insert into account select id, 0 from generate_series(1, %d) id; analyze account`,
 	fleet.TransactionKeys)
 

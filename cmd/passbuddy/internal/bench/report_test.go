@@ -47,7 +47,8 @@ func testReport(t *testing.T, o Options) *report {
 					c.spec.offered(), 0, 0
 			}
 			if c.spec.scenario.drawn() {
-				v[steadyOps], v[firstSecondOps], v[timeToSteadyMs], v[lowestOps], v[lowestToSteady], v[longestLow] = ops, ops, 150, ops/2, 0.5, 200
+				v[steadyOps], v[firstSecondOps], v[timeToSteadyMs] = ops, ops, 150
+				v[lowestOps], v[lowestToSteady], v[longestLow] = ops/2, 0.5, 200
 			}
 			if c.spec.scenario.shape.uneven() {
 				for name, ms := range map[string]float64{"latency_p50_ms": 1, "latency_p99_ms": 10,

@@ -276,10 +276,11 @@ func TestTimelinePictures(t *testing.T) {
 			t.Errorf("%s has %d changes drawn, want 2 in each of 3 panels", p.name, got)
 		}
 	}
-	if got, want := strings.Join(files,
-		" "), "timeline-cold-8x40.svg timeline-cold-20x10.svg timeline-cold-40x5.svg "+
-		"timeline-cold-100x2.svg "+
-		"timeline-rolling-deploy.svg timeline-scale-out.svg timeline-scale-in.svg"; got != want {
+	if got, want := strings.Join(files, " "),
+		"timeline-cold-8x40.svg timeline-cold-20x10.svg timeline-cold-40x5.svg "+
+			"timeline-cold-100x2.svg "+
+			"timeline-rolling-deploy.svg timeline-scale-out.svg "+
+			"timeline-scale-in.svg"; got != want {
 		t.Errorf("pictures %s, want %s", got, want)
 	}
 	document := markdown("BENCHMARKS.md", "pictures", pictures, r)

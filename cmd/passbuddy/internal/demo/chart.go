@@ -184,7 +184,8 @@ func (p panel) axes(label string, step float64) {
 func (p panel) across(value float64, color, dashes string) float64 {
 	y := p.y(value)
 	p.svg.Printf(
-		`<line x1="%d" y1="%.1f" x2="%d" y2="%.1[2]f" stroke="%[4]s" stroke-width="2" stroke-dasharray="%[5]s"/>`,
+		`<line x1="%d" y1="%.1f" x2="%d" y2="%.1[2]f" stroke="%[4]s" `+
+			`stroke-width="2" stroke-dasharray="%[5]s"/>`,
 		plotLeft, y, plotRight, color, dashes)
 	return y
 }

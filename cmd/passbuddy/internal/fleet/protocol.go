@@ -5,7 +5,7 @@
 // then. The parent and a worker speak JSON, one value a line:
 //
 //	parent -> worker (stdin)    Config; then a Span when the whole fleet is ready
-//	worker -> parent (stdout)   a Report when ready, then about four a second, then one that is Final
+//	worker -> parent (stdout)   a Report when ready, then about four a second, then a Final one
 //
 // SIGTERM ends a worker's run, if it has not ended by itself, and makes the worker report. The end
 // of its stdin means that the parent is gone, and ends the worker at once. So no worker outlives

@@ -26,8 +26,11 @@ type Document struct{ buffer bytes.Buffer }
 func New(width, height int, title string) *Document {
 	d := &Document{}
 	d.Printf(
-		`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" width="%[1]d" height="%[2]d" role="img" `+
-			`font-family="Helvetica, Arial, 'DejaVu Sans', sans-serif" font-size="15" fill="%[3]s">`, width, height, Ink)
+		`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" `+
+			`width="%[1]d" height="%[2]d" role="img" `+
+			`font-family="Helvetica, Arial, 'DejaVu Sans', sans-serif" `+
+			`font-size="15" fill="%[3]s">`,
+		width, height, Ink)
 	d.Printf(`<title>`)
 	d.escape(title)
 	d.Printf(`</title><rect width="100%%" height="100%%" fill="#ffffff"/>`)
