@@ -77,8 +77,8 @@ func settingsOf(o Options, s *servers) settings {
 		ProgressWindow:  min(progressWindow, o.duration).Seconds(),
 		SampleInterval:  milliseconds(sampleInterval),
 		ExecMode:        s.execMode,
-		ThroughBouncer:  s.execModeOf(strategy{poolMode: "transaction"}), TightServer: o.capacity +
-			spareConnections,
+		ThroughBouncer:  s.execModeOf(strategy{poolMode: "transaction"}),
+		TightServer:     o.capacity + spareConnections,
 	}
 }
 
