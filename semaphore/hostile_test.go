@@ -328,13 +328,13 @@ func TestHostileValuesOnRedis(t *testing.T) {
 	all := slices.DeleteFunc(hostiles("passbuddy-siege", *allHostile), func(h hostile) bool {
 		return !h.fresh && !*allHostile
 	})
-	for i, h := range subset.Of(t, 14, all) {
+	for i, h := range subset.Of(t, 8, all) {
 		name := fmt.Sprintf("siege%d", i)
 		h.key = strings.Replace(h.key, "siege", name, 1)
 		t.Run(h.String(), func(t *testing.T) {
 			t.Parallel()
 			g := &siege{t: t, redis: c, cfg: Config{Name: name, Capacity: siegeCapacity, Min: 1,
-				TTL: 400 * time.Millisecond, RetryInterval: 20 * time.Millisecond}}
+				TTL: time.Second, RetryInterval: 50 * time.Millisecond}}
 			g.join = func(cfg Config) (*Semaphore, error) {
 				cfg.Logger = slog.New(slog.DiscardHandler)
 				return New(context.Background(), c, cfg)
