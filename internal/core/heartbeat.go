@@ -58,6 +58,7 @@ type Call struct {
 	sent  time.Duration
 	said  []*Permit // of X.Permits
 	pools []*Pool   // of X.Pools
+	anew  []int     // of those: see HearAnew
 	ended []int     // of those: they hold and ask for nothing, and no call on its way says otherwise
 }
 
@@ -219,6 +220,7 @@ func (c *Core) NextCall(now time.Duration, owed map[*Pool]int) *Call {
 	}
 	for i, pool := range c.pools {
 		k.pools = append(k.pools, pool)
+		k.anew = append(k.anew, pool.anew)
 		k.X.Pools = append(k.X.Pools, message.PoolReport{Name: pool.name, Held: pool.held, Heard: pool.heard,
 			Owed: min(owed[pool], pool.held)})
 		if pool.busy() {

@@ -34,6 +34,7 @@ type Pool struct {
 	held       int
 	everHeld   bool          // it was granted something, once
 	heard      message.Tally // of recalls
+	anew       int           // how often that was set back: see HearAnew
 	moving     bool          // granted something from the queue, and has not said since that it is connected: see Moved
 	withdrawAt time.Duration // when its request is withdrawn if it wants nothing then; 0: it does
 	known      bool          // Redis may know it
@@ -70,6 +71,7 @@ type Event struct {
 	Name, Epoch string
 	Tally       message.Tally
 	Offered     bool // it answers an offer
+	anew        int  // Pool.anew when the call was made that this answers
 }
 
 // An EventKind is what an Event is about.
@@ -289,12 +291,14 @@ func (c *Core) Hear(e Event) int {
 }
 
 // HearAnew takes the tally of an event of kind Forget, and reports whether its pool is to forget
-// what it owes.
+// what it owes. Of calls that were on their way together, one says so: Redis may have executed
+// another one before, and what was recalled since must not be heard twice.
 func (c *Core) HearAnew(e Event) bool {
-	if e.Name != e.Pool.name {
+	if e.Name != e.Pool.name || e.anew != e.Pool.anew {
 		return false
 	}
 	e.Pool.heard = e.Tally
+	e.Pool.anew++
 	return true
 }
 
@@ -302,11 +306,14 @@ func (c *Core) HearAnew(e Event) bool {
 func (c *Core) tellTallies(k *Call, got message.Renewed, reasserted, lostState bool) {
 	for i, tally := range got.Recalls[:min(len(got.Recalls), len(k.pools))] {
 		said := k.X.Pools[i].Heard
-		e := Event{Kind: Told, Pool: k.pools[i], Name: k.X.Pools[i].Name, Epoch: got.Epoch, Tally: tally}
+		e := Event{Kind: Told, Pool: k.pools[i], Name: k.X.Pools[i].Name, Epoch: got.Epoch, Tally: tally, anew: k.anew[i]}
 		// With a state that is lost, what was owed to it is forgotten. Counts that have become less
 		// were deleted by somebody's hand.
 		if lostState || !reasserted && (tally.Recalled < said.Recalled || tally.Withdrawn < said.Withdrawn) {
 			e.Kind = Forget
+			if lostState {
+				e.anew = e.Pool.anew
+			}
 		} else if tally == e.Pool.heard {
 			continue
 		}

@@ -98,6 +98,7 @@ func (t *trial) tell(s *session, e core.Event) {
 		anew := false
 		t.step(s, func(c *core.Core, _ time.Duration) { anew = c.HearAnew(e) })
 		if anew {
+			t.say("%s counts recalls anew, from %v", shownPool(s, p), e.Tally)
 			p.owed = 0
 		}
 	case core.MakeRoom:
