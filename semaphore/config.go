@@ -140,7 +140,8 @@ func (c Config) withDefaults() (Config, error) {
 	case c.Capacity < 0:
 		return c, refuse("Capacity", c.Capacity, "must not be negative")
 	case c.Capacity > maxCapacity:
-		return c, refuse("Capacity", c.Capacity, fmt.Sprintf("is too large, the most is %d", maxCapacity))
+		return c, refuse("Capacity", c.Capacity,
+			fmt.Sprintf("is too large, the most is %d", maxCapacity))
 	case c.Min < 0:
 		return c, refuse("Min", c.Min, "must not be negative")
 	case c.Min > c.Capacity:
@@ -156,11 +157,13 @@ func (c Config) withDefaults() (Config, error) {
 	case c.MaxWaiters < 0:
 		return c, refuse("MaxWaiters", c.MaxWaiters, "must not be negative")
 	case c.MaxWaiters > maxCapacity:
-		return c, refuse("MaxWaiters", c.MaxWaiters, fmt.Sprintf("is too large, the most is %d", maxCapacity))
+		return c, refuse("MaxWaiters", c.MaxWaiters,
+			fmt.Sprintf("is too large, the most is %d", maxCapacity))
 	case c.WaitReplicas < 0:
 		return c, refuse("WaitReplicas", c.WaitReplicas, "must not be negative")
 	case c.WaitReplicas > maxReplicas:
-		return c, refuse("WaitReplicas", c.WaitReplicas, fmt.Sprintf("is too large, the most is %d", maxReplicas))
+		return c, refuse("WaitReplicas", c.WaitReplicas,
+			fmt.Sprintf("is too large, the most is %d", maxReplicas))
 	case c.TTL < 0:
 		return c, refuse("TTL", c.TTL, "must not be negative")
 	case c.TTL < minTTL:
@@ -168,13 +171,16 @@ func (c Config) withDefaults() (Config, error) {
 	case c.TTL > maxTTL:
 		return c, refuse("TTL", c.TTL, "is too long, the most is "+maxTTL.String())
 	case c.MaxAttempts > maxAttempts:
-		return c, refuse("MaxAttempts", c.MaxAttempts, fmt.Sprintf("is too large, the most is %d; below zero it is any number", maxAttempts))
+		return c, refuse("MaxAttempts", c.MaxAttempts,
+			fmt.Sprintf("is too large, the most is %d; below zero it is any number", maxAttempts))
 	case c.RetryInterval < 0:
 		return c, refuse("RetryInterval", c.RetryInterval, "must not be negative")
 	case c.RetryInterval < minRetryInterval:
-		return c, refuse("RetryInterval", c.RetryInterval, "is too short, the least is "+minRetryInterval.String())
+		return c, refuse("RetryInterval", c.RetryInterval,
+			"is too short, the least is "+minRetryInterval.String())
 	case c.RetryInterval > maxRetryInterval:
-		return c, refuse("RetryInterval", c.RetryInterval, "is too long, the most is "+maxRetryInterval.String())
+		return c, refuse("RetryInterval", c.RetryInterval,
+			"is too long, the most is "+maxRetryInterval.String())
 	}
 	return c, nil
 }
@@ -186,26 +192,31 @@ func (c Config) forEngine(base string) engine.Config {
 		patience = time.Duration(c.MaxAttempts) * c.RetryInterval
 	}
 	return engine.Config{
-		Base: base, Info: encodeInfo(c), Capacity: c.Capacity, Min: c.Min, Max: c.Max, Weight: c.Weight,
-		MaxWaiters: c.MaxWaiters, WaitReplicas: c.WaitReplicas, TTL: c.TTL, RetryInterval: c.RetryInterval,
-		Patience: patience, Logger: c.Logger,
+		Base: base, Info: encodeInfo(c), Capacity: c.Capacity, Min: c.Min, Max: c.Max,
+		Weight:     c.Weight,
+		MaxWaiters: c.MaxWaiters, WaitReplicas: c.WaitReplicas, TTL: c.TTL,
+		RetryInterval: c.RetryInterval,
+		Patience:      patience, Logger: c.Logger,
 	}
 }
 
 func refuse(field string, value any, why string) error {
-	return fmt.Errorf("semaphore: Config.%s is %v: it %s", field, value, strings.TrimPrefix(why, "it "))
+	return fmt.Errorf("semaphore: Config.%s is %v: it %s", field, value,
+		strings.TrimPrefix(why, "it "))
 }
 
 func checkName(field, s string) error {
 	switch {
 	case len(s) > maxNameBytes:
-		return refuse(field, fmt.Sprintf("%q... (%d bytes)", s[:16], len(s)), fmt.Sprintf("is too long, the most is %d bytes", maxNameBytes))
+		return refuse(field, fmt.Sprintf("%q... (%d bytes)", s[:16], len(s)),
+			fmt.Sprintf("is too long, the most is %d bytes", maxNameBytes))
 	case !utf8.ValidString(s):
 		return refuse(field, fmt.Sprintf("%q", s), "is not valid UTF-8")
 	case strings.ContainsFunc(s, unicode.IsControl):
 		return refuse(field, fmt.Sprintf("%q", s), "must not hold control characters")
 	case strings.ContainsAny(s, "{}"):
-		return refuse(field, fmt.Sprintf("%q", s), "must not hold braces, they would move its keys to other Cluster slots")
+		return refuse(field, fmt.Sprintf("%q", s),
+			"must not hold braces, they would move its keys to other Cluster slots")
 	}
 	return nil
 }

@@ -83,7 +83,9 @@ func Open(ctx context.Context, rawURL string, cfg Config) (*Semaphore, error) {
 	return s, nil
 }
 
-func open(ctx context.Context, client redis.UniversalClient, own bool, cfg Config) (*Semaphore, error) {
+func open(
+	ctx context.Context, client redis.UniversalClient, own bool, cfg Config,
+) (*Semaphore, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
 		return nil, err
@@ -92,7 +94,8 @@ func open(ctx context.Context, client redis.UniversalClient, own bool, cfg Confi
 	s.engine, err = engine.Open(ctx, client, own, cfg.forEngine(s.base))
 	var refused message.RefusedMin
 	if errors.As(err, &refused) {
-		err = fmt.Errorf("%w: %w", ErrCapacity, refuse("Min", cfg.Min, "cannot be guaranteed: "+refused.Error()))
+		err = fmt.Errorf("%w: %w", ErrCapacity,
+			refuse("Min", cfg.Min, "cannot be guaranteed: "+refused.Error()))
 	}
 	if err != nil {
 		return nil, err
@@ -133,13 +136,16 @@ func (s *Semaphore) TryAcquire(ctx context.Context) (*Permit, error) {
 // whole capacity at once with ErrCapacity, and more than 1,000 with an error that says so.
 func (s *Semaphore) AcquireN(ctx context.Context, n int) ([]*Permit, error) {
 	if n < 1 || n > maxTogether {
-		return nil, fmt.Errorf("semaphore: AcquireN: n is %d: it must be from 1 to %d", n, maxTogether)
+		return nil, fmt.Errorf("semaphore: AcquireN: n is %d: it must be from 1 to %d", n,
+			maxTogether)
 	}
 	if most := s.engine.KnownCapacity(); n > most {
-		return nil, fmt.Errorf("%w: %q has %d permits in all, %d were asked for together", ErrCapacity, s.base, most, n)
+		return nil, fmt.Errorf("%w: %q has %d permits in all, %d were asked for together",
+			ErrCapacity, s.base, most, n)
 	}
 	if s.cfg.Max > 0 && n > s.cfg.Max {
-		return nil, fmt.Errorf("%w: Config.Max is %d, %d permits were asked for together", ErrCapacity, s.cfg.Max, n)
+		return nil, fmt.Errorf("%w: Config.Max is %d, %d permits were asked for together",
+			ErrCapacity, s.cfg.Max, n)
 	}
 	return s.acquire(ctx, engine.Wait, n)
 }

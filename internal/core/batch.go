@@ -106,7 +106,8 @@ func (c *Core) NextBatch(now time.Duration) *Batch {
 		r := c.outbox[0]
 		c.outbox = remove(c.outbox, 1)
 		r.queued = false
-		if !r.settled { // by the reply to an earlier time it was sent: it may even be released by now
+		// by the reply to an earlier time it was sent: it may even be released by now
+		if !r.settled {
 			b.requests = append(b.requests, r)
 		}
 	}
@@ -135,14 +136,16 @@ func (c *Core) NextBatch(now time.Duration) *Batch {
 		switch alone := lean && len(r.ids) == 1; {
 		case alone && r.Kind == message.Wait:
 			b.X.Waits = append(b.X.Waits, r.ids[0])
-		case alone && r.Kind == message.Try && r.Permits[0].Pool == nil: // the script counts a pool's permits in its own lane
+		case alone && r.Kind == message.Try &&
+			r.Permits[0].Pool == nil: // the script counts a pool's permits in its own lane
 			b.X.Tries = append(b.X.Tries, r.ids[0])
 		default:
 			kind := r.Kind
 			if kind == message.Pool && !r.Pool.everHeld {
 				kind = message.Join
 			}
-			b.X.Ask = append(b.X.Ask, message.Ask{Kind: kind, Request: message.Permits(c.ttlMillis(), r.ids...)})
+			b.X.Ask = append(b.X.Ask, message.Ask{Kind: kind,
+				Request: message.Permits(c.ttlMillis(), r.ids...)})
 		}
 	}
 	c.inFlight = b
@@ -348,7 +351,8 @@ func (c *Core) BatchAnswered(now time.Duration, b *Batch, got message.Exchanged,
 	}
 	for _, id := range got.Crowded {
 		if r := c.asked[id]; r != nil {
-			c.settle(now, r, fmt.Errorf("%w: %d wait for %q already", ErrCapacity, got.Waiting, c.cfg.Base))
+			c.settle(now, r, fmt.Errorf("%w: %d wait for %q already", ErrCapacity, got.Waiting,
+				c.cfg.Base))
 		}
 	}
 	for _, id := range got.NoMemory {
@@ -370,7 +374,8 @@ func (c *Core) BatchAnswered(now time.Duration, b *Batch, got message.Exchanged,
 	}
 	c.tellWaiting(got.Waiting > 0, b.sent)
 	if b.offer != nil && got.Promised.Recalled > 0 {
-		c.tell(Event{Kind: Told, Pool: b.offer, Name: b.X.Offerer, Epoch: b.X.Epoch, Tally: got.Promised, Offered: true})
+		c.tell(Event{Kind: Told, Pool: b.offer, Name: b.X.Offerer, Epoch: b.X.Epoch,
+			Tally: got.Promised, Offered: true})
 	}
 	if b.offer != nil && again {
 		c.BeatSoon()
@@ -383,7 +388,8 @@ func (c *Core) refusal(r *Request) error {
 	case r.Extends:
 		return fmt.Errorf("%w: %q does not hold it any more", ErrLost, c.cfg.Base)
 	case len(r.ids) > 1:
-		return fmt.Errorf("%w: %q has no room for %d permits together", ErrCapacity, c.cfg.Base, len(r.ids))
+		return fmt.Errorf("%w: %q has no room for %d permits together", ErrCapacity, c.cfg.Base,
+			len(r.ids))
 	}
 	return fmt.Errorf("%w: %q has no permit free", ErrCapacity, c.cfg.Base)
 }

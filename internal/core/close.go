@@ -43,7 +43,8 @@ func (c *Core) Leave(now time.Duration) (requests []string) {
 	c.left = true
 	requests = c.Leftover()
 	for id, p := range c.permits {
-		if p.records == 0 { // else its pool could not end that in time: it stays counted until others have
+		// else its pool could not end that in time: it stays counted until others have
+		if p.records == 0 {
 			requests = append(requests, message.Permits(c.ttlMillis(), id))
 		}
 		p.state, p.trusted = Lost, 0

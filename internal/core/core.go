@@ -14,11 +14,11 @@
 //
 // # What it keeps
 //
-//   - Held means proven. A permit is held until a local time before which Redis cannot have ended its
-//     lease (see trust.go). No event makes a permit held that Redis has not granted, under that UUID,
-//     to a request that is still waited for.
-//   - Every UUID that Redis may count is held, asked for, or among the drops, until Redis has answered
-//     that it is gone, or its lease is over.
+//   - Held means proven. A permit is held until a local time before which Redis cannot have ended
+//     its lease (see trust.go). No event makes a permit held that Redis has not granted, under that
+//     UUID, to a request that is still waited for.
+//   - Every UUID that Redis may count is held, asked for, or among the drops, until Redis has
+//     answered that it is gone, or its lease is over.
 //   - Every request is settled: by a grant, a refusal, its caller's patience, or Close.
 //   - Batches of a session never overlap. So a withdrawal reaches Redis after the request that it
 //     withdraws.
@@ -122,16 +122,19 @@ type Core struct {
 // New returns the state of a session that has not joined yet.
 func New(cfg Config) *Core {
 	return &Core{
-		cfg: cfg, permits: make(map[string]*Permit), asked: make(map[string]*Request), ending: make(map[string]*ending),
-		heart: heart{calls: make(map[uint64]*Call)}, capacity: int64(cfg.Capacity), min: int64(cfg.Min),
+		cfg: cfg, permits: make(map[string]*Permit), asked: make(map[string]*Request),
+		ending: make(map[string]*ending),
+		heart:  heart{calls: make(map[uint64]*Call)}, capacity: int64(cfg.Capacity),
+		min: int64(cfg.Min),
 	}
 }
 
 // Effects are what the shell has to do, once it holds no lock. Everything else a Core does by
 // itself.
 type Effects struct {
-	Flush     bool       // start sending batches, unless that is under way
-	Resend    *Batch     // send this batch once more, beside the first time: its connection may be dead
+	Flush bool // start sending batches, unless that is under way
+	// send this batch once more, beside the first time: its connection may be dead
+	Resend    *Batch
 	Heartbeat bool       // send a call of the heartbeat
 	Replace   bool       // close the subscription, so that it is replaced
 	Settled   []*Request // their callers go on
@@ -165,7 +168,8 @@ func (c *Core) Take() Effects {
 // WakeAt is when Tick has to be called, 0 if never.
 func (c *Core) WakeAt() time.Duration {
 	at := time.Duration(0)
-	for _, t := range [...]time.Duration{c.heart.due, c.expireAt, c.retryAt, c.flightDue, c.poolsDue(), c.blockedDue()} {
+	for _, t := range [...]time.Duration{c.heart.due, c.expireAt, c.retryAt, c.flightDue,
+		c.poolsDue(), c.blockedDue()} {
 		if t > 0 && (at == 0 || t < at) {
 			at = t
 		}

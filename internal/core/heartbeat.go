@@ -10,13 +10,14 @@ import (
 // When calls are sent. The session renews a third of a lease after the last call. Three things make
 // the next one earlier:
 //
-//   - The last call is unanswered. It is hedged by another one, over another connection, at first after
-//     twice the time that replies have been seen to take, then after four times as long, and at last every
-//     fifth of a lease. The calls before it go on: a reply within the trusted time counts, however late.
-//   - The trust of a permit ends early, because its grant took long to arrive. It is renewed with 45 % of a
-//     lease left, or with two round trips, one of them for a new connection, which is more where Redis is
-//     slow. A lease that a fast reply renewed has 57 % left when the regular call is due, so this adds no
-//     call then.
+//   - The last call is unanswered. It is hedged by another one, over another connection, at first
+//     after twice the time that replies have been seen to take, then after four times as long, and
+//     at last every fifth of a lease. The calls before it go on: a reply within the trusted time
+//     counts, however late.
+//   - The trust of a permit ends early, because its grant took long to arrive. It is renewed with
+//     45 % of a lease left, or with two round trips, one of them for a new connection, which is
+//     more where Redis is slow. A lease that a fast reply renewed has 57 % left when the regular
+//     call is due, so this adds no call then.
 //   - The last call failed. It is repeated after a twelfth of a lease.
 
 const (
@@ -40,17 +41,20 @@ const (
 // Calls have numbers in the order in which they were made. Redis can execute them, and replies can
 // arrive, in any other order. What holds whatever the order:
 //
-//   - Trust only grows. A reply proves the leases that it names and does not miss, from when its call was
-//     sent; a permit that was released since, or lost, is not held under that UUID any more.
-//   - What a reply says of the fleet (capacity, epoch, minimum, recalls, waiting requests) is taken from
-//     the latest call only. An earlier one adds trust, and loses what Redis executed later than that.
-//   - A permit that a reply misses is lost, unless a reply that Redis gave later in the same state, or a
-//     reply of a later state, has confirmed it.
-//   - A reply that found the state lost re-asserted what its call names. What was released since is dropped
-//     once more, however late that reply.
-//   - A pool leaves the session when a call has said that it holds nothing, and that call was made after all
-//     had ended that said otherwise: one of those would have Redis count its permits again. So might one
-//     that failed here, and is executed when Redis wakes up; pools stay, and are named, for some time then.
+//   - Trust only grows. A reply proves the leases that it names and does not miss, from when its
+//     call was sent; a permit that was released since, or lost, is not held under that UUID any
+//     more.
+//   - What a reply says of the fleet (capacity, epoch, minimum, recalls, waiting requests) is taken
+//     from the latest call only. An earlier one adds trust, and loses what Redis executed later
+//     than that.
+//   - A permit that a reply misses is lost, unless a reply that Redis gave later in the same state,
+//     or a reply of a later state, has confirmed it.
+//   - A reply that found the state lost re-asserted what its call names. What was released since is
+//     dropped once more, however late that reply.
+//   - A pool leaves the session when a call has said that it holds nothing, and that call was made
+//     after all had ended that said otherwise: one of those would have Redis count its permits
+//     again. So might one that failed here, and is executed when Redis wakes up; pools stay, and
+//     are named, for some time then.
 type Call struct {
 	X message.Renewal
 
@@ -58,7 +62,8 @@ type Call struct {
 	sent  time.Duration
 	said  []*Permit // of X.Permits
 	pools []*Pool   // of X.Pools
-	ended []int     // of those: they hold and ask for nothing, and no call on its way says otherwise
+	// of those: they hold and ask for nothing, and no call on its way says otherwise
+	ended []int
 }
 
 // Number is how calls are told apart: they count from 1.
@@ -201,8 +206,10 @@ func (c *Core) NextCall(now time.Duration, owed map[*Pool]int) *Call {
 		return nil
 	}
 	k := &Call{n: h.last + 1, sent: now, X: message.Renewal{
-		Session: c.cfg.Session, TTLMillis: c.ttlMillis(), Capacity: c.cfg.Capacity, Info: c.cfg.Info, Min: c.cfg.Min,
-		Epoch: c.epoch, NewEpoch: c.cfg.NewEpoch(), Load: c.epoch == "", Limit: c.limit, Sessions: c.sessions,
+		Session: c.cfg.Session, TTLMillis: c.ttlMillis(), Capacity: c.cfg.Capacity,
+		Info: c.cfg.Info, Min: c.cfg.Min,
+		Epoch: c.epoch, NewEpoch: c.cfg.NewEpoch(), Load: c.epoch == "", Limit: c.limit,
+		Sessions: c.sessions,
 		Expected: c.anchor.expected(now), MoveMicros: c.takeMoveCost(),
 	}}
 	k.said = make([]*Permit, 0, len(c.permits))
@@ -219,8 +226,9 @@ func (c *Core) NextCall(now time.Duration, owed map[*Pool]int) *Call {
 	}
 	for i, pool := range c.pools {
 		k.pools = append(k.pools, pool)
-		k.X.Pools = append(k.X.Pools, message.PoolReport{Name: pool.name, Held: pool.held, Heard: pool.heard,
-			Owed: min(owed[pool], pool.held)})
+		k.X.Pools = append(k.X.Pools, message.PoolReport{Name: pool.name, Held: pool.held,
+			Heard: pool.heard,
+			Owed:  min(owed[pool], pool.held)})
 		if pool.busy() {
 			pool.said = k.n
 		} else if !h.anyUpTo(pool.said) && now >= h.strays {
@@ -261,7 +269,8 @@ func (c *Core) CallFailed(now time.Duration, k *Call, err error) {
 	h.strays = now + 2*c.cfg.TTL
 	if k.n == h.last && h.answered < k.n {
 		h.failed = now
-		if len(h.calls) == 1 { // else the call that this one hedges may be answered yet: see beatIfDue
+		// else the call that this one hedges may be answered yet: see beatIfDue
+		if len(h.calls) == 1 {
 			c.setDown(err)
 		}
 		if c.epoch != "" && !c.left {
@@ -324,7 +333,9 @@ func (c *Core) CallAnswered(now time.Duration, k *Call, got message.Renewed) {
 }
 
 // confirm extends the trust of the permits that k names and Redis still has, and loses the others.
-func (c *Core) confirm(now time.Duration, k *Call, got message.Renewed, reasserted, latest, again bool) {
+func (c *Core) confirm(
+	now time.Duration, k *Call, got message.Renewed, reasserted, latest, again bool,
+) {
 	missing := make(map[string]bool, len(got.Missing))
 	for _, id := range got.Missing {
 		missing[id] = true
@@ -397,7 +408,8 @@ func (c *Core) applyFleet(now time.Duration, k *Call, got message.Renewed, again
 	}
 	if c.capacity != got.Capacity {
 		if got.Capacity != int64(c.cfg.Capacity) {
-			c.warn("the fleet's capacity is not what this session declares", "declared", c.cfg.Capacity, "in force", got.Capacity)
+			c.warn("the fleet's capacity is not what this session declares", "declared",
+				c.cfg.Capacity, "in force", got.Capacity)
 		}
 		c.capacity = got.Capacity
 	}

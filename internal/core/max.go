@@ -35,7 +35,8 @@ func (c *Core) admit(now time.Duration, r *Request) bool {
 	}
 	r.belowMax = true
 	if !r.Kind.Waits() {
-		c.settle(now, r, fmt.Errorf("%w: this session holds Config.Max, %d", ErrCapacity, c.cfg.Max))
+		c.settle(now, r, fmt.Errorf("%w: this session holds Config.Max, %d", ErrCapacity,
+			c.cfg.Max))
 		return false
 	}
 	c.waiting = append(c.waiting, r)

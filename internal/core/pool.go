@@ -23,18 +23,20 @@ import (
 type Pool struct {
 	Owner any // the shell's
 
-	seated     bool
-	number     int           // while it is seated
-	name       string        // the same
-	stays      bool          // see Stay
-	numberAt   time.Duration // when it asks again for a number, for none was free; 0: it has no need
-	trying     int           // requests that do not wait, under way
-	want       int
-	request    *Request // the one that waits, or nil
-	held       int
-	everHeld   bool          // it was granted something, once
-	heard      message.Tally // of recalls
-	moving     bool          // granted something from the queue, and has not said since that it is connected: see Moved
+	seated bool
+	number int    // while it is seated
+	name   string // the same
+	stays  bool   // see Stay
+	// when it asks again for a number, for none was free; 0: it has no need
+	numberAt time.Duration
+	trying   int // requests that do not wait, under way
+	want     int
+	request  *Request // the one that waits, or nil
+	held     int
+	everHeld bool          // it was granted something, once
+	heard    message.Tally // of recalls
+	// granted something from the queue, and has not said since that it is connected: see Moved
+	moving     bool
 	withdrawAt time.Duration // when its request is withdrawn if it wants nothing then; 0: it does
 	known      bool          // Redis may know it
 	said       uint64        // the last call of the heartbeat that spoke of it as open, or holding
@@ -284,7 +286,8 @@ func (c *Core) Hear(e Event) int {
 		return 0
 	}
 	before := p.heard
-	p.heard = message.Tally{Recalled: max(before.Recalled, e.Tally.Recalled), Withdrawn: max(before.Withdrawn, e.Tally.Withdrawn)}
+	p.heard = message.Tally{Recalled: max(before.Recalled, e.Tally.Recalled),
+		Withdrawn: max(before.Withdrawn, e.Tally.Withdrawn)}
 	return int(p.heard.Recalled - before.Recalled - (p.heard.Withdrawn - before.Withdrawn))
 }
 
@@ -302,10 +305,12 @@ func (c *Core) HearAnew(e Event) bool {
 func (c *Core) tellTallies(k *Call, got message.Renewed, reasserted, lostState bool) {
 	for i, tally := range got.Recalls[:min(len(got.Recalls), len(k.pools))] {
 		said := k.X.Pools[i].Heard
-		e := Event{Kind: Told, Pool: k.pools[i], Name: k.X.Pools[i].Name, Epoch: got.Epoch, Tally: tally}
+		e := Event{Kind: Told, Pool: k.pools[i], Name: k.X.Pools[i].Name, Epoch: got.Epoch,
+			Tally: tally}
 		// With a state that is lost, what was owed to it is forgotten. Counts that have become less
 		// were deleted by somebody's hand.
-		if lostState || !reasserted && (tally.Recalled < said.Recalled || tally.Withdrawn < said.Withdrawn) {
+		if lostState || !reasserted && (tally.Recalled < said.Recalled ||
+			tally.Withdrawn < said.Withdrawn) {
 			e.Kind = Forget
 		} else if tally == e.Pool.heard {
 			continue
@@ -326,7 +331,8 @@ func (c *Core) leaveSeats(k *Call, got message.Renewed) {
 		// news.
 		if i < len(got.Recalls) && got.Epoch == c.epoch {
 			tally, said := got.Recalls[i], k.X.Pools[i].Heard
-			if tally.Recalled >= said.Recalled && tally.Withdrawn >= said.Withdrawn { // else Redis counts anew
+			// else Redis counts anew
+			if tally.Recalled >= said.Recalled && tally.Withdrawn >= said.Withdrawn {
 				tally.Recalled = max(tally.Recalled, p.heard.Recalled)
 				tally.Withdrawn = max(tally.Withdrawn, p.heard.Withdrawn)
 			}
@@ -342,7 +348,8 @@ func (c *Core) removePool(p *Pool) {
 	if i < 0 {
 		return
 	}
-	c.pools = slices.Concat(c.pools[:i], c.pools[i+1:]) // a new list: others may be reading the old one
+	// a new list: others may be reading the old one
+	c.pools = slices.Concat(c.pools[:i], c.pools[i+1:])
 	c.vacant = append(c.vacant, vacancy{p.number, p.heard})
 	c.offers = slices.DeleteFunc(c.offers, func(o offer) bool { return o.pool == p })
 	p.seated, p.known, p.name = false, false, ""

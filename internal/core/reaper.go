@@ -9,26 +9,26 @@ import (
 )
 
 // Quarantine. A process that is stopped cannot end its connections, so its backends outlive its
-// leases. A pool that records which backend each of its permits covers (see RecordBackend) need not end
-// them itself: a permit whose lease expired stays counted, in quarantine, until another session has
-// had Postgres end that backend, or found it gone. The engine knows a backend by an opaque tag, and
-// asks a pool that is a reaper to end it or to look for it. The rules are in
+// leases. A pool that records which backend each of its permits covers (see RecordBackend) need not
+// end them itself: a permit whose lease expired stays counted, in quarantine, until another session
+// has had Postgres end that backend, or found it gone. The engine knows a backend by an opaque tag,
+// and asks a pool that is a reaper to end it or to look for it. The rules are in
 // internal/redisscript/quarantine.lua.
 
-// RecordBackend notes which backend p covers, in place of what it covered before, and returns what Redis is
-// to be told. It must be called before another connection can be opened under p. ok is false if p
-// is not held.
+// RecordBackend notes which backend p covers, in place of what it covered before, and returns what
+// Redis is to be told. It must be called before another connection can be opened under p. ok is
+// false if p is not held.
 //
 // Of what crosses the record on its way,
 //
-//   - a loss of p that comes first is what the shell returns; one that comes later finds the backend
-//     recorded, and the pool ends it;
-//   - a release of p, when the connection was closed meanwhile, can be overtaken: Redis then answers that p
-//     is not held;
-//   - if another connection was opened under p since, its ClearBackend and its RecordBackend came later, so what they
-//     record stays: Redis keeps the record with the highest number;
-//   - the same goes for a call of the heartbeat that was made before this RecordBackend. Those that are made after it
-//     say what the record does.
+//   - a loss of p that comes first is what the shell returns; one that comes later finds the
+//     backend recorded, and the pool ends it;
+//   - a release of p, when the connection was closed meanwhile, can be overtaken: Redis then
+//     answers that p is not held;
+//   - if another connection was opened under p since, its ClearBackend and its RecordBackend came
+//     later, so what they record stays: Redis keeps the record with the highest number;
+//   - the same goes for a call of the heartbeat that was made before this RecordBackend. Those that
+//     are made after it say what the record does.
 //
 // So a record that fails may be known all the same. That is no more than a backend that is looked
 // for in vain, should p expire: the pool closes the connection, and opens another under p or gives
@@ -42,12 +42,12 @@ func (c *Core) RecordBackend(p *Permit, tag string) (record string, ok bool) {
 	return p.record(), true
 }
 
-// ClearBackend notes that p covers no backend any more, because another connection is about to be opened
-// under p. record is what Redis must be told before, "" if it knows of no backend. Another session
-// that sees the recorded backend gone frees p, and must never do that while p covers a connection
-// of which it knows nothing. That session compares the record in the step that frees p. So either
-// this record comes first, and p stays held; or p is free first, and Redis answers that it is not
-// held.
+// ClearBackend notes that p covers no backend any more, because another connection is about to be
+// opened under p. record is what Redis must be told before, "" if it knows of no backend. Another
+// session that sees the recorded backend gone frees p, and must never do that while p covers a
+// connection of which it knows nothing. That session compares the record in the step that frees p.
+// So either this record comes first, and p stays held; or p is free first, and Redis answers that
+// it is not held.
 func (c *Core) ClearBackend(p *Permit) (record string, ok bool) {
 	if p.state != Held {
 		return "", false
@@ -147,7 +147,8 @@ func (c *Core) Ended(now time.Duration, list []Record, gone []bool) {
 		e.next = now + e.pause
 	}
 	if !c.closed {
-		c.warn("leases expired without release: their Postgres backends are ended", "permits", len(list), "gone", n)
+		c.warn("leases expired without release: their Postgres backends are ended", "permits",
+			len(list), "gone", n)
 	}
 	c.flush(now)
 }

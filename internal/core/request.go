@@ -149,9 +149,11 @@ type Drop struct {
 	Err  error         // of the first try
 	Done chan struct{} // the shell's, nil if nobody waits for the outcome
 
-	ids     []string
-	plain   bool          // it is one permit that no pool holds, and nothing that may wait in the queue
-	covered bool          // it is of a permit that covered a backend: Redis may count that on after its lease
+	ids []string
+	// it is one permit that no pool holds, and nothing that may wait in the queue
+	plain bool
+	// it is of a permit that covered a backend: Redis may count that on after its lease
+	covered bool
 	since   time.Duration // when it was asked for; after a lease there is nothing left to drop
 	known   bool          // the outcome of the first try is
 }

@@ -17,7 +17,8 @@ import (
 // itself retries what failed. The session uses a client as it is if it cannot find the client's
 // options.
 type clients struct {
-	own      redis.UniversalClient // for the heartbeat, the subscription, records of backends and leaving
+	// for the heartbeat, the subscription, records of backends and leaving
+	own      redis.UniversalClient
 	batches  redis.UniversalClient
 	operator redis.UniversalClient // for Snapshot and SetCapacity; connects when it is used
 	borrowed bool                  // all of them are the caller's client
@@ -63,7 +64,8 @@ func clientsLike(c redis.UniversalClient, ttl time.Duration) clients {
 		for _, o := range []*redis.Options{&own, &batches, &operator} {
 			o.MinIdleConns, o.MaxIdleConns, o.MaxActiveConns = 0, maxIdle, 0
 			// Identity: CLIENT SETINFO costs a round trip, and an ACL may forbid it.
-			o.ContextTimeoutEnabled, o.PushNotificationProcessor, o.DisableIdentity = true, nil, true
+			o.ContextTimeoutEnabled, o.PushNotificationProcessor, o.DisableIdentity = true, nil,
+				true
 			o.ClientSideCacheConfig, o.ClientSideCache = nil, nil
 			o.Limiter = nil // the application's own commands may trip it, and would end leases
 			o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
@@ -80,7 +82,8 @@ func clientsLike(c redis.UniversalClient, ttl time.Duration) clients {
 		}
 		for _, o := range []*redis.ClusterOptions{&own, &batches, &operator} {
 			o.MinIdleConns, o.MaxIdleConns, o.MaxActiveConns = 0, maxIdle, 0
-			o.ContextTimeoutEnabled, o.PushNotificationProcessor, o.DisableIdentity = true, nil, true
+			o.ContextTimeoutEnabled, o.PushNotificationProcessor, o.DisableIdentity = true, nil,
+				true
 			// The caller's reads may go to replicas; ours are writes, and subscriptions belong to
 			// the owner of the slot.
 			o.ReadOnly, o.RouteByLatency, o.RouteRandomly = false, false, false

@@ -70,7 +70,8 @@ func (s *Session) awaitReturns() {
 // for as long as they can be expected to take, then leaves it at that.
 func (s *Session) leaveForGood(requests []string) error {
 	rtt := s.rtt()
-	ctx, cancel := context.WithTimeout(context.Background(), max(closeTimeout, min(4*rtt, 2*closeTimeout)))
+	ctx, cancel := context.WithTimeout(context.Background(),
+		max(closeTimeout, min(4*rtt, 2*closeTimeout)))
 	defer cancel()
 	crossing := func() bool {
 		s.mu.Lock()
@@ -109,7 +110,8 @@ func (s *Session) leave(ctx context.Context, requests []string) error {
 		if sent < tries {
 			sent++
 			s.wg.Go(func() {
-				left <- redisscript.Leave(ctx, s.clients.own, s.keys, true, s.expected(), s.name, epoch, requests)
+				left <- redisscript.Leave(ctx, s.clients.own, s.keys, true, s.expected(), s.name,
+					epoch, requests)
 			})
 		}
 		select {

@@ -30,14 +30,17 @@ const (
 //
 // It takes three round trips in a row: connections, joining, subscribing. What does not depend on
 // the one before goes over a connection of its own, at the same time.
-func Open(ctx context.Context, client redis.UniversalClient, own bool, cfg Config) (*Session, error) {
+func Open(
+	ctx context.Context, client redis.UniversalClient, own bool, cfg Config,
+) (*Session, error) {
 	if err := checkClient(client); err != nil {
 		return nil, err
 	}
 	s := newSession(client, own, cfg)
 	if s.clients.borrowed {
 		s.warn("the Redis client shows no options, so the session has no connections of its own: "+
-			"if the application keeps all of the client's busy for a lease, leases are lost", "type", fmt.Sprintf("%T", client))
+			"if the application keeps all of the client's busy for a lease, leases are lost",
+			"type", fmt.Sprintf("%T", client))
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
@@ -65,7 +68,8 @@ func Open(ctx context.Context, client redis.UniversalClient, own bool, cfg Confi
 		s.wg.Wait()
 		return nil, err
 	}
-	s.step(func(c *core.Core, now time.Duration) { c.Joined(now) }) // the heartbeat begins; the rest may take long
+	// the heartbeat begins; the rest may take long
+	s.step(func(c *core.Core, now time.Duration) { c.Joined(now) })
 	beside.Wait()
 	s.subscribe(ctx, ps)
 	return s, nil
@@ -75,7 +79,8 @@ func Open(ctx context.Context, client redis.UniversalClient, own bool, cfg Confi
 // that the first caller pays for neither. It releases a permit that nobody holds. An error costs
 // nothing: the first request then does the same.
 func (s *Session) loadExchange(ctx context.Context) {
-	x := message.Exchange{Session: s.name, TTLMillis: s.cfg.TTL.Milliseconds(), Load: true, Release: []string{s.NewPermit().ID}}
+	x := message.Exchange{Session: s.name, TTLMillis: s.cfg.TTL.Milliseconds(), Load: true,
+		Release: []string{s.NewPermit().ID}}
 	ctx, cancel := context.WithTimeout(ctx, max(s.cfg.TTL, startTimeout/2))
 	defer cancel()
 	_, _ = s.exchangeScript(ctx, x)
@@ -95,7 +100,8 @@ func (s *Session) join(ctx context.Context) error {
 		err = serverErr // refused credentials, or no connection at all: it is said best here
 	}
 	if server.mayEvict() {
-		s.warn("this Redis may evict keys, and with them permits: set maxmemory-policy noeviction", "maxmemory-policy", server.policy)
+		s.warn("this Redis may evict keys, and with them permits: set maxmemory-policy noeviction",
+			"maxmemory-policy", server.policy)
 	}
 	var refused message.RefusedMin
 	switch {

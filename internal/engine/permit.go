@@ -91,7 +91,8 @@ func (s *Session) AcquireN(ctx context.Context, kind message.Kind, n int) ([]*Pe
 
 // Extend renews the lease of one held permit at once.
 func (s *Session) Extend(ctx context.Context, p *Permit) error {
-	err := s.wait(ctx, &core.Request{Kind: message.Hold, Permits: []*core.Permit{&p.Permit}, Extends: true})
+	err := s.wait(ctx, &core.Request{Kind: message.Hold, Permits: []*core.Permit{&p.Permit},
+		Extends: true})
 	if err == nil || ctx.Err() != nil || errors.Is(err, core.ErrLost) {
 		return err
 	}

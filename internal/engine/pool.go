@@ -13,13 +13,15 @@ import (
 type Listener interface {
 	Granted(permits []*Permit)         // permits asked for have arrived
 	Recall(n int, after time.Duration) // give n back, at the first occasion after that time
-	Keep(n int)                        // n recalls are withdrawn, as far as they are not carried out yet
-	Promised(n int)                    // of the permits offered, n are needed: give them back
-	Wanted(yes bool)                   // whether anyone in the fleet waits
-	Lost(p *Permit)                    // its lease can no longer be proven
-	Changed()                          // Redis went away, or came back: see Pool.Err
-	Closed()                           // the session is being closed: give everything back
-	Owed() int                         // how many permits were recalled or promised, and are not given back yet
+	// n recalls are withdrawn, as far as they are not carried out yet
+	Keep(n int)
+	Promised(n int)  // of the permits offered, n are needed: give them back
+	Wanted(yes bool) // whether anyone in the fleet waits
+	Lost(p *Permit)  // its lease can no longer be proven
+	Changed()        // Redis went away, or came back: see Pool.Err
+	Closed()         // the session is being closed: give everything back
+	// how many permits were recalled or promised, and are not given back yet
+	Owed() int
 }
 
 // A Pool is one connection pool's part of the session. Its methods send nothing themselves and call

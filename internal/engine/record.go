@@ -12,8 +12,8 @@ import (
 )
 
 // A Reaper is a Listener whose pool can end Postgres backends that it did not open, and look for
-// them. It knows them by the tags that pools gave to RecordBackend; of those to be ended the last word is
-// missing. Only a pool whose permits cover some is asked.
+// them. It knows them by the tags that pools gave to RecordBackend; of those to be ended the last
+// word is missing. Only a pool whose permits cover some is asked.
 type Reaper interface {
 	Listener
 	// BackendsGone reports which of those backends are gone, and ends none. It asks Postgres over a
@@ -75,7 +75,8 @@ func (s *Session) freeGone(ctx context.Context, epoch string, list []core.Record
 	case <-ctx.Done():
 		return
 	}
-	freed, err := redisscript.Gone(ctx, s.scripter(s.clients.own), s.keys, s.expected(), epoch, ids, records)
+	freed, err := redisscript.Gone(ctx, s.scripter(s.clients.own), s.keys, s.expected(), epoch, ids,
+		records)
 	switch {
 	case err != nil && s.ctx.Err() == nil:
 		s.warn("permits whose Postgres backends are gone could not be freed", "error", err)
@@ -84,9 +85,10 @@ func (s *Session) freeGone(ctx context.Context, epoch string, list []core.Record
 	}
 }
 
-// ClearBackend says that p covers no backend any more, because another connection is about to be opened
-// under p. It returns nil if Redis knows of none. Else the connection may be opened only after
-// record returned nil: see core.Core.ClearBackend. Errors of record are those of RecordBackend's.
+// ClearBackend says that p covers no backend any more, because another connection is about to be
+// opened under p. It returns nil if Redis knows of none. Else the connection may be opened only
+// after record returned nil: see core.Core.ClearBackend. Errors of record are those of
+// RecordBackend's.
 func (p *Pool) ClearBackend(permit *Permit) (record func(context.Context) error) {
 	s := p.s
 	text, ok := "", false
@@ -106,9 +108,9 @@ func (p *Pool) ClearBackend(permit *Permit) (record func(context.Context) error)
 	}
 }
 
-// RecordBackend says which backend permit covers, in place of what it covered before. It must be called
-// before another connection can be opened under permit, and is done at once; record then tells
-// Redis. No connection should be handed out before that returned nil: whatever happens to the
+// RecordBackend says which backend permit covers, in place of what it covered before. It must be
+// called before another connection can be opened under permit, and is done at once; record then
+// tells Redis. No connection should be handed out before that returned nil: whatever happens to the
 // process from then on, its backend cannot outlive the permit by much, and cannot go uncounted. See
 // core.Core.RecordBackend for what crosses record.
 //
@@ -116,7 +118,9 @@ func (p *Pool) ClearBackend(permit *Permit) (record func(context.Context) error)
 // not answer for as long as its lease was trusted, a TTL at most; the context's.
 func (p *Pool) RecordBackend(permit *Permit, tag string) (record func(context.Context) error) {
 	text, ok := "", false
-	p.s.step(func(c *core.Core, _ time.Duration) { text, ok = c.RecordBackend(&permit.Permit, tag) })
+	p.s.step(func(c *core.Core, _ time.Duration) {
+		text, ok = c.RecordBackend(&permit.Permit, tag)
+	})
 	if !ok {
 		return lostRecord
 	}
@@ -198,7 +202,8 @@ func (s *Session) recordOnce(ctx context.Context, id, text string) error {
 		s.mu.Lock()
 		epoch, expected := s.core.Epoch(), s.core.Expected(s.now())
 		s.mu.Unlock()
-		err := redisscript.RecordBackend(ctx, s.scripter(s.clients.own), s.keys, expected, s.name, epoch, id, text)
+		err := redisscript.RecordBackend(ctx, s.scripter(s.clients.own), s.keys, expected, s.name,
+			epoch, id, text)
 		if again || !errors.Is(err, message.ErrGone) {
 			return err
 		}

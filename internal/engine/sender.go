@@ -99,6 +99,7 @@ func (s *Session) rtt() time.Duration {
 
 // isBroken reports whether err is of a connection that another one may not have.
 func isBroken(err error) bool {
-	return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) ||
+	return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) ||
+		errors.Is(err, syscall.EPIPE) ||
 		errors.Is(err, io.ErrClosedPipe)
 }

@@ -29,7 +29,8 @@ func inspectServer(ctx context.Context, c redis.UniversalClient) (s serverInfo, 
 	text, err := c.Info(ctx).Result()
 	if err != nil {
 		var refused redis.Error
-		if errors.As(err, &refused) && !redis.HasErrorPrefix(err, "NOAUTH") && !redis.HasErrorPrefix(err, "WRONGPASS") {
+		if errors.As(err, &refused) && !redis.HasErrorPrefix(err, "NOAUTH") &&
+			!redis.HasErrorPrefix(err, "WRONGPASS") {
 			return greet(ctx, c), nil
 		}
 		return serverInfo{}, err
@@ -86,7 +87,8 @@ var errCluster = errors.New("the server is a node of a Redis Cluster, and a *red
 func (s serverInfo) check() error {
 	major, _, _ := strings.Cut(s.version, ".")
 	if n, err := strconv.Atoi(major); err == nil && n < oldestMajor {
-		return fmt.Errorf("the server is Redis %s, too old: %d.0 or later is needed", s.version, oldestMajor)
+		return fmt.Errorf("the server is Redis %s, too old: %d.0 or later is needed", s.version,
+			oldestMajor)
 	}
 	if s.cluster {
 		return errCluster

@@ -31,8 +31,9 @@ type Config struct {
 	Info                                                 string // JSON, for operators
 	Capacity, Min, Max, Weight, MaxWaiters, WaitReplicas int
 	TTL, RetryInterval                                   time.Duration
-	Patience                                             time.Duration // bounds a wait whose ctx has no earlier end; 0: nothing does
-	Logger                                               *slog.Logger
+	// bounds a wait whose ctx has no earlier end; 0: nothing does
+	Patience time.Duration
+	Logger   *slog.Logger
 }
 
 // A Session is one process's membership in a fleet that shares a capacity. All methods can be
@@ -74,16 +75,19 @@ type Session struct {
 
 func newSession(client redis.UniversalClient, own bool, cfg Config) *Session {
 	s := &Session{
-		cfg: cfg, name: core.SessionName(uuid.New(), cfg.Weight), keys: redisscript.NewKeys(cfg.Base), start: time.Now(),
+		cfg: cfg, name: core.SessionName(uuid.New(), cfg.Weight),
+		keys: redisscript.NewKeys(cfg.Base), start: time.Now(),
 		clients: clientsLike(client, cfg.TTL), caller: client, ownCaller: own,
 		recording: make(chan struct{}, maxRecords), callEnded: make(chan struct{}),
 	}
 	s.changed = sync.NewCond(&s.mu)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.core = core.New(core.Config{
-		Base: cfg.Base, Session: s.name, Info: cfg.Info, TTL: cfg.TTL, Margin: cfg.TTL / 10, RetryInterval: cfg.RetryInterval,
-		Capacity: cfg.Capacity, Min: cfg.Min, Max: cfg.Max, MaxWaiters: cfg.MaxWaiters, Replicated: cfg.WaitReplicas > 0,
-		NewPermit: s.newPermit, NewEpoch: uuid.NewString,
+		Base: cfg.Base, Session: s.name, Info: cfg.Info, TTL: cfg.TTL, Margin: cfg.TTL / 10,
+		RetryInterval: cfg.RetryInterval,
+		Capacity:      cfg.Capacity, Min: cfg.Min, Max: cfg.Max, MaxWaiters: cfg.MaxWaiters,
+		Replicated: cfg.WaitReplicas > 0,
+		NewPermit:  s.newPermit, NewEpoch: uuid.NewString,
 		Random: func(below time.Duration) time.Duration { return rand.N(below + 1) },
 	})
 	return s

@@ -67,8 +67,10 @@ type Exchange struct {
 
 // Exchanged is Redis's answer.
 type Exchanged struct {
-	All       bool  // everything was done: all that was wanted is granted, and nobody waits
-	Now, Wake int64 // Now: 0 if Redis did not look; Wake: when to ask again if a request of this session is left waiting; 0 unknown
+	All bool // everything was done: all that was wanted is granted, and nobody waits
+	// Now: 0 if Redis did not look; Wake: when to ask again if a request of this session is left
+	// waiting; 0 unknown
+	Now, Wake int64
 	Waiting   int64 // requests of anyone left in the queue
 	Promised  Tally // of the pool that offers, if some of what it offered is needed; else zero
 	Granted   []string
@@ -118,18 +120,23 @@ type Renewed struct {
 	Sharded     bool  // pushes go by sharded pub/sub
 	PausedUntil int64 // nothing new is granted before, because state was lost
 	Missing     []string
-	Limit       int64    // an operator's capacity, 0 if none
-	Recalls     []Tally  // for each pool
-	Min         int64    // permits kept for the session: fewer than it wants if the minima of all would exceed the capacity
-	Sessions    int64    // live ones
-	Quarantine  []string // for a session that recorded backends: "<UUID>", "<pid> <start> <until>", ...
-	Subscribers int64    // the session's subscriptions at this server; -1 if unknown, or if it joins only now
-	Full        bool     // Redis has reached maxmemory: see memory.lua
+	Limit       int64   // an operator's capacity, 0 if none
+	Recalls     []Tally // for each pool
+	// permits kept for the session: fewer than it wants if the minima of all would exceed the
+	// capacity
+	Min      int64
+	Sessions int64 // live ones
+	// for a session that recorded backends: "<UUID>", "<pid> <start> <until>", ...
+	Quarantine []string
+	// the session's subscriptions at this server; -1 if unknown, or if it joins only now
+	Subscribers int64
+	Full        bool // Redis has reached maxmemory: see memory.lua
 }
 
 // A RefusedMin refuses a session that joins with a minimum for which the others' leave no room.
 type RefusedMin struct{ Others, Capacity int64 }
 
 func (e RefusedMin) Error() string {
-	return fmt.Sprintf("the minima of the other sessions are %d in sum, and the capacity is %d", e.Others, e.Capacity)
+	return fmt.Sprintf("the minima of the other sessions are %d in sum, and the capacity is %d",
+		e.Others, e.Capacity)
 }

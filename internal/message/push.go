@@ -11,14 +11,18 @@ type PushKind string
 
 // The kinds of pushes, and the words that follow.
 const (
-	PushGrant     PushKind = "g" // <epoch> <Redis's time> <UUID>...
-	PushWanted    PushKind = "w" // <pool>: somebody waits, so offer what lies idle
-	PushRecall    PushKind = "b" // <epoch> <pool> <recalled> <withdrawn> <ms>: its tally; what is new is due in ms
-	PushRetry     PushKind = "r" // ask again
-	PushLost      PushKind = "l" // the state was lost: re-assert what is held
-	PushHeartbeat PushKind = "h" // in each heartbeat, to the session itself, so that Redis counts its subscriptions
-	PushFence     PushKind = "f" // [<UUID> <pid> <start>]...: end these backends, whose permits are in quarantine
-	PushLook      PushKind = "s" // <epoch> [<UUID> <pid> <start> <server> <n>]...: see whether these backends are gone
+	PushGrant  PushKind = "g" // <epoch> <Redis's time> <UUID>...
+	PushWanted PushKind = "w" // <pool>: somebody waits, so offer what lies idle
+	// <epoch> <pool> <recalled> <withdrawn> <ms>: its tally; what is new is due in ms
+	PushRecall PushKind = "b"
+	PushRetry  PushKind = "r" // ask again
+	PushLost   PushKind = "l" // the state was lost: re-assert what is held
+	// in each heartbeat, to the session itself, so that Redis counts its subscriptions
+	PushHeartbeat PushKind = "h"
+	// [<UUID> <pid> <start>]...: end these backends, whose permits are in quarantine
+	PushFence PushKind = "f"
+	// <epoch> [<UUID> <pid> <start> <server> <n>]...: see whether these backends are gone
+	PushLook PushKind = "s"
 )
 
 // A Push is one parsed push. Fields that its kind does not have are zero.

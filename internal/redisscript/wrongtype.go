@@ -20,7 +20,8 @@ var typesScript = redis.NewScript(typesText)
 // explain adds to an error of a script which of the keys somebody has put something else in the
 // place of. Redis says only that there is one.
 func explain(ctx context.Context, c redis.Scripter, k Keys, err error) error {
-	if !strings.Contains(err.Error(), "WRONGTYPE") { // by its code, but Redis 6 puts where it happened in front
+	// by its code, but Redis 6 puts where it happened in front
+	if !strings.Contains(err.Error(), "WRONGTYPE") {
 		return err
 	}
 	types, asked := typesScript.Run(ctx, c, k.all).StringSlice()
