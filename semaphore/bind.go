@@ -29,8 +29,8 @@ func (p *Permit) Handler(next http.Handler, opts HandlerOptions) http.Handler {
 			http.Error(w, http.StatusText(http.StatusServiceUnavailable),
 				http.StatusServiceUnavailable)
 			if !errors.Is(err, context.Canceled) {
-				p.s.cfg.Logger.Warn("request refused: no permit", "semaphore", p.s.base, "error",
-					err)
+				p.s.cfg.Logger.Warn("request refused: no permit",
+					"semaphore", p.s.base, "error", err)
 			}
 			return
 		}

@@ -46,19 +46,19 @@ type Config struct {
 	Prefix string
 	Name   string
 
-	// Capacity is how many permits may be held together, by everybody. The effective one is the
+	// Capacity is how many permits the whole fleet may hold together. The effective one is the
 	// smallest that a live session declares, unless an operator has set one with SetCapacity. From
 	// 1 to 1,000,000, default 10.
 	Capacity int
 
-	// Min is how many permits are kept for this session while it lives: nobody else is granted
-	// them, so that up to so many are never waited for longer than it takes to recall them, and
-	// nothing of them is ever recalled. The sum of the fleet's minima cannot exceed the capacity:
-	// New returns an error that matches ErrCapacity where it would. Default 0.
+	// Min is how many permits the fleet keeps for this session while it lives: no other session is
+	// granted them. So the session waits for up to Min permits no longer than it takes to recall
+	// them. The fleet never recalls them from this session. The sum of the fleet's minima cannot
+	// exceed the capacity: New returns an error that matches ErrCapacity if it would. Default 0.
 	Min int
 
-	// Max is how many permits this session may hold, whatever is free. What would exceed it waits
-	// here. At least Min. Default 0: any number.
+	// Max is how many permits this session may hold, whatever is free. A request that would exceed
+	// it waits in this session. At least Min. Default 0: any number.
 	Max int
 
 	// Weight is the session's part when connection pools share the capacity under load: each of its
@@ -71,14 +71,14 @@ type Config struct {
 	MaxWaiters int
 
 	// WaitReplicas is how many replicas of Redis must have acknowledged a grant, or the renewal of
-	// a lease, before it is relied on (Redis's WAIT): a failover to one of them then forgets none.
-	// It costs a round trip from Redis to its replicas; with too few of them nothing is granted,
-	// and leases end. Default 0: an asynchronous failover can forget the last grants.
+	// a lease, before the session relies on it (Redis's WAIT). A failover to one of them then
+	// forgets none. It costs a round trip from Redis to its replicas. With too few replicas nothing
+	// is granted, and leases end. Default 0: an asynchronous failover can forget the last grants.
 	WaitReplicas int
 
 	// TTL is the length of a lease. A process that dies gives its permits back within it; a process
-	// that cannot reach Redis keeps them for a tenth less. Renewed after a third of it, or earlier.
-	// From 100ms to 24h, default 5s.
+	// that cannot reach Redis keeps them for a tenth less. The session renews a lease after a third
+	// of it, or earlier. From 100ms to 24h, default 5s.
 	TTL time.Duration
 
 	// MaxAttempts x RetryInterval bounds a wait whose ctx has no earlier deadline. Default 5; below
@@ -192,17 +192,16 @@ func (c Config) forEngine(base string) engine.Config {
 		patience = time.Duration(c.MaxAttempts) * c.RetryInterval
 	}
 	return engine.Config{
-		Base: base, Info: encodeInfo(c), Capacity: c.Capacity, Min: c.Min, Max: c.Max,
-		Weight:     c.Weight,
-		MaxWaiters: c.MaxWaiters, WaitReplicas: c.WaitReplicas, TTL: c.TTL,
-		RetryInterval: c.RetryInterval,
-		Patience:      patience, Logger: c.Logger,
+		Base: base, Info: encodeInfo(c), Capacity: c.Capacity,
+		Min: c.Min, Max: c.Max, Weight: c.Weight, MaxWaiters: c.MaxWaiters,
+		WaitReplicas: c.WaitReplicas, TTL: c.TTL, RetryInterval: c.RetryInterval,
+		Patience: patience, Logger: c.Logger,
 	}
 }
 
 func refuse(field string, value any, why string) error {
-	return fmt.Errorf("semaphore: Config.%s is %v: it %s", field, value,
-		strings.TrimPrefix(why, "it "))
+	return fmt.Errorf("semaphore: Config.%s is %v: it %s",
+		field, value, strings.TrimPrefix(why, "it "))
 }
 
 func checkName(field, s string) error {

@@ -6,13 +6,13 @@
 // waiter. A process notices by its own monotonic clock when a lease can no longer be proven, before
 // Redis gives the permit to another.
 //
-// What it promises: the permits that holders may believe in never exceed the capacity, through
-// crashes, lost messages, retries, clock steps of clients, and a Redis that loses all its state
-// while its holders live.
+// It promises that the permits which their holders can prove never exceed the capacity. That holds
+// through crashes, lost messages, retries, clock steps of clients, and a Redis that loses all its
+// state while its holders live.
 //
-// What it does not promise: an asynchronous failover of Redis can forget the last grants. A process
-// that is frozen while it works goes on when it wakes, until it looks at Held or Lost.
-// docs/SAFETY.md has the proof, and the table of windows.
+// It does not promise that through an asynchronous failover of Redis, which can forget the last
+// grants. A process that is frozen while it works goes on when it wakes, until it looks at Held or
+// Lost. docs/SAFETY.md has the proof, and the table of windows.
 package semaphore
 
 import (
@@ -103,9 +103,9 @@ func open(
 	return s, nil
 }
 
-// parseURL is redis.ParseURL, without a piece of the password in its errors. They quote what they
-// refuse, and in a password that is not encoded a slash or a question mark ends the authority: what
-// follows it, up to the @ of the authority that was meant, is then path or query.
+// parseURL is redis.ParseURL, without a piece of the password in its errors. Those errors quote
+// what they refuse. In a password that is not encoded, a slash or a question mark ends the
+// authority. The rest of the password, up to the @, is then path or query.
 func parseURL(rawURL string) (*redis.Options, error) {
 	opt, err := redis.ParseURL(rawURL)
 	if err == nil {
@@ -113,7 +113,8 @@ func parseURL(rawURL string) (*redis.Options, error) {
 	}
 	u, parse := url.Parse(rawURL)
 	if parse != nil || strings.Contains(u.Path+u.RawQuery+u.Fragment+u.Opaque, "@") {
-		return nil, errors.New("semaphore: the Redis URL cannot be parsed: is the port a number, and are user and password percent-encoded?")
+		return nil, errors.New("semaphore: the Redis URL cannot be parsed: " +
+			"is the port a number, and are user and password percent-encoded?")
 	}
 	return nil, fmt.Errorf("semaphore: Redis URL: %w", err)
 }
@@ -136,8 +137,8 @@ func (s *Semaphore) TryAcquire(ctx context.Context) (*Permit, error) {
 // whole capacity at once with ErrCapacity, and more than 1,000 with an error that says so.
 func (s *Semaphore) AcquireN(ctx context.Context, n int) ([]*Permit, error) {
 	if n < 1 || n > maxTogether {
-		return nil, fmt.Errorf("semaphore: AcquireN: n is %d: it must be from 1 to %d", n,
-			maxTogether)
+		return nil, fmt.Errorf("semaphore: AcquireN: n is %d: it must be from 1 to %d",
+			n, maxTogether)
 	}
 	if most := s.engine.KnownCapacity(); n > most {
 		return nil, fmt.Errorf("%w: %q has %d permits in all, %d were asked for together",
@@ -187,8 +188,8 @@ func (s *Semaphore) SetCapacity(ctx context.Context, n int) error {
 // Close releases all permits and ends the session. Waiting calls return ErrClosed; permits turn not
 // held, and their Lost is closed. Close asks connection pools to end their connections first, for
 // up to 3s; better close them before. An error means that Redis did not answer: what was held then
-// ends with its lease. So do permits with passbuddy.Config.Fence whose connections did not end in
-// those 3s. Closing twice does nothing.
+// ends with its lease. With passbuddy.Config.Fence, permits whose connections did not end in those
+// 3s end with their leases, too. Closing twice does nothing.
 func (s *Semaphore) Close() error { return s.engine.Close() }
 
 // Engine is how this module's own packages put connection pools under the semaphore. Its argument

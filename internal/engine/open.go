@@ -15,12 +15,12 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// How a session comes to be. How it ends is in close.go.
+// This file is how a session begins. close.go is how it ends.
 
 const (
 	// startTimeout bounds what Open does before it knows that Redis answers.
 	startTimeout = 5 * time.Second
-	// leaveAfterFailure bounds how long Open, which failed, tries to take back what it told Redis.
+	// leaveAfterFailure bounds how long an Open that failed tries to take back what it told Redis.
 	leaveAfterFailure = time.Second
 	// joinPause is the time between the tries of joinOnce.
 	joinPause = 100 * time.Millisecond
@@ -28,8 +28,8 @@ const (
 
 // Open joins the fleet over connections with the options of client. own: Close closes client, too.
 //
-// It takes three round trips in a row: connections, joining, subscribing. What does not depend on
-// the one before goes over a connection of its own, at the same time.
+// It takes three round trips in a row: connections, joining, subscribing. Work that does not depend
+// on the step before goes over a connection of its own, at the same time.
 func Open(
 	ctx context.Context, client redis.UniversalClient, own bool, cfg Config,
 ) (*Session, error) {
@@ -68,19 +68,21 @@ func Open(
 		s.wg.Wait()
 		return nil, err
 	}
-	// the heartbeat begins; the rest may take long
+	// The heartbeat begins now, because the rest may take long.
 	s.step(func(c *core.Core, now time.Duration) { c.Joined(now) })
 	beside.Wait()
 	s.subscribe(ctx, ps)
 	return s, nil
 }
 
-// loadExchange has Redis load the script of requests, over the connection that will carry them, so
-// that the first caller pays for neither. It releases a permit that nobody holds. An error costs
+// loadExchange has Redis load the script of requests, over the connection that requests will use.
+// So the first caller pays for neither. It releases a permit that nobody holds. An error costs
 // nothing: the first request then does the same.
 func (s *Session) loadExchange(ctx context.Context) {
-	x := message.Exchange{Session: s.name, TTLMillis: s.cfg.TTL.Milliseconds(), Load: true,
-		Release: []string{s.NewPermit().ID}}
+	x := message.Exchange{
+		Session: s.name, TTLMillis: s.cfg.TTL.Milliseconds(), Load: true,
+		Release: []string{s.NewPermit().ID},
+	}
 	ctx, cancel := context.WithTimeout(ctx, max(s.cfg.TTL, startTimeout/2))
 	defer cancel()
 	_, _ = s.exchangeScript(ctx, x)
@@ -89,15 +91,15 @@ func (s *Session) loadExchange(ctx context.Context) {
 func (s *Session) join(ctx context.Context) error {
 	var server serverInfo
 	var serverErr error
-	var asked sync.WaitGroup
-	asked.Go(func() { server, serverErr = inspectServer(ctx, s.clients.own) })
+	var inspected sync.WaitGroup
+	inspected.Go(func() { server, serverErr = inspectServer(ctx, s.clients.own) })
 	err := s.joinOnce(ctx)
-	asked.Wait()
+	inspected.Wait()
 	if tooOld := server.check(); tooOld != nil {
 		return fmt.Errorf("join %q: %w", s.cfg.Base, core.Unavailable(tooOld))
 	}
 	if err != nil && serverErr != nil {
-		err = serverErr // refused credentials, or no connection at all: it is said best here
+		err = serverErr // refused credentials, or no connection at all: this error says it best
 	}
 	if server.mayEvict() {
 		s.warn("this Redis may evict keys, and with them permits: set maxmemory-policy noeviction",
@@ -114,8 +116,8 @@ func (s *Session) join(ctx context.Context) error {
 }
 
 // joinOnce is the heartbeat by which a session joins. It retries for as long as ctx allows if Redis
-// answers that it cannot serve yet, if too few replicas acknowledge, or if a call times out. A
-// session that joins twice has joined once.
+// answers that it cannot serve yet, if too few replicas acknowledge, or if a call times out. To
+// join twice is the same as once.
 func (s *Session) joinOnce(ctx context.Context) error {
 	var cause error // the last answer of Redis
 	for {

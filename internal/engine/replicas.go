@@ -11,13 +11,13 @@ import (
 	"github.com/passbuddy/passbuddy/internal/redisscript"
 )
 
-// replicated runs scripts, each followed by WAIT on the same connection, for Config.WaitReplicas: a
-// failover to one of those that acknowledged then forgets nothing we rely on. An answer that too
-// few have acknowledged is an error: what it said is not relied on, and asked for again. That the
-// primary did it all the same errs on the safe side.
+// replicated runs scripts for Config.WaitReplicas, each followed by WAIT on the same connection. A
+// failover to a replica that acknowledged then forgets nothing on which the session relies. If too
+// few replicas acknowledge, the answer becomes an error: the session does not rely on it, and asks
+// again. The primary has executed the script all the same, which errs on the safe side.
 //
-// WAIT speaks of what its own connection wrote. So a grant that another session's call made is no
-// use before we have asked for it ourselves.
+// WAIT speaks of what its own connection wrote. So a grant that another session's call made is of
+// no use before this session has asked for it.
 type replicated struct {
 	redis.UniversalClient
 	key      string // any of the semaphore's, for the node of a Cluster

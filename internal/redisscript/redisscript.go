@@ -1,6 +1,6 @@
 // Package redisscript holds the Lua scripts of the semaphore, its key schema, and one typed
-// function for each script. Only this package knows what a reply looks like; what it says is in
-// package message.
+// function for each script. Only this package knows what a reply looks like; package message has
+// its contents.
 //
 // Every script is safe to run twice with the same arguments, decides by Redis's clock alone, and
 // names all its keys, which share one Cluster slot. Scripts run by EVALSHA and fall back on EVAL,
@@ -69,7 +69,7 @@ var (
 
 // The parts behind common run in a function of their own. Lua makes a script's functions anew in
 // each run. It searches for each variable that a function captures, among all captured variables of
-// the function around it; variables of functions further out it copies. Nearly every function
+// the function around it. It copies the variables of functions further out. Nearly every function
 // captures names of common, and the search took 30 % of an exchange's instructions. Lua allows that
 // function 60 captured variables, which are names of common, and 200 local ones.
 const (
@@ -88,9 +88,10 @@ type Keys struct {
 // slot.
 func NewKeys(base string) Keys {
 	k := Keys{all: []string{base}, push: "{" + base + "}:push:"}
-	for _, part := range []string{"queue", "meta", "sessions", "info", "capacities", "levels",
-		"held", "debts", "promises", "reserves",
-		"backends", "quarantine", "recalls", "moves"} {
+	for _, part := range []string{
+		"queue", "meta", "sessions", "info", "capacities", "levels", "held", "debts", "promises",
+		"reserves", "backends", "quarantine", "recalls", "moves",
+	} {
 		k.all = append(k.all, "{"+base+"}:"+part)
 	}
 	return k
@@ -102,7 +103,7 @@ func (k Keys) All() []string { return append([]string(nil), k.all...) }
 // Channel is where pushes to a session go.
 func (k Keys) Channel(session string) string { return k.push + session }
 
-// Exchange runs one. It returns message.ErrGone if the session must renew first.
+// Exchange runs an exchange. It returns message.ErrGone if the session must renew first.
 func Exchange(
 	ctx context.Context, c redis.Scripter, k Keys, x message.Exchange,
 ) (message.Exchanged, error) {
@@ -114,7 +115,7 @@ func Exchange(
 			args = append(args, id)
 		}
 	}
-	// which the script's first part does not know
+	// The script's first part does not know an exchange without these.
 	nothing := len(x.Release)+len(x.Waits)+len(x.Tries) == 0
 	if len(x.Drop)+len(x.Ask)+x.Offered > 0 || x.MoveMicros > 0 || nothing {
 		args = append(args, len(x.Drop), len(x.Ask), x.Offered, x.Offerer, x.MoveMicros)
@@ -166,8 +167,7 @@ func Renew(
 		}
 	}
 	args = append(args, n.Expected, n.Session, n.Epoch, n.TTLMillis, n.Capacity, n.Info, n.NewEpoch,
-		len(n.Permits), len(n.Pools), n.Limit,
-		n.Min, n.Sessions, covered, n.MoveMicros)
+		len(n.Permits), len(n.Pools), n.Limit, n.Min, n.Sessions, covered, n.MoveMicros)
 	for _, p := range n.Permits {
 		args = append(args, p)
 	}
@@ -188,38 +188,39 @@ func Renew(
 		refused := message.RefusedMin{Others: r.int(), Capacity: r.int()}
 		return message.Renewed{}, cmp.Or[error](r.err, refused)
 	}
-	out := message.Renewed{Now: r.int(), Epoch: r.text(), Capacity: r.int(), Waiting: r.int(),
-		Sharded: r.int() == 1, PausedUntil: r.int(),
-		Missing: r.texts(), Limit: r.int(), Recalls: tallies(r.ints()), Min: r.int(),
-		Sessions:   r.int(),
-		Quarantine: r.texts(), Subscribers: r.int(), Full: r.int() == 1}
+	out := message.Renewed{ // in the order of the reply
+		Now: r.int(), Epoch: r.text(), Capacity: r.int(), Waiting: r.int(),
+		Sharded: r.int() == 1, PausedUntil: r.int(), Missing: r.texts(), Limit: r.int(),
+		Recalls: tallies(r.ints()), Min: r.int(), Sessions: r.int(),
+		Quarantine: r.texts(), Subscribers: r.int(), Full: r.int() == 1,
+	}
 	return out, r.err
 }
 
 // RecordBackend records the backend, "<pid> <start> <server> <n>", that a permit covers: the n-th
 // record. It returns message.ErrGone if the session must renew first.
 func RecordBackend(
-	ctx context.Context, c redis.Scripter, k Keys, expected int64, session, epoch, id,
-	backend string,
+	ctx context.Context, c redis.Scripter, k Keys,
+	expected int64, session, epoch, id, backend string,
 ) error {
-	marked, err := recordScript.Run(ctx, c, k.all, expected, session, epoch, id, backend).Int64()
+	recorded, err := recordScript.Run(ctx, c, k.all, expected, session, epoch, id, backend).Int64()
 	switch {
 	case err != nil:
 		return fmt.Errorf("script record: %w", err)
-	case marked < 0:
+	case recorded < 0:
 		return message.ErrGone
-	case marked == 0:
+	case recorded == 0:
 		return message.ErrNotHeld
 	}
 	return nil
 }
 
-// Gone frees those permits whose backend was seen gone, unless another backend is recorded for them
-// by now. records holds for each the record that named its backend. It returns how many are free by
-// that.
+// Gone frees the permits whose backends were seen gone, except those for which another backend is
+// recorded by now. records has for each permit the record that named its backend. Gone returns how
+// many permits it has freed.
 func Gone(
-	ctx context.Context, c redis.Scripter, k Keys, expected int64, epoch string, ids,
-	records []string,
+	ctx context.Context, c redis.Scripter, k Keys,
+	expected int64, epoch string, ids, records []string,
 ) (freed int64, err error) {
 	args := make([]any, 0, 2+2*len(ids))
 	args = append(args, expected, epoch)
@@ -233,11 +234,11 @@ func Gone(
 }
 
 // Leave ends a session and drops the requests given. expected is Redis's clock as the session
-// expects it, ms: without it, a clock that was set would end the leases of all. load: Redis is not
-// expected to know the script.
+// expects it, ms: without it, a step of that clock would end the leases of all sessions. load:
+// Redis is not expected to know the script.
 func Leave(
-	ctx context.Context, c redis.Scripter, k Keys, load bool, expected int64, session, epoch string,
-	drop []string,
+	ctx context.Context, c redis.Scripter, k Keys,
+	load bool, expected int64, session, epoch string, drop []string,
 ) error {
 	args := []any{expected, session, epoch, len(drop)}
 	for _, d := range drop {
@@ -321,5 +322,6 @@ func run(
 	return newReply(v), nil
 }
 
-// RenewHash is the digest by which the heartbeat's script is called, for tests that hold it back.
+// RenewHash is the digest by which go-redis calls the heartbeat's script, for tests that hold it
+// back.
 func RenewHash() string { return renewScript.Hash() }
