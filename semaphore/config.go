@@ -70,10 +70,10 @@ type Config struct {
 	// the queue at a time, whatever its callers, and is always let in. Default 0: any number.
 	MaxWaiters int
 
-	// WaitReplicas is how many replicas of Redis must have acknowledged a grant, or the renewal of
-	// a lease, before the session relies on it (Redis's WAIT). A failover to one of them then
-	// forgets none. It costs a round trip from Redis to its replicas. With too few replicas nothing
-	// is granted, and leases end. Default 0: an asynchronous failover can forget the last grants.
+	// WaitReplicas is how many replicas of Redis must have acknowledged a grant or a renewal before
+	// the session relies on it (Redis's WAIT). A failover to one of them then forgets none. It
+	// costs a round trip from Redis to its replicas. With too few replicas nothing is granted, and
+	// leases end. Default 0: an asynchronous failover can forget the last grants.
 	WaitReplicas int
 
 	// TTL is the length of a lease. A process that dies gives its permits back within it; a process

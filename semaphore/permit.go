@@ -182,8 +182,8 @@ func (p *Permit) leave(ctx context.Context, keep bool) error {
 		return nil
 	}
 	p.mu.Unlock()
-	// A user that enters before the instant of the release uses the permit as it is, and we are not
-	// the last; one that enters after it finds the permit free.
+	// If a user enters before the instant of the release, it uses the permit as it is, and this one
+	// is not the last. A user that enters after that instant finds the permit free.
 	return p.releaseIf(context.WithoutCancel(ctx), func() bool {
 		p.mu.Lock()
 		defer p.mu.Unlock()
@@ -192,8 +192,8 @@ func (p *Permit) leave(ctx context.Context, keep bool) error {
 	})
 }
 
-// whileHeld returns a context that ends with cause ErrLost when the lease of the permit is lost,
-// and a function that ends it and must be called.
+// whileHeld returns a context that ends with cause ErrLost when the lease of the permit is lost.
+// The caller must call the function, which ends the context.
 func (p *Permit) whileHeld(ctx context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	done := make(chan struct{})

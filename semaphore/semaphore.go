@@ -44,11 +44,11 @@ type Semaphore struct {
 //
 // Hooks of the client (AddHook) do not apply to the session. In particular a hook that prefixes
 // keys does not change the session's: use Config.Prefix to tell tenants apart. The session does not
-// take over options that would hurt it: those that send reads to replicas, Limiter, caches, the
-// sizes of the pool, and time-outs that are long beside the lease.
+// take over options that would hurt it. Those are replica reads, Limiter, caches, the sizes of the
+// pool, and time-outs that are long beside the lease.
 //
-// New finds the options of a *redis.Client (NewFailoverClient's included), of a
-// *redis.ClusterClient, and of a struct that embeds one of them, or that embeds a
+// New finds the options of a *redis.Client (NewFailoverClient's included) and of a
+// *redis.ClusterClient. It also finds them in a struct that embeds one of them, or a
 // redis.UniversalClient which holds one. With any other type of client the session shares the
 // client's connections, and New logs a warning that names the type. An application that keeps all
 // of those busy, for example with blocking commands, then starves the heartbeat, and leases are
@@ -126,8 +126,8 @@ func (s *Semaphore) Acquire(ctx context.Context) (*Permit, error) {
 	return first(s.acquire(ctx, engine.Wait, 1))
 }
 
-// TryAcquire acquires a permit if one is free and nobody waits for it. It makes one round trip and
-// never waits for a permit; it returns ErrCapacity where Acquire would wait.
+// TryAcquire acquires a permit if one is free and no request waits for it. It makes one round trip
+// and never waits for a permit; it returns ErrCapacity where Acquire would wait.
 func (s *Semaphore) TryAcquire(ctx context.Context) (*Permit, error) {
 	return first(s.acquire(ctx, engine.Try, 1))
 }

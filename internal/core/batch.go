@@ -28,8 +28,8 @@ type offer struct {
 //	     |       BatchFailed: Gone, ours        |  BatchFailed: drops and waiting requests,
 //	     +--------------------------------------+  after a pause
 //
-// Every part of a batch is safe to repeat. At most one batch is in flight. What the session asks
-// for meanwhile travels together in the next one.
+// Every part of a batch is safe to repeat. At most one batch is in flight. All that the session
+// asks for meanwhile travels together in the next one.
 type Batch struct {
 	X message.Exchange
 

@@ -17,12 +17,12 @@
 //   - Held means proven. A permit is held until a local time before which Redis cannot have ended
 //     its lease (see trust.go). A permit becomes held only by a grant of its UUID to a request that
 //     is not settled yet.
-//   - Every UUID that Redis may count is held, asked for, or among the drops, until Redis has
-//     answered that it is gone, or its lease is over.
+//   - Every UUID that Redis may count is held, asked for, or among the drops. It is so until Redis
+//     has answered that it is gone, or its lease is over.
 //   - Every request is settled: by a grant, a refusal, its caller's patience, or Close.
 //   - Batches of a session never overlap. So a withdrawal reaches Redis after the request that it
 //     withdraws.
-//   - Pushes only save time. What a push says is found by asking again.
+//   - Pushes only save time. The session finds what a push says by asking again, too.
 package core
 
 import (
@@ -103,7 +103,7 @@ type Core struct {
 	ending  map[string]*ending // see reaper.go
 	looking bool
 
-	// What Redis said last of the fleet.
+	// The latest that Redis said of the fleet.
 	epoch    string
 	sharded  bool
 	capacity int64
@@ -322,7 +322,7 @@ func (c *Core) Err() error {
 	return nil
 }
 
-// What the shell reads.
+// For the shell to read.
 
 func (c *Core) Epoch() string                { return c.epoch }
 func (c *Core) Sharded() bool                { return c.sharded }

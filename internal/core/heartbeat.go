@@ -39,16 +39,16 @@ const (
 //	                                            +--> CallFailed
 //
 // Calls have numbers in the order in which they were made. Redis can execute them, and replies can
-// arrive, in any other order. What holds whatever the order:
+// arrive, in any other order. Whatever the order, these hold:
 //
 //   - Trust only grows. A reply proves, from when its call was sent, the leases that the call names
 //     and Redis still has. A permit that was released or lost since is not held under that UUID any
 //     more.
-//   - What a reply says of the fleet (capacity, epoch, minimum, recalls, waiting requests) is taken
-//     from the latest call only. The reply to an earlier call adds trust. It loses a permit only if
-//     Redis executed it after the latest call.
-//   - A permit that a reply misses is lost, unless a reply that Redis gave later in the same state,
-//     or a reply of a later state, has confirmed it.
+//   - Only the reply to the latest call counts for the fleet: capacity, epoch, minimum, recalls,
+//     waiting requests. The reply to an earlier call adds trust. It loses a permit only if Redis
+//     executed it after the latest call.
+//   - A permit that a reply misses is lost, unless another reply has confirmed it: one that Redis
+//     gave later in the same state, or one of a later state.
 //   - A call that found the state lost has re-asserted what it names. A permit that was released
 //     since is dropped once more, however late the reply.
 //   - A pool leaves the session when a call has said that it holds nothing. That call was made

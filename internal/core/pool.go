@@ -9,8 +9,8 @@ import (
 )
 
 // A Pool is one connection pool's part of the session. Redis divides the capacity between the
-// fleet's pools by max-min fairness: one that waits is served before one that holds more, and the
-// largest gives back to one that has at least two fewer.
+// fleet's pools by max-min fairness. A pool that waits is served before one that holds more. The
+// largest pool gives back to one that has at least two fewer.
 //
 // A pool has a number in its session, and with that a name in Redis, only while it needs them:
 //
@@ -281,7 +281,7 @@ func (c *Core) returnMoveCost(micros int64) {
 // any order and more than once. A tally of a state that is lost, or not known yet, says nothing.
 //
 // The shell carries out what Hear returns before it calls Hear again, and before it makes a call of
-// the heartbeat: the call reports what was heard together with what the pool owes of it.
+// the heartbeat. The call reports what was heard together with what the pool owes of it.
 func (c *Core) Hear(e Event) int {
 	p := e.Pool
 	if e.Epoch != c.epoch || e.Name != p.name { // it has another number by now

@@ -8,8 +8,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// Trust. The session trusts a lease from before it sent the request that made or renewed it, on the
-// local monotonic clock, for TTL less a margin. However late the reply is, Redis cannot have
+// Trust. The session trusts a lease for TTL less a margin, on the local monotonic clock, from
+// before it sent the request that made or renewed it. However late the reply is, Redis cannot have
 // started the lease before that.
 //
 //	sent              reply                    trusted until     expires in Redis

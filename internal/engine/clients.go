@@ -167,9 +167,9 @@ func checkClient(c redis.UniversalClient) error {
 	return nil
 }
 
-// reloadSlots has go-redis find out again which node of a Cluster has our slot. By itself it does
-// so when a node says that the slot has moved, but not when the node is gone: then for a minute it
-// would go on asking the dead node.
+// reloadSlots has go-redis find out again which node of a Cluster has our slot. By itself go-redis
+// does so when a node says that the slot has moved, but not when the node is gone. Then for a
+// minute it would go on asking the dead node.
 func reloadSlots(ctx context.Context, c redis.UniversalClient) {
 	if cluster, ok := c.(*redis.ClusterClient); ok {
 		cluster.ReloadState(ctx)

@@ -67,8 +67,8 @@ func (s *Session) awaitReturns() {
 // leaveForGood leaves, and leaves again if Redis may have executed a message of the session after
 // the first time. A call of the heartbeat would make the session join anew. A batch may have been
 // granted permits for which no caller waits any more. The session sends nothing new. leaveForGood
-// waits for the replies for as long as they can be expected to take, and leaves a second time all
-// the same if none comes.
+// waits for the replies for as long as they can be expected to take. Then it leaves a second time,
+// whether they came or not.
 func (s *Session) leaveForGood(requests []string) error {
 	rtt := s.rtt()
 	ctx, cancel := context.WithTimeout(context.Background(),

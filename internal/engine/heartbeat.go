@@ -67,7 +67,8 @@ func (s *Session) finish(k *core.Call, limit time.Duration) error {
 var errSilent = errors.New("no answer")
 
 // beat renews the session now. It returns once Redis has answered a call that was sent after beat
-// began, or such a call has failed, or Redis was silent for half a lease. Calls go on without it.
+// began, or such a call has failed. It also returns if Redis is silent for about half a lease.
+// Calls go on without it.
 func (s *Session) beat(ctx context.Context) error {
 	s.mu.Lock()
 	limit := s.core.Silence()

@@ -76,8 +76,8 @@ func Open(
 }
 
 // loadExchange has Redis load the script of requests, over the connection that requests will use.
-// So the first caller pays for neither. It releases a permit that nobody holds. An error costs
-// nothing: the first request then does the same.
+// So the first caller pays for neither. The script then releases a permit that no session holds. An
+// error costs nothing: the first request then does the same.
 func (s *Session) loadExchange(ctx context.Context) {
 	x := message.Exchange{
 		Session: s.name, TTLMillis: s.cfg.TTL.Milliseconds(), Load: true,
@@ -115,9 +115,9 @@ func (s *Session) join(ctx context.Context) error {
 	return nil
 }
 
-// joinOnce is the heartbeat by which a session joins. It retries for as long as ctx allows if Redis
-// answers that it cannot serve yet, if too few replicas acknowledge, or if a call times out. To
-// join twice is the same as once.
+// joinOnce is the heartbeat by which a session joins. It retries for as long as ctx allows: if
+// Redis cannot serve yet, if too few replicas acknowledge, or if a call times out. To join twice is
+// the same as once.
 func (s *Session) joinOnce(ctx context.Context) error {
 	var cause error // the last answer of Redis
 	for {

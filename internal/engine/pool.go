@@ -8,8 +8,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/core"
 )
 
-// A Listener is a connection pool as the engine sees it: it holds permits through a Pool, and is
-// told what the fleet wants of it, one thing after the other. No method may block.
+// A Listener is a connection pool as the engine sees it. It holds permits through a Pool. The
+// session tells it what the fleet wants of it, one thing after the other. No method may block.
 type Listener interface {
 	Granted(permits []*Permit)         // permits asked for have arrived
 	Recall(n int, after time.Duration) // give n back, at the first occasion after that time

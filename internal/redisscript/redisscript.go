@@ -2,7 +2,7 @@
 // function for each script. Only this package knows what a reply looks like; package message has
 // its contents.
 //
-// Every script is safe to run twice with the same arguments, decides by Redis's clock alone, and
+// Every script is safe to run twice with the same arguments. It decides by Redis's clock alone, and
 // names all its keys, which share one Cluster slot. Scripts run by EVALSHA and fall back on EVAL,
 // so the server's script cache holds as many texts as there are scripts here.
 package redisscript
