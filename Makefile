@@ -1,4 +1,4 @@
-# `make` alone lists the targets: each has its description behind ##.
+# `make` alone lists the targets. The description of a target follows its ##.
 
 GO          ?= go
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
@@ -16,21 +16,24 @@ SEED        ?= 0
 FAULT       ?=
 ARGS        ?=
 
-# The modules are one workspace, whatever go env says: in one, go refuses -mod=mod and -modfile.
+# The modules are one workspace, whatever go env says. In a workspace go refuses -mod=mod and
+# -modfile.
 export GOWORK  := $(CURDIR)/go.work
-export GOFLAGS := $(filter-out -mod=% -modfile=%,$(shell $(GO) env GOFLAGS 2>/dev/null)) -mod=readonly
+export GOFLAGS := $(filter-out -mod=% -modfile=%,$(shell $(GO) env GOFLAGS 2>/dev/null)) \
+	-mod=readonly
 
-# Many tests wait for other processes. So more packages run at once than there are processors, and in a
-# package more of the tests that call t.Parallel.
+# Many tests wait for other processes. So more packages run at once than there are processors. In a
+# package, more of the tests that call t.Parallel run at once, too.
 PARALLEL    := $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); \
 	echo -p $$((n > 3 ? n : 3)) -parallel $$((n > 8 ? n : 8)))
 
-# The race detector, but for the interpreter of Lua in miniredis, which runs one script at a time. It
-# would take most of the time of the tests that run in a bubble. Vetting is left to make lint.
+# The race detector skips miniredis's Lua interpreter, which runs one script at a time. Otherwise
+# the interpreter would take most of the time of the tests in a bubble. make lint does the vetting.
 RACE        := -race -gcflags=github.com/yuin/gopher-lua/...=-race=false -vet=off
 
 # The packages whose tests run a part of their cases by default.
-SUBSETS     = $(shell grep -rl 'passbuddy/internal/subset"' --include='*_test.go' . | xargs -n 1 dirname | sort -u)
+SUBSETS     = $(shell grep -rl 'passbuddy/internal/subset"' --include='*_test.go' . | \
+	xargs -n 1 dirname | sort -u)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test demo lint vuln bench bench-go stress chaos fmt tidy clean
@@ -38,18 +41,19 @@ SUBSETS     = $(shell grep -rl 'passbuddy/internal/subset"' --include='*_test.go
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: ## Find or install the servers that tests and the demo start for themselves
+setup: ## Find or install the servers that the tests and the demo start
 	@scripts/setup.sh
 
-test: ## Run all tests with the race detector, against throwaway Postgres and Redis servers (PKG=, TIMEOUT=)
+test: ## Run all tests with -race, on throwaway Postgres and Redis servers (PKG=, TIMEOUT=)
 	@scripts/setup.sh --need redis --need cc
 	$(GO) test $(RACE) $(PARALLEL) -timeout $(TIMEOUT) $(PKG)
 
-demo: setup ## Show a fleet of processes on one Postgres, without PassBuddy and with it (ARGS='-cap 10 -duration 5s')
+demo: setup ## Show a fleet without PassBuddy and with it (ARGS='-cap 10 -duration 5s')
 	@$(GO) run ./cmd/passbuddy demo $(ARGS)
 
-lint: ## Check formatting, go vet, staticcheck, what the library imports, that its core is pure, the modules, and shell scripts
-	@files=$$(gofmt -l .); if [ -n "$$files" ]; then echo "not formatted, run make fmt:"; echo "$$files"; exit 1; fi
+lint: ## Check formatting, vet, staticcheck, imports, the core's purity, modules, shell scripts
+	@files=$$(gofmt -l .); if [ -n "$$files" ]; then \
+		echo "not formatted, run make fmt:"; echo "$$files"; exit 1; fi
 	$(GO) vet work
 	$(GO) run $(STATICCHECK) work
 	@scripts/check-imports.sh
@@ -57,30 +61,33 @@ lint: ## Check formatting, go vet, staticcheck, what the library imports, that i
 	@scripts/modules.sh check
 	@if command -v shellcheck >/dev/null; then shellcheck scripts/*.sh .ci/run; fi
 
-vuln: ## Look for known vulnerabilities in what is called here; says so where vuln.go.dev cannot be reached
-	@if curl -fsS --max-time 20 -o /dev/null $(VULNDB)/index/db.json; then $(GO) run $(GOVULNCHECK) -db $(VULNDB) work; \
+vuln: ## Look for known vulnerabilities in called code; says if vuln.go.dev is unreachable
+	@if curl -fsS --max-time 20 -o /dev/null $(VULNDB)/index/db.json; then \
+		$(GO) run $(GOVULNCHECK) -db $(VULNDB) work; \
 	else echo "vulnerabilities: NOT CHECKED, $(VULNDB) cannot be reached"; fi
 
-bench: ## Measure PassBuddy beside PgBouncer and others, in 40 minutes (ARGS=-quick for 2; docs/BENCHMARKS.md)
+bench: ## Measure PassBuddy and its rivals in 40 minutes (ARGS=-quick for 2; docs/BENCHMARKS.md)
 	@scripts/setup.sh --need redis --want pgbouncer
 	@$(GO) run ./cmd/passbuddy bench $(ARGS)
 
-bench-go: ## Run the Go benchmarks, each with its rival beside it (BENCH=regexp, COUNT=, PKG=); compare with benchstat
+bench-go: ## Run the Go benchmarks beside their rivals, for benchstat (BENCH=regexp, COUNT=, PKG=)
 	@scripts/setup.sh --need redis
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) -timeout 0 $(PKG)
 
-stress: ## Run the randomised tests and the fleets for a long time (DURATION=1m for each test, ROUNDS=20, STEPS=1000000 of the model)
+stress: ## Run the random tests and the fleets for long (DURATION=1m, ROUNDS=20, STEPS=1000000)
 	@scripts/setup.sh --need redis --need cc
-	$(GO) test $(RACE) $(PARALLEL) -timeout 0 -count 1 $(filter-out ./integration,$(SUBSETS)) -full
+	$(GO) test $(RACE) $(PARALLEL) -timeout 0 -count 1 \
+		$(filter-out ./integration,$(SUBSETS)) -full
 	$(GO) test $(RACE) -timeout 0 -count $(ROUNDS) -run 'Random' . ./semaphore ./internal/...
 	$(GO) test -timeout 0 -count 1 -run Model ./internal/redisscript -steps $(STEPS) -v
 	$(GO) test $(PARALLEL) -timeout 0 -count 1 -run Hostile ./semaphore -hostile -full
 	$(GO) test $(RACE) $(PARALLEL) -timeout 0 -count 1 ./pgxpool -stress $(DURATION)
 	$(GO) test $(RACE) $(PARALLEL) -timeout 0 -count 1 ./integration -load $(DURATION) -full
 
-chaos: ## Run a fleet of processes while everything goes wrong, and print what it cost (DURATION=1m, SEED=0 for another each time, FAULT=regexp)
+chaos: ## Run a fleet through faults, print the cost (DURATION=1m, SEED=0: random, FAULT=regexp)
 	@scripts/setup.sh --need redis --need cc
-	$(GO) test $(RACE) -timeout 0 -count 1 -v -run 'TestChaos$$' ./integration -chaos $(DURATION) -seed $(SEED) -fault '$(FAULT)'
+	$(GO) test $(RACE) -timeout 0 -count 1 -v -run 'TestChaos$$' ./integration \
+		-chaos $(DURATION) -seed $(SEED) -fault '$(FAULT)'
 
 fmt: ## Format the code
 	gofmt -w .
@@ -88,5 +95,5 @@ fmt: ## Format the code
 tidy: ## Bring each module's go.mod and go.sum up to date
 	@scripts/modules.sh tidy
 
-clean: ## Remove what the targets above leave in this folder
+clean: ## Remove the files that the targets above leave in this folder
 	rm -rf passbuddy-demo.svg passbuddy-bench.json passbuddy-bench

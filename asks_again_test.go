@@ -9,59 +9,63 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// A permit is lost while its caller connects. Nothing was done under it: the caller asks for
+// A permit is lost while its caller connects. No work was done under it, so the caller asks for
 // another.
 func TestAPermitLostWhileConnecting(t *testing.T) {
 	for _, scope := range scopes {
 		t.Run(scope.String(), func(t *testing.T) {
-			bubble(t, 2, full, Config{Scope: scope, AcquireTimeout: 10 * time.Second}, func(t *testing.T, b *bench) {
-				n := 0
-				b.server.connectErr = func() error {
-					time.Sleep(time.Second)
-					if n++; n <= 2 {
-						b.fleet.lose(t)
+			bubble(t, 2, full, Config{Scope: scope, AcquireTimeout: 10 * time.Second},
+				func(t *testing.T, b *bench) {
+					n := 0
+					b.server.connectErr = func() error {
+						time.Sleep(time.Second)
+						if n++; n <= 2 {
+							b.fleet.lose(t)
+						}
+						return nil
 					}
-					return nil
-				}
-				began := time.Now()
-				if err := b.db.Ping(); err != nil {
-					t.Errorf("Ping: %v", err)
-				}
-				if took := time.Since(began); took > 4*time.Second {
-					t.Errorf("took %v", took)
-				}
-			})
+					began := time.Now()
+					if err := b.db.Ping(); err != nil {
+						t.Errorf("Ping: %v", err)
+					}
+					if took := time.Since(began); took > 4*time.Second {
+						t.Errorf("took %v", took)
+					}
+				})
 		})
 	}
 }
 
-// ... for as long as it may wait, and no longer.
+// The caller asks again for as long as it may wait, and no longer.
 func TestAPermitLostAgainAndAgain(t *testing.T) {
 	for _, scope := range scopes {
 		t.Run(scope.String(), func(t *testing.T) {
-			bubble(t, 2, full, Config{Scope: scope, AcquireTimeout: 10 * time.Second}, func(t *testing.T, b *bench) {
-				b.db.SetMaxIdleConns(-1)
-				b.server.connectErr = func() error {
-					time.Sleep(time.Second)
-					b.fleet.lose(t)
-					return nil
-				}
-				began := time.Now()
-				err := b.db.Ping()
-				if took := time.Since(began); !errors.Is(err, semaphore.ErrLost) && !errors.Is(err, semaphore.ErrCapacity) || took > 12*time.Second {
-					// PerCheckout finds the connections that its tries made.
-					if scope != PerCheckout || err != nil {
-						t.Errorf("%v after %v", err, took)
+			bubble(t, 2, full, Config{Scope: scope, AcquireTimeout: 10 * time.Second},
+				func(t *testing.T, b *bench) {
+					b.db.SetMaxIdleConns(-1)
+					b.server.connectErr = func() error {
+						time.Sleep(time.Second)
+						b.fleet.lose(t)
+						return nil
 					}
-				}
-				ctx, cancel := context.WithTimeout(context.Background(), 2500*time.Millisecond)
-				defer cancel()
-				began = time.Now()
-				err = b.db.PingContext(ctx)
-				if took := time.Since(began); err == nil && scope != PerCheckout || took > 4*time.Second {
-					t.Errorf("with a deadline: %v after %v", err, took)
-				}
-			})
+					began := time.Now()
+					err := b.db.Ping()
+					if took := time.Since(began); !errors.Is(err, semaphore.ErrLost) &&
+						!errors.Is(err, semaphore.ErrCapacity) || took > 12*time.Second {
+						// PerCheckout finds the connections that earlier tries made.
+						if scope != PerCheckout || err != nil {
+							t.Errorf("%v after %v", err, took)
+						}
+					}
+					ctx, cancel := context.WithTimeout(context.Background(), 2500*time.Millisecond)
+					defer cancel()
+					began = time.Now()
+					err = b.db.PingContext(ctx)
+					if took := time.Since(began); err == nil && scope != PerCheckout ||
+						took > 4*time.Second {
+						t.Errorf("with a deadline: %v after %v", err, took)
+					}
+				})
 		})
 	}
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/passbuddy/passbuddy/internal/allotment"
 )
 
-// TestCallers holds callers.go to the database/sql of this Go.
+// TestCallers checks callers.go against the database/sql of this Go.
 func TestCallers(t *testing.T) {
 	ctx := context.Background()
 	for name, c := range map[string]struct {
@@ -20,15 +20,20 @@ func TestCallers(t *testing.T) {
 		pinned     allotment.Pin
 		statements bool
 	}{
-		"exec":  {func(t *testing.T, db *sql.DB) { must(t)(db.Exec("x")) }, allotment.Free, false},
-		"query": {func(t *testing.T, db *sql.DB) { r, err := db.Query("x"); must(t)(r.Close(), err) }, allotment.Free, false},
+		"exec": {func(t *testing.T, db *sql.DB) { must(t)(db.Exec("x")) }, allotment.Free, false},
+		"query": {func(t *testing.T, db *sql.DB) {
+			r, err := db.Query("x")
+			must(t)(r.Close(), err)
+		}, allotment.Free, false},
 		"tx exec": {func(t *testing.T, db *sql.DB) {
 			tx, err := db.Begin()
 			must(t)(tx, err)
 			must(t)(tx.Exec("x"))
 			must(t)(nil, tx.Commit())
 		}, allotment.Free, false},
-		"prepare": {func(t *testing.T, db *sql.DB) { must(t)(db.Prepare("x")) }, allotment.Held, true},
+		"prepare": {func(t *testing.T, db *sql.DB) {
+			must(t)(db.Prepare("x"))
+		}, allotment.Held, true},
 		"tx prepare": {func(t *testing.T, db *sql.DB) {
 			tx, err := db.Begin()
 			must(t)(tx, err)
@@ -44,7 +49,10 @@ func TestCallers(t *testing.T) {
 		"unknown": {func(t *testing.T, db *sql.DB) {
 			c, err := db.Conn(ctx)
 			must(t)(c, err)
-			must(t)(nil, c.Raw(func(dc any) error { _, err := dc.(driver.Conn).Prepare("x"); return err }))
+			must(t)(nil, c.Raw(func(dc any) error {
+				_, err := dc.(driver.Conn).Prepare("x")
+				return err
+			}))
 			must(t)(nil, c.Close())
 		}, allotment.Fixed, true},
 	} {
@@ -58,7 +66,8 @@ func TestCallers(t *testing.T) {
 			must(t)(nil, conn.Raw(func(dc any) error {
 				ph := dc.(wrapper).base().ph
 				if ph.pinned != c.pinned || ph.statements != c.statements {
-					t.Errorf("pinned %d, statements %v; want %d, %v", ph.pinned, ph.statements, c.pinned, c.statements)
+					t.Errorf("pinned %d, statements %v; want %d, %v", ph.pinned, ph.statements,
+						c.pinned, c.statements)
 				}
 				return nil
 			}))
@@ -76,8 +85,8 @@ func must(t *testing.T) func(_ any, err error) {
 	}
 }
 
-// TestFollowsConnector: this pgx's connectors can be given a dial function, and those of a pool are
-// left alone.
+// TestFollowsConnector: PassBuddy can set the dial function of this pgx's connectors, and leaves
+// those of a pool alone.
 func TestFollowsConnector(t *testing.T) {
 	cfg, err := pgx.ParseConfig("host=localhost")
 	if err != nil {
@@ -86,17 +95,17 @@ func TestFollowsConnector(t *testing.T) {
 	plain := stdlib.GetConnector(*cfg)
 	own := followConnector(plain)
 	if own.Driver() != plain.Driver() {
-		t.Error("another driver")
+		t.Error("the connector of another driver is followed")
 	}
 	at := new(connectAttempt)
 	ctx, cancel := context.WithCancel(withAttempt(context.Background(), at))
 	cancel()
 	_, _ = own.Connect(ctx) // fails, but asks our dial function first
 	if at.dialer.Dial == nil {
-		t.Error("not followed")
+		t.Error("the connector is not followed")
 	}
 	pool := stdlib.GetPoolConnector(nil)
 	if got := followConnector(pool); got == nil || got.Driver() != pool.Driver() {
-		t.Error("the pool's connector is not as it was")
+		t.Error("the pool's connector was changed")
 	}
 }

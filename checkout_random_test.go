@@ -16,8 +16,8 @@ import (
 )
 
 // TestRandomCheckouts uses a DB in every way, while its limits change, connections die, dials fail,
-// and leases are lost. No connection is used by two at once, and in the end all is given back (see
-// bubble).
+// and leases are lost. No two callers use a connection at once, and in the end everything is given
+// back (see bubble).
 func TestRandomCheckouts(t *testing.T) {
 	for kindName, kind := range kinds {
 		for _, maxOpen := range []int{0, 6} {
@@ -33,7 +33,11 @@ func TestRandomCheckouts(t *testing.T) {
 					var mu sync.Mutex
 					var statements []*sql.Stmt
 					chance := rand.New(rand.NewPCG(seed, 100))
-					oneIn := func(n int) bool { mu.Lock(); defer mu.Unlock(); return chance.IntN(n) == 0 }
+					oneIn := func(n int) bool {
+						mu.Lock()
+						defer mu.Unlock()
+						return chance.IntN(n) == 0
+					}
 					failed := errors.New("dial failed")
 					b.server.connectErr = func() error {
 						if oneIn(10) {
@@ -62,9 +66,11 @@ func TestRandomCheckouts(t *testing.T) {
 							case 0:
 								b.db.SetMaxIdleConns(r.IntN(6))
 							case 1:
-								b.db.SetConnMaxLifetime(time.Duration(r.IntN(3)) * 50 * time.Millisecond)
+								b.db.SetConnMaxLifetime(
+									time.Duration(r.IntN(3)) * 50 * time.Millisecond)
 							case 2:
-								b.db.SetConnMaxIdleTime(time.Duration(r.IntN(3)) * 50 * time.Millisecond)
+								b.db.SetConnMaxIdleTime(
+									time.Duration(r.IntN(3)) * 50 * time.Millisecond)
 							case 3:
 								b.fleet.take(1)
 								time.Sleep(time.Duration(r.IntN(20)) * time.Millisecond)
@@ -72,7 +78,8 @@ func TestRandomCheckouts(t *testing.T) {
 							case 4:
 								_ = b.db.Stats()
 							case 5:
-								if losses--; losses >= 0 { // the fake fleet does not get them back
+								// the fake fleet does not get lost permits back
+								if losses--; losses >= 0 {
 									b.fleet.lose(t)
 								}
 							}
@@ -87,8 +94,8 @@ func TestRandomCheckouts(t *testing.T) {
 								return
 							}
 						}
-						// A lease that is lost while its connection is out ends that with
-						// ErrBadConn, as a broken connection does.
+						// A lease that is lost while its connection is checked out ends the
+						// connection with ErrBadConn, like a broken connection.
 						if err != nil && !errors.Is(err, driver.ErrBadConn) {
 							t.Error(err)
 						}

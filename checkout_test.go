@@ -88,12 +88,12 @@ func TestOpenFollowsPermits(t *testing.T) {
 						})
 					}
 					wg.Wait()
-					most := int32(3 + 1) // the statement keeps one
+					most := int32(3 + 1) // the statement keeps one connection
 					if strings.HasPrefix(name, "statement") {
-						most = 2 * 3 // each that was returned while nobody waited keeps its own
+						most = 2 * 3 // a connection returned while no caller waits keeps its permit
 					}
 					if n := b.server.peak.Load(); n > most {
-						t.Errorf("%d connections were open, of 3 permits", n)
+						t.Errorf("%d connections were open on 3 permits", n)
 					}
 					if n := b.server.dials.Load(); n > 2*most {
 						t.Errorf("dialled %d times", n)
@@ -105,7 +105,7 @@ func TestOpenFollowsPermits(t *testing.T) {
 	}
 }
 
-// TestIdleStaysWarm: at rest nothing is closed that SetMaxIdleConns allows.
+// TestIdleStaysWarm: at rest no connection that SetMaxIdleConns allows is closed.
 func TestIdleStaysWarm(t *testing.T) {
 	bubble(t, 4, full, Config{Scope: PerCheckout}, func(t *testing.T, b *bench) {
 		b.atOnce(t, 4)
@@ -139,8 +139,8 @@ func (b *bench) atOnce(t *testing.T, n int) {
 	synctest.Wait()
 }
 
-// TestSurplusEnds: the process has fewer permits than it had, and callers wait. The connections
-// that the permits do not suffice for are closed.
+// TestSurplusEnds: the process has fewer permits than before, and callers wait. It closes the
+// surplus connections.
 func TestSurplusEnds(t *testing.T) {
 	bubble(t, 4, full, Config{Scope: PerCheckout}, func(t *testing.T, b *bench) {
 		b.server.onExec = busy
@@ -170,8 +170,8 @@ func TestSurplusEnds(t *testing.T) {
 	})
 }
 
-// TestDeadIdleConnections: a connection that the driver gives up at the checkout is closed, and the
-// next is tried.
+// TestDeadIdleConnections: a connection that the driver rejects at the checkout is closed, and the
+// checkout tries the next.
 func TestDeadIdleConnections(t *testing.T) {
 	bubble(t, 3, full, Config{Scope: PerCheckout}, func(t *testing.T, b *bench) {
 		b.atOnce(t, 3)
@@ -193,7 +193,7 @@ func TestDeadIdleConnections(t *testing.T) {
 }
 
 // TestCancelledResetCostsOneConnection: a driver that fails because the caller has gone would fail
-// with all the others too.
+// with all other connections too.
 func TestCancelledResetCostsOneConnection(t *testing.T) {
 	bubble(t, 3, full, Config{Scope: PerCheckout}, func(t *testing.T, b *bench) {
 		b.atOnce(t, 3)
@@ -202,7 +202,8 @@ func TestCancelledResetCostsOneConnection(t *testing.T) {
 			cancel()
 			return driver.ErrBadConn
 		}
-		if err := b.db.PingContext(ctx); !errors.Is(err, context.Canceled) || errors.Is(err, driver.ErrBadConn) {
+		if err := b.db.PingContext(ctx); !errors.Is(err, context.Canceled) ||
+			errors.Is(err, driver.ErrBadConn) {
 			t.Error(err)
 		}
 		synctest.Wait()
@@ -250,7 +251,9 @@ func TestDialErrorsReachTheCaller(t *testing.T) {
 				}
 				b.atOnce(t, 3)
 				b.server.onReset = func(*fakeConn) error { return driver.ErrBadConn }
-				b.server.connectErr = func() error { return fmt.Errorf("%w: %w", refused, driver.ErrBadConn) }
+				b.server.connectErr = func() error {
+					return fmt.Errorf("%w: %w", refused, driver.ErrBadConn)
+				}
 				err = use(b.db, st)
 				if err == nil || errors.Is(err, driver.ErrBadConn) {
 					t.Errorf("%v", err)
@@ -265,10 +268,11 @@ func TestDialErrorsReachTheCaller(t *testing.T) {
 	}
 }
 
-// TestRefusedConnUnderMaxOpenConns: database/sql's last try gets a returned wrapper, where no error
-// of Connect can reach the caller.
+// TestRefusedConnUnderMaxOpenConns: database/sql's last try gets a returned wrapper, so no error of
+// Connect can reach the caller.
 func TestRefusedConnUnderMaxOpenConns(t *testing.T) {
-	bubble(t, 2, full, Config{Scope: PerCheckout, AcquireTimeout: time.Second}, func(t *testing.T, b *bench) {
+	bubble(t, 2, full, Config{Scope: PerCheckout, AcquireTimeout: time.Second},
+		func(t *testing.T, b *bench) {
 		b.db.SetMaxOpenConns(2)
 		b.atOnce(t, 2)
 		b.fleet.take(2)
@@ -302,8 +306,8 @@ func TestRefusalIsToldOnce(t *testing.T) {
 	}
 }
 
-// TestLateAbort: the lease of a checkout is lost, and the connection is out again when the news
-// comes.
+// TestLateAbort: the lease of a checkout is lost, and the connection is checked out again when the
+// loss is reported.
 func TestLateAbort(t *testing.T) {
 	bubble(t, 2, full, Config{Scope: PerCheckout}, func(t *testing.T, b *bench) {
 		first := b.conn(t)
@@ -314,20 +318,20 @@ func TestLateAbort(t *testing.T) {
 		second := b.conn(t)
 		must(t)(nil, second.Raw(func(dc any) error {
 			if dc.(wrapper).base().ph != before {
-				t.Error("another connection")
+				t.Error("the checkout got another connection")
 			}
 			return nil
 		}))
 		b.cn.Abort(slot)
 		if err := second.PingContext(context.Background()); err != nil {
-			t.Errorf("it suffers for a permit that it does not use: %v", err)
+			t.Errorf("the connection ended for a permit that it does not use: %v", err)
 		}
 		_ = second.Close()
 	})
 }
 
-// TestAbortBeforeReturn: a connection whose lease was lost while it was out does not reach the
-// list.
+// TestAbortBeforeReturn: a connection whose lease was lost while it was checked out does not return
+// to the idle list.
 func TestAbortBeforeReturn(t *testing.T) {
 	bubble(t, 2, full, Config{Scope: PerCheckout}, func(t *testing.T, b *bench) {
 		c := b.conn(t)
@@ -344,7 +348,7 @@ func TestAbortBeforeReturn(t *testing.T) {
 	})
 }
 
-// TestPinnedStaysWithItsWrapper: nobody waits, so the statement keeps its connection, and is not
+// TestPinnedStaysWithItsWrapper: no caller waits, so the statement keeps its connection and is not
 // prepared again.
 func TestPinnedStaysWithItsWrapper(t *testing.T) {
 	bubble(t, 2, full, Config{Scope: PerCheckout}, func(t *testing.T, b *bench) {
@@ -360,7 +364,7 @@ func TestPinnedStaysWithItsWrapper(t *testing.T) {
 		}
 		for _, call := range b.server.calls() {
 			if call == "PrepareContext" {
-				t.Error("prepared again")
+				t.Error("the statement was prepared again")
 			}
 		}
 		if n := b.server.dials.Load(); n != 1 {
@@ -370,7 +374,8 @@ func TestPinnedStaysWithItsWrapper(t *testing.T) {
 	})
 }
 
-// TestCloseEndsIdleConnections: DB.Close waits for them, and what is returned later is not kept.
+// TestCloseEndsIdleConnections: DB.Close waits for idle connections, and connections returned later
+// are closed.
 func TestCloseEndsIdleConnections(t *testing.T) {
 	bubble(t, 4, full, Config{Scope: PerCheckout}, func(t *testing.T, b *bench) {
 		b.atOnce(t, 4)

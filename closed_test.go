@@ -7,12 +7,13 @@ import (
 	"time"
 )
 
-// TestCloseWakesCallers: callers that wait for a permit learn at once that the DB was closed, in
-// database/sql's own words, and nothing is opened for them.
+// TestCloseWakesCallers: callers that wait for a permit get database/sql's own error for a closed
+// DB at once, and no connection is opened for them.
 func TestCloseWakesCallers(t *testing.T) {
 	ctx := context.Background()
 	for _, scope := range scopes {
-		for _, most := range []int{0, 2} { // with SetMaxOpenConns, the opener hands out wrappers that are empty
+		// with SetMaxOpenConns the opener hands out empty wrappers
+		for _, most := range []int{0, 2} {
 			inBubble(t, scope.String(), func(t *testing.T) {
 				s := &server{t: t}
 				fleet := newFleet(t, 1)
@@ -36,13 +37,13 @@ func TestCloseWakesCallers(t *testing.T) {
 				must(t)(nil, db.Close())
 				for range calls {
 					if err := <-told; err == nil || err.Error() != "sql: database is closed" {
-						t.Errorf("a caller that waited was told: %v", err)
+						t.Errorf("a waiting caller got: %v", err)
 					}
 				}
 				if d := time.Since(start); d > 0 {
 					t.Errorf("after %v", d)
 				}
-				must(t)(nil, out.PingContext(ctx)) // who has a connection keeps it
+				must(t)(nil, out.PingContext(ctx)) // a caller that has a connection keeps it
 				must(t)(nil, out.Close())
 				time.Sleep(time.Minute)
 				if n := s.dials.Load(); n != 1 {

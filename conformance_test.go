@@ -21,7 +21,8 @@ var kinds = map[string]func(fakeConn) driver.Conn{
 var scopes = []Scope{PerConnection, PerCheckout}
 
 // wrapped opens a DB over a fake server, with permits from a fake fleet.
-func wrapped(t testing.TB, s *server, kind func(fakeConn) driver.Conn, fleet *fakeFleet, cfg Config) (*sql.DB, *connector) {
+func wrapped(t testing.TB, s *server, kind func(fakeConn) driver.Conn, fleet *fakeFleet,
+	cfg Config) (*sql.DB, *connector) {
 	t.Helper()
 	cfg, err := cfg.withDefaults()
 	if err != nil {
@@ -34,7 +35,7 @@ func wrapped(t testing.TB, s *server, kind func(fakeConn) driver.Conn, fleet *fa
 	return db, cn
 }
 
-// A step is one use of a DB; what it returns is compared.
+// A step is one use of a DB. The test compares its results.
 var steps = []struct {
 	name string
 	do   func(db *sql.DB) []any
@@ -42,7 +43,9 @@ var steps = []struct {
 	{"ping", func(db *sql.DB) []any { return []any{db.Ping()} }},
 	{"exec", func(db *sql.DB) []any { return result(db.Exec("x")) }},
 	{"exec again", func(db *sql.DB) []any { return result(db.Exec("x", 1, "a")) }},
-	{"exec, argument of the driver's own", func(db *sql.DB) []any { return result(db.Exec("x", point{1, 2})) }},
+	{"exec, argument of the driver's own", func(db *sql.DB) []any {
+		return result(db.Exec("x", point{1, 2}))
+	}},
 	{"exec, argument removed", func(db *sql.DB) []any { return result(db.Exec("x", "remove", 2)) }},
 	{"exec, argument refused", func(db *sql.DB) []any { return result(db.Exec("x", "refuse")) }},
 	{"exec, checker skips", func(db *sql.DB) []any { return result(db.Exec("x", "skip")) }},
@@ -77,7 +80,9 @@ var steps = []struct {
 		}
 		return []any{tx.Rollback()}
 	}},
-	{"isolation", func(db *sql.DB) []any { return begin(db, &sql.TxOptions{Isolation: sql.LevelSerializable}) }},
+	{"isolation", func(db *sql.DB) []any {
+		return begin(db, &sql.TxOptions{Isolation: sql.LevelSerializable})
+	}},
 	{"read-only", func(db *sql.DB) []any { return begin(db, &sql.TxOptions{ReadOnly: true}) }},
 	{"one connection", func(db *sql.DB) []any {
 		c, err := db.Conn(context.Background())
@@ -131,8 +136,8 @@ func begin(db *sql.DB, opts *sql.TxOptions) []any {
 	return []any{tx.Commit()}
 }
 
-// TestConformance does the same to a bare DB and to a wrapped one, and compares both what comes
-// back and what the driver was called for.
+// TestConformance uses a bare DB and a wrapped one alike, and compares both the results and the
+// driver's calls.
 func TestConformance(t *testing.T) {
 	for kindName, kind := range kinds {
 		for _, scope := range scopes {
@@ -149,7 +154,8 @@ func TestConformance(t *testing.T) {
 					}
 					wantCalls, gotCalls := bareServer.calls(), ourServer.calls()
 					if !slices.Equal(wantCalls, gotCalls) {
-						t.Errorf("%s: calls\n\t%s\nbare\n\t%s", st.name, strings.Join(gotCalls, "\n\t"), strings.Join(wantCalls, "\n\t"))
+						t.Errorf("%s: calls\n\t%s\nbare\n\t%s", st.name,
+							strings.Join(gotCalls, "\n\t"), strings.Join(wantCalls, "\n\t"))
 					}
 				}
 				if want, got := bareServer.dials.Load(), ourServer.dials.Load(); want != got {
@@ -176,7 +182,7 @@ func printed(vs []any) []string {
 	return out
 }
 
-// TestCancelledTransaction: whether the connection survives is the inner driver's to say.
+// TestCancelledTransaction: the inner driver decides whether the connection survives.
 func TestCancelledTransaction(t *testing.T) {
 	for kindName, kind := range kinds {
 		for _, scope := range scopes {
@@ -193,12 +199,12 @@ func TestCancelledTransaction(t *testing.T) {
 						time.Sleep(100 * time.Microsecond)
 					}
 					if err := tx.Commit(); err == nil {
-						t.Error("committed")
+						t.Error("the cancelled transaction was committed")
 					}
 					if err := db.Ping(); err != nil {
 						t.Fatal(err)
 					}
-					// One that ends before its context does not lose the connection.
+					// A transaction that ends before its context does not lose the connection.
 					ctx, cancel = context.WithCancel(context.Background())
 					if tx, err = db.BeginTx(ctx, nil); err != nil {
 						t.Fatal(err)
@@ -224,8 +230,8 @@ func TestCancelledTransaction(t *testing.T) {
 	}
 }
 
-// TestAdvertises: a wrapper has Exec and Query only if the driver's connection has, and the
-// driver's own objects come through.
+// TestAdvertises: a wrapper has Exec and Query only if the driver's connection has them, and passes
+// the driver's own objects through.
 func TestAdvertises(t *testing.T) {
 	for kindName, kind := range kinds {
 		inBubble(t, kindName, func(t *testing.T) {
@@ -240,12 +246,12 @@ func TestAdvertises(t *testing.T) {
 			err = c.Raw(func(dc any) error {
 				inner := dc.(RawConn).Raw()
 				_, e := inner.(driver.ExecerContext)
-				_, olde := inner.(driver.Execer) //nolint:staticcheck // drivers still implement it
+				_, olde := inner.(driver.Execer) //nolint:staticcheck // drivers have it
 				if _, ok := dc.(driver.ExecerContext); ok != (e || olde) {
 					t.Errorf("ExecerContext: %v", ok)
 				}
 				_, q := inner.(driver.QueryerContext)
-				_, oldq := inner.(driver.Queryer) //nolint:staticcheck // drivers still implement it
+				_, oldq := inner.(driver.Queryer) //nolint:staticcheck // drivers have it
 				if _, ok := dc.(driver.QueryerContext); ok != (q || oldq) {
 					t.Errorf("QueryerContext: %v", ok)
 				}
@@ -253,7 +259,8 @@ func TestAdvertises(t *testing.T) {
 				if err != nil {
 					return err
 				}
-				if p := reflect.TypeOf(st).String(); !strings.HasSuffix(p, "Stmt") || !strings.HasPrefix(p, "*passbuddy.") {
+				if p := reflect.TypeOf(st).String(); !strings.HasSuffix(p, "Stmt") ||
+					!strings.HasPrefix(p, "*passbuddy.") {
 					t.Errorf("Stmt is a %v", p)
 				}
 				tx, err := dc.(driver.ConnBeginTx).BeginTx(context.Background(), driver.TxOptions{})
@@ -272,11 +279,14 @@ func TestAdvertises(t *testing.T) {
 func TestConnectNeverReturnsErrBadConn(t *testing.T) {
 	for _, scope := range scopes {
 		inBubble(t, scope.String(), func(t *testing.T) {
-			s := &server{t: t, connectErr: func() error { return fmt.Errorf("refused: %w", driver.ErrBadConn) }}
+			s := &server{t: t, connectErr: func() error {
+				return fmt.Errorf("refused: %w", driver.ErrBadConn)
+			}}
 			db, cn := wrapped(t, s, full, newFleet(t, 1), Config{Scope: scope})
 			defer db.Close()
 			_, err := cn.Connect(context.Background())
-			if err == nil || errors.Is(err, driver.ErrBadConn) || !strings.Contains(err.Error(), "refused") {
+			if err == nil || errors.Is(err, driver.ErrBadConn) ||
+				!strings.Contains(err.Error(), "refused") {
 				t.Error(err)
 			}
 			s.connectErr = nil

@@ -22,12 +22,12 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// AcquireTimeout is one deadline for all stations of a checkout. Each station here takes its time,
-// and the last one never ends. A deadline that starts anew at a station would let the caller wait
-// for longer, by the time that the stations before it took.
+// AcquireTimeout is one deadline for all stations of a checkout. Here each station takes some time,
+// and the last one never ends. A deadline that started anew at a station would let the caller wait
+// longer, by the time of the earlier stations.
 const stationsTimeout = 10 * time.Second
 
-// bounded holds wait to AcquireTimeout, and to slack beyond it.
+// bounded fails the test if wait takes longer than AcquireTimeout plus slack.
 func bounded(t *testing.T, slack time.Duration, wait func() error) error {
 	t.Helper()
 	began := time.Now()
@@ -39,8 +39,8 @@ func bounded(t *testing.T, slack time.Duration, wait func() error) error {
 }
 
 // The stations: a turn (4s), a permit, a dial (1s), and all again because the lease is lost
-// meanwhile. In PerConnection the permit takes 3s: the connection that came with the turn is dead,
-// and its backend ends slowly.
+// meanwhile. In PerConnection the permit takes 3s, because the turn's connection is dead and its
+// backend ends slowly.
 func TestDeadlineIsOneForAllStations(t *testing.T) {
 	for _, scope := range scopes {
 		t.Run(scope.String(), func(t *testing.T) {
@@ -74,20 +74,21 @@ func TestDeadlineIsOneForAllStations(t *testing.T) {
 					t.Errorf("%v, want at capacity", err)
 				}
 				if n := b.server.dials.Load(); n != 2 {
-					t.Errorf("dialled %d times, want twice: a station was left out", n)
+					t.Errorf("dialled %d times, want 2: the test missed a station", n)
 				}
 			})
 		})
 	}
 }
 
-// A caller whose turn comes late, with a connection that proves dead, does not wait for as long
-// again for the end of that.
+// A caller gets its turn late, with a dead connection. It does not wait as long again for that
+// connection's end.
 func TestAcquireTimeoutIsOneForACheckout(t *testing.T) {
 	const most = stationsTimeout
 	for _, scope := range scopes {
 		t.Run(scope.String(), func(t *testing.T) {
-			bubble(t, 1, full, Config{Scope: scope, AcquireTimeout: most}, func(t *testing.T, b *bench) {
+			bubble(t, 1, full, Config{Scope: scope, AcquireTimeout: most},
+				func(t *testing.T, b *bench) {
 				var dead atomic.Bool
 				b.server.onClose = func() {
 					if dead.Load() {
@@ -106,7 +107,9 @@ func TestAcquireTimeoutIsOneForACheckout(t *testing.T) {
 					began := time.Now()
 					_, err := b.db.Exec("x")
 					if scope == PerConnection && !errors.Is(err, semaphore.ErrCapacity) {
-						t.Errorf("%v, want at capacity: the dead connection's backend lives for a minute", err)
+							t.Errorf(
+								"%v, want at capacity: the dead connection's backend lives for a "+
+									"minute", err)
 					}
 					waited <- time.Since(began)
 				}()
@@ -123,7 +126,7 @@ func TestAcquireTimeoutIsOneForACheckout(t *testing.T) {
 	}
 }
 
-// recordingFleet has backends recorded, which takes as long as record does.
+// recordingFleet records backends, which takes as long as the function record does.
 type recordingFleet struct {
 	*fakeFleet
 	record func(context.Context) error
@@ -198,14 +201,14 @@ func TestDeadlineIsOneForTheRecordToo(t *testing.T) {
 			t.Error("the connection was handed out without its record")
 		}
 		if n := records.Load(); n != 2 {
-			t.Errorf("%d backends were recorded, want 2: a station was left out", n)
+			t.Errorf("%d backends were recorded, want 2: the test missed a station", n)
 		}
 		_ = db.Close()
 		time.Sleep(time.Minute)
 	})
 }
 
-// A dial is not cut short, however long it takes: the connection that comes of it is recorded and
+// The deadline cuts no dial short, however long it takes: the resulting connection is recorded and
 // used.
 func TestDeadlineCutsNoDial(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

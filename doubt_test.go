@@ -19,7 +19,8 @@ type tryFleet struct {
 
 func (f tryFleet) Try(context.Context) (*engine.Permit, error) { return f.p, nil }
 
-// OpenExtra dials nothing under a permit whose lease ended before it came (the process was stopped).
+// OpenExtra does not dial under a permit whose lease ended before the permit arrived (the process
+// was stopped).
 func TestOpenExtraOfALostPermit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 2, full, Config{})
@@ -28,10 +29,10 @@ func TestOpenExtraOfALostPermit(t *testing.T) {
 		p := b.fleet.stock[0]
 		_ = b.fleet.session.Release(p, func() bool { return true })
 		if p.Held() {
-			t.Fatal("held")
+			t.Fatal("the permit is held")
 		}
 		a.Attach(tryFleet{b.fleet, p})
-		a.Lost(p) // comes before OpenExtra has the lock
+		a.Lost(p) // the loss is reported before OpenExtra has the lock
 		if c := a.OpenExtra(context.Background()); c != nil {
 			t.Errorf("a connection may be dialled under a lost permit; bound: usable %v, %+v",
 				c.Usable(), a.Figures())
@@ -43,8 +44,8 @@ func TestOpenExtraOfALostPermit(t *testing.T) {
 	})
 }
 
-// DB.Close while the search for suspects waits: what is in doubt stays counted for as long as
-// promised.
+// DB.Close comes while the search for suspects waits. A permit in doubt stays counted for as long
+// as promised.
 func TestCloseInDoubt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 2, full, Config{})
@@ -54,7 +55,7 @@ func TestCloseInDoubt(t *testing.T) {
 		c, err := b.cn.a.OpenWithin(ctx)
 		must(t)(c, err)
 		if !c.CheckOut() {
-			t.Fatal("CheckOut")
+			t.Fatal("no turn for the caller")
 		}
 		began := time.Now()
 		var ended atomic.Int64
@@ -67,13 +68,13 @@ func TestCloseInDoubt(t *testing.T) {
 		_ = out.Close()
 		time.Sleep(time.Minute)
 		if after := time.Duration(ended.Load()); after < 14*time.Second {
-			t.Errorf("the permit of a backend that lives was free after %v", after)
+			t.Errorf("the permit of a live backend was free after %v", after)
 		}
 	})
 }
 
-// A connection that lived without a permit, and was to end while it was idle, is in use by now. It
-// goes on until it is returned.
+// An idle connection without a permit was due to end, but is in use by now. It goes on until it is
+// returned.
 func TestUncountedInUse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 2, full, Config{FallbackConns: 2})
@@ -84,7 +85,7 @@ func TestUncountedInUse(t *testing.T) {
 		for _, v := range b.cn.a.AllAttached() {
 			slot = v.(*physical).slot
 		}
-		b.cn.Abort(slot) // as countInSoon's goroutine, which comes late
+		b.cn.Abort(slot) // like countInSoon's goroutine, when it runs late
 		if _, err := tx.Exec("x"); err != nil {
 			t.Errorf("in the transaction: %v", err)
 		}

@@ -17,7 +17,7 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// idleDriver is there; nothing more is asked of it.
+// idleDriver is a driver whose connections do no work.
 type idleDriver struct{}
 
 func (*idleDriver) Open(string) (driver.Conn, error)               { return idleConn{}, nil }
@@ -37,7 +37,8 @@ func newSem(t testing.TB) *semaphore.Semaphore {
 		t.Fatal(err)
 	}
 	client := redis.NewClient(&redis.Options{Addr: m.Addr()})
-	sem, err := semaphore.New(context.Background(), client, semaphore.Config{Capacity: 7, Logger: slog.New(slog.DiscardHandler)})
+	sem, err := semaphore.New(context.Background(), client,
+		semaphore.Config{Capacity: 7, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,14 +51,21 @@ func TestRegisterRefuses(t *testing.T) {
 	passbuddy.Register("taken", &idleDriver{}, sem, passbuddy.Config{})
 	var nobody *idleDriver
 	for want, register := range map[string]func(){
-		"passbuddy: Register: driver is nil":    func() { passbuddy.Register("x", nil, sem, passbuddy.Config{}) },
-		"passbuddy: Register: driver is nil ":   func() { passbuddy.Register("x", nobody, sem, passbuddy.Config{}) },
-		"passbuddy: Register: semaphore is nil": func() { passbuddy.Register("x", &idleDriver{}, nil, passbuddy.Config{}) },
+		"passbuddy: Register: driver is nil": func() {
+			passbuddy.Register("x", nil, sem, passbuddy.Config{})
+		},
+		"passbuddy: Register: driver is nil ": func() {
+			passbuddy.Register("x", nobody, sem, passbuddy.Config{})
+		},
+		"passbuddy: Register: semaphore is nil": func() {
+			passbuddy.Register("x", &idleDriver{}, nil, passbuddy.Config{})
+		},
 		`passbuddy: Register: a driver named "taken" is registered already`: func() {
 			passbuddy.Register("taken", &idleDriver{}, sem, passbuddy.Config{})
 		},
 		"passbuddy: Register: Config.AcquireTimeout is -1s: it must not be negative": func() {
-			passbuddy.Register("x", &idleDriver{}, sem, passbuddy.Config{AcquireTimeout: -time.Second})
+			passbuddy.Register("x", &idleDriver{}, sem,
+				passbuddy.Config{AcquireTimeout: -time.Second})
 		},
 	} {
 		func() {
@@ -78,7 +86,7 @@ func TestWrapRefuses(t *testing.T) {
 	fromDriver := func(d driver.Driver) error {
 		conn, err := d.Open("")
 		if err == nil {
-			defer conn.Close() // for which the semaphore's Close would wait
+			defer conn.Close() // the semaphore's Close would wait for it
 		}
 		_, err2 := d.(driver.DriverContext).OpenConnector("")
 		if fmt.Sprint(err) != fmt.Sprint(err2) {
@@ -88,7 +96,7 @@ func TestWrapRefuses(t *testing.T) {
 	}
 	fromConnector := func(c driver.Connector) error {
 		if c.Driver() == nil {
-			t.Error("no driver")
+			t.Error("the DB has no driver")
 		}
 		_, err := c.Connect(ctx)
 		return err
@@ -98,16 +106,29 @@ func TestWrapRefuses(t *testing.T) {
 		err  error
 		want string
 	}{
-		"driver, nil":       {fromDriver(passbuddy.WrapDriver(nil, sem, passbuddy.Config{})), "driver is nil"},
-		"driver, no sem":    {fromDriver(passbuddy.WrapDriver(&idleDriver{}, nil, passbuddy.Config{})), "semaphore is nil"},
-		"driver, config":    {fromDriver(passbuddy.WrapDriver(&idleDriver{}, sem, bad)), "Config.FallbackConns is -3"},
-		"connector, nil":    {fromConnector(passbuddy.WrapConnector(nil, sem, passbuddy.Config{})), "connector is nil"},
-		"connector, no sem": {fromConnector(passbuddy.WrapConnector(&idleDriver{}, nil, passbuddy.Config{})), "semaphore is nil"},
-		"connector, config": {fromConnector(passbuddy.WrapConnector(&idleDriver{}, sem, bad)), "Config.FallbackConns is -3"},
-		"db, nil":           {fromDB(passbuddy.OpenDB(nil, sem, passbuddy.Config{})), "connector is nil"},
-		"db, no sem":        {fromDB(passbuddy.OpenDB(&idleDriver{}, nil, passbuddy.Config{})), "semaphore is nil"},
-		"db, unknown scope": {fromDB(passbuddy.OpenDB(&idleDriver{}, sem, passbuddy.Config{Scope: 9})), "Config.Scope is Scope(9): it must be PerConnection or PerCheckout"},
-		"driver, fine":      {fromDriver(passbuddy.WrapDriver(&idleDriver{}, sem, passbuddy.Config{})), "<nil>"},
+		"driver, nil": {fromDriver(passbuddy.WrapDriver(nil, sem, passbuddy.Config{})),
+			"driver is nil"},
+		"driver, no sem": {
+			fromDriver(passbuddy.WrapDriver(&idleDriver{}, nil, passbuddy.Config{})),
+			"semaphore is nil"},
+		"driver, config": {fromDriver(passbuddy.WrapDriver(&idleDriver{}, sem, bad)),
+			"Config.FallbackConns is -3"},
+		"connector, nil": {fromConnector(passbuddy.WrapConnector(nil, sem, passbuddy.Config{})),
+			"connector is nil"},
+		"connector, no sem": {
+			fromConnector(passbuddy.WrapConnector(&idleDriver{}, nil, passbuddy.Config{})),
+			"semaphore is nil"},
+		"connector, config": {fromConnector(passbuddy.WrapConnector(&idleDriver{}, sem, bad)),
+			"Config.FallbackConns is -3"},
+		"db, nil": {fromDB(passbuddy.OpenDB(nil, sem, passbuddy.Config{})),
+			"connector is nil"},
+		"db, no sem": {fromDB(passbuddy.OpenDB(&idleDriver{}, nil, passbuddy.Config{})),
+			"semaphore is nil"},
+		"db, unknown scope": {
+			fromDB(passbuddy.OpenDB(&idleDriver{}, sem, passbuddy.Config{Scope: 9})),
+			"Config.Scope is Scope(9): it must be PerConnection or PerCheckout"},
+		"driver, fine": {fromDriver(passbuddy.WrapDriver(&idleDriver{}, sem, passbuddy.Config{})),
+			"<nil>"},
 	} {
 		if !strings.Contains(fmt.Sprint(c.err), c.want) {
 			t.Errorf("%s: %v, want %s", name, c.err, c.want)
@@ -116,10 +137,12 @@ func TestWrapRefuses(t *testing.T) {
 }
 
 func TestConfigDefaults(t *testing.T) {
-	if passbuddy.DefaultAcquireTimeout != 30*time.Second || (passbuddy.Config{}).Scope != passbuddy.PerConnection {
+	if passbuddy.DefaultAcquireTimeout != 30*time.Second ||
+		(passbuddy.Config{}).Scope != passbuddy.PerConnection {
 		t.Errorf("%v, %v", passbuddy.DefaultAcquireTimeout, passbuddy.Config{}.Scope)
 	}
-	if s := fmt.Sprint(passbuddy.PerConnection, passbuddy.PerCheckout); s != "PerConnection PerCheckout" {
+	if s := fmt.Sprint(passbuddy.PerConnection,
+		passbuddy.PerCheckout); s != "PerConnection PerCheckout" {
 		t.Error(s)
 	}
 }

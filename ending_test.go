@@ -37,8 +37,7 @@ func TestCloseWhileOut(t *testing.T) {
 	}
 }
 
-// TestSlowClose: the driver's Close takes its time, and only callers that need the permit wait for
-// it.
+// TestSlowClose: the driver's Close is slow, and only callers that need the permit wait for it.
 func TestSlowClose(t *testing.T) {
 	bubble(t, 1, full, Config{}, func(t *testing.T, b *bench) {
 		b.server.onClose = func() { time.Sleep(time.Minute) }
@@ -52,7 +51,7 @@ func TestSlowClose(t *testing.T) {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		if err := b.db.PingContext(ctx); !errors.Is(err, semaphore.ErrCapacity) {
-			t.Errorf("its permit was free before it was closed: %v", err)
+			t.Errorf("the permit was free before its connection was closed: %v", err)
 		}
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
@@ -64,7 +63,7 @@ func TestSlowClose(t *testing.T) {
 }
 
 // TestStatementOutlivesBadConnection: a Tx ends with a bad connection, and its user closes the
-// statements after that, as deferred calls do. The driver must not see both at once.
+// statements after that, as deferred calls do. The driver must not get both calls at once.
 func TestStatementOutlivesBadConnection(t *testing.T) {
 	for range 100 {
 		bubble(t, 1, full, Config{}, func(t *testing.T, b *bench) {
@@ -74,7 +73,8 @@ func TestStatementOutlivesBadConnection(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := c.ExecContext(context.Background(), "x"); !errors.Is(err, driver.ErrBadConn) {
+			if _, err := c.ExecContext(context.Background(), "x"); !errors.Is(err,
+				driver.ErrBadConn) {
 				t.Fatal(err)
 			}
 			_ = st.Close()
@@ -91,15 +91,17 @@ func TestAbort(t *testing.T) {
 				b.fleet.lose(t)
 				synctest.Wait()
 				time.Sleep(time.Second)
-				wantOpen := int32(1) // out: nothing may call it while its user might
+				// checked out: no other call may run while its user may call it
+				wantOpen := int32(1)
 				if scope == PerCheckout {
-					wantOpen = 2 // nothing covers an idle one
+					wantOpen = 2 // no permit covers an idle connection
 				}
 				if n := b.server.open.Load(); n != wantOpen {
 					t.Errorf("%d connections are open", n)
 				}
-				if err := out.PingContext(context.Background()); !errors.Is(err, driver.ErrBadConn) {
-					t.Errorf("the lease is lost, and it works: %v", err)
+				if err := out.PingContext(context.Background()); !errors.Is(err,
+					driver.ErrBadConn) {
+					t.Errorf("the lease is lost, but the connection works: %v", err)
 				}
 				_ = out.Close()
 				time.Sleep(time.Second)
@@ -111,7 +113,7 @@ func TestAbort(t *testing.T) {
 	}
 }
 
-// TestClosedSemaphore: no caller is served, idle connections end, those that are out fail.
+// TestClosedSemaphore: no caller is served, idle connections end, checked-out connections fail.
 func TestClosedSemaphore(t *testing.T) {
 	bubble(t, 2, full, Config{}, func(t *testing.T, b *bench) {
 		out, idle := b.conn(t), b.conn(t)
@@ -131,8 +133,8 @@ func TestClosedSemaphore(t *testing.T) {
 	})
 }
 
-// TestRandomUse: whatever is done, no connection is used twice at once (the fake driver sees it),
-// there are never too many, and in the end all is given back.
+// TestRandomUse: under any use, no two callers use a connection at once (the fake driver checks
+// it), the connections keep the cap, and in the end everything is given back.
 func TestRandomUse(t *testing.T) {
 	for kindName, kind := range kinds {
 		for _, scope := range scopes {

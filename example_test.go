@@ -21,7 +21,8 @@ const (
 	dsn      = "postgres://app:secret@localhost:5432/app"
 )
 
-// A whole program: everyone who opens "postgres-capped" with the same Redis shares 80 connections.
+// A whole program: all processes that open "postgres-capped" with the same Redis share 80
+// connections.
 func ExampleRegister() {
 	ctx := context.Background()
 	sem, err := semaphore.Open(ctx, redisURL, semaphore.Config{Capacity: 80})
@@ -37,7 +38,8 @@ func ExampleRegister() {
 		log.Fatal(err)
 	}
 	defer db.Close()
-	db.SetMaxIdleConns(sem.Engine(engine.Seam{}).Capacity()) // idle ones are given back when another process needs them
+	// PassBuddy gives idle ones back when another process needs them
+	db.SetMaxIdleConns(sem.Engine(engine.Seam{}).Capacity())
 
 	var now time.Time
 	if err := db.QueryRowContext(ctx, "select now()").Scan(&now); err != nil {
@@ -46,7 +48,7 @@ func ExampleRegister() {
 	log.Print(now)
 }
 
-// With a connector no name is needed.
+// With a connector the driver needs no name.
 func ExampleOpenDB() {
 	sem, err := semaphore.Open(context.Background(), redisURL, semaphore.Config{Capacity: 80})
 	if err != nil {
@@ -58,11 +60,12 @@ func ExampleOpenDB() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	db := passbuddy.OpenDB(stdlib.GetConnector(*cfg), sem, passbuddy.Config{AcquireTimeout: 5 * time.Second})
+	db := passbuddy.OpenDB(stdlib.GetConnector(*cfg), sem,
+		passbuddy.Config{AcquireTimeout: 5 * time.Second})
 	defer db.Close()
 }
 
-// Wrappers of other makers go outside.
+// Other libraries' wrappers go around PassBuddy's.
 func ExampleWrapConnector() {
 	sem, err := semaphore.Open(context.Background(), redisURL, semaphore.Config{Capacity: 80})
 	if err != nil {
@@ -81,17 +84,18 @@ func ExampleWrapConnector() {
 	db.SetMaxIdleConns(sem.Engine(engine.Seam{}).Capacity())
 }
 
-// The capped driver can be registered, or wrapped again, by other means.
+// The caller can register the capped driver itself, or wrap it again.
 func ExampleWrapDriver() {
 	sem, err := semaphore.Open(context.Background(), redisURL, semaphore.Config{Capacity: 80})
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer sem.Close()
-	sql.Register("pq-capped", passbuddy.WrapDriver(&pq.Driver{}, sem, passbuddy.Config{Scope: passbuddy.PerCheckout}))
+	sql.Register("pq-capped",
+		passbuddy.WrapDriver(&pq.Driver{}, sem, passbuddy.Config{Scope: passbuddy.PerCheckout}))
 }
 
-// sql.Conn.Raw passes PassBuddy's wrapper; the driver's own connection is behind its Raw.
+// sql.Conn.Raw passes PassBuddy's wrapper. The wrapper's Raw returns the driver's own connection.
 func ExampleRawConn() {
 	var db *sql.DB // opened as above
 	ctx := context.Background()
@@ -103,7 +107,8 @@ func ExampleRawConn() {
 	defer conn.Close()
 	err = conn.Raw(func(driverConn any) error {
 		pgxConn := driverConn.(passbuddy.RawConn).Raw().(*stdlib.Conn).Conn()
-		_, err := pgxConn.CopyFrom(ctx, pgx.Identifier{"numbers"}, []string{"n"}, pgx.CopyFromRows([][]any{{1}, {2}}))
+		_, err := pgxConn.CopyFrom(ctx, pgx.Identifier{"numbers"}, []string{"n"},
+			pgx.CopyFromRows([][]any{{1}, {2}}))
 		return err
 	})
 	if err != nil {

@@ -32,14 +32,13 @@ type fakeFleet struct {
 	want     int
 	stock    []*engine.Permit
 	out      []*engine.Permit
-	flying   bool // one grant at a time, as the engine
+	flying   bool // one grant at a time, like the engine
 	a        *allotment.Allotment
 	err      error
 	left     int
 }
 
-// newFleet makes a fleet with that many permits, which are real: the allotment looks at their
-// leases.
+// newFleet returns a fleet with real permits, because the allotment checks their leases.
 func newFleet(t testing.TB, capacity int) *fakeFleet {
 	t.Helper()
 	const most = 16
@@ -48,7 +47,9 @@ func newFleet(t testing.TB, capacity int) *fakeFleet {
 		Addr: "127.0.0.1:6379", Protocol: 2, DisableIdentity: true,
 		Dialer: func(context.Context, string, string) (net.Conn, error) { return m.Dial() },
 	})
-	sem, err := semaphore.New(context.Background(), client, semaphore.Config{Capacity: most, TTL: 24 * time.Hour, Logger: slog.New(slog.DiscardHandler)})
+	sem, err := semaphore.New(context.Background(), client,
+		semaphore.Config{Capacity: most, TTL: 24 * time.Hour,
+			Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,8 +62,10 @@ func newFleet(t testing.TB, capacity int) *fakeFleet {
 			t.Error(err)
 		}
 		_ = client.Close()
-		if _, real := t.(*testing.B); !real { // a test has a fake clock, and its bubble must be empty at its end
-			time.Sleep(2 * time.Second) // go-redis's dialling goroutines look once a second whether their pool is closed
+		// a test has a fake clock, and its bubble must be empty at its end
+		if _, real := t.(*testing.B); !real {
+			// go-redis's dialling goroutines check once a second whether their pool is closed
+			time.Sleep(2 * time.Second)
 		}
 		m.Close()
 	})
@@ -84,7 +87,8 @@ func (f *fakeFleet) Ask(n int) {
 	f.mu.Unlock()
 }
 
-// grant delivers in the background, as the allotment's lock may be held. f.mu is.
+// grant delivers in the background, because the allotment's lock may be held. The caller holds
+// f.mu.
 func (f *fakeFleet) grant() {
 	n := min(f.want, f.capacity-f.held)
 	if n <= 0 || f.err != nil || f.flying {
@@ -138,7 +142,7 @@ func (f *fakeFleet) holds() int {
 	return f.held
 }
 
-// take lets the fleet have n permits for itself once they are given back: it recalls them.
+// take recalls n permits, which the fleet keeps once they are given back.
 func (f *fakeFleet) take(n int) {
 	f.mu.Lock()
 	f.capacity -= n
@@ -154,7 +158,7 @@ func (f *fakeFleet) giveBack(n int) {
 	f.mu.Unlock()
 }
 
-// lose makes all leases be lost.
+// lose ends all leases.
 func (f *fakeFleet) lose(t *testing.T) {
 	t.Helper()
 	f.mu.Lock()
@@ -167,7 +171,7 @@ func (f *fakeFleet) lose(t *testing.T) {
 	}
 }
 
-// The fake drivers connect to server. It notices concurrent use of a connection.
+// The fake drivers connect to server. It detects concurrent use of a connection.
 type server struct {
 	t        *testing.T
 	dials    atomic.Int32
@@ -243,7 +247,7 @@ func (c *fakeConn) Begin() (driver.Tx, error) {
 func (c *fakeConn) Close() error {
 	defer c.enter()()
 	if c.closed {
-		c.s.t.Error("closed twice")
+		c.s.t.Error("a connection was closed twice")
 	}
 	c.closed = true
 	if c.s.onClose != nil {
@@ -304,12 +308,13 @@ func (r *fakeRows) Next(dest []driver.Value) error {
 	return nil
 }
 
-// fullConn has them all.
+// fullConn has all optional interfaces.
 type fullConn struct{ fakeConn }
 
 func (c *fullConn) Ping(context.Context) error { defer c.enter()(); c.s.record("Ping"); return nil }
 
-func (c *fullConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+func (c *fullConn) ExecContext(ctx context.Context, query string,
+	args []driver.NamedValue) (driver.Result, error) {
 	defer c.enter()()
 	c.s.record("ExecContext %v", args)
 	if c.s.onExec != nil {
@@ -320,7 +325,8 @@ func (c *fullConn) ExecContext(ctx context.Context, query string, args []driver.
 	return driver.RowsAffected(1), nil
 }
 
-func (c *fullConn) QueryContext(_ context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+func (c *fullConn) QueryContext(_ context.Context, query string,
+	args []driver.NamedValue) (driver.Rows, error) {
 	defer c.enter()()
 	c.s.record("QueryContext %v", args)
 	if query == "skip" {
@@ -370,7 +376,7 @@ func (c *fullConn) CheckNamedValue(v *driver.NamedValue) error {
 	return nil
 }
 
-// legacyConn has those that came before contexts.
+// legacyConn has the optional interfaces without contexts.
 type legacyConn struct{ fakeConn }
 
 func (c *legacyConn) Exec(_ string, args []driver.Value) (driver.Result, error) {
@@ -385,7 +391,7 @@ func (c *legacyConn) Query(_ string, args []driver.Value) (driver.Rows, error) {
 	return &fakeRows{}, nil
 }
 
-// stmtOnlyConn knows its own type of argument, in its statements only.
+// stmtOnlyConn accepts its own type of argument, but only in its statements.
 type stmtOnlyConn struct{ fakeConn }
 
 func (c *stmtOnlyConn) Prepare(query string) (driver.Stmt, error) {
@@ -404,7 +410,8 @@ func (s *pickyStmt) CheckNamedValue(v *driver.NamedValue) error {
 	return nil
 }
 
-// noValidator is as pgx's stdlib.Conn: it lacks one of the two that keepConnOnRollback asks for.
+// noValidator is like pgx's stdlib.Conn: it lacks one of the two interfaces that keepConnOnRollback
+// needs.
 type noValidator struct{ fakeConn }
 
 func (c *noValidator) ResetSession(context.Context) error { return nil }

@@ -20,8 +20,8 @@ import (
 
 var fenced = passbuddy.Config{Fence: true}
 
-// freeze ends, in Redis alone, the leases of the permits that cover the backends of those sessions:
-// as if their process had been stopped for so long.
+// freeze ends, in Redis only, the leases of the permits that cover the backends of the given
+// sessions. This simulates a process that was stopped for so long.
 func freeze(t *testing.T, by *semaphore.Semaphore, pids ...string) {
 	t.Helper()
 	ctx := context.Background()
@@ -41,14 +41,16 @@ func freeze(t *testing.T, by *semaphore.Semaphore, pids ...string) {
 	if found != len(pids) {
 		t.Fatalf("%d of backends %q are recorded: %v", found, pids, backends)
 	}
-	if err := by.SetCapacity(ctx, by.Engine(engine.Seam{}).Capacity()); err != nil { // has Redis look
+	// so a script notices the ends
+	if err := by.SetCapacity(ctx, by.Engine(engine.Seam{}).Capacity()); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func pidOf(t *testing.T, c *sql.Conn) (pid string) {
 	t.Helper()
-	if err := c.QueryRowContext(context.Background(), "select pg_backend_pid()::text").Scan(&pid); err != nil {
+	if err := c.QueryRowContext(context.Background(),
+		"select pg_backend_pid()::text").Scan(&pid); err != nil {
 		t.Fatal(err)
 	}
 	return pid
@@ -63,8 +65,8 @@ func checkout(t *testing.T, db *sql.DB) *sql.Conn {
 	return c
 }
 
-// Each way to open a DB over pgx; with a prepared statement on the connection by which backends are
-// ended, and without.
+// The test covers each way to open a DB over pgx, with and without a prepared statement on the
+// connection that ends the backends.
 func TestFenceOfAFrozenProcess(t *testing.T) {
 	s := start(t)
 	for _, name := range []string{"pgx registered", "pgx connector"} {
@@ -73,7 +75,7 @@ func TestFenceOfAFrozenProcess(t *testing.T) {
 			t.Run(fmt.Sprintf("%s/prepared %v", name, prepared), func(t *testing.T) {
 				const capacity = 3
 				peak := s.watch(t)
-				// The sleeper is long between two heartbeats, which would have it end its
+				// The sleeper has a long time between heartbeats, which would make it end its
 				// connections itself.
 				sleeping, waking := s.sessionFor(t, capacity, time.Minute), s.session(t, capacity)
 				sleeper, awake := open(t, s, sleeping, fenced), open(t, s, waking, fenced)
@@ -90,16 +92,17 @@ func TestFenceOfAFrozenProcess(t *testing.T) {
 				}
 				freeze(t, waking, pidOf(t, a), pidOf(t, b))
 				deadline := time.Now().Add(10 * time.Second)
-				for a.PingContext(context.Background()) == nil || b.PingContext(context.Background()) == nil {
+				for a.PingContext(context.Background()) == nil ||
+					b.PingContext(context.Background()) == nil {
 					if time.Now().After(deadline) {
-						t.Fatal("its connections live on")
+						t.Fatal("the sleeper's connections live on")
 					}
 				}
 				a.Close()
 				b.Close()
-				for sleeper.Ping() != nil { // it believes in its leases until it hears otherwise
+				for sleeper.Ping() != nil { // it trusts its leases until it learns of the loss
 					if time.Now().After(deadline) {
-						t.Fatal("it does not work again")
+						t.Fatal("the sleeper does not work again")
 					}
 				}
 				if err := awake.Ping(); err != nil {
@@ -111,7 +114,8 @@ func TestFenceOfAFrozenProcess(t *testing.T) {
 					}
 				}
 				for _, sem := range []*semaphore.Semaphore{sleeping, waking} {
-					if snap, err := sem.Snapshot(context.Background()); err != nil || snap.Quarantined > 0 {
+					if snap, err := sem.Snapshot(context.Background()); err != nil ||
+						snap.Quarantined > 0 {
 						t.Errorf("%d permits are left in quarantine, %v", snap.Quarantined, err)
 					}
 					if err := sem.Close(); err != nil {
@@ -136,15 +140,17 @@ func TestFenceIsRefused(t *testing.T) {
 		"FallbackConns": {Fence: true, FallbackConns: 1},
 	} {
 		refused := passbuddy.OpenDB(stdlib.GetConnector(pgx.ConnConfig{}), sem, cfg)
-		if err := refused.Ping(); err == nil || !strings.Contains(err.Error(), "Fence") || !strings.Contains(err.Error(), want) {
+		if err := refused.Ping(); err == nil || !strings.Contains(err.Error(), "Fence") ||
+			!strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: %v", cfg, err)
 		}
 		_ = refused.Close()
 	}
-	// Other drivers, and where that is told.
+	// Other drivers, and where the error appears.
 	func() {
 		defer func() {
-			if r := fmt.Sprint(recover()); !strings.Contains(r, "Config.Fence needs pgx") || !strings.Contains(r, "*pq.Driver") {
+			if r := fmt.Sprint(recover()); !strings.Contains(r, "Config.Fence needs pgx") ||
+				!strings.Contains(r, "*pq.Driver") {
 				t.Errorf("Register of lib/pq: %v", r)
 			}
 		}()
@@ -155,8 +161,9 @@ func TestFenceIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for want, db := range map[string]*sql.DB{
-		"Config.Fence needs pgx":                passbuddy.OpenDB(c, sem, fenced),
-		"Config.Fence cannot follow the socket": openers["pgx configuration by name"](t, s, sem, fenced),
+		"Config.Fence needs pgx": passbuddy.OpenDB(c, sem, fenced),
+		"Config.Fence cannot follow the socket": openers["pgx configuration by name"](t, s, sem,
+			fenced),
 	} {
 		if err := db.Ping(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
@@ -166,12 +173,12 @@ func TestFenceIsRefused(t *testing.T) {
 		}
 	}
 	if snap, err := sem.Snapshot(context.Background()); err != nil || snap.Held > 0 {
-		t.Errorf("%d permits are held by what was refused, %v", snap.Held, err)
+		t.Errorf("%d permits are held after refusals, %v", snap.Held, err)
 	}
 }
 
-// The lease is over when the connection is there: its process slept while it opened it. The
-// connection is not handed out. Its caller gets another one.
+// The process slept while it opened a connection, and the lease ended meanwhile. The connection is
+// not handed out, and its caller gets another one.
 func TestFenceRefusesAConnectionWhoseLeaseIsOver(t *testing.T) {
 	s := start(t)
 	sem := s.session(t, 2)
@@ -181,14 +188,15 @@ func TestFenceRefusesAConnectionWhoseLeaseIsOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	slept, opened := false, 0
-	db := passbuddy.OpenDB(stdlib.GetConnector(*cfg, stdlib.OptionAfterConnect(func(ctx context.Context, _ *pgx.Conn) error {
-		opened++
-		if !slept {
-			slept = true
-			sem.Client().ZRemRangeByRank(ctx, "passbuddy-"+t.Name(), 0, -1)
-		}
-		return nil
-	})), sem, fenced)
+	db := passbuddy.OpenDB(stdlib.GetConnector(*cfg,
+		stdlib.OptionAfterConnect(func(ctx context.Context, _ *pgx.Conn) error {
+			opened++
+			if !slept {
+				slept = true
+				sem.Client().ZRemRangeByRank(ctx, "passbuddy-"+t.Name(), 0, -1)
+			}
+			return nil
+		})), sem, fenced)
 	if err := db.Ping(); err != nil || opened != 2 {
 		t.Errorf("%v, %d connections opened, want 2", err, opened)
 	}

@@ -15,7 +15,7 @@ import (
 )
 
 // This file specifies the driver's calls for each use of a DB, and the user's error for each of the
-// driver's answers. go-sqlmock plays the driver, and holds the calls to their order. A bare DB over
+// driver's answers. go-sqlmock plays the driver, and checks the order of the calls. A bare DB over
 // the same driver meets the same specification.
 
 var (
@@ -67,7 +67,7 @@ func selects(err error) call {
 	}}
 }
 
-// A forwarded is one use of a DB: the driver's calls in their order, the user's error, and how many
+// A forwarded is one use of a DB: the driver's calls in order, the user's error, and how many
 // connections stay open.
 type forwarded struct {
 	name  string
@@ -173,7 +173,7 @@ func specification() (all []forwarded) {
 		tryAgain := []call{op.call(bad), closes(nil)}
 		add("DB."+op.name, nil, 1, use, good...)
 		add("DB."+op.name+" fails", errFailed, 1, use, op.call(errFailed))
-		if op.name == "Ping" { // tells of the connection that it has found
+		if op.name == "Ping" { // Ping reports the error of the connection that it got
 			add("DB.Ping, bad", bad, 0, use, tryAgain...)
 			continue
 		}
@@ -214,7 +214,8 @@ func specification() (all []forwarded) {
 		add("Tx."+end.name+" fails", errFailed, 1, use, begins(nil), end.call(errFailed))
 		add("Tx."+end.name+", bad", bad, 0, use, begins(nil), end.call(bad), closes(nil))
 	}
-	// A statement passes the wrapper by. One of a DB is prepared again on another connection.
+	// A statement bypasses the wrapper. A statement of a DB is prepared again on another
+	// connection.
 	for _, op := range []struct {
 		name string
 		call func(error) call
@@ -251,7 +252,7 @@ const bare = "bare"
 
 var modes = []string{bare, PerConnection.String(), PerCheckout.String()}
 
-// TestForwarding holds a bare DB, and one in each scope, to the specification.
+// TestForwarding checks a bare DB, and one in each scope, against the specification.
 func TestForwarding(t *testing.T) {
 	for _, mode := range modes {
 		for _, f := range specification() {
@@ -313,8 +314,8 @@ func (d countingDriver) Open(dsn string) (driver.Conn, error) {
 	return d.Driver.Open(dsn)
 }
 
-// mocked returns a DB over a mocked driver, and how many connections it has opened. At the end of
-// the test all calls must have been made.
+// mocked returns a DB over a mocked driver, and a count of the connections that it has opened. By
+// the end of the test all calls must have come.
 func mocked(t *testing.T, mode string) (sqlmock.Sqlmock, *sql.DB, *atomic.Int32) {
 	t.Helper()
 	own, m, err := sqlmock.NewWithDSN(t.Name(), sqlmock.MonitorPingsOption(true))
@@ -335,7 +336,7 @@ func mocked(t *testing.T, mode string) (sqlmock.Sqlmock, *sql.DB, *atomic.Int32)
 		if err := m.ExpectationsWereMet(); err != nil {
 			t.Error(err)
 		}
-		m.ExpectClose() // of the connection that sqlmock has opened
+		m.ExpectClose() // of the connection that sqlmock itself has opened
 		must(t)(nil, own.Close())
 	})
 	return m, sql.OpenDB(c), opens

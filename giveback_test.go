@@ -10,9 +10,10 @@ import (
 	"time"
 )
 
-// TestIdleIsGivenBack: the fleet needs a permit whose connection lies idle.
+// TestIdleIsGivenBack: the fleet needs a permit whose connection is idle.
 func TestIdleIsGivenBack(t *testing.T) {
-	for name, prepare := range map[string]bool{"free": false, "with a statement, through the DB": true} {
+	for name, prepare := range map[string]bool{"free": false,
+		"with a statement, through the DB": true} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, 2, full, Config{}, func(t *testing.T, b *bench) {
 				b.cn.db.Store(b.db)
@@ -44,8 +45,8 @@ func TestIdleIsGivenBack(t *testing.T) {
 	}
 }
 
-// TestPinnedGivesBackAtItsNextUse: without the DB and without the socket, a connection with
-// statements is given back when it is next touched.
+// TestPinnedGivesBackAtItsNextUse: without access to the DB and the socket, a connection with
+// statements is given back at its next use.
 func TestPinnedGivesBackAtItsNextUse(t *testing.T) {
 	bubble(t, 2, full, Config{}, func(t *testing.T, b *bench) {
 		st, err := b.db.Prepare("x")
@@ -65,14 +66,15 @@ func TestPinnedGivesBackAtItsNextUse(t *testing.T) {
 	})
 }
 
-// TestReturnPaysTheFleetFirst: a connection that is recalled while it is out ends at its return.
+// TestReturnPaysTheFleetFirst: a connection that is recalled while it is checked out ends at its
+// return.
 func TestReturnPaysTheFleetFirst(t *testing.T) {
 	bubble(t, 2, full, Config{}, func(t *testing.T, b *bench) {
 		c := b.conn(t)
 		b.fleet.take(1)
 		synctest.Wait()
 		if n := b.server.open.Load(); n != 1 {
-			t.Fatal("closed while it was out")
+			t.Fatal("closed while it was checked out")
 		}
 		_ = c.Close()
 		time.Sleep(time.Second)
@@ -83,7 +85,8 @@ func TestReturnPaysTheFleetFirst(t *testing.T) {
 	})
 }
 
-// TestOpener: what database/sql opens in the background holds no permit until it is used.
+// TestOpener: a connection that database/sql opens in the background holds no permit until it is
+// used.
 func TestOpener(t *testing.T) {
 	for _, scope := range scopes {
 		t.Run(scope.String(), func(t *testing.T) {
@@ -101,11 +104,12 @@ func TestOpener(t *testing.T) {
 				if err := <-got; err != nil {
 					t.Fatal(err)
 				}
-				if log := b.server.calls(); !slices.Contains(log, "ExecContext [{ 1 {1 2}} { 2 skip}]") {
+				if log := b.server.calls(); !slices.Contains(log,
+					"ExecContext [{ 1 {1 2}} { 2 skip}]") {
 					t.Errorf("arguments were not checked: %v", log)
 				}
 
-				// The same, but the caller has gone when the connection comes.
+				// The same, but the caller has gone when the connection is ready.
 				c = b.conn(t)
 				ctx, cancel := context.WithCancel(context.Background())
 				go func() {
@@ -130,8 +134,8 @@ func TestOpener(t *testing.T) {
 	}
 }
 
-// TestOpenerIsFirst: the opener makes the very first connection, and when it comes nobody wants it
-// any more.
+// TestOpenerIsFirst: the opener makes the very first connection, and no caller wants it any more
+// when it is ready.
 func TestOpenerIsFirst(t *testing.T) {
 	for _, scope := range scopes {
 		t.Run(scope.String(), func(t *testing.T) {
@@ -151,9 +155,9 @@ func TestOpenerIsFirst(t *testing.T) {
 				synctest.Wait()
 				first <- errors.New("not now")
 				if err := <-got; err == nil {
-					t.Fatal("connected")
+					t.Fatal("the first connect succeeded")
 				}
-				second := <-attempts // by the opener, for the other
+				second := <-attempts // by the opener, for the other caller
 				cancel()
 				if err := <-got; !errors.Is(err, context.Canceled) {
 					t.Fatal(err)
@@ -163,7 +167,7 @@ func TestOpenerIsFirst(t *testing.T) {
 				b.server.connectErr = nil
 				time.Sleep(10 * time.Second)
 				if f := b.cn.a.Figures(); f.Turns != 0 || f.Out != 0 {
-					t.Errorf("a connection that nobody uses: %+v", f)
+					t.Errorf("a permit for an unused connection: %+v", f)
 				}
 				if err := b.db.Ping(); err != nil {
 					t.Error(err)

@@ -11,8 +11,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/subset"
 )
 
-// TestMaxIdleConns: a wrapper that database/sql closes at rest takes a connection with it. If
-// callers wait, the connection goes to them.
+// TestMaxIdleConns: a wrapper that database/sql closes at rest takes a connection with it. If a
+// caller waits, the connection goes to it.
 func TestMaxIdleConns(t *testing.T) {
 	for _, maxIdle := range []int{0, 2} {
 		t.Run(fmt.Sprint(maxIdle), func(t *testing.T) {
@@ -57,7 +57,7 @@ func TestConnMaxIdleTime(t *testing.T) {
 	bubble(t, 4, full, Config{Scope: PerCheckout}, func(t *testing.T, b *bench) {
 		b.db.SetConnMaxIdleTime(10 * time.Second)
 		b.atOnce(t, 4)
-		for range 15 { // one goes on
+		for range 15 { // one caller goes on
 			time.Sleep(time.Second)
 			if err := b.db.Ping(); err != nil {
 				t.Fatal(err)
@@ -68,7 +68,7 @@ func TestConnMaxIdleTime(t *testing.T) {
 		}
 		time.Sleep(25 * time.Second)
 		if n := b.server.open.Load(); n != 0 {
-			t.Errorf("%d connections are open after nothing happened for 25s", n)
+			t.Errorf("%d connections are open after 25s without any use", n)
 		}
 		if n := b.server.dials.Load(); n != 4 {
 			t.Errorf("dialled %d times", n)
@@ -76,62 +76,67 @@ func TestConnMaxIdleTime(t *testing.T) {
 	})
 }
 
-// TestConnMaxLifetime: it is the connection that must not grow older, not only its wrapper.
+// TestConnMaxLifetime: the connection, not only its wrapper, must not grow older than the limit.
 func TestConnMaxLifetime(t *testing.T) {
 	const limit, tolerance = 10 * time.Second, time.Second
-	// With fewer idle wrappers than callers, wrappers are closed before they reach the limit, and
-	// nothing shows it.
+	// With fewer idle wrappers than callers, database/sql closes wrappers before they reach the
+	// limit, so no wrapper shows the limit.
 	for callers, maxIdles := range map[int][]int{1: {1, 20}, 12: {12, 20}} {
 		for i := range 2 * len(maxIdles) {
 			scope, maxIdle := scopes[i%2], maxIdles[i/2]
-			t.Run(fmt.Sprintf("%v, %d callers, %d idle", scope, callers, maxIdle), func(t *testing.T) {
-				bubble(t, 3, full, Config{Scope: scope}, func(t *testing.T, b *bench) {
-					b.db.SetMaxIdleConns(maxIdle)
-					b.db.SetConnMaxLifetime(limit)
-					var mu sync.Mutex
-					opened := make(map[int32]time.Time) // by number of the connection
-					b.server.onReset = func(c *fakeConn) error {
-						mu.Lock()
-						defer mu.Unlock()
-						if opened[c.n].IsZero() {
-							opened[c.n] = time.Now()
-						}
-						if age := time.Since(opened[c.n]); age > limit+tolerance {
-							t.Errorf("a connection is %v old", age)
-						}
-						return nil
-					}
-					b.server.onExec = func(context.Context, string) error { time.Sleep(20 * time.Millisecond); return nil }
-					stop := time.Now().Add(5*limit + limit/2)
-					var wg sync.WaitGroup
-					for i := range callers {
-						wg.Go(func() {
-							for time.Now().Before(stop) {
-								if _, err := b.db.Exec("x"); err != nil {
-									t.Error(err)
-									return
-								}
-								time.Sleep(time.Duration(i) * 3 * time.Millisecond)
+			t.Run(fmt.Sprintf("%v, %d callers, %d idle", scope, callers, maxIdle),
+				func(t *testing.T) {
+					bubble(t, 3, full, Config{Scope: scope}, func(t *testing.T, b *bench) {
+						b.db.SetMaxIdleConns(maxIdle)
+						b.db.SetConnMaxLifetime(limit)
+						var mu sync.Mutex
+						opened := make(map[int32]time.Time) // by number of the connection
+						b.server.onReset = func(c *fakeConn) error {
+							mu.Lock()
+							defer mu.Unlock()
+							if opened[c.n].IsZero() {
+								opened[c.n] = time.Now()
 							}
-						})
-					}
-					wg.Wait()
-					n, least := b.server.dials.Load(), int32(6*min(callers, 3))
-					if n < least || n > least+least/2 {
-						t.Errorf("dialled %d times", n)
-					}
+							if age := time.Since(opened[c.n]); age > limit+tolerance {
+								t.Errorf("a connection is %v old", age)
+							}
+							return nil
+						}
+						b.server.onExec = func(context.Context, string) error {
+							time.Sleep(20 * time.Millisecond)
+							return nil
+						}
+						stop := time.Now().Add(5*limit + limit/2)
+						var wg sync.WaitGroup
+						for i := range callers {
+							wg.Go(func() {
+								for time.Now().Before(stop) {
+									if _, err := b.db.Exec("x"); err != nil {
+										t.Error(err)
+										return
+									}
+									time.Sleep(time.Duration(i) * 3 * time.Millisecond)
+								}
+							})
+						}
+						wg.Wait()
+						n, least := b.server.dials.Load(), int32(6*min(callers, 3))
+						if n < least || n > least+least/2 {
+							t.Errorf("dialled %d times", n)
+						}
+					})
 				})
-			})
 		}
 	}
 }
 
-// TestConnMaxLifetimeRaised: the limit is forgotten when a wrapper is used that is older.
+// TestConnMaxLifetimeRaised: PassBuddy forgets the limit when an older wrapper is used.
 func TestConnMaxLifetimeRaised(t *testing.T) {
 	bubble(t, 1, full, Config{Scope: PerCheckout}, func(t *testing.T, b *bench) {
 		use := func(d time.Duration) (dialled int32) {
 			before := b.server.dials.Load()
-			for stop := time.Now().Add(d); time.Now().Before(stop); time.Sleep(100 * time.Millisecond) {
+			for stop := time.Now().Add(d); time.Now().Before(stop); time.Sleep(
+				100 * time.Millisecond) {
 				if err := b.db.Ping(); err != nil {
 					t.Fatal(err)
 				}
@@ -149,7 +154,7 @@ func TestConnMaxLifetimeRaised(t *testing.T) {
 	})
 }
 
-// TestClosedForAge holds closedForAge to the database/sql of this Go.
+// TestClosedForAge checks closedForAge against the database/sql of this Go.
 func TestClosedForAge(t *testing.T) {
 	if discards, tooMany := putConnLines(); discards == 0 || tooMany == 0 || discards == tooMany {
 		t.Fatalf("putConn's lines are %d and %d", discards, tooMany)
@@ -158,11 +163,15 @@ func TestClosedForAge(t *testing.T) {
 		use  func(b *bench)
 		aged bool
 	}{
-		"too many":           {func(b *bench) { b.db.SetMaxIdleConns(0); b.ping() }, false},
-		"made too many":      {func(b *bench) { b.ping(); b.db.SetMaxIdleConns(0) }, false},
-		"the DB":             {func(b *bench) { b.ping(); _ = b.db.Close() }, false},
-		"returned too old":   {func(b *bench) { b.pingSlowly() }, true},
-		"too old to be used": {func(b *bench) { b.ping(); time.Sleep(50 * time.Millisecond); b.ping() }, true},
+		"too many":         {func(b *bench) { b.db.SetMaxIdleConns(0); b.ping() }, false},
+		"made too many":    {func(b *bench) { b.ping(); b.db.SetMaxIdleConns(0) }, false},
+		"the DB":           {func(b *bench) { b.ping(); _ = b.db.Close() }, false},
+		"returned too old": {func(b *bench) { b.pingSlowly() }, true},
+		"too old to be used": {func(b *bench) {
+			b.ping()
+			time.Sleep(50 * time.Millisecond)
+			b.ping()
+		}, true},
 		"idle for too long": {func(b *bench) {
 			b.db.SetConnMaxLifetime(0)
 			b.db.SetConnMaxIdleTime(time.Second)
@@ -195,8 +204,7 @@ func (b *bench) pingSlowly() {
 	}
 }
 
-// TestConnMaxLifetimeOfIdle: a connection that was handed over does not outlive the limit because
-// it lies idle.
+// TestConnMaxLifetimeOfIdle: an idle connection that was handed over does not outlive the limit.
 func TestConnMaxLifetimeOfIdle(t *testing.T) {
 	const limit = 10 * time.Second
 	bubble(t, 3, full, Config{}, func(t *testing.T, b *bench) {
@@ -231,10 +239,13 @@ func TestConnMaxLifetimeRaisedInACrowd(t *testing.T) {
 	})
 }
 
-// crowd has that many callers use the DB for so long.
+// crowd lets the given number of callers use the DB for the given time.
 func (b *bench) crowd(t *testing.T, callers int, d time.Duration) {
 	t.Helper()
-	b.server.onExec = func(context.Context, string) error { time.Sleep(20 * time.Millisecond); return nil }
+	b.server.onExec = func(context.Context, string) error {
+		time.Sleep(20 * time.Millisecond)
+		return nil
+	}
 	stop := time.Now().Add(d)
 	var wg sync.WaitGroup
 	for range callers {

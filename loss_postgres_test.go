@@ -16,8 +16,8 @@ import (
 )
 
 // TestLostLeaseOverPgx takes Redis away for longer than the lease. The running operation, and the
-// next one on the same connection, fail with an error that says so. Prepared statements and Commit
-// do not pass through the wrapper.
+// next one on the same connection, fail with an error that names the loss. Prepared statements and
+// Commit bypass the wrapper.
 func TestLostLeaseOverPgx(t *testing.T) {
 	s := start(t)
 	for _, scope := range []passbuddy.Scope{passbuddy.PerConnection, passbuddy.PerCheckout} {
@@ -28,13 +28,15 @@ func TestLostLeaseOverPgx(t *testing.T) {
 			}
 			defer rd.Stop()
 			sem, err := semaphore.Open(context.Background(), rd.URL(), semaphore.Config{
-				Name: "lost", Capacity: 4, TTL: time.Second, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+				Name: "lost", Capacity: 4, TTL: time.Second,
+				Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
 			})
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer sem.Close()
-			db := openRegistered(t, stdlib.GetDefaultDriver(), s.postgres.URL(), sem, passbuddy.Config{Scope: scope})
+			db := openRegistered(t, stdlib.GetDefaultDriver(), s.postgres.URL(), sem,
+				passbuddy.Config{Scope: scope})
 			defer db.Close()
 			calls := map[string]func() error{}
 			running := make(chan error, 1)
@@ -61,14 +63,14 @@ func TestLostLeaseOverPgx(t *testing.T) {
 				}
 			}
 			rd.Kill()
-			running <- <-running // its end shows that the leases are lost
+			running <- <-running // its end shows that the lease is lost
 			time.Sleep(time.Second)
 			for name, call := range calls {
 				if err := call(); !errors.Is(err, semaphore.ErrLost) {
 					t.Errorf("%s: %v", name, err)
 				}
 			}
-			if err := rd.Restart(context.Background()); err != nil { // go-redis's dials end
+			if err := rd.Restart(context.Background()); err != nil { // so that go-redis's dials end
 				t.Error(err)
 			}
 		})

@@ -13,7 +13,8 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// TestLostLeaseIsNamed: an operation on a connection whose lease was lost under its user says so.
+// TestLostLeaseIsNamed: an operation on a checked-out connection whose lease was lost fails with an
+// error that names the loss.
 func TestLostLeaseIsNamed(t *testing.T) {
 	ctx := context.Background()
 	begin := func(t *testing.T, b *bench) *sql.Tx {
@@ -60,7 +61,10 @@ func TestLostLeaseIsNamed(t *testing.T) {
 		"in the middle of Conn.Exec": func(t *testing.T, b *bench, lose func()) error {
 			c := b.conn(t)
 			defer c.Close()
-			b.server.onExec = func(context.Context, string) error { lose(); return driver.ErrBadConn }
+			b.server.onExec = func(context.Context, string) error {
+				lose()
+				return driver.ErrBadConn
+			}
 			_, err := c.ExecContext(ctx, "x")
 			return err
 		},
@@ -69,7 +73,8 @@ func TestLostLeaseIsNamed(t *testing.T) {
 			t.Run(name+"/"+scope.String(), func(t *testing.T) {
 				bubble(t, 2, full, Config{Scope: scope}, func(t *testing.T, b *bench) {
 					err := use(t, b, func() { b.fleet.lose(t); synctest.Wait() })
-					if !errors.Is(err, semaphore.ErrLost) || !strings.Contains(err.Error(), "lease lost") {
+					if !errors.Is(err, semaphore.ErrLost) ||
+						!strings.Contains(err.Error(), "lease lost") {
 						t.Errorf("told %v", err)
 					}
 					b.server.onExec = nil
@@ -81,8 +86,8 @@ func TestLostLeaseIsNamed(t *testing.T) {
 	}
 }
 
-// TestLostLeaseIsRetried: an operation of a DB that finds the lease of its connection lost has lost
-// nothing, and database/sql tries it again.
+// TestLostLeaseIsRetried: an operation of a DB that finds its connection's lease lost has not
+// begun, so database/sql tries it again.
 func TestLostLeaseIsRetried(t *testing.T) {
 	bubble(t, 2, full, Config{}, func(t *testing.T, b *bench) {
 		must(t)(nil, b.db.Ping())
@@ -96,7 +101,7 @@ func TestLostLeaseIsRetried(t *testing.T) {
 		}
 		must(t)(b.db.Exec("x"))
 		if losses == 0 {
-			t.Error("nothing was lost")
+			t.Error("bug in the test: no lease was lost")
 		}
 	})
 }

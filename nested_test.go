@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// A connection that is returned after DB.Close, before the callers that Close woke have left the
-// queue, is closed, and its permit given back.
+// A connection is returned after DB.Close, before the woken callers have left the queue. PassBuddy
+// closes it and gives its permit back.
 func TestCloseLeavesNothingParked(t *testing.T) {
 	for _, procs := range []int{1, 0} {
 		old := runtime.GOMAXPROCS(0)
@@ -44,7 +44,7 @@ func TestCloseLeavesNothingParked(t *testing.T) {
 	}
 }
 
-// A driver that panics in Connect leaves its caller's turn to others.
+// If a driver panics in Connect, its caller's turn passes to others.
 func TestPanicInConnect(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 2, full, Config{AcquireTimeout: time.Second})
@@ -67,7 +67,7 @@ func TestPanicInConnect(t *testing.T) {
 	})
 }
 
-// AcquireTimeout and the close of one pool do not bound a checkout of another, made with the
+// AcquireTimeout and the close of one pool do not bound a checkout of another pool that uses the
 // context of the first one's Connect.
 func TestBoundIsOfOnePool(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -75,11 +75,11 @@ func TestBoundIsOfOnePool(t *testing.T) {
 		b2 := newBench(t, 1, full, Config{AcquireTimeout: time.Minute})
 		busy := b2.conn(t)
 		go func() { time.Sleep(3 * time.Second); _ = busy.Close() }()
-		// The context that the driver's Connect sees.
+		// The context that the driver's Connect gets.
 		ctx := b1.cn.a.Bounded(context.Background(), b1.cn.closing)
 		start := time.Now()
 		if err := b2.db.PingContext(ctx); err != nil {
-			t.Errorf("the second DB has a minute: %v after %v", err, time.Since(start))
+			t.Errorf("the second DB's timeout is a minute: %v after %v", err, time.Since(start))
 		}
 		time.Sleep(5 * time.Second)
 		_ = b1.db.Close()

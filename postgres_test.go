@@ -85,7 +85,7 @@ func (s *stack) session(t testing.TB, capacity int) *semaphore.Semaphore {
 	return s.sessionFor(t, capacity, 0)
 }
 
-// sessionFor is session with leases of that length.
+// sessionFor is session with leases of the given length.
 func (s *stack) sessionFor(t testing.TB, capacity int, ttl time.Duration) *semaphore.Semaphore {
 	t.Helper()
 	sem, err := semaphore.Open(context.Background(), s.redis.URL(), semaphore.Config{
@@ -97,8 +97,8 @@ func (s *stack) sessionFor(t testing.TB, capacity int, ttl time.Duration) *semap
 	return sem
 }
 
-// watch samples how many backends the role has, until the result is called, which returns the most
-// there were.
+// watch samples how many backends the role has, until the caller calls the result, which returns
+// the peak.
 func (s *stack) watch(t testing.TB) (peak func() int) {
 	t.Helper()
 	c, err := pgx.Connect(context.Background(), s.postgres.AdminURL())
@@ -113,7 +113,9 @@ func (s *stack) watch(t testing.TB) (peak func() int) {
 		defer tick.Stop()
 		for {
 			var n int
-			if err := c.QueryRow(context.Background(), "select count(*) from pg_stat_activity where usename = $1", throwaway.Role).Scan(&n); err != nil {
+			if err := c.QueryRow(context.Background(),
+				"select count(*) from pg_stat_activity where usename = $1",
+				throwaway.Role).Scan(&n); err != nil {
 				t.Error(err)
 				return
 			}
@@ -133,36 +135,44 @@ func (s *stack) watch(t testing.TB) (peak func() int) {
 	}
 }
 
-func opener(open func(t *testing.T, s *stack, sem *semaphore.Semaphore, cfg passbuddy.Config) *sql.DB) func(*testing.T, *stack, *semaphore.Semaphore, passbuddy.Config) *sql.DB {
+func opener(open func(t *testing.T, s *stack, sem *semaphore.Semaphore,
+	cfg passbuddy.Config) *sql.DB) func(*testing.T, *stack, *semaphore.Semaphore,
+	passbuddy.Config) *sql.DB {
 	return open
 }
 
 var registered atomic.Int32
 
-// openers are the ways to open a wrapped DB. The first is followed by what is known of its
-// connections' ends.
-var openers = map[string]func(t *testing.T, s *stack, sem *semaphore.Semaphore, cfg passbuddy.Config) *sql.DB{
-	"pgx registered": opener(func(t *testing.T, s *stack, sem *semaphore.Semaphore, cfg passbuddy.Config) *sql.DB {
+// openers lists the ways to open a wrapped DB, each with what PassBuddy knows of its connections'
+// ends.
+var openers = map[string]func(t *testing.T, s *stack, sem *semaphore.Semaphore,
+	cfg passbuddy.Config) *sql.DB{
+	"pgx registered": opener(func(t *testing.T, s *stack, sem *semaphore.Semaphore,
+		cfg passbuddy.Config) *sql.DB {
 		return openRegistered(t, stdlib.GetDefaultDriver(), s.postgres.URL(), sem, cfg)
 	}),
-	"pgx connector": opener(func(t *testing.T, s *stack, sem *semaphore.Semaphore, cfg passbuddy.Config) *sql.DB {
+	"pgx connector": opener(func(t *testing.T, s *stack, sem *semaphore.Semaphore,
+		cfg passbuddy.Config) *sql.DB {
 		c, err := pgx.ParseConfig(s.postgres.URL())
 		if err != nil {
 			t.Fatal(err)
 		}
 		return passbuddy.OpenDB(stdlib.GetConnector(*c), sem, cfg)
 	}),
-	"pgx configuration by name": opener(func(t *testing.T, s *stack, sem *semaphore.Semaphore, cfg passbuddy.Config) *sql.DB {
+	"pgx configuration by name": opener(func(t *testing.T, s *stack, sem *semaphore.Semaphore,
+		cfg passbuddy.Config) *sql.DB {
 		c, err := pgx.ParseConfig(s.postgres.URL())
 		if err != nil {
 			t.Fatal(err)
 		}
 		return openRegistered(t, stdlib.GetDefaultDriver(), stdlib.RegisterConnConfig(c), sem, cfg)
 	}),
-	"pq registered": opener(func(t *testing.T, s *stack, sem *semaphore.Semaphore, cfg passbuddy.Config) *sql.DB {
+	"pq registered": opener(func(t *testing.T, s *stack, sem *semaphore.Semaphore,
+		cfg passbuddy.Config) *sql.DB {
 		return openRegistered(t, &pq.Driver{}, s.postgres.URL(), sem, cfg)
 	}),
-	"pq with a Dialer": opener(func(t *testing.T, s *stack, sem *semaphore.Semaphore, cfg passbuddy.Config) *sql.DB {
+	"pq with a Dialer": opener(func(t *testing.T, s *stack, sem *semaphore.Semaphore,
+		cfg passbuddy.Config) *sql.DB {
 		c, err := pq.NewConnector(s.postgres.URL())
 		if err != nil {
 			t.Fatal(err)
@@ -172,7 +182,8 @@ var openers = map[string]func(t *testing.T, s *stack, sem *semaphore.Semaphore, 
 	}),
 }
 
-func openRegistered(t *testing.T, d driver.Driver, dsn string, sem *semaphore.Semaphore, cfg passbuddy.Config) *sql.DB {
+func openRegistered(t *testing.T, d driver.Driver, dsn string, sem *semaphore.Semaphore,
+	cfg passbuddy.Config) *sql.DB {
 	name := fmt.Sprintf("passbuddy-%d", registered.Add(1))
 	passbuddy.Register(name, d, sem, cfg)
 	db, err := sql.Open(name, dsn)
@@ -183,8 +194,8 @@ func openRegistered(t *testing.T, d driver.Driver, dsn string, sem *semaphore.Se
 	return db
 }
 
-// TestCap: four sessions, as of four processes, use more connections than there are permits, in
-// every way that ends connections. The server's own view never shows more than the capacity.
+// TestCap: four sessions, one per process, want more connections than there are permits, and end
+// connections in every way. The server's own view never shows more than the capacity.
 func TestCap(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: this needs real servers and some seconds")
@@ -196,7 +207,8 @@ func TestCap(t *testing.T) {
 			t.Run(fmt.Sprintf("%s/rough %v", name, rough), func(t *testing.T) {
 				const capacity = 5
 				peak := s.watch(t)
-				ctx, cancel := context.WithTimeout(context.Background(), subset.Length(time.Second, 2*time.Second))
+				ctx, cancel := context.WithTimeout(context.Background(),
+					subset.Length(time.Second, 2*time.Second))
 				defer cancel()
 				var ops, failed atomic.Int32
 				var wg sync.WaitGroup
@@ -228,9 +240,11 @@ func TestCap(t *testing.T) {
 						t.Error(err)
 					}
 				}
-				if snap, err := sems[0].Snapshot(context.Background()); err != nil || snap.Held != 0 {
+				if snap, err := sems[0].Snapshot(context.Background()); err != nil ||
+					snap.Held != 0 {
 					time.Sleep(time.Second) // releases are sent in the background
-					if snap, err = sems[0].Snapshot(context.Background()); err != nil || snap.Held != 0 {
+					if snap, err = sems[0].Snapshot(context.Background()); err != nil ||
+						snap.Held != 0 {
 						t.Errorf("%d permits are left, %v", snap.Held, err)
 					}
 				}
@@ -240,7 +254,8 @@ func TestCap(t *testing.T) {
 					}
 				}
 				most := peak()
-				t.Logf("%d operations, %d failed, %d backends at the most", ops.Load(), failed.Load(), most)
+				t.Logf("%d operations, %d failed, at most %d backends", ops.Load(), failed.Load(),
+					most)
 				if most > capacity {
 					t.Errorf("%d backends, capacity %d", most, capacity)
 				}
@@ -252,7 +267,7 @@ func TestCap(t *testing.T) {
 	}
 }
 
-// query does one operation. Errors that rough use brings about are not its.
+// query does one operation. It ignores errors that the rough use causes.
 func query(db *sql.DB, rough bool) error {
 	ctx := context.Background()
 	sleep := fmt.Sprintf("select pg_sleep(%v)", rand.Float64()*0.02)
@@ -281,7 +296,8 @@ func query(db *sql.DB, rough bool) error {
 		_, err = db.ExecContext(ctx, sleep)
 	}
 	if rough && err != nil {
-		for _, known := range []string{"deadline", "timeout", "canceling", "57P01", "terminat", "bad connection", "EOF", "reset by peer",
+		for _, known := range []string{"deadline", "timeout", "canceling", "57P01", "terminat",
+			"bad connection", "EOF", "reset by peer",
 			"already been committed", "broken pipe", "closed", "conn busy", "failed transaction"} {
 			if strings.Contains(err.Error(), known) {
 				return nil
@@ -299,7 +315,9 @@ func (s *stack) terminateSome(t *testing.T, ctx context.Context) {
 	}
 	defer c.Close(context.Background())
 	for ctx.Err() == nil {
-		_, _ = c.Exec(ctx, "select pg_terminate_backend(pid) from pg_stat_activity where usename = $1 order by random() limit 1", throwaway.Role)
+		_, _ = c.Exec(ctx,
+			"select pg_terminate_backend(pid) from pg_stat_activity where usename = $1 order by "+
+				"random() limit 1", throwaway.Role)
 		select {
 		case <-ctx.Done():
 		case <-time.After(50 * time.Millisecond):
@@ -320,12 +338,13 @@ func TestFailingAfterConnect(t *testing.T) {
 	var fail atomic.Bool
 	fail.Store(true)
 	peak := s.watch(t)
-	db := passbuddy.OpenDB(stdlib.GetConnector(*cfg, stdlib.OptionAfterConnect(func(context.Context, *pgx.Conn) error {
-		if fail.Load() {
-			return boom
-		}
-		return nil
-	})), sem, passbuddy.Config{})
+	db := passbuddy.OpenDB(stdlib.GetConnector(*cfg,
+		stdlib.OptionAfterConnect(func(context.Context, *pgx.Conn) error {
+			if fail.Load() {
+				return boom
+			}
+			return nil
+		})), sem, passbuddy.Config{})
 	defer db.Close()
 	for range 20 {
 		if err := db.Ping(); !errors.Is(err, boom) {
@@ -341,18 +360,19 @@ func TestFailingAfterConnect(t *testing.T) {
 	}
 }
 
-// TestIdleMovesBetweenDrivers: all permits lie idle under one driver, also under a prepared
-// statement, and another's first query is served.
+// TestIdleMovesBetweenDrivers: all permits are idle under one driver, some under a prepared
+// statement, and another driver's first query is served.
 func TestIdleMovesBetweenDrivers(t *testing.T) {
 	s := start(t)
 	for from, openFrom := range openers {
 		for _, prepared := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s/prepared %v", from, prepared), func(t *testing.T) {
 				if from == "pq registered" && prepared {
-					t.Skip("documented: neither its socket nor its DB is known, so it is given back at its next use")
+					t.Skip("documented limit: without the socket and the DB, the connection is " +
+						"given back at its next use")
 				}
 				if from == "pgx configuration by name" && prepared {
-					t.Skip("the same")
+					t.Skip("documented limit, as above")
 				}
 				semA, semB := s.session(t, 1), s.session(t, 1)
 				defer semB.Close()
@@ -377,7 +397,7 @@ func TestIdleMovesBetweenDrivers(t *testing.T) {
 					if err := b.Ping(); err != nil {
 						t.Fatal(err)
 					}
-					t.Logf("there in %v", time.Since(began))
+					t.Logf("moved to the other driver in %v", time.Since(began))
 					began = time.Now()
 					var err error
 					if prepared {
@@ -388,7 +408,7 @@ func TestIdleMovesBetweenDrivers(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					t.Logf("back in %v", time.Since(began))
+					t.Logf("moved back in %v", time.Since(began))
 				}
 				if n := peak(); n > 1 {
 					t.Errorf("%d backends, capacity 1", n)
@@ -398,7 +418,7 @@ func TestIdleMovesBetweenDrivers(t *testing.T) {
 	}
 }
 
-// TestWarmCheckoutAsksRedisNothing counts on the server.
+// TestWarmCheckoutAsksRedisNothing counts the commands on the server.
 func TestWarmCheckoutAsksRedisNothing(t *testing.T) {
 	s := start(t)
 	for _, name := range slices.Sorted(func(yield func(string) bool) {

@@ -7,13 +7,12 @@ import (
 	"time"
 )
 
-// A randomUser uses a DB again and again, in ways that its dice choose, and with a deadline every
-// fourth time.
+// A randomUser uses a DB repeatedly, in random ways, with a deadline every fourth time.
 type randomUser struct {
 	db    *sql.DB
 	st    *sql.Stmt // of the DB; the user leaves it open
 	dice  *rand.Rand
-	check func(err error) // judges the error of each call; nil too
+	check func(err error) // gets the result of each call, even nil
 
 	open []*sql.Stmt // left open
 }
@@ -68,7 +67,7 @@ func (u *randomUser) transaction(ctx context.Context) {
 	}
 }
 
-// preparedTransaction leaves the closing of its statement to database/sql.
+// preparedTransaction lets database/sql close its statement.
 func (u *randomUser) preparedTransaction(ctx context.Context) {
 	tx, err := u.db.BeginTx(ctx, nil)
 	u.check(err)
@@ -93,7 +92,7 @@ func (u *randomUser) end(tx *sql.Tx) {
 	}
 }
 
-// withConn calls use with a connection, which use closes.
+// withConn calls use with a connection; use closes it.
 func (u *randomUser) withConn(ctx context.Context, use func(c *sql.Conn)) {
 	c, err := u.db.Conn(ctx)
 	u.check(err)
@@ -111,10 +110,10 @@ func (u *randomUser) conn(ctx context.Context) {
 	})
 }
 
-// bad returns a connection that went bad.
+// bad returns a bad connection to the pool.
 func (u *randomUser) bad(ctx context.Context) { u.withConn(ctx, discard) }
 
-// outlivingStatement closes a statement after its connection was returned.
+// outlivingStatement closes a statement after the return of its connection.
 func (u *randomUser) outlivingStatement(ctx context.Context) {
 	u.withConn(ctx, func(c *sql.Conn) {
 		own, err := c.PrepareContext(ctx, "x")
@@ -127,7 +126,7 @@ func (u *randomUser) outlivingStatement(ctx context.Context) {
 	})
 }
 
-// rawAndStatement reaches past the wrapper in both ways that there are.
+// rawAndStatement bypasses the wrapper in both possible ways.
 func (u *randomUser) rawAndStatement(ctx context.Context) {
 	u.withConn(ctx, func(c *sql.Conn) {
 		u.check(c.Raw(func(dc any) error { _ = dc.(RawConn).Raw(); return nil }))
@@ -142,9 +141,9 @@ func (u *randomUser) rawAndStatement(ctx context.Context) {
 	})
 }
 
-// openStatement prepares a statement of the DB and leaves it open. To close it waits for the lock
-// of each connection that it was prepared on. ResetSession holds that while it waits for a permit,
-// and fake time stops while a lock is waited for.
+// openStatement prepares a statement of the DB and leaves it open. Closing the statement waits for
+// the lock of each connection that it was prepared on. ResetSession holds that lock while it waits
+// for a permit, and fake time stops while a goroutine waits for a lock.
 func (u *randomUser) openStatement(ctx context.Context) {
 	own, err := u.db.PrepareContext(ctx, "x")
 	u.check(err)

@@ -12,7 +12,7 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// discard returns c as a connection that went bad.
+// discard returns c as a bad connection.
 func discard(c *sql.Conn) {
 	_ = c.Raw(func(any) error { return driver.ErrBadConn })
 }
@@ -27,12 +27,15 @@ func TestCallersContext(t *testing.T) {
 					t.Fatal(err)
 				}
 				second := b.conn(t)
-				warm := b.conn2(t, scope) // PerCheckout: a used connection lies idle, so the checkout is a ResetSession
-				ctx, cancel := context.WithTimeoutCause(context.WithValue(context.Background(), myKey{}, 1), time.Second, cause)
+				// PerCheckout: a used connection is idle, so the checkout is a ResetSession
+				warm := b.conn2(t, scope)
+				ctx, cancel := context.WithTimeoutCause(context.WithValue(context.Background(),
+					myKey{}, 1), time.Second, cause)
 				defer cancel()
 				start := time.Now()
 				_, err := b.db.ExecContext(ctx, "x")
-				for _, want := range []error{semaphore.ErrCapacity, context.DeadlineExceeded, cause} {
+				for _, want := range []error{semaphore.ErrCapacity, context.DeadlineExceeded,
+					cause} {
 					if !errors.Is(err, want) {
 						t.Errorf("%v is not %v", err, want)
 					}
@@ -41,7 +44,7 @@ func TestCallersContext(t *testing.T) {
 					t.Errorf("took %v", d)
 				}
 				if f := b.cn.a.Figures(); f.Waiting != 0 {
-					t.Errorf("left in the queue: %+v", f)
+					t.Errorf("callers left in the queue: %+v", f)
 				}
 				warm()
 				_ = second.Close()
@@ -53,7 +56,7 @@ func TestCallersContext(t *testing.T) {
 	}
 }
 
-// conn2 lets another used connection lie idle where that is possible beside the one that is out.
+// conn2 also leaves a used connection idle beside the checked-out one, if the scope allows that.
 func (b *bench) conn2(t *testing.T, scope Scope) (undo func()) {
 	t.Helper()
 	if scope == PerConnection {
@@ -63,7 +66,7 @@ func (b *bench) conn2(t *testing.T, scope Scope) (undo func()) {
 	b.fleet.capacity++
 	b.fleet.mu.Unlock()
 	_ = b.conn(t).Close()
-	time.Sleep(100 * time.Millisecond) // its permit is kept for a moment
+	time.Sleep(100 * time.Millisecond) // PassBuddy keeps its permit for a moment
 	b.fleet.mu.Lock()
 	b.fleet.capacity--
 	b.fleet.mu.Unlock()
@@ -72,48 +75,54 @@ func (b *bench) conn2(t *testing.T, scope Scope) (undo func()) {
 
 func TestAcquireTimeout(t *testing.T) {
 	uses := map[string]func(b *bench, st *sql.Stmt) error{
-		"exec":     func(b *bench, _ *sql.Stmt) error { _, err := b.db.Exec("x"); return err },
-		"query":    func(b *bench, _ *sql.Stmt) error { _, err := b.db.Query("x"); return err },
-		"begin":    func(b *bench, _ *sql.Stmt) error { _, err := b.db.Begin(); return err },
-		"prepare":  func(b *bench, _ *sql.Stmt) error { _, err := b.db.Prepare("x"); return err },
-		"ping":     func(b *bench, _ *sql.Stmt) error { return b.db.Ping() },
-		"conn":     func(b *bench, _ *sql.Stmt) error { _, err := b.db.Conn(context.Background()); return err },
+		"exec":    func(b *bench, _ *sql.Stmt) error { _, err := b.db.Exec("x"); return err },
+		"query":   func(b *bench, _ *sql.Stmt) error { _, err := b.db.Query("x"); return err },
+		"begin":   func(b *bench, _ *sql.Stmt) error { _, err := b.db.Begin(); return err },
+		"prepare": func(b *bench, _ *sql.Stmt) error { _, err := b.db.Prepare("x"); return err },
+		"ping":    func(b *bench, _ *sql.Stmt) error { return b.db.Ping() },
+		"conn": func(b *bench, _ *sql.Stmt) error {
+			_, err := b.db.Conn(context.Background())
+			return err
+		},
 		"prepared": func(_ *bench, st *sql.Stmt) error { _, err := st.Exec(); return err },
 	}
 	for _, scope := range scopes {
 		for name, use := range uses {
 			t.Run(fmt.Sprintf("%v/%s", scope, name), func(t *testing.T) {
-				bubble(t, 1, full, Config{Scope: scope, AcquireTimeout: 3 * time.Second}, func(t *testing.T, b *bench) {
-					st, err := b.db.Prepare("x")
-					if err != nil {
-						t.Fatal(err)
-					}
-					out := b.conn(t)
-					b.conn2(t, scope)
-					dials := b.server.dials.Load()
-					start := time.Now()
-					err = use(b, st)
-					if !errors.Is(err, semaphore.ErrCapacity) || errors.Is(err, driver.ErrBadConn) {
-						t.Errorf("%v", err)
-					}
-					if d := time.Since(start); d != 3*time.Second {
-						t.Errorf("took %v", d)
-					}
-					if n := b.server.dials.Load() - dials; n != 0 {
-						t.Errorf("dialled %d times", n)
-					}
-					_ = out.Close()
-					if _, err := st.Exec(); err != nil {
-						t.Error(err)
-					}
-					_ = st.Close()
-				})
+				bubble(t, 1, full, Config{Scope: scope, AcquireTimeout: 3 * time.Second},
+					func(t *testing.T, b *bench) {
+						st, err := b.db.Prepare("x")
+						if err != nil {
+							t.Fatal(err)
+						}
+						out := b.conn(t)
+						b.conn2(t, scope)
+						dials := b.server.dials.Load()
+						start := time.Now()
+						err = use(b, st)
+						if !errors.Is(err, semaphore.ErrCapacity) ||
+							errors.Is(err, driver.ErrBadConn) {
+							t.Errorf("%v", err)
+						}
+						if d := time.Since(start); d != 3*time.Second {
+							t.Errorf("took %v", d)
+						}
+						if n := b.server.dials.Load() - dials; n != 0 {
+							t.Errorf("dialled %d times", n)
+						}
+						_ = out.Close()
+						if _, err := st.Exec(); err != nil {
+							t.Error(err)
+						}
+						_ = st.Close()
+					})
 			})
 		}
 	}
 }
 
-// TestRefusalIsOneCheckouts: all who have context.Background share a context, and no refusal.
+// TestRefusalIsOneCheckouts: all callers with context.Background share a context, but not a
+// refusal.
 func TestRefusalIsOneCheckouts(t *testing.T) {
 	var r refusals
 	ctx, refused := context.Background(), errors.New("refused")
@@ -127,7 +136,7 @@ func TestRefusalIsOneCheckouts(t *testing.T) {
 		t.Errorf("another context: %v", err)
 	}
 	if r.of(ctx, false) != refused || r.of(ctx, true) != refused {
-		t.Error("its own retries are not refused")
+		t.Error("the checkout's own retries are not refused")
 	}
 	if err := r.of(ctx, false); err != nil {
 		t.Errorf("after the last: %v", err)

@@ -16,7 +16,7 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// A statement whose connection is ended under it, because the lease is lost, is not tried again:
+// A lost lease ends the connection of a running statement. The statement is not retried, because
 // the server may have executed it. Here its write takes so long that pgx reads in the background.
 func TestEndedStatementIsNotRetried(t *testing.T) {
 	var executed atomic.Int32
@@ -47,7 +47,7 @@ func TestEndedStatementIsNotRetried(t *testing.T) {
 	go func() {
 		defer close(lost)
 		<-got
-		time.Sleep(50 * time.Millisecond) // the reply is awaited
+		time.Sleep(50 * time.Millisecond) // pgx waits for the reply
 		fleet.lose(t)
 	}()
 	_, err = db.Exec("insert into t values ('" + strings.Repeat("x", 20<<20) + "')")

@@ -33,7 +33,8 @@ func TestMinKeepsASession(t *testing.T) {
 					t.Fatal(err)
 				}
 				t.Cleanup(func() { sem.Close() })
-				db := passbuddy.OpenDB(stdlib.GetConnector(*cfg), sem, passbuddy.Config{Scope: scope})
+				db := passbuddy.OpenDB(stdlib.GetConnector(*cfg), sem,
+					passbuddy.Config{Scope: scope})
 				t.Cleanup(func() { db.Close() })
 				return db
 			}

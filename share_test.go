@@ -13,8 +13,9 @@ import (
 )
 
 // bubble runs f with a DB over a fake server under a fake clock, and checks at the end that
-// everything was given back.
-func bubble(t *testing.T, capacity int, kind func(fakeConn) driver.Conn, cfg Config, f func(t *testing.T, b *bench)) {
+// everything is given back.
+func bubble(t *testing.T, capacity int, kind func(fakeConn) driver.Conn, cfg Config,
+	f func(t *testing.T, b *bench)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, capacity, kind, cfg)
@@ -29,7 +30,7 @@ func bubble(t *testing.T, capacity int, kind func(fakeConn) driver.Conn, cfg Con
 			t.Errorf("%d connections are open at the end", n)
 		}
 		if b.cn.joined.Load() && b.fleet.left != 1 {
-			t.Errorf("the share was closed %d times", b.fleet.left)
+			t.Errorf("the pool left the engine %d times", b.fleet.left)
 		}
 		if got := b.cn.a.Figures(); got.Turns != 0 || got.Owned != 0 || got.Waiting != 0 {
 			t.Errorf("left over: %+v", got)
@@ -101,7 +102,7 @@ func TestHandOverIsFirstComeFirstServed(t *testing.T) {
 				mu.Unlock()
 				_ = c.Close()
 			}()
-			synctest.Wait() // it is in the queue
+			synctest.Wait() // the caller is in the queue
 		}
 		_ = first.Close()
 		synctest.Wait()
@@ -140,7 +141,7 @@ func TestParking(t *testing.T) {
 	})
 }
 
-// TestParkedIsSwept: a connection that nobody takes over does not stay for ever.
+// TestParkedIsSwept: a parked connection that no caller takes over is closed in the end.
 func TestParkedIsSwept(t *testing.T) {
 	bubble(t, 1, full, Config{}, func(t *testing.T, b *bench) {
 		w, err := b.cn.Connect(context.Background())
@@ -152,7 +153,7 @@ func TestParkedIsSwept(t *testing.T) {
 		synctest.Wait()
 		b.cn.clock.Store(new(conn)) // not this wrapper: see age.go
 		if w.(driver.Validator).IsValid() {
-			t.Fatal("it was not wanted")
+			t.Fatal("no caller wanted the connection")
 		}
 		cancel()
 		synctest.Wait() // the waiter has gone
@@ -169,8 +170,8 @@ func TestParkedIsSwept(t *testing.T) {
 	})
 }
 
-// TestClaim: a Connect takes over the connection of a wrapper that lies idle, which then never
-// touches it again, not even when it is idle again in other hands.
+// TestClaim: a Connect takes over the connection of an idle wrapper. That wrapper never touches it
+// again, not even when the connection is idle again in another wrapper.
 func TestClaim(t *testing.T) {
 	bubble(t, 1, full, Config{}, func(t *testing.T, b *bench) {
 		ctx := context.Background()
@@ -179,7 +180,7 @@ func TestClaim(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !old.(driver.Validator).IsValid() {
-			t.Fatal("not kept")
+			t.Fatal("the connection was not kept")
 		}
 		now, err := b.cn.Connect(ctx)
 		if err != nil {
@@ -190,10 +191,12 @@ func TestClaim(t *testing.T) {
 		}
 		lost := func(when string) {
 			t.Helper()
-			if err := old.(driver.SessionResetter).ResetSession(ctx); !errors.Is(err, driver.ErrBadConn) {
+			if err := old.(driver.SessionResetter).ResetSession(ctx); !errors.Is(err,
+				driver.ErrBadConn) {
 				t.Errorf("%s: ResetSession: %v", when, err)
 			}
-			if _, err := old.(driver.ExecerContext).ExecContext(ctx, "x", nil); !errors.Is(err, driver.ErrBadConn) {
+			if _, err := old.(driver.ExecerContext).ExecContext(ctx, "x", nil); !errors.Is(err,
+				driver.ErrBadConn) {
 				t.Errorf("%s: ExecContext: %v", when, err)
 			}
 			if old.(driver.Validator).IsValid() {
@@ -205,7 +208,7 @@ func TestClaim(t *testing.T) {
 		}
 		lost("while it is out")
 		if !now.(driver.Validator).IsValid() {
-			t.Fatal("not kept")
+			t.Fatal("the connection was not kept")
 		}
 		lost("while it is idle again")
 		_ = old.Close()
@@ -219,8 +222,7 @@ func TestClaim(t *testing.T) {
 	})
 }
 
-// TestClaimFindsItDead: the connection that came with the turn is unusable, and another is opened
-// in its place.
+// TestClaimFindsItDead: the turn's connection is unusable, and another is opened in its place.
 func TestClaimFindsItDead(t *testing.T) {
 	bubble(t, 1, full, Config{}, func(t *testing.T, b *bench) {
 		ctx := context.Background()
@@ -242,8 +244,8 @@ func TestClaimFindsItDead(t *testing.T) {
 	})
 }
 
-// TestClaimedSocketCloses: the same, but its socket is closed while it is looked at, which ends the
-// turn too.
+// TestClaimedSocketCloses: the same, but the socket closes during the check, which ends the turn
+// too.
 func TestClaimedSocketCloses(t *testing.T) {
 	bubble(t, 1, full, Config{}, func(t *testing.T, b *bench) {
 		ctx := context.Background()
@@ -254,7 +256,7 @@ func TestClaimedSocketCloses(t *testing.T) {
 		slot := old.(wrapper).base().slot
 		old.(driver.Validator).IsValid()
 		b.server.onReset = func(*fakeConn) error {
-			slot.Leave() // as the socket does
+			slot.Leave() // like the socket
 			return driver.ErrBadConn
 		}
 		now, err := b.cn.Connect(ctx)
@@ -269,8 +271,8 @@ func TestClaimedSocketCloses(t *testing.T) {
 	})
 }
 
-// TestWaiterBehindStatement: the only connection lies idle with a statement, and a caller waits who
-// cannot have it as it is.
+// TestWaiterBehindStatement: the only connection is idle with a statement, and a caller waits that
+// cannot use it as it is.
 func TestWaiterBehindStatement(t *testing.T) {
 	bubble(t, 1, full, Config{}, func(t *testing.T, b *bench) {
 		b.cn.db.Store(b.db)
@@ -284,7 +286,7 @@ func TestWaiterBehindStatement(t *testing.T) {
 			t.Fatal(err)
 		}
 		if d := time.Since(start); d > 100*time.Millisecond {
-			t.Errorf("it took %v", d)
+			t.Errorf("the caller waited %v", d)
 		}
 		_ = w.Close()
 		_ = st.Close()
@@ -292,7 +294,7 @@ func TestWaiterBehindStatement(t *testing.T) {
 }
 
 // TestStatementsKeepTheirConnection: while database/sql may close a statement on an idle
-// connection, that does not change hands.
+// connection, the connection keeps its wrapper.
 func TestStatementsKeepTheirConnection(t *testing.T) {
 	for kindName, kind := range map[string]func(fakeConn) driver.Conn{"none": plain, "all": full} {
 		t.Run(kindName, func(t *testing.T) {
@@ -313,7 +315,7 @@ func TestStatementsKeepTheirConnection(t *testing.T) {
 					t.Error(err)
 				}
 				_ = st.Close()
-				// Those of one operation do not count.
+				// A statement of a single operation does not count.
 				if _, err := b.db.Exec("x"); err != nil {
 					t.Fatal(err)
 				}

@@ -154,13 +154,39 @@ func (l *list) values(d *ast.GenDecl) {
 		}
 		for j, name := range spec.Names {
 			if j < len(spec.Values) {
-				value = " = " + source(spec.Values[j])
+				value = " = " + source(resolved(spec.Values[j]))
 			}
 			if name.IsExported() {
 				l.add("%s %s%s%s", d.Tok, name, typ, index.ReplaceAllString(value, strconv.Itoa(i)))
 			}
 		}
 	}
+}
+
+// resolved is the value of a constant that an internal package declares, or the expression itself. Its
+// value would else change without a change of the list.
+func resolved(value ast.Expr) ast.Expr {
+	s, ok := value.(*ast.SelectorExpr)
+	if !ok {
+		return value
+	}
+	pkg, ok := s.X.(*ast.Ident)
+	if !ok {
+		return value
+	}
+	files, _ := filepath.Glob(filepath.Join("../internal", pkg.Name, "*.go"))
+	for _, name := range files {
+		f, err := parser.ParseFile(fset, name, nil, 0)
+		if err != nil {
+			continue
+		}
+		if o := f.Scope.Lookup(s.Sel.Name); o != nil && o.Kind == ast.Con {
+			if spec := o.Decl.(*ast.ValueSpec); len(spec.Values) == 1 {
+				return resolved(spec.Values[0])
+			}
+		}
+	}
+	return value
 }
 
 func (l *list) typ(s *ast.TypeSpec) {

@@ -9,17 +9,20 @@ import (
 	"github.com/passbuddy/passbuddy/internal/throwaway"
 )
 
-// Redis away: what each policy promises for it, with all processes cut off and with one. pg_stat_activity is the witness.
+// TestAway: the promise of each policy while Redis is away, with all processes cut off and with
+// one. pg_stat_activity is the witness.
 
 const (
 	awayProcesses = 3
 	awayCapacity  = 6
 	awayShare     = awayCapacity / awayProcesses
-	awayTTL       = 1500 * time.Millisecond // calls to Redis may take a fifth, and a busy machine needs that
-	awayFallback  = awayShare + 1
+	// Calls to Redis may take a fifth of it, and a busy machine needs that.
+	awayTTL      = 1500 * time.Millisecond
+	awayFallback = awayShare + 1
 )
 
-// An awayFleet is processes at their cap, at even shares, each with a way to Redis of its own that can be cut.
+// An awayFleet is a fleet of processes at their cap, at even shares. Each process reaches Redis
+// over a proxy of its own, which the test can cut.
 type awayFleet struct {
 	*servers
 	t     *testing.T
@@ -29,11 +32,14 @@ type awayFleet struct {
 	ways  map[string]*throwaway.Proxy
 }
 
-// startAway runs a fleet until its shares are even. Each of faulty, of which there may be none, may see the faults of "away".
+// startAway runs a fleet until its shares are even. faulty names the processes that may see the
+// errors of fault "away".
 func startAway(t *testing.T, s *servers, j job, faulty ...string) *awayFleet {
 	t.Helper()
-	f := &awayFleet{servers: s, t: t, name: t.Name(), seen: s.ledger(t), fleet: make(named), ways: make(map[string]*throwaway.Proxy)}
-	j.Semaphore, j.Capacity, j.Goroutines, j.Load = f.name, awayCapacity, 2*awayCapacity, 10*time.Minute
+	f := &awayFleet{servers: s, t: t, name: t.Name(), seen: s.ledger(t), fleet: make(named),
+		ways: make(map[string]*throwaway.Proxy)}
+	j.Semaphore, j.Capacity, j.Goroutines, j.Load = f.name, awayCapacity, 2*awayCapacity,
+		10*time.Minute
 	j.MinQuery, j.MaxQuery = 10*time.Millisecond, 20*time.Millisecond
 	for i := range awayProcesses {
 		way, err := throwaway.StartProxy(s.redis.Addr())
@@ -54,7 +60,7 @@ func startAway(t *testing.T, s *servers, j job, faulty ...string) *awayFleet {
 	return f
 }
 
-// all are the names of the processes.
+// all returns the names of the processes.
 func (f *awayFleet) all() (names []string) {
 	for i := range awayProcesses {
 		names = append(names, fmt.Sprintf("p%02d", i))
@@ -62,10 +68,12 @@ func (f *awayFleet) all() (names []string) {
 	return names
 }
 
-// even waits until all of the capacity is in use, evenly, and every connection is covered by a permit.
+// even waits until the whole capacity is in use, evenly, and every connection has a permit.
 func (f *awayFleet) even(from time.Time) time.Time {
 	f.t.Helper()
-	at := f.seen.await(f.t, from, func(s shares) bool { return s.even(awayCapacity, awayProcesses) })
+	at := f.seen.await(f.t, from, func(s shares) bool {
+		return s.even(awayCapacity, awayProcesses)
+	})
 	eventually(f.t, 10*time.Second, func() (bool, string) {
 		n := f.redisClient.ZCard(f.t.Context(), "passbuddy-"+f.name).Val()
 		return n == awayCapacity, fmt.Sprintf("%d permits are held", n)
@@ -73,20 +81,22 @@ func (f *awayFleet) even(from time.Time) time.Time {
 	return at
 }
 
-// back lets Redis be there again, and waits until everything is counted in.
+// back restores the connections to Redis, and waits until every connection has a permit again.
 func (f *awayFleet) back(how func(*throwaway.Proxy), after time.Duration) {
 	f.t.Helper()
 	began := time.Now()
 	for _, way := range f.ways {
 		how(way)
 	}
-	f.t.Logf("even again %v after Redis was back", f.even(began.Add(after)).Sub(began).Round(time.Millisecond))
+	f.t.Logf("even again %v after Redis was back",
+		f.even(began.Add(after)).Sub(began).Round(time.Millisecond))
 }
 
-// Connections without a permit live on for a second, and an operation, after Redis is back.
+// A connection without a permit lives on for a second, and for the operation on it, after Redis is
+// back.
 const awayCountIn = 1500 * time.Millisecond
 
-// peak is the most backends in all samples between two instants.
+// peak returns the most backends in any sample between two instants.
 func (f *awayFleet) peak(from, to time.Time, of func(shares) int) (n int) {
 	f.seen.mu.Lock()
 	defer f.seen.mu.Unlock()
@@ -98,19 +108,20 @@ func (f *awayFleet) peak(from, to time.Time, of func(shares) int) (n int) {
 	return n
 }
 
-// opensNothing checks that no connection was opened without a permit since all were cut off. A permit that was
-// granted just before may still be used, for as long as it is trusted.
+// opensNothing checks that no process has opened a connection without a permit since all were cut
+// off. A process may still use a permit that was granted just before, for as long as its lease is
+// trusted.
 func (f *awayFleet) opensNothing(cut time.Time) {
 	f.t.Helper()
 	if n := f.seen.connects(cut); n > handful {
 		f.t.Errorf("%d connections were opened after the cut", n)
 	}
 	if n := f.seen.connects(cut.Add(awayTTL * 9 / 10)); n > 0 {
-		f.t.Errorf("%d connections were opened when no lease could be proven any more", n)
+		f.t.Errorf("%d connections were opened after the last trusted lease", n)
 	}
 }
 
-// stop ends the fleet, of which no operation may have failed that should not, and nothing may be left.
+// stop ends the fleet. No operation may have failed unexpectedly, and nothing may be left.
 func (f *awayFleet) stop() map[string]outcome {
 	f.t.Helper()
 	outcomes := f.fleet.stop(f.t)
@@ -134,10 +145,11 @@ func awayTest(t *testing.T, run func(t *testing.T, s *servers, integration strin
 	}
 }
 
-// Away for less than a lease: no operation fails, and no connection is closed for it.
+// Redis is away for less than a lease: no operation fails, and no process closes a connection.
 func TestRedisAwayForLessThanALease(t *testing.T) {
 	awayTest(t, func(t *testing.T, s *servers, integration string) {
-		// From the last heartbeat before a lease is trusted for 0.9 of its time, so for 0.56 at the least from any moment on.
+		// A lease is trusted for 0.9 of its time after a heartbeat. So from any moment on, it is
+		// trusted for at least 0.56 of its time.
 		const ttl, away = 4 * time.Second, 800 * time.Millisecond
 		f := startAway(t, s, job{Integration: integration, TTL: ttl})
 		for _, how := range []struct {
@@ -156,20 +168,22 @@ func TestRedisAwayForLessThanALease(t *testing.T) {
 				how.andAgain(way)
 			}
 			time.Sleep(ttl * 3 / 8) // heartbeats
-			// On a busy machine some move between the processes, as they always do.
+			// On a busy machine some permits move between the processes, as they do without a
+			// fault.
 			if n := f.seen.connects(began); n > handful {
 				t.Errorf("%s: %d connections were opened, so others were closed", how.name, n)
 			}
 		}
-		f.stop() // which fails if an operation did
+		f.stop() // This fails if an operation did.
 		if n := f.seen.mostAtOnce(); n > awayCapacity {
 			t.Errorf("%d backends, capacity %d", n, awayCapacity)
 		}
 	})
 }
 
-// The default. One process that is cut off ends its connections before its leases end, and the others take its permits over; with all cut off none
-// is left; and the cap holds in every sample.
+// The default policy. A process that is cut off closes its connections before its leases end, and
+// the others take its permits over. With all processes cut off no connection is left. The cap holds
+// in every sample.
 func TestRedisAwayFence(t *testing.T) {
 	awayTest(t, func(t *testing.T, s *servers, integration string) {
 		const victim = "p00"
@@ -177,8 +191,11 @@ func TestRedisAwayFence(t *testing.T) {
 			f := startAway(t, s, job{Integration: integration, TTL: awayTTL}, victim)
 			cut := time.Now()
 			f.ways[victim].Stall()
-			over := f.seen.await(t, cut, func(s shares) bool { return s[victim] == 0 && s.total() == awayCapacity })
-			t.Logf("taken over %v after the cut, TTL %v", over.Sub(cut).Round(time.Millisecond), awayTTL)
+			over := f.seen.await(t, cut, func(s shares) bool {
+				return s[victim] == 0 && s.total() == awayCapacity
+			})
+			t.Logf("taken over %v after the cut, TTL %v", over.Sub(cut).Round(time.Millisecond),
+				awayTTL)
 			f.back((*throwaway.Proxy).Resume, 0)
 			o := f.stop()[victim]
 			if o.Expected == 0 {
@@ -195,7 +212,8 @@ func TestRedisAwayFence(t *testing.T) {
 				way.Cut()
 			}
 			gone := f.seen.await(t, cut, func(s shares) bool { return s.total() == 0 })
-			t.Logf("all gone %v after the cut, TTL %v", gone.Sub(cut).Round(time.Millisecond), awayTTL)
+			t.Logf("all gone %v after the cut, TTL %v", gone.Sub(cut).Round(time.Millisecond),
+				awayTTL)
 			f.opensNothing(cut)
 			f.back((*throwaway.Proxy).Heal, 0)
 			f.stop()
@@ -206,13 +224,14 @@ func TestRedisAwayFence(t *testing.T) {
 	})
 }
 
-// KeepOnLoss and FallbackConns: no operation fails anywhere, however long Redis is away, and the cap is exceeded by as much as is declared, no more.
+// KeepOnLoss and FallbackConns: no operation fails in any process, however long Redis is away. The
+// fleet exceeds the cap by what the policy declares, and no more.
 func TestRedisAwayKeep(t *testing.T) {
 	for _, policy := range []struct {
 		name string
 		set  func(*job)
 		most int  // connections of a process that is cut off
-		all  bool // of those that it had, each lives on
+		all  bool // whether each connection that it had lives on
 	}{
 		{"KeepOnLoss", func(j *job) { j.KeepOnLoss = true }, awayShare, true},
 		{"FallbackConns", func(j *job) { j.FallbackConns = awayFallback }, awayFallback, false},
@@ -225,53 +244,68 @@ func TestRedisAwayKeep(t *testing.T) {
 				policy.set(&j)
 				f := startAway(t, s, j)
 
-				// One: the others take its permits over, and it keeps what it may.
+				// One process is cut off. The others take its permits over, and it keeps the
+				// connections that the policy allows.
 				cut := time.Now()
 				f.ways[victim].Stall()
-				of := func(name string) func(shares) int { return func(s shares) int { return s[name] } }
-				f.seen.await(t, cut, func(s shares) bool { return s[victim] == policy.most && s.total() == awayCapacity+policy.most })
+				of := func(name string) func(shares) int {
+					return func(s shares) int {
+						return s[name]
+					}
+				}
+				f.seen.await(t, cut, func(s shares) bool {
+					return s[victim] == policy.most && s.total() == awayCapacity+policy.most
+				})
 				time.Sleep(awayTTL / 2)
 				now := time.Now()
 				if n := f.peak(cut, now, of(victim)); n > policy.most {
-					t.Errorf("the one that was cut off had %d connections, want at most %d", n, policy.most)
+					t.Errorf("the process that was cut off had %d connections, want at most %d", n,
+						policy.most)
 				}
 				if n := f.peak(cut, now, shares.total); n > awayCapacity+policy.most {
-					t.Errorf("%d backends, want at most %d more than the capacity, %d", n, policy.most, awayCapacity)
+					t.Errorf("%d backends, want at most %d more than the capacity, %d", n,
+						policy.most, awayCapacity)
 				}
 				if n := f.seen.fewest(victim, cut); n < awayShare {
-					t.Errorf("the one that was cut off had but %d connections for a while", n)
+					t.Errorf("the process that was cut off had only %d connections for a while", n)
 				}
 				f.back((*throwaway.Proxy).Resume, awayCountIn)
 				if n := f.peak(cut, time.Now(), shares.total); n > awayCapacity+policy.most {
-					t.Errorf("%d backends when it was back, want at most %d more than the capacity, %d", n, policy.most, awayCapacity)
+					t.Errorf("%d backends when it was back, want at most %d more than the "+
+						"capacity, %d", n, policy.most, awayCapacity)
 				}
 
-				// All.
+				// All processes are cut off.
 				cut = time.Now()
 				for _, way := range f.ways {
 					way.Cut()
 				}
-				f.seen.await(t, cut.Add(2*awayTTL), func(s shares) bool { return s.total() == awayProcesses*policy.most })
+				f.seen.await(t, cut.Add(2*awayTTL), func(s shares) bool {
+					return s.total() == awayProcesses*policy.most
+				})
 				now = time.Now()
 				for _, name := range f.all() {
 					if n := f.peak(cut, now, of(name)); n > policy.most {
 						t.Errorf("%s had %d connections, want at most %d", name, n, policy.most)
 					}
 					if n := f.seen.fewest(name, cut); n < awayShare {
-						t.Errorf("%s had but %d connections for a while", name, n)
+						t.Errorf("%s had only %d connections for a while", name, n)
 					}
 				}
 				if policy.all {
 					f.opensNothing(cut)
 				}
 				f.back((*throwaway.Proxy).Heal, awayCountIn)
-				if n := f.peak(cut, time.Now(), shares.total); n > awayCapacity+awayProcesses*policy.most {
-					t.Errorf("%d backends when Redis was back, want at most %d more than the capacity, %d", n, awayProcesses*policy.most, awayCapacity)
+				if n := f.peak(
+					cut, time.Now(), shares.total); n > awayCapacity+awayProcesses*policy.most {
+					t.Errorf("%d backends when Redis was back, want at most %d more than the "+
+						"capacity, %d", n, awayProcesses*policy.most, awayCapacity)
 				}
 				settled := time.Now()
 				time.Sleep(awayTTL / 2)
 				if n := f.peak(settled, time.Now(), shares.total); n > awayCapacity {
-					t.Errorf("%d backends after all are counted in, capacity %d", n, awayCapacity)
+					t.Errorf("%d backends after every connection got a permit, capacity %d", n,
+						awayCapacity)
 				}
 				f.stop()
 			})

@@ -9,8 +9,9 @@ import (
 	"github.com/passbuddy/passbuddy/internal/subset"
 )
 
-// The main promise: a fleet of processes never has more backends than its capacity, whatever
-// goes wrong in it, and serves everyone meanwhile. Postgres has room for more, so going over would be seen.
+// The main promise: a fleet of processes never has more backends than its capacity, whatever fails
+// in it, and serves every process meanwhile. Postgres has room for more, so the test would see an
+// excess.
 func TestCap(t *testing.T) {
 	const processes, goroutines, capacity = 8, 40, 20
 	s := startServers(t, 100)
@@ -23,12 +24,14 @@ func TestCap(t *testing.T) {
 			name := integration + "-" + fault
 			t.Run(name, func(t *testing.T) {
 				j := job{
-					Redis: s.redis.URL(), Postgres: s.postgres.URL(), Semaphore: name, Capacity: capacity, TTL: 5 * time.Second,
-					Integration: integration, Fault: fault, Goroutines: goroutines, Load: *loadFor, MaxQuery: 20 * time.Millisecond,
+					Redis: s.redis.URL(), Postgres: s.postgres.URL(), Semaphore: name,
+					Capacity: capacity, TTL: 5 * time.Second,
+					Integration: integration, Fault: fault, Goroutines: goroutines, Load: *loadFor,
+					MaxQuery: 20 * time.Millisecond,
 				}
 				switch fault {
 				case "":
-					j.FirstQuery = time.Second // so that the whole cap is in use at once, for sure
+					j.FirstQuery = time.Second // so that the whole cap is certainly in use at once
 				case "kill":
 					j.TTL = 2 * time.Second
 				case "cancel":
@@ -46,7 +49,7 @@ func TestCap(t *testing.T) {
 					go s.terminateAtRandom(ctx)
 				}
 				if fault == "kill" {
-					// SIGKILL, by process id, half way through.
+					// SIGKILL, by process id, after half of the load.
 					victim := fleet[0].cmd.Process
 					time.AfterFunc(j.Load/2, func() { _ = victim.Kill() })
 					fleet = fleet[1:]
@@ -55,7 +58,7 @@ func TestCap(t *testing.T) {
 				for i, w := range fleet {
 					o, ok := <-w.out
 					if !ok {
-						t.Fatalf("process %d reported nothing", i)
+						t.Fatalf("process %d reported no outcome", i)
 					}
 					ops += o.Ops
 					failures += o.Expected
@@ -69,22 +72,26 @@ func TestCap(t *testing.T) {
 				}
 				cancel()
 				peak, mean := seen.peak(t)
-				t.Logf("%d operations, %d failed as they should, longest wait %v, %d connects, backends: peak %d, mean %.1f",
+				t.Logf("%d operations, %d failed as they should, longest wait %v, %d connects, "+
+					"backends: peak %d, mean %.1f",
 					ops, failures, longest, s.sessions(t)-before, peak, mean)
 				if peak > capacity {
 					t.Errorf("%d backends, capacity %d", peak, capacity)
 				}
-				// Faults cost connections, and a slow machine is then busy opening them; without, nothing but the cap stops the fleet.
+				// Faults cost connections, and a slow machine is busy opening new ones. Without
+				// faults only the cap limits the fleet.
 				if fault == "" && peak < capacity {
-					t.Errorf("peak of %d backends: the cap was never put to the test", peak)
+					t.Errorf("peak of %d backends: the run never reached the cap", peak)
 				}
-				if (fault == "cancel" || fault == "afterconnect" || fault == "terminate") && failures == 0 {
-					t.Error("nothing failed: the fault was not put to the test")
+				if (fault == "cancel" || fault == "afterconnect" || fault == "terminate") &&
+					failures == 0 {
+					t.Error("no operation failed: the fault had no effect")
 				}
 				if fault == "kill" {
-					// Its permits expire.
+					// The permits of the killed process expire.
 					eventually(t, j.TTL, func() (bool, string) {
-						n := s.redisClient.ZCount(t.Context(), "passbuddy-"+name, fmt.Sprint(time.Now().UnixMilli()), "+inf").Val()
+						n := s.redisClient.ZCount(t.Context(), "passbuddy-"+name,
+							fmt.Sprint(time.Now().UnixMilli()), "+inf").Val()
 						return n == 0, fmt.Sprintf("%d permits left", n)
 					})
 					return
@@ -110,7 +117,8 @@ func (s *servers) terminateAtRandom(ctx context.Context) {
 			return
 		case <-tick.C:
 			_, _ = admin.Exec(ctx, `select pg_terminate_backend(pid) from pg_stat_activity
-				where usename = 'passbuddy' and backend_type = 'client backend' order by random() limit 1`)
+				where usename = 'passbuddy' and backend_type = 'client backend'
+				order by random() limit 1`)
 		}
 	}
 }

@@ -8,8 +8,10 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// An operator lowers the capacity of a fleet that is saturated and whose shares are even: nobody has anything idle to give, and nobody a claim on what
-// others hold. It drains all the same, evenly, without an operation that fails; and what is raised again is used again.
+// An operator lowers the capacity of a saturated fleet with even shares. No process holds an idle
+// connection to give up, and none has a claim to another's permits. The fleet drains all the same,
+// evenly, and no operation fails. When the operator raises the capacity again, the fleet uses it
+// again.
 func TestCapacityIsLoweredUnderLoad(t *testing.T) {
 	const processes, capacity, lowered = 4, 20, 8
 	s := startServers(t, 100)
@@ -26,7 +28,8 @@ func TestCapacityIsLoweredUnderLoad(t *testing.T) {
 			}
 			seen.await(t, began, even(capacity))
 
-			operator, err := semaphore.Open(t.Context(), s.redis.URL(), semaphore.Config{Name: t.Name(), Capacity: capacity, TTL: j.TTL})
+			operator, err := semaphore.Open(t.Context(), s.redis.URL(),
+				semaphore.Config{Name: t.Name(), Capacity: capacity, TTL: j.TTL})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -43,7 +46,7 @@ func TestCapacityIsLoweredUnderLoad(t *testing.T) {
 				at = set(n)
 				t.Logf("raised to %d in %v", n, seen.await(t, at, even(n)).Sub(at))
 			}
-			// Fewer than processes: they rotate.
+			// The capacity is below the number of processes: they rotate.
 			at = set(2)
 			few := seen.await(t, at, func(held shares) bool { return held.total() <= 2 })
 			t.Logf("drained to 2 in %v", few.Sub(at))

@@ -15,9 +15,11 @@ import (
 	"github.com/passbuddy/passbuddy/internal/throwaway"
 )
 
-// This file is the fleet of a chaos run: six processes, each behind proxies of its own, of which those that end are replaced.
+// This file holds the fleet of a chaos run: six processes, each behind proxies of its own. The run
+// replaces those that end.
 
-// process is one of the fleet. Its name tells the place, and how many had that before.
+// process is one process of the fleet. Its name tells its place, and how many processes that place
+// had before.
 type process struct {
 	name   string
 	place  int
@@ -25,17 +27,18 @@ type process struct {
 	stderr *tail
 }
 
-// place is where a process runs: what lies between it and the servers stays when it is replaced.
+// place is where a process runs. The proxies between it and the servers stay when the process is
+// replaced.
 type place struct {
 	redis, postgres *throwaway.Proxy
-	front           *throwaway.Proxy // to Postgres, too: the first host of the process's DSN
+	front           *throwaway.Proxy // to Postgres as well: the first host of the process's DSN
 	process         *process
-	had             int // processes
+	had             int // how many processes it has had
 }
 
 type fleet struct {
 	t      *testing.T
-	job    job // of each, but for what the place says
+	job    job // of each process, but for what its place changes
 	places []*place
 
 	mu sync.Mutex
@@ -44,8 +47,8 @@ type fleet struct {
 	grants, checkouts, inTurn int
 	failures                  []failure
 	allowed                   []allowance
-	expected                  int                     // failures that were allowed
-	calms                     map[string]servedInTurn // by process: what it said of the last one
+	expected                  int                     // failures that an allowance covers
+	calms                     map[string]servedInTurn // by process: its report on the last calm
 	probe                     probe
 }
 
@@ -55,16 +58,16 @@ type failure struct {
 	mishap
 }
 
-// An allowance is a window in which operations may fail: of one place, or of all (-1).
+// An allowance is a window in which operations may fail: those of one place, or of all (-1).
 type allowance struct {
 	place       int
 	from, until time.Time
 }
 
-// A probe waits for the first of what was asked for after a fault.
+// A probe waits for the first operations that began after a fault.
 type probe struct {
 	since           time.Time
-	grant, checkout time.Duration // until then; 0: not yet
+	grant, checkout time.Duration // time until then; 0: not yet
 }
 
 func startFleet(t *testing.T, redisAddr, postgresAddr string, processes int, j job) *fleet {
@@ -105,7 +108,9 @@ func (f *fleet) launch(at int) *process {
 	p := &process{name: fmt.Sprintf("p%d.%d", at, pl.had), place: at, stderr: &tail{}}
 	j := f.job
 	j.Integration = []string{"pgxpool", "stdlib"}[at%2]
-	if at == len(f.places)-1 { // one that pauses, and so gives back and takes; not in a calm, for what moves is not in use
+	// This process pauses, and so releases and acquires; but not in a calm, because a moving permit
+	// is not in use.
+	if at == len(f.places)-1 {
 		j.Pause = 300 * time.Millisecond
 	}
 	j.Redis = "redis://" + pl.redis.Addr() + "/0"
@@ -144,13 +149,14 @@ func (f *fleet) heard(p *process, pr progress) {
 
 func (p *probe) saw(first *time.Duration, stamps []stamp) {
 	for _, s := range stamps {
-		if took := time.Duration(s.Had - p.since.UnixNano()); s.Asked > p.since.UnixNano() && (*first == 0 || took < *first) {
+		if took := time.Duration(s.Had - p.since.UnixNano()); s.Asked > p.since.UnixNano() &&
+			(*first == 0 || took < *first) {
 			*first = took
 		}
 	}
 }
 
-// since sets the probe.
+// since starts the probe at a time.
 func (f *fleet) since(at time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -163,48 +169,52 @@ func (f *fleet) probed() probe {
 	return f.probe
 }
 
-// allow lets operations fail in a window, of a place or of all.
+// allow declares a window in which operations of a place, or of all, may fail.
 func (f *fleet) allow(at int, from, until time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.allowed = append(f.allowed, allowance{at, from, until})
 }
 
-// unexpected are the failures that no allowance covers. What is allowed is counted and forgotten.
+// unexpected returns the failures that no allowance covers. It counts the allowed ones and forgets
+// them.
 func (f *fleet) unexpected() (bad []string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, m := range f.failures {
 		ok := false
 		for _, a := range f.allowed {
-			ok = ok || (a.place < 0 || a.place == m.place) && m.Ended.After(a.from) && m.Began.Before(a.until)
+			ok = ok || (a.place < 0 || a.place == m.place) && m.Ended.After(a.from) &&
+				m.Began.Before(a.until)
 		}
 		if ok {
 			f.expected++
 			continue
 		}
-		bad = append(bad, fmt.Sprintf("%s of %s, after %v: %s", m.Ended.Format(clock), m.process, m.Ended.Sub(m.Began).Round(time.Millisecond), m.Error))
+		bad = append(bad, fmt.Sprintf("%s of %s, after %v: %s", m.Ended.Format(clock), m.process,
+			m.Ended.Sub(m.Began).Round(time.Millisecond), m.Error))
 	}
 	f.failures = nil
 	return bad
 }
 
-// forgetCalms is for before the end of a calm.
+// forgetCalms drops the reports of an earlier calm, before a calm ends.
 func (f *fleet) forgetCalms() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	clear(f.calms)
 }
 
-// calmsTold: all have said how the calm was.
+// calmsTold reports whether every process has reported on the calm.
 func (f *fleet) calmsTold() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return len(f.calms) == len(f.places)
 }
 
-// outOfTurn is who was not served in turn in the last calm. Processes that opened a connection in it are not judged: who opens has had his turn, and is
-// overtaken while he connects.
+// outOfTurn returns the callers that were not served in turn in the last calm. It does not judge
+// processes that opened a connection in the calm. A caller that opens a connection has had its
+// turn, and others overtake it while it connects.
 func (f *fleet) outOfTurn(opened map[string]bool) (passed []string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -227,7 +237,7 @@ func (f *fleet) tell(command string) {
 	}
 }
 
-// signal sends a signal to a process, by its number.
+// signal sends a signal to a process, by its process id.
 func (p *process) signal(t *testing.T, sig syscall.Signal) {
 	t.Helper()
 	if err := p.w.cmd.Process.Signal(sig); err != nil {
@@ -243,26 +253,27 @@ func (f *fleet) leaves(at int) {
 	f.ended(p)
 }
 
-// ended waits for a process that was told to end. It must have gone well, and left nothing.
+// ended waits for a process that was told to end. It must have succeeded, and left nothing.
 func (f *fleet) ended(p *process) {
 	f.t.Helper()
 	const patience = time.Minute
 	select {
 	case o, ok := <-p.w.out:
 		if !ok {
-			f.t.Fatalf("%s ended without a word:\n%s", p.name, p.stderr)
+			f.t.Fatalf("%s ended without an outcome:\n%s", p.name, p.stderr)
 		}
 		if o.Goroutines > 0 {
-			f.t.Errorf("%s: %d goroutines are left after all was closed:\n%s", p.name, o.Goroutines, o.Stacks)
+			f.t.Errorf("%s: %d goroutines are left after all was closed:\n%s", p.name, o.Goroutines,
+				o.Stacks)
 		}
 	case <-time.After(patience):
 		p.signal(f.t, syscall.SIGQUIT)
 		<-p.w.out
-		f.t.Fatalf("%s was told to end, and has not for %v:\n%s", p.name, patience, p.stderr)
+		f.t.Fatalf("%s was told to end, and still runs after %v:\n%s", p.name, patience, p.stderr)
 	}
 }
 
-// redisProxies does something to what lies between a place, or all (-1), and Redis.
+// redisProxies applies a function to the proxies between a place, or all (-1), and Redis.
 func (f *fleet) redisProxies(at int, what func(*throwaway.Proxy)) {
 	for i, p := range f.places {
 		if at < 0 || at == i {
@@ -280,7 +291,7 @@ func (f *fleet) postgresProxies(at int, what func(*throwaway.Proxy)) {
 	}
 }
 
-// logs are the last words of all processes.
+// logs returns the last output of all processes.
 func (f *fleet) logs() string {
 	var text strings.Builder
 	for _, p := range f.places {
@@ -289,7 +300,7 @@ func (f *fleet) logs() string {
 	return text.String()
 }
 
-// tail keeps the end of what is written to it.
+// tail keeps the end of the text that is written to it.
 type tail struct {
 	mu sync.Mutex
 	b  []byte

@@ -17,12 +17,13 @@ import (
 	"github.com/passbuddy/passbuddy/internal/throwaway"
 )
 
-// This file is the witness of a chaos run: what Postgres itself says of its backends, some hundred times a second, over a connection that no fault
-// reaches. Each look is judged at once.
+// This file is the witness of a chaos run. It samples the backends that Postgres itself reports,
+// some hundred times a second, over a connection that no fault reaches. It judges each sample at
+// once.
 
 const lookEvery = 10 * time.Millisecond
 
-// A backend as pg_stat_activity shows it. No other ever has both the pid and the start.
+// A backend as pg_stat_activity shows it. No two backends share both pid and start.
 type backend struct {
 	pid     int32
 	process string // its application_name
@@ -30,14 +31,15 @@ type backend struct {
 	doing   string // its state, since when, and its query
 }
 
-// An excuse is a window, declared in docs/SAFETY.md, in which there may be more backends than the capacity. It says which ones do not count
-// against it: the others never exceed it, not even then. When it is over they count again, so that it bounds the time, too.
+// An excuse is a window, declared in docs/SAFETY.md, in which there may be more backends than the
+// capacity. It names the backends that do not count against the capacity; all others never exceed
+// it. After the window they count again, so the excuse bounds the time too.
 type excuse struct {
 	why         string
-	from, until time.Time // until is zero while its end is not known
+	from, until time.Time // until is zero while the window has no end yet
 	covers      func(backend) bool
-	extra       int // or so many of whatever backends
-	covered     int // at the most, at once, while there were too many
+	extra       int // or a number of any backends
+	covered     int // the most backends covered at once while there were too many
 }
 
 // A look is one sample.
@@ -50,7 +52,7 @@ type look struct {
 	down     bool // Postgres did not answer
 }
 
-// over is how many backends are too many, excused or not.
+// over returns how many backends are beyond the capacity, excused or not.
 func (l look) over() int { return len(l.backends) - l.capacity }
 
 func (l look) String() string {
@@ -65,7 +67,8 @@ func (l look) String() string {
 	for _, process := range slices.Sorted(maps.Keys(by)) {
 		of = append(of, fmt.Sprintf("%s:%d", process, by[process]))
 	}
-	return fmt.Sprintf("%s %d backends of %d (%d excused): %s", l.at.Format(clock), len(l.backends), l.capacity, l.excused, strings.Join(of, " "))
+	return fmt.Sprintf("%s %d backends of %d (%d excused): %s", l.at.Format(clock), len(l.backends),
+		l.capacity, l.excused, strings.Join(of, " "))
 }
 
 const clock = "15:04:05.000"
@@ -79,19 +82,20 @@ type chronicle struct {
 	excuses   []*excuse
 	recent    []look // the last ones
 	looks     int
-	unheard   int           // looks that Postgres did not answer
-	late      time.Duration // the latest look since lateness was asked
-	peak      int           // most backends too many, of those that were not excused
+	unheard   int           // samples that Postgres did not answer
+	late      time.Duration // the longest delay of a sample in this episode
+	peak      int           // most backends beyond the capacity, excused ones aside
 	violation string        // the first one
-	episode   *episode      // that goes on
-	during    string        // what goes on, for who reads a violation
+	episode   *episode      // the current one
+	during    string        // the current step, for the reader of a violation
 }
 
-const kept = 250 // looks: a calm's, and somewhat more
+const kept = 250 // samples: those of a calm, and some more
 
 func newChronicle(capacity int) *chronicle { return &chronicle{capacity: capacity} }
 
-// watch looks until ctx ends. A connection that breaks is made again: Postgres is restarted, too.
+// watch samples until ctx ends. It reconnects when its connection breaks, because the run restarts
+// Postgres too.
 func (c *chronicle) watch(ctx context.Context, url string) {
 	var conn *pgx.Conn
 	defer func() {
@@ -118,7 +122,8 @@ func (c *chronicle) watch(ctx context.Context, url string) {
 			conn = nil
 		}
 		if ctx.Err() == nil {
-			c.add(look{at: asked, took: time.Since(asked), backends: found, down: err != nil}, asked.Sub(last)-lookEvery)
+			c.add(look{at: asked, took: time.Since(asked), backends: found, down: err != nil},
+				asked.Sub(last)-lookEvery)
 		}
 		last = asked
 		<-tick.C
@@ -127,7 +132,8 @@ func (c *chronicle) watch(ctx context.Context, url string) {
 
 func backendsOf(ctx context.Context, conn *pgx.Conn) (found []backend, err error) {
 	rows, err := conn.Query(ctx, `select pid, application_name, backend_start,
-			concat_ws(' ', state, state_change::time(3), wait_event, left(query, 60)) from pg_stat_activity
+			concat_ws(' ', state, state_change::time(3), wait_event, left(query, 60))
+		from pg_stat_activity
 		where usename = '`+throwaway.Role+`' and backend_type = 'client backend'`)
 	if err != nil {
 		return nil, err
@@ -178,12 +184,15 @@ func (c *chronicle) add(l look, late time.Duration) {
 	over := l.over() - l.excused
 	c.peak = max(c.peak, over)
 	if over > 0 && c.violation == "" {
-		c.violation = fmt.Sprintf("%d backends, %d excused, capacity %d\nduring: %s\nexcuses: %s\nlooks before it:\n%s\nbackends:\n%s",
-			len(l.backends), l.excused, c.capacity, c.during, c.excusesText(l.at), c.recentText(), l.backendsText())
+		c.violation = fmt.Sprintf(
+			"%d backends, %d excused, capacity %d\nduring: %s\nexcuses: %s\n"+
+				"samples before it:\n%s\nbackends:\n%s",
+			len(l.backends), l.excused, c.capacity, c.during, c.excusesText(l.at), c.recentText(),
+			l.backendsText())
 	}
 }
 
-// backendsText lists the backends of a look by process and age.
+// backendsText lists the backends of a sample by process and age.
 func (l look) backendsText() string {
 	backends := slices.Clone(l.backends)
 	slices.SortFunc(backends, func(a, b backend) int {
@@ -191,7 +200,8 @@ func (l look) backendsText() string {
 	})
 	var text strings.Builder
 	for _, b := range backends {
-		fmt.Fprintf(&text, "  %s %d since %s: %s\n", b.process, b.pid, b.started.Format(clock), b.doing)
+		fmt.Fprintf(&text, "  %s %d since %s: %s\n", b.process, b.pid, b.started.Format(clock),
+			b.doing)
 	}
 	return text.String()
 }
@@ -203,7 +213,8 @@ func (c *chronicle) excusesText(at time.Time) string {
 		if !e.until.IsZero() {
 			ends = e.until.Sub(at).Round(time.Millisecond).String() + " left"
 		}
-		text = append(text, fmt.Sprintf("%s (since %v, %s)", e.why, at.Sub(e.from).Round(time.Millisecond), ends))
+		text = append(text, fmt.Sprintf("%s (since %v, %s)", e.why,
+			at.Sub(e.from).Round(time.Millisecond), ends))
 	}
 	if text == nil {
 		return "none"
@@ -211,7 +222,7 @@ func (c *chronicle) excusesText(at time.Time) string {
 	return strings.Join(text, "; ")
 }
 
-// recentText are the last looks, those that say the same in one line.
+// recentText lists the last samples, equal ones in one line.
 func (c *chronicle) recentText() string {
 	var lines []string
 	before := ""
@@ -225,7 +236,7 @@ func (c *chronicle) recentText() string {
 	return strings.Join(lines, "\n")
 }
 
-// excuse declares a window. It is open until closed.
+// excuse declares a window. The window stays open until it is closed.
 func (c *chronicle) excuse(e *excuse) *excuse {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -242,21 +253,21 @@ func (c *chronicle) until(e *excuse, end time.Time) {
 	e.until = end
 }
 
-// setCapacity changes what is allowed.
+// setCapacity changes the allowed number of backends.
 func (c *chronicle) setCapacity(n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.capacity = n
 }
 
-// begin opens an episode, whose looks are counted in e.
+// begin opens an episode, which counts the samples from now on.
 func (c *chronicle) begin(e *episode, during string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.episode, c.during, c.late = e, during, 0
 }
 
-// last is the most recent look, and how late one was since the episode began.
+// last returns the most recent sample, and the longest delay of one since the episode began.
 func (c *chronicle) last() (look, time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -266,7 +277,7 @@ func (c *chronicle) last() (look, time.Duration) {
 	return c.recent[len(c.recent)-1], c.late
 }
 
-// held are the backends of a process now.
+// held returns the backends that a process has now.
 func (c *chronicle) held(process string) (n int) {
 	l, _ := c.last()
 	for _, b := range l.backends {
@@ -277,7 +288,7 @@ func (c *chronicle) held(process string) (n int) {
 	return n
 }
 
-// openedSince are the processes that have a backend which began after a time.
+// openedSince returns the processes with a backend that began after a time.
 func (c *chronicle) openedSince(since time.Time) map[string]bool {
 	l, _ := c.last()
 	opened := make(map[string]bool)
@@ -295,17 +306,19 @@ func (c *chronicle) violated() string {
 	return c.violation
 }
 
-// An episode is one step of the schedule, from its fault to the end of the calm after it. Guarded by the chronicle's mu.
+// An episode is one step of the schedule, from its fault to the end of the calm after it. Guarded
+// by the chronicle's mu.
 type episode struct {
-	calm          bool
-	waiting       func() bool // does somebody wait now?
-	samples       int
-	most          int           // backends too many at the most, excused
-	overFor       time.Duration // for how long at a stretch
-	overFrom      time.Time
-	used, could   int // backends, and capacity, summed over the looks of the calm while somebody waited
+	calm     bool
+	waiting  func() bool // whether a caller waits now
+	samples  int
+	most     int           // most excused backends beyond the capacity
+	overFor  time.Duration // the longest time without a break
+	overFrom time.Time
+	// backends, and capacity, summed over the samples of the calm in which a caller waited
+	used, could   int
 	calmLooks     int
-	fewest        int // backends in one of those
+	fewest        int // the fewest backends in one of those
 	waitingInCalm int
 }
 
@@ -335,7 +348,7 @@ func (e *episode) look(l look) {
 	e.could += l.capacity
 }
 
-// setCalm says that the fault is over, and its traces are gone; or that the next one comes.
+// setCalm says that the fault and its consequences are over, or that the next fault begins.
 func (c *chronicle) setCalm(yes bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -344,7 +357,7 @@ func (c *chronicle) setCalm(yes bool) {
 	}
 }
 
-// figures is a copy of the episode's.
+// figures returns a copy of the episode's figures.
 func (c *chronicle) figures() episode {
 	c.mu.Lock()
 	defer c.mu.Unlock()

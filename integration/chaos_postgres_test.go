@@ -12,9 +12,10 @@ import (
 	"github.com/passbuddy/passbuddy/internal/throwaway"
 )
 
-// This file is the faults of Postgres, and of the way to it.
+// This file holds the faults of Postgres, and of the connections to it.
 
-// whose is which place's connections a fault of the network hits: one's, or in every other case all.
+// whose returns the place whose connections a network fault hits: one place in half of the cases,
+// else all.
 func (s step) whose() int {
 	if s.way%2 == 0 {
 		return -1
@@ -22,7 +23,9 @@ func (s step) whose() int {
 	return s.process
 }
 
-func (r *chaos) betweenPostgres(s step, begin, end func(*throwaway.Proxy)) (began, ended time.Time) {
+func (r *chaos) betweenPostgres(
+	s step, begin, end func(*throwaway.Proxy),
+) (began, ended time.Time) {
 	began = time.Now()
 	r.fleet.postgresProxies(s.whose(), begin)
 	r.hold(s)
@@ -35,7 +38,7 @@ func (r *chaos) postgresStalled(s step) {
 	r.from(ended)
 }
 
-// A backend that is in a query does not notice that its connection is reset: it lives until the query ends.
+// A backend in a query does not notice that its connection is reset: it lives until the query ends.
 func (r *chaos) hadReset(s step, at time.Time) {
 	whose, all := s.whose(), s.whose() < 0
 	var names []string
@@ -44,14 +47,15 @@ func (r *chaos) hadReset(s step, at time.Time) {
 			names = append(names, p.process.name)
 		}
 	}
-	end := r.excused(fmt.Sprintf("queries of %v whose connections were reset", names), r.job.Capacity, func(b backend) bool {
-		for _, name := range names {
-			if b.process == name {
-				return b.started.Before(at.Add(100 * time.Millisecond))
+	end := r.excused(fmt.Sprintf("queries of %v whose connections were reset", names),
+		r.job.Capacity, func(b backend) bool {
+			for _, name := range names {
+				if b.process == name {
+					return b.started.Before(at.Add(100 * time.Millisecond))
+				}
 			}
-		}
-		return false
-	})
+			return false
+		})
 	end(at.Add(longestRun + grace))
 }
 
@@ -109,7 +113,9 @@ func (r *chaos) terminate(n int) {
 	admin, err := pgx.Connect(ctx, r.postgres.AdminURL())
 	r.must(err)
 	defer admin.Close(ctx)
-	_, err = admin.Exec(ctx, `select pg_terminate_backend(pid) from (select pid from pg_stat_activity
-		where usename = '`+throwaway.Role+`' and backend_type = 'client backend' order by random() limit $1) as victims`, n)
+	_, err = admin.Exec(ctx, `select pg_terminate_backend(pid) from (
+		select pid from pg_stat_activity
+		where usename = '`+throwaway.Role+`' and backend_type = 'client backend'
+		order by random() limit $1) as victims`, n)
 	r.must(err)
 }

@@ -15,30 +15,32 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// This file looks at the semaphores in Redis, past all proxies, beside chaos_ledger_test.go, which looks at Postgres. While it is calm:
+// This file samples the semaphores in Redis, past all proxies, as chaos_ledger_test.go samples
+// Postgres. In a calm it asserts:
 //
 //   - never more permits than the capacity, of either semaphore;
-//   - the queue of plain permits is first come, first served: if B was behind A, both still there at one look, and B holds its permit at the next, then
-//     A does not wait any more. All of these have one rank. (Pools are served by their share, and callers of one pool are looked at by their process.)
+//   - the queue of plain permits is first come, first served. If B was behind A in one sample, and
+//     holds its permit in the next, then A no longer waits. All these requests have one rank.
+//     (Redis serves pools by their share, and each process judges the callers of its own pool.)
 
-// A queueLook is both semaphores at one instant.
+// A queueLook is a sample of both semaphores at one instant.
 type queueLook struct {
 	at                    time.Time
 	permits, plainPermits []string
-	waiters, plainQueue   []string // in the order in which they are served
+	waiters, plainQueue   []string // in the order in which Redis serves them
 	sessions              int
 }
 
-// queues is the record.
+// queues is the record of the samples.
 type queues struct {
 	pools, plain               redisscript.Keys
 	capacityOf                 func() int
 	plainCapacity              int
 	mu                         sync.Mutex
-	client                     *redis.Client // of the primary
+	client                     *redis.Client // a client of the primary
 	latest                     queueLook
 	calm                       bool
-	before                     *queueLook // the one before, if it was calm since
+	before                     *queueLook // the previous sample, if the calm had begun by then
 	looks, grantsInTurn, waits int
 	violation                  string
 }
@@ -51,10 +53,11 @@ func newQueues(pools, plain string, capacityOf func() int, plainCapacity int) *q
 	}
 }
 
-// at says which server is the primary.
+// at sets which server is the primary.
 func (q *queues) at(addr string) {
 	client := redis.NewClient(&redis.Options{
-		Addr: addr, DialTimeout: time.Second, ReadTimeout: time.Second, MaxRetries: -1, DialerRetries: 1, ContextTimeoutEnabled: true,
+		Addr: addr, DialTimeout: time.Second, ReadTimeout: time.Second, MaxRetries: -1,
+		DialerRetries: 1, ContextTimeoutEnabled: true,
 	})
 	q.mu.Lock()
 	old := q.client
@@ -96,7 +99,8 @@ func (q *queues) look(ctx context.Context, client *redis.Client) (queueLook, err
 	if err != nil {
 		return l, err
 	}
-	l.permits, l.waiters, l.plainPermits, l.plainQueue = permits.Val(), waiters.Val(), plainPermits.Val(), plainQueue.Val()
+	l.permits, l.waiters, l.plainPermits, l.plainQueue = permits.Val(), waiters.Val(),
+		plainPermits.Val(), plainQueue.Val()
 	l.sessions = int(sessions.Val())
 	return l, nil
 }
@@ -128,7 +132,7 @@ func (q *queues) add(client *redis.Client, l queueLook) {
 	q.before = &l
 }
 
-// inTurn compares two looks, one after the other.
+// inTurn compares two consecutive samples.
 func (q *queues) inTurn(before, now queueLook) {
 	holds, waits := make(map[string]bool), make(map[string]bool)
 	for _, id := range now.plainPermits {
@@ -142,7 +146,8 @@ func (q *queues) inTurn(before, now queueLook) {
 		_, id, _ := strings.Cut(request, " ")
 		switch {
 		case holds[id] && ahead != "":
-			q.violate("%q was granted before %q, which was first\nbefore: %q\nnow: %q", request, ahead, before.plainQueue, now.plainQueue)
+			q.violate("%q was granted before %q, which was first\nbefore: %q\nnow: %q", request,
+				ahead, before.plainQueue, now.plainQueue)
 		case holds[id]:
 			q.grantsInTurn++
 		case waits[request] && ahead == "":
@@ -163,7 +168,7 @@ func (q *queues) setCalm(yes bool) {
 	q.calm, q.before = yes, nil
 }
 
-// now is the latest look, and whether it is recent.
+// now returns the latest sample, and whether it is recent.
 func (q *queues) now() (queueLook, bool) {
 	const recent = 200 * time.Millisecond
 	q.mu.Lock()
@@ -171,7 +176,7 @@ func (q *queues) now() (queueLook, bool) {
 	return q.latest, time.Since(q.latest.at) < recent
 }
 
-// someoneWaits: a pool waits for a permit.
+// someoneWaits reports whether a pool waits for a permit.
 func (q *queues) someoneWaits() bool {
 	l, recent := q.now()
 	return recent && len(l.waiters) > 0

@@ -8,19 +8,20 @@ import (
 	"time"
 )
 
-// This file makes the schedule of a chaos run, from its seed alone. What the run finds does not change it, so that the same seed does the same again;
-// how many steps fit into a run does depend on how soon the fleet recovers.
+// This file makes the schedule of a chaos run, from its seed alone. The findings of a run do not
+// change its schedule, so the same seed repeats it. How many steps fit into a run depends on how
+// soon the fleet recovers.
 
 // A step is a fault and a calm after it.
 type step struct {
 	n       int
 	kind    *kind
 	length  time.Duration // of the fault
-	process int           // place in the fleet of the one that is concerned; or -1: all
-	way     int           // which one, where the fault has several
-	amount  int           // of backends, or of whatever
-	rider   string        // what happens half way through it, besides; or ""
-	riding  int           // the process that it happens to
+	process int           // the place that the fault hits; or -1: all
+	way     int           // the variant, where the fault has several
+	amount  int           // of backends, or of whatever the fault counts
+	rider   string        // the second fault that starts half way through; or ""
+	riding  int           // the place that the rider hits
 	calm    time.Duration
 }
 
@@ -29,7 +30,8 @@ func (s step) String() string {
 	if s.process >= 0 {
 		whom = fmt.Sprintf("p%d", s.process)
 	}
-	text := fmt.Sprintf("%3d %-28s for %-6v %-3s way %d amount %2d", s.n, s.kind.name, s.length.Round(time.Millisecond), whom, s.way, s.amount)
+	text := fmt.Sprintf("%3d %-28s for %-6v %-3s way %d amount %2d", s.n, s.kind.name,
+		s.length.Round(time.Millisecond), whom, s.way, s.amount)
 	if s.rider != "" {
 		text += fmt.Sprintf(" and %s p%d", s.rider, s.riding)
 	}
@@ -40,12 +42,13 @@ func (s step) String() string {
 type kind struct {
 	name     string
 	from, to time.Duration // how long it lasts
-	rides    bool          // something else may happen meanwhile
-	forgets  bool          // Redis's state: what is promised for the time after that is asserted
-	do       func(r *chaos, s step)
+	rides    bool          // another fault may start meanwhile
+	// loses Redis's state: the run asserts the promises for the time after that
+	forgets bool
+	do      func(r *chaos, s step)
 }
 
-// riders are short, and leave no trace that would have to be excused.
+// riders are short faults that leave no consequence to excuse.
 var riders = []string{"kill", "terminate", "SCRIPT FLUSH", "cut subscribers"}
 
 // schedule deals kinds like cards: each comes once before any comes again.
@@ -71,9 +74,10 @@ func (s *schedule) next() step {
 	s.n++
 	st := step{
 		n: s.n, kind: k, length: k.from + time.Duration(s.r.Int64N(int64(k.to-k.from)+1)),
-		process: s.r.IntN(s.processes), way: s.r.IntN(60), amount: 1 + s.r.IntN(10), calm: 1500*time.Millisecond + time.Duration(s.r.Int64N(int64(time.Second))),
+		process: s.r.IntN(s.processes), way: s.r.IntN(60), amount: 1 + s.r.IntN(10),
+		calm: 1500*time.Millisecond + time.Duration(s.r.Int64N(int64(time.Second))),
 	}
-	// Always drawn, so that a kind that has none does not shift what follows.
+	// The rider is always drawn. So a kind without one does not shift the draws after it.
 	rider, riding, rides := riders[s.r.IntN(len(riders))], s.r.IntN(s.processes), s.r.IntN(3) == 0
 	if rides && k.rides {
 		st.rider, st.riding = rider, riding

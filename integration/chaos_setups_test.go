@@ -11,30 +11,31 @@ import (
 	"github.com/passbuddy/passbuddy/internal/throwaway"
 )
 
-// This file is the faults of a chaos run that users' set-ups have shown.
+// This file holds the faults of a chaos run that users' deployments have shown.
 
 // A NAT or a firewall loses its table: connections to Redis are dead, and neither side hears of it.
-// The sessions find out by themselves, in time for their leases.
+// The sessions detect it by themselves, in time for their leases.
 func (r *chaos) redisForgets(s step) {
 	r.fleet.redisProxies(-1, (*throwaway.Proxy).Forget)
 	r.hold(s)
 	r.from(time.Now())
 }
 
-// Redis answers late, but within the leases: every reply waits for the next of the moments at which
-// replies pass, which are 2 s apart. No lease is lost, and no operation fails.
+// Redis answers late, but within the leases: replies pass only at moments that are 2 s apart, and
+// each reply waits for the next one. No lease is lost, and no operation fails.
 func (r *chaos) redisSlow(s step) {
 	for end := time.Now().Add(s.length); time.Now().Before(end); {
 		r.fleet.redisProxies(-1, (*throwaway.Proxy).StallReplies)
 		time.Sleep(2 * time.Second)
 		r.fleet.redisProxies(-1, (*throwaway.Proxy).Resume)
-		time.Sleep(300 * time.Millisecond) // on a busy machine a proxy needs a moment to let through what it holds
+		// On a busy machine a proxy needs a moment to forward the bytes that it held back.
+		time.Sleep(300 * time.Millisecond)
 	}
 	r.from(time.Now())
 }
 
-// Redis reaches maxmemory for longer than a lease. Leases go on; nothing new is granted, and nobody
-// waits for so long that that would be an error.
+// Redis reaches maxmemory for longer than a lease. Leases are still renewed. Redis grants nothing
+// new, but no caller waits long enough for that to be an error.
 func (r *chaos) redisFull(s step) {
 	ctx := r.t.Context()
 	r.must(r.redis().ConfigSet(ctx, "maxmemory", "1").Err())
@@ -43,8 +44,8 @@ func (r *chaos) redisFull(s step) {
 	r.from(time.Now())
 }
 
-// A planned failover: the replica takes over, with all that the primary had, and the address leads to
-// it from then on. But the old primary lives on as its replica, and connections to it stay.
+// A planned failover: the replica takes over with all that the primary stored, and the address
+// leads to it from then on. But the old primary lives on as its replica, and keeps its connections.
 func (r *chaos) demoted(s step) {
 	r.fleet.redisProxies(-1, (*throwaway.Proxy).Stall)
 	ctx, cancel := context.WithTimeout(r.t.Context(), time.Minute)
@@ -63,12 +64,12 @@ func (r *chaos) demoted(s step) {
 	r.must(r.replica.AwaitSync(ctx, r.primary))
 }
 
-// The same to Postgres, whose backends live on. Queries fail by their callers' time-outs. Permits
-// stay counted until the backends have been ended over another connection; for that each pool may
-// lend itself one permit, once.
+// The same to Postgres, whose backends live on. Queries fail by their callers' timeouts. Permits
+// stay counted until the pool has ended the backends over another connection. For that each pool
+// may exceed its permits by one, once.
 //
-// A backend is ended over a connection to the same address only, unless Config.Fence has recorded which it is. So without
-// that, connections by the second host end before.
+// A pool ends a backend over a connection to the same address only, unless Config.Fence has
+// recorded the backend. So without Fence, connections by the second host end first.
 func (r *chaos) postgresForgets(s step) {
 	if !r.job.Fence {
 		r.hadReset(s, time.Now())
@@ -93,8 +94,8 @@ func (r *chaos) postgresForgets(s step) {
 	r.from(time.Now())
 }
 
-// The first host of a process's DSN accepts connections and says nothing. Its connections are reset,
-// so that it has to make new ones: by its second host.
+// The first host of a process's DSN accepts connections and sends nothing. The fault resets the
+// process's connections, so it has to open new ones by its second host.
 func (r *chaos) hostHangs(s step) {
 	hole, err := newBlackHole()
 	r.must(err)
@@ -117,7 +118,7 @@ func (r *chaos) hostHangs(s step) {
 	r.from(time.Now())
 }
 
-// A blackHole accepts connections, and says nothing.
+// A blackHole accepts connections, and sends nothing.
 type blackHole struct {
 	net.Listener
 	mu    sync.Mutex

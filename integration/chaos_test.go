@@ -19,58 +19,78 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// A chaos run: a fleet of six processes, three with pgxpool and three with database/sql, saturates a capacity of 20 on one Postgres and one Redis with a
-// replica, while things go wrong, one after the other, for as long as a flag says:
+// TestChaos runs a fleet of six processes, three with pgxpool and three with database/sql. The
+// fleet saturates a capacity of 20 on one Postgres and one Redis with a replica. Meanwhile faults
+// happen, one after the other, for as long as a flag says:
 //
 //	go test -race ./integration -run TestChaos -chaos 10m -seed 3 -v -timeout 0
 //
-// A step is a fault (chaos_faults_test.go), the recovery, and a calm. Which faults, in which order, to whom and for how long, is made from
-// the seed alone (chaos_schedule_test.go). While one goes on, another may happen half way through it.
+// A step is a fault (chaos_faults_test.go), the recovery, and a calm. The seed alone decides which
+// faults happen, in which order, to which process and for how long (chaos_schedule_test.go). Half
+// way through a fault, another one may start.
 //
-// Asserted in each look at Postgres, some hundred times a second (chaos_ledger_test.go):
+// Asserted in each sample of Postgres, some hundred times a second (chaos_ledger_test.go):
 //
-//   - backends <= capacity, but for those that an excuse covers: a window that docs/SAFETY.md declares, for named backends, and for a time. The
-//     windows that this run opens:
-//     a process that is stopped past its leases, what it held, until it wakes (not with Config.Fence, which even seeds have);
-//     the network resets a connection to a backend in a query, that one, until the query ends;
-//     a newcomer is the first that a Redis restarted without persistence hears of, what it is granted, for a lease;
-//     Redis fails over to a replica that lags, what was granted meanwhile, for a lease;
-//     Redis goes back to a snapshot, what was held before, for a third of a lease;
-//     the capacity is lowered, the difference, until it was given back.
+//   - backends <= capacity, but for those that an excuse covers.
+//
+// An excuse is a window that docs/SAFETY.md declares, for named backends and a bounded time. This
+// run opens these windows:
+//
+//   - a process is stopped past its leases: the backends that it held, until it wakes. Even seeds
+//     set Config.Fence, which needs no such window;
+//   - the network resets a connection to a backend in a query: that backend, until the query ends;
+//   - a newcomer is the first to reach a Redis that restarted without persistence: the permits that
+//     it is granted, for a lease;
+//   - Redis fails over to a replica that lags: the permits granted meanwhile, for a lease;
+//   - Redis goes back to a snapshot: the permits held before, for a third of a lease;
+//   - an operator lowers the capacity: the difference, until it was given back.
 //
 // In each step:
 //
-//   - no operation fails, unless the fault may hit it: those of Postgres, a stop past the lease, and an absence of Redis that is longer than the
-//     lease. State that is lost, scripts that are flushed, pushes that do not arrive and a Redis that is away for less than the lease fail nothing;
-//   - the whole capacity is in use again, and all sessions are known, before a bound; in a run of a minute or more, new grants flow within 3 s after
-//     state was lost.
+//   - no operation fails, unless the fault may hit it: a fault of Postgres, a stop past the lease,
+//     or an absence of Redis that is longer than the lease. Lost state, flushed scripts, lost
+//     pushes and a Redis that is away for less than the lease make no operation fail;
+//   - within a bound the whole capacity is in use again and Redis knows all sessions. In a run of a
+//     minute or more, Redis grants again within 3 s after a loss of state.
 //
 // In each calm:
 //
 //   - at least 95% of the capacity is in use while a pool waits;
-//   - permits <= capacity in Redis, and its queue is first come, first served (chaos_queue_test.go);
+//   - permits <= capacity in Redis, and its queue is first come, first served
+//     (chaos_queue_test.go);
 //   - callers of one process are served in turn (chaos_worker_test.go).
 //
-// After the end there are no backends, permits, waiters or sessions, in Redis no key but meta, and no goroutine in any process beyond those it began with.
+// After the end there are no backends, permits, waiters or sessions. Redis has no key but meta, and
+// no process has a goroutine beyond those that it began with.
 //
-// What was broken on purpose, once, and caught: a grant beyond the capacity (backends); connections not fenced (backends, when one process is without
-// Redis); the gate not shut (backends, after a restart); the local queue last come first served (callers in turn); the queue in Redis likewise (the
-// fleet never settles); leases trusted for less than Redis's absence (operations fail); a session not closed (goroutines).
+// Each of these was once broken on purpose, and the run caught it. A grant beyond the capacity: too
+// many backends. Connections not aborted while one process is without Redis: too many backends.
+// Grants not paused after a restart of Redis: too many backends. The local queue served last come,
+// first served: callers out of turn. The queue in Redis likewise: the fleet never settles. Leases
+// trusted for less than Redis's absence: operations fail. A session not closed: goroutines are
+// left.
 
 var (
 	chaosFor  = flag.Duration("chaos", 10*time.Second, "how long the chaos run takes")
-	chaosOnly = flag.String("fault", "", "a regular expression: only the kinds of faults whose name it matches")
-	chaosSeed = flag.Uint64("seed", 1, "the schedule of the chaos run; 0: one that is not the last one's")
+	chaosOnly = flag.String("fault", "",
+		"a regular expression: only the kinds of faults whose name it matches")
+	chaosSeed = flag.Uint64("seed", 1,
+		"the schedule of the chaos run; 0: one that is not the last one's")
 )
 
 const (
 	chaosProcesses, chaosCapacity, chaosPlain = 6, 20, 4
 
-	settleMost = 45 * time.Second // a bound for a machine in trouble, not a figure
-	flowAgain  = 3 * time.Second  // new grants, after state was lost: the gate is shut for 0.45 leases
-	usedLeast  = 0.95
-	stoodStill = time.Second            // a look as late as that: leases end by what the machine does, not the fault
-	calmMargin = 500 * time.Millisecond // from when who is judged in a calm has not opened a connection
+	settleMost = 45 * time.Second // settleMost is a bound for an overloaded machine, not a figure.
+	// flowAgain bounds the time until new grants after a loss of state: grants are paused for 0.45
+	// leases.
+	flowAgain = 3 * time.Second
+	usedLeast = 0.95
+	// stoodStill is how late a sample is on a machine that stands still. Leases then end by the
+	// machine's doing, not by the fault.
+	stoodStill = time.Second
+	// A process judged in a calm has opened no connection since calmMargin before it.
+	calmMargin = 500 * time.Millisecond
 )
 
 // chaos is one run.
@@ -87,14 +107,14 @@ type chaos struct {
 
 	primary, replica *throwaway.Redis
 
-	began  time.Time // see from
-	vacant []int     // places whose process was killed and not replaced yet
-	dead   bool      // in this step somebody was killed: his leases must expire
+	began  time.Time // the origin of times: see from
+	vacant []int     // places whose killed process is not replaced yet
+	dead   bool      // in this step a process was killed, and its leases must expire
 	excuse []bounded
-	done   []string // the schedule up to here
+	done   []string // the schedule so far
 }
 
-// bounded is an excuse that says how many backends it may cover.
+// bounded is an excuse with the number of backends that it may cover.
 type bounded struct {
 	*excuse
 	most int
@@ -102,7 +122,7 @@ type bounded struct {
 
 func TestChaos(t *testing.T) {
 	if testing.Short() {
-		t.Skip("-short: the chaos run takes its time")
+		t.Skip("-short: the chaos run takes too long")
 	}
 	seed := *chaosSeed
 	for seed == 0 {
@@ -110,9 +130,11 @@ func TestChaos(t *testing.T) {
 	}
 	fence := seed%2 == 0
 	r := startChaos(t, seed, fence)
-	t.Logf("seed %d, Fence %v, for %v; again: go test ./integration -run TestChaos -chaos %v -seed %d", seed, fence, *chaosFor, *chaosFor, seed)
+	t.Logf("seed %d, Fence %v, for %v; again: go test ./integration -run TestChaos -chaos %v "+
+		"-seed %d", seed, fence, *chaosFor, *chaosFor, seed)
 	only := regexp.MustCompile(*chaosOnly)
-	plan := newSchedule(seed, chaosProcesses, slices.DeleteFunc(slices.Clone(chaosKinds), func(k *kind) bool { return !only.MatchString(k.name) }))
+	plan := newSchedule(seed, chaosProcesses, slices.DeleteFunc(slices.Clone(chaosKinds),
+		func(k *kind) bool { return !only.MatchString(k.name) }))
 	for began := time.Now(); time.Since(began) < *chaosFor && !t.Failed(); {
 		r.step(plan.next())
 	}
@@ -124,10 +146,12 @@ func TestChaos(t *testing.T) {
 
 func startChaos(t *testing.T, seed uint64, fence bool) *chaos {
 	t.Helper()
-	r := &chaos{t: t, seed: seed, ledger: newChronicle(chaosCapacity), figures: newFigures(), clients: make(map[string]*redis.Client)}
+	r := &chaos{t: t, seed: seed, ledger: newChronicle(chaosCapacity), figures: newFigures(),
+		clients: make(map[string]*redis.Client)}
 	ctx, cancel := context.WithCancel(context.Background())
 	var err error
-	if r.postgres, err = throwaway.StartPostgres(t.Context(), throwaway.PostgresOptions{MaxConnections: 100}); err != nil {
+	if r.postgres, err = throwaway.StartPostgres(t.Context(),
+		throwaway.PostgresOptions{MaxConnections: 100}); err != nil {
 		skipIfMissing(t, err)
 	}
 	t.Cleanup(func() { _ = r.postgres.Stop() })
@@ -143,10 +167,12 @@ func startChaos(t *testing.T, seed uint64, fence bool) *chaos {
 	t.Cleanup(func() { _ = second.Stop() })
 	r.replica = second
 	r.job = job{
-		Postgres: r.postgres.URL(), Semaphore: "chaos", Capacity: chaosCapacity, TTL: chaosTTL, Goroutines: 10,
-		MinQuery: longestRun / 4, MaxQuery: longestRun, QueryTimeout: queryMost,
-		Fence:  fence,
-		Endure: &endurance{Plain: "chaos-plain", PlainCapacity: chaosPlain, Takers: 2, Keep: 30 * time.Millisecond},
+		Postgres: r.postgres.URL(), Semaphore: "chaos", Capacity: chaosCapacity, TTL: chaosTTL,
+		Goroutines: 10,
+		MinQuery:   longestRun / 4, MaxQuery: longestRun, QueryTimeout: queryMost,
+		Fence: fence,
+		Endure: &endurance{Plain: "chaos-plain", PlainCapacity: chaosPlain, Takers: 2,
+			Keep: 30 * time.Millisecond},
 	}
 	r.queues = newQueues(r.job.Semaphore, r.job.Endure.Plain, func() int {
 		r.ledger.mu.Lock()
@@ -172,7 +198,7 @@ func startChaos(t *testing.T, seed uint64, fence bool) *chaos {
 	return r
 }
 
-// redis is a client of the primary that no fault of the network reaches.
+// redis returns a client of the primary that no fault of the network reaches.
 func (r *chaos) redis() *redis.Client {
 	addr := r.primary.Addr()
 	if r.clients[addr] == nil {
@@ -188,7 +214,8 @@ func (r *chaos) must(err error) {
 	}
 }
 
-// excused declares a window for at most so many backends; what it returns sets its end.
+// excused declares a window for a number of backends at most. The function that it returns sets the
+// window's end.
 func (r *chaos) excused(why string, most int, covers func(backend) bool) (end func(time.Time)) {
 	e := &excuse{why: why, covers: covers}
 	if covers == nil {
@@ -199,7 +226,7 @@ func (r *chaos) excused(why string, most int, covers func(backend) bool) (end fu
 	return func(at time.Time) { r.ledger.until(e, at) }
 }
 
-// step does one step of the schedule.
+// step runs one step of the schedule.
 func (r *chaos) step(s step) {
 	r.t.Log(s)
 	r.done = append(r.done, s.String())
@@ -210,7 +237,10 @@ func (r *chaos) step(s step) {
 	s.kind.do(r, s)
 	r.settle(s.kind.name)
 	recovered := time.Since(r.began)
-	r.await("a grant and a checkout after the fault", func() bool { p := r.fleet.probed(); return p.grant > 0 && p.checkout > 0 })
+	r.await("a grant and a checkout after the fault", func() bool {
+		p := r.fleet.probed()
+		return p.grant > 0 && p.checkout > 0
+	})
 	p := r.fleet.probed()
 	_, late := r.ledger.last()
 	if limit := flowAgain + 10*late; s.kind.forgets && !r.dead && p.grant > limit {
@@ -218,18 +248,21 @@ func (r *chaos) step(s step) {
 		if *chaosFor >= time.Minute {
 			r.fail("state was lost: the next new grant came after %v, want %v", p.grant, limit)
 		}
-		r.t.Logf("state was lost: the next new grant came after %v, a long run wants %v", p.grant, limit)
+		r.t.Logf("state was lost: the next new grant came after %v, a long run wants %v", p.grant,
+			limit)
 	}
 	r.bounds()
 
-	// What of the fault may still cover anything is over: from here on nothing is excused.
+	// The consequences of the fault that an excuse may cover are over: from here on nothing is
+	// excused.
 	r.ledger.begin(e, s.String()+": the calm after it")
 	r.fleet.tell(calm)
-	r.settle(s.kind.name + ", at the begin of the calm") // the process that pauses does not now
+	// The process that pauses does not pause now.
+	r.settle(s.kind.name + ", at the begin of the calm")
 	r.rest()
 	r.ledger.setCalm(true)
 	r.queues.setCalm(true)
-	r.fleet.tell(calm) // and from here on counts
+	r.fleet.tell(calm) // Samples count from here on.
 	calmed := time.Now()
 	time.Sleep(s.calm)
 	r.fleet.forgetCalms()
@@ -237,30 +270,38 @@ func (r *chaos) step(s step) {
 	r.queues.setCalm(false)
 	r.ledger.setCalm(false)
 	f := r.ledger.figures()
-	r.await("word of the calm", r.fleet.calmsTold)
+	r.await("the reports on the calm", r.fleet.calmsTold)
 	if passed := r.fleet.outOfTurn(r.ledger.openedSince(calmed.Add(-calmMargin))); len(passed) > 0 {
-		r.fail("%d callers were not served in turn, in a calm:\n%s", len(passed), strings.Join(passed[:min(10, len(passed))], "\n"))
+		r.fail("%d callers were not served in turn, in a calm:\n%s", len(passed),
+			strings.Join(passed[:min(10, len(passed))], "\n"))
 	}
 	r.figures.add(s, f, p, recovered, time.Since(began))
 	if expected := int(s.calm / lookEvery); f.calmLooks < expected*7/10 {
-		r.figures.unjudged++ // a machine that is too busy to look is too busy to hand permits over
+		// A machine that is too busy to sample is too busy to hand permits over.
+		r.figures.unjudged++
 	} else if f.could > 0 {
 		if used := float64(f.used) / float64(f.could); used < usedLeast {
-			r.fail("%.1f%% of the capacity was in use while somebody waited, in a calm (%d looks, %d backends at the least)", 100*used, f.waitingInCalm, f.fewest)
+			r.fail("%.1f%% of the capacity was in use while a caller waited, in a calm (%d "+
+				"samples, %d backends at the least)", 100*used, f.waitingInCalm, f.fewest)
 		}
 	}
 	r.check()
 }
 
-// settle waits until the whole capacity is in use, and every process known, for some looks in a row. All but one is enough at any capacity: outside of
-// calms there is a process that pauses, and with it permits that are on their way.
+// settle waits until the whole capacity is in use, and every process known, for some samples in a
+// row. All permits but one are enough, at any capacity: outside of calms one process pauses, so
+// permits are always moving.
 func (r *chaos) settle(what string) {
 	r.t.Helper()
 	const inARow = 20
 	since := time.Now()
 	for _, at := range r.vacant {
-		// Not before the others are back: a newcomer must not be the first.
-		r.await("the sessions of the others", func() bool { l, recent := r.queues.now(); return recent && l.sessions >= chaosProcesses-len(r.vacant) })
+		// A newcomer must not be the first: so wait until the others are back.
+		r.await("the sessions of the others", func() bool {
+			l, recent := r.queues.now()
+			return recent &&
+				l.sessions >= chaosProcesses-len(r.vacant)
+		})
 		r.fleet.launch(at).w.joined(r.t)
 	}
 	r.vacant = nil
@@ -269,14 +310,18 @@ func (r *chaos) settle(what string) {
 		l, _ := r.ledger.last()
 		q, recent := r.queues.now()
 		capacity := r.queues.capacityOf()
-		used := !l.down && l.at.After(since) && len(l.backends) >= int(usedLeast*float64(capacity)) && len(l.backends) <= capacity
-		if used && recent && q.at.After(since) && q.sessions == chaosProcesses && len(q.permits) <= capacity && len(q.waiters) > 0 {
+		used := !l.down && l.at.After(since) &&
+			len(l.backends) >= int(usedLeast*float64(capacity)) && len(l.backends) <= capacity
+		if used && recent && q.at.After(since) && q.sessions == chaosProcesses &&
+			len(q.permits) <= capacity && len(q.waiters) > 0 {
 			row++
 			continue
 		}
 		row = 0
-		state = fmt.Sprintf("%v\n%d sessions, %d permits, %d waiters, %d plain permits, %d plain waiters, recent: %v",
-			l, q.sessions, len(q.permits), len(q.waiters), len(q.plainPermits), len(q.plainQueue), recent)
+		state = fmt.Sprintf("%v\n%d sessions, %d permits, %d waiters, %d plain permits, %d plain "+
+			"waiters, recent: %v",
+			l, q.sessions, len(q.permits), len(q.waiters), len(q.plainPermits),
+			len(q.plainQueue), recent)
 		if time.Now().After(deadline) {
 			r.fail("%v after %s the fleet has not recovered: %s", settleMost, what, state)
 		}
@@ -286,9 +331,11 @@ func (r *chaos) settle(what string) {
 	}
 }
 
-// rest waits until the whole capacity was in use, to the last permit, and none has moved for a while, now that everybody could use more than his
-// share. A request that an outage delayed can have been granted to nobody, for a lease; more would be a leak. And until waiters look again, what an
-// outage left uneven can stay so. On a machine in trouble something always moves.
+// rest waits until the whole capacity was in use, to the last permit, and no permit has moved for a
+// while. Every process could use more than its share by now. A request that an outage delayed can
+// hold a permit without a holder for one lease; any longer would be a leak. Until waiters retry,
+// the shares that an outage left can stay uneven. On an overloaded machine permits never stop
+// moving.
 func (r *chaos) rest() {
 	r.t.Helper()
 	r.await("moment with the whole capacity in use", func() bool {
@@ -296,12 +343,13 @@ func (r *chaos) rest() {
 		return !l.down && len(l.backends) == r.queues.capacityOf()
 	})
 	const still, patience = semaphore.DefaultRetryInterval + 200*time.Millisecond, 5 * time.Second
-	for deadline := time.Now().Add(patience); len(r.ledger.openedSince(time.Now().Add(-still))) > 0 && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(patience); len(r.ledger.openedSince(
+		time.Now().Add(-still))) > 0 && time.Now().Before(deadline); {
 		time.Sleep(lookEvery)
 	}
 }
 
-// await polls: what it waits for happens in other processes.
+// await polls, because its condition depends on other processes.
 func (r *chaos) await(what string, ok func() bool) {
 	r.t.Helper()
 	for deadline := time.Now().Add(settleMost); !ok(); time.Sleep(lookEvery) {
@@ -324,7 +372,7 @@ func (r *chaos) bounds() {
 	}
 }
 
-// check fails if anything was violated up to now.
+// check fails if there was a violation so far.
 func (r *chaos) check() {
 	r.t.Helper()
 	if text := r.ledger.violated(); text != "" {
@@ -339,20 +387,22 @@ func (r *chaos) check() {
 		return
 	}
 	if len(bad) > 0 {
-		r.fail("%d operations failed that nothing should fail:\n%s", len(bad), strings.Join(bad[:min(10, len(bad))], "\n"))
+		r.fail("%d operations failed that no fault explains:\n%s", len(bad),
+			strings.Join(bad[:min(10, len(bad))], "\n"))
 	}
 }
 
-// fail ends the run, with all that is known.
+// fail ends the run, and reports all that is known.
 func (r *chaos) fail(format string, args ...any) {
 	r.t.Helper()
-	r.t.Logf("last words of the processes:\n%s", r.fleet.logs())
+	r.t.Logf("last output of the processes:\n%s", r.fleet.logs())
 	r.ledger.mu.Lock()
 	looks := r.ledger.recentText()
 	r.ledger.mu.Unlock()
 	_, late := r.ledger.last()
 	q, _ := r.queues.now()
-	r.t.Logf("last looks, one of them %v late, the last at Redis at %s:\n%s", late, q.at.Format(clock), looks)
+	r.t.Logf("last samples, one of them %v late, the last of Redis at %s:\n%s", late,
+		q.at.Format(clock), looks)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	keys := r.queues.pools.All()
@@ -367,11 +417,13 @@ func (r *chaos) fail(format string, args ...any) {
 			r.t.Logf("%s: %v", key, r.redis().HGetAll(ctx, key).Val())
 		}
 	}
-	r.t.Logf("what took Redis long: %v\nits log:\n%s", r.redis().SlowLogGet(ctx, 5).Val(), r.primary.Log())
-	r.t.Fatalf("seed %d: %s\nschedule up to here:\n%s", r.seed, fmt.Sprintf(format, args...), strings.Join(r.done, "\n"))
+	r.t.Logf("slow commands of Redis: %v\nits log:\n%s", r.redis().SlowLogGet(ctx, 5).Val(),
+		r.primary.Log())
+	r.t.Fatalf("seed %d: %s\nschedule up to here:\n%s", r.seed, fmt.Sprintf(format, args...),
+		strings.Join(r.done, "\n"))
 }
 
-// end ends the fleet in good order: nothing is left.
+// end ends the fleet in good order, and asserts that nothing is left.
 func (r *chaos) end() {
 	r.ledger.begin(&episode{waiting: r.queues.someoneWaits}, "the end")
 	r.fleet.tell(end)
@@ -384,7 +436,8 @@ func (r *chaos) end() {
 		defer cancel()
 		for _, keys := range [][]string{r.queues.pools.All(), r.queues.plain.All()} {
 			for _, key := range keys {
-				if n := r.redis().Exists(ctx, key).Val(); n > 0 && !strings.HasSuffix(key, ":meta") {
+				if n := r.redis().Exists(ctx, key).Val(); n > 0 &&
+					!strings.HasSuffix(key, ":meta") {
 					text += fmt.Sprintf("%s is left in Redis; ", key)
 				}
 			}
@@ -395,7 +448,8 @@ func (r *chaos) end() {
 		return text
 	}
 	text := left()
-	for deadline := time.Now().Add(chaosTTL + grace); text != "" && time.Now().Before(deadline); time.Sleep(lookEvery) {
+	for deadline := time.Now().Add(chaosTTL + grace); text != "" &&
+		time.Now().Before(deadline); time.Sleep(lookEvery) {
 		text = left()
 	}
 	if text != "" {

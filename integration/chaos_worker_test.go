@@ -14,41 +14,46 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// This file is a process of a chaos run, on its own side: see chaos_test.go.
+// This file is the part of a chaos run inside each process: see chaos_test.go.
 //
-// Beside its pool it has a second semaphore, of plain permits that are never kept for longer than a moment. A pool that has what it needs asks Redis for
-// nothing, so it is these that tell when grants flow again after a fault; and they wait in Redis one by one, first come first served.
+// Beside its pool a process has a second semaphore, whose plain permits it keeps only for a moment.
+// A pool with enough permits asks Redis for nothing. So the plain permits tell when grants resume
+// after a fault; their requests wait in Redis one by one, first come, first served.
 
-// endurance is what such a process does besides its job. It goes on until it is told to end.
+// endurance is the work of such a process besides its job. It goes on until the process is told to
+// end.
 type endurance struct {
 	Plain         string        // the name of the second semaphore
 	PlainCapacity int           //
-	Takers        int           // goroutines that take a plain permit, again and again
-	Keep          time.Duration // for so long
+	Takers        int           // goroutines that acquire a plain permit, again and again
+	Keep          time.Duration // how long each keeps it
 }
 
 // Commands to a process of a chaos run, besides end.
 const (
-	calm        = "calm"     // nothing is wrong from now on: callers must be served in turn, and nobody pauses
-	storm       = "storm"    // calm is over
-	setCapacity = "capacity" // and a number: as an operator, for the whole fleet
+	// no fault from now on: callers must be served in turn, and no goroutine pauses
+	calm  = "calm"
+	storm = "storm" // the calm is over
+	// with a number: set the capacity as an operator does, for the whole fleet
+	setCapacity = "capacity"
 )
 
-// progress is what it reports every few milliseconds.
+// progress is the report of the process, every few milliseconds.
 type progress struct {
 	Grants    []stamp `json:",omitempty"` // plain permits that were granted
 	Checkouts []stamp `json:",omitempty"` // from the pool
 	Failures  []mishap
-	Calm      *servedInTurn // when one is over
+	Calm      *servedInTurn // the report on a calm that has ended
 }
 
-// servedInTurn is whether callers were served in turn in a calm.
+// servedInTurn tells whether callers were served in turn in a calm.
 type servedInTurn struct {
-	Callers int      // whose turn was looked at
-	Passed  []string // those that were not
+	Callers int      // callers that were judged
+	Passed  []string // those that were passed
 }
 
-// A stamp is when something was asked for, and when it was had. All processes run on one host, so that their clocks are one.
+// A stamp tells when a caller asked, and when it was served. All processes run on one host, so they
+// share one clock.
 type stamp struct{ Asked, Had int64 }
 
 // A mishap is an operation that failed.
@@ -59,10 +64,13 @@ type mishap struct {
 
 const (
 	reportEvery = 20 * time.Millisecond
-	pausing     = 3                     // goroutines of a process that pauses; the others work in calms
-	afterFailed = 20 * time.Millisecond // what fails at once is not tried at full speed
-	// passedMost is how often one and the same caller may be served while another one, who came first, waits. In a queue it is never; but on a busy
-	// machine a caller whose turn has come can be late to notice, and somebody else can be through twice.
+	// pausing goroutines of a process; the others work in calms
+	pausing = 3
+	// an operation that fails at once is not retried at full speed
+	afterFailed = 20 * time.Millisecond
+	// passedMost is how often one and the same caller may be served while an earlier caller waits.
+	// A queue never does that. But on a busy machine a granted caller can be late to notice, and
+	// another caller can pass twice.
 	passedMost = 2
 )
 
@@ -72,23 +80,25 @@ type enduring struct {
 
 	// Guarded by mu.
 	unsaid progress
-	calm   time.Time     // since when; zero: it is not
-	calms  chan struct{} // closed when it becomes so
+	calm   time.Time     // since when; zero: there is no calm
+	calms  chan struct{} // closed when a calm begins
 	turns  []turn
-	begun  map[int]time.Time // by caller: since when he waits
+	begun  map[int]time.Time // by caller: since when it waits
 	ops    int
 }
 
-// A turn is a caller that came and was served.
+// A turn is one wait of a caller, from its start to its service.
 type turn struct {
 	stamp
 	caller int
 }
 
-func (e *enduring) checkout(caller int, asked time.Time, waited time.Duration, ended time.Time, err error) {
+func (e *enduring) checkout(
+	caller int, asked time.Time, waited time.Duration, ended time.Time, err error,
+) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	delete(e.begun, caller) // if he was not served at all
+	delete(e.begun, caller) // if the caller was not served
 	if err != nil {
 		e.unsaid.Failures = append(e.unsaid.Failures, mishap{asked, ended, err.Error()})
 		return
@@ -130,7 +140,7 @@ func (e *enduring) calmed() {
 	e.calm, e.turns = time.Now(), nil
 }
 
-// pause lasts until it is calm, at most; it reports whether it was for the whole time.
+// pause lasts until a calm begins, at most. It reports whether it lasted for the whole time.
 func (e *enduring) pause(d time.Duration) bool {
 	e.mu.Lock()
 	calms := e.calms
@@ -145,14 +155,14 @@ func (e *enduring) pause(d time.Duration) bool {
 	}
 }
 
-// stirred ends a calm, and says who was not served in turn in it.
+// stirred ends a calm, and notes the callers that were not served in turn in it.
 func (e *enduring) stirred() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	said := &servedInTurn{Callers: len(e.turns)}
 	dumped := false
 	all := e.turns[:len(e.turns):len(e.turns)]
-	for caller, asked := range e.begun { // those who wait still
+	for caller, asked := range e.begun { // the callers that still wait
 		all = append(all, turn{stamp{asked.UnixNano(), time.Now().UnixNano()}, caller})
 	}
 	for i, waited := range all {
@@ -164,10 +174,12 @@ func (e *enduring) stirred() {
 		}
 		for caller, times := range passedBy {
 			if times > passedMost {
-				text := fmt.Sprintf("caller %d, who waited for %v, was passed %d times by caller %d, and by %d callers in all",
-					waited.caller, time.Duration(waited.Had-waited.Asked), times, caller, len(passedBy))
+				text := fmt.Sprintf("caller %d, which waited for %v, was passed %d times by "+
+					"caller %d, and by %d callers in all",
+					waited.caller, time.Duration(waited.Had-waited.Asked), times, caller,
+					len(passedBy))
 				if i >= len(e.turns) {
-					text += "; he waits still"
+					text += "; it still waits"
 					if !dumped {
 						dumped = true
 						buf := make([]byte, 1<<20)
@@ -193,7 +205,7 @@ func (e *enduring) report() progress {
 	return p
 }
 
-// endure is the main of such a process.
+// endure is the main function of such a process.
 func endure(j job, in *bufio.Reader) error {
 	e := &enduring{begun: make(map[int]time.Time), calms: make(chan struct{})}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -206,7 +218,7 @@ func endure(j job, in *bufio.Reader) error {
 		return encoder.Encode(m)
 	}
 
-	var pools *semaphore.Semaphore // set before anybody is told of it
+	var pools *semaphore.Semaphore // set before any goroutine gets it
 	go func() {
 		for commands := bufio.NewScanner(in); commands.Scan(); {
 			switch word, rest, _ := strings.Cut(commands.Text(), " "); word {
@@ -222,11 +234,11 @@ func endure(j job, in *bufio.Reader) error {
 				_, _ = fmt.Sscan(rest, &n)
 				if err := pools.SetCapacity(ctx, n); err != nil {
 					now := time.Now()
-					e.checkout(-1, now, 0, now, fmt.Errorf("told to set the capacity: %w", err))
+					e.checkout(-1, now, 0, now, fmt.Errorf("set the capacity: %w", err))
 				}
 			}
 		}
-		os.Exit(2) // the parent is gone
+		os.Exit(2) // The parent has ended.
 	}()
 	reported := make(chan struct{})
 	go func() {
@@ -240,7 +252,7 @@ func endure(j job, in *bufio.Reader) error {
 		}
 	}()
 
-	// Whatever comes into being from here on must be gone at the end.
+	// Every goroutine that starts from here on must have ended at the end.
 	before := runtime.NumGoroutine()
 	cfg := semaphore.Config{Name: j.Semaphore, Capacity: j.Capacity, TTL: j.TTL, MaxAttempts: -1}
 	pools, err := joinInTime(j.Redis, cfg)
@@ -283,12 +295,13 @@ func endure(j job, in *bufio.Reader) error {
 				asked := time.Now()
 				permit, err := plain.Acquire(ctx)
 				if err != nil {
-					time.Sleep(afterFailed) // Redis is away: nothing has been granted, nothing is broken
+					// Redis is away: it has granted nothing, and nothing is broken.
+					time.Sleep(afterFailed)
 					continue
 				}
 				e.granted(asked, time.Now())
 				time.Sleep(j.Endure.Keep)
-				_ = permit.Release(context.Background()) // else its lease ends
+				_ = permit.Release(context.Background()) // If Redis is unreachable, the lease ends.
 			}
 		})
 	}
@@ -301,15 +314,16 @@ func endure(j job, in *bufio.Reader) error {
 		return fmt.Errorf("closing: %w", err)
 	}
 	<-reported
-	left, stacks := remaining(before - 1) // who reports has ended
+	left, stacks := remaining(before - 1) // The goroutine that reports has ended.
 	p2 := e.report()
 	if err := say(message{Progress: &p2}); err != nil {
 		return err
 	}
-	return say(message{Outcome: &outcome{Ops: e.ops, Left: time.Now(), Goroutines: left, Stacks: stacks}})
+	return say(message{Outcome: &outcome{Ops: e.ops, Left: time.Now(), Goroutines: left,
+		Stacks: stacks}})
 }
 
-// joinInTime joins as soon as Redis answers: who starts a process while it does not would start it again.
+// joinInTime retries until Redis answers, as a supervisor restarts a process that cannot join.
 func joinInTime(url string, cfg semaphore.Config) (*semaphore.Semaphore, error) {
 	const patience = 30 * time.Second
 	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
@@ -320,7 +334,8 @@ func joinInTime(url string, cfg semaphore.Config) (*semaphore.Semaphore, error) 
 	}
 }
 
-// remaining is how many goroutines there are beyond those that there were, and where they are. A socket may take package socket's drainTimeout to end.
+// remaining returns how many goroutines there are beyond those at the start, and their stacks. A
+// socket may take package socket's drainTimeout to end.
 func remaining(before int) (n int, stacks string) {
 	const patience = 20 * time.Second
 	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {

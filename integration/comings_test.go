@@ -8,8 +8,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/subset"
 )
 
-// A newcomer among saturated holders is served; what a process held goes to the others when it leaves, at once if in good order,
-// and when its leases end if it was killed.
+// A newcomer among saturated holders is served. When a process leaves in good order, the others use
+// its permits at once; when it is killed, they use them when its leases end.
 func TestComingsAndGoings(t *testing.T) {
 	const ttl = 2 * time.Second
 	s := startServers(t, 100)
@@ -19,7 +19,7 @@ func TestComingsAndGoings(t *testing.T) {
 			t.Logf("a newcomer's first connection after %v", c.first)
 			t.Logf("the others had its share after it left in %v", c.left)
 			t.Logf("... after it was killed in %v, TTL %v", c.killed, ttl)
-			// Not figures: what a machine in trouble can keep.
+			// Not figures, but bounds that an overloaded machine can keep.
 			const slack = 10 * time.Second
 			for _, first := range c.first {
 				if first > slack {
@@ -32,7 +32,8 @@ func TestComingsAndGoings(t *testing.T) {
 				}
 			}
 			if c.killed > ttl+slack {
-				t.Errorf("the share of a process that was killed was free after %v, TTL %v", c.killed, ttl)
+				t.Errorf("the share of a process that was killed was free after %v, TTL %v",
+					c.killed, ttl)
 			}
 		})
 	}
@@ -47,7 +48,8 @@ func BenchmarkComingsAndGoings(b *testing.B) {
 			var killed time.Duration
 			for range b.N {
 				c := s.comeAndGo(b, integration, ttl, 20)
-				first, left, killed = append(first, c.first...), append(left, c.left...), max(killed, c.killed)
+				first, left, killed = append(first, c.first...), append(left, c.left...),
+					max(killed, c.killed)
 			}
 			ms := func(took []time.Duration, q float64, unit string) {
 				b.ReportMetric(float64(quantile(took, q).Microseconds())/1000, unit)
@@ -62,22 +64,24 @@ func BenchmarkComingsAndGoings(b *testing.B) {
 	}
 }
 
-// comings are how long the changes in a fleet took.
+// comings tells how long the changes in a fleet took.
 type comings struct {
 	first  []time.Duration // from joining to the first connection
-	left   []time.Duration // from the end of a session to the others having all of the capacity
+	left   []time.Duration // from the end of a session until the others have the whole capacity
 	killed time.Duration   // the same from a kill
 }
 
-// comeAndGo saturates three processes that stay, has a fourth one come and leave in each round, and kills the last that comes, whose
-// leases are as long as ttl.
-func (s *servers) comeAndGo(t testing.TB, integration string, ttl time.Duration, rounds int) comings {
+// comeAndGo saturates three processes that stay. In each round a fourth one joins and leaves.
+// comeAndGo kills the last newcomer, whose leases are as long as ttl.
+func (s *servers) comeAndGo(
+	t testing.TB, integration string, ttl time.Duration, rounds int,
+) comings {
 	t.Helper()
 	const stay, capacity = 3, 20
 	seen := s.ledger(t)
 	fleet := make(named)
 	j := saturating(integration, t.Name(), capacity)
-	j.TTL = time.Hour // nothing is given up because a lease ended, but for the kill
+	j.TTL = time.Hour // No permit is freed because a lease ended, but for the kill.
 	began := time.Now()
 	s.run(t, fleet, stay, j)
 	evenAmong := func(processes int) func(shares) bool {
@@ -89,7 +93,7 @@ func (s *servers) comeAndGo(t testing.TB, integration string, ttl time.Duration,
 	for round := range rounds + 1 {
 		newcomer := make(named)
 		for name, w := range fleet {
-			newcomer[name] = w // so that its name is another
+			newcomer[name] = w // so that its name is another one
 		}
 		if round == rounds {
 			j.TTL = ttl

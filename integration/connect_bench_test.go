@@ -10,8 +10,8 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// What it costs to open a connection and to close it: bare, under a permit, and with its backend recorded as well (Config.Fence). There are permits
-// enough that nobody waits for the end of a backend.
+// The cost of opening and closing a connection: bare, under a permit, and with its backend recorded
+// as well (Config.Fence). There are enough permits that no caller waits for the end of a backend.
 func BenchmarkConnect(b *testing.B) {
 	const most = 20
 	s := startServers(b, most+10)
@@ -19,12 +19,14 @@ func BenchmarkConnect(b *testing.B) {
 		for _, run := range []struct {
 			name string
 			opts *passbuddy.Config
-		}{{"bare", nil}, {"passbuddy", &passbuddy.Config{}}, {"fence", &passbuddy.Config{Fence: true}}} {
+		}{{"bare", nil}, {"passbuddy", &passbuddy.Config{}},
+			{"fence", &passbuddy.Config{Fence: true}}} {
 			b.Run(kind+"/"+run.name, func(b *testing.B) {
 				var sem *semaphore.Semaphore
 				if run.opts != nil {
 					var err error
-					if sem, err = semaphore.Open(b.Context(), s.redis.URL(), semaphore.Config{Name: b.Name(), Capacity: most}); err != nil {
+					if sem, err = semaphore.Open(b.Context(), s.redis.URL(),
+						semaphore.Config{Name: b.Name(), Capacity: most}); err != nil {
 						b.Fatal(err)
 					}
 					defer sem.Close()
@@ -42,7 +44,8 @@ func BenchmarkConnect(b *testing.B) {
 }
 
 // connector opens a pool, and returns how to open one connection of it and to close that.
-func (s *servers) connector(b *testing.B, kind string, sem *semaphore.Semaphore, opts *passbuddy.Config, most int) (
+func (s *servers) connector(b *testing.B, kind string, sem *semaphore.Semaphore,
+	opts *passbuddy.Config, most int) (
 	connect func(context.Context) error, end func(),
 ) {
 	b.Helper()
@@ -53,7 +56,8 @@ func (s *servers) connector(b *testing.B, kind string, sem *semaphore.Semaphore,
 			if err != nil {
 				return err
 			}
-			if err := c.Raw(func(any) error { return driver.ErrBadConn }); !errors.Is(err, driver.ErrBadConn) {
+			if err := c.Raw(func(any) error { return driver.ErrBadConn }); !errors.Is(err,
+				driver.ErrBadConn) {
 				return err
 			}
 			return nil

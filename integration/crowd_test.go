@@ -5,11 +5,12 @@ import (
 	"time"
 )
 
-// More processes than permits: they take turns, and nobody is left out.
+// More processes than permits: they take turns, and none is left out.
 func TestMoreProcessesThanPermits(t *testing.T) {
 	s := startServers(t, 100)
 	f := s.crowd(t, "pgxpool", 40, *loadFor+4*time.Second)
-	t.Logf("40 processes, 20 permits: %.0f operations/s, fewest of any process in any %v: %d, longest without one: %v, connects %.0f/s",
+	t.Logf("40 processes, 20 permits: %.0f operations/s, fewest of any process in any %v: %d, "+
+		"longest without one: %v, connects %.0f/s",
 		f.rate, window, f.fewest, f.gap, f.connects)
 	if f.least == 0 {
 		t.Error("a process made no operation")
@@ -28,8 +29,10 @@ func BenchmarkMoreProcessesThanPermits(b *testing.B) {
 			length := max(*loadFor, 6*time.Second)
 			for range b.N {
 				for range 3 { // side by side
-					twenty, forty := s.crowd(b, integration, 20, length), s.crowd(b, integration, 40, length)
-					ratio, rate, connects = append(ratio, forty.rate/twenty.rate), append(rate, forty.rate), append(connects, forty.connects)
+					twenty, forty := s.crowd(b, integration, 20, length),
+						s.crowd(b, integration, 40, length)
+					ratio, rate, connects = append(ratio, forty.rate/twenty.rate),
+						append(rate, forty.rate), append(connects, forty.connects)
 					gap = max(gap, forty.gap)
 					if fewest < 0 || forty.fewest < fewest {
 						fewest = forty.fewest
@@ -49,17 +52,19 @@ func BenchmarkMoreProcessesThanPermits(b *testing.B) {
 // window is the time in which every process should make progress.
 const window = 2 * time.Second
 
-// crowdFigures are what a fleet made that shares 20 permits.
+// crowdFigures are the figures of a fleet that shares 20 permits.
 type crowdFigures struct {
-	rate     float64       // operations a second, of all
-	connects float64       // a second, of all
-	fewest   int           // operations of any process in any window
-	least    int           // operations of any process
-	gap      time.Duration // the longest time of any process without one
+	rate     float64       // operations a second, of all processes
+	connects float64       // a second, of all processes
+	fewest   int           // fewest operations of any process in any window
+	least    int           // fewest operations of any process
+	gap      time.Duration // the longest time of any process without an operation
 }
 
-// crowd saturates so many processes on 20 permits.
-func (s *servers) crowd(t testing.TB, integration string, processes int, length time.Duration) crowdFigures {
+// crowd saturates a number of processes on 20 permits.
+func (s *servers) crowd(
+	t testing.TB, integration string, processes int, length time.Duration,
+) crowdFigures {
 	t.Helper()
 	const capacity = 20
 	seen := s.ledger(t)
@@ -67,7 +72,7 @@ func (s *servers) crowd(t testing.TB, integration string, processes int, length 
 	j := saturating(integration, t.Name(), capacity)
 	j.Goroutines = 4
 	s.run(t, fleet, processes, j)
-	time.Sleep(time.Second) // shares settle
+	time.Sleep(time.Second) // The shares settle.
 	began := time.Now()
 	fleet.tell(t, count)
 	time.Sleep(length)
@@ -79,7 +84,8 @@ func (s *servers) crowd(t testing.TB, integration string, processes int, length 
 		if f.fewest < 0 {
 			f.least, f.fewest = made, o.fewest(window)
 		}
-		f.least, f.fewest, f.gap = min(f.least, made), min(f.fewest, o.fewest(window)), max(f.gap, o.Gap)
+		f.least, f.fewest, f.gap = min(f.least, made), min(f.fewest, o.fewest(window)),
+			max(f.gap, o.Gap)
 		ops += made
 	}
 	f.rate = float64(ops) / length.Seconds()

@@ -1,5 +1,5 @@
-// Package integration holds the tests against real servers: fleets of real processes on a real Redis and a real
-// PostgreSQL, with pg_stat_activity as the witness. Nothing imports it.
+// Package integration holds the tests against real servers: fleets of real processes on a real
+// Redis and a real PostgreSQL, with pg_stat_activity as the witness. Nothing imports it.
 //
 // The servers are throwaway instances on free ports. How long each run takes is a flag:
 //

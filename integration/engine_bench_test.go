@@ -30,7 +30,8 @@ func startRedis(t testing.TB) (*throwaway.Redis, *redis.Client) {
 
 func join(t testing.TB, c *redis.Client, capacity int) *semaphore.Semaphore {
 	t.Helper()
-	s, err := semaphore.New(context.Background(), c, semaphore.Config{Name: t.Name(), Capacity: capacity, TTL: time.Minute, RetryInterval: 10 * time.Second, MaxAttempts: -1})
+	s, err := semaphore.New(context.Background(), c, semaphore.Config{Name: t.Name(),
+		Capacity: capacity, TTL: time.Minute, RetryInterval: 10 * time.Second, MaxAttempts: -1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,11 +39,11 @@ func join(t testing.TB, c *redis.Client, capacity int) *semaphore.Semaphore {
 	return s
 }
 
-// oneLine is the least a script can do that changes something.
+// oneLine is the least that a script which changes a key can do.
 var oneLine = redis.NewScript(`return redis.call('ZADD', KEYS[1], ARGV[1], ARGV[2])`)
 
-// An acquire that need not wait, and its release, beside a bare EVALSHA of a script of one line. In turn, so that what slows the machine
-// down slows both.
+// An acquire that need not wait, and its release, beside a bare EVALSHA of a script of one line.
+// They run in turn, so that a slow machine slows both.
 func BenchmarkUncontended(b *testing.B) {
 	_, c := startRedis(b)
 	s := join(b, c, 10)
@@ -67,8 +68,9 @@ func BenchmarkUncontended(b *testing.B) {
 	})
 }
 
-// inTurn runs the rival and ours, ours in the order of their names, b.N times, in stretches of 20 so that caches are as warm as in a loop of one. It
-// reports the median of each and, for ours, how many times the rival's that is.
+// inTurn runs the rival and ours, ours in the order of their names, b.N times. It runs them in
+// stretches of 20, so that caches are as warm as in a loop of one. It reports the median of each
+// and, for ours, its ratio to the rival's.
 func inTurn(b *testing.B, rivalName string, rival func(), ours map[string]func()) {
 	names := slices.Sorted(maps.Keys(ours))
 	took := make(map[string][]time.Duration)
@@ -89,7 +91,7 @@ func inTurn(b *testing.B, rivalName string, rival func(), ours map[string]func()
 		}
 	}
 	b.StopTimer()
-	b.ReportMetric(0, "ns/op") // of all together: says nothing
+	b.ReportMetric(0, "ns/op") // The time of all together is meaningless.
 	beside := float64(median(took[rivalName]))
 	b.ReportMetric(beside/1000, rivalName+"-p50-µs")
 	for _, name := range names {
@@ -114,8 +116,8 @@ func pair(b *testing.B, s *semaphore.Semaphore) {
 	}
 }
 
-// From a release in one session until another is granted what was released, beside a bare PUBLISH until its subscriber has the message. In
-// turn. The longest shows a push that was lost.
+// The time from a release in one session until the grant in another, beside a bare PUBLISH until
+// its subscriber has the message. They run in turn. The longest time shows a lost push.
 func BenchmarkHandOver(b *testing.B) {
 	_, c := startRedis(b)
 	ps := c.Subscribe(b.Context(), "rival")
@@ -167,7 +169,7 @@ func BenchmarkHandOver(b *testing.B) {
 		held, next = got.p, 1-next
 		ours = append(ours, got.at.Sub(began))
 	}
-	b.ReportMetric(0, "ns/op") // of both together: says nothing
+	b.ReportMetric(0, "ns/op") // The time of both together is meaningless.
 	beside, p50 := float64(median(rival)), float64(median(ours))
 	b.ReportMetric(beside/1000, "publish-p50-µs")
 	b.ReportMetric(p50/1000, "handover-p50-µs")
@@ -203,7 +205,9 @@ func BenchmarkManyGoroutines(b *testing.B) {
 		wg.Wait()
 	}
 	b.Run("rival=evalsha", func(b *testing.B) {
-		acquire := redis.NewScript(`if redis.call('ZCARD', KEYS[1]) < tonumber(ARGV[1]) then return redis.call('ZADD', KEYS[1], ARGV[2], ARGV[3]) end return 0`)
+		acquire := redis.NewScript(`if redis.call('ZCARD', KEYS[1]) < tonumber(ARGV[1]) then
+			return redis.call('ZADD', KEYS[1], ARGV[2], ARGV[3])
+			end return 0`)
 		release := redis.NewScript(`return redis.call('ZREM', KEYS[1], ARGV[1])`)
 		together(b, func(ctx context.Context, g int) error {
 			id := fmt.Sprintf("00000000-0000-4000-8000-%012d", g)
@@ -225,7 +229,7 @@ func BenchmarkManyGoroutines(b *testing.B) {
 	})
 }
 
-// What an acquire and its release cost while others hold many permits.
+// The cost of an acquire and its release while others hold many permits.
 func BenchmarkPermitsHeld(b *testing.B) {
 	_, c := startRedis(b)
 	for _, held := range []int{10, 100, 1000, 10000} {

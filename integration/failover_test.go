@@ -12,13 +12,16 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// pushesOnly is for semaphores on which handsOver is tried: nobody looks by himself while it lasts.
+// pushesOnly is the Config of semaphores for handsOver: no waiter retries by itself while the test
+// lasts.
 func pushesOnly(name string, capacity int) semaphore.Config {
-	return semaphore.Config{Name: name, Capacity: capacity, TTL: 5 * time.Second, RetryInterval: 10 * time.Second, MaxAttempts: -1}
+	return semaphore.Config{Name: name, Capacity: capacity, TTL: 5 * time.Second,
+		RetryInterval: 10 * time.Second, MaxAttempts: -1}
 }
 
-// Sentinels replace the primary under load: because it was killed, and in good order. With WaitReplicas no grant is forgotten, so there are never
-// more permits than the capacity; and the semaphore goes on, pushes included.
+// Sentinels replace the primary under load: after a kill, and in good order. With WaitReplicas no
+// grant is forgotten, so there are never more permits than the capacity. The semaphore goes on,
+// pushes included.
 func TestSentinelFailover(t *testing.T) {
 	t.Parallel() // it mostly waits
 	s, err := throwaway.StartSentinel(t.Context(), throwaway.SentinelOptions{})
@@ -35,10 +38,12 @@ func TestSentinelFailover(t *testing.T) {
 		}
 		t.Cleanup(func() { _ = clients[i].Close() })
 	}
-	h := drive(t, semaphore.Config{Name: t.Name(), Capacity: 4, TTL: 5 * time.Second, WaitReplicas: 1}, 3, 10*time.Millisecond, clients[:2]...)
-	var idle [2]*semaphore.Semaphore // they hear of nothing but pushes
+	h := drive(t, semaphore.Config{Name: t.Name(), Capacity: 4, TTL: 5 * time.Second,
+		WaitReplicas: 1}, 3, 10*time.Millisecond, clients[:2]...)
+	var idle [2]*semaphore.Semaphore // Only pushes wake these.
 	for i := range idle {
-		if idle[i], err = semaphore.New(context.Background(), clients[2+i], pushesOnly(t.Name()+"-pushes", 2)); err != nil {
+		if idle[i], err = semaphore.New(context.Background(), clients[2+i],
+			pushesOnly(t.Name()+"-pushes", 2)); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = idle[i].Close() })
@@ -64,7 +69,8 @@ func TestSentinelFailover(t *testing.T) {
 		}
 		replaced := time.Now()
 		next := h.next(replaced)
-		t.Logf("%s: replaced after %v, the next new grant %v later", way.name, replaced.Sub(began).Round(time.Millisecond), next.Round(time.Millisecond))
+		t.Logf("%s: replaced after %v, the next new grant %v later", way.name,
+			replaced.Sub(began).Round(time.Millisecond), next.Round(time.Millisecond))
 		handsOver(t, idle[0], idle[1], 2)
 		handsOver(t, idle[1], idle[0], 2)
 		if err := old.Restart(ctx); err != nil {
@@ -74,9 +80,10 @@ func TestSentinelFailover(t *testing.T) {
 	h.safe()
 }
 
-// A Cluster of three primaries and three replicas: the slot moves to another primary, a replica takes over in good order, and the owner is killed, all
-// under load. Two semaphores, in two slots of one node: one asks for WaitReplicas and must stay within its capacity come what may; the other one may exceed it
-// after the kill, for no longer than a lease. Both go on, pushes included.
+// A Cluster of three primaries and three replicas, under load. The slot moves to another primary,
+// then a replica takes over in good order, then the owner is killed. Two semaphores are in two
+// slots of one node. The one with WaitReplicas must stay within its capacity throughout. The other
+// may exceed it after the kill, for no longer than a lease. Both go on, pushes included.
 func TestCluster(t *testing.T) {
 	c, err := throwaway.StartRedisCluster(t.Context(), throwaway.RedisClusterOptions{})
 	if err != nil {
@@ -110,11 +117,14 @@ func TestCluster(t *testing.T) {
 		}
 	}
 	const ttl = 5 * time.Second
-	plain := drive(t, semaphore.Config{Name: names[0], Capacity: 4, TTL: ttl}, 3, 10*time.Millisecond, client(), client())
-	certain := drive(t, semaphore.Config{Name: names[1], Capacity: 4, TTL: ttl, WaitReplicas: 1}, 3, 10*time.Millisecond, client(), client())
+	plain := drive(t, semaphore.Config{Name: names[0], Capacity: 4, TTL: ttl}, 3,
+		10*time.Millisecond, client(), client())
+	certain := drive(t, semaphore.Config{Name: names[1], Capacity: 4, TTL: ttl, WaitReplicas: 1}, 3,
+		10*time.Millisecond, client(), client())
 	var idle [2]*semaphore.Semaphore
 	for i := range idle {
-		if idle[i], err = semaphore.New(context.Background(), client(), pushesOnly(names[2], 2)); err != nil {
+		if idle[i], err = semaphore.New(context.Background(), client(),
+			pushesOnly(names[2], 2)); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = idle[i].Close() })
@@ -125,7 +135,8 @@ func TestCluster(t *testing.T) {
 		happened := time.Now()
 		first, second := plain.next(happened), certain.next(happened)
 		t.Logf("%s: took %v, the next new grant %v later, with WaitReplicas %v",
-			name, happened.Sub(began).Round(time.Millisecond), first.Round(time.Millisecond), second.Round(time.Millisecond))
+			name, happened.Sub(began).Round(time.Millisecond),
+			first.Round(time.Millisecond), second.Round(time.Millisecond))
 		handsOver(t, idle[0], idle[1], 2)
 		handsOver(t, idle[1], idle[0], 2)
 		plain.flows()
@@ -170,7 +181,7 @@ func TestCluster(t *testing.T) {
 	if _, err := c.AwaitFailover(ctx, slots[0], old); err != nil {
 		t.Fatal(err)
 	}
-	// It comes back as a replica: without one, nothing can be acknowledged.
+	// The killed server comes back as a replica: without a replica no write can be acknowledged.
 	if err := old.Restart(ctx); err != nil {
 		t.Fatal(err)
 	}

@@ -19,11 +19,14 @@ import (
 
 const (
 	patience = 20 * time.Second
-	prompt   = 8 * time.Second // it takes milliseconds; after 10 s permits are free without anybody having ended a backend
+	// Fencing takes milliseconds; after 10 s permits become free even if no session has ended a
+	// backend.
+	prompt = 8 * time.Second
 )
 
-// One process of a fleet at its cap is stopped for longer than its leases. With Fence the others have Postgres end its backends
-// before they use its permits; without, they cannot, and the run shows that the cap is then exceeded.
+// One process of a fleet at its cap is stopped for longer than its leases. With Fence the others
+// have Postgres end its backends before they use its permits. Without Fence they cannot, and the
+// run shows that the fleet then exceeds the cap.
 func TestFrozenProcess(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: leases must expire")
@@ -43,73 +46,81 @@ func TestFrozenProcess(t *testing.T) {
 	for _, run := range subset.Of(t, 2, []frozenRun{
 		{"pgxpool", true, 20 * time.Millisecond},
 		{"stdlib", true, 20 * time.Millisecond},
-		{"pgxpool", true, time.Second}, // who ends the backends must wait for a connection
+		// The session that ends the backends must wait for a connection.
+		{"pgxpool", true, time.Second},
 		{"pgxpool", false, 20 * time.Millisecond},
 	}) {
-		t.Run(fmt.Sprintf("%s/fence %v/%v", run.integration, run.fence, run.longest), func(t *testing.T) {
-			ctx, cancel := context.WithCancel(t.Context())
-			defer cancel()
-			seen, c := s.watch(ctx), s.census(t)
-			j := job{
-				Redis: s.redis.URL(), Postgres: s.postgres.URL(), Semaphore: t.Name(), Capacity: capacity, TTL: ttl,
-				Integration: run.integration, Fence: run.fence, Goroutines: 10, Load: time.Minute, MaxQuery: run.longest,
-			}
-			var fleet []*worker
-			for range processes - 1 {
-				fleet = append(fleet, start(t, j))
-			}
-			asSleeper := j
-			asSleeper.Fault, asSleeper.Postgres = "freeze", withName(t, j.Postgres, "sleeper")
-			sleeper := start(t, asSleeper)
-			c.await(t, patience, "sleeper", capacity, capacity/processes)
-			if run.fence {
-				s.recorded(t, capacity)
-			}
+		t.Run(fmt.Sprintf("%s/fence %v/%v", run.integration, run.fence, run.longest),
+			func(t *testing.T) {
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				seen, c := s.watch(ctx), s.census(t)
+				j := job{
+					Redis: s.redis.URL(), Postgres: s.postgres.URL(), Semaphore: t.Name(),
+					Capacity: capacity, TTL: ttl,
+					Integration: run.integration, Fence: run.fence, Goroutines: 10,
+					Load:     time.Minute,
+					MaxQuery: run.longest,
+				}
+				var fleet []*worker
+				for range processes - 1 {
+					fleet = append(fleet, start(t, j))
+				}
+				asSleeper := j
+				asSleeper.Fault, asSleeper.Postgres = "freeze", withName(t, j.Postgres, "sleeper")
+				sleeper := start(t, asSleeper)
+				c.await(t, patience, "sleeper", capacity, capacity/processes)
+				if run.fence {
+					s.recorded(t, capacity)
+				}
 
-			signal(t, sleeper, syscall.SIGSTOP)
-			began := time.Now()
-			if run.fence {
-				c.await(t, ttl+prompt, "sleeper", capacity, 0)
-				t.Logf("in use again %v after the freeze, %v after a lease", time.Since(began), time.Since(began)-ttl)
-			}
-			time.Sleep(time.Until(began.Add(frozen)))
-			if _, asleep := c.of(t, "sleeper", time.Time{}); run.fence != (asleep == 0) {
-				t.Errorf("%d backends of a process that is stopped", asleep)
-			}
-			signal(t, sleeper, syscall.SIGCONT)
-			eventually(t, patience, func() (bool, string) {
-				_, n := c.of(t, "sleeper", began.Add(frozen))
-				return n > 0, fmt.Sprintf("the sleeper is awake, and has %d new backends", n)
+				signal(t, sleeper, syscall.SIGSTOP)
+				began := time.Now()
+				if run.fence {
+					c.await(t, ttl+prompt, "sleeper", capacity, 0)
+					t.Logf("in use again %v after the freeze, %v after a lease", time.Since(began),
+						time.Since(began)-ttl)
+				}
+				time.Sleep(time.Until(began.Add(frozen)))
+				if _, asleep := c.of(t, "sleeper", time.Time{}); run.fence != (asleep == 0) {
+					t.Errorf("the stopped process has %d backends", asleep)
+				}
+				signal(t, sleeper, syscall.SIGCONT)
+				eventually(t, patience, func() (bool, string) {
+					_, n := c.of(t, "sleeper", began.Add(frozen))
+					return n > 0, fmt.Sprintf("the sleeper is awake, and has %d new backends", n)
+				})
+
+				fleet = append(fleet, sleeper)
+				for _, w := range fleet {
+					w.tell(t, end)
+				}
+				for i, w := range fleet {
+					o, ok := <-w.out
+					if !ok {
+						t.Fatalf("process %d reported no outcome", i)
+					}
+					if o.Failed > 0 || o.Ops == 0 {
+						t.Errorf("process %d: %d operations, %d failed: %q", i, o.Ops, o.Failed,
+							o.Errors)
+					}
+				}
+				cancel()
+				peak, mean := seen.peak(t)
+				t.Logf("backends: peak %d, mean %.1f", peak, mean)
+				switch {
+				case run.fence && peak > capacity:
+					t.Errorf("%d backends, capacity %d", peak, capacity)
+				case !run.fence && peak <= capacity:
+					t.Errorf("peak of %d backends without Fence: this run proves nothing",
+						peak)
+				}
+				s.nothingLeft(t, t.Name())
 			})
-
-			fleet = append(fleet, sleeper)
-			for _, w := range fleet {
-				w.tell(t, end)
-			}
-			for i, w := range fleet {
-				o, ok := <-w.out
-				if !ok {
-					t.Fatalf("process %d reported nothing", i)
-				}
-				if o.Failed > 0 || o.Ops == 0 {
-					t.Errorf("process %d: %d operations, %d failed: %q", i, o.Ops, o.Failed, o.Errors)
-				}
-			}
-			cancel()
-			peak, mean := seen.peak(t)
-			t.Logf("backends: peak %d, mean %.1f", peak, mean)
-			switch {
-			case run.fence && peak > capacity:
-				t.Errorf("%d backends, capacity %d", peak, capacity)
-			case !run.fence && peak <= capacity:
-				t.Errorf("peak of %d backends without Fence: this run puts nothing to the test", peak)
-			}
-			s.nothingLeft(t, t.Name())
-		})
 	}
 }
 
-// All but one that holds connections are stopped at once, most of the capacity with them.
+// All holders but one are stopped at once, and with them most of the capacity.
 func TestMostAreFrozen(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: leases must expire")
@@ -120,8 +131,10 @@ func TestMostAreFrozen(t *testing.T) {
 	defer cancel()
 	seen, c := s.watch(ctx), s.census(t)
 	j := job{
-		Redis: s.redis.URL(), Postgres: s.postgres.URL(), Semaphore: t.Name(), Capacity: capacity, TTL: ttl,
-		Integration: "stdlib", Fence: true, Goroutines: 10, Load: time.Minute, MaxQuery: 20 * time.Millisecond,
+		Redis: s.redis.URL(), Postgres: s.postgres.URL(), Semaphore: t.Name(), Capacity: capacity,
+		TTL:         ttl,
+		Integration: "stdlib", Fence: true, Goroutines: 10, Load: time.Minute,
+		MaxQuery: 20 * time.Millisecond,
 	}
 	awake := start(t, j)
 	j.Fault, j.Postgres = "freeze", withName(t, j.Postgres, "sleeper")
@@ -140,14 +153,15 @@ func TestMostAreFrozen(t *testing.T) {
 	for _, w := range sleepers {
 		signal(t, w, syscall.SIGCONT)
 	}
-	time.Sleep(ttl / 2) // some operations of those who just woke
+	time.Sleep(ttl / 2) // time for some operations of the processes that just woke
 	fleet := append(sleepers, awake)
 	for _, w := range fleet {
 		w.tell(t, end)
 	}
 	for i, w := range fleet {
 		if o, ok := <-w.out; !ok || o.Failed > 0 || o.Ops == 0 {
-			t.Errorf("process %d: reported %v, %d operations, %d failed: %q", i, ok, o.Ops, o.Failed, o.Errors)
+			t.Errorf("process %d: reported %v, %d operations, %d failed: %q", i, ok, o.Ops,
+				o.Failed, o.Errors)
 		}
 	}
 	cancel()
@@ -157,7 +171,7 @@ func TestMostAreFrozen(t *testing.T) {
 	s.nothingLeft(t, t.Name())
 }
 
-// A process is killed: its backends end by themselves, and that is found out at once.
+// A process is killed: its backends end by themselves, and the others notice at once.
 func TestKilledProcessIsNotWaitedFor(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: leases must expire")
@@ -165,8 +179,10 @@ func TestKilledProcessIsNotWaitedFor(t *testing.T) {
 	const ttl = time.Second
 	s := startServers(t, 100)
 	j := job{
-		Redis: s.redis.URL(), Postgres: s.postgres.URL(), Semaphore: t.Name(), Capacity: 8, TTL: ttl,
-		Integration: "pgxpool", Fence: true, Goroutines: 10, Load: time.Minute, MaxQuery: 20 * time.Millisecond,
+		Redis: s.redis.URL(), Postgres: s.postgres.URL(), Semaphore: t.Name(), Capacity: 8,
+		TTL:         ttl,
+		Integration: "pgxpool", Fence: true, Goroutines: 10, Load: time.Minute,
+		MaxQuery: 20 * time.Millisecond,
 	}
 	c := s.census(t)
 	live := start(t, j)
@@ -189,7 +205,7 @@ func signal(t *testing.T, w *worker, sig syscall.Signal) {
 	}
 }
 
-// withName is dsn with an application_name.
+// withName returns dsn with an application_name.
 func withName(t *testing.T, dsn, name string) string {
 	t.Helper()
 	u, err := url.Parse(dsn)
@@ -202,13 +218,15 @@ func withName(t *testing.T, dsn, name string) string {
 	return u.String()
 }
 
-// recorded waits until all backends are recorded: one that is stopped in the middle of a connect is not covered.
+// recorded waits until all backends are recorded. A process that stops in the middle of a connect
+// has no record yet.
 func (s *servers) recorded(t *testing.T, n int64) {
 	t.Helper()
 	eventually(t, patience, func() (bool, string) {
 		has := int64(0)
-		for _, record := range s.redisClient.HVals(t.Context(), "{passbuddy-"+t.Name()+"}:backends").Val() {
-			if !strings.HasPrefix(record, "0 ") { // else a connection is being opened
+		for _, record := range s.redisClient.HVals(t.Context(),
+			"{passbuddy-"+t.Name()+"}:backends").Val() {
+			if !strings.HasPrefix(record, "0 ") { // otherwise the connection is still opening
 				has++
 			}
 		}
@@ -216,7 +234,7 @@ func (s *servers) recorded(t *testing.T, n int64) {
 	})
 }
 
-// census counts backends beside the witness, which has a connection of its own.
+// census counts backends beside the witness, over a connection of its own.
 type census struct{ *pgx.Conn }
 
 func (s *servers) census(t *testing.T) census {
@@ -229,21 +247,26 @@ func (s *servers) census(t *testing.T) census {
 	return census{c}
 }
 
-// of is how many backends the fleet has, and how many of them have that application_name and began after that time.
+// of returns how many backends the fleet has, and how many of them have that application_name and
+// began after that time.
 func (c census) of(t *testing.T, name string, after time.Time) (all, its int) {
 	t.Helper()
-	if err := c.QueryRow(t.Context(), `select count(*), count(*) filter (where application_name = $1 and backend_start > $2)
-		from pg_stat_activity where usename = $3 and backend_type = 'client backend'`, name, after, throwaway.Role).Scan(&all, &its); err != nil {
+	if err := c.QueryRow(t.Context(), `select count(*),
+			count(*) filter (where application_name = $1 and backend_start > $2)
+		from pg_stat_activity where usename = $3 and backend_type = 'client backend'`,
+		name, after, throwaway.Role).Scan(&all, &its); err != nil {
 		t.Fatal(err)
 	}
 	return all, its
 }
 
-// await waits until the fleet has `all` backends, and its part with that application_name so many.
+// await waits until the fleet has `all` backends, `its` of them with that application_name.
 func (c census) await(t *testing.T, limit time.Duration, name string, all, its int) {
 	t.Helper()
 	eventually(t, limit, func() (bool, string) {
 		hasAll, has := c.of(t, name, time.Time{})
-		return hasAll == all && has == its, fmt.Sprintf("%d backends, %d of them of %s; want %d and %d", hasAll, has, name, all, its)
+		return hasAll == all && has == its,
+			fmt.Sprintf("%d backends, %d of them of %s; want %d and %d", hasAll, has, name, all,
+				its)
 	})
 }

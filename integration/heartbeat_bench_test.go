@@ -19,14 +19,15 @@ import (
 // 2,000 sessions need some 4,100 sockets in this process and as many in Redis.
 const raiseTheLimit = "%v (should sockets have run out, raise ulimit -n)"
 
-// What a heartbeat costs Redis, from 10 sessions to 2,000, each with five permits. Beside it, a script that does no more than a ZADD XX of five
-// members of a set as large, from as many connections.
+// The cost of a heartbeat to Redis, from 10 sessions to 2,000, each with five permits. The rival is
+// a script with only a ZADD XX of five members, in a set as large and from as many connections.
 //
-// script-µs is the time within the script, by the clock on the wall: a busy machine adds to it. cpu-µs is what the whole server used, the network
-// and all.
+// script-µs is the time within the script, by the wall clock: a busy machine adds to it. cpu-µs is
+// the CPU time of the whole server, network included.
 func BenchmarkHeartbeat(b *testing.B) {
 	for _, sessions := range []int{10, 100, 500, 2000} {
-		// Some 500 a second, but leases of at least six seconds, which a busy machine can keep.
+		// Some 500 heartbeats a second, but leases of at least six seconds, which a busy machine
+		// can keep.
 		interval := max(time.Duration(sessions)*2*time.Millisecond, 2*time.Second)
 		b.Run(fmt.Sprintf("sessions=%d/rival=zadd", sessions), func(b *testing.B) {
 			r, c := startRedis(b)
@@ -45,7 +46,8 @@ func BenchmarkHeartbeat(b *testing.B) {
 	}
 }
 
-// What a fleet of 1,000 sessions with five permits each costs Redis with the lease of half a minute, heartbeats and subscriptions included.
+// The cost to Redis of a fleet of 1,000 sessions with five permits each, at a lease of half a
+// minute, heartbeats and subscriptions included.
 func BenchmarkThousandSessions(b *testing.B) {
 	const ttl = 30 * time.Second
 	_, c := startRedis(b)
@@ -69,7 +71,8 @@ func joinMany(b *testing.B, c *redis.Client, sessions int, ttl time.Duration) {
 	})
 	each(b, sessions, func(int) error {
 		s, err := semaphore.New(context.Background(), c, semaphore.Config{
-			Name: "heartbeat", Capacity: heldByEach * sessions, TTL: ttl, Logger: slog.New(slog.DiscardHandler),
+			Name: "heartbeat", Capacity: heldByEach * sessions, TTL: ttl,
+			Logger: slog.New(slog.DiscardHandler),
 		})
 		if err != nil {
 			return err
@@ -82,7 +85,7 @@ func joinMany(b *testing.B, c *redis.Client, sessions int, ttl time.Duration) {
 	})
 }
 
-// each calls f(0) to f(n-1), some at a time.
+// each calls f(0) to f(n-1), some of them at a time.
 func each(b *testing.B, n int, f func(i int) error) {
 	b.Helper()
 	var wg sync.WaitGroup
@@ -102,8 +105,12 @@ func each(b *testing.B, n int, f func(i int) error) {
 	}
 }
 
-// zaddXX is the least that can renew: one ZADD of what a client holds, for each of its beats, on a connection of its own.
-func zaddXX(ctx context.Context, b *testing.B, addr string, c *redis.Client, clients int, interval time.Duration) *sync.WaitGroup {
+// zaddXX is the least that can renew: one ZADD of a client's members for each of its beats, on a
+// connection of its own.
+func zaddXX(
+	ctx context.Context, b *testing.B, addr string, c *redis.Client, clients int,
+	interval time.Duration,
+) *sync.WaitGroup {
 	b.Helper()
 	script := redis.NewScript(`return redis.call('ZADD', KEYS[1], 'XX', unpack(ARGV))`)
 	members := func(i int) (z []redis.Z, argv []any) {
@@ -143,7 +150,8 @@ func zaddXX(ctx context.Context, b *testing.B, addr string, c *redis.Client, cli
 				for n := 0; n < len(argv); n += 2 {
 					argv[n] = expiry
 				}
-				if err := script.EvalSha(ctx, mine, []string{"rival"}, argv...).Err(); err != nil && ctx.Err() == nil {
+				if err := script.EvalSha(ctx, mine, []string{"rival"}, argv...).Err(); err != nil &&
+					ctx.Err() == nil {
 					b.Error(err)
 					return
 				}
@@ -153,7 +161,8 @@ func zaddXX(ctx context.Context, b *testing.B, addr string, c *redis.Client, cli
 	return &wg
 }
 
-// idleCPU is the part of a core that the server uses while nobody asks it anything: its own timers.
+// idleCPU returns the part of a core that the server uses for its own timers, without a client's
+// request.
 func idleCPU(b *testing.B, c *redis.Client) float64 {
 	b.Helper()
 	cpu, began := redisCPU(b, c), time.Now()
@@ -161,8 +170,11 @@ func idleCPU(b *testing.B, c *redis.Client) float64 {
 	return (redisCPU(b, c) - cpu).Seconds() / time.Since(began).Seconds()
 }
 
-// measureHeartbeats reports what Redis does while nothing but heartbeats happens, over three intervals, less the given part of a core.
-func measureHeartbeats(b *testing.B, c *redis.Client, sessions int, interval time.Duration, idle float64) {
+// measureHeartbeats reports the server's use over three intervals with only heartbeats, less the
+// given part of a core.
+func measureHeartbeats(
+	b *testing.B, c *redis.Client, sessions int, interval time.Duration, idle float64,
+) {
 	b.Helper()
 	for range b.N {
 		beats, within := evalshas(b, c)
@@ -179,13 +191,15 @@ func measureHeartbeats(b *testing.B, c *redis.Client, sessions int, interval tim
 		b.ReportMetric(1e6*used/float64(sessions)/took, "cpu-µs/session/s")
 		b.ReportMetric(100*used/took, "core-%")
 		b.ReportMetric(0, "ns/op")
-		if held := c.ZCard(b.Context(), "passbuddy-heartbeat").Val(); held != 0 && held != int64(heldByEach*sessions) {
-			b.Errorf("%d permits are held, want %d: the machine was too busy to keep them", held, heldByEach*sessions)
+		if held := c.ZCard(b.Context(), "passbuddy-heartbeat").Val(); held != 0 &&
+			held != int64(heldByEach*sessions) {
+			b.Errorf("%d permits are held, want %d: the machine was too busy to keep them", held,
+				heldByEach*sessions)
 		}
 	}
 }
 
-// redisCPU is the CPU time that the server has used.
+// redisCPU returns the CPU time that the server has used.
 func redisCPU(t testing.TB, c *redis.Client) (used time.Duration) {
 	t.Helper()
 	for line := range strings.Lines(c.Info(context.Background(), "cpu").Val()) {
@@ -201,7 +215,7 @@ func redisCPU(t testing.TB, c *redis.Client) (used time.Duration) {
 	return used
 }
 
-// evalshas is how many scripts the server has run, and the time within them in microseconds.
+// evalshas returns how many scripts the server has run, and the time within them in microseconds.
 func evalshas(t testing.TB, c *redis.Client) (calls, micros float64) {
 	t.Helper()
 	for line := range strings.Lines(c.Info(context.Background(), "commandstats").Val()) {

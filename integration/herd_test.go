@@ -12,9 +12,10 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// A herd is sessions of one semaphore under load, all in this process, so that what they hold together can be counted: the permits that
-// their holders may believe in, at every instant. Some goroutines of a session hold a permit for a moment and take the next one; a keeper
-// holds one for as long as it lives.
+// A herd is a number of sessions of one semaphore under load, all in this process. So the test can
+// count the permits that their holders may trust, at every instant. Some goroutines of a session
+// hold a permit for a moment and take the next one. A keeper holds one for as long as the permit
+// lives.
 type herd struct {
 	t        *testing.T
 	cfg      semaphore.Config
@@ -28,19 +29,24 @@ type herd struct {
 	// Guarded by mu.
 	held   map[*semaphore.Permit]bool // true: a keeper's
 	peak   int
-	overs  []time.Time // when there were more than the capacity
+	overs  []time.Time // when the holders exceeded the capacity
 	grants int
-	asked  time.Time     // when the latest of the granted requests was made
+	asked  time.Time     // when the latest granted request was made
 	grown  chan struct{} // closed at the next grant
-	kept   int           // grants to keepers: what exceeds their number was lost
+	kept   int           // grants to keepers: a number beyond the keepers' own was lost
 	errs   []error
 }
 
-// drive starts a herd with a session for each client: each with a keeper, and movers that hold a permit for so long. It ends with the test, or by stop.
-func drive(t *testing.T, cfg semaphore.Config, movers int, holding time.Duration, clients ...redis.UniversalClient) *herd {
+// drive starts a herd with a session for each client. Each session has a keeper, and movers that
+// hold a permit for the time given. The herd ends with the test, or by stop.
+func drive(
+	t *testing.T, cfg semaphore.Config, movers int, holding time.Duration,
+	clients ...redis.UniversalClient,
+) *herd {
 	t.Helper()
 	cfg.MaxAttempts = -1
-	h := &herd{t: t, cfg: cfg, keepers: len(clients), held: make(map[*semaphore.Permit]bool), grown: make(chan struct{})}
+	h := &herd{t: t, cfg: cfg, keepers: len(clients), held: make(map[*semaphore.Permit]bool),
+		grown: make(chan struct{})}
 	var ctx context.Context
 	ctx, h.end = context.WithCancel(context.Background())
 	t.Cleanup(h.stop)
@@ -63,7 +69,9 @@ func drive(t *testing.T, cfg semaphore.Config, movers int, holding time.Duration
 	return h
 }
 
-func (h *herd) work(ctx context.Context, s *semaphore.Semaphore, keeper bool, holding time.Duration) {
+func (h *herd) work(
+	ctx context.Context, s *semaphore.Semaphore, keeper bool, holding time.Duration,
+) {
 	for ctx.Err() == nil {
 		asked := time.Now()
 		p, err := s.Acquire(ctx)
@@ -79,11 +87,12 @@ func (h *herd) work(ctx context.Context, s *semaphore.Semaphore, keeper bool, ho
 		case <-ctx.Done():
 		}
 		timer.Stop()
-		// Not counted any more, and only then given back.
+		// First it stops counting the permit, and only then releases it.
 		h.mu.Lock()
 		delete(h.held, p)
 		h.mu.Unlock()
-		_ = p.Release(context.Background()) // an unreachable Redis is told later, or the lease ends
+		// If Redis is unreachable, the session releases later, or the lease ends.
+		_ = p.Release(context.Background())
 	}
 }
 
@@ -125,8 +134,8 @@ func (h *herd) failed(ctx context.Context, err error) {
 	}
 }
 
-// A grant to a request that is made after something has happened cannot have been made before it. next waits for the first of these
-// since then, at most a minute, and returns how long it took.
+// next waits, at most a minute, for the first grant to a request that was made after since. Such a
+// grant cannot be older than the event at since. next returns how long it took.
 func (h *herd) next(since time.Time) time.Duration {
 	h.t.Helper()
 	limit := time.After(time.Minute)
@@ -142,12 +151,12 @@ func (h *herd) next(since time.Time) time.Duration {
 		case <-limit:
 			h.mu.Lock()
 			defer h.mu.Unlock()
-			h.t.Fatalf("nothing new was granted for %v; errors: %v", time.Since(since), h.errs)
+			h.t.Fatalf("no new grant for %v; errors: %v", time.Since(since), h.errs)
 		}
 	}
 }
 
-// flows waits until grants are made one after the other, the gate is open and every session is known.
+// flows waits until grants follow one another, none is paused, and Redis knows every session.
 func (h *herd) flows() {
 	h.t.Helper()
 	var why string
@@ -155,7 +164,8 @@ func (h *herd) flows() {
 		ctx, cancel := context.WithTimeout(h.t.Context(), time.Second)
 		defer cancel()
 		snap, err := h.sessions[0].Snapshot(ctx)
-		why = fmt.Sprintf("%d sessions of %d, gate %v, error %v", len(snap.Sessions), len(h.sessions), snap.GrantsPausedFor, err)
+		why = fmt.Sprintf("%d sessions of %d, grants paused for %v, error %v", len(snap.Sessions),
+			len(h.sessions), snap.GrantsPausedFor, err)
 		return err == nil && snap.GrantsPausedFor == 0 && len(snap.Sessions) >= len(h.sessions), why
 	})
 	for range 3 {
@@ -163,14 +173,14 @@ func (h *herd) flows() {
 	}
 }
 
-// lostByKeepers is how many permits keepers have lost.
+// lostByKeepers returns how many permits keepers have lost.
 func (h *herd) lostByKeepers() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.kept - h.keepers
 }
 
-// over is when there were more permits than the capacity.
+// over returns the times at which there were more permits than the capacity.
 func (h *herd) over() []time.Time {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -182,12 +192,14 @@ func (h *herd) safe() {
 	h.t.Helper()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.t.Logf("%d grants, %d permits at the peak, capacity %d, %d lost by keepers, %d errors", h.grants, h.peak, h.cfg.Capacity, h.kept-h.keepers, len(h.errs))
+	h.t.Logf("%d grants, %d permits at the peak, capacity %d, %d lost by keepers, %d errors",
+		h.grants, h.peak, h.cfg.Capacity, h.kept-h.keepers, len(h.errs))
 	if len(h.overs) > 0 {
 		h.t.Errorf("%d permits were held at once, capacity %d", h.peak, h.cfg.Capacity)
 	}
 	if h.peak < h.cfg.Capacity {
-		h.t.Errorf("peak of %d permits: the capacity of %d was never put to the test", h.peak, h.cfg.Capacity)
+		h.t.Errorf("peak of %d permits: the run never reached the capacity of %d", h.peak,
+			h.cfg.Capacity)
 	}
 }
 
@@ -202,9 +214,10 @@ func (h *herd) stop() {
 	h.sessions = nil
 }
 
-// handsOver fails unless a permit passes from one session to another by push. A waiter looks by itself after RetryInterval, or when the first of the
-// leases could end, whichever comes first; the permit is granted anew for each try, so both are further away than limit. Some tries are
-// allowed: a subscription may still be on its way back.
+// handsOver fails unless a permit passes from one session to another by push. A waiter retries by
+// itself after RetryInterval, or when the first of the leases could end, whichever comes first. The
+// permit is granted anew for each try, so both times are beyond limit. Some tries are allowed,
+// because a subscription may still be reconnecting.
 func handsOver(t *testing.T, from, to *semaphore.Semaphore, capacity int) {
 	t.Helper()
 	const limit, tries = 3 * time.Second, 4
@@ -215,12 +228,13 @@ func handsOver(t *testing.T, from, to *semaphore.Semaphore, capacity int) {
 			return
 		}
 		if try == tries {
-			t.Fatalf("a permit was handed over after %v, %d times: pushes do not arrive", took, tries)
+			t.Fatalf("a permit was handed over after %v, %d times: pushes do not arrive", took,
+				tries)
 		}
 	}
 }
 
-// handOver is how long a permit takes from a release in one session to its grant in another.
+// handOver returns the time from a release in one session to the grant in another.
 func handOver(t *testing.T, from, to *semaphore.Semaphore, capacity int) time.Duration {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -241,7 +255,7 @@ func handOver(t *testing.T, from, to *semaphore.Semaphore, capacity int) time.Du
 	}()
 	eventually(t, time.Minute, func() (bool, string) {
 		snap, err := from.Snapshot(ctx)
-		return err == nil && len(snap.Waiters) == 1, fmt.Sprintf("nobody waits: %v", err)
+		return err == nil && len(snap.Waiters) == 1, fmt.Sprintf("no request waits: %v", err)
 	})
 	began := time.Now()
 	for _, p := range held {

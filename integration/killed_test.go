@@ -15,7 +15,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/subset"
 )
 
-var kills = flag.Int("kills", 1, "how many processes are killed with each integration, one after the other")
+var kills = flag.Int("kills", 1,
+	"how many processes are killed with each integration, one after the other")
 
 // A process of a fleet at its cap is killed. The others see its backends gone and use its permits,
 // long before its leases end.
@@ -32,8 +33,10 @@ func TestKilledProcessCostsNoLease(t *testing.T) {
 			defer cancel()
 			seen, c := s.watch(ctx), s.census(t)
 			j := job{
-				Redis: s.redis.URL(), Postgres: s.postgres.URL(), Semaphore: t.Name(), Capacity: capacity, TTL: ttl,
-				Integration: integration, Fence: true, Goroutines: 10, Load: time.Hour, MaxQuery: 20 * time.Millisecond,
+				Redis: s.redis.URL(), Postgres: s.postgres.URL(), Semaphore: t.Name(),
+				Capacity: capacity, TTL: ttl,
+				Integration: integration, Fence: true, Goroutines: 10, Load: time.Hour,
+				MaxQuery: 20 * time.Millisecond,
 			}
 			var fleet []*worker
 			for range processes - 1 {
@@ -52,12 +55,14 @@ func TestKilledProcessCostsNoLease(t *testing.T) {
 					if its == 0 && ended.IsZero() {
 						ended = time.Now()
 					}
-					return all == capacity && its == 0, fmt.Sprintf("%d backends, %d of them of the victim", all, its)
+					return all == capacity && its == 0,
+						fmt.Sprintf("%d backends, %d of them the victim's", all, its)
 				})
 				took := time.Since(ended)
-				t.Logf("its backends had ended %v after the kill, and its permits were in use again %v later", ended.Sub(killed), took)
+				t.Logf("its backends had ended %v after the kill, and its permits were in use "+
+					"again %v later", ended.Sub(killed), took)
 				if took > ttl/3 {
-					t.Errorf("its permits were out of use for %v: that is a lease's time", took)
+					t.Errorf("its permits were out of use for %v, as long as a lease", took)
 				}
 			}
 			s.endsWell(t, fleet, cancel, seen, capacity)
@@ -65,9 +70,9 @@ func TestKilledProcessCostsNoLease(t *testing.T) {
 	}
 }
 
-// Programs that end without Close, one after the other, and more of them than there are permits.
-// The one that lives, and has a connection that it hardly uses, sees their backends gone; and does
-// not give that connection away first.
+// Programs end without Close, one after the other, and more of them than there are permits. The
+// survivor, which hardly uses its one connection, sees their backends gone. It does not give that
+// connection up first.
 func TestProgramsThatEndWithoutClose(t *testing.T) {
 	const ttl = 30 * time.Second
 	programs := subset.Length(5, 8)
@@ -77,8 +82,10 @@ func TestProgramsThatEndWithoutClose(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			seen := s.watch(ctx)
 			j := job{
-				Redis: s.redis.URL(), Postgres: s.postgres.URL(), Semaphore: t.Name(), Capacity: 2, TTL: ttl,
-				Integration: integration, Fence: true, Goroutines: 1, Pause: time.Hour, Load: time.Hour,
+				Redis: s.redis.URL(), Postgres: s.postgres.URL(), Semaphore: t.Name(), Capacity: 2,
+				TTL:         ttl,
+				Integration: integration, Fence: true, Goroutines: 1, Pause: time.Hour,
+				Load: time.Hour,
 			}
 			start(t, j)
 			s.recorded(t, 1)
@@ -91,7 +98,7 @@ func TestProgramsThatEndWithoutClose(t *testing.T) {
 				if err := <-p.err; err != nil {
 					t.Errorf("program %d: %v", i, err)
 				}
-				p.err <- nil // for the end of the test
+				p.err <- nil // wakes the wait at the end of the test
 			}
 			took := time.Since(began)
 			t.Logf("%d programs took %v", programs, took)
@@ -106,8 +113,8 @@ func TestProgramsThatEndWithoutClose(t *testing.T) {
 	}
 }
 
-// A process loses its subscription for good, while others wait for its permits. It keeps them, and
-// its connections.
+// A process loses its subscription for good, while others wait for its permits. It keeps the
+// permits, and its connections.
 func TestLostSubscriptionCostsNothing(t *testing.T) {
 	const (
 		capacity = 6
@@ -122,7 +129,8 @@ func TestLostSubscriptionCostsNothing(t *testing.T) {
 		}
 	}
 	admin("ACL", "SETUSER", user, "on", ">"+userSecret, "~*", "+@all")
-	_ = s.redisClient.Do(t.Context(), "ACL", "SETUSER", user, "allchannels").Err() // Redis 6.0 has no rules for channels
+	// Redis 6.0 has no rules for channels
+	_ = s.redisClient.Do(t.Context(), "ACL", "SETUSER", user, "allchannels").Err()
 	u, err := url.Parse(s.redis.URL())
 	if err != nil {
 		t.Fatal(err)
@@ -134,8 +142,10 @@ func TestLostSubscriptionCostsNothing(t *testing.T) {
 			defer cancel()
 			seen, c := s.watch(ctx), s.census(t)
 			j := job{
-				Redis: s.redis.URL(), Postgres: s.postgres.URL(), Semaphore: t.Name(), Capacity: capacity, TTL: ttl,
-				Integration: integration, Fence: true, Goroutines: 10, Load: time.Hour, MaxQuery: 20 * time.Millisecond,
+				Redis: s.redis.URL(), Postgres: s.postgres.URL(), Semaphore: t.Name(),
+				Capacity: capacity, TTL: ttl,
+				Integration: integration, Fence: true, Goroutines: 10, Load: time.Hour,
+				MaxQuery: 20 * time.Millisecond,
 			}
 			other := start(t, j)
 			j.Redis, j.Postgres = u.String(), withName(t, j.Postgres, user)
@@ -148,9 +158,11 @@ func TestLostSubscriptionCostsNothing(t *testing.T) {
 			admin("CLIENT", "KILL", "TYPE", "pubsub", "USER", user)
 			s.looks(t, 5)
 			if after := s.pidsOf(t, user); after != before {
-				t.Errorf("it has the backends %s, and had %s", after, before)
+				t.Errorf("the process has the backends %s, want those that it had: %s", after,
+					before)
 			}
-			if n := s.redisClient.HLen(t.Context(), "{passbuddy-"+t.Name()+"}:backends").Val(); n != capacity {
+			if n := s.redisClient.HLen(t.Context(),
+				"{passbuddy-"+t.Name()+"}:backends").Val(); n != capacity {
 				t.Errorf("%d backends are recorded, want %d", n, capacity)
 			}
 			s.endsWell(t, []*worker{other, deaf}, cancel, seen, capacity)
@@ -159,16 +171,18 @@ func TestLostSubscriptionCostsNothing(t *testing.T) {
 	}
 }
 
-// endsWell ends a fleet, and then the watch that saw: every process did something, the cap held, and nothing is
-// left in Redis.
-func (s *servers) endsWell(t *testing.T, fleet []*worker, stop context.CancelFunc, saw *witness, capacity int) {
+// endsWell ends a fleet, and then the witness: every process made operations, the cap held, and
+// nothing is left in Redis.
+func (s *servers) endsWell(
+	t *testing.T, fleet []*worker, stop context.CancelFunc, saw *witness, capacity int,
+) {
 	t.Helper()
 	for _, w := range fleet {
 		w.tell(t, end)
 	}
 	for i, w := range fleet {
 		if o := w.outcome(t); o.Ops == 0 {
-			t.Errorf("process %d did nothing", i)
+			t.Errorf("process %d made no operation", i)
 		}
 	}
 	stop()
@@ -178,7 +192,7 @@ func (s *servers) endsWell(t *testing.T, fleet []*worker, stop context.CancelFun
 	s.nothingLeft(t, t.Name())
 }
 
-// looks waits until the one session that is still subscribed has been asked that often to look for
+// looks waits until the one session that is still subscribed has been asked that often to check for
 // backends.
 func (s *servers) looks(t *testing.T, n int) {
 	t.Helper()
@@ -199,7 +213,7 @@ func (s *servers) looks(t *testing.T, n int) {
 	for n > 0 {
 		m, err := sub.ReceiveMessage(ctx)
 		if err != nil {
-			t.Fatalf("%d looks are still to come: %v", n, err)
+			t.Fatalf("%d checks for backends are missing: %v", n, err)
 		}
 		if strings.HasPrefix(m.Payload, "s ") {
 			n--
@@ -215,7 +229,8 @@ func (s *servers) pidsOf(t *testing.T, name string) (pids string) {
 		t.Fatal(err)
 	}
 	defer c.Close(context.Background())
-	if err := c.QueryRow(t.Context(), `select coalesce(string_agg(pid::text, ' ' order by pid), '') from pg_stat_activity where application_name = $1`, name).Scan(&pids); err != nil {
+	if err := c.QueryRow(t.Context(), `select coalesce(string_agg(pid::text, ' ' order by pid), '')
+		from pg_stat_activity where application_name = $1`, name).Scan(&pids); err != nil {
 		t.Fatal(err)
 	}
 	return pids

@@ -28,9 +28,12 @@ import (
 // execFunc runs one statement over a pool.
 type execFunc func(ctx context.Context, sql string) error
 
-// pools are the ways to a pool whose sockets are followed. Each closes it with the test.
-var pools = map[string]func(t *testing.T, url string, sem *semaphore.Semaphore, cfg passbuddy.Config) execFunc{
-	"pgxpool": func(t *testing.T, url string, sem *semaphore.Semaphore, cfg passbuddy.Config) execFunc {
+// pools are the kinds of pools whose sockets the library follows. Each closes its pool with the
+// test.
+var pools = map[string]func(t *testing.T, url string, sem *semaphore.Semaphore,
+	cfg passbuddy.Config) execFunc{
+	"pgxpool": func(t *testing.T, url string, sem *semaphore.Semaphore,
+		cfg passbuddy.Config) execFunc {
 		config, err := pgxpool.ParseConfig(url)
 		if err != nil {
 			t.Fatal(err)
@@ -41,9 +44,13 @@ var pools = map[string]func(t *testing.T, url string, sem *semaphore.Semaphore, 
 			t.Fatal(err)
 		}
 		t.Cleanup(pool.Close)
-		return func(ctx context.Context, sql string) error { _, err := pool.Exec(ctx, sql); return err }
+		return func(ctx context.Context, sql string) error {
+			_, err := pool.Exec(ctx, sql)
+			return err
+		}
 	},
-	"stdlib": func(t *testing.T, url string, sem *semaphore.Semaphore, cfg passbuddy.Config) execFunc {
+	"stdlib": func(t *testing.T, url string, sem *semaphore.Semaphore,
+		cfg passbuddy.Config) execFunc {
 		config, err := pgx.ParseConfig(url)
 		if err != nil {
 			t.Fatal(err)
@@ -62,13 +69,17 @@ var pools = map[string]func(t *testing.T, url string, sem *semaphore.Semaphore, 
 
 func execDB(t *testing.T, db *sql.DB) execFunc {
 	t.Cleanup(func() { _ = db.Close() })
-	return func(ctx context.Context, sql string) error { _, err := db.ExecContext(ctx, sql); return err }
+	return func(ctx context.Context, sql string) error {
+		_, err := db.ExecContext(ctx, sql)
+		return err
+	}
 }
 
 func (s *servers) joins(t *testing.T, capacity int) *semaphore.Semaphore {
 	t.Helper()
 	name := strings.NewReplacer("/", "-", " ", "-").Replace(t.Name())
-	sem, err := semaphore.Open(t.Context(), s.redis.URL(), semaphore.Config{Name: name, Capacity: capacity, Logger: slog.New(slog.DiscardHandler)})
+	sem, err := semaphore.Open(t.Context(), s.redis.URL(), semaphore.Config{Name: name,
+		Capacity: capacity, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +87,7 @@ func (s *servers) joins(t *testing.T, capacity int) *semaphore.Semaphore {
 	return sem
 }
 
-// hungHost accepts connections, answers each with what it is given, and then says nothing.
+// hungHost accepts connections, sends each the bytes given, and then sends nothing more.
 func hungHost(t *testing.T, answer []byte) (addr string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -105,36 +116,40 @@ func hungHost(t *testing.T, answer []byte) (addr string) {
 }
 
 // TestHostThatHangs: the first host of the DSN accepts connections, and goes no further. The second
-// one serves after connect_timeout, as with a bare pool, also where the first try has used up the
-// only permit.
+// host serves after connect_timeout, as with a bare pool, even where the first dial holds the only
+// permit.
 func TestHostThatHangs(t *testing.T) {
 	s := startServers(t, 0)
 	hosts := map[string]string{
-		"silent":         hungHost(t, nil),
-		"authentication": hungHost(t, []byte{'R', 0, 0, 0, 8, 0, 0, 0, 3}), // it asks for a password, and makes nothing of it
+		"silent": hungHost(t, nil),
+		// It asks for a password, and does not answer it.
+		"authentication": hungHost(t, []byte{'R', 0, 0, 0, 8, 0, 0, 0, 3}),
 	}
 	for host, addr := range hosts {
 		for client, open := range pools {
 			for _, capacity := range []int{1, 5} {
-				for _, scope := range []passbuddy.Scope{passbuddy.PerConnection, passbuddy.PerCheckout} {
-					t.Run(fmt.Sprintf("%s/%s/%d/%v", host, client, capacity, scope), func(t *testing.T) {
-						t.Parallel()
-						exec := open(t, s.behind(t, addr)+" connect_timeout=2", s.joins(t, capacity), passbuddy.Config{Scope: scope})
-						ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
-						defer cancel()
-						began := time.Now()
-						if err := exec(ctx, "select 1"); err != nil {
-							t.Errorf("after %v: %v", time.Since(began), err)
-						}
-						t.Logf("served after %v", time.Since(began))
-					})
+				for _, scope := range []passbuddy.Scope{passbuddy.PerConnection,
+					passbuddy.PerCheckout} {
+					t.Run(fmt.Sprintf("%s/%s/%d/%v", host, client, capacity, scope),
+						func(t *testing.T) {
+							t.Parallel()
+							exec := open(t, s.behind(t, addr)+" connect_timeout=2",
+								s.joins(t, capacity), passbuddy.Config{Scope: scope})
+							ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
+							defer cancel()
+							began := time.Now()
+							if err := exec(ctx, "select 1"); err != nil {
+								t.Errorf("after %v: %v", time.Since(began), err)
+							}
+							t.Logf("served after %v", time.Since(began))
+						})
 				}
 			}
 		}
 	}
 }
 
-// behind is a DSN with addr as the first host, and the server as the second.
+// behind returns a DSN with addr as the first host, and the server as the second.
 func (s *servers) behind(t *testing.T, addr string) string {
 	t.Helper()
 	host, port, err := net.SplitHostPort(addr)
@@ -145,12 +160,13 @@ func (s *servers) behind(t *testing.T, addr string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return fmt.Sprintf("host=%s,%s port=%s,%d user=%s password=%s dbname=%s sslmode=disable", host, c.Host, port, c.Port, c.User, c.Password, c.Database)
+	return fmt.Sprintf("host=%s,%s port=%s,%d user=%s password=%s dbname=%s sslmode=disable", host,
+		c.Host, port, c.Port, c.User, c.Password, c.Database)
 }
 
-// TestForgottenTry: lib/pq leaves the socket of a try that the server refused TLS on open, and
-// dials again. The permit belongs to the connection that came of the attempt, whatever becomes of
-// the other.
+// TestForgottenTry: lib/pq leaves open the socket on which the server refused TLS, and dials again.
+// The permit belongs to the connection that the attempt returned, whatever becomes of the first
+// socket.
 func TestForgottenTry(t *testing.T) {
 	const capacity = 3
 	s := startServers(t, 0)
@@ -185,20 +201,21 @@ func TestForgottenTry(t *testing.T) {
 	}
 	for _, tx := range open {
 		if _, err := tx.Exec("select 1"); err != nil {
-			t.Error("a transaction whose lease is not lost: ", err)
+			t.Error("a transaction failed though its lease was not lost: ", err)
 		}
 	}
 }
 
 // TestLostConnections: the network forgets connections, or resets our side of them alone, while the
-// server goes on. Its backends are ended over a new connection: callers are served soon, and never
-// more backends live than the capacity, but for the one that asks.
+// server goes on. The pool ends their backends over a new connection, so callers are served soon.
+// The backends never exceed the capacity, but for that new connection's.
 func TestLostConnections(t *testing.T) {
 	const capacity = 4
 	configs := map[string]passbuddy.Config{
 		"": {}, "fence": {Fence: true}, "per checkout": {Scope: passbuddy.PerCheckout},
 	}
-	faults := map[string]func(*throwaway.Proxy){"forgotten": (*throwaway.Proxy).Forget, "reset": (*throwaway.Proxy).Orphan}
+	faults := map[string]func(*throwaway.Proxy){"forgotten": (*throwaway.Proxy).Forget,
+		"reset": (*throwaway.Proxy).Orphan}
 	for fault, lose := range faults {
 		for _, client := range []string{"pgxpool", "stdlib"} {
 			for name, cfg := range configs {
@@ -210,7 +227,8 @@ func TestLostConnections(t *testing.T) {
 						t.Fatal(err)
 					}
 					t.Cleanup(func() { _ = proxy.Close() })
-					exec := pools[client](t, strings.Replace(s.postgres.URL(), s.postgres.Addr(), proxy.Addr(), 1), s.joins(t, capacity), cfg)
+					exec := pools[client](t, strings.Replace(s.postgres.URL(), s.postgres.Addr(),
+						proxy.Addr(), 1), s.joins(t, capacity), cfg)
 					all := func() bool {
 						var served atomic.Int32
 						var callers sync.WaitGroup
@@ -228,7 +246,7 @@ func TestLostConnections(t *testing.T) {
 					}
 					for began := time.Now(); !all(); {
 						if time.Since(began) > time.Minute {
-							t.Fatal("not served in the first place")
+							t.Fatal("no caller was served before the fault")
 						}
 					}
 					lose(proxy)
@@ -237,12 +255,13 @@ func TestLostConnections(t *testing.T) {
 					}
 					took := time.Since(began)
 					t.Logf("served after %v", took)
-					if took > 12*time.Second { // pgx's own clean-up takes 15 s
+					if took > 12*time.Second { // pgx's own clean-up takes 15 s.
 						t.Errorf("served after %v", took)
 					}
-					// PerCheckout counts no idle connection, and so none that was lost while it was
-					// idle.
-					if n := s.backendCount(t); n > capacity && cfg.Scope == passbuddy.PerConnection {
+					// PerCheckout counts no idle connection, so it does not count one that was lost
+					// while idle.
+					if n := s.backendCount(t); n > capacity &&
+						cfg.Scope == passbuddy.PerConnection {
 						t.Errorf("%d backends, capacity %d", n, capacity)
 					}
 				})

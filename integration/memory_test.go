@@ -17,8 +17,9 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// What a connection that lies idle costs this process, in bare pools and in PassBuddy's: bytes of heap, and goroutines. It is the growth of
-// one pool from few idle connections to many, so that what a pool and a session cost once does not count.
+// The cost of an idle connection to this process, in bare pools and in PassBuddy's: bytes of heap,
+// and goroutines. The figure is the growth of one pool from few idle connections to many. So the
+// fixed cost of a pool and a session does not count.
 func BenchmarkIdleConnection(b *testing.B) {
 	const few, many = 20, 180
 	s := startServers(b, many+20)
@@ -29,13 +30,17 @@ func BenchmarkIdleConnection(b *testing.B) {
 				for range 3 { // side by side
 					for i, opts := range []*passbuddy.Config{nil, {}, {Fence: true}} {
 						var at []footprint
-						s.withIdle(b, kind, opts, []int{few, many}, func() { at = append(at, measureFootprint()) })
+						s.withIdle(b, kind, opts, []int{few, many}, func() {
+							at = append(at, measureFootprint())
+						})
 						bytes[i] = append(bytes[i], (at[1].bytes-at[0].bytes)/(many-few))
-						goroutines[i] = append(goroutines[i], (at[1].goroutines-at[0].goroutines)/(many-few))
+						goroutines[i] = append(goroutines[i],
+							(at[1].goroutines-at[0].goroutines)/(many-few))
 					}
 				}
 			}
-			bare, ours, fenced := quantile(bytes[0], 0.5), quantile(bytes[1], 0.5), quantile(bytes[2], 0.5)
+			bare, ours, fenced := quantile(bytes[0], 0.5), quantile(bytes[1], 0.5),
+				quantile(bytes[2], 0.5)
 			b.ReportMetric(bare, "bare-B/conn")
 			b.ReportMetric(ours, "passbuddy-B/conn")
 			b.ReportMetric(ours-bare, "more-B/conn")
@@ -47,22 +52,25 @@ func BenchmarkIdleConnection(b *testing.B) {
 	}
 }
 
-// Connections that were closed are forgotten, whether their pool lives on or not.
+// PassBuddy forgets closed connections, whether their pool lives on or not.
 func TestClosedConnectionsAreCollected(t *testing.T) {
 	const connections, rounds = 40, 2
 	s := startServers(t, 100)
 	for _, kind := range subset.Of(t, 1, kinds) {
 		t.Run(kind, func(t *testing.T) {
-			round := func() { s.withIdle(t, kind, &passbuddy.Config{Fence: true}, []int{connections}, func() {}) }
-			round() // what is made once
+			round := func() {
+				s.withIdle(t, kind, &passbuddy.Config{Fence: true}, []int{connections}, func() {})
+			}
+			round() // creates all that is created once
 			before := measureFootprint()
 			for range rounds {
 				round()
 			}
 			after := measureFootprint()
-			const each = 10 << 10 // a connection of pgx has some 70 KiB
+			const each = 10 << 10 // A connection of pgx has some 70 KiB.
 			if left := (after.bytes - before.bytes) / (connections * rounds); left > each {
-				t.Errorf("%.0f bytes are left of each connection that was closed, want no more than %d", left, each)
+				t.Errorf("%.0f bytes are left of each connection that was closed, want no more "+
+					"than %d", left, each)
 			}
 			if left := after.goroutines - before.goroutines; left > connections/2 {
 				t.Errorf("%.0f goroutines are left of %d connections", left, connections*rounds)
@@ -73,32 +81,37 @@ func TestClosedConnectionsAreCollected(t *testing.T) {
 
 type footprint struct{ bytes, goroutines float64 }
 
-// measureFootprint takes the least of some looks: what goes on in the background only adds.
+// measureFootprint takes the least of some samples, because background work only adds.
 func measureFootprint() footprint {
 	var least footprint
 	for i := range 5 {
 		time.Sleep(50 * time.Millisecond)
 		runtime.GC()
-		runtime.GC() // what a sync.Pool holds survives one
+		runtime.GC() // An object in a sync.Pool survives one collection.
 		var m runtime.MemStats
 		runtime.ReadMemStats(&m)
 		f := footprint{float64(m.HeapAlloc), float64(runtime.NumGoroutine())}
 		if i == 0 {
 			least = f
 		}
-		least.bytes, least.goroutines = min(least.bytes, f.bytes), min(least.goroutines, f.goroutines)
+		least.bytes, least.goroutines = min(least.bytes, f.bytes),
+			min(least.goroutines, f.goroutines)
 	}
 	return least
 }
 
-// withIdle calls f each time when a pool, a bare one if opts is nil, has so many idle connections that have been used. The numbers must rise.
-func (s *servers) withIdle(t testing.TB, kind string, opts *passbuddy.Config, numbers []int, f func()) {
+// withIdle fills a pool with each of the numbers of used, idle connections, and then calls f. The
+// pool is a bare one if opts is nil. The numbers must rise.
+func (s *servers) withIdle(
+	t testing.TB, kind string, opts *passbuddy.Config, numbers []int, f func(),
+) {
 	t.Helper()
 	most := numbers[len(numbers)-1]
 	var sem *semaphore.Semaphore
 	if opts != nil {
 		var err error
-		if sem, err = semaphore.Open(t.Context(), s.redis.URL(), semaphore.Config{Name: t.Name(), Capacity: most, TTL: time.Minute}); err != nil {
+		if sem, err = semaphore.Open(t.Context(), s.redis.URL(), semaphore.Config{Name: t.Name(),
+			Capacity: most, TTL: time.Minute}); err != nil {
 			t.Fatal(err)
 		}
 		defer sem.Close()
@@ -117,8 +130,11 @@ func (s *servers) withIdle(t testing.TB, kind string, opts *passbuddy.Config, nu
 // checkOut checks a connection out, calls out, uses the connection, and returns it.
 type checkOut func(ctx context.Context, out func()) error
 
-// idleDB opens a DB of at most so many connections, a bare one if sem is nil, that keeps as many idle as it may have.
-func (s *servers) idleDB(t testing.TB, sem *semaphore.Semaphore, opts *passbuddy.Config, most int) (db *sql.DB) {
+// idleDB opens a DB, a bare one if sem is nil. The DB may have that many connections, and keeps as
+// many idle.
+func (s *servers) idleDB(
+	t testing.TB, sem *semaphore.Semaphore, opts *passbuddy.Config, most int,
+) (db *sql.DB) {
 	t.Helper()
 	if sem != nil {
 		db = openDB(t, s.postgres.URL(), sem, *opts)
@@ -134,7 +150,9 @@ func (s *servers) idleDB(t testing.TB, sem *semaphore.Semaphore, opts *passbuddy
 }
 
 // pgxPool is idleDB for pgxpool.
-func (s *servers) pgxPool(t testing.TB, sem *semaphore.Semaphore, opts *passbuddy.Config, most int) *pgxpool.Pool {
+func (s *servers) pgxPool(
+	t testing.TB, sem *semaphore.Semaphore, opts *passbuddy.Config, most int,
+) *pgxpool.Pool {
 	t.Helper()
 	cfg, err := pgxpool.ParseConfig(s.postgres.URL())
 	if err != nil {
@@ -153,8 +171,9 @@ func (s *servers) pgxPool(t testing.TB, sem *semaphore.Semaphore, opts *passbudd
 	return pool
 }
 
-// idlePool is one of the two, and how to use it.
-func (s *servers) idlePool(t testing.TB, kind string, sem *semaphore.Semaphore, opts *passbuddy.Config, most int) (
+// idlePool opens one of the two, and returns how to use it.
+func (s *servers) idlePool(t testing.TB, kind string, sem *semaphore.Semaphore,
+	opts *passbuddy.Config, most int) (
 	use checkOut, idle func() int, end func(),
 ) {
 	t.Helper()
@@ -186,7 +205,7 @@ func (s *servers) idlePool(t testing.TB, kind string, sem *semaphore.Semaphore, 
 	return use, func() int { return int(pool.Stat().IdleConns()) }, pool.Close
 }
 
-// together has n connections checked out at once: each waits until all others are.
+// together has n connections checked out at once: each waits until all others are checked out.
 func together(t testing.TB, n int, use checkOut) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -198,7 +217,7 @@ func together(t testing.TB, n int, use checkOut) {
 		wg.Go(func() {
 			out := sync.OnceFunc(all.Done)
 			errs[i] = use(ctx, func() { out(); all.Wait() })
-			out() // one that fails must not keep the others
+			out() // One that fails must not block the others.
 		})
 	}
 	wg.Wait()

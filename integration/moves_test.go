@@ -9,7 +9,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/throwaway"
 )
 
-// These tests count connects: each is a permit that moved. How long anything takes is for `passbuddy bench`.
+// These tests count connects: each connect is a permit that moved. `passbuddy bench` measures
+// times.
 
 // moving is the job of a process of n goroutines at capacity 20, with queries of 5 ms.
 func moving(integration, name string, n int) job {
@@ -31,14 +32,17 @@ func allWork(t *testing.T, outcomes map[string]outcome) {
 	}
 }
 
-// Where a connect takes a second, a fleet that has a permit for each process opens what it may hold, and hardly more.
+// A connect takes a second, and the fleet has at least a permit for each process. It opens as many
+// connections as it may hold, and hardly more.
 func TestSlowConnectsMakeNoStorm(t *testing.T) {
-	s := startServersWith(t, throwaway.PostgresOptions{MaxConnections: 100, Settings: map[string]string{"pre_auth_delay": "1"}})
+	s := startServersWith(t, throwaway.PostgresOptions{MaxConnections: 100,
+		Settings: map[string]string{"pre_auth_delay": "1"}})
 	type fleetOf struct {
 		integration string
 		processes   int
 	}
-	for _, c := range subset.Of(t, 1, []fleetOf{{"pgxpool", 15}, {"pgxpool", 20}, {"stdlib", 15}, {"stdlib", 20}}) {
+	for _, c := range subset.Of(t, 1, []fleetOf{{"pgxpool", 15}, {"pgxpool", 20}, {"stdlib", 15},
+		{"stdlib", 20}}) {
 		t.Run(fmt.Sprintf("%s/%d", c.integration, c.processes), func(t *testing.T) {
 			seen := s.ledger(t)
 			fleet := make(named)
@@ -52,7 +56,7 @@ func TestSlowConnectsMakeNoStorm(t *testing.T) {
 			}
 			outcomes := fleet.stop(t)
 			t.Logf("%d connects in 5s, %d of 20 backends in the last of them", connects, full)
-			// Before: 90 to 120, and never one of 20 in use.
+			// An earlier version made 90 to 120 connects, and never had one of 20 in use.
 			if connects > 45 {
 				t.Errorf("%d connects for 20 permits", connects)
 			}
@@ -67,7 +71,8 @@ func TestSlowConnectsMakeNoStorm(t *testing.T) {
 	}
 }
 
-// Traffic that pauses between two queries comes to rest: a process that finds its connections busy for a moment waits for its own.
+// With pauses between queries, permits stop moving: a process whose connections are busy for a
+// moment waits for one of its own.
 func TestPausingTrafficComesToRest(t *testing.T) {
 	s := startServers(t, 100)
 	for _, integration := range subset.Of(t, 1, []string{"pgxpool", "stdlib"}) {
@@ -75,14 +80,15 @@ func TestPausingTrafficComesToRest(t *testing.T) {
 			seen := s.ledger(t)
 			fleet := make(named)
 			j := moving(integration, t.Name(), 4)
-			j.MinQuery, j.MaxQuery, j.Pause = 2*time.Millisecond, 2*time.Millisecond, 50*time.Millisecond
+			j.MinQuery, j.MaxQuery, j.Pause = 2*time.Millisecond, 2*time.Millisecond,
+				50*time.Millisecond
 			s.run(t, fleet, 12, j)
 			time.Sleep(3 * time.Second)
 			began := time.Now()
 			time.Sleep(3 * time.Second)
 			connects := seen.connects(began)
 			t.Logf("%d connects in 3s", connects)
-			// Before: 13 a second and more.
+			// An earlier version made 13 a second and more.
 			if connects > 15 {
 				t.Errorf("%d connects in 3s of the same traffic", connects)
 			}
@@ -91,7 +97,8 @@ func TestPausingTrafficComesToRest(t *testing.T) {
 	}
 }
 
-// Processes are replaced one by one under load: no operation fails, and each change moves about what the process held.
+// Processes are replaced one by one under load. No operation fails, and each change moves about as
+// many permits as the process held.
 func TestRollingDeploy(t *testing.T) {
 	s := startServers(t, 100)
 	for _, integration := range []string{"pgxpool", "stdlib"} {
@@ -114,7 +121,8 @@ func TestRollingDeploy(t *testing.T) {
 			}
 			allWork(t, fleet.stop(t))
 			t.Logf("%d connects", connects)
-			// 20 at the start. For each newcomer the others give up some 3 or 4, and get the 4 of the one that leaves.
+			// 20 connects at the start. For each newcomer the others give up 3 or 4 permits, and
+			// get the 4 of the process that leaves.
 			if most := 20 + processes*16; connects > most {
 				t.Errorf("%d connects, want at most %d", connects, most)
 			}

@@ -19,7 +19,8 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// client is a process of the fleet, as far as Redis and Postgres can tell: a session and a pool of its own.
+// client is a process of the fleet, as far as Redis and Postgres can tell: a session and a pool of
+// its own.
 type client struct {
 	sem  *semaphore.Semaphore
 	exec func(ctx context.Context, text string) error
@@ -28,7 +29,9 @@ type client struct {
 
 var kinds = []string{"pgxpool", "sql"}
 
-func (s *servers) client(t *testing.T, kind string, cfg semaphore.Config, opts passbuddy.Config) *client {
+func (s *servers) client(
+	t *testing.T, kind string, cfg semaphore.Config, opts passbuddy.Config,
+) *client {
 	t.Helper()
 	sem, err := semaphore.Open(t.Context(), s.redis.URL(), cfg)
 	if err != nil {
@@ -46,11 +49,17 @@ func (s *servers) client(t *testing.T, kind string, cfg semaphore.Config, opts p
 		if err != nil {
 			t.Fatal(err)
 		}
-		c.exec = func(ctx context.Context, text string) error { _, err := p.Exec(ctx, text); return err }
+		c.exec = func(ctx context.Context, text string) error {
+			_, err := p.Exec(ctx, text)
+			return err
+		}
 		c.end = p.Close
 	case "sql":
 		db := openDB(t, s.postgres.URL(), sem, opts)
-		c.exec = func(ctx context.Context, text string) error { _, err := db.ExecContext(ctx, text); return err }
+		c.exec = func(ctx context.Context, text string) error {
+			_, err := db.ExecContext(ctx, text)
+			return err
+		}
 		c.end = func() { _ = db.Close() }
 	}
 	var once sync.Once
@@ -67,7 +76,7 @@ func (s *servers) client(t *testing.T, kind string, cfg semaphore.Config, opts p
 	return c
 }
 
-// commands is how many commands Redis has executed, those of scripts included.
+// commands returns how many commands Redis has executed, those of scripts included.
 func (s *servers) commands(t *testing.T) int {
 	t.Helper()
 	for line := range strings.Lines(s.redisClient.Info(t.Context(), "stats").Val()) {
@@ -83,13 +92,14 @@ func (s *servers) commands(t *testing.T) int {
 	return 0
 }
 
-// A warm checkout sends nothing. Counted by the server.
+// A warm checkout sends no command, by the server's own count.
 func TestWarmCheckoutSendsNoRedisCommand(t *testing.T) {
 	s := startServers(t, 50)
 	for _, kind := range kinds {
 		t.Run(kind, func(t *testing.T) {
 			// With this TTL no heartbeat falls into the test.
-			c := s.client(t, kind, semaphore.Config{Name: t.Name(), TTL: time.Hour}, passbuddy.Config{})
+			c := s.client(t, kind, semaphore.Config{Name: t.Name(), TTL: time.Hour},
+				passbuddy.Config{})
 			if err := c.exec(t.Context(), "select 1"); err != nil {
 				t.Fatal(err)
 			}
@@ -107,15 +117,18 @@ func TestWarmCheckoutSendsNoRedisCommand(t *testing.T) {
 	}
 }
 
-// What lies idle in one process serves another that waits, whatever each of them uses.
+// An idle connection in one process serves another process that waits, whichever integration each
+// of them uses.
 func TestIdleConnectionsAreGivenBack(t *testing.T) {
 	s := startServers(t, 50)
 	for _, capacity := range []int{1, 4} {
 		for _, from := range kinds {
 			for _, to := range kinds {
 				t.Run(fmt.Sprintf("%s-%s-%d", from, to, capacity), func(t *testing.T) {
-					cfg := semaphore.Config{Name: t.Name(), Capacity: capacity, RetryInterval: 10 * time.Second}
-					a, b := s.client(t, from, cfg, passbuddy.Config{}), s.client(t, to, cfg, passbuddy.Config{})
+					cfg := semaphore.Config{Name: t.Name(), Capacity: capacity,
+						RetryInterval: 10 * time.Second}
+					a, b := s.client(t, from, cfg, passbuddy.Config{}),
+						s.client(t, to, cfg, passbuddy.Config{})
 					var wg sync.WaitGroup
 					for range capacity {
 						wg.Go(func() {
@@ -127,7 +140,8 @@ func TestIdleConnectionsAreGivenBack(t *testing.T) {
 					wg.Wait()
 					eventually(t, time.Second, func() (bool, string) {
 						n := s.backendCount(t)
-						return n == capacity, fmt.Sprintf("%d backends, want all %d in a", n, capacity)
+						return n == capacity, fmt.Sprintf("%d backends, want all %d in a", n,
+							capacity)
 					})
 					began := time.Now()
 					ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
@@ -139,7 +153,7 @@ func TestIdleConnectionsAreGivenBack(t *testing.T) {
 					if n := s.backendCount(t); n > capacity {
 						t.Errorf("%d backends", n)
 					}
-					// And back again.
+					// And in the other direction.
 					if err := a.exec(ctx, "select 1"); err != nil {
 						t.Fatalf("a's next query: %v", err)
 					}
@@ -149,13 +163,14 @@ func TestIdleConnectionsAreGivenBack(t *testing.T) {
 	}
 }
 
-// A cap of one: two goroutines of a process, then two processes. Nobody waits for ever.
+// A cap of one: two goroutines of a process, then two processes. No caller waits for ever.
 func TestProgressAtCapacityOne(t *testing.T) {
 	s := startServers(t, 50)
 	for _, kind := range kinds {
 		t.Run(kind, func(t *testing.T) {
 			cfg := semaphore.Config{Name: t.Name(), Capacity: 1, RetryInterval: 10 * time.Second}
-			a, b := s.client(t, kind, cfg, passbuddy.Config{}), s.client(t, kind, cfg, passbuddy.Config{})
+			a, b := s.client(t, kind, cfg, passbuddy.Config{}),
+				s.client(t, kind, cfg, passbuddy.Config{})
 			ctx, cancel := context.WithTimeout(t.Context(), *loadFor)
 			defer cancel()
 			seen := s.watch(ctx)
@@ -191,14 +206,15 @@ func TestProgressAtCapacityOne(t *testing.T) {
 	}
 }
 
-// A checkout that gives up returns promptly, says why, and leaves nothing in the queue.
+// A checkout that gives up returns promptly, says why, and leaves no request in the queue.
 func TestCancelledCheckout(t *testing.T) {
 	s := startServers(t, 50)
 	for _, kind := range kinds {
 		for _, scope := range []passbuddy.Scope{passbuddy.PerConnection, passbuddy.PerCheckout} {
 			t.Run(fmt.Sprintf("%s-%v", kind, scope), func(t *testing.T) {
 				cfg := semaphore.Config{Name: t.Name(), Capacity: 1}
-				a, b := s.client(t, kind, cfg, passbuddy.Config{Scope: scope}), s.client(t, kind, cfg, passbuddy.Config{Scope: scope})
+				a, b := s.client(t, kind, cfg, passbuddy.Config{Scope: scope}),
+					s.client(t, kind, cfg, passbuddy.Config{Scope: scope})
 				holding, release := context.WithCancel(t.Context())
 				done := make(chan struct{})
 				go func() {
@@ -208,9 +224,10 @@ func TestCancelledCheckout(t *testing.T) {
 				eventually(t, 5*time.Second, func() (bool, string) {
 					return s.backendCount(t) == 1, "a has no connection"
 				})
-				// b knows that the fleet is full once Redis has answered it. On a busy machine that takes longer
-				// than its caller waits at first.
-				full := func(want error, ctx func(time.Duration) (context.Context, context.CancelFunc)) {
+				// b knows that the fleet is full once Redis has answered it. On a busy machine that
+				// takes longer than its caller waits at first.
+				full := func(want error, ctx func(time.Duration) (context.Context,
+					context.CancelFunc)) {
 					t.Helper()
 					patience := 25 * time.Millisecond
 					eventually(t, 20*time.Second, func() (bool, string) {
@@ -221,20 +238,24 @@ func TestCancelledCheckout(t *testing.T) {
 						if !errors.Is(err, want) {
 							t.Errorf("error %q does not match %q", err, want)
 						}
-						return errors.Is(err, semaphore.ErrCapacity), fmt.Sprintf("after %v: %v", patience, err)
+						return errors.Is(err, semaphore.ErrCapacity), fmt.Sprintf("after %v: %v",
+							patience, err)
 					})
 				}
 				reason := errors.New("the caller's reason")
-				full(context.Canceled, func(after time.Duration) (context.Context, context.CancelFunc) {
+				full(context.Canceled, func(after time.Duration) (context.Context,
+					context.CancelFunc) {
 					ctx, cancel := context.WithCancelCause(t.Context())
 					stop := time.AfterFunc(after, func() { cancel(reason) })
 					return ctx, func() { stop.Stop(); cancel(nil) }
 				})
-				full(context.DeadlineExceeded, func(after time.Duration) (context.Context, context.CancelFunc) {
+				full(context.DeadlineExceeded, func(after time.Duration) (context.Context,
+					context.CancelFunc) {
 					return context.WithTimeout(t.Context(), after)
 				})
 				eventually(t, time.Second, func() (bool, string) {
-					return s.redisClient.ZCard(t.Context(), "{passbuddy-"+t.Name()+"}:queue").Val() == 0, "b is still in the queue"
+					return s.redisClient.ZCard(t.Context(),
+						"{passbuddy-"+t.Name()+"}:queue").Val() == 0, "b is still in the queue"
 				})
 				release()
 				<-done
@@ -263,7 +284,8 @@ func TestPerCheckout(t *testing.T) {
 				c := []*client{a, b}[i%2]
 				wg.Go(func() {
 					for ctx.Err() == nil {
-						if err := c.exec(context.WithoutCancel(ctx), "select pg_sleep(0.002)"); err != nil {
+						if err := c.exec(context.WithoutCancel(ctx),
+							"select pg_sleep(0.002)"); err != nil {
 							t.Error(err)
 							return
 						}
@@ -272,7 +294,8 @@ func TestPerCheckout(t *testing.T) {
 			}
 			for ctx.Err() == nil {
 				var active int
-				if err := s.admin.QueryRow(t.Context(), backends+` and state = 'active'`).Scan(&active); err != nil {
+				if err := s.admin.QueryRow(t.Context(), backends+` and state = 'active'`).Scan(
+					&active); err != nil {
 					t.Fatal(err)
 				}
 				most = max(most, active)
@@ -283,7 +306,7 @@ func TestPerCheckout(t *testing.T) {
 			}
 			eventually(t, 2*time.Second, func() (bool, string) {
 				n := s.redisClient.ZCard(t.Context(), "passbuddy-"+t.Name()).Val()
-				return n == 0, fmt.Sprintf("%d permits held while nothing is checked out", n)
+				return n == 0, fmt.Sprintf("%d permits held while no connection is checked out", n)
 			})
 			if n := s.backendCount(t); n == 0 {
 				t.Error("idle connections were closed")

@@ -14,7 +14,7 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// take tries n times, and returns what it was granted.
+// take tries n times, and returns the permits that it was granted.
 func take(t *testing.T, s *semaphore.Semaphore, n int) (permits []*semaphore.Permit) {
 	t.Helper()
 	for range n {
@@ -44,13 +44,14 @@ func open(t *testing.T, url string, cfg semaphore.Config) *semaphore.Semaphore {
 	return s
 }
 
-// Others fill a shared Redis up to maxmemory. Leases go on, and a released permit goes to a request
-// that was in the queue before. A new request fails, and its error says why. When there is memory
-// again all is as before.
+// Others fill a shared Redis up to maxmemory. Leases are still renewed, and Redis grants a released
+// permit to a request that was queued before. A new request fails, and its error says why. When
+// there is memory again, everything works as before.
 func TestRedisWithoutMemory(t *testing.T) {
 	r, c := startRedis(t)
 	cfg := semaphore.Config{
-		Name: t.Name(), Capacity: 3, TTL: 2 * time.Second, MaxAttempts: 2, RetryInterval: 100 * time.Millisecond,
+		Name: t.Name(), Capacity: 3, TTL: 2 * time.Second, MaxAttempts: 2,
+		RetryInterval: 100 * time.Millisecond,
 	}
 	s := open(t, r.URL(), cfg)
 	cfg.MaxAttempts = -1
@@ -97,7 +98,7 @@ func TestRedisWithoutMemory(t *testing.T) {
 		t.Helper()
 		if !errors.Is(err, semaphore.ErrUnavailable) || errors.Is(err, semaphore.ErrCapacity) ||
 			!strings.Contains(fmt.Sprint(err), "OOM") {
-			t.Errorf("%s: %v, want ErrUnavailable that names OOM", what, err)
+			t.Errorf("%s: %v, want an ErrUnavailable that names OOM", what, err)
 		}
 	}
 	_, err := s.TryAcquire(t.Context())
@@ -109,7 +110,7 @@ func TestRedisWithoutMemory(t *testing.T) {
 	_, err = semaphore.Open(t.Context(), r.URL(), cfg)
 	refused("Open", err)
 	if err := permits[2].Use(t.Context()); err != nil {
-		t.Errorf("Use of a permit that is held: %v", err)
+		t.Errorf("Use of a held permit: %v", err)
 	}
 	snap, err := s.Snapshot(t.Context())
 	if err != nil || snap.Held != 2 || len(snap.Waiters) != 0 {
@@ -139,9 +140,9 @@ func TestRedisWithoutMemory(t *testing.T) {
 	}
 }
 
-// The address moves to the promoted replica and the old primary lives on, as at a planned failover
-// of a managed Redis. The subscription follows. So a newcomer that is first after a loss of state
-// sees who holds.
+// The address moves to the promoted replica while the old primary lives on, as at a planned
+// failover of a managed Redis. The subscription follows. So a newcomer that comes first after a
+// loss of state sees who holds permits.
 func TestDemotedPrimaryLivesOn(t *testing.T) {
 	r := startReplicated(t)
 	cfg := semaphore.Config{Name: t.Name(), Capacity: 3, TTL: 2 * time.Second}
@@ -153,11 +154,12 @@ func TestDemotedPrimaryLivesOn(t *testing.T) {
 	if err := r.primary.Follow(t.Context(), r.replica.Addr()); err != nil {
 		t.Fatal(err)
 	}
-	r.proxy.Retarget(r.replica.Addr()) // connections that exist stay
+	r.proxy.Retarget(r.replica.Addr()) // Existing connections stay.
 	c := redis.NewClient(r.replica.Options())
 	t.Cleanup(func() { _ = c.Close() })
 	eventually(t, time.Minute, func() (bool, string) {
-		sharded, plain := c.PubSubShardChannels(t.Context(), "*").Val(), c.PubSubChannels(t.Context(), "*").Val()
+		sharded, plain := c.PubSubShardChannels(t.Context(), "*").Val(),
+			c.PubSubChannels(t.Context(), "*").Val()
 		return len(sharded)+len(plain) > 0, "no subscription at the new primary"
 	})
 	if n := held(permits); n != 3 {
@@ -172,7 +174,7 @@ func TestDemotedPrimaryLivesOn(t *testing.T) {
 	}
 }
 
-// Open refuses a node of a Cluster, also if the node owns the name's slot.
+// Open refuses a node of a Cluster, even if the node owns the name's slot.
 func TestOpenAtANodeOfACluster(t *testing.T) {
 	c, err := throwaway.StartRedisCluster(t.Context(), throwaway.RedisClusterOptions{Replicas: -1})
 	if err != nil {
@@ -180,17 +182,19 @@ func TestOpenAtANodeOfACluster(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = c.Stop() })
 	for i := range 6 {
-		s, err := semaphore.Open(t.Context(), "redis://"+c.Nodes()[0].Addr(), semaphore.Config{Name: fmt.Sprint("n", i)})
+		s, err := semaphore.Open(t.Context(), "redis://"+c.Nodes()[0].Addr(),
+			semaphore.Config{Name: fmt.Sprint("n", i)})
 		if err == nil {
 			_ = s.Close()
 			t.Errorf("n%d: joined a Cluster through a client that cannot follow it", i)
 		} else if !strings.Contains(err.Error(), "ClusterClient") {
-			t.Errorf("n%d: %v, want an error that says what to use", i, err)
+			t.Errorf("n%d: %v, want an error that names the right function", i, err)
 		}
 	}
 	cc := redis.NewClusterClient(c.Options())
 	t.Cleanup(func() { _ = cc.Close() })
-	s, err := semaphore.New(context.Background(), struct{ *redis.ClusterClient }{cc}, semaphore.Config{Name: t.Name(), Capacity: 2})
+	s, err := semaphore.New(context.Background(), struct{ *redis.ClusterClient }{cc},
+		semaphore.Config{Name: t.Name(), Capacity: 2})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,7 +13,7 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// replicated is a primary with a replica. Clients reach whoever is the primary by one address.
+// replicated is a primary with a replica. Clients reach the current primary by one address.
 type replicated struct {
 	primary, replica *throwaway.Redis
 	proxy            *throwaway.Proxy
@@ -25,7 +25,8 @@ func startReplicated(t *testing.T) *replicated {
 	var c *redis.Client
 	r.primary, c = startRedis(t)
 	r.replica = replicaOf(t, r.primary)
-	eventually(t, time.Minute, func() (bool, string) { // it is in sync, but takes a second until it acknowledges for the first time
+	// The replica is in sync, but takes a second until its first acknowledgement.
+	eventually(t, time.Minute, func() (bool, string) {
 		n, err := c.Wait(t.Context(), 1, time.Second).Result()
 		return n == 1, fmt.Sprintf("%d replicas acknowledge, error %v", n, err)
 	})
@@ -77,8 +78,11 @@ func TestWaitReplicasJoinsLater(t *testing.T) {
 		t.Fatal(err)
 	}
 	healed := make(chan error, 1)
-	time.AfterFunc(time.Second, func() { healed <- r.replica.HealReplication(context.Background()) })
-	s, err := semaphore.New(context.Background(), dial(t, r.proxy.Addr()), semaphore.Config{Name: t.Name(), WaitReplicas: 1})
+	time.AfterFunc(time.Second, func() {
+		healed <- r.replica.HealReplication(context.Background())
+	})
+	s, err := semaphore.New(context.Background(), dial(t, r.proxy.Addr()),
+		semaphore.Config{Name: t.Name(), WaitReplicas: 1})
 	if err != nil {
 		t.Errorf("New: %v", err)
 	} else {
@@ -89,11 +93,12 @@ func TestWaitReplicasJoinsLater(t *testing.T) {
 	}
 }
 
-// Without a replica that acknowledges, nothing is granted, and what is held ends with its lease.
+// Without a replica that acknowledges, Redis grants nothing, and a held permit ends with its lease.
 func TestWaitReplicasWithoutReplica(t *testing.T) {
 	t.Parallel() // it mostly waits
 	r := startReplicated(t)
-	cfg := semaphore.Config{Name: t.Name(), Capacity: 2, TTL: 5 * time.Second, WaitReplicas: 1, MaxAttempts: -1}
+	cfg := semaphore.Config{Name: t.Name(), Capacity: 2, TTL: 5 * time.Second, WaitReplicas: 1,
+		MaxAttempts: -1}
 	a, b := r.session(t, cfg), r.session(t, cfg)
 	p, err := a.Acquire(t.Context())
 	if err != nil {
@@ -115,9 +120,10 @@ func TestWaitReplicasWithoutReplica(t *testing.T) {
 	}
 	select {
 	case <-p.Lost():
-		t.Logf("the lease ended %v after replication, TTL %v", time.Since(cut).Round(time.Millisecond), cfg.TTL)
+		t.Logf("the lease ended %v after replication, TTL %v",
+			time.Since(cut).Round(time.Millisecond), cfg.TTL)
 	case <-time.After(time.Minute):
-		t.Error("a lease goes on that no replica knows of")
+		t.Error("a lease did not end, though no replica acknowledges")
 	}
 	if err := <-granted; !errors.Is(err, semaphore.ErrUnavailable) {
 		t.Errorf("Acquire without a replica: %v, want ErrUnavailable", err)
@@ -131,7 +137,8 @@ func TestWaitReplicasWithoutReplica(t *testing.T) {
 	if _, err := b.AcquireN(ctx, cfg.Capacity); err != nil {
 		t.Fatalf("with the replica back: %v", err)
 	}
-	t.Logf("the next grant %v after replication was healed", time.Since(healed).Round(time.Millisecond))
+	t.Logf("the next grant %v after replication was healed",
+		time.Since(healed).Round(time.Millisecond))
 }
 
 // A failover to the replica that acknowledged, under load, forgets no grant.
@@ -143,27 +150,31 @@ func TestWaitReplicasFailover(t *testing.T) {
 	for range 3 {
 		clients = append(clients, dial(t, r.proxy.Addr()))
 	}
-	h := drive(t, cfg, 4, 200*time.Millisecond, clients...) // long enough to be seen, should it be forgotten
+	// The permits last long enough for the test to see that one was forgotten.
+	h := drive(t, cfg, 4, 200*time.Millisecond, clients...)
 	h.flows()
 	r.failover(t)
 	happened := time.Now()
 	h.flows()
-	t.Logf("the next new grants %v after the failover", time.Since(happened).Round(time.Millisecond))
+	t.Logf("the next new grants %v after the failover",
+		time.Since(happened).Round(time.Millisecond))
 	if lost := h.lostByKeepers(); lost > 0 {
-		t.Errorf("%d permits were lost by those who held them", lost)
+		t.Errorf("holders lost %d permits", lost)
 	}
 	h.safe()
 }
 
-// What WaitReplicas is for: all permits are acquired while the replica is cut off, and then it takes over. Without WaitReplicas they are forgotten, and
-// granted again while their holder still believes in them. With it they had not been granted in the first place.
+// The purpose of WaitReplicas. All permits are acquired while the replica is cut off, and then the
+// replica takes over. Without WaitReplicas the replica does not know them, and grants them again
+// while their holder still trusts them. With WaitReplicas they were never granted.
 func TestFailoverToAReplicaThatLagged(t *testing.T) {
 	for _, replicas := range []int{0, 1} {
 		t.Run(fmt.Sprintf("WaitReplicas-%d", replicas), func(t *testing.T) {
 			t.Parallel() // they mostly wait
 			r := startReplicated(t)
-			// With this TTL no heartbeat tells the holder before the test has looked.
-			cfg := semaphore.Config{Name: t.Name(), Capacity: 3, TTL: 30 * time.Second, WaitReplicas: replicas, MaxAttempts: -1}
+			// With this TTL no heartbeat informs the holder before the test has checked.
+			cfg := semaphore.Config{Name: t.Name(), Capacity: 3, TTL: 30 * time.Second,
+				WaitReplicas: replicas, MaxAttempts: -1}
 			a, b := r.session(t, cfg), r.session(t, cfg)
 			if err := r.replica.AwaitSync(t.Context(), r.primary); err != nil {
 				t.Fatal(err)
@@ -172,7 +183,8 @@ func TestFailoverToAReplicaThatLagged(t *testing.T) {
 				t.Fatal(err)
 			}
 			held := 0
-			take := func(s *semaphore.Semaphore, patience time.Duration) (permits []*semaphore.Permit) {
+			take := func(s *semaphore.Semaphore,
+				patience time.Duration) (permits []*semaphore.Permit) {
 				ctx, cancel := context.WithTimeout(t.Context(), patience)
 				defer cancel()
 				for range cfg.Capacity {
@@ -190,16 +202,18 @@ func TestFailoverToAReplicaThatLagged(t *testing.T) {
 					held++
 				}
 			}
-			t.Logf("%d granted without the replica, %d after it took over, %d held together, capacity %d", len(early), len(late), held, cfg.Capacity)
+			t.Logf("%d granted without the replica, %d after it took over, %d held together, "+
+				"capacity %d", len(early), len(late), held, cfg.Capacity)
 			switch {
 			case replicas > 0 && len(early) > 0:
-				t.Errorf("%d were granted that no replica knew of", len(early))
+				t.Errorf("%d permits were granted without an acknowledgement", len(early))
 			case replicas > 0 && held > cfg.Capacity:
-				t.Errorf("%d are held together, capacity %d", held, cfg.Capacity)
+				t.Errorf("%d permits are held together, capacity %d", held, cfg.Capacity)
 			case len(late) == 0:
-				t.Error("nothing is granted after the failover")
+				t.Error("no permit is granted after the failover")
 			case replicas == 0 && held <= cfg.Capacity:
-				t.Errorf("%d are held together: this failover forgets nothing, so that the other case proves nothing", held)
+				t.Errorf("%d permits are held together: this failover forgot no grant, so the "+
+					"other case proves nothing", held)
 			}
 		})
 	}

@@ -6,16 +6,20 @@ import (
 	"time"
 )
 
-// What cancelled queries cost, beside pools without PassBuddy that split the cap between them. Each cancelled query ends its
-// connection there, too, so opening connections bounds both. One round is a whole run of a fleet, as long as -load.
+// The cost of cancelled queries, beside pools without PassBuddy that split the cap between them.
+// There too a cancelled query ends its connection, so opening connections bounds both. One round is
+// a whole run of a fleet, as long as -load.
 func BenchmarkCancelledQueries(b *testing.B) {
 	const processes, goroutines, capacity = 8, 40, 20
 	s := startServers(b, 100)
-	for _, integration := range []string{"bare-pgxpool", "pgxpool", "bare-stdlib", "stdlib", "bare-pq", "pq"} {
+	for _, integration := range []string{"bare-pgxpool", "pgxpool", "bare-stdlib", "stdlib",
+		"bare-pq", "pq"} {
 		b.Run(integration, func(b *testing.B) {
 			j := job{
-				Redis: s.redis.URL(), Postgres: s.postgres.URL(), Semaphore: integration, Capacity: capacity, TTL: 5 * time.Second,
-				Integration: integration, Fault: "cancel", Goroutines: goroutines, Load: *loadFor, MaxQuery: 2 * cancelAfter,
+				Redis: s.redis.URL(), Postgres: s.postgres.URL(), Semaphore: integration,
+				Capacity: capacity, TTL: 5 * time.Second,
+				Integration: integration, Fault: "cancel", Goroutines: goroutines, Load: *loadFor,
+				MaxQuery: 2 * cancelAfter,
 			}
 			if strings.HasPrefix(integration, "bare-") {
 				j.Share = capacity / processes

@@ -11,8 +11,9 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// What the queue of one process costs: 50 goroutines share five connections, those of a bare pool of that size, or of
-// PassBuddy's where five is the capacity. The fleet's part is nothing, for this process is all of it.
+// The cost of the queue in one process. 50 goroutines share five connections, in a bare pool of
+// that size and in PassBuddy's pool at a capacity of five. There is no other process, so the fleet
+// costs nothing.
 func BenchmarkSaturated(b *testing.B) {
 	const goroutines, capacity = 50, 5
 	s := startServers(b, capacity+10)
@@ -23,7 +24,8 @@ func BenchmarkSaturated(b *testing.B) {
 			contend(b, goroutines, use)
 		})
 		b.Run(kind+"/passbuddy", func(b *testing.B) {
-			sem, err := semaphore.Open(b.Context(), s.redis.URL(), semaphore.Config{Name: b.Name(), Capacity: capacity})
+			sem, err := semaphore.Open(b.Context(), s.redis.URL(), semaphore.Config{Name: b.Name(),
+				Capacity: capacity})
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -29,7 +29,8 @@ const (
 	userSecret  = "user-secret-0815"
 )
 
-// serverVersion is the version of the server, major and minor; of a Valkey, the Redis it is like.
+// serverVersion returns the version of the server, major and minor. For a Valkey it is the Redis
+// version that it is compatible with.
 var serverVersion = sync.OnceValues(func() (version [2]int, err error) {
 	r, err := throwaway.StartRedis(context.Background(), throwaway.RedisOptions{})
 	if err != nil {
@@ -47,7 +48,7 @@ var serverVersion = sync.OnceValues(func() (version [2]int, err error) {
 	return version, err
 })
 
-// aclOfServer is the rule that docs/SECURITY.md recommends for the server of these tests.
+// aclOfServer returns the rule that docs/SECURITY.md recommends for the server of these tests.
 func aclOfServer(t *testing.T) string {
 	t.Helper()
 	version, err := serverVersion()
@@ -56,7 +57,8 @@ func aclOfServer(t *testing.T) string {
 	}
 	rule := documentedACL(t)
 	if version[0] < 7 {
-		rule = strings.NewReplacer("+ssubscribe", "+subscribe", "+sunsubscribe", "+unsubscribe", "+spublish", "+publish",
+		rule = strings.NewReplacer("+ssubscribe", "+subscribe", "+sunsubscribe", "+unsubscribe",
+			"+spublish", "+publish",
 			"+pubsub|shardchannels", "+pubsub|channels").Replace(rule)
 	}
 	if version[0] < 6 || version[0] == 6 && version[1] < 2 {
@@ -65,7 +67,7 @@ func aclOfServer(t *testing.T) string {
 	return rule
 }
 
-// documentedACL is the rule that docs/SECURITY.md recommends for Redis 7, with a password.
+// documentedACL returns the rule that docs/SECURITY.md recommends for Redis 7, with a password.
 func documentedACL(t *testing.T) string {
 	t.Helper()
 	text, err := os.ReadFile("../docs/SECURITY.md")
@@ -79,10 +81,11 @@ func documentedACL(t *testing.T) string {
 	return strings.Replace(rule, "CHANGE-ME", userSecret, 1)
 }
 
-// startWithACL starts a Redis with one user beside its admin, whose client it returns.
+// startWithACL starts a Redis with one user beside its admin, and returns the admin's client.
 func startWithACL(t *testing.T, rule string) (*throwaway.Redis, *redis.Client, string) {
 	t.Helper()
-	r, err := throwaway.StartRedis(t.Context(), throwaway.RedisOptions{Password: adminSecret, ACL: []string{rule}})
+	r, err := throwaway.StartRedis(t.Context(), throwaway.RedisOptions{Password: adminSecret,
+		ACL: []string{rule}})
 	if err != nil {
 		skipIfMissing(t, err)
 	}
@@ -95,7 +98,7 @@ func startWithACL(t *testing.T, rule string) (*throwaway.Redis, *redis.Client, s
 	return r, admin, fmt.Sprintf("redis://passbuddy:%s@%s", userSecret, r.Addr())
 }
 
-// denied is what Redis has refused for lack of a right.
+// denied returns the commands that Redis has refused for lack of a right.
 func denied(t *testing.T, admin *redis.Client) (refusals []string) {
 	t.Helper()
 	log, err := admin.ACLLog(t.Context(), 100).Result()
@@ -103,18 +106,21 @@ func denied(t *testing.T, admin *redis.Client) (refusals []string) {
 		t.Fatal(err)
 	}
 	for _, e := range log {
-		refusals = append(refusals, fmt.Sprintf("%s of %q to %q, %d times", e.Reason, e.Object, e.Username, e.Count))
+		refusals = append(refusals, fmt.Sprintf("%s of %q to %q, %d times", e.Reason, e.Object,
+			e.Username, e.Count))
 	}
 	return refusals
 }
 
-// The documented ACL names what the scripts call, and not much else.
+// The documented ACL gives every command that the scripts call, and few others.
 func TestDocumentedACLIsTheLeast(t *testing.T) {
 	sources, err := filepath.Glob("../internal/redisscript/*.lua")
 	if err != nil || len(sources) == 0 {
 		t.Fatalf("no scripts: %v", err)
 	}
-	needed := map[string]bool{"eval": true, "evalsha": true, "info": true, "ping": true, "ssubscribe": true, "sunsubscribe": true, "pubsub|shardchannels": true, "pubsub|shardnumsub": true}
+	needed := map[string]bool{"eval": true, "evalsha": true, "info": true, "ping": true,
+		"ssubscribe": true, "sunsubscribe": true, "pubsub|shardchannels": true,
+		"pubsub|shardnumsub": true}
 	call := regexp.MustCompile(`redis\.p?call\((?:sharded and )?'([A-Z]+)'`)
 	for _, name := range sources {
 		text, err := os.ReadFile(name)
@@ -132,18 +138,19 @@ func TestDocumentedACLIsTheLeast(t *testing.T) {
 		if command, ok := strings.CutPrefix(word, "+"); ok {
 			given[command] = true
 			if !needed[command] {
-				t.Errorf("docs/SECURITY.md gives %s, which nothing calls", word)
+				t.Errorf("docs/SECURITY.md allows %s, which no script calls", word)
 			}
 		}
 	}
 	for command := range needed {
 		if !given[command] {
-			t.Errorf("docs/SECURITY.md does not give +%s", command)
+			t.Errorf("docs/SECURITY.md does not allow +%s", command)
 		}
 	}
 }
 
-// A semaphore and two pools do all they can under exactly the ACL that is documented, and are denied nothing.
+// A semaphore and two pools use every feature under exactly the documented ACL, and Redis denies
+// them nothing.
 func TestDocumentedACL(t *testing.T) {
 	const capacity = 3
 	s := startServers(t, 50)
@@ -156,7 +163,8 @@ func TestDocumentedACL(t *testing.T) {
 	var work sync.WaitGroup
 	var pools []*pgxpool.Pool
 	for _, least := range []int{0, 1} {
-		sem, err := semaphore.Open(ctx, address, semaphore.Config{Name: "orders", Capacity: capacity, Min: least, TTL: 2 * time.Second})
+		sem, err := semaphore.Open(ctx, address, semaphore.Config{Name: "orders",
+			Capacity: capacity, Min: least, TTL: 2 * time.Second})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -208,7 +216,7 @@ func TestDocumentedACL(t *testing.T) {
 		t.Errorf("%d backends, capacity %d", peak, capacity)
 	}
 	if refusals := denied(t, admin); len(refusals) > 0 {
-		t.Errorf("the documented ACL denies what is needed: %q", refusals)
+		t.Errorf("the documented ACL denies needed commands: %q", refusals)
 	}
 }
 
@@ -223,7 +231,8 @@ func TestDeniedChannel(t *testing.T) {
 	var s [2]*semaphore.Semaphore
 	for i := range s {
 		var err error
-		cfg := semaphore.Config{Name: t.Name(), Capacity: 2, TTL: time.Second, RetryInterval: 100 * time.Millisecond, MaxAttempts: -1}
+		cfg := semaphore.Config{Name: t.Name(), Capacity: 2, TTL: time.Second,
+			RetryInterval: 100 * time.Millisecond, MaxAttempts: -1}
 		if s[i], err = semaphore.Open(t.Context(), address, cfg); err != nil {
 			t.Fatal(err)
 		}
@@ -231,25 +240,29 @@ func TestDeniedChannel(t *testing.T) {
 	}
 	t.Logf("hand-over without pushes: %v", handOver(t, s[0], s[1], 2))
 	if refusals := denied(t, admin); len(refusals) == 0 {
-		t.Error("nothing was denied: the test shows nothing")
+		t.Error("Redis denied no command, so the test proves nothing")
 	} else {
 		t.Logf("denied: %q", refusals)
 	}
 }
 
-// TLS, with a certificate that is checked: by Open against the system's authorities, by New against those of the client.
+// TLS with a certificate that the client checks: Open against the system's authorities, New against
+// those of the client.
 func TestTLS(t *testing.T) {
 	authority, err := throwaway.NewAuthority()
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := throwaway.StartRedis(t.Context(), throwaway.RedisOptions{Password: adminSecret, TLS: authority})
+	r, err := throwaway.StartRedis(t.Context(), throwaway.RedisOptions{Password: adminSecret,
+		TLS: authority})
 	if err != nil {
 		skipIfMissing(t, err)
 	}
 	t.Cleanup(func() { _ = r.Stop() })
-	cfg := semaphore.Config{Name: t.Name(), Capacity: 2, RetryInterval: 10 * time.Second, MaxAttempts: -1}
-	if _, err := semaphore.Open(t.Context(), r.URL(), cfg); err == nil || !strings.Contains(err.Error(), "certificate") {
+	cfg := semaphore.Config{Name: t.Name(), Capacity: 2, RetryInterval: 10 * time.Second,
+		MaxAttempts: -1}
+	if _, err := semaphore.Open(t.Context(), r.URL(), cfg); err == nil ||
+		!strings.Contains(err.Error(), "certificate") {
 		t.Errorf("a certificate of an unknown authority: %v, want it refused", err)
 	}
 	opened, err := semaphore.Open(t.Context(), r.URL()+"?skip_verify=true", cfg)
@@ -268,7 +281,7 @@ func TestTLS(t *testing.T) {
 	handsOver(t, made, opened, 2)
 }
 
-// Whatever refuses: no password appears in an error, a log line, or Redis.
+// Whichever server refuses, no password appears in an error, a log line, or Redis.
 func TestSecretsStaySecret(t *testing.T) {
 	const secret = "hunter2-s3cr3t"
 	var log bytes.Buffer
@@ -333,7 +346,9 @@ func TestSecretsStaySecret(t *testing.T) {
 	wrong.User = url.UserPassword("passbuddy", secret)
 	refused := *wrong
 	refused.Host = closed.Addr()
-	for name, dsn := range map[string]string{"wrong password": wrong.String(), "refused connection": refused.String(), "bad DSN": "postgres://u:" + secret + "@h:port/db"} {
+	for name, dsn := range map[string]string{"wrong password": wrong.String(),
+		"refused connection": refused.String(), "bad DSN": "postgres://u:" + secret +
+			"@h:port/db"} {
 		pool, err := passpool.New(ctx, dsn, sem, passbuddy.Config{})
 		if err == nil {
 			_, err = pool.Exec(ctx, "select 1")
@@ -354,7 +369,8 @@ func TestSecretsStaySecret(t *testing.T) {
 		silent("database/sql, "+name, err.Error())
 	}
 
-	// With a permit held, so that there is something in Redis; then Redis goes away, so that there is something to log.
+	// A permit is held, so that Redis has keys. Then Redis goes away, so that the session has
+	// errors to log.
 	if _, err := sem.Acquire(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -366,7 +382,8 @@ func TestSecretsStaySecret(t *testing.T) {
 	}
 	for _, key := range keys {
 		silent("a key", key)
-		for _, content := range []fmt.Stringer{c.HGetAll(ctx, key), c.ZRangeWithScores(ctx, key, 0, -1)} {
+		for _, content := range []fmt.Stringer{c.HGetAll(ctx, key), c.ZRangeWithScores(ctx, key, 0,
+			-1)} {
 			silent("the content of "+key, content.String())
 		}
 	}
@@ -382,7 +399,9 @@ func TestSecretsStaySecret(t *testing.T) {
 		return log.String()
 	}
 	eventually(t, time.Minute, func() (bool, string) {
-		return strings.Contains(logged(), "lease lost") && strings.Contains(logged(), "heartbeat failed"), "nothing is logged while Redis is away"
+		return strings.Contains(logged(), "lease lost") &&
+				strings.Contains(logged(), "heartbeat failed"),
+			"the session logs no error while Redis is away"
 	})
 	silent("a log line", logged())
 }

@@ -38,7 +38,8 @@ func startServersWith(t testing.TB, opts throwaway.PostgresOptions) *servers {
 		skipIfMissing(t, err)
 	}
 	t.Cleanup(func() { _ = s.postgres.Stop() })
-	if s.redis, err = throwaway.StartRedis(t.Context(), throwaway.RedisOptions{Apart: opts.Apart}); err != nil {
+	if s.redis, err = throwaway.StartRedis(t.Context(),
+		throwaway.RedisOptions{Apart: opts.Apart}); err != nil {
 		skipIfMissing(t, err)
 	}
 	t.Cleanup(func() { _ = s.redis.Stop() })
@@ -67,7 +68,8 @@ type witness struct {
 	done    chan struct{}
 }
 
-const backends = `select count(*) from pg_stat_activity where usename = '` + throwaway.Role + `' and backend_type = 'client backend'`
+const backends = `select count(*) from pg_stat_activity where usename = '` + throwaway.Role +
+	`' and backend_type = 'client backend'`
 
 func (s *servers) watch(ctx context.Context) *witness {
 	w := &witness{done: make(chan struct{})}
@@ -107,7 +109,7 @@ func (w *witness) peak(t *testing.T) (peak int, mean float64) {
 	return peak, float64(sum) / float64(len(w.samples))
 }
 
-// backendCount is how many backends of the fleet there are now.
+// backendCount returns how many backends of the fleet there are now.
 func (s *servers) backendCount(t *testing.T) int {
 	t.Helper()
 	var n int
@@ -117,16 +119,17 @@ func (s *servers) backendCount(t *testing.T) int {
 	return n
 }
 
-// sessions is how many connections Postgres has ever accepted.
+// sessions returns how many connections Postgres has ever accepted.
 func (s *servers) sessions(t *testing.T) (n int) {
 	t.Helper()
-	if err := s.admin.QueryRow(t.Context(), `select sum(sessions) from pg_stat_database`).Scan(&n); err != nil {
+	if err := s.admin.QueryRow(t.Context(), `select sum(sessions) from pg_stat_database`).Scan(
+		&n); err != nil {
 		t.Fatal(err)
 	}
 	return n
 }
 
-// eventually fails unless ok becomes true in time. It polls: what it looks at is in other processes.
+// eventually fails unless ok becomes true in time. It polls, because ok depends on other processes.
 func eventually(t testing.TB, limit time.Duration, ok func() (bool, string)) {
 	t.Helper()
 	deadline := time.Now().Add(limit)
@@ -149,7 +152,8 @@ func (s *servers) nothingLeft(t *testing.T, semaphore string) {
 		permits := s.redisClient.ZCard(t.Context(), "passbuddy-"+semaphore).Val()
 		waiters := s.redisClient.ZCard(t.Context(), "{passbuddy-"+semaphore+"}:queue").Val()
 		n := s.backendCount(t)
-		return permits == 0 && waiters == 0 && n == 0, fmt.Sprintf("%d permits, %d waiters, %d backends left", permits, waiters, n)
+		return permits == 0 && waiters == 0 && n == 0,
+			fmt.Sprintf("%d permits, %d waiters, %d backends left", permits, waiters, n)
 	})
 }
 

@@ -7,18 +7,21 @@ import (
 	"github.com/passbuddy/passbuddy/internal/subset"
 )
 
-// handful is how many connects a fleet may make, all together, while its shares are even and nobody comes or goes.
+// handful is how many connects a fleet may make, all together, while its shares are even and no
+// process joins or leaves.
 const handful = 5
 
-// Saturated processes settle at even shares, and then nothing moves.
+// Saturated processes settle at even shares, and then no permit moves.
 func TestSharesSettle(t *testing.T) {
 	s := startServers(t, 100)
 	for _, integration := range subset.Of(t, 1, []string{"pgxpool", "stdlib"}) {
 		t.Run(integration, func(t *testing.T) {
 			took, connects := s.settle(t, integration, *loadFor)
-			t.Logf("even %v after the last one joined, then %d connects in %v", took, connects, *loadFor)
+			t.Logf("even %v after the last one joined, then %d connects in %v", took, connects,
+				*loadFor)
 			if connects > handful {
-				t.Errorf("%d connects in %v after the shares were even, want at most %d", connects, *loadFor, handful)
+				t.Errorf("%d connects in %v after the shares were even, want at most %d", connects,
+					*loadFor, handful)
 			}
 		})
 	}
@@ -43,9 +46,12 @@ func BenchmarkSharesSettle(b *testing.B) {
 	}
 }
 
-// settle saturates four processes, of which the last one comes late, and returns the time from then until 20 permits are shared 5, 5, 5 and 5, and
-// the connects of the whole fleet in the time of quiet that follows.
-func (s *servers) settle(t testing.TB, integration string, quiet time.Duration) (took time.Duration, connects int) {
+// settle saturates four processes, of which the last one joins late. It returns the time from then
+// until 20 permits are shared 5, 5, 5 and 5. It also returns the connects of the whole fleet in the
+// quiet time after that.
+func (s *servers) settle(
+	t testing.TB, integration string, quiet time.Duration,
+) (took time.Duration, connects int) {
 	t.Helper()
 	const capacity = 20
 	seen := s.ledger(t)

@@ -12,15 +12,18 @@ import (
 	"time"
 )
 
-// named is a fleet of workers that Postgres can tell apart: each has a name of its own as its application_name.
+// named is a fleet of workers that Postgres can tell apart: each has its name as its
+// application_name.
 type named map[string]*worker
 
 // saturating is the job of a process that could use any number of permits until it is told to end.
 func saturating(integration, name string, capacity int) job {
 	return job{
 		Semaphore: name, Capacity: capacity, Integration: integration,
-		TTL:        time.Minute, // calls to Redis may take a part of it, and a busy machine needs that
-		Goroutines: 40, Load: *loadFor + 10*time.Minute, MinQuery: 10 * time.Millisecond, MaxQuery: 10 * time.Millisecond,
+		// Calls to Redis may take a part of it, and a busy machine needs that.
+		TTL:        time.Minute,
+		Goroutines: 40, Load: *loadFor + 10*time.Minute, MinQuery: 10 * time.Millisecond,
+		MaxQuery: 10 * time.Millisecond,
 	}
 }
 
@@ -57,7 +60,7 @@ func (f named) tell(t testing.TB, command string) {
 	}
 }
 
-// stop ends the fleet in good order, and returns what each reported.
+// stop ends the fleet in good order, and returns the outcome of each worker.
 func (f named) stop(t testing.TB) map[string]outcome {
 	t.Helper()
 	f.tell(t, end)
@@ -78,7 +81,8 @@ func (s shares) total() (n int) {
 	return n
 }
 
-// even reports whether the whole capacity is held by so many processes, none more than one ahead of another.
+// even reports whether that many processes hold the whole capacity, none more than one permit ahead
+// of another.
 func (s shares) even(capacity, processes int) bool {
 	if s.total() != capacity || len(s) != processes {
 		return false
@@ -87,7 +91,7 @@ func (s shares) even(capacity, processes int) bool {
 	return slices.Max(held)-slices.Min(held) <= 1
 }
 
-// A ledger is a witness that keeps whose backends it saw. Samples are some 5 ms apart.
+// A ledger is a witness that also records the process of each backend. Samples are some 5 ms apart.
 type ledger struct {
 	mu      sync.Mutex
 	samples []sample
@@ -115,14 +119,15 @@ func (s *servers) ledger(t testing.TB) *ledger {
 		defer admin.Close(context.Background())
 		for tick := time.NewTicker(5 * time.Millisecond); ctx.Err() == nil; <-tick.C {
 			at := time.Now()
-			rows, err := admin.Query(context.Background(), `select application_name, pid::text || backend_start::text
-				from pg_stat_activity where usename = 'passbuddy' and backend_type = 'client backend'`)
+			rows, err := admin.Query(context.Background(), `
+				select application_name, pid::text || backend_start::text from pg_stat_activity
+				where usename = 'passbuddy' and backend_type = 'client backend'`)
 			found := make(shares)
 			for err == nil && rows.Next() {
 				var process, backend string
 				err = rows.Scan(&process, &backend)
 				if process == "" {
-					continue // it has not said its name yet
+					continue // The backend has no application_name yet.
 				}
 				found[process]++
 				l.saw(backend, at)
@@ -157,8 +162,8 @@ func (l *ledger) add(s sample, err error) {
 	l.samples, l.err, l.peak = append(l.samples, s), err, max(l.peak, s.shares.total())
 }
 
-// await returns the time of the first sample from then on that is as wanted. How late that may be is a bound for a machine
-// in trouble, not a figure.
+// await returns the time of the first sample from then on that satisfies ok. The time limit is a
+// bound for an overloaded machine, not a figure.
 func (l *ledger) await(t testing.TB, from time.Time, wanted func(shares) bool) time.Time {
 	t.Helper()
 	const patience = 30 * time.Second
@@ -184,7 +189,7 @@ func (l *ledger) await(t testing.TB, from time.Time, wanted func(shares) bool) t
 	return found
 }
 
-// connects is how many backends were first seen after an instant.
+// connects returns how many backends were first seen after an instant.
 func (l *ledger) connects(after time.Time) (n int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -196,7 +201,7 @@ func (l *ledger) connects(after time.Time) (n int) {
 	return n
 }
 
-// since are the samples after that time.
+// since returns the samples after that time.
 func (l *ledger) since(after time.Time) (all []shares) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -208,14 +213,14 @@ func (l *ledger) since(after time.Time) (all []shares) {
 	return all
 }
 
-// mostAtOnce is the peak of the backends, of all processes.
+// mostAtOnce returns the peak of the backends of all processes together.
 func (l *ledger) mostAtOnce() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.peak
 }
 
-// most is the most backends that a process ever had.
+// most returns the most backends that a process ever had.
 func (l *ledger) most(process string) (n int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -225,7 +230,7 @@ func (l *ledger) most(process string) (n int) {
 	return n
 }
 
-// fewest is the fewest backends that a process had in any sample from then on.
+// fewest returns the fewest backends that a process had in any sample from then on.
 func (l *ledger) fewest(process string, from time.Time) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -26,8 +26,8 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// burn takes all processors, and more, in sessions of their own: Linux shares the processors between sessions, so
-// the test gets a part of one, and so does each server.
+// burn saturates all processors, with sessions of its own. Linux shares the processors between
+// sessions, so the test gets a part of one, and each server gets one too.
 func burn(t *testing.T) {
 	t.Helper()
 	for range 2 * runtime.NumCPU() {
@@ -43,7 +43,7 @@ func burn(t *testing.T) {
 	}
 }
 
-// lostLeases counts what a session logs of leases lost.
+// lostLeases counts the lost leases that a session logs.
 type lostLeases struct{ n atomic.Int32 }
 
 func (l *lostLeases) Write(b []byte) (int, error) {
@@ -51,8 +51,8 @@ func (l *lostLeases) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// A machine that starves: nothing fails, and no lease is lost as long as Redis answers within the time that a lease
-// has. That it does, a connection of the test's own tells.
+// On a starved machine no operation fails, and no lease is lost as long as Redis answers within the
+// time of a lease. A connection of the test's own verifies that Redis does.
 func TestStarvedMachine(t *testing.T) {
 	const (
 		ttl      = 5 * time.Second
@@ -69,7 +69,7 @@ func TestStarvedMachine(t *testing.T) {
 		for watching.Err() == nil {
 			began := time.Now()
 			if err := s.redisClient.Ping(context.Background()).Err(); err != nil {
-				slowest.Store(int64(time.Hour)) // go-redis gave it up
+				slowest.Store(int64(time.Hour)) // go-redis gave the call up.
 			}
 			slowest.Store(max(slowest.Load(), int64(time.Since(began))))
 			time.Sleep(20 * time.Millisecond)
@@ -83,11 +83,12 @@ func TestStarvedMachine(t *testing.T) {
 		t.Fatal(err)
 	}
 	var load, closing sync.WaitGroup
-	ends := time.Now().Add(subset.Length(3**loadFor, 4**loadFor)) // more than a lease
+	ends := time.Now().Add(subset.Length(3**loadFor, 4**loadFor)) // for longer than a lease
 	var done atomic.Int64
 	for i := range 4 {
 		sem, err := semaphore.Open(t.Context(), s.redis.URL(), semaphore.Config{
-			Name: name, Capacity: capacity, TTL: ttl, Logger: slog.New(slog.NewTextHandler(lost, nil)),
+			Name: name, Capacity: capacity, TTL: ttl,
+			Logger: slog.New(slog.NewTextHandler(lost, nil)),
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -100,7 +101,9 @@ func TestStarvedMachine(t *testing.T) {
 		var end func() error
 		if i%2 == 0 {
 			db := passbuddy.OpenDB(stdlib.GetConnector(*cfg), sem, pool)
-			query = func(ctx context.Context) error { return scan(db.QueryRowContext(ctx, "select pg_sleep(0.005)::text")) }
+			query = func(ctx context.Context) error {
+				return scan(db.QueryRowContext(ctx, "select pg_sleep(0.005)::text"))
+			}
 			end = db.Close
 		} else {
 			c, err := pgx5pool.ParseConfig(s.postgres.URL())
@@ -147,7 +150,8 @@ func TestStarvedMachine(t *testing.T) {
 	closed := time.Now()
 	left := int64(-1)
 	for left != 0 && time.Since(closed) < 2*time.Second {
-		if left, err = s.redisClient.ZCard(context.Background(), "passbuddy-"+name).Result(); err != nil {
+		if left, err = s.redisClient.ZCard(context.Background(),
+			"passbuddy-"+name).Result(); err != nil {
 			break
 		}
 		time.Sleep(10 * time.Millisecond)

@@ -16,8 +16,9 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// Redis forgets under load: all, or one key of the semaphore's, or because another server takes its place. There are never more permits
-// than the capacity, what is held stays so, and after a while new ones are granted.
+// Redis loses its state under load: all keys, or one key of the semaphore's, or because another
+// server takes its place. There are never more permits than the capacity, holders keep their
+// permits, and after a while Redis grants new ones.
 func TestStateLoss(t *testing.T) {
 	t.Parallel() // it mostly waits
 	const sessions, capacity = 3, 6
@@ -47,14 +48,16 @@ func TestStateLoss(t *testing.T) {
 		happened := time.Now()
 		took := h.next(happened)
 		longest = max(longest, took)
-		t.Logf("%s (%v): the next new grant after %v", name, happened.Sub(began).Round(time.Millisecond), took.Round(time.Millisecond))
+		t.Logf("%s (%v): the next new grant after %v", name,
+			happened.Sub(began).Round(time.Millisecond), took.Round(time.Millisecond))
 		h.flows()
 		if lost := h.lostByKeepers() - kept; lost > 0 {
-			t.Errorf("%s: %d permits were lost by those who held them", name, lost)
+			t.Errorf("%s: holders lost %d permits", name, lost)
 		}
 	}
 
-	for _, key := range subset.Of(t, 6, redisscript.NewKeys(semaphore.DefaultPrefix+"-"+cfg.Name).All()) {
+	for _, key := range subset.Of(t, 6,
+		redisscript.NewKeys(semaphore.DefaultPrefix+"-"+cfg.Name).All()) {
 		lose("DEL "+key, func(ctx context.Context) error { return c.Del(ctx, key).Err() })
 	}
 	lose("FLUSHALL", func(ctx context.Context) error { return c.FlushAll(ctx).Err() })
@@ -76,7 +79,8 @@ func TestStateLoss(t *testing.T) {
 	h.safe()
 }
 
-// A semaphore that nobody has used yet does not pay for the care that is taken when state is lost: the first acquire is granted, and costs one call.
+// A semaphore that no session has used yet does not wait for re-assertions after a loss of state.
+// The first acquire is granted, and costs one call.
 func TestANewSemaphoreGrantsAtOnce(t *testing.T) {
 	_, c := startRedis(t)
 	other := join(t, c, 1) // so that the server knows the scripts
@@ -101,7 +105,7 @@ func TestANewSemaphoreGrantsAtOnce(t *testing.T) {
 	}
 }
 
-// scriptCalls is how many scripts Redis was asked to run.
+// scriptCalls returns how many scripts Redis was asked to run.
 func scriptCalls(t *testing.T, c *redis.Client) (calls int) {
 	t.Helper()
 	for line := range strings.Lines(c.Info(t.Context(), "commandstats").Val()) {
@@ -118,8 +122,9 @@ func scriptCalls(t *testing.T, c *redis.Client) (calls int) {
 	return calls
 }
 
-// The clock of Redis's host is set, an hour on and then an hour back, under load, just after a process was killed. Nobody who lives loses anything, and what the dead held
-// is free after their leases.
+// The clock of Redis's host is set an hour forward and then an hour back, under load, just after a
+// process was killed. No live holder loses a permit, and the permits of the killed process are free
+// after their leases.
 func TestClockOfRedisIsSet(t *testing.T) {
 	const sessions, capacity, dead = 2, 6, 2
 	r, err := throwaway.StartRedis(t.Context(), throwaway.RedisOptions{Clock: true})
@@ -133,7 +138,8 @@ func TestClockOfRedisIsSet(t *testing.T) {
 		h.flows()
 		kept := h.lostByKeepers()
 		w := start(t, job{
-			Redis: r.URL(), Semaphore: cfg.Name, Capacity: capacity, TTL: cfg.TTL, Integration: "semaphore", Goroutines: dead,
+			Redis: r.URL(), Semaphore: cfg.Name, Capacity: capacity, TTL: cfg.TTL,
+			Integration: "semaphore", Goroutines: dead,
 			Load: time.Hour, MinQuery: time.Hour, MaxQuery: time.Hour,
 		})
 		w.joined(t)
@@ -168,21 +174,23 @@ func TestClockOfRedisIsSet(t *testing.T) {
 		next := h.next(time.Now())
 		eventually(t, time.Minute, func() (bool, string) {
 			n := heldElsewhere()
-			return n == 0, fmt.Sprintf("the dead still hold %d permits", n)
+			return n == 0, fmt.Sprintf("the killed process still holds %d permits", n)
 		})
-		t.Logf("clock set by %v: the next new grant after %v, the dead were gone after %v, TTL %v",
+		t.Logf("clock set by %v: the next new grant after %v, the killed process's leases had "+
+			"ended after %v, TTL %v",
 			step, next.Round(time.Millisecond), time.Since(killed).Round(time.Millisecond), cfg.TTL)
 		if lost := h.lostByKeepers() - kept; lost > 0 {
-			t.Errorf("clock set by %v: %d permits were lost by the living", step, lost)
+			t.Errorf("clock set by %v: live holders lost %d permits", step, lost)
 		}
 	}
-	if _, err := h.sessions[0].TryAcquire(t.Context()); err != nil && !errors.Is(err, semaphore.ErrCapacity) {
+	if _, err := h.sessions[0].TryAcquire(t.Context()); err != nil &&
+		!errors.Is(err, semaphore.ErrCapacity) {
 		t.Error(err)
 	}
 	h.safe()
 }
 
-// dial is a client of the server at addr.
+// dial returns a client of the server at addr.
 func dial(t testing.TB, addr string) *redis.Client {
 	c := redis.NewClient(&redis.Options{Addr: addr})
 	t.Cleanup(func() { _ = c.Close() })

@@ -7,35 +7,37 @@ import (
 	"time"
 )
 
-// outcome is what a worker reports at its end.
+// outcome is the report of a worker at its end.
 type outcome struct {
-	Ops, Failed, Expected int           // Expected: failures that the fault makes
+	Ops, Failed, Expected int           // Expected: failures that the fault causes
 	Longest               time.Duration // of all checkouts that succeeded
 	Errors                []string
-	First                 time.Duration // the wait of the first operation: all goroutines began with the greeting
-	Left                  time.Time     // when its session had ended
+	// the wait of the first operation: all goroutines began with the greeting
+	First time.Duration
+	Left  time.Time // when its session had ended
 
-	// From the command count to the command end.
+	// The figures from the command count to the command end.
 	P50, P99 time.Duration // of the waits for a checkout
-	Gap      time.Duration // the longest time without an operation that ended well
+	Gap      time.Duration // the longest time without an operation that succeeded
 	Windows  []int         // operations in each quarter of a second
 
-	// Of a process in a chaos run: goroutines that outlived all it had opened, and where they are.
+	// For a process in a chaos run: the goroutines that outlived everything it opened, and their
+	// stacks.
 	Goroutines int
 	Stacks     string
 }
 
 const quarter = 250 * time.Millisecond
 
-// A tally counts what a worker's goroutines do.
+// A tally counts the operations of a worker's goroutines.
 type tally struct {
 	mu sync.Mutex
 
 	// Guarded by mu.
 	outcome
-	from  time.Time // counting since, if not zero
+	from  time.Time // when counting began, if not zero
 	ended time.Time
-	last  time.Time // when an operation last ended well
+	last  time.Time // when an operation last succeeded
 	waits []time.Duration
 }
 
@@ -86,7 +88,7 @@ func (c *tally) succeeded(now time.Time, waited time.Duration) {
 	c.Windows[len(c.Windows)-1]++
 }
 
-// window adds the windows up to the one of now.
+// window adds the windows up to the current one.
 func (c *tally) window(now time.Time) {
 	for n := int(now.Sub(c.from)/quarter) + 1; len(c.Windows) < n; {
 		c.Windows = append(c.Windows, 0)
@@ -103,7 +105,7 @@ func (c *tally) report() outcome {
 	}
 	c.Gap = max(c.Gap, c.ended.Sub(c.last))
 	c.window(c.ended)
-	c.Windows = c.Windows[:len(c.Windows)-1] // the last one is not whole
+	c.Windows = c.Windows[:len(c.Windows)-1] // the last one is incomplete
 	c.P50, c.P99 = quantile(c.waits, 0.5), quantile(c.waits, 0.99)
 	return c.outcome
 }
@@ -117,7 +119,7 @@ func quantile[T cmp.Ordered](of []T, q float64) (found T) {
 	return of[int(q*float64(len(of)-1))]
 }
 
-// fewest is the least number of operations in any stretch of a length.
+// fewest returns the least number of operations in any stretch of a length.
 func (o outcome) fewest(stretch time.Duration) int {
 	n := int(stretch / quarter)
 	least := -1

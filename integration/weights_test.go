@@ -10,7 +10,7 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// What the Config of a session says of its share, on servers in common.
+// The settings of a session's Config that shape its share, tested on common servers.
 func TestSharesAsConfigured(t *testing.T) {
 	s := startServers(t, 100)
 	t.Run("Weight", s.testWeight)
@@ -19,7 +19,7 @@ func TestSharesAsConfigured(t *testing.T) {
 	t.Run("MinimaAboveCapacity", s.testMinimaAboveCapacity)
 }
 
-// Saturated processes share by weight, whoever came first, and then nothing moves.
+// Saturated processes share by weight, whichever joined first, and then no permit moves.
 func (s *servers) testWeight(t *testing.T) {
 	const capacity = 20
 	type weighted struct {
@@ -36,18 +36,24 @@ func (s *servers) testWeight(t *testing.T) {
 			j := saturating("pgxpool", t.Name(), capacity)
 			var joined time.Time
 			for _, weight := range tt.weights {
-				if !joined.IsZero() { // those who came before hold all there is
-					seen.await(t, joined, func(held shares) bool { return held.total() == capacity })
+				if !joined.IsZero() { // The earlier processes hold the whole capacity.
+					seen.await(t, joined, func(held shares) bool {
+						return held.total() == capacity
+					})
 				}
 				j.Weight = weight
 				joined = s.run(t, fleet, 1, j)
 			}
-			settled := seen.await(t, joined, func(held shares) bool { return maps.Equal(held, tt.want) })
+			settled := seen.await(t, joined, func(held shares) bool {
+				return maps.Equal(held, tt.want)
+			})
 			time.Sleep(*loadFor)
 			connects := seen.connects(settled)
-			t.Logf("%v after %v, then %d connects in %v", tt.want, settled.Sub(joined), connects, *loadFor)
+			t.Logf("%v after %v, then %d connects in %v", tt.want, settled.Sub(joined), connects,
+				*loadFor)
 			if connects > handful {
-				t.Errorf("%d connects after the shares were settled, want at most %d", connects, handful)
+				t.Errorf("%d connects after the shares were settled, want at most %d", connects,
+					handful)
 			}
 			fleet.stop(t)
 			if peak := seen.mostAtOnce(); peak > capacity {
@@ -57,7 +63,8 @@ func (s *servers) testWeight(t *testing.T) {
 	}
 }
 
-// A session with a minimum gets that many though its even share is less, and keeps them when they lie idle while everyone else waits.
+// A session with a minimum gets that many permits though its even share is less. It keeps them when
+// they are idle while all others wait.
 func (s *servers) testMin(t *testing.T) {
 	const holders, capacity, least = 7, 20, 4
 	seen, fleet := s.ledger(t), make(named)
@@ -86,7 +93,8 @@ func (s *servers) testMin(t *testing.T) {
 	}
 }
 
-// A session with a maximum never holds more, alone or beside others, and what it may not use others get.
+// A session with a maximum never holds more, alone or beside others. The others get the permits
+// that it may not use.
 func (s *servers) testMax(t *testing.T) {
 	const capacity, most = 20, 3
 	seen, fleet := s.ledger(t), make(named)
@@ -98,7 +106,9 @@ func (s *servers) testMax(t *testing.T) {
 	time.Sleep(*loadFor / 2)
 	j.Max = 0
 	joined := s.run(t, fleet, 1, j)
-	seen.await(t, joined, func(held shares) bool { return maps.Equal(held, shares{"p00": most, "p01": capacity - most}) })
+	seen.await(t, joined, func(held shares) bool {
+		return maps.Equal(held, shares{"p00": most, "p01": capacity - most})
+	})
 	time.Sleep(*loadFor / 2)
 	if held := seen.most("p00"); held > most {
 		t.Errorf("it held %d permits, its maximum is %d", held, most)
@@ -109,10 +119,12 @@ func (s *servers) testMax(t *testing.T) {
 	}
 }
 
-// Minima that cannot all be kept are refused when a session joins, and room for them is there again when one has left.
+// A session whose minimum does not fit beside the others' is refused when it joins. The room is
+// there again when another session has left.
 func (s *servers) testMinimaAboveCapacity(t *testing.T) {
 	open := func(least int) (*semaphore.Semaphore, error) {
-		return semaphore.Open(t.Context(), s.redis.URL(), semaphore.Config{Name: t.Name(), Capacity: 10, Min: least})
+		return semaphore.Open(t.Context(), s.redis.URL(), semaphore.Config{Name: t.Name(),
+			Capacity: 10, Min: least})
 	}
 	first, err := open(6)
 	if err != nil {

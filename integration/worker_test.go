@@ -30,7 +30,7 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// job is what a worker process is told, on its standard input.
+// job is the task of a worker process, sent on its standard input.
 type job struct {
 	Redis, Postgres string
 	Semaphore       string
@@ -38,32 +38,34 @@ type job struct {
 	TTL             time.Duration
 	Min, Max        int // of the session
 	Weight          int
-	Integration     string // pgxpool, stdlib or pq; with "bare-" in front: without PassBuddy; semaphore: permits alone
-	Share           int    // of a bare pool: its size
-	Scope           passbuddy.Scope
-	Fence           bool
-	Fault           string // "", cancel, hijack, afterconnect, terminate, kill, freeze, away, exit
-	KeepOnLoss      bool
-	FallbackConns   int
-	Goroutines      int
-	Load            time.Duration // at most: see worker.tell
-	MinQuery        time.Duration // queries last from this
-	MaxQuery        time.Duration // ... to this
-	QueryTimeout    time.Duration // of a query, its checkout excepted; 0: none
-	FirstQuery      time.Duration // the first queries of five goroutines last so long; 0: like all others
-	Pause           time.Duration // of a goroutine between two queries
-	Endure          *endurance    // of a process in a chaos run
-	served          func()        // if not nil, called at each checkout
+	// pgxpool, stdlib or pq; with the prefix "bare-" without PassBuddy; semaphore: permits alone
+	Integration   string
+	Share         int // of a bare pool: its size
+	Scope         passbuddy.Scope
+	Fence         bool
+	Fault         string // "", cancel, hijack, afterconnect, terminate, kill, freeze, away, exit
+	KeepOnLoss    bool
+	FallbackConns int
+	Goroutines    int
+	Load          time.Duration // at most: see worker.tell
+	MinQuery      time.Duration // queries last from this
+	MaxQuery      time.Duration // ... to this
+	QueryTimeout  time.Duration // of a query, its checkout excepted; 0: none
+	// the first queries of five goroutines take this long; 0: like all others
+	FirstQuery time.Duration
+	Pause      time.Duration // of a goroutine between two queries
+	Endure     *endurance    // of a process in a chaos run
+	served     func()        // if not nil, called at each checkout
 }
 
-// message is what it reports, on its standard output: one thing at a time.
+// message is a report of the worker on its standard output; one field is set.
 type message struct {
 	Joined   *greeting
 	Progress *progress // of a process in a chaos run
 	Outcome  *outcome  // the last one
 }
 
-// greeting is the first thing that it reports: its session and its pool are there.
+// greeting is the worker's first message: its session and its pool are open.
 type greeting struct{ Joined time.Time }
 
 const workerEnv = "PASSBUDDY_INTEGRATION_WORKER"
@@ -91,17 +93,19 @@ type worker struct {
 
 // The commands that a worker takes, one in a line.
 const (
-	count = "count" // what is tallied begins now: see tally
+	count = "count" // the tally counts from now: see tally
 	end   = "end"   // end in good order, before Load is over
 )
 
-// start runs a worker. It ends when its job does, or with its parent: its standard input closes then.
+// start runs a worker. It ends when its job does, or with its parent, because its standard input
+// closes then.
 func start(t testing.TB, j job) *worker {
 	t.Helper()
 	return startHeard(t, j, os.Stderr, func(progress) {})
 }
 
-// startHeard is start for one whose progress is followed, by calls from a goroutine of its own.
+// startHeard is start with a listener for the worker's progress, called from a goroutine of its
+// own.
 func startHeard(t testing.TB, j job, stderr io.Writer, heard func(progress)) *worker {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
@@ -118,7 +122,8 @@ func startHeard(t testing.TB, j job, stderr io.Writer, heard func(progress)) *wo
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	w := &worker{cmd: cmd, stdin: stdin, greet: make(chan greeting, 1), out: make(chan outcome, 1), err: make(chan error, 1)}
+	w := &worker{cmd: cmd, stdin: stdin, greet: make(chan greeting, 1), out: make(chan outcome, 1),
+		err: make(chan error, 1)}
 	if err := json.NewEncoder(stdin).Encode(j); err != nil {
 		t.Fatal(err)
 	}
@@ -167,12 +172,12 @@ func (w *worker) joined(t testing.TB) time.Time {
 	return g.Joined
 }
 
-// outcome waits for the end of the worker, which must have gone well.
+// outcome waits for the end of the worker, which must have succeeded.
 func (w *worker) outcome(t testing.TB) outcome {
 	t.Helper()
 	o, ok := <-w.out
 	if !ok {
-		t.Fatal("a process reported nothing")
+		t.Fatal("a process reported no outcome")
 	}
 	if o.Failed > 0 {
 		t.Fatalf("%d operations of a process failed: %q", o.Failed, o.Errors)
@@ -180,7 +185,7 @@ func (w *worker) outcome(t testing.TB) outcome {
 	return o
 }
 
-// work is the worker's main.
+// work is the worker's main function.
 func work() error {
 	in := bufio.NewReader(os.Stdin)
 	line, err := in.ReadBytes('\n')
@@ -192,7 +197,7 @@ func work() error {
 		return err
 	}
 	if j.Endure != nil {
-		return endure(j, in) // what it logs is kept, and shown if the run fails
+		return endure(j, in) // Its log is kept, and shown if the run fails.
 	}
 	quiet.Redis()
 	ctx, cancel := context.WithTimeout(context.Background(), j.Load)
@@ -208,11 +213,12 @@ func work() error {
 				cancel()
 			}
 		}
-		os.Exit(2) // the parent is gone
+		os.Exit(2) // The parent has ended.
 	}()
 
 	sem, err := semaphore.Open(context.Background(), j.Redis, semaphore.Config{
-		Name: j.Semaphore, Capacity: j.Capacity, TTL: j.TTL, Min: j.Min, Max: j.Max, Weight: j.Weight,
+		Name: j.Semaphore, Capacity: j.Capacity, TTL: j.TTL, Min: j.Min, Max: j.Max,
+		Weight: j.Weight,
 	})
 	if err != nil {
 		return err
@@ -262,37 +268,44 @@ func expected(j job, err error) bool {
 	switch j.Fault {
 	case "cancel":
 		// Both drivers report ErrBadConn for a context that ends before the query was sent.
-		return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, driver.ErrBadConn) || strings.Contains(err.Error(), "canceling statement")
+		return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, driver.ErrBadConn) ||
+			strings.Contains(err.Error(), "canceling statement")
 	case "afterconnect":
 		return errors.Is(err, errAfterConnect)
 	case "freeze", "away":
-		if errors.Is(err, semaphore.ErrUnavailable) || errors.Is(err, semaphore.ErrLost) || errors.Is(err, net.ErrClosed) ||
+		if errors.Is(err, semaphore.ErrUnavailable) || errors.Is(err, semaphore.ErrLost) ||
+			errors.Is(err, net.ErrClosed) ||
 			strings.Contains(err.Error(), "use of closed network connection") {
 			return true
 		}
-		fallthrough // a connection that is fenced can also end in the ways of one that is terminated
+		// A fenced connection can also end in the ways of a terminated one.
+		fallthrough
 	case "terminate":
 		var e *pgconn.PgError
 		var pe *pq.Error
 		text := err.Error()
-		return errors.As(err, &e) && e.Code == "57P01" || errors.As(err, &pe) && pe.Code == "57P01" ||
-			strings.Contains(text, "unexpected EOF") || strings.Contains(text, "reset by peer") || strings.Contains(text, "broken pipe") || strings.Contains(text, "bad connection") || strings.Contains(text, "conn closed")
+		return errors.As(err, &e) && e.Code == "57P01" || errors.As(err, &pe) &&
+			pe.Code == "57P01" ||
+			strings.Contains(text, "unexpected EOF") || strings.Contains(text, "reset by peer") ||
+			strings.Contains(text, "broken pipe") || strings.Contains(text, "bad connection") ||
+			strings.Contains(text, "conn closed")
 	}
 	return false
 }
 
-// pool is one of the three ways to Postgres, or permits.
+// pool is one of the three integrations, or permits alone.
 type pool interface {
 	once(j job) (waited time.Duration, err error)
 	close()
 }
 
 func newPool(j job, sem *semaphore.Semaphore) (pool, error) {
-	opts := passbuddy.Config{Scope: j.Scope, AcquireTimeout: time.Minute, Fence: j.Fence, KeepOnLoss: j.KeepOnLoss, FallbackConns: j.FallbackConns}
+	opts := passbuddy.Config{Scope: j.Scope, AcquireTimeout: time.Minute, Fence: j.Fence,
+		KeepOnLoss: j.KeepOnLoss, FallbackConns: j.FallbackConns}
 	switch j.Integration {
 	case "semaphore":
 		return permits{sem}, nil
-	case "bare-pgxpool": // the rival: a static split, which is all that pools can do by themselves
+	case "bare-pgxpool": // the rival: a static split, the only cap that pools have by themselves
 		cfg, err := pgxpool.ParseConfig(j.Postgres)
 		if err != nil {
 			return nil, err
@@ -339,10 +352,11 @@ func query(j job) (string, context.Context, context.CancelFunc) {
 	return fmt.Sprintf("select pg_sleep(%f)", d.Seconds()), ctx, cancel
 }
 
-// The statement timeout of fault "cancel" begins with the checkout, so that half of the queries are cancelled and no wait is.
+// The statement timeout of fault "cancel" begins with the checkout. So half of the queries are
+// cancelled and no wait is.
 const cancelAfter = 5 * time.Millisecond
 
-// permits is no pool, but the semaphore alone: a query is a permit held.
+// permits is the semaphore alone, without a pool: a query is a permit held.
 type permits struct{ *semaphore.Semaphore }
 
 func (permits) close() {}
@@ -400,7 +414,7 @@ func newSQLPool(name string, j job) (pool, error) {
 		return nil, err
 	}
 	db.SetMaxIdleConns(j.Capacity)
-	db.SetMaxOpenConns(j.Share) // 0 for those with PassBuddy: no limit of their own
+	db.SetMaxOpenConns(j.Share) // 0 for pools with PassBuddy: they have no limit of their own
 	return sqlPool{db}, nil
 }
 
@@ -422,7 +436,8 @@ func (p sqlPool) once(j job) (time.Duration, error) {
 		_, err = c.ExecContext(ctx, text)
 		return waited, err
 	}
-	if j.served != nil { // the checkout alone is of interest, not what Postgres takes to begin a transaction
+	// This times the checkout alone, without the time that Postgres takes to begin a transaction.
+	if j.served != nil {
 		c, err := p.Conn(ctx)
 		if err != nil {
 			return 0, err
@@ -431,7 +446,9 @@ func (p sqlPool) once(j job) (time.Duration, error) {
 		j.served()
 		if j.QueryTimeout > 0 {
 			ctx, cancel = context.WithTimeout(ctx, j.QueryTimeout)
-			defer cancel() // after Close, which discards a connection whose transaction's context has ended
+			// This runs after Close, which discards a connection whose transaction's context has
+			// ended.
+			defer cancel()
 		}
 		defer c.Close()
 		tx, err := c.BeginTx(ctx, nil)

@@ -7,13 +7,14 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Two callers that were woken by two returns do not both take the first idle connection for theirs.
+// Two returns wake two callers, which do not both take the first idle connection for theirs.
 func TestArrivalsWaitForTheirOwn(t *testing.T) {
 	cfg, err := pgxpool.ParseConfig("")
 	if err != nil {
 		t.Fatal(err)
 	}
-	none, err := pgxpool.NewWithConfig(t.Context(), cfg) // connects to nothing: arrive waits for as long as it ever does
+	// never connects: arrive waits for its longest time
+	none, err := pgxpool.NewWithConfig(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,7 +37,8 @@ func TestArrivalsWaitForTheirOwn(t *testing.T) {
 		{"one is idle, for the first", func() {}, 1, false},
 		{"two are idle", func() {}, 2, true},
 		{"one is idle, and the first has its own", p.checkoutAbove(first).endArrival, 1, true},
-		{"none is idle, and the first has said so twice", p.checkoutAbove(first).endArrival, 0, false},
+		{"none is idle, and the first has said so twice", p.checkoutAbove(first).endArrival, 0,
+			false},
 	} {
 		tt.do()
 		if got := p.arrivals.served(2, tt.idle); got != tt.want {
@@ -45,6 +47,6 @@ func TestArrivalsWaitForTheirOwn(t *testing.T) {
 	}
 	p.checkoutOf(second).endArrival()
 	if come, through := p.arrivals.come.Load(), p.arrivals.through.Load(); come != through {
-		t.Errorf("%d came, %d are through", come, through)
+		t.Errorf("%d callers arrived, %d went on", come, through)
 	}
 }

@@ -9,8 +9,8 @@ import (
 	"github.com/passbuddy/passbuddy"
 )
 
-// BenchmarkWarmCheckout is a checkout and return of a connection that lies idle: nothing is sent,
-// neither to Postgres nor to Redis.
+// BenchmarkWarmCheckout checks out and returns an idle connection, which sends nothing to Postgres
+// or Redis.
 func BenchmarkWarmCheckout(b *testing.B) {
 	checkout := func(b *testing.B, pool *pgxpool.Pool) {
 		b.Helper()
@@ -61,5 +61,7 @@ func BenchmarkWarmQuery(b *testing.B) {
 		query(b, pool)
 	})
 	b.Run("pool=passbuddy", func(b *testing.B) { query(b, f.process(passbuddy.Config{})) })
-	b.Run("pool=passbuddy-per-checkout", func(b *testing.B) { query(b, f.process(passbuddy.Config{Scope: passbuddy.PerCheckout})) })
+	b.Run("pool=passbuddy-per-checkout", func(b *testing.B) {
+		query(b, f.process(passbuddy.Config{Scope: passbuddy.PerCheckout}))
+	})
 }

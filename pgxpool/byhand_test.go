@@ -17,8 +17,8 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// TestOpenedByHand: connections that are opened with the configuration of a pool, or of one of its
-// connections, count.
+// TestOpenedByHand: connections that the user opens with the configuration of a pool, or of one of
+// its connections, count.
 func TestOpenedByHand(t *testing.T) {
 	for name, opts := range map[string]passbuddy.Config{
 		"PerConnection": {},
@@ -32,7 +32,7 @@ func TestOpenedByHand(t *testing.T) {
 			pool := f.process(opts, func(cfg *pgxpool.Config) { cfg.MaxConns = 3 })
 			db := stdlib.OpenDB(*pool.Config().ConnConfig)
 			var out []*sql.Conn
-			for range capacity - 1 { // before the pool is used, and more than MaxConns
+			for range capacity - 1 { // before the first use of the pool, and more than MaxConns
 				c, err := db.Conn(ctxb)
 				ok(t, err)
 				out = append(out, c)
@@ -51,7 +51,7 @@ func TestOpenedByHand(t *testing.T) {
 				t.Errorf("%d backends", n)
 			}
 			conn.Release()
-			// An idle connection of the pool makes room.
+			// An idle connection of the pool gives its permit up.
 			if opts.Scope == passbuddy.PerConnection {
 				listen, err := pgx.ConnectConfig(ctxb, pool.Config().ConnConfig)
 				ok(t, err)
@@ -77,7 +77,7 @@ func TestOpenedByHand(t *testing.T) {
 	}
 }
 
-// TestFailsByHand: an attempt by hand that fails leaves nothing.
+// TestFailsByHand: a failed attempt by hand leaves nothing behind.
 func TestFailsByHand(t *testing.T) {
 	f := newFleet(t, 1)
 	refuse := errors.New("refused")
@@ -100,7 +100,9 @@ func TestFailsByHand(t *testing.T) {
 					t.Error(err)
 				}
 			}
-			eventually(t, "nothing is left", func() bool { return passpool.Figures(pool).Turns == 0 })
+			eventually(t, "nothing is left", func() bool {
+				return passpool.Figures(pool).Turns == 0
+			})
 			ok(t, pool.Ping(ctxb))
 			pool.Close()
 		})

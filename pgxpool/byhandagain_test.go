@@ -13,7 +13,9 @@ import (
 // A listener that was opened by hand connects again with its own configuration.
 func TestOpenedByHandAgain(t *testing.T) {
 	f := newFleet(t, 5)
-	pool := f.process(passbuddy.Config{AcquireTimeout: 2 * time.Second}, func(cfg *pgxpool.Config) { cfg.MaxConns = 3 })
+	pool := f.process(passbuddy.Config{AcquireTimeout: 2 * time.Second}, func(cfg *pgxpool.Config) {
+		cfg.MaxConns = 3
+	})
 	listen, err := pgx.ConnectConfig(ctxb, pool.Config().ConnConfig)
 	ok(t, err)
 	cfg := listen.Config()

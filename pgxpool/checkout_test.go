@@ -17,7 +17,7 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// inUse counts those who are between a checkout and its return.
+// inUse counts the callers between a checkout and its return.
 type inUse struct{ now, peak atomic.Int64 }
 
 func (u *inUse) query(t *testing.T, pool *pgxpool.Pool) {
@@ -41,15 +41,18 @@ func TestPerCheckoutCapsUse(t *testing.T) {
 	hooked := func(f *fleet) *pgxpool.Pool {
 		cfg := f.config("")
 		hooks := passpool.NewHooks(f.semaphore(), passbuddy.Config{})
-		cfg.PrepareConn, cfg.AfterRelease, cfg.BeforeClose = hooks.PrepareConn, hooks.AfterRelease, hooks.BeforeClose
+		cfg.PrepareConn, cfg.AfterRelease, cfg.BeforeClose =
+			hooks.PrepareConn, hooks.AfterRelease, hooks.BeforeClose
 		pool, err := pgxpool.NewWithConfig(ctxb, cfg)
 		ok(t, err)
 		t.Cleanup(pool.Close)
 		return pool
 	}
 	for name, start := range map[string]func(f *fleet) *pgxpool.Pool{
-		"Configure": func(f *fleet) *pgxpool.Pool { return f.process(passbuddy.Config{Scope: passbuddy.PerCheckout}) },
-		"NewHooks":  hooked,
+		"Configure": func(f *fleet) *pgxpool.Pool {
+			return f.process(passbuddy.Config{Scope: passbuddy.PerCheckout})
+		},
+		"NewHooks": hooked,
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFleet(t, capacity)
@@ -82,8 +85,8 @@ func TestPerCheckoutCapsUse(t *testing.T) {
 	}
 }
 
-// TestPerCheckoutEnds: a cancelled query counts until its backend is gone, and a hijacked connection
-// until it is closed.
+// TestPerCheckoutEnds: a cancelled query counts until its backend is gone, and a hijacked
+// connection until it is closed.
 func TestPerCheckoutEnds(t *testing.T) {
 	f := newFleet(t, 1)
 	pool := f.process(passbuddy.Config{Scope: passbuddy.PerCheckout})
@@ -92,7 +95,8 @@ func TestPerCheckoutEnds(t *testing.T) {
 		"cancelled": func() {
 			ctx, cancel := context.WithTimeout(ctxb, 20*time.Millisecond)
 			defer cancel()
-			if _, err := pool.Exec(ctx, "select pg_sleep(60)"); !errors.Is(err, context.DeadlineExceeded) {
+			if _, err := pool.Exec(ctx, "select pg_sleep(60)"); !errors.Is(err,
+				context.DeadlineExceeded) {
 				t.Error(err)
 			}
 		},
@@ -125,22 +129,27 @@ func TestPerCheckoutEnds(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			end()
 			f.works(other)
-			eventually(t, "nothing is left", func() bool { return passpool.Figures(pool) == allotment.Figures{} })
+			eventually(t, "nothing is left", func() bool {
+				return passpool.Figures(pool) == allotment.Figures{}
+			})
 		})
 	}
 }
 
 func TestHooksEdges(t *testing.T) {
-	if ok, err := passpool.NewHooks(nil, passbuddy.Config{}).PrepareConn(ctxb, nil); err == nil || !ok {
-		t.Error("a nil semaphore was taken")
+	if ok, err := passpool.NewHooks(nil, passbuddy.Config{}).PrepareConn(ctxb, nil); err == nil ||
+		!ok {
+		t.Error("a nil semaphore was accepted")
 	}
 	if passpool.NewHooks(nil, passbuddy.Config{}).BeforeAcquire(ctxb, nil) {
-		t.Error("a nil semaphore was taken")
+		t.Error("a nil semaphore was accepted")
 	}
 	f := newFleet(t, 1)
-	hooks := passpool.NewHooks(f.semaphore(), passbuddy.Config{AcquireTimeout: 100 * time.Millisecond})
+	hooks := passpool.NewHooks(f.semaphore(),
+		passbuddy.Config{AcquireTimeout: 100 * time.Millisecond})
 	cfg := f.config("")
-	cfg.PrepareConn, cfg.AfterRelease, cfg.BeforeClose = hooks.PrepareConn, hooks.AfterRelease, hooks.BeforeClose
+	cfg.PrepareConn, cfg.AfterRelease, cfg.BeforeClose =
+		hooks.PrepareConn, hooks.AfterRelease, hooks.BeforeClose
 	pool, err := pgxpool.NewWithConfig(ctxb, cfg)
 	ok(t, err)
 	defer pool.Close()
@@ -157,5 +166,8 @@ func TestHooksEdges(t *testing.T) {
 		ok(t, err)
 		c.Hijack().Close(ctxb)
 	}()
-	eventually(t, "the hijacked connection is collected", func() bool { runtime.GC(); return pool.Ping(ctxb) == nil })
+	eventually(t, "the hijacked connection is collected", func() bool {
+		runtime.GC()
+		return pool.Ping(ctxb) == nil
+	})
 }

@@ -13,7 +13,7 @@ import (
 	passpool "github.com/passbuddy/passbuddy/pgxpool"
 )
 
-// closedPool is pgx's error for a closed pool.
+// closedPool returns pgx's error for a closed pool.
 func (f *fleet) closedPool(t *testing.T) error {
 	t.Helper()
 	pool, err := pgxpool.NewWithConfig(ctxb, f.config(""))
@@ -23,7 +23,7 @@ func (f *fleet) closedPool(t *testing.T) error {
 	return err
 }
 
-// told expects want from a caller that a Close is to wake, or refuse. The bound is far below
+// told fails the test unless a caller that Close wakes or refuses gets want. The bound is far below
 // AcquireTimeout.
 func told(t *testing.T, got <-chan error, want error) {
 	t.Helper()
@@ -33,7 +33,7 @@ func told(t *testing.T, got <-chan error, want error) {
 			t.Errorf("told %v, want %v", err, want)
 		}
 	case <-time.After(10 * time.Second):
-		t.Fatal("still waiting")
+		t.Fatal("the caller still waits")
 	}
 }
 
@@ -49,8 +49,8 @@ func asks(pool *pgxpool.Pool) <-chan error {
 	return got
 }
 
-// TestClosedPool: a call on a closed pool, and each caller that waits when it is closed, is told so
-// at once, and nothing is opened any more.
+// TestClosedPool: a call on a closed pool, and each caller that waits when it closes, gets pgx's
+// error at once. No connection is opened any more.
 func TestClosedPool(t *testing.T) {
 	for _, scope := range []passbuddy.Scope{passbuddy.PerConnection, passbuddy.PerCheckout} {
 		opts := passbuddy.Config{Scope: scope}
@@ -60,7 +60,7 @@ func TestClosedPool(t *testing.T) {
 				test(t, f, f.closedPool(t))
 			})
 		}
-		// taken has another process hold all permits.
+		// taken lets another process hold all permits.
 		taken := func(t *testing.T, f *fleet) {
 			other := f.process(opts)
 			for range f.capacity {
@@ -89,7 +89,9 @@ func TestClosedPool(t *testing.T) {
 			ok(t, pool.Ping(ctxb))
 			taken(t, f)
 			if scope == passbuddy.PerConnection {
-				eventually(t, "it has given its connection back", func() bool { return passpool.Figures(pool).Owned == 0 })
+				eventually(t, "it has given its connection back", func() bool {
+					return passpool.Figures(pool).Owned == 0
+				})
 			}
 			a := asks(pool)
 			eventually(t, "it waits", func() bool { return passpool.Figures(pool).Waiting == 1 })
@@ -112,7 +114,8 @@ func TestClosedPool(t *testing.T) {
 			told(t, b, want)
 			told(t, asks(pool), want)
 			for _, c := range out {
-				if _, err := c.Exec(ctxb, "select 1"); err != nil { // who has a connection keeps it
+				// a caller that has a connection keeps it
+				if _, err := c.Exec(ctxb, "select 1"); err != nil {
 					t.Error(err)
 				}
 				c.Release()
@@ -142,7 +145,9 @@ func TestClosedPool(t *testing.T) {
 				more, err := pool.Acquire(ctxb)
 				ok(t, err)
 				a := asks(pool)
-				eventually(t, "it waits", func() bool { return passpool.Figures(pool).Waiting == 1 })
+				eventually(t, "it waits", func() bool {
+					return passpool.Figures(pool).Waiting == 1
+				})
 				closed := make(chan struct{})
 				go func() { pool.Close(); close(closed) }()
 				told(t, a, want)
@@ -166,7 +171,9 @@ func TestClosedPool(t *testing.T) {
 			more, err := pools[0].Acquire(ctxb)
 			ok(t, err)
 			a, b := asks(pools[0]), asks(pools[1])
-			eventually(t, "both wait", func() bool { return passpool.Figures(pools[0]).Waiting == 2 })
+			eventually(t, "both wait", func() bool {
+				return passpool.Figures(pools[0]).Waiting == 2
+			})
 			pools[1].Close()
 			told(t, b, want)
 			more.Release()
@@ -177,15 +184,16 @@ func TestClosedPool(t *testing.T) {
 	}
 }
 
-// TestCloseWhileOpening: a caller whose connection is being opened when its pool is closed fails,
-// and nothing is left.
+// TestCloseWhileOpening: a caller whose connection opens while its pool closes fails, and leaves
+// nothing behind.
 func TestCloseWhileOpening(t *testing.T) {
 	f := newFleet(t, 2)
 	want := f.closedPool(t)
 	dialling := make(chan struct{})
 	pool := f.process(passbuddy.Config{}, func(cfg *pgxpool.Config) {
 		dial := cfg.ConnConfig.DialFunc
-		cfg.ConnConfig.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
+		cfg.ConnConfig.DialFunc = func(ctx context.Context, network,
+			address string) (net.Conn, error) {
 			close(dialling)
 			<-ctx.Done()
 			return dial(ctx, network, address)
@@ -197,5 +205,7 @@ func TestCloseWhileOpening(t *testing.T) {
 	if err := <-a; err == nil || !errors.Is(err, context.Canceled) && !errors.Is(err, want) {
 		t.Errorf("told %v", err)
 	}
-	eventually(t, "nothing is open or held", func() bool { return passpool.Figures(pool).Owned == 0 && f.backends() == 0 })
+	eventually(t, "nothing is open or held", func() bool {
+		return passpool.Figures(pool).Owned == 0 && f.backends() == 0
+	})
 }

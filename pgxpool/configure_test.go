@@ -25,21 +25,34 @@ func TestBadInput(t *testing.T) {
 	configured := f.config("")
 	ok(t, passpool.Configure(configured, sem, passbuddy.Config{}))
 	for want, try := range map[string]func() error{
-		"config is nil":      func() error { return passpool.Configure(nil, sem, passbuddy.Config{}) },
-		"sem is nil":         func() error { return passpool.Configure(f.config(""), nil, passbuddy.Config{}) },
-		"ParseConfig":        func() error { return passpool.Configure(&pgxpool.Config{}, sem, passbuddy.Config{}) },
-		"configured already": func() error { return passpool.Configure(configured, sem, passbuddy.Config{}) },
+		"config is nil": func() error {
+			return passpool.Configure(nil, sem, passbuddy.Config{})
+		},
+		"sem is nil": func() error {
+			return passpool.Configure(f.config(""), nil, passbuddy.Config{})
+		},
+		"ParseConfig": func() error {
+			return passpool.Configure(&pgxpool.Config{}, sem, passbuddy.Config{})
+		},
+		"configured already": func() error {
+			return passpool.Configure(configured, sem, passbuddy.Config{})
+		},
 		"AcquireTimeout": func() error {
 			return passpool.Configure(f.config(""), sem, passbuddy.Config{AcquireTimeout: -1})
 		},
-		"closed": func() error { return passpool.Configure(f.config(""), closed, passbuddy.Config{}) },
+		"closed": func() error {
+			return passpool.Configure(f.config(""), closed, passbuddy.Config{})
+		},
 		"MaxSize": func() error {
 			cfg := f.config("")
 			cfg.MaxConns = 0
 			_, err := passpool.NewWithConfig(ctxb, cfg, sem, passbuddy.Config{})
 			return err
 		},
-		"cannot parse": func() error { _, err := passpool.New(ctxb, "port=x", sem, passbuddy.Config{}); return err },
+		"cannot parse": func() error {
+			_, err := passpool.New(ctxb, "port=x", sem, passbuddy.Config{})
+			return err
+		},
 	} {
 		if err := try(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want an error with %q", err, want)
@@ -47,10 +60,11 @@ func TestBadInput(t *testing.T) {
 	}
 	parsedByHand := &pgxpool.Config{ConnConfig: f.config("").ConnConfig, MaxConns: 1}
 	if err := passpool.Configure(parsedByHand, sem, passbuddy.Config{}); err == nil {
-		t.Error("a config that pgx would panic on was taken")
+		t.Error("a config that pgx would panic on was accepted")
 	}
 	cfg := f.config("")
-	if err := passpool.Configure(cfg, closed, passbuddy.Config{}); !errors.Is(err, semaphore.ErrClosed) {
+	if err := passpool.Configure(cfg, closed, passbuddy.Config{}); !errors.Is(err,
+		semaphore.ErrClosed) {
 		t.Error(err)
 	}
 	if cfg.ConnConfig.Tracer != nil || cfg.BeforeConnect != nil {
@@ -58,8 +72,8 @@ func TestBadInput(t *testing.T) {
 	}
 }
 
-// TestCallersContext: whoever stops waiting gets both reasons, at once, and leaves nothing in the
-// queue.
+// TestCallersContext: a caller that stops waiting gets both reasons, at once, and leaves nothing in
+// the queue.
 func TestCallersContext(t *testing.T) {
 	for _, scope := range []passbuddy.Scope{passbuddy.PerConnection, passbuddy.PerCheckout} {
 		t.Run(scope.String(), func(t *testing.T) {
@@ -69,7 +83,8 @@ func TestCallersContext(t *testing.T) {
 			c, err := holder.Acquire(ctxb)
 			ok(t, err)
 			defer c.Release()
-			pool := f.process(passbuddy.Config{Scope: scope, AcquireTimeout: 200 * time.Millisecond})
+			pool := f.process(passbuddy.Config{Scope: scope,
+				AcquireTimeout: 200 * time.Millisecond})
 
 			ctx, cancel := context.WithTimeout(ctxb, 20*time.Millisecond)
 			defer cancel()
@@ -81,12 +96,16 @@ func TestCallersContext(t *testing.T) {
 			cancelled, cancelCause := context.WithCancelCause(ctxb)
 			result := make(chan error)
 			go func() { result <- pool.Ping(cancelled) }()
-			eventually(t, "the caller waits", func() bool { return passpool.Figures(pool).Waiting == 1 })
+			eventually(t, "the caller waits", func() bool {
+				return passpool.Figures(pool).Waiting == 1
+			})
 			cancelCause(cause)
-			if err := <-result; !errors.Is(err, context.Canceled) || !errors.Is(err, semaphore.ErrCapacity) || !errors.Is(err, cause) {
+			if err := <-result; !errors.Is(err, context.Canceled) ||
+				!errors.Is(err, semaphore.ErrCapacity) || !errors.Is(err, cause) {
 				t.Error(err)
 			}
-			if err := pool.Ping(ctxb); !errors.Is(err, semaphore.ErrCapacity) || errors.Is(err, context.DeadlineExceeded) {
+			if err := pool.Ping(ctxb); !errors.Is(err, semaphore.ErrCapacity) ||
+				errors.Is(err, context.DeadlineExceeded) {
 				t.Error(err)
 			}
 			eventually(t, "nobody waits in the fleet", func() bool {
@@ -113,17 +132,21 @@ func (s *spy) call(name string) {
 	s.mu.Unlock()
 }
 
-func (s *spy) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+func (s *spy) TraceQueryStart(ctx context.Context, _ *pgx.Conn,
+	_ pgx.TraceQueryStartData) context.Context {
 	s.call("query")
 	return ctx
 }
-func (s *spy) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) { s.call("query end") }
+func (s *spy) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {
+	s.call("query end")
+}
 func (s *spy) TraceConnectStart(ctx context.Context, _ pgx.TraceConnectStartData) context.Context {
 	s.call("connect")
 	return ctx
 }
 func (s *spy) TraceConnectEnd(context.Context, pgx.TraceConnectEndData) { s.call("connect end") }
-func (s *spy) TraceAcquireStart(ctx context.Context, _ *pgxpool.Pool, _ pgxpool.TraceAcquireStartData) context.Context {
+func (s *spy) TraceAcquireStart(ctx context.Context, _ *pgxpool.Pool,
+	_ pgxpool.TraceAcquireStartData) context.Context {
 	s.call("acquire")
 	return context.WithValue(ctx, spyKey{}, time.Now())
 }
@@ -135,7 +158,8 @@ func (s *spy) TraceAcquireEnd(ctx context.Context, _ *pgxpool.Pool, _ pgxpool.Tr
 }
 func (s *spy) TraceRelease(*pgxpool.Pool, pgxpool.TraceReleaseData) { s.call("release") }
 
-// TestUsersHooks: all of them are called, in pgx's order, and a tracer sees the wait for a permit.
+// TestUsersHooks: PassBuddy calls all of the user's hooks, in pgx's order, and a tracer sees the
+// wait for a permit.
 func TestUsersHooks(t *testing.T) {
 	for _, scope := range []passbuddy.Scope{passbuddy.PerConnection, passbuddy.PerCheckout} {
 		t.Run(scope.String(), func(t *testing.T) {
@@ -151,18 +175,32 @@ func TestUsersHooks(t *testing.T) {
 					s.call("BeforeConnect")
 					return nil
 				}
-				cfg.AfterConnect = func(context.Context, *pgx.Conn) error { s.call("AfterConnect"); return nil }
-				cfg.BeforeAcquire = func(context.Context, *pgx.Conn) bool { s.call("BeforeAcquire"); return true }
-				cfg.AfterRelease = func(*pgx.Conn) bool { s.call("AfterRelease"); released <- struct{}{}; return true }
+				cfg.AfterConnect = func(context.Context, *pgx.Conn) error {
+					s.call("AfterConnect")
+					return nil
+				}
+				cfg.BeforeAcquire = func(context.Context, *pgx.Conn) bool {
+					s.call("BeforeAcquire")
+					return true
+				}
+				cfg.AfterRelease = func(*pgx.Conn) bool {
+					s.call("AfterRelease")
+					released <- struct{}{}
+					return true
+				}
 				cfg.BeforeClose = func(*pgx.Conn) { s.call("BeforeClose") }
-				cfg.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { s.call("ShouldPing"); return false }
+				cfg.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool {
+					s.call("ShouldPing")
+					return false
+				}
 			}
 			pool := f.process(passbuddy.Config{Scope: scope}, hooks)
 			_, err := pool.Exec(ctxb, "select 1")
 			ok(t, err)
 			<-released
 			pool.Close()
-			want := []string{"acquire", "BeforeConnect", "connect", "connect end", "AfterConnect", "ShouldPing", "BeforeAcquire",
+			want := []string{"acquire", "BeforeConnect", "connect", "connect end", "AfterConnect",
+				"ShouldPing", "BeforeAcquire",
 				"acquire end", "query", "query end", "release", "AfterRelease", "BeforeClose"}
 			if !slices.Equal(s.calls, want) {
 				t.Errorf("calls\n%v, want\n%v", s.calls, want)
@@ -173,8 +211,10 @@ func TestUsersHooks(t *testing.T) {
 			pool = f.process(passbuddy.Config{Scope: scope}, hooks)
 			result := make(chan error)
 			go func() { result <- pool.Ping(ctxb) }()
-			eventually(t, "the caller waits", func() bool { return passpool.Figures(pool).Waiting == 1 })
-			time.Sleep(50 * time.Millisecond) // what the tracer should see
+			eventually(t, "the caller waits", func() bool {
+				return passpool.Figures(pool).Waiting == 1
+			})
+			time.Sleep(50 * time.Millisecond) // the wait that the tracer should see
 			c.Release()
 			ok(t, <-result)
 			<-released
@@ -185,7 +225,7 @@ func TestUsersHooks(t *testing.T) {
 	}
 }
 
-// TestAfterRelease: a connection is not handed on while the user's hook has it.
+// TestAfterRelease: PassBuddy does not hand a connection on while the user's hook has it.
 func TestAfterRelease(t *testing.T) {
 	for _, scope := range []passbuddy.Scope{passbuddy.PerConnection, passbuddy.PerCheckout} {
 		f := newFleet(t, 1)
@@ -210,7 +250,8 @@ func TestAfterRelease(t *testing.T) {
 	}
 }
 
-// TestStandaloneConnect: the configuration of a pool can be used by hand, outside the permits.
+// TestStandaloneConnect: the user can connect with a pool's configuration by hand, without a
+// permit.
 func TestStandaloneConnect(t *testing.T) {
 	f := newFleet(t, 1)
 	s := &spy{}
@@ -222,7 +263,8 @@ func TestStandaloneConnect(t *testing.T) {
 	defer conn.Close(ctxb)
 	_, err = conn.Exec(ctxb, "select 1")
 	ok(t, err)
-	if want := []string{"connect", "connect end", "query", "query end"}; !slices.Equal(s.calls, want) {
+	if want := []string{"connect", "connect end", "query", "query end"}; !slices.Equal(s.calls,
+		want) {
 		t.Errorf("calls %v", s.calls)
 	}
 }

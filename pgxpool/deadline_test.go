@@ -23,14 +23,14 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// onePermit is an engine with one permit, which is real: the allotment looks at its lease.
+// onePermit is an engine with one real permit, because the allotment checks its lease.
 type onePermit struct {
 	allot  *allotment.Allotment
 	record func(context.Context) error
 	only   *engine.Permit
 
 	mu     sync.Mutex
-	permit *engine.Permit // only, or nil while the allotment has it and once it is lost
+	permit *engine.Permit // nil while the allotment has it, and once it is lost
 	wanted bool
 }
 
@@ -67,7 +67,7 @@ func (e *onePermit) Ask(n int) {
 	e.grant()
 }
 
-// grant delivers in the background, as the allotment's lock may be held. mu is.
+// grant delivers in the background, because the allotment's lock may be held. The caller holds mu.
 func (e *onePermit) grant() {
 	if p := e.permit; p != nil && e.wanted {
 		e.permit, e.wanted = nil, false
@@ -97,8 +97,8 @@ func (e *onePermit) RecordBackend(*engine.Permit, string) func(context.Context) 
 
 func (e *onePermit) ClearBackend(*engine.Permit) func(context.Context) error { return nil }
 
-// stations is a pool with one permit, whose stations take their time once it is slow: a backend
-// takes 0.2s to end, a dial 1s, and a record never ends.
+// stations is a pool with one permit. Once it is slow, a backend takes 0.2s to end, a dial takes
+// 1s, and a record never ends.
 type stations struct {
 	engine  *onePermit
 	pool    *pgxpool.Pool
@@ -148,9 +148,8 @@ func newStations(t *testing.T, cfg passbuddy.Config) *stations {
 }
 
 // AcquireTimeout is one deadline for all stations of a checkout: a turn, a permit, a dial, the
-// record of its backend, and all again where the lease is lost meanwhile. A deadline that starts
-// anew at a station would let the caller wait for longer, by the time that the stations before it
-// took.
+// record of its backend, and all again if the lease is lost meanwhile. A deadline that started anew
+// at a station would let the caller wait longer, by the time of the earlier stations.
 func TestDeadlineIsOneForAllStations(t *testing.T) {
 	ctx := context.Background()
 	acquire := func(s *stations) error {
@@ -171,7 +170,7 @@ func TestDeadlineIsOneForAllStations(t *testing.T) {
 	for name, c := range map[string]struct {
 		cfg   passbuddy.Config
 		held  time.Duration // how long another caller has the only connection
-		idle  time.Duration // how long it then lies idle. Either way it is too old by then
+		idle  time.Duration // how long it is then idle. After either it is too old
 		lose  bool          // the lease is lost during the dial
 		enter func(s *stations) error
 	}{
@@ -204,7 +203,7 @@ func TestDeadlineIsOneForAllStations(t *testing.T) {
 					t.Errorf("waited %v, AcquireTimeout is %v: %v", d, stationsTimeout, err)
 				}
 				if n := s.dials.Load(); n != 2 {
-					t.Errorf("dialled %d times, want twice: a station was left out", n)
+					t.Errorf("dialled %d times, want 2: the test missed a station", n)
 				}
 				s.pool.Close()
 				time.Sleep(time.Minute)

@@ -13,13 +13,15 @@ import (
 
 func Example() {
 	ctx := context.Background()
-	sem, err := semaphore.Open(ctx, "redis://localhost:6379", semaphore.Config{Name: "orders-db", Capacity: 20})
+	sem, err := semaphore.Open(ctx, "redis://localhost:6379",
+		semaphore.Config{Name: "orders-db", Capacity: 20})
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer sem.Close()
 
-	pool, err := passpool.New(ctx, "postgres://localhost/orders?pool_max_conns=40", sem, passbuddy.Config{})
+	pool, err := passpool.New(ctx, "postgres://localhost/orders?pool_max_conns=40", sem,
+		passbuddy.Config{})
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -27,7 +29,8 @@ func Example() {
 
 	var n int
 	if err := pool.QueryRow(ctx, "select count(*) from orders").Scan(&n); err != nil {
-		log.Print(err) // errors.Is(err, semaphore.ErrCapacity) if the fleet was at capacity for too long
+		// errors.Is(err, semaphore.ErrCapacity) if the fleet was at capacity for too long
+		log.Print(err)
 	}
 }
 
@@ -43,7 +46,7 @@ func ExampleConfigure() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	// Hooks and tracers of your own go here, before Configure.
+	// Set your own hooks and tracers here, before Configure.
 	if err := passpool.Configure(cfg, sem, passbuddy.Config{}); err != nil {
 		log.Fatal(err)
 	}

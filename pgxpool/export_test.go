@@ -6,7 +6,7 @@ import (
 	"github.com/passbuddy/passbuddy/internal/allotment"
 )
 
-// Figures counts the permits and connections of a pool.
+// Figures returns the counts of a pool's permits and connections.
 func Figures(p *pgxpool.Pool) allotment.Figures {
 	return p.Config().ConnConfig.Tracer.(*tracer).allot.Figures()
 }

@@ -21,11 +21,11 @@ import (
 
 var fenced = passbuddy.Config{Fence: true}
 
-// asleep is long between two heartbeats, which would have it end its connections itself.
+// asleep has a long time between heartbeats, which would make it end its connections itself.
 func asleep(cfg *semaphore.Config) { cfg.TTL = time.Minute }
 
-// freeze ends, in Redis alone, the leases of those permits that cover the backends of conns: as if
-// their process had been stopped for so long.
+// freeze ends, in Redis only, the leases of the permits that cover the backends of conns. This
+// simulates a process that was stopped for so long.
 func (f *fleet) freeze(by *semaphore.Semaphore, conns ...*pgxpool.Conn) {
 	f.t.Helper()
 	ctx := context.Background()
@@ -45,14 +45,15 @@ func (f *fleet) freeze(by *semaphore.Semaphore, conns ...*pgxpool.Conn) {
 	if found != len(conns) {
 		f.t.Fatalf("%d of %d connections are recorded: %v", found, len(conns), backends)
 	}
-	if err := by.SetCapacity(ctx, f.capacity); err != nil { // has Redis look
+	if err := by.SetCapacity(ctx, f.capacity); err != nil { // so a script notices the ends
 		f.t.Fatal(err)
 	}
 }
 
 func pidOf(c *pgxpool.Conn) string {
 	var pid string
-	if err := c.QueryRow(context.Background(), "select pg_backend_pid()::text").Scan(&pid); err != nil {
+	if err := c.QueryRow(context.Background(),
+		"select pg_backend_pid()::text").Scan(&pid); err != nil {
 		return err.Error()
 	}
 	return pid
@@ -64,14 +65,15 @@ func acquire(t *testing.T, pool *pgxpool.Pool) *pgxpool.Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(c.Release) // a test that fails must not keep its pool from closing
+	t.Cleanup(c.Release) // a failed test must not keep its pool from closing
 	return c
 }
 
-// In each of pgx's query modes: backends are recorded when a connection is handed out, and ended
+// In each of pgx's query modes, backends are recorded when a connection is handed out, and ended
 // over another pool's connection.
 func TestFenceOfAFrozenProcess(t *testing.T) {
-	for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeCacheStatement, pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol} {
+	for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeCacheStatement, pgx.QueryExecModeExec,
+		pgx.QueryExecModeSimpleProtocol} {
 		t.Run(mode.String(), func(t *testing.T) {
 			f := newFleet(t, 3)
 			peak := f.witness()
@@ -87,14 +89,15 @@ func TestFenceOfAFrozenProcess(t *testing.T) {
 			go func() { _, err := b.Exec(mine, "select pg_sleep(60)"); ended <- err }()
 			eventually(t, "its backends are ended", func() bool { return f.backends() == 1 })
 			if err := <-ended; err == nil {
-				t.Error("the query of a backend that was ended went well")
+				t.Error("the query of an ended backend succeeded")
 			}
 			if a.Ping(mine) == nil {
 				t.Error("a connection lives on")
 			}
 			a.Release()
 			b.Release()
-			// It believes in its leases until it hears otherwise, and then queues like anyone else.
+			// The process trusts its leases until it learns of the loss, and then queues like any
+			// other.
 			eventually(t, "it works again", func() bool {
 				_, err := sleeper.Exec(context.Background(), "select 1")
 				if err != nil && !errors.Is(err, semaphore.ErrLost) {
@@ -112,7 +115,7 @@ func TestFenceOfAFrozenProcess(t *testing.T) {
 	}
 }
 
-// The checkout that ends backends passes the callers that wait for a connection, and the user's
+// The checkout that ends backends overtakes the callers that wait for a connection, and the user's
 // hooks do not see it.
 func TestFencePassesTheQueue(t *testing.T) {
 	f := newFleet(t, 2)
@@ -120,7 +123,10 @@ func TestFencePassesTheQueue(t *testing.T) {
 	sleeping, waking := f.semaphore(asleep), f.semaphore()
 	sleeper := f.pool(sleeping, fenced)
 	awake := f.pool(waking, fenced, func(cfg *pgxpool.Config) {
-		cfg.PrepareConn = func(context.Context, *pgx.Conn) (bool, error) { prepared.Add(1); return true, nil }
+		cfg.PrepareConn = func(context.Context, *pgx.Conn) (bool, error) {
+			prepared.Add(1)
+			return true, nil
+		}
 		cfg.ConnConfig.Tracer = &acquireTracer{n: &traced}
 	})
 	a := acquire(t, sleeper)
@@ -132,7 +138,8 @@ func TestFencePassesTheQueue(t *testing.T) {
 	for range callers {
 		wg.Go(func() {
 			for ctx.Err() == nil {
-				if _, err := awake.Exec(context.Background(), "select pg_sleep($1)", busy.Seconds()); err != nil {
+				if _, err := awake.Exec(context.Background(), "select pg_sleep($1)",
+					busy.Seconds()); err != nil {
 					t.Error(err)
 					return
 				}
@@ -143,7 +150,9 @@ func TestFencePassesTheQueue(t *testing.T) {
 	eventually(t, "all wait", func() bool { return ops.Load() > 1 })
 	f.freeze(waking, a)
 	before := ops.Load()
-	eventually(t, "its backend is ended", func() bool { return a.Ping(context.Background()) != nil })
+	eventually(t, "its backend is ended", func() bool {
+		return a.Ping(context.Background()) != nil
+	})
 	if n := ops.Load() - before; n > callers/2 {
 		t.Errorf("ended after %d operations, with %d callers in the queue", n, callers)
 	}
@@ -156,19 +165,22 @@ func TestFencePassesTheQueue(t *testing.T) {
 
 type acquireTracer struct{ n *atomic.Int32 }
 
-func (a *acquireTracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+func (a *acquireTracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn,
+	_ pgx.TraceQueryStartData) context.Context {
 	return ctx
 }
 func (a *acquireTracer) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
-func (a *acquireTracer) TraceAcquireStart(ctx context.Context, _ *pgxpool.Pool, _ pgxpool.TraceAcquireStartData) context.Context {
+func (a *acquireTracer) TraceAcquireStart(ctx context.Context, _ *pgxpool.Pool,
+	_ pgxpool.TraceAcquireStartData) context.Context {
 	a.n.Add(1)
 	return ctx
 }
-func (a *acquireTracer) TraceAcquireEnd(context.Context, *pgxpool.Pool, pgxpool.TraceAcquireEndData) {
+func (a *acquireTracer) TraceAcquireEnd(context.Context, *pgxpool.Pool,
+	pgxpool.TraceAcquireEndData) {
 }
 
-// The lease is over when the connection is there: its process slept while it opened it. The
-// connection is not handed out.
+// The process slept while it opened a connection, and the lease ended meanwhile. The connection is
+// not handed out.
 func TestFenceRefusesAConnectionWhoseLeaseIsOver(t *testing.T) {
 	f := newFleet(t, 2)
 	sem := f.semaphore()
@@ -199,11 +211,13 @@ func TestFenceIsRefused(t *testing.T) {
 		"KeepOnLoss":    {Fence: true, KeepOnLoss: true},
 		"FallbackConns": {Fence: true, FallbackConns: 1},
 	} {
-		if err := passpool.Configure(f.config(""), sem, cfg); err == nil || !strings.Contains(err.Error(), "Fence") || !strings.Contains(err.Error(), want) {
+		if err := passpool.Configure(f.config(""), sem, cfg); err == nil ||
+			!strings.Contains(err.Error(), "Fence") || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: %v", cfg, err)
 		}
 	}
-	if _, err := passpool.NewHooks(sem, fenced).PrepareConn(context.Background(), nil); err == nil || !strings.Contains(err.Error(), "Fence") {
+	if _, err := passpool.NewHooks(sem, fenced).PrepareConn(context.Background(),
+		nil); err == nil || !strings.Contains(err.Error(), "Fence") {
 		t.Errorf("NewHooks: %v", err)
 	}
 }

@@ -18,8 +18,8 @@ import (
 
 var stress = flag.Duration("stress", time.Second, "how long each stress test runs")
 
-// TestCapHoldsUnderFaults runs four processes with everything that ends a connection the hard way,
-// and watches the server.
+// TestCapHoldsUnderFaults runs four processes, ends their connections in every hard way, and
+// samples the server.
 func TestCapHoldsUnderFaults(t *testing.T) {
 	for _, c := range []struct {
 		name string
@@ -28,17 +28,18 @@ func TestCapHoldsUnderFaults(t *testing.T) {
 		kill bool
 	}{
 		{name: "mixed queries", run: mixedQuery},
-		{name: "statement timeouts", run: func(ctx context.Context, t *testing.T, pool *pgxpool.Pool) {
-			short, cancel := context.WithTimeout(ctx, 5*time.Millisecond)
-			defer cancel()
-			if rand.IntN(2) == 0 {
-				short = ctx
-			}
-			_, err := pool.Exec(short, "select pg_sleep($1)", rand.Float64()/100)
-			if err != nil && !errors.Is(err, context.DeadlineExceeded) && !pgconnTimeout(err) {
-				t.Error(err)
-			}
-		}},
+		{name: "statement timeouts",
+			run: func(ctx context.Context, t *testing.T, pool *pgxpool.Pool) {
+				short, cancel := context.WithTimeout(ctx, 5*time.Millisecond)
+				defer cancel()
+				if rand.IntN(2) == 0 {
+					short = ctx
+				}
+				_, err := pool.Exec(short, "select pg_sleep($1)", rand.Float64()/100)
+				if err != nil && !errors.Is(err, context.DeadlineExceeded) && !pgconnTimeout(err) {
+					t.Error(err)
+				}
+			}},
 		{name: "hijack", run: func(ctx context.Context, t *testing.T, pool *pgxpool.Pool) {
 			if rand.IntN(5) > 0 {
 				mixedQuery(ctx, t, pool)
@@ -67,32 +68,35 @@ func TestCapHoldsUnderFaults(t *testing.T) {
 				h.Conn.Close()
 			}
 		}},
-		{name: "failing AfterConnect", run: func(ctx context.Context, t *testing.T, pool *pgxpool.Pool) {
-			c, err := pool.Acquire(ctx)
-			if err != nil {
-				if !errors.Is(err, errHook) {
+		{name: "failing AfterConnect",
+			run: func(ctx context.Context, t *testing.T, pool *pgxpool.Pool) {
+				c, err := pool.Acquire(ctx)
+				if err != nil {
+					if !errors.Is(err, errHook) {
+						t.Error(err)
+					}
+					return
+				}
+				defer c.Release()
+				if _, err := c.Exec(ctx, "select 1"); err != nil {
 					t.Error(err)
 				}
-				return
-			}
-			defer c.Release()
-			if _, err := c.Exec(ctx, "select 1"); err != nil {
-				t.Error(err)
-			}
-			if rand.IntN(5) == 0 {
-				c.Conn().Close(ctx)
-			}
-		}, set: func(cfg *pgxpool.Config) {
-			cfg.AfterConnect = func(context.Context, *pgx.Conn) error {
-				if rand.IntN(2) == 0 {
-					return errHook
+				if rand.IntN(5) == 0 {
+					c.Conn().Close(ctx)
 				}
-				return nil
-			}
-		}},
-		{name: "terminated backends", kill: true, run: func(ctx context.Context, t *testing.T, pool *pgxpool.Pool) {
-			_, _ = pool.Exec(ctx, "select pg_sleep($1)", rand.Float64()/100) // fails whenever it is hit
-		}},
+			}, set: func(cfg *pgxpool.Config) {
+				cfg.AfterConnect = func(context.Context, *pgx.Conn) error {
+					if rand.IntN(2) == 0 {
+						return errHook
+					}
+					return nil
+				}
+			}},
+		{name: "terminated backends", kill: true,
+			run: func(ctx context.Context, t *testing.T, pool *pgxpool.Pool) {
+				// fails whenever a fault hits it
+				_, _ = pool.Exec(ctx, "select pg_sleep($1)", rand.Float64()/100)
+			}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			const capacity = 5
@@ -125,8 +129,10 @@ func TestCapHoldsUnderFaults(t *testing.T) {
 				defer ticker.Stop()
 				for ctx.Err() == nil {
 					<-ticker.C
-					_, err := f.admin.Exec(context.Background(), `select pg_terminate_backend(pid) from
-						(select pid from pg_stat_activity where application_name = $1 order by random() limit 1) p`, f.name)
+					_, err := f.admin.Exec(context.Background(),
+						`select pg_terminate_backend(pid) from
+						(select pid from pg_stat_activity where application_name = $1 `+
+							`order by random() limit 1) p`, f.name)
 					if err != nil {
 						t.Error(err)
 					}

@@ -11,7 +11,7 @@ import (
 	passpool "github.com/passbuddy/passbuddy/pgxpool"
 )
 
-// TestIdleGiveBack: all permits lie idle in one process, and another wants one.
+// TestIdleGiveBack: all permits are idle in one process, and another wants one.
 func TestIdleGiveBack(t *testing.T) {
 	for _, capacity := range []int{1, 5} {
 		f := newFleet(t, capacity)
@@ -24,8 +24,9 @@ func TestIdleGiveBack(t *testing.T) {
 		for i := range 6 {
 			start := time.Now()
 			f.works(pools[(i+1)%2])
-			t.Logf("capacity %d: first query of the other process after %v", capacity, time.Since(start))
-			// How soon is a matter of what moves cost on this machine; internal/allotment has the
+			t.Logf("capacity %d: first query of the other process after %v", capacity,
+				time.Since(start))
+			// The time depends on the cost of moves on this machine. internal/allotment tests the
 			// bound, in fake time.
 			if d := time.Since(start); d > 10*time.Second {
 				t.Errorf("took %v", d)
@@ -37,8 +38,7 @@ func TestIdleGiveBack(t *testing.T) {
 		if p := peak(); p > capacity {
 			t.Errorf("%d backends at the peak", p)
 		}
-		// It was the pool that destroyed what it gave back: none is left behind that pgx takes for
-		// a connection.
+		// The pool itself destroyed the connections that it gave back, so pgx counts none of them.
 		eventually(t, "both pools know what they have", func() bool {
 			return int(pools[0].Stat().TotalConns()+pools[1].Stat().TotalConns()) == f.backends()
 		})
@@ -60,7 +60,8 @@ func TestProgress(t *testing.T) {
 	f := newFleet(t, 1)
 	peak := f.witness()
 	a, b := f.process(passbuddy.Config{}), f.process(passbuddy.Config{})
-	for name, pools := range map[string][2]*pgxpool.Pool{"one process": {a, a}, "two processes": {a, b}} {
+	for name, pools := range map[string][2]*pgxpool.Pool{"one process": {a, a},
+		"two processes": {a, b}} {
 		t.Run(name, func(t *testing.T) {
 			var wg sync.WaitGroup
 			for _, pool := range pools {
@@ -79,7 +80,7 @@ func TestProgress(t *testing.T) {
 }
 
 // TestEvictionBeforeFirstCheckout: Configure does not see the pool, and MinConns opened connections
-// before anybody asked for one.
+// before the first checkout.
 func TestEvictionBeforeFirstCheckout(t *testing.T) {
 	f := newFleet(t, 2)
 	cfg := f.config("")
@@ -91,7 +92,7 @@ func TestEvictionBeforeFirstCheckout(t *testing.T) {
 	eventually(t, "the pool is warm", func() bool { return passpool.Figures(pool).Idle == 2 })
 	other := f.process(passbuddy.Config{})
 	f.works(other)
-	f.works(pool) // the connection that was closed in place is found out
+	f.works(pool) // the pool finds the connection that was closed in place
 }
 
 // TestMinConnsOnlyTries: at capacity, background connections are refused and callers are not.
@@ -106,7 +107,9 @@ func TestMinConnsOnlyTries(t *testing.T) {
 		cfg.MinConns, cfg.HealthCheckPeriod = 5, 20*time.Millisecond
 		cfg.MaxConnIdleTime = 50 * time.Millisecond
 	})
-	eventually(t, "MinConns has what is free", func() bool { return passpool.Figures(min).Idle == 1 })
+	eventually(t, "MinConns has what is free", func() bool {
+		return passpool.Figures(min).Idle == 1
+	})
 	for range 5 {
 		f.works(first)
 		f.works(min)
@@ -116,8 +119,8 @@ func TestMinConnsOnlyTries(t *testing.T) {
 	}
 }
 
-// TestIdleTimeWithoutMinIdle: a wish for idle connections that cannot be fulfilled does not keep
-// old ones alive.
+// TestIdleTimeWithoutMinIdle: a MinIdleConns that cannot be met does not keep old connections
+// alive.
 func TestIdleTimeWithoutMinIdle(t *testing.T) {
 	f := newFleet(t, 3)
 	hold, err := f.process(passbuddy.Config{}).Acquire(ctxb)

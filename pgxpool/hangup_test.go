@@ -9,8 +9,8 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// A caller that hangs up while permits are free gets its context's own error, as from a bare pool:
-// who counts ErrCapacity to raise the capacity must not count those.
+// A caller that hangs up while permits are free gets its context's own error, as from a bare pool.
+// An operator who counts ErrCapacity to raise the capacity must not count such callers.
 func TestCallerThatHangsUpIsNotAtCapacity(t *testing.T) {
 	f := newFleet(t, 20)
 	for _, scope := range []passbuddy.Scope{passbuddy.PerConnection, passbuddy.PerCheckout} {
@@ -19,7 +19,7 @@ func TestCallerThatHangsUpIsNotAtCapacity(t *testing.T) {
 			ctx, cancel := context.WithCancel(ctxb)
 			go cancel()
 			if _, err := pool.Exec(ctx, "select 1"); errors.Is(err, semaphore.ErrCapacity) {
-				t.Errorf("%v: %v, and nothing is full", scope, err)
+				t.Errorf("%v: %v, though permits are free", scope, err)
 			}
 			cancel()
 		}

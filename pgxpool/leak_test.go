@@ -27,8 +27,8 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// The ways in which a permit could get lost, one test each. In all of them the capacity is 1: a
-// second process that can still work is the proof that nothing leaked.
+// Each test here covers one way to leak a permit. The capacity is always 1: if a second process can
+// still work, nothing leaked.
 
 var ctxb = context.Background()
 
@@ -39,14 +39,13 @@ func ok(t *testing.T, err error) {
 	}
 }
 
-// works checks that the fleet's one permit can be had, within the time that a lost one would take
-// to expire.
+// works checks that a caller can get the fleet's only permit before a leaked one would expire.
 func (f *fleet) works(pool *pgxpool.Pool) {
 	f.t.Helper()
 	ctx, cancel := context.WithTimeout(ctxb, 4*time.Second)
 	defer cancel()
 	if _, err := pool.Exec(ctx, "select 1"); err != nil {
-		f.t.Fatal("the permit did not come back: ", err)
+		f.t.Fatal("the permit was not given back: ", err)
 	}
 }
 
@@ -69,13 +68,20 @@ func TestConnectFails(t *testing.T) {
 			cfg.AfterConnect = func(context.Context, *pgx.Conn) error { return errHook }
 		},
 		"pgconn.AfterConnect": func(cfg *pgxpool.Config) {
-			cfg.ConnConfig.AfterConnect = func(context.Context, *pgconn.PgConn) error { return errHook }
+			cfg.ConnConfig.AfterConnect = func(context.Context, *pgconn.PgConn) error {
+				return errHook
+			}
 		},
 		"ValidateConnect": func(cfg *pgxpool.Config) {
-			cfg.ConnConfig.ValidateConnect = func(context.Context, *pgconn.PgConn) error { return errHook }
+			cfg.ConnConfig.ValidateConnect = func(context.Context, *pgconn.PgConn) error {
+				return errHook
+			}
 		},
 		"AfterNetConnect": func(cfg *pgxpool.Config) {
-			cfg.ConnConfig.AfterNetConnect = func(context.Context, *pgconn.Config, net.Conn) (net.Conn, error) { return nil, errHook }
+			cfg.ConnConfig.AfterNetConnect = func(context.Context, *pgconn.Config,
+				net.Conn) (net.Conn, error) {
+				return nil, errHook
+			}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -95,17 +101,20 @@ func TestConnectFails(t *testing.T) {
 	}
 }
 
-func noSuchHost(context.Context, string) ([]string, error) { return nil, errors.New("no such host") }
+func noSuchHost(context.Context, string) ([]string, error) {
+	return nil, errors.New("no such host")
+}
 
-// TestCallerGivesUp: pgx goes on opening the connection for which nobody waits any more, and parks
-// it idle.
+// TestCallerGivesUp: pgx goes on opening the connection although no caller waits for it any more,
+// and keeps it idle.
 func TestCallerGivesUp(t *testing.T) {
 	f := newFleet(t, 1)
 	dialling, proceed := make(chan struct{}), make(chan struct{})
 	var once sync.Once
 	pool := f.process(passbuddy.Config{}, func(cfg *pgxpool.Config) {
 		dial := cfg.ConnConfig.DialFunc
-		cfg.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		cfg.ConnConfig.DialFunc = func(ctx context.Context, network,
+			addr string) (net.Conn, error) {
 			once.Do(func() { close(dialling); <-proceed })
 			return dial(ctx, network, addr)
 		}
@@ -122,7 +131,9 @@ func TestCallerGivesUp(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	close(proceed)
-	eventually(t, "the late connection lies idle", func() bool { return passpool.Figures(pool).Idle == 1 })
+	eventually(t, "the late connection lies idle", func() bool {
+		return passpool.Figures(pool).Idle == 1
+	})
 	f.works(pool)
 	if n := pool.Stat().NewConnsCount(); n != 1 {
 		t.Errorf("%d connections were opened, want the late one used", n)
@@ -134,11 +145,18 @@ func TestHijack(t *testing.T) {
 	f := newFleet(t, 1)
 	other := f.process(passbuddy.Config{})
 	end := map[string]func(conn *pgx.Conn){
-		"closed":              func(conn *pgx.Conn) { ok(t, conn.Close(ctxb)) },
-		"closed twice":        func(conn *pgx.Conn) { conn.Close(ctxb); conn.PgConn().Conn().Close() },
-		"socket closed":       func(conn *pgx.Conn) { conn.PgConn().Conn().Close() },
-		"PgConn hijacked too": func(conn *pgx.Conn) { h, err := conn.PgConn().Hijack(); ok(t, err); h.Conn.Close() },
-		"dropped":             func(conn *pgx.Conn) {},
+		"closed": func(conn *pgx.Conn) { ok(t, conn.Close(ctxb)) },
+		"closed twice": func(conn *pgx.Conn) {
+			conn.Close(ctxb)
+			conn.PgConn().Conn().Close()
+		},
+		"socket closed": func(conn *pgx.Conn) { conn.PgConn().Conn().Close() },
+		"PgConn hijacked too": func(conn *pgx.Conn) {
+			h, err := conn.PgConn().Hijack()
+			ok(t, err)
+			h.Conn.Close()
+		},
+		"dropped": func(conn *pgx.Conn) {},
 	}
 	for name, end := range end {
 		t.Run(name, func(t *testing.T) {
@@ -150,7 +168,8 @@ func TestHijack(t *testing.T) {
 				ok(t, conn.Ping(ctxb))
 				ctx, cancel := context.WithTimeout(ctxb, 50*time.Millisecond)
 				defer cancel()
-				if err := other.Ping(ctx); !errors.Is(err, semaphore.ErrCapacity) || !errors.Is(err, context.DeadlineExceeded) {
+				if err := other.Ping(ctx); !errors.Is(err, semaphore.ErrCapacity) ||
+					!errors.Is(err, context.DeadlineExceeded) {
 					t.Error("the permit did not stay with the hijacked connection: ", err)
 				}
 				end(conn)
@@ -175,7 +194,9 @@ func TestHijackBeyondMaxConns(t *testing.T) {
 		ok(t, err)
 		result := make(chan error)
 		go func() { result <- pool.Ping(ctxb) }()
-		eventually(t, "a second caller waits", func() bool { return passpool.Figures(pool).Waiting == 1 })
+		eventually(t, "a second caller waits", func() bool {
+			return passpool.Figures(pool).Waiting == 1
+		})
 		conn := c.Hijack()
 		defer conn.Close(ctxb)
 		ok(t, <-result)
@@ -185,7 +206,7 @@ func TestHijackBeyondMaxConns(t *testing.T) {
 	}
 }
 
-// TestMaxConnsBoundsPermits: a process does not take permits that its pool has no room for.
+// TestMaxConnsBoundsPermits: a process does not take more permits than its pool can use.
 func TestMaxConnsBoundsPermits(t *testing.T) {
 	f := newFleet(t, 4)
 	sem := f.semaphore()
@@ -223,7 +244,7 @@ func TestMaxConnsBoundsPermits(t *testing.T) {
 }
 
 // TestCancelledStatement: pgx returns to its caller at once, and closes the connection up to 15
-// seconds later. Until then the backend is there, and the permit with it.
+// seconds later. Until then the backend lives and the permit stays held.
 func TestCancelledStatement(t *testing.T) {
 	for _, scope := range []passbuddy.Scope{passbuddy.PerConnection, passbuddy.PerCheckout} {
 		t.Run(scope.String(), func(t *testing.T) { cancelledStatement(t, scope) })
@@ -236,7 +257,8 @@ func cancelledStatement(t *testing.T, scope passbuddy.Scope) {
 	pool := f.process(passbuddy.Config{Scope: scope}, func(cfg *pgxpool.Config) {
 		dial := cfg.ConnConfig.DialFunc
 		first := true
-		cfg.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		cfg.ConnConfig.DialFunc = func(ctx context.Context, network,
+			addr string) (net.Conn, error) {
 			if !first { // the cancel request
 				close(cancelling)
 				<-proceed
@@ -256,7 +278,7 @@ func cancelledStatement(t *testing.T, scope passbuddy.Scope) {
 	short, cancel := context.WithTimeout(ctxb, 50*time.Millisecond)
 	defer cancel()
 	if err := other.Ping(short); !errors.Is(err, semaphore.ErrCapacity) {
-		t.Error("the permit came back before the backend was gone: ", err)
+		t.Error("the permit was given back before the backend was gone: ", err)
 	}
 	if n := f.backends(); n != 1 {
 		t.Errorf("%d backends", n)
@@ -268,7 +290,7 @@ func cancelledStatement(t *testing.T, scope passbuddy.Scope) {
 	}
 }
 
-// TestPoolDestroys covers what the pool ends by itself.
+// TestPoolDestroys covers the connections that the pool ends by itself.
 func TestPoolDestroys(t *testing.T) {
 	f := newFleet(t, 1)
 	other := f.process(passbuddy.Config{})
@@ -293,7 +315,8 @@ func TestPoolDestroys(t *testing.T) {
 			c.Release()
 		},
 		"terminated": func(t *testing.T, pool *pgxpool.Pool) {
-			if _, err := pool.Exec(ctxb, "select pg_terminate_backend(pg_backend_pid())"); err == nil {
+			if _, err := pool.Exec(ctxb,
+				"select pg_terminate_backend(pg_backend_pid())"); err == nil {
 				t.Error("no error")
 			}
 		},
@@ -334,17 +357,21 @@ func TestPoolDestroys(t *testing.T) {
 			ok(t, pool.Ping(ctxb))
 			end(t, pool)
 			f.works(other)
-			eventually(t, "nothing is left of the first pool", func() bool { return passpool.Figures(pool) == allotment.Figures{} })
+			eventually(t, "nothing is left of the first pool", func() bool {
+				return passpool.Figures(pool) == allotment.Figures{}
+			})
 		})
 	}
 }
 
 type refuse struct{}
 
-// TestLifetime: connections expire at their release and while idle.
+// TestLifetime: connections expire at their return and while idle.
 func TestLifetime(t *testing.T) {
 	f := newFleet(t, 1)
-	pool := f.process(passbuddy.Config{}, func(cfg *pgxpool.Config) { cfg.MaxConnLifetime = 30 * time.Millisecond })
+	pool := f.process(passbuddy.Config{}, func(cfg *pgxpool.Config) {
+		cfg.MaxConnLifetime = 30 * time.Millisecond
+	})
 	for range 20 {
 		_, err := pool.Exec(ctxb, "select pg_sleep(0.01)")
 		ok(t, err)
@@ -363,9 +390,11 @@ func TestFallbackWithoutTLS(t *testing.T) {
 	f := newFleet(t, 1)
 	peak := f.witness()
 	pool := f.process(passbuddy.Config{}, func(cfg *pgxpool.Config) {
-		plain, err := pgxpool.ParseConfig(strings.Replace(f.pg.URL(), "sslmode=disable", "sslmode=prefer", 1))
+		plain, err := pgxpool.ParseConfig(strings.Replace(f.pg.URL(), "sslmode=disable",
+			"sslmode=prefer", 1))
 		ok(t, err)
-		cfg.ConnConfig.TLSConfig, cfg.ConnConfig.Fallbacks = plain.ConnConfig.TLSConfig, plain.ConnConfig.Fallbacks
+		cfg.ConnConfig.TLSConfig, cfg.ConnConfig.Fallbacks =
+			plain.ConnConfig.TLSConfig, plain.ConnConfig.Fallbacks
 	})
 	for range 10 {
 		f.works(pool)
@@ -379,7 +408,7 @@ func TestFallbackWithoutTLS(t *testing.T) {
 	}
 }
 
-// TestTLS: the socket is found, and drained, underneath.
+// TestTLS: PassBuddy finds and drains the socket underneath TLS.
 func TestTLS(t *testing.T) {
 	f := newFleet(t, 1)
 	addr := tlsFront(t, f.pg.Addr())
@@ -405,7 +434,8 @@ func TestTLS(t *testing.T) {
 func TestWrappedSocket(t *testing.T) {
 	f := newFleet(t, 1)
 	pool := f.process(passbuddy.Config{}, func(cfg *pgxpool.Config) {
-		cfg.ConnConfig.AfterNetConnect = func(_ context.Context, _ *pgconn.Config, nc net.Conn) (net.Conn, error) {
+		cfg.ConnConfig.AfterNetConnect = func(_ context.Context, _ *pgconn.Config,
+			nc net.Conn) (net.Conn, error) {
 			return struct{ net.Conn }{nc}, nil
 		}
 	})
@@ -416,7 +446,7 @@ func TestWrappedSocket(t *testing.T) {
 	}
 }
 
-// tlsFront is a TLS-terminating front of a Postgres.
+// tlsFront is a proxy that terminates TLS for a Postgres.
 func tlsFront(t *testing.T, backend string) *net.TCPAddr {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -424,7 +454,8 @@ func tlsFront(t *testing.T, backend string) *net.TCPAddr {
 	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
 	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	ok(t, err)
-	config := &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{cert}, PrivateKey: key}}}
+	config := &tls.Config{
+		Certificates: []tls.Certificate{{Certificate: [][]byte{cert}, PrivateKey: key}}}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	ok(t, err)
 	var wg sync.WaitGroup

@@ -34,10 +34,12 @@ func TestLeaseLost(t *testing.T) {
 			ok(t, err)
 			t.Cleanup(func() { _ = rd.Stop() })
 			sem, err := semaphore.Open(ctxb, rd.URL(), semaphore.Config{
-				Name: f.name, Capacity: 3, TTL: ttl, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+				Name: f.name, Capacity: 3, TTL: ttl,
+				Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
 			})
 			ok(t, err)
-			t.Cleanup(func() { _ = sem.Close() }) // after the pool's: it waits for its connections
+			// after the pool's Close, which waits for the pool's connections
+			t.Cleanup(func() { _ = sem.Close() })
 			c.opts.AcquireTimeout = 300 * time.Millisecond
 			pool := f.pool(sem, c.opts)
 			fill(t, pool, 2)
@@ -53,9 +55,10 @@ func TestLeaseLost(t *testing.T) {
 			killed := time.Now()
 			err = <-busy
 			if !c.keep && !errors.Is(err, semaphore.ErrLost) {
-				t.Errorf("the query does not say that the lease was lost: %v", err)
+				t.Errorf("the query's error does not name the lost lease: %v", err)
 			}
-			if took := time.Since(killed); c.keep != (err == nil) || !c.keep && took > ttl+200*time.Millisecond {
+			if took := time.Since(killed); c.keep != (err == nil) || !c.keep && took > ttl+
+				200*time.Millisecond {
 				t.Errorf("the query ended after %v: %v", took, err)
 			}
 			if !c.keep {
@@ -72,8 +75,8 @@ func TestLeaseLost(t *testing.T) {
 				}
 			}
 			ok(t, rd.Restart(ctxb))
-			// Nothing new is granted before every holder had the time to come back. Uncounted
-			// connections are counted in or replaced.
+			// Redis grants no new permit before every holder had time to come back. Uncounted
+			// connections get permits or are replaced.
 			eventually(t, "all of the capacity can be had again, and is counted", func() bool {
 				for range 3 {
 					c, err := pool.Acquire(ctxb)
@@ -90,7 +93,7 @@ func TestLeaseLost(t *testing.T) {
 	}
 }
 
-// TestSemaphoreCloses: connections end with the semaphore, also those that are out.
+// TestSemaphoreCloses: connections end with the semaphore, even those that are checked out.
 func TestSemaphoreCloses(t *testing.T) {
 	f := newFleet(t, 3)
 	sem := f.semaphore()
@@ -107,7 +110,7 @@ func TestSemaphoreCloses(t *testing.T) {
 	eventually(t, "the query runs", func() bool { return passpool.Figures(pool).Out == 1 })
 	ok(t, sem.Close())
 	if err := <-done; !errors.Is(err, semaphore.ErrClosed) {
-		t.Errorf("the query went on, or does not say why it ended: %v", err)
+		t.Errorf("the query went on, or its error does not name the reason: %v", err)
 	}
 	eventually(t, "no backend is left", func() bool { return f.backends() == 0 })
 	if err := pool.Ping(ctxb); !errors.Is(err, semaphore.ErrClosed) {

@@ -18,7 +18,7 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// copySource makes rows until the copy fails. CopyFrom looks for that when it has 64 KB of them.
+// copySource makes rows until the copy fails. CopyFrom checks for a failure after every 64 KB.
 type copySource struct{}
 
 var copiedRow = strings.Repeat("x", 1000)
@@ -27,13 +27,21 @@ func (copySource) Next() bool             { time.Sleep(time.Millisecond); return
 func (copySource) Values() ([]any, error) { return []any{copiedRow}, nil }
 func (copySource) Err() error             { return nil }
 
-// TestLostLeaseIsNamed takes Redis away for longer than the lease: whatever runs on a connection,
-// and whatever comes first after that, fails with an error that matches ErrLost.
+// TestLostLeaseIsNamed takes Redis away for longer than the lease. The call that runs on a
+// connection, and the next one on it, fail with an error that matches ErrLost.
 func TestLostLeaseIsNamed(t *testing.T) {
 	running := map[string]func(conn *pgx.Conn) error{
-		"Exec":           func(conn *pgx.Conn) error { _, err := conn.Exec(ctxb, "select pg_sleep(60)"); return err },
-		"Exec with args": func(conn *pgx.Conn) error { _, err := conn.Exec(ctxb, "select pg_sleep($1)", 60); return err },
-		"QueryRow":       func(conn *pgx.Conn) error { return conn.QueryRow(ctxb, "select pg_sleep(60)::text").Scan(new(string)) },
+		"Exec": func(conn *pgx.Conn) error {
+			_, err := conn.Exec(ctxb, "select pg_sleep(60)")
+			return err
+		},
+		"Exec with args": func(conn *pgx.Conn) error {
+			_, err := conn.Exec(ctxb, "select pg_sleep($1)", 60)
+			return err
+		},
+		"QueryRow": func(conn *pgx.Conn) error {
+			return conn.QueryRow(ctxb, "select pg_sleep(60)::text").Scan(new(string))
+		},
 		"rows": func(conn *pgx.Conn) error {
 			rows, err := conn.Query(ctxb, "select pg_sleep(0.01) from generate_series(1, 10000)")
 			if err != nil {
@@ -56,11 +64,19 @@ func TestLostLeaseIsNamed(t *testing.T) {
 			_, err := conn.CopyFrom(ctxb, pgx.Identifier{"copied"}, []string{"row"}, copySource{})
 			return err
 		},
-		"notification": func(conn *pgx.Conn) error { _, err := conn.WaitForNotification(ctxb); return err },
+		"notification": func(conn *pgx.Conn) error {
+			_, err := conn.WaitForNotification(ctxb)
+			return err
+		},
 	}
 	after := map[string]func(ctx context.Context, tx pgx.Tx) error{
-		"Tx.Exec":   func(ctx context.Context, tx pgx.Tx) error { _, err := tx.Exec(ctx, "select 1"); return err },
-		"Tx.Query":  func(ctx context.Context, tx pgx.Tx) error { return tx.QueryRow(ctx, "select 1").Scan(new(int)) },
+		"Tx.Exec": func(ctx context.Context, tx pgx.Tx) error {
+			_, err := tx.Exec(ctx, "select 1")
+			return err
+		},
+		"Tx.Query": func(ctx context.Context, tx pgx.Tx) error {
+			return tx.QueryRow(ctx, "select 1").Scan(new(int))
+		},
 		"Tx.Commit": func(ctx context.Context, tx pgx.Tx) error { return tx.Commit(ctx) },
 	}
 	for name, scope := range map[string]passbuddy.Scope{
@@ -75,13 +91,16 @@ func TestLostLeaseIsNamed(t *testing.T) {
 			ok(t, err)
 			t.Cleanup(func() { _ = rd.Stop() })
 			sem, err := semaphore.Open(ctxb, rd.URL(), semaphore.Config{
-				Name: f.name, Capacity: f.capacity, TTL: time.Second, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+				Name: f.name, Capacity: f.capacity, TTL: time.Second,
+				Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
 			})
 			ok(t, err)
-			t.Cleanup(func() { _ = sem.Close() }) // after the pool's: it waits for its connections
+			// after the pool's Close, which waits for the pool's connections
+			t.Cleanup(func() { _ = sem.Close() })
 			pool := f.pool(sem, passbuddy.Config{Scope: scope}, func(cfg *pgxpool.Config) {
 				if name == "TLS" {
-					cfg.ConnConfig.Host, cfg.ConnConfig.Port = "127.0.0.1", uint16(tlsFront(t, f.pg.Addr()).Port)
+					cfg.ConnConfig.Host, cfg.ConnConfig.Port = "127.0.0.1", uint16(tlsFront(t,
+						f.pg.Addr()).Port)
 					cfg.ConnConfig.TLSConfig = &tls.Config{InsecureSkipVerify: true}
 					cfg.ConnConfig.Fallbacks = nil
 				}
@@ -112,7 +131,7 @@ func TestLostLeaseIsNamed(t *testing.T) {
 					t.Errorf("%s: %v", name, err)
 				}
 			}
-			time.Sleep(100 * time.Millisecond) // the others are ended by the same watchdog
+			time.Sleep(100 * time.Millisecond) // the same watchdog ends the others
 			close(gone)
 			for name := range after {
 				if err := <-got[name]; !errors.Is(err, semaphore.ErrLost) {
@@ -120,7 +139,8 @@ func TestLostLeaseIsNamed(t *testing.T) {
 				}
 			}
 			ok(t, rd.Restart(ctxb))
-			time.Sleep(1200 * time.Millisecond) // go-redis dials once a second: its goroutines end
+			// go-redis dials once a second; after that its goroutines end
+			time.Sleep(1200 * time.Millisecond)
 		})
 	}
 }

@@ -23,8 +23,8 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// The servers of this package's tests: one of each, started when first needed. Every test uses
-// names of its own.
+// The servers of this package's tests: one of each, started at the first use. Every test uses names
+// of its own.
 var (
 	startPostgres = sync.OnceValues(func() (*throwaway.Postgres, error) {
 		return throwaway.StartPostgres(context.Background(), throwaway.PostgresOptions{})
@@ -74,7 +74,7 @@ func servers(t testing.TB) (*throwaway.Postgres, *throwaway.Redis) {
 	return pg, rd
 }
 
-// fleet is some processes, played by this one: each has a session and a pool of its own.
+// fleet simulates several processes in this one: each has a session and a pool of its own.
 type fleet struct {
 	t        testing.TB
 	pg       *throwaway.Postgres
@@ -98,7 +98,7 @@ func newFleet(t testing.TB, capacity int) *fleet {
 		name: fmt.Sprintf("fleet%d", fleets.Add(1))}
 }
 
-// semaphore is a session of one process. It is closed after the test.
+// semaphore opens a session of one process, and closes it after the test.
 func (f *fleet) semaphore(change ...func(*semaphore.Config)) *semaphore.Semaphore {
 	f.t.Helper()
 	cfg := semaphore.Config{
@@ -130,13 +130,14 @@ func (f *fleet) config(url string) *pgxpool.Config {
 	return cfg
 }
 
-// process is one more process with a pool. Both are closed after the test.
+// process adds a process with a session and a pool, and closes both after the test.
 func (f *fleet) process(opts passbuddy.Config, change ...func(*pgxpool.Config)) *pgxpool.Pool {
 	f.t.Helper()
 	return f.pool(f.semaphore(), opts, change...)
 }
 
-func (f *fleet) pool(sem *semaphore.Semaphore, opts passbuddy.Config, change ...func(*pgxpool.Config)) *pgxpool.Pool {
+func (f *fleet) pool(sem *semaphore.Semaphore, opts passbuddy.Config,
+	change ...func(*pgxpool.Config)) *pgxpool.Pool {
 	f.t.Helper()
 	cfg := f.config("")
 	for _, c := range change {
@@ -162,7 +163,8 @@ func (f *fleet) backends() int {
 	return n
 }
 
-// eventually waits until the server's or the engine's state, which nobody announces, is as wanted.
+// eventually polls until the state of the server or the engine, which sends no signal, is as
+// wanted.
 func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(10 * time.Second)
@@ -174,8 +176,8 @@ func eventually(t testing.TB, what string, holds func() bool) {
 	}
 }
 
-// witness samples the number of backends until the returned function is called, which tells the
-// peak.
+// witness samples the number of backends until the caller calls the returned function, which
+// returns the peak.
 func (f *fleet) witness() (peak func() int) {
 	f.t.Helper()
 	conn, err := pgx.Connect(context.Background(), f.pg.AdminURL())
@@ -191,7 +193,8 @@ func (f *fleet) witness() (peak func() int) {
 		for {
 			var n int
 			err := conn.QueryRow(context.Background(),
-				"select count(*) from pg_stat_activity where application_name = $1", f.name).Scan(&n)
+				"select count(*) from pg_stat_activity where application_name = $1",
+				f.name).Scan(&n)
 			if err != nil {
 				f.t.Error("witness: ", err)
 			}

@@ -13,8 +13,8 @@ import (
 	passpool "github.com/passbuddy/passbuddy/pgxpool"
 )
 
-// TestWarmCheckoutSendsNothing counts on the server: commands beyond heartbeats would show,
-// whatever the client thinks.
+// TestWarmCheckoutSendsNothing counts the scripts on the server, which sees any command beyond
+// heartbeats.
 func TestWarmCheckoutSendsNothing(t *testing.T) {
 	f := newFleet(t, 2)
 	pool := f.process(passbuddy.Config{})
@@ -28,7 +28,9 @@ func TestWarmCheckoutSendsNothing(t *testing.T) {
 		ok(t, err)
 		n := 0
 		for line := range strings.Lines(stats) {
-			if !strings.HasPrefix(line, "cmdstat_evalsha:") && !strings.HasPrefix(line, "cmdstat_eval:") && !strings.HasPrefix(line, "cmdstat_fcall:") {
+			if !strings.HasPrefix(line, "cmdstat_evalsha:") &&
+				!strings.HasPrefix(line, "cmdstat_eval:") &&
+				!strings.HasPrefix(line, "cmdstat_fcall:") {
 				continue
 			}
 			calls, _, _ := strings.Cut(strings.SplitN(line, "calls=", 2)[1], ",")
@@ -51,7 +53,8 @@ func TestWarmCheckoutSendsNothing(t *testing.T) {
 	}
 }
 
-// TestWarmCheckoutAllocatesNothing beyond the bare pool, and hands on the caller's own context.
+// TestWarmCheckoutAllocatesNothing: a warm checkout allocates no more than the bare pool's, and
+// passes on the caller's own context.
 func TestWarmCheckoutAllocatesNothing(t *testing.T) {
 	f := newFleet(t, 2)
 	pool := f.process(passbuddy.Config{})
@@ -68,8 +71,8 @@ func TestWarmCheckoutAllocatesNothing(t *testing.T) {
 	}
 }
 
-// TestContendedReturns is for the race between TraceRelease and the end of Release: a caller who is
-// woken by the former may find no idle connection, and goes to open one. He must neither exceed the
+// TestContendedReturns covers the race between TraceRelease and the end of Release. A caller that
+// TraceRelease wakes may find no idle connection, and then opens one. It must neither exceed the
 // cap nor get stuck.
 func TestContendedReturns(t *testing.T) {
 	const capacity = 2
@@ -91,7 +94,8 @@ func TestContendedReturns(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				if got := passpool.Figures(pool); got.Opening+got.Idle+got.Out+got.Leaving > got.Owned || got.Owned > capacity {
+				if got := passpool.Figures(pool); got.Opening+got.Idle+got.Out+
+					got.Leaving > got.Owned || got.Owned > capacity {
 					t.Errorf("%+v", got)
 				}
 				c.Release()

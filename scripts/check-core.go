@@ -1,6 +1,6 @@
 //go:build ignore
 
-// Check-core reports goroutines, channel operations, clocks, locks and I/O in a package that is to
+// Check-core reports goroutines, channel operations, clocks, locks and I/O in a package that must
 // be a value. Its arguments are the package's folder, and the Go files in it, without tests. See
 // check-core.sh.
 package main
@@ -18,14 +18,16 @@ import (
 	"strings"
 )
 
-// pure are the packages that may be imported, and what of them may be named: all, if there is no
-// expression. A package that is not here is refused, so a new one has to be thought of once.
+// pure lists the packages that may be imported, with the names that may be used: all, if there is
+// no expression. Any other package is refused, so an author must decide on each new one once.
 var pure = map[string]*regexp.Regexp{
-	"cmp": nil, "errors": nil, "maps": nil, "slices": nil, "strings": nil, "strconv": nil, "math": nil, "math/bits": nil,
+	"cmp": nil, "errors": nil, "maps": nil, "slices": nil, "strings": nil, "strconv": nil,
+	"math": nil, "math/bits": nil,
 	"unicode": nil, "unicode/utf8": nil,
-	// Lengths of time, and nothing that reads a clock or waits for it.
-	"time": regexp.MustCompile(`^(Duration|Nanosecond|Microsecond|Millisecond|Second|Minute|Hour)$`),
-	// Texts, and nothing that writes or reads them.
+	// Durations, but nothing that reads a clock or waits for it.
+	"time": regexp.MustCompile(
+		`^(Duration|Nanosecond|Microsecond|Millisecond|Second|Minute|Hour)$`),
+	// Text, but nothing that writes or reads it.
 	"fmt": regexp.MustCompile(`^(Errorf|Sprint|Sprintf|Sprintln|Stringer|Formatter|State)$`),
 	"github.com/passbuddy/passbuddy/internal/message": nil,
 }
@@ -35,7 +37,8 @@ func main() {
 	failed := false
 	refuse := func(at token.Pos, format string, args ...any) {
 		failed = true
-		fmt.Fprintf(os.Stderr, "check-core: %s: %s\n", fset.Position(at), fmt.Sprintf(format, args...))
+		fmt.Fprintf(os.Stderr, "check-core: %s: %s\n", fset.Position(at),
+			fmt.Sprintf(format, args...))
 	}
 	var files []*ast.File
 	for _, name := range os.Args[2:] {
@@ -46,10 +49,11 @@ func main() {
 		}
 		files = append(files, f)
 	}
-	// Types tell which expressions are channels, and which package a name is of. That needs no
-	// declaration of another package. So those are not read, and errors for want of them do not
-	// count.
-	info := &types.Info{Types: make(map[ast.Expr]types.TypeAndValue), Uses: make(map[*ast.Ident]types.Object)}
+	// Types tell which expressions are channels, and which package a name belongs to. That needs no
+	// declaration of another package. So no imported package is read, and errors about missing
+	// declarations do not count.
+	info := &types.Info{Types: make(map[ast.Expr]types.TypeAndValue),
+		Uses: make(map[*ast.Ident]types.Object)}
 	conf := types.Config{Importer: unread{}, Error: func(error) {}}
 	_, _ = conf.Check("core", fset, files, info)
 
@@ -119,7 +123,7 @@ func main() {
 	}
 }
 
-// unread imports packages without what they declare.
+// unread imports packages without their declarations.
 type unread struct{}
 
 func (unread) Import(name string) (*types.Package, error) {

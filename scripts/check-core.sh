@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks that the engine's protocol is a value: internal/core and internal/message, tests aside,
+# Checks that the engine's protocol is a value. internal/core and internal/message, tests aside,
 # have no goroutine, channel operation, clock, lock or I/O. They may hold a channel for the shell.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,26 +1,27 @@
 #!/usr/bin/env bash
-# Checks what the library packages import, tests aside:
-#   - each other only as in the table below, which is that of ARCHITECTURE.md, "Layers";
-#   - from outside the standard library only go-redis, uuid, pgx and puddle.
-# Nobody pays for a dependency that a tool or a test of ours needs.
+# Checks the imports of the library packages, tests aside:
+#   - of each other, only as in the table below, which is that of ARCHITECTURE.md, "Layers";
+#   - of packages outside the standard library, only go-redis, uuid, pgx and puddle.
+# So the library's users do not depend on packages that only our tools or tests need.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# The root's module by itself: nothing of the library may need the workspace.
+# Check the root's module by itself: the library may not need the workspace.
 export GOWORK=off
 module=$(go list -m)
 
-# From top to bottom: a package, then those of the module that it may import. The root is ".".
+# From top to bottom: a package, then the packages of the module that it may import. The root's
+# package is ".".
 arrows='
-pgxpool                 . internal/socket internal/backend semaphore internal/allotment internal/engine
-.                       internal/socket internal/backend semaphore internal/allotment internal/engine
-internal/socket         semaphore internal/allotment
-internal/backend        internal/allotment
-semaphore               internal/engine internal/core internal/message
-internal/allotment      internal/engine internal/core
-internal/engine         internal/core internal/redisscript internal/message
-internal/core           internal/message
-internal/redisscript    internal/message
+pgxpool              . internal/socket internal/backend semaphore internal/allotment internal/engine
+.                    internal/socket internal/backend semaphore internal/allotment internal/engine
+internal/socket      semaphore internal/allotment
+internal/backend     internal/allotment
+semaphore            internal/engine internal/core internal/message
+internal/allotment   internal/engine internal/core
+internal/engine      internal/core internal/redisscript internal/message
+internal/core        internal/message
+internal/redisscript internal/message
 internal/message
 '
 
@@ -32,7 +33,7 @@ fail() {
 	failed=true
 }
 
-# below prints what a package of the library may import, in one line.
+# below prints the packages that a package of the library may import, in one line.
 below() { awk -v package="$1" '$1 == package { $1 = ""; print }' <<<"$arrows"; }
 
 packages=()
@@ -40,7 +41,8 @@ while read -r package _; do
 	if [[ -n $package ]]; then packages+=("./$package"); fi
 done <<<"$arrows"
 # shellcheck disable=SC2016 # the dollars are go list's template's
-pairs=$(go list -f '{{$p := .ImportPath}}{{range .Imports}}{{$p}} {{.}}{{"\n"}}{{end}}' "${packages[@]}")
+pairs=$(go list -f '{{$p := .ImportPath}}{{range .Imports}}{{$p}} {{.}}{{"\n"}}{{end}}' \
+	"${packages[@]}")
 
 while read -r package import; do
 	[[ -n $package ]] || continue
@@ -49,7 +51,7 @@ while read -r package import; do
 		if [[ $from == "$module" ]]; then from=.; fi
 		if [[ $to == "$module" ]]; then to=.; fi
 		if [[ " $(below "$from") " != *" $to "* ]]; then
-			fail "$from imports $to, which is no arrow of the table in $0"
+			fail "$from imports $to, which the table in $0 does not allow"
 		fi
 	elif [[ ${import%%/*} == *.* && ! $import =~ $allowed ]]; then
 		fail "$package imports $import, which is not among the library's dependencies"

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Keeps go.mod and go.sum of the modules in go.work as `go mod tidy` wants them.
 #
-# The others require the version of the root's module that is published next. The workspace builds
-# them without it, but `go mod tidy` knows no workspace, and would look for a tag that is still to
-# come. So it runs on a copy of each go.mod, where a replace directive leads to the root's folder.
-# The go.mod itself has none, for then `go install .../cmd/passbuddy@latest` would refuse it.
+# The other modules require the next version of the root's module. The workspace builds them
+# without it, but `go mod tidy` ignores the workspace, and would search for a tag that does not
+# exist yet. So it runs on a copy of each go.mod, in which a replace directive leads to the root's
+# folder. The go.mod itself has no such directive, or `go install .../cmd/passbuddy@latest` would
+# refuse it.
 #
 # Usage: scripts/modules.sh check | tidy
 set -euo pipefail
@@ -19,7 +20,9 @@ usage() {
 root=$PWD
 export GOFLAGS=-mod=readonly
 folders=()
-while read -r folder; do folders+=("$folder"); done < <(GOWORK=$root/go.work go list -m -f '{{.Dir}}')
+while read -r folder; do
+	folders+=("$folder")
+done < <(GOWORK=$root/go.work go list -m -f '{{.Dir}}')
 export GOWORK=off
 module=$(go list -m)
 
@@ -32,7 +35,7 @@ for folder in "${folders[@]}"; do
 	name=${folder#"$root"}
 	name=${name#/}
 	if [[ -n $(go mod edit -json | sed -n '/"Replace": \[/p') ]]; then
-		echo "modules: ${name:-.}/go.mod has a replace directive, with which go install refuses it" >&2
+		echo "modules: ${name:-.}/go.mod has a replace directive, so go install refuses it" >&2
 		failed=true
 	fi
 	cp go.mod "$copy/go.mod"

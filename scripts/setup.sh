@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
-# Makes sure that the servers which tests and the demo start for themselves are installed: PostgreSQL (postgres and
-# initdb) and Redis (redis-server). Does nothing, fast, when they are.
+# Makes sure that the servers which the tests and the demo start are installed: PostgreSQL (postgres
+# and initdb) and Redis (redis-server). If they are, it returns fast.
 #
 # Usage: scripts/setup.sh [--need redis] [--need cc] [--want pgbouncer]
 #
-#   --need redis       fail when redis-server is missing; without it that is a warning, for the demo has a stand-in
-#   --need cc          a C compiler too, without which Go has no race detector
-#   --want pgbouncer   PgBouncer too, which the benchmarks compare with; missing is a warning
+#   --need redis       fail when redis-server is missing; by default that is a warning, because the
+#                      demo has a stand-in
+#   --need cc          a C compiler too: Go's race detector needs it
+#   --want pgbouncer   PgBouncer too, for the benchmarks; if it is missing, that is a warning
 #
-# Installs with apt-get (as root, or through sudo if that asks no password) or with brew. No service is left running
-# or enabled by it. Exit status: 0 all there, 1 something needed is missing, 2 wrong usage.
+# The script installs with apt-get (as root, or through sudo if that asks no password) or with brew.
+# It leaves no service running or enabled. Exit status: 0 all there, 1 a needed program is missing,
+# 2 wrong usage.
 set -euo pipefail
 
 need_redis=false
@@ -39,24 +41,29 @@ done
 say() { echo "setup: $*" >&2; }
 has() { command -v "$1" >/dev/null 2>&1; }
 
-# The places are those that internal/throwaway/find.go looks in.
+# The same places as in internal/throwaway/find.go.
 has_postgres() {
 	local dir
 	if has postgres && has initdb; then return 0; fi
 	for dir in /usr/lib/postgresql/*/bin /usr/pgsql-*/bin /opt/homebrew/opt/postgresql*/bin \
-		/usr/local/opt/postgresql*/bin /opt/homebrew/bin "$(pg_config --bindir 2>/dev/null || true)"; do
+		/usr/local/opt/postgresql*/bin /opt/homebrew/bin \
+		"$(pg_config --bindir 2>/dev/null || true)"; do
 		if [[ -x $dir/postgres && -x $dir/initdb ]]; then return 0; fi
 	done
 	return 1
 }
 
-has_redis() { [[ -n ${PASSBUDDY_REDIS_SERVER:-} ]] || has redis-server || has valkey-server || [[ -x /opt/homebrew/bin/redis-server ]]; }
+has_redis() {
+	[[ -n ${PASSBUDDY_REDIS_SERVER:-} ]] || has redis-server || has valkey-server ||
+		[[ -x /opt/homebrew/bin/redis-server ]]
+}
 
-# The places are those that internal/throwaway/pgbouncer.go looks in.
+# The same places as in internal/throwaway/pgbouncer.go.
 has_pgbouncer() {
 	local path
 	if has pgbouncer; then return 0; fi
-	for path in /usr/sbin/pgbouncer /opt/homebrew/bin/pgbouncer /usr/local/bin/pgbouncer /opt/homebrew/opt/pgbouncer/bin/pgbouncer; do
+	for path in /usr/sbin/pgbouncer /opt/homebrew/bin/pgbouncer /usr/local/bin/pgbouncer \
+		/opt/homebrew/opt/pgbouncer/bin/pgbouncer; do
 		if [[ -x $path ]]; then return 0; fi
 	done
 	return 1
@@ -72,9 +79,10 @@ can_be_root() {
 	has sudo && sudo -n true 2>/dev/null
 }
 
-# Debian's packages start a service when they are installed, and PostgreSQL's even creates a database cluster. A
-# policy-rc.d that answers 101 forbids the start; it is there only while apt-get runs, and one that was there before
-# comes back. The cluster is forbidden by a setting that postgresql-common reads; it is ours to leave only if we made it.
+# Debian's packages start a service when they are installed, and PostgreSQL's even creates a
+# database cluster. A policy-rc.d that answers 101 forbids the start, and a setting that
+# postgresql-common reads forbids the cluster. Both exist only while apt-get runs, and an earlier
+# policy-rc.d is restored.
 policy=/usr/sbin/policy-rc.d
 policy_kept=
 no_cluster=/etc/postgresql-common/createcluster.d/passbuddy-setup.conf
@@ -102,7 +110,8 @@ apt_install() {
 	forbid_services
 	{
 		"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update &&
-			"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"
+			"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+				apt-get install -y --no-install-recommends "$@"
 	} >"$log" 2>&1 </dev/null || status=$?
 	allow_services
 	trap - EXIT
@@ -110,7 +119,7 @@ apt_install() {
 		say "apt-get failed:"
 		tail -n 15 "$log" >&2
 	else
-		# What the packages enabled would start at the next boot.
+		# The packages enabled services that would start at the next boot.
 		if has systemctl && [[ -d /run/systemd/system ]]; then
 			local package
 			for package in "$@"; do
@@ -122,11 +131,11 @@ apt_install() {
 	return "$status"
 }
 
-# install takes the names of Debian's packages; brew's are told from them.
+# install takes the names of Debian's packages, and derives brew's from them.
 install() {
 	if has apt-get && can_be_root; then
 		say "installing $* with apt-get"
-		apt_install "$@" || true # what is still missing is told below
+		apt_install "$@" || true # the checks below report the missing programs
 	elif has brew; then
 		local name formulae=()
 		for name in "$@"; do
@@ -147,7 +156,7 @@ wanted=()
 has_postgres || wanted+=(postgresql)
 has_redis || wanted+=(redis-server)
 if $need_cc && ! has_cc; then wanted+=(gcc libc6-dev); fi
-# On its own, so that a system without such a package gets the others.
+# Installed alone, so that a system without such a package gets the others.
 wished=()
 if $want_pgbouncer && ! has_pgbouncer; then wished+=(pgbouncer); fi
 if ((${#wanted[@]} + ${#wished[@]} == 0)); then exit 0; fi
@@ -156,11 +165,13 @@ if ((${#wanted[@]})); then install "${wanted[@]}"; fi
 if ((${#wished[@]})); then install "${wished[@]}"; fi
 
 if ! has_postgres; then
-	say "missing: PostgreSQL server programs (postgres, initdb); install the postgresql package of your system"
+	say "missing: PostgreSQL server programs (postgres, initdb);" \
+		"install the postgresql package of your system"
 	exit 1
 fi
 if $need_cc && ! has_cc; then
-	say "missing: a C compiler, which go test -race needs; install gcc (on macOS: xcode-select --install)"
+	say "missing: a C compiler, which go test -race needs;" \
+		"install gcc (on macOS: xcode-select --install)"
 	exit 1
 fi
 if ! has_redis; then

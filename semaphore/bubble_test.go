@@ -12,7 +12,7 @@ import (
 	"github.com/passbuddy/passbuddy/internal/engine"
 )
 
-// A world is a bubble's, with sessions of this package.
+// A world is a bubble.World with sessions of this package.
 type world struct{ *bubble.World }
 
 // inWorld runs f in a bubble with a Redis of its own.
@@ -28,7 +28,7 @@ type session struct {
 	client *redis.Client
 }
 
-// join opens a session. It is closed with the bubble unless the test closed, or crashed, it.
+// join opens a session. It closes with the bubble, unless the test has closed or crashed it.
 func (w *world) join(cfg Config) *session {
 	w.T.Helper()
 	if cfg.Logger == nil {
@@ -44,7 +44,7 @@ func (w *world) join(cfg Config) *session {
 	return out
 }
 
-// crash ends the session as SIGKILL would: Redis hears nothing.
+// crash ends the session as SIGKILL would: it sends nothing to Redis.
 func (s *session) crash() {
 	s.link.SetCut(true)
 	_ = s.Close()

@@ -38,7 +38,7 @@ func (tenant) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	}
 }
 
-// A hook of the caller's client changes no key of the session's: all calls speak of one semaphore.
+// A hook of the caller's client changes no key of the session: all calls use one semaphore.
 func TestHooksOfTheClientReachNoKeys(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		c, _ := w.Client()
@@ -53,7 +53,7 @@ func TestHooksOfTheClientReachNoKeys(t *testing.T) {
 			t.Fatal(err)
 		}
 		if snap, err := s.Snapshot(t.Context()); err != nil || snap.Held != 3 {
-			t.Errorf("3 are held, Snapshot says %d, %v", snap.Held, err)
+			t.Errorf("3 permits are held, Snapshot reports %d, %v", snap.Held, err)
 		}
 		if err := s.SetCapacity(t.Context(), 1); err != nil {
 			t.Fatal(err)
@@ -73,22 +73,36 @@ type (
 	}
 	hidden       = redis.UniversalClient
 	embedsHidden struct {
-		hidden // shows no options
+		hidden // exposes no options
 		_      []string
 	}
 )
 
 // The session has connections of its own beside a client of the caller's own type. New warns of a
-// type that shows no options.
+// type that exposes no options.
 func TestWrappedClient(t *testing.T) {
 	for name, wrap := range map[string]func(*redis.Client) redis.UniversalClient{
-		"struct":              func(c *redis.Client) redis.UniversalClient { return embedsClient{c} },
-		"pointer":             func(c *redis.Client) redis.UniversalClient { return &embedsClient{c} },
-		"universal":           func(c *redis.Client) redis.UniversalClient { return embedsUniversal{UniversalClient: c} },
-		"pointer, universal":  func(c *redis.Client) redis.UniversalClient { return &embedsUniversal{UniversalClient: c} },
-		"wrapped twice":       func(c *redis.Client) redis.UniversalClient { return embedsUniversal{UniversalClient: embedsClient{c}} },
-		"shows no options":    func(c *redis.Client) redis.UniversalClient { return embedsHidden{hidden: c} },
-		"shows none, pointer": func(c *redis.Client) redis.UniversalClient { return &embedsHidden{hidden: c} },
+		"struct": func(c *redis.Client) redis.UniversalClient {
+			return embedsClient{c}
+		},
+		"pointer": func(c *redis.Client) redis.UniversalClient {
+			return &embedsClient{c}
+		},
+		"universal": func(c *redis.Client) redis.UniversalClient {
+			return embedsUniversal{UniversalClient: c}
+		},
+		"pointer, universal": func(c *redis.Client) redis.UniversalClient {
+			return &embedsUniversal{UniversalClient: c}
+		},
+		"wrapped twice": func(c *redis.Client) redis.UniversalClient {
+			return embedsUniversal{UniversalClient: embedsClient{c}}
+		},
+		"shows no options": func(c *redis.Client) redis.UniversalClient {
+			return embedsHidden{hidden: c}
+		},
+		"shows none, pointer": func(c *redis.Client) redis.UniversalClient {
+			return &embedsHidden{hidden: c}
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inWorld(t, func(t *testing.T, w *world) {
@@ -97,14 +111,18 @@ func TestWrappedClient(t *testing.T) {
 				unknown := strings.Contains(name, "shows no")
 				size := 2
 				if unknown {
-					size = 20 // go-redis's timers of those that wait for a connection pass from bubble to bubble, and crash there
+					// go-redis reuses the timers of waits for a connection in later bubbles, where
+					// they crash
+					size = 20
 				}
 				c := redis.NewClient(&redis.Options{
-					Addr: "127.0.0.1:6379", Dialer: l.Dial, Protocol: 2, DisableIdentity: true, PoolSize: size,
+					Addr: "127.0.0.1:6379", Dialer: l.Dial, Protocol: 2, DisableIdentity: true,
+					PoolSize: size,
 				})
 				defer c.Close()
 				logger := slog.New(slog.NewTextHandler(&log, nil))
-				s, err := New(t.Context(), wrap(c), Config{Capacity: 2, TTL: 2 * time.Second, Logger: logger})
+				s, err := New(t.Context(), wrap(c),
+					Config{Capacity: 2, TTL: 2 * time.Second, Logger: logger})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -113,7 +131,8 @@ func TestWrappedClient(t *testing.T) {
 					t.Fatal(err)
 				}
 				var busy []*redis.Conn
-				for !unknown && len(busy) < 2 { // the application has all connections of its client
+				// the application uses all connections of its client
+				for !unknown && len(busy) < 2 {
 					conn := c.Conn()
 					if err := conn.Ping(t.Context()).Err(); err != nil {
 						t.Fatal(err)
@@ -122,7 +141,7 @@ func TestWrappedClient(t *testing.T) {
 				}
 				time.Sleep(4 * time.Second)
 				if !p.Held() {
-					t.Error("the lease is lost while the application keeps its connections")
+					t.Error("the lease was lost while the application kept all its connections")
 				}
 				for _, b := range busy {
 					_ = b.Close()
@@ -150,7 +169,8 @@ func TestWrappedRingIsRefused(t *testing.T) {
 		embedsRing{ring}, &embedsRing{ring},
 		embedsUniversal{UniversalClient: ring}, &embedsUniversal{UniversalClient: embedsRing{ring}},
 	} {
-		if _, err := New(t.Context(), c, Config{}); err == nil || !strings.Contains(err.Error(), "Ring") || errors.Is(err, ErrUnavailable) {
+		if _, err := New(t.Context(), c, Config{}); err == nil ||
+			!strings.Contains(err.Error(), "Ring") || errors.Is(err, ErrUnavailable) {
 			t.Errorf("New(%T): %v, want a refusal that names the Ring", c, err)
 		}
 	}
@@ -187,7 +207,8 @@ func TestJoinTriesWhileRedisCannotYet(t *testing.T) {
 					})
 					c, _ := w.Client()
 					defer c.Close()
-					s, err := New(t.Context(), c, Config{WaitReplicas: 1, Logger: slog.New(slog.DiscardHandler)})
+					s, err := New(t.Context(), c,
+						Config{WaitReplicas: 1, Logger: slog.New(slog.DiscardHandler)})
 					took := time.Since(began)
 					if err == nil {
 						defer s.Close()
@@ -205,7 +226,7 @@ func TestJoinTriesWhileRedisCannotYet(t *testing.T) {
 	}
 }
 
-// New refuses a node of a Cluster to a client of one node, whatever the node tells of itself.
+// New refuses a single-node client on a node of a Cluster, whatever the node reports about itself.
 func TestNewAtAClusterNode(t *testing.T) {
 	serve := func(t *testing.T, info, hello, eval func(*server.Peer)) string {
 		srv, err := server.NewServer("127.0.0.1:0")
@@ -216,24 +237,32 @@ func TestNewAtAClusterNode(t *testing.T) {
 		for cmd, f := range map[string]func(*server.Peer){
 			"INFO": info, "HELLO": hello, "EVALSHA": eval, "EVAL": eval,
 		} {
-			if err := srv.Register(cmd, func(c *server.Peer, _ string, _ []string) { f(c) }); err != nil {
+			if err := srv.Register(cmd, func(c *server.Peer, _ string, _ []string) {
+				f(c)
+			}); err != nil {
 				t.Fatal(err)
 			}
 		}
 		return srv.Addr().String()
 	}
 	refused := func(c *server.Peer) { c.WriteError("NOPERM no permissions") }
-	text := func(info string) func(*server.Peer) { return func(c *server.Peer) { c.WriteBulk(info) } }
+	text := func(info string) func(*server.Peer) {
+		return func(c *server.Peer) { c.WriteBulk(info) }
+	}
 	for name, addr := range map[string]string{
-		"INFO":                serve(t, text("redis_version:7.0.15\r\nredis_mode:cluster\r\n"), refused, refused),
-		"INFO without a mode": serve(t, text("redis_version:7.1.0\r\n# Cluster\r\ncluster_enabled:1\r\n"), refused, refused),
+		"INFO": serve(t, text("redis_version:7.0.15\r\nredis_mode:cluster\r\n"),
+			refused, refused),
+		"INFO without a mode": serve(t,
+			text("redis_version:7.1.0\r\n# Cluster\r\ncluster_enabled:1\r\n"), refused, refused),
 		"HELLO": serve(t, refused, func(c *server.Peer) {
 			c.WriteMapLen(2)
 			for _, word := range []string{"version", "7.0.15", "mode", "cluster"} {
 				c.WriteBulk(word)
 			}
 		}, refused),
-		"MOVED": serve(t, refused, refused, func(c *server.Peer) { c.WriteError("MOVED 1234 127.0.0.1:7001") }),
+		"MOVED": serve(t, refused, refused, func(c *server.Peer) {
+			c.WriteError("MOVED 1234 127.0.0.1:7001")
+		}),
 	} {
 		t.Run(name, func(t *testing.T) {
 			unavailableWithin(t, time.Minute, &redis.Options{Addr: addr, Protocol: 2}, "Cluster")
@@ -241,8 +270,8 @@ func TestNewAtAClusterNode(t *testing.T) {
 	}
 }
 
-// The session sends no command beyond the documented ACL, also none that go-redis adds by itself.
-// Each would fill the ACL log.
+// The session sends no command beyond the documented ACL, not even one that go-redis adds by
+// itself. Each would fill the ACL log.
 func TestCommandsAreThoseOfTheDocumentedACL(t *testing.T) {
 	text, err := os.ReadFile("../docs/SECURITY.md")
 	if err != nil {
@@ -252,7 +281,8 @@ func TestCommandsAreThoseOfTheDocumentedACL(t *testing.T) {
 		"HELLO":     true,                                  // no ACL can forbid it
 		"SUBSCRIBE": true, "PUBLISH": true, "PUBSUB": true, // miniredis has no sharded channels
 	}
-	for _, word := range strings.Fields(regexp.MustCompile("(?m)^user passbuddy .*$").FindString(string(text))) {
+	for _, word := range strings.Fields(regexp.MustCompile("(?m)^user passbuddy .*$").FindString(
+		string(text))) {
 		if command, ok := strings.CutPrefix(word, "+"); ok {
 			given[strings.ToUpper(command)] = true
 		}

@@ -8,9 +8,10 @@ import (
 	"github.com/passbuddy/passbuddy/internal/subset"
 )
 
-// Redis's host has its clock set.
+// The clock of Redis's host steps.
 func TestClockStep(t *testing.T) {
-	for name, step := range map[string]time.Duration{"an hour on": time.Hour, "an hour back": -time.Hour} {
+	for name, step := range map[string]time.Duration{"an hour on": time.Hour,
+		"an hour back": -time.Hour} {
 		t.Run(name, func(t *testing.T) {
 			inWorld(t, func(t *testing.T, w *world) {
 				cfg := Config{Capacity: 3, MaxAttempts: -1}
@@ -20,20 +21,20 @@ func TestClockStep(t *testing.T) {
 				dead.acquire(t)
 				dead.link.SetCut(true)
 				time.Sleep(100 * time.Millisecond)
-				w.Redis.SetTime(time.Now().Add(step)) // and there it stands: the hardest clock of all
+				w.Redis.SetTime(time.Now().Add(step)) // and the clock stands still: the worst case
 				waiting := b.later(t.Context())
 				if waiting.IsDone() {
-					t.Fatal("granted what others hold: the step ended their leases")
+					t.Fatal("the step ended leases: their permits were granted again")
 				}
 				for range 100 { // the clock goes on, at its new time
 					time.Sleep(100 * time.Millisecond)
 					w.Redis.SetTime(time.Now().Add(step))
 				}
 				if !p.Held() || !q.Held() {
-					t.Error("live sessions lost what they hold")
+					t.Error("live sessions lost their permits")
 				}
 				if !waiting.IsDone() || waiting.Err != nil {
-					t.Errorf("a dead session keeps what it held: %v", waiting.Err)
+					t.Errorf("a dead session keeps its permits: %v", waiting.Err)
 				}
 				if got := a.snapshot(t).Held; got != 3 {
 					t.Errorf("%d held, want 3", got)
@@ -43,7 +44,7 @@ func TestClockStep(t *testing.T) {
 	}
 }
 
-// A newcomer is the first to see a clock that was set. It cannot tell that from a fleet that has
+// A newcomer is the first to see a step of the clock. It cannot tell the step from a fleet that has
 // died.
 func TestClockStepSeenByANewcomerFirst(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
@@ -53,7 +54,7 @@ func TestClockStepSeenByANewcomerFirst(t *testing.T) {
 		w.Redis.SetTime(time.Now().Add(time.Hour))
 		b := w.join(Config{Capacity: 1})
 		if _, err := b.TryAcquire(t.Context()); !errors.Is(err, ErrCapacity) {
-			t.Fatalf("granted what another holds: %v", err)
+			t.Fatalf("another session's permit was granted: %v", err)
 		}
 		for range 20 {
 			time.Sleep(100 * time.Millisecond)
@@ -65,7 +66,7 @@ func TestClockStepSeenByANewcomerFirst(t *testing.T) {
 	})
 }
 
-// Dead sessions do not live on because a newcomer thinks that the clock was set.
+// A newcomer that suspects a step of the clock does not keep dead sessions alive.
 func TestALongDeadFleetIsNotTakenForAClockStep(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		a := w.join(Config{Capacity: 1})
@@ -79,25 +80,34 @@ func TestALongDeadFleetIsNotTakenForAClockStep(t *testing.T) {
 	})
 }
 
-// A step of the clock that is not noticed fits into the margin between the end of trust and the end
-// of a lease. The shortest lease of the fleet decides which steps are noticed, whichever session
-// looks first. It does so for a while after it is gone, too.
+// A step of the clock that goes unnoticed fits into the margin between the end of trust and the end
+// of a lease. The fleet's shortest lease decides which steps are noticed, whichever session looks
+// first. It still does for a while after that session is gone.
 func TestClockStepsWithinALease(t *testing.T) {
 	for _, c := range []struct {
 		name         string
 		holder, next time.Duration // their leases
-		gone         time.Duration // the lease of one that has left
+		gone         time.Duration // the lease of a session that has left
 		wait, step   time.Duration
 		cut          bool
 	}{
-		{name: "1 s, cut off", holder: time.Second, next: time.Second, wait: 700 * time.Millisecond, step: 390 * time.Millisecond, cut: true},
-		{name: "2 s, cut off", holder: 2 * time.Second, next: 2 * time.Second, wait: 1700 * time.Millisecond, step: 390 * time.Millisecond, cut: true},
-		{name: "5 s, cut off", holder: 5 * time.Second, next: 5 * time.Second, wait: 4300 * time.Millisecond, step: 390 * time.Millisecond, cut: true},
-		{name: "400 ms", holder: 400 * time.Millisecond, next: 400 * time.Millisecond, wait: 50 * time.Millisecond, step: 390 * time.Millisecond},
-		{name: "100 ms", holder: 100 * time.Millisecond, next: 100 * time.Millisecond, wait: 20 * time.Millisecond, step: 90 * time.Millisecond},
-		{name: "1 s beside a minute", holder: time.Second, next: time.Minute, wait: 700 * time.Millisecond, step: 390 * time.Millisecond, cut: true},
-		{name: "a minute beside 1 s", holder: time.Minute, next: time.Second, wait: 52 * time.Second, step: 5 * time.Second, cut: true},
-		{name: "5 s, after 1 s has left", holder: 5 * time.Second, next: time.Minute, gone: time.Second, wait: 4300 * time.Millisecond, step: 450 * time.Millisecond, cut: true},
+		{name: "1 s, cut off", holder: time.Second, next: time.Second, wait: 700 * time.Millisecond,
+			step: 390 * time.Millisecond, cut: true},
+		{name: "2 s, cut off", holder: 2 * time.Second, next: 2 * time.Second,
+			wait: 1700 * time.Millisecond, step: 390 * time.Millisecond, cut: true},
+		{name: "5 s, cut off", holder: 5 * time.Second, next: 5 * time.Second,
+			wait: 4300 * time.Millisecond, step: 390 * time.Millisecond, cut: true},
+		{name: "400 ms", holder: 400 * time.Millisecond, next: 400 * time.Millisecond,
+			wait: 50 * time.Millisecond, step: 390 * time.Millisecond},
+		{name: "100 ms", holder: 100 * time.Millisecond, next: 100 * time.Millisecond,
+			wait: 20 * time.Millisecond, step: 90 * time.Millisecond},
+		{name: "1 s beside a minute", holder: time.Second, next: time.Minute,
+			wait: 700 * time.Millisecond, step: 390 * time.Millisecond, cut: true},
+		{name: "a minute beside 1 s", holder: time.Minute, next: time.Second,
+			wait: 52 * time.Second, step: 5 * time.Second, cut: true},
+		{name: "5 s, after 1 s has left", holder: 5 * time.Second, next: time.Minute,
+			gone: time.Second, wait: 4300 * time.Millisecond, step: 450 * time.Millisecond,
+			cut: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			inWorld(t, func(t *testing.T, w *world) {
@@ -119,36 +129,37 @@ func TestClockStepsWithinALease(t *testing.T) {
 				time.Sleep(c.wait)
 				w.Redis.SetTime(time.Now().Add(c.step))
 				if q, err := b.TryAcquire(t.Context()); err == nil && p.Held() && q.Held() {
-					t.Error("two hold the only permit")
+					t.Error("two sessions hold the only permit")
 				}
 			})
 		})
 	}
 }
 
-// A fleet whose short leases are gone for good goes back to the steps that its own leases allow.
+// Once its short leases are gone for good, a fleet again accepts the steps that its own leases
+// allow.
 func TestTheShortestLeaseIsForgotten(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		shortest := func() string { return w.Redis.HGet("{passbuddy-semaphore}:meta", "lease") }
 		w.join(Config{Capacity: 1})
 		if got := shortest(); got != "5000" {
-			t.Errorf("of one session with 5 s: %s", got)
+			t.Errorf("with one session of 5 s: %s", got)
 		}
 		short := w.join(Config{Capacity: 1, TTL: time.Second})
 		w.join(Config{Capacity: 1, TTL: time.Minute})
 		long := subset.Length(2*time.Minute, 5*time.Minute)
 		time.Sleep(long)
 		if got := shortest(); got != "1000" {
-			t.Errorf("with one of 1 s: %s", got)
+			t.Errorf("with a second session of 1 s: %s", got)
 		}
 		short.crash()
 		time.Sleep(time.Second)
 		if got := shortest(); got != "1000" {
-			t.Errorf("right after that died: %s", got)
+			t.Errorf("right after the second died: %s", got)
 		}
 		time.Sleep(long)
 		if got := shortest(); got != "5000" {
-			t.Errorf("long after that died: %s", got)
+			t.Errorf("long after the second died: %s", got)
 		}
 	})
 }

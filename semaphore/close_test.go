@@ -11,12 +11,13 @@ import (
 	"github.com/passbuddy/passbuddy/internal/redisscript"
 )
 
-// A batch that Redis refuses, because it knows another epoch, waits for a heartbeat. Close may come
-// before the heartbeat is answered. Then Close itself takes what the batch was to release out of
-// Redis.
+// A batch that Redis refuses, because its epoch differs, waits for a heartbeat. Close may come
+// before the reply to the heartbeat. Then Close itself removes from Redis the permits that the
+// batch was to release.
 func TestCloseReleasesWhatWaitsForAHeartbeat(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		cfg := Config{Capacity: 2, Min: 1, TTL: time.Hour, MaxAttempts: -1} // with Min no release is plain
+		// with Min every release needs a script
+		cfg := Config{Capacity: 2, Min: 1, TTL: time.Hour, MaxAttempts: -1}
 		a := w.join(cfg)
 		p := a.acquire(t)
 		keys := redisscript.NewKeys("passbuddy-semaphore").All()
@@ -26,7 +27,7 @@ func TestCloseReleasesWhatWaitsForAHeartbeat(t *testing.T) {
 			for _, arg := range args {
 				if strings.Contains(arg, `"owner"`) {
 					heartbeats++
-					return true // and there is no answer
+					return true // and gives no reply
 				}
 			}
 			return false
@@ -43,7 +44,7 @@ func TestCloseReleasesWhatWaitsForAHeartbeat(t *testing.T) {
 			t.Error(err)
 		}
 		if held, _ := w.Redis.ZMembers(keys[0]); len(held) != 0 {
-			t.Errorf("%q stay held for an hour", held)
+			t.Errorf("permits %q stay held for an hour", held)
 		}
 	})
 }

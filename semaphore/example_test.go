@@ -16,7 +16,7 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// redisURL is of a Redis that lives as long as this process, for the examples alone.
+// redisURL returns the URL of a Redis that lives as long as this process, only for the examples.
 var redisURL = sync.OnceValue(func() string {
 	m := miniredis.NewMiniRedis()
 	if err := m.Start(); err != nil {
@@ -44,8 +44,8 @@ func Example() {
 	// Output: one of three, in the whole fleet
 }
 
-// The application has a client of its own: the session takes its options, and opens connections
-// beside it.
+// The application has a client of its own. The session takes its options, and opens its own
+// connections.
 func ExampleNew() {
 	ctx := context.Background()
 	opt, err := redis.ParseURL(redisURL())
@@ -70,7 +70,7 @@ func ExampleOpen() {
 	sem, err := semaphore.Open(ctx, redisURL(), semaphore.Config{
 		Name:     "open",
 		Capacity: 3,
-		TTL:      10 * time.Second, // what a crashed process holds is free after that
+		TTL:      10 * time.Second, // the permits of a crashed process are free after that
 	})
 	if errors.Is(err, semaphore.ErrUnavailable) {
 		log.Fatal("Redis cannot be asked: ", err)
@@ -84,16 +84,18 @@ func ExampleOpen() {
 	// Output:
 }
 
-// Acquire waits for its turn in the queue of the whole fleet.
+// Acquire waits in the queue of the whole fleet.
 func ExampleSemaphore_Acquire() {
 	ctx := context.Background()
-	sem, err := semaphore.Open(ctx, redisURL(), semaphore.Config{Name: "acquire", Capacity: 1, MaxAttempts: -1})
+	sem, err := semaphore.Open(ctx, redisURL(), semaphore.Config{Name: "acquire", Capacity: 1,
+		MaxAttempts: -1})
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer sem.Close()
 
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second) // MaxAttempts is below zero: nothing else bounds the wait
+	// MaxAttempts is below zero, so only ctx bounds the wait
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	p, err := sem.Acquire(ctx)
 	if err != nil {
@@ -169,14 +171,14 @@ func ExampleSemaphore_NewPermit() {
 	// second job
 }
 
-// Client is the client of the application; Open has made one.
+// Client returns the application's client, or the one that Open has made.
 func ExampleSemaphore_Client() {
 	ctx := context.Background()
 	sem, err := semaphore.Open(ctx, redisURL(), semaphore.Config{Name: "client"})
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer sem.Close() // closes the client, too
+	defer sem.Close() // also closes the client
 
 	if err := sem.Client().Set(ctx, "greeting", "hello", 0).Err(); err != nil {
 		log.Fatal(err)
@@ -185,10 +187,11 @@ func ExampleSemaphore_Client() {
 	// Output: hello
 }
 
-// An operator looks at the fleet.
+// An operator inspects the fleet.
 func ExampleSemaphore_Snapshot() {
 	ctx := context.Background()
-	sem, err := semaphore.Open(ctx, redisURL(), semaphore.Config{Name: "snapshot", Capacity: 3, Owner: "web-1"})
+	sem, err := semaphore.Open(ctx, redisURL(), semaphore.Config{Name: "snapshot", Capacity: 3,
+		Owner: "web-1"})
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -203,7 +206,8 @@ func ExampleSemaphore_Snapshot() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	fmt.Printf("%d of %d permits are held, %d requests wait\n", snap.Held, snap.Capacity, len(snap.Waiters))
+	fmt.Printf("%d of %d permits are held, %d requests wait\n", snap.Held, snap.Capacity,
+		len(snap.Waiters))
 	for _, h := range snap.Holders {
 		fmt.Println(h.Owner, "holds", len(h.Permits))
 	}
@@ -212,7 +216,8 @@ func ExampleSemaphore_Snapshot() {
 	// web-1 holds 1
 }
 
-// The capacity of the whole fleet is lowered, and what its sessions declare is in force again.
+// An operator lowers the capacity of the whole fleet, then restores the capacity that the sessions
+// declare.
 func ExampleSemaphore_SetCapacity() {
 	ctx := context.Background()
 	sem, err := semaphore.Open(ctx, redisURL(), semaphore.Config{Name: "capacity", Capacity: 20})
@@ -221,7 +226,7 @@ func ExampleSemaphore_SetCapacity() {
 	}
 	defer sem.Close()
 
-	for _, n := range []int{5, 0} { // 0 withdraws what was set
+	for _, n := range []int{5, 0} { // 0 withdraws the operator's capacity
 		if err := sem.SetCapacity(ctx, n); err != nil {
 			log.Fatal(err)
 		}
@@ -236,7 +241,7 @@ func ExampleSemaphore_SetCapacity() {
 	// capacity 20
 }
 
-// Close gives back what the process holds, and ends its waits.
+// Close gives back the session's permits, and ends its waits.
 func ExampleSemaphore_Close() {
 	ctx := context.Background()
 	sem, err := semaphore.Open(ctx, redisURL(), semaphore.Config{Name: "close", Capacity: 1})
@@ -248,7 +253,7 @@ func ExampleSemaphore_Close() {
 		log.Fatal(err)
 	}
 	if err := sem.Close(); err != nil {
-		log.Print(err) // Redis did not answer: what was held ends with its lease
+		log.Print(err) // Redis did not answer: the permits are free when their leases expire
 	}
 	fmt.Println("held:", p.Held())
 	_, err = sem.Acquire(ctx)
@@ -317,13 +322,14 @@ func ExamplePermit_Release() {
 
 	cancel()
 	if err := p.Release(ctx); err != nil {
-		log.Print(err) // Redis did not confirm it yet; it is tried again in the background
+		// Redis has not confirmed the release yet; the session retries it in the background
+		log.Print(err)
 	}
 	fmt.Println("held:", p.Held())
 	// Output: held: false
 }
 
-// Work that cannot take a context looks whether the lease can still be proven.
+// Work that cannot take a context checks whether its lease can still be proven.
 func ExamplePermit_Held() {
 	ctx := context.Background()
 	sem, err := semaphore.Open(ctx, redisURL(), semaphore.Config{Name: "held", Capacity: 1})
@@ -415,7 +421,7 @@ func ExamplePermit_Do() {
 	// Output: error: <nil>
 }
 
-// Requests share one permit. Where none is free, they are answered with 503.
+// Requests share one permit. If no permit is free, the handler answers with 503.
 func ExamplePermit_Handler() {
 	ctx := context.Background()
 	sem, err := semaphore.Open(ctx, redisURL(), semaphore.Config{Name: "handler", Capacity: 1})

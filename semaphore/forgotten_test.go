@@ -27,7 +27,7 @@ func TestLeaveAfterClockStep(t *testing.T) {
 				}
 				q, err := c.TryAcquire(t.Context())
 				if err == nil && p.Held() && q.Held() {
-					t.Error("two hold the only permit")
+					t.Error("two sessions hold the only permit")
 				}
 			})
 		})
@@ -44,7 +44,7 @@ func TestStepBelowSTEP(t *testing.T) {
 			w.Redis.SetTime(time.Now().Add(950 * time.Millisecond))
 			q, err := b.TryAcquire(t.Context())
 			if err == nil && p.Held() && q.Held() {
-				t.Error("two hold the only permit")
+				t.Error("two sessions hold the only permit")
 			}
 		})
 	})
@@ -58,7 +58,7 @@ func TestStepBelowSTEP(t *testing.T) {
 			w.Redis.SetTime(time.Now().Add(950 * time.Millisecond))
 			q, err := b.TryAcquire(t.Context())
 			if err == nil && p.Held() && q.Held() {
-				t.Error("two hold the only permit")
+				t.Error("two sessions hold the only permit")
 			}
 		})
 	})
@@ -68,12 +68,15 @@ func TestCountDriftHidesALostSet(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		cfg := Config{Capacity: 4, MaxAttempts: -1}
 		a, b, c := w.join(cfg), w.join(cfg), w.join(cfg)
-		for i := range 2 { // the original's clients hold two, and crash
-			_, _ = w.Redis.ZAdd("passbuddy-semaphore", float64(time.Now().Add(time.Second).UnixMilli()), fmt.Sprintf("7b1c0f0e-2d3a-4c5b-8a69-0123456789a%d", i))
+		for i := range 2 { // clients of the original hold two permits, and crash
+			_, _ = w.Redis.ZAdd("passbuddy-semaphore",
+				float64(time.Now().Add(time.Second).UnixMilli()),
+				fmt.Sprintf("7b1c0f0e-2d3a-4c5b-8a69-0123456789a%d", i))
 		}
 		p, q := a.acquire(t), b.acquire(t)
 		time.Sleep(5 * time.Second)
-		t.Logf("count is %s, 2 are held", w.Redis.HGet("{passbuddy-semaphore}:meta", "count"))
+		t.Logf("count is %s, 2 permits are held",
+			w.Redis.HGet("{passbuddy-semaphore}:meta", "count"))
 		w.Redis.Del("passbuddy-semaphore")
 		n := 0
 		for {
@@ -92,7 +95,7 @@ func TestDeadWaitersFillTheQueue(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		cfg := Config{Capacity: 1, MaxAttempts: -1, MaxWaiters: 2}
 		a := w.join(cfg)
-		a.acquire(t) // a leader, for days
+		a.acquire(t) // held by a leader, for days
 		for range 2 {
 			d := w.join(cfg)
 			d.later(t.Context())
@@ -102,7 +105,8 @@ func TestDeadWaitersFillTheQueue(t *testing.T) {
 		time.Sleep(since)
 		b := w.join(cfg)
 		if got := b.later(t.Context()); got.IsDone() {
-			t.Errorf("%v after they died: %v; %d waiters", since, got.Err, len(a.snapshot(t).Waiters))
+			t.Errorf("%v after they died: %v; %d waiters", since, got.Err,
+				len(a.snapshot(t).Waiters))
 		}
 	})
 }

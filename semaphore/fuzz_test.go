@@ -18,13 +18,14 @@ import (
 	"github.com/passbuddy/passbuddy/internal/redisscript"
 )
 
-// inFuzz is a session on a miniredis of its own.
+// inFuzz runs a session on a miniredis of its own.
 func inFuzz(f *testing.F) (*miniredis.Miniredis, *Semaphore) {
 	f.Helper()
 	mini := miniredis.RunT(f)
 	c := redis.NewClient(&redis.Options{Addr: mini.Addr(), Protocol: 2, DisableIdentity: true})
 	f.Cleanup(func() { _ = c.Close() })
-	s, err := New(f.Context(), c, Config{Capacity: 3, TTL: time.Hour, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	s, err := New(f.Context(), c,
+		Config{Capacity: 3, TTL: time.Hour, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -32,21 +33,23 @@ func inFuzz(f *testing.F) (*miniredis.Miniredis, *Semaphore) {
 	return mini, s
 }
 
-// Anybody can write what Redis holds about sessions. A snapshot of it can be read, and printed to a
-// terminal.
+// Any client can write the data about sessions in Redis. Snapshot must read it, and return texts
+// that are safe to print to a terminal.
 func FuzzSnapshot(f *testing.F) {
 	mini, s := inFuzz(f)
 	for _, seed := range []struct {
 		session, info, permit, request string
 		expiry                         float64
 	}{
-		{"000000a0-0001-8010", `{"owner":"web/7","min":2,"max":3,"weight":4}`, "000000a0-0001-8010-8000-000000000001", "5000 000000a0-0001-8010-8000-000000000002", 4e12},
+		{"000000a0-0001-8010", `{"owner":"web/7","min":2,"max":3,"weight":4}`,
+			"000000a0-0001-8010-8000-000000000001", "5000 000000a0-0001-8010-8000-000000000002",
+			4e12},
 		{"", "", "", "", 0},
 		{"x", `{"owner":"\u001b[31mred\n","min":-5,"weight":1e99}`, "short", "5000", math.Inf(1)},
 		{"x", `{"owner":{},"min":"x"}`, "\x00", "x y z", math.Inf(-1)},
 		{"x", `[[[[[[`, "\xff", " ", 1e300},
 		{"x", "null", "a b", "1 2 3 4", -1},
-		{"0", "", "0", "0", 12e12}, // further off than a Duration reaches
+		{"0", "", "0", "0", 12e12}, // further ahead than a Duration can express
 	} {
 		f.Add(seed.session, seed.info, seed.permit, seed.request, seed.expiry)
 	}
@@ -71,39 +74,43 @@ func FuzzSnapshot(f *testing.F) {
 		for _, h := range got.Holders {
 			owners = append(owners, h.Owner)
 			if len(h.Permits) == 0 {
-				t.Error("a holder of nothing")
+				t.Error("a holder without permits")
 			}
 		}
 		for _, w := range got.Waiters {
 			owners = append(owners, w.Owner)
 			if w.N < 1 {
-				t.Errorf("a waiter for %d", w.N)
+				t.Errorf("a waiter for %d permits", w.N)
 			}
 		}
 		for _, known := range got.Sessions {
 			owners = append(owners, known.Owner)
 			if known.Lease < 0 || known.Weight < 1 {
-				t.Errorf("%+v", known)
+				t.Errorf("a lease below 0 or a weight below 1: %+v", known)
 			}
 		}
 		for _, owner := range owners {
 			if clean(owner) != owner {
-				t.Errorf("owner %q is not fit for a terminal", owner)
+				t.Errorf("owner %q is not safe for a terminal", owner)
 			}
 		}
 	})
 }
 
-// A Config is refused by the name of a field, or all that is in it is within bounds, and stays as
-// it is.
+// A Config is either refused with the name of a field, or all its values are within bounds and stay
+// unchanged.
 func FuzzConfig(f *testing.F) {
 	f.Add("", "", "", 0, 0, 0, 0, 0, int64(0), int64(0), 0, 0)
 	f.Add("p", "n", "web", 80, 2, 5, 3, 100, int64(5*time.Second), int64(time.Second), -1, 1)
 	f.Add("{p}", "\x00", "\x1b[2J", -1, -1, -1, 101, -1, int64(-1), int64(-1), math.MinInt, -1)
-	f.Add(strings.Repeat("x", 500), "\xff", strings.Repeat("ä", 300), math.MaxInt, math.MaxInt, 1, 1, math.MaxInt, int64(math.MaxInt64), int64(1), math.MaxInt, math.MaxInt)
-	f.Fuzz(func(t *testing.T, prefix, name, owner string, capacity, least, most, weight, waiters int, ttl, retry int64, attempts, replicas int) {
-		cfg := Config{Prefix: prefix, Name: name, Owner: owner, Capacity: capacity, Min: least, Max: most, Weight: weight, MaxWaiters: waiters,
-			TTL: time.Duration(ttl), RetryInterval: time.Duration(retry), MaxAttempts: attempts, WaitReplicas: replicas}
+	f.Add(strings.Repeat("x", 500), "\xff", strings.Repeat("ä", 300), math.MaxInt, math.MaxInt, 1,
+		1, math.MaxInt, int64(math.MaxInt64), int64(1), math.MaxInt, math.MaxInt)
+	f.Fuzz(func(t *testing.T, prefix, name, owner string, capacity, least, most, weight,
+		waiters int, ttl, retry int64, attempts, replicas int) {
+		cfg := Config{Prefix: prefix, Name: name, Owner: owner, Capacity: capacity, Min: least,
+			Max: most, Weight: weight, MaxWaiters: waiters,
+			TTL: time.Duration(ttl), RetryInterval: time.Duration(retry), MaxAttempts: attempts,
+			WaitReplicas: replicas}
 		got, err := cfg.withDefaults()
 		if err != nil {
 			_, rest, ok := strings.Cut(err.Error(), "Config.")
@@ -114,10 +121,13 @@ func FuzzConfig(f *testing.F) {
 			return
 		}
 		switch {
-		case got.Capacity < 1, got.Min > got.Capacity, got.Max > 0 && got.Max < got.Min, got.Weight < 1 || got.Weight > maxWeight,
-			got.TTL < minTTL || got.TTL > maxTTL, got.RetryInterval < minRetryInterval, got.Owner == "" && cfg.Owner == "", len(got.Owner) > maxOwnerBytes,
-			!utf8.ValidString(got.Prefix + got.Name), strings.ContainsAny(got.Prefix+got.Name, "{}\n\x00"):
-			t.Errorf("%+v", got)
+		case got.Capacity < 1, got.Min > got.Capacity, got.Max > 0 && got.Max < got.Min,
+			got.Weight < 1 || got.Weight > maxWeight,
+			got.TTL < minTTL || got.TTL > maxTTL, got.RetryInterval < minRetryInterval,
+			got.Owner == "" && cfg.Owner == "", len(got.Owner) > maxOwnerBytes,
+			!utf8.ValidString(got.Prefix + got.Name),
+			strings.ContainsAny(got.Prefix+got.Name, "{}\n\x00"):
+			t.Errorf("an accepted Config is out of bounds: %+v", got)
 		}
 		if text := encodeInfo(got); len(text) > 6*maxOwnerBytes+200 {
 			t.Errorf("%d bytes for operators", len(text))
@@ -128,12 +138,16 @@ func FuzzConfig(f *testing.F) {
 	})
 }
 
-// No error shows a piece of a password, however its URL is written.
+// No error shows any part of a password, however its URL is written.
 func FuzzURL(f *testing.F) {
 	const secret = "hunter2secret"
 	for _, seed := range []string{
-		"redis://user:SECRET@127.0.0.1:6379/0", "redis://user:1/SECRET@127.0.0.1", "redis://user:1?SECRET@127.0.0.1", "redis://user:1#SECRET@127.0.0.1", "redis://:SECRET@[::1", "rediss://u:p@x/SECRET@h",
-		"unix://u:SECRET@/tmp/x?db=y", "redis://u:/SECRET@h:1/x", "u:SECRET@h", "redis:u:SECRET@h", "redis://u:%zzSECRET@h", "redis://u:SECRET@h/x", "redis://u:SECRET@h?pool_size=x", "redis://u:SECRET@h:x",
+		"redis://user:SECRET@127.0.0.1:6379/0", "redis://user:1/SECRET@127.0.0.1",
+		"redis://user:1?SECRET@127.0.0.1", "redis://user:1#SECRET@127.0.0.1",
+		"redis://:SECRET@[::1", "rediss://u:p@x/SECRET@h",
+		"unix://u:SECRET@/tmp/x?db=y", "redis://u:/SECRET@h:1/x", "u:SECRET@h", "redis:u:SECRET@h",
+		"redis://u:%zzSECRET@h", "redis://u:SECRET@h/x", "redis://u:SECRET@h?pool_size=x",
+		"redis://u:SECRET@h:x",
 	} {
 		f.Add(seed)
 	}
@@ -145,14 +159,18 @@ func FuzzURL(f *testing.F) {
 			t.Error("neither options nor an error")
 		case err == nil:
 			return
-		case strings.Contains(raw, secret+"@") && strings.Contains(err.Error(), secret) && !openly(raw, secret):
+		case strings.Contains(raw, secret+"@") && strings.Contains(err.Error(), secret) &&
+			!openly(raw, secret):
 			t.Errorf("%q: %v", raw, err)
 		}
 	})
 }
 
-// openly: the secret also stands where no password does, and where it is refused for what it is.
+// openly: the secret also stands in a place that is not a password's, where an error may quote it.
 func openly(raw, secret string) bool {
 	u, err := url.Parse(raw)
-	return err == nil && (strings.Contains(u.Scheme, secret) || !strings.Contains(u.Path+u.RawQuery+u.Fragment+u.Opaque, "@") && strings.Contains(u.Path+u.RawQuery, secret))
+	return err == nil &&
+		(strings.Contains(u.Scheme, secret) ||
+			!strings.Contains(u.Path+u.RawQuery+u.Fragment+u.Opaque, "@") &&
+				strings.Contains(u.Path+u.RawQuery, secret))
 }

@@ -23,10 +23,10 @@ var allHostile = flag.Bool("hostile", false, "try every hostile value, not one o
 // A hostile is a value that an application, or an operator, puts where our state should be.
 type hostile struct {
 	key     string
-	command string // what puts it there
+	command string // the command that puts it there
 	args    []any
-	fresh   bool // what was there is deleted first
-	every   bool // args is a score, for every member that is there
+	fresh   bool // the former value is deleted first
+	every   bool // args is a score for every existing member
 }
 
 func (h hostile) String() string {
@@ -51,7 +51,7 @@ func (h hostile) put(t *testing.T, c redis.UniversalClient) {
 			h.args = append(h.args, score, member)
 		}
 		if h.args == nil {
-			t.Skip("nothing there")
+			t.Skip("the key has no members")
 		}
 	}
 	if err := c.Do(t.Context(), append([]any{h.command, h.key}, h.args...)...).Err(); err != nil {
@@ -64,12 +64,13 @@ func misplaced(key, command string, args ...any) hostile {
 	return hostile{key: key, command: command, args: args, fresh: true}
 }
 
-// hostiles lists what can be put into the state of the semaphore of that name.
+// hostiles lists values to put into the state of the semaphore of the given name.
 func hostiles(base string, every bool) (all []hostile) {
 	keys := redisscript.NewKeys(base).All()
 	sets := []int{0, 1, 3, 5, 6, 9, 14}
 	scores := []string{"+inf", "-inf", "1e300", "-1e300", "0", "0.5", "-7", "9007199254740993"}
-	counts := []string{"1e300", "text", "", "inf", "-inf", "nan", "-5", "99999999999999999999", "1.5", "1 2", "1 2 99999999999999999999"}
+	counts := []string{"1e300", "text", "", "inf", "-inf", "nan", "-5", "99999999999999999999",
+		"1.5", "1 2", "1 2 99999999999999999999"}
 	metas := append(counts, "-1e300", "9000000000000")
 	if !every {
 		scores, counts, metas = scores[:1], counts[:1], counts[:2]
@@ -81,24 +82,29 @@ func hostiles(base string, every bool) (all []hostile) {
 		}
 		if slices.Contains(sets, i) {
 			all = append(all, misplaced(key, "HSET", "a", "hash"))
-			// Legal, if odd: another client's UUID, no dashes, spaces, nothing, what our own
-			// requests look like, bytes.
-			members := []any{"7b1c0f0e-2d3a-4c5b-8a69-0123456789ab", "nodashes", "with some spaces", "", "5000 x", "99999999999999999999 a", "\x00\xff", "min x"}
+			// Legal, if odd: another client's UUID, no dashes, spaces, nothing, the form of our own
+			// requests, bytes.
+			members := []any{"7b1c0f0e-2d3a-4c5b-8a69-0123456789ab", "nodashes", "with some spaces",
+				"", "5000 x", "99999999999999999999 a", "\x00\xff", "min x"}
 			for _, score := range scores {
 				var args []any
 				for _, m := range members {
 					args = append(args, score, m)
 				}
-				all = append(all, hostile{key: key, command: "ZADD", args: args}, hostile{key: key, command: "ZADD", args: []any{score}, every: true})
+				all = append(all, hostile{key: key, command: "ZADD", args: args},
+					hostile{key: key, command: "ZADD", args: []any{score}, every: true})
 			}
 			continue
 		}
 		all = append(all, misplaced(key, "ZADD", 5, "a sorted set"))
 		for _, value := range counts {
-			all = append(all, hostile{key: key, command: "HSET", args: []any{"", value, "field", value, "min x", value, "free x", value, "x-8001", value}})
+			all = append(all,
+				hostile{key: key, command: "HSET", args: []any{"", value, "field", value, "min x",
+					value, "free x", value, "x-8001", value}})
 		}
 	}
-	for _, field := range []string{"epoch", "seq", "cap", "limit", "gate", "early", "known", "news", "count", "reserve", "skew", "last", "move", "turn", "calm", "calm0", "young", "young0"} {
+	for _, field := range []string{"epoch", "seq", "cap", "limit", "gate", "early", "known", "news",
+		"count", "reserve", "skew", "last", "move", "turn", "calm", "calm0", "young", "young0"} {
 		for _, value := range metas {
 			all = append(all, hostile{key: keys[2], command: "HSET", args: []any{field, value}})
 		}
@@ -107,19 +113,19 @@ func hostiles(base string, every bool) (all []hostile) {
 }
 
 // A siege is a fleet that goes on while a hostile value is put into its state. Nothing may panic,
-// hang, or grant more than there is, and every error must say what is wrong. Once the keys that
-// cannot be repaired are deleted, all is well again.
+// hang, or grant more than the capacity, and every error must say what is wrong. Once the broken
+// keys are deleted, the fleet works again.
 type siege struct {
 	t      *testing.T
 	a, b   *Semaphore
 	redis  redis.UniversalClient
 	join   func(Config) (*Semaphore, error)
 	cfg    Config
-	target []*Permit // all that are held, or may be
+	target []*Permit // all permits that are or may be held
 
-	misplaced string // the key that is of another type, if any
+	misplaced string // the key of the wrong type, if any
 	named     bool   // an error named it
-	unnamed   error  // one that did not
+	unnamed   error  // an error that did not name it
 }
 
 const siegeCapacity = 4
@@ -156,11 +162,11 @@ func (g *siege) run(h hostile) {
 		g.misplaced = h.key
 	}
 	g.everything(connPool)
-	time.Sleep(g.cfg.TTL + g.cfg.TTL/2) // heartbeats find it, and a lease may end
+	time.Sleep(g.cfg.TTL + g.cfg.TTL/2) // heartbeats find the value, and a lease may end
 	g.count(connPool)
 	g.everything(connPool)
 
-	// An operator does what the error says: what is no state of ours is deleted.
+	// An operator follows the error: it deletes the keys that are not our state.
 	if g.unnamed != nil && !g.named {
 		t.Errorf("no error names the key: %v", g.unnamed)
 	}
@@ -175,10 +181,10 @@ func (g *siege) run(h hostile) {
 	}
 	connPool.GiveBack()
 	time.Sleep(g.cfg.TTL)
-	// Foreign members may be there for good, but nothing else must be in the way.
+	// Foreign members may stay for good, but nothing else may block grants.
 	snap, err := g.a.Snapshot(t.Context())
 	if err != nil {
-		t.Fatalf("after all was repaired: %v", err)
+		t.Fatalf("after the repair: %v", err)
 	}
 	others := 0
 	for _, holder := range snap.Holders {
@@ -188,17 +194,16 @@ func (g *siege) run(h hostile) {
 	}
 	last, err := g.b.Acquire(t.Context())
 	if err != nil && others < snap.Capacity {
-		t.Fatalf("after all was repaired: %v\n%+v", err, snap)
+		t.Fatalf("after the repair: %v\n%+v", err, snap)
 	}
 	if err == nil && !last.Held() {
-		t.Error("not held")
+		t.Error("the permit is not held")
 	}
 	g.bounded("close", func(context.Context) error { return g.b.Close() })
 	g.bounded("close", func(context.Context) error { return g.a.Close() })
 }
 
-// everything does all that can be done: each within its time, and none with an error that does not
-// say why.
+// everything runs every operation. Each must end in time, and every error must say why it failed.
 func (g *siege) everything(connPool *pool) {
 	keep := func(p *Permit, err error) error {
 		if err == nil {
@@ -214,14 +219,19 @@ func (g *siege) everything(connPool *pool) {
 			g.target = append(g.target, permits...)
 			return err
 		})
-		g.bounded("Snapshot", func(ctx context.Context) error { _, err := s.Snapshot(ctx); return err })
+		g.bounded("Snapshot", func(ctx context.Context) error {
+			_, err := s.Snapshot(ctx)
+			return err
+		})
 	}
 	connPool.Ask(2)
 	connPool.Offer(1)
 	g.bounded("extend", g.target[0].Acquire)
 	g.count(connPool)
 	g.bounded("release", g.target[len(g.target)-1].Release)
-	g.bounded("SetCapacity", func(ctx context.Context) error { return g.a.SetCapacity(ctx, siegeCapacity) })
+	g.bounded("SetCapacity", func(ctx context.Context) error {
+		return g.a.SetCapacity(ctx, siegeCapacity)
+	})
 	g.bounded("join and leave", func(context.Context) error {
 		c, err := g.join(g.cfg)
 		if err != nil {
@@ -237,7 +247,8 @@ func (g *siege) bounded(name string, do func(context.Context) error) {
 	g.t.Helper()
 	began := time.Now()
 	err := do(g.t.Context())
-	if took := time.Since(began); took > 2*time.Duration(g.cfg.MaxAttempts)*g.cfg.RetryInterval+g.cfg.TTL+4*time.Second {
+	if took := time.Since(began); took > 2*time.Duration(g.cfg.MaxAttempts)*g.cfg.RetryInterval+
+		g.cfg.TTL+4*time.Second {
 		g.t.Errorf("%s took %v", name, took)
 	}
 	if err == nil {
@@ -247,7 +258,7 @@ func (g *siege) bounded(name string, do func(context.Context) error) {
 		if strings.Contains(err.Error(), g.misplaced) {
 			g.named = true
 		} else {
-			g.unnamed = err // which key it is takes a question more, that a slow machine may fail to answer
+			g.unnamed = err // naming the key takes one more query, which may fail on a slow machine
 		}
 	}
 	for _, known := range []error{ErrCapacity, ErrUnavailable, ErrLost} {
@@ -258,7 +269,7 @@ func (g *siege) bounded(name string, do func(context.Context) error) {
 	g.t.Errorf("%s: %v, which matches nothing", name, err)
 }
 
-// count checks that no more permits are believed to be held than the capacity.
+// count checks that the sessions hold no more permits than the capacity.
 func (g *siege) count(connPool *pool) {
 	g.t.Helper()
 	held := 0
@@ -273,7 +284,7 @@ func (g *siege) count(connPool *pool) {
 		}
 	}
 	if held > siegeCapacity {
-		g.t.Errorf("%d are held, the capacity is %d", held, siegeCapacity)
+		g.t.Errorf("%d permits are held, the capacity is %d", held, siegeCapacity)
 	}
 }
 
@@ -283,7 +294,9 @@ func TestHostileValues(t *testing.T) {
 			inWorld(t, func(t *testing.T, w *world) {
 				c, _ := w.Client()
 				defer c.Close()
-				g := &siege{t: t, redis: c, cfg: Config{Capacity: siegeCapacity, Min: 1, TTL: time.Second, RetryInterval: 100 * time.Millisecond}}
+				g := &siege{t: t, redis: c,
+					cfg: Config{Capacity: siegeCapacity, Min: 1, TTL: time.Second,
+						RetryInterval: 100 * time.Millisecond}}
 				g.join = func(cfg Config) (*Semaphore, error) {
 					cfg.Logger = slog.New(slog.DiscardHandler)
 					c, l := w.Client()
@@ -299,9 +312,9 @@ func TestHostileValues(t *testing.T) {
 	}
 }
 
-// The same on a real server, whose errors are its own.
+// The same on a real server, which has error texts of its own.
 func TestHostileValuesOnRedis(t *testing.T) {
-	t.Parallel() // its sieges mostly wait
+	t.Parallel() // the sieges mostly wait
 	r, err := throwaway.StartRedis(t.Context(), throwaway.RedisOptions{})
 	if errors.Is(err, throwaway.ErrNotFound) {
 		t.Skip("Redis is not installed (scripts/setup.sh --need redis): ", err)
@@ -312,13 +325,16 @@ func TestHostileValuesOnRedis(t *testing.T) {
 	t.Cleanup(func() { _ = r.Stop() })
 	c := redis.NewClient(r.Options())
 	t.Cleanup(func() { _ = c.Close() })
-	all := slices.DeleteFunc(hostiles("passbuddy-siege", *allHostile), func(h hostile) bool { return !h.fresh && !*allHostile })
+	all := slices.DeleteFunc(hostiles("passbuddy-siege", *allHostile), func(h hostile) bool {
+		return !h.fresh && !*allHostile
+	})
 	for i, h := range subset.Of(t, 14, all) {
 		name := fmt.Sprintf("siege%d", i)
 		h.key = strings.Replace(h.key, "siege", name, 1)
 		t.Run(h.String(), func(t *testing.T) {
 			t.Parallel()
-			g := &siege{t: t, redis: c, cfg: Config{Name: name, Capacity: siegeCapacity, Min: 1, TTL: 400 * time.Millisecond, RetryInterval: 20 * time.Millisecond}}
+			g := &siege{t: t, redis: c, cfg: Config{Name: name, Capacity: siegeCapacity, Min: 1,
+				TTL: 400 * time.Millisecond, RetryInterval: 20 * time.Millisecond}}
 			g.join = func(cfg Config) (*Semaphore, error) {
 				cfg.Logger = slog.New(slog.DiscardHandler)
 				return New(context.Background(), c, cfg)

@@ -14,31 +14,31 @@ func TestMinIsKeptWhileItIsNotUsed(t *testing.T) {
 		b := w.join(Config{Capacity: 5})
 		for i := range 3 {
 			if _, err := b.TryAcquire(t.Context()); err != nil {
-				t.Fatalf("%d of the 3 that are not kept: %v", i+1, err)
+				t.Fatalf("permit %d of the 3 that are not reserved: %v", i+1, err)
 			}
 		}
 		if _, err := b.TryAcquire(t.Context()); !errors.Is(err, ErrCapacity) {
-			t.Fatalf("granted what is kept for another: %v", err)
+			t.Fatalf("granted a permit that is reserved for another session: %v", err)
 		}
 		first := b.later(t.Context())
 		p := [2]*Permit{}
-		for i := range p { // past b's request, which waits
+		for i := range p { // ahead of b's request, which waits
 			var err error
 			if p[i], err = a.TryAcquire(t.Context()); err != nil {
-				t.Fatalf("%d of the 2 that are kept: %v", i+1, err)
+				t.Fatalf("permit %d of the 2 that are reserved: %v", i+1, err)
 			}
 		}
 		release(t, p[0])
 		if first.IsDone() {
-			t.Fatal("what was kept is not kept after its first use")
+			t.Fatal("the permit is not reserved again after its first use")
 		}
 		if err := a.Close(); err != nil {
 			t.Fatal(err)
 		}
 		if !first.IsDone() || first.Err != nil {
-			t.Fatal("kept for a session that has left")
+			t.Fatal("a permit stays reserved for a session that has left")
 		}
-		w.join(Config{Capacity: 5, Min: 5}) // its minimum does not stand in the way of another's either
+		w.join(Config{Capacity: 5, Min: 5}) // its minimum does not block another's either
 	})
 }
 
@@ -48,12 +48,12 @@ func TestMinEndsWithItsSession(t *testing.T) {
 		b := w.join(Config{Capacity: 2, TTL: time.Second, MaxAttempts: -1})
 		waiting := b.later(t.Context())
 		if waiting.IsDone() {
-			t.Fatal("granted what is kept for another")
+			t.Fatal("granted a permit that is reserved for another session")
 		}
 		a.link.SetCut(true)
-		time.Sleep(1500 * time.Millisecond) // a lease, and a heartbeat that finds it over
+		time.Sleep(1500 * time.Millisecond) // a lease, and a heartbeat that finds the lease over
 		if !waiting.IsDone() || waiting.Err != nil {
-			t.Fatalf("kept for a session that is dead: %v", waiting.Err)
+			t.Fatalf("a permit stays reserved for a dead session: %v", waiting.Err)
 		}
 	})
 }
@@ -72,7 +72,7 @@ func TestMinimaNeverExceedTheCapacity(t *testing.T) {
 		}
 		b := w.join(Config{Capacity: 5, Min: 2})
 		if snap := b.snapshot(t); len(snap.Sessions) != 2 {
-			t.Errorf("%d sessions, want the refused one not among them", len(snap.Sessions))
+			t.Errorf("%d sessions, want none for the refused one", len(snap.Sessions))
 		}
 	})
 }
@@ -98,7 +98,7 @@ func TestMaxBoundsASession(t *testing.T) {
 		}
 		release(t, first.Result)
 		if !second.IsDone() {
-			t.Fatal("the second was forgotten")
+			t.Fatal("the second request was not granted")
 		}
 		if p.Held() {
 			t.Fatal("bug in the test")
@@ -111,10 +111,11 @@ func TestMaxBoundsASession(t *testing.T) {
 
 func TestAGivenUpRequestLeavesItsPlaceBelowMax(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		s := w.join(Config{Capacity: 1, Max: 1, MaxAttempts: 1, RetryInterval: 100 * time.Millisecond})
+		s := w.join(Config{Capacity: 1, Max: 1, MaxAttempts: 1,
+			RetryInterval: 100 * time.Millisecond})
 		other := w.join(Config{Capacity: 1})
 		held := other.acquire(t)
-		for range 3 { // in Redis's queue, and behind
+		for range 3 { // in Redis's queue, and behind it
 			if _, err := s.Acquire(t.Context()); !errors.Is(err, ErrCapacity) {
 				t.Fatalf("at capacity: %v", err)
 			}
@@ -136,16 +137,17 @@ func TestMaxWaitersBoundsTheQueue(t *testing.T) {
 		held := a.acquire(t)
 		first, second := a.later(t.Context()), b.later(t.Context())
 		third := b.later(t.Context())
-		if !third.IsDone() || !errors.Is(third.Err, ErrCapacity) || !strings.Contains(third.Err.Error(), "2 wait") {
+		if !third.IsDone() || !errors.Is(third.Err, ErrCapacity) ||
+			!strings.Contains(third.Err.Error(), "2 wait") {
 			t.Fatalf("the third in a queue of two: %v", third.Err)
 		}
-		time.Sleep(2 * time.Second) // requests that are in the queue ask again, and stay in
+		time.Sleep(2 * time.Second) // queued requests ask again, and keep their places
 		release(t, held)
 		if !first.IsDone() || first.Err != nil || second.IsDone() {
 			t.Fatalf("first: %v", first.Err)
 		}
 		if third = b.later(t.Context()); third.IsDone() {
-			t.Fatalf("there is a place again: %v", third.Err)
+			t.Fatalf("the queue has room again: %v", third.Err)
 		}
 	})
 }
@@ -163,7 +165,8 @@ func TestLimitsAreRefusedByName(t *testing.T) {
 			"Config.Weight is 101":    {Weight: 101},
 			"Config.MaxWaiters is -1": {MaxWaiters: -1},
 		} {
-			if _, err := New(context.Background(), c, cfg); err == nil || !strings.Contains(err.Error(), field) {
+			if _, err := New(context.Background(), c, cfg); err == nil ||
+				!strings.Contains(err.Error(), field) {
 				t.Errorf("%+v: %v, want %q", cfg, err, field)
 			}
 		}

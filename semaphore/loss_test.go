@@ -10,7 +10,7 @@ import (
 	"github.com/passbuddy/passbuddy/internal/redisscript"
 )
 
-// Redis forgets everything while its clients live: FLUSHALL, or a restart without persistence.
+// Redis loses all state while its clients live: FLUSHALL, or a restart without persistence.
 func TestStateLossDoesNotGrantTwice(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		cfg := Config{Capacity: 2, TTL: 3 * time.Second}
@@ -19,20 +19,20 @@ func TestStateLossDoesNotGrantTwice(t *testing.T) {
 		time.Sleep(100 * time.Millisecond)
 		w.Redis.FlushAll()
 
-		// A stranger comes first. It must not be granted what a and b hold.
+		// A newcomer comes first. It must not be granted the permits of a and b.
 		c := w.join(cfg)
 		if _, err := c.TryAcquire(t.Context()); !errors.Is(err, ErrCapacity) {
 			t.Fatalf("granted right after the loss: %v", err)
 		}
 		if c.snapshot(t).GrantsPausedFor == 0 {
-			t.Fatal("new grants are not held back")
+			t.Fatal("grants are not paused")
 		}
 		time.Sleep(3100 * time.Millisecond)
 		if !p.Held() || !q.Held() {
-			t.Fatal("holders lost what they hold")
+			t.Fatal("holders lost their permits")
 		}
 		if snap := c.snapshot(t); snap.Held != 2 || snap.GrantsPausedFor != 0 {
-			t.Fatalf("not re-asserted: %+v", snap)
+			t.Fatalf("permits were not re-asserted: %+v", snap)
 		}
 		waiting := c.later(t.Context())
 		if waiting.IsDone() {
@@ -58,7 +58,7 @@ func TestWaitersSurviveStateLoss(t *testing.T) {
 		}
 		release(t, p)
 		if !waiting.IsDone() || waiting.Err != nil {
-			t.Fatalf("the waiter was forgotten: %v", waiting.Err)
+			t.Fatalf("the waiter lost its place: %v", waiting.Err)
 		}
 	})
 }
@@ -75,7 +75,7 @@ func TestNewSemaphoreDoesNotPayForStateLoss(t *testing.T) {
 }
 
 // A permit was released while Redis had forgotten it. A heartbeat that crossed the release does not
-// put it back.
+// restore it.
 func TestReleaseDuringStateLossStaysReleased(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		a := w.join(Config{Capacity: 1, TTL: time.Second, MaxAttempts: -1})
@@ -95,9 +95,11 @@ func TestReleaseDuringStateLossStaysReleased(t *testing.T) {
 // Redis's clock.
 func TestSharesTheSortedSetWithTheOriginal(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		a := w.join(Config{Prefix: "passbuddy", Name: "db", Capacity: 2, TTL: time.Second, MaxAttempts: -1})
+		a := w.join(Config{Prefix: "passbuddy", Name: "db", Capacity: 2, TTL: time.Second,
+			MaxAttempts: -1})
 		foreign := "7b1c0f0e-2d3a-4c5b-8a69-0123456789ab"
-		if _, err := w.Redis.ZAdd("passbuddy-db", float64(time.Now().Add(5*time.Second).UnixMilli()), foreign); err != nil {
+		if _, err := w.Redis.ZAdd("passbuddy-db",
+			float64(time.Now().Add(5*time.Second).UnixMilli()), foreign); err != nil {
 			t.Fatal(err)
 		}
 		a.acquire(t)
@@ -110,7 +112,8 @@ func TestSharesTheSortedSetWithTheOriginal(t *testing.T) {
 		}
 		<-waiting.Done
 		if waiting.Err != nil || waiting.Took > 5100*time.Millisecond {
-			t.Fatalf("granted after %v: %v, want when the foreign lease expired", waiting.Took, waiting.Err)
+			t.Fatalf("granted after %v: %v, want when the foreign lease expired", waiting.Took,
+				waiting.Err)
 		}
 		members, err := w.Redis.ZMembers("passbuddy-db")
 		if err != nil || slices.Contains(members, foreign) || len(members) != 2 {
@@ -119,7 +122,7 @@ func TestSharesTheSortedSetWithTheOriginal(t *testing.T) {
 	})
 }
 
-// Everything is in one Cluster slot: the first key's own, or its hash tag.
+// All keys are in one Cluster slot: that of the first key, or of its hash tag.
 func TestAllKeysShareOneSlot(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		a := w.join(Config{Prefix: "p", Name: "n", Capacity: 1})
@@ -127,7 +130,7 @@ func TestAllKeysShareOneSlot(t *testing.T) {
 		a.later(t.Context())
 		keys := w.Redis.Keys()
 		if len(keys) < 5 {
-			t.Fatalf("keys %q: the test looks at too little", keys)
+			t.Fatalf("keys %q: the test sees too few keys", keys)
 		}
 		for _, k := range keys {
 			if k != "p-n" && (len(k) < 6 || k[:6] != "{p-n}:") {
@@ -137,8 +140,8 @@ func TestAllKeysShareOneSlot(t *testing.T) {
 	})
 }
 
-// An operator deletes any one key. Nobody is granted what another holds, and all is well again
-// after a while.
+// An operator deletes any one key. No session is granted another's permit, and after a while the
+// fleet works again.
 func TestAnyKeyDeleted(t *testing.T) {
 	for _, key := range redisscript.NewKeys("passbuddy-semaphore").All() {
 		t.Run(key, func(t *testing.T) {
@@ -153,7 +156,7 @@ func TestAnyKeyDeleted(t *testing.T) {
 				time.Sleep(time.Second)
 				w.Redis.Del(key)
 				if got, err := a.TryAcquire(t.Context()); err == nil {
-					t.Errorf("granted %s although all are held", got.ID())
+					t.Errorf("granted %s although all permits are held", got.ID())
 				}
 				for range 100 {
 					time.Sleep(100 * time.Millisecond)
@@ -162,20 +165,20 @@ func TestAnyKeyDeleted(t *testing.T) {
 					}
 				}
 				if !p.Held() || !q.Held() {
-					t.Error("holders lost what they hold")
+					t.Error("holders lost their permits")
 				}
 				release(t, p)
 				time.Sleep(5 * time.Second)
 				if !waiting.IsDone() || waiting.Err != nil {
-					t.Errorf("the waiter was forgotten: %v", waiting.Err)
+					t.Errorf("the waiter lost its place: %v", waiting.Err)
 				}
 			})
 		})
 	}
 }
 
-// After a loss of state, grants resume before a whole lease is over, once all sessions are back
-// that any session knew.
+// After a loss of state, grants resume before a whole lease is over, once all known sessions are
+// back.
 func TestThePauseEndsEarly(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		cfg := Config{Capacity: 3, MaxAttempts: -1}
@@ -186,7 +189,7 @@ func TestThePauseEndsEarly(t *testing.T) {
 		w.Redis.FlushAll()
 		began := time.Now()
 		if got := a.acquire(t); !got.Held() {
-			t.Error("not held")
+			t.Error("the permit is not held")
 		}
 		if took := time.Since(began); took > 3*time.Second || took < 2*time.Second {
 			t.Errorf("granted %v after the loss", took)
@@ -194,7 +197,7 @@ func TestThePauseEndsEarly(t *testing.T) {
 	})
 }
 
-// A session that does not come back may still hold what it held. Then grants are paused for the
+// A session that does not come back may still hold its permits. Then grants stay paused for the
 // whole lease.
 func TestThePauseWaitsForTheMissing(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
@@ -209,15 +212,15 @@ func TestThePauseWaitsForTheMissing(t *testing.T) {
 			time.Sleep(10 * time.Millisecond)
 		}
 		if held.Held() {
-			t.Error("granted while the missing one still believed in its lease")
+			t.Error("granted while the missing session still trusted its lease")
 		}
 		if waiting.Err != nil || waiting.Took > 6*time.Second {
-			t.Errorf("%v after %v", waiting.Err, waiting.Took)
+			t.Errorf("granted after %[2]v: %[1]v, want within 6s", waiting.Err, waiting.Took)
 		}
 	})
 }
 
-// A name can hold what PUBSUB takes for a pattern.
+// A name can contain characters that PUBSUB takes for a pattern.
 func TestStateLossIsSeenUnderAnyName(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		cfg := Config{Name: `a[b]*?\c`, Capacity: 1}

@@ -25,7 +25,7 @@ func TestPermitLife(t *testing.T) {
 			t.Fatalf("ID %q: %v", p.ID(), err)
 		}
 		if err := p.Release(t.Context()); err != nil {
-			t.Fatalf("releasing what is not held: %v", err)
+			t.Fatalf("releasing a permit that is not held: %v", err)
 		}
 		id := p.ID()
 		if err := p.Use(t.Context()); err != nil {
@@ -34,7 +34,8 @@ func TestPermitLife(t *testing.T) {
 		if p.ID() != id {
 			t.Fatal("the UUID changed by acquiring")
 		}
-		if members, err := w.Redis.ZMembers("passbuddy-semaphore"); err != nil || !slices.Equal(members, []string{id}) {
+		if members, err := w.Redis.ZMembers("passbuddy-semaphore"); err != nil ||
+			!slices.Equal(members, []string{id}) {
 			t.Fatalf("the original's sorted set holds %q, %v, want the permit", members, err)
 		}
 		before := w.Redis.CommandCount()
@@ -47,13 +48,13 @@ func TestPermitLife(t *testing.T) {
 		release(t, p)
 		release(t, p)
 		if p.Held() || p.ID() == id {
-			t.Fatal("after a release: held, or the old UUID")
+			t.Fatal("after a release the permit is held, or keeps its UUID")
 		}
 		if err := p.Acquire(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		if !p.Held() {
-			t.Fatal("acquired again, and not held")
+			t.Fatal("acquired again, but not held")
 		}
 	})
 }
@@ -81,15 +82,16 @@ func TestAcquireExtendsWhatIsHeld(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := p.Acquire(t.Context()); !errors.Is(err, ErrLost) {
-			t.Fatalf("extending what Redis gave to another: %v, want ErrLost", err)
+			t.Fatalf("extending a permit that Redis granted to another session: %v, want ErrLost",
+				err)
 		}
 		if p.Held() || !other.Held() {
-			t.Fatal("the wrong one is held")
+			t.Fatal("the wrong session holds the permit")
 		}
 	})
 }
 
-// trustedUntil is read while all goroutines of the bubble wait.
+// trustedUntil may be called only while all goroutines of the bubble wait.
 func (p *Permit) trustedUntil() time.Duration {
 	synctest.Wait()
 	return p.now.Load().TrustedUntil()
@@ -112,7 +114,8 @@ func TestReleaseOutlivesItsContext(t *testing.T) {
 
 func TestReleaseIsRepeatedUntilRedisAnswers(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		s, other := w.join(Config{Capacity: 1, TTL: time.Minute}), w.join(Config{Capacity: 1, TTL: time.Minute})
+		s, other := w.join(Config{Capacity: 1, TTL: time.Minute}), w.join(Config{Capacity: 1,
+			TTL: time.Minute})
 		p := s.acquire(t)
 		s.link.SetCut(true)
 		if err := p.Release(t.Context()); !errors.Is(err, ErrUnavailable) {
@@ -184,12 +187,14 @@ func TestOverlappingUsersReleaseOnce(t *testing.T) {
 			done <- p.Do(t.Context(), func(context.Context) error { <-inner; return nil })
 		}()
 		synctest.Wait()
-		double := Bind(p, func(_ context.Context, n int) (int, error) { return 2 * n, nil }, BindOptions{})
+		double := Bind(p, func(_ context.Context, n int) (int, error) {
+			return 2 * n, nil
+		}, BindOptions{})
 		if got, err := double(t.Context(), 21); got != 42 || err != nil {
 			t.Fatalf("bound function: %d, %v", got, err)
 		}
 		if !p.Held() {
-			t.Fatal("released under a user that is still inside")
+			t.Fatal("released while a user is still inside")
 		}
 		close(inner)
 		if err := <-done; err != nil {
@@ -198,7 +203,9 @@ func TestOverlappingUsersReleaseOnce(t *testing.T) {
 		if p.Held() {
 			t.Fatal("not released by the last")
 		}
-		keep := Bind(p, func(context.Context, struct{}) (string, error) { return "", errors.New("no") }, BindOptions{KeepOnEnd: true})
+		keep := Bind(p, func(context.Context, struct{}) (string, error) {
+			return "", errors.New("no")
+		}, BindOptions{KeepOnEnd: true})
 		if _, err := keep(t.Context(), struct{}{}); err == nil {
 			t.Fatal("the bound function's error is lost")
 		}
@@ -209,7 +216,8 @@ func TestOverlappingUsersReleaseOnce(t *testing.T) {
 }
 
 func TestHandler(t *testing.T) {
-	for _, o := range []HandlerOptions{{}, {AcquireOnStart: true}, {AcquireOnStart: true, KeepOnEnd: true}, {KeepOnEnd: true}} {
+	for _, o := range []HandlerOptions{{}, {AcquireOnStart: true},
+		{AcquireOnStart: true, KeepOnEnd: true}, {KeepOnEnd: true}} {
 		t.Run(fmt.Sprintf("%+v", o), func(t *testing.T) {
 			inWorld(t, func(t *testing.T, w *world) {
 				s := w.join(Config{Capacity: 1})
@@ -238,14 +246,15 @@ func TestHandlerAtCapacityAnswers503(t *testing.T) {
 		rec := httptest.NewRecorder()
 		s.NewPermit().Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
 			t.Error("served without a permit")
-		}), HandlerOptions{AcquireOnStart: true}).ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
+		}), HandlerOptions{AcquireOnStart: true}).ServeHTTP(rec,
+			httptest.NewRequest("GET", "/", nil))
 		if rec.Code != http.StatusServiceUnavailable || rec.Header().Get("Retry-After") == "" {
 			t.Fatalf("answered %d, Retry-After %q", rec.Code, rec.Header().Get("Retry-After"))
 		}
 	})
 }
 
-// A caller that gives up is not held up by a Redis that does not answer.
+// A Redis that does not answer does not hold up a caller that gives up.
 func TestACallerThatGivesUpIsNotHeldUpByRedis(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s := w.join(Config{Capacity: 1})
@@ -258,21 +267,22 @@ func TestACallerThatGivesUpIsNotHeldUpByRedis(t *testing.T) {
 		cancel()
 		<-waiting.Done
 		if took := time.Since(began); took > 100*time.Millisecond {
-			t.Errorf("returned %v after the call, 20ms of them given", took)
+			t.Errorf("returned %v after the call, with a limit of 20ms", took)
 		}
 		if !errors.Is(waiting.Err, context.Canceled) {
 			t.Errorf("error %v", waiting.Err)
 		}
 		s.link.SetDeaf(false)
-		time.Sleep(2 * time.Second) // a connection whose handshake was lost is found dead after a fifth of a lease
+		// go-redis finds a connection with a lost handshake dead after a fifth of a lease
+		time.Sleep(2 * time.Second)
 		if got := s.snapshot(t).Held; got != 0 {
-			t.Errorf("%d held: what was given up was granted, and kept", got)
+			t.Errorf("%d held: a request that was given up was granted, and its permit kept", got)
 		}
 		s.acquire(t)
 	})
 }
 
-// Redis forgot the permit and has room. That is a loss, not a new lease under the old UUID.
+// Redis has lost the permit and has a free one. This is a loss, not a new lease under the old UUID.
 func TestExtensionDoesNotAcquireAnew(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s := w.join(Config{Capacity: 2})
@@ -281,7 +291,7 @@ func TestExtensionDoesNotAcquireAnew(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := p.Acquire(t.Context()); !errors.Is(err, ErrLost) {
-			t.Errorf("extending what Redis forgot: %v, want ErrLost", err)
+			t.Errorf("extending a permit that Redis has lost: %v, want ErrLost", err)
 		}
 		select {
 		case <-p.Lost():
@@ -294,7 +304,8 @@ func TestExtensionDoesNotAcquireAnew(t *testing.T) {
 	})
 }
 
-// One user leaves, and is about to release, when another comes and finds the permit held.
+// The last user leaves and is about to release the permit when another user comes and finds it
+// held.
 func TestLastUserToLeaveLooksAgain(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s := w.join(Config{Capacity: 1})
@@ -308,7 +319,7 @@ func TestLastUserToLeaveLooksAgain(t *testing.T) {
 			second <- p.Do(t.Context(), func(context.Context) error {
 				<-stay
 				if !p.Held() {
-					t.Error("the permit was released under its user")
+					t.Error("the permit was released during its use")
 				}
 				return nil
 			})
@@ -321,7 +332,7 @@ func TestLastUserToLeaveLooksAgain(t *testing.T) {
 			t.Error(err)
 		}
 		if p.Held() || s.snapshot(t).Held != 0 {
-			t.Error("the last to leave did not release")
+			t.Error("the last user to leave did not release the permit")
 		}
 	})
 }
@@ -333,7 +344,7 @@ func TestCancelledTryMatchesItsContext(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Millisecond)
 		defer cancel()
 		if _, err := s.TryAcquire(ctx); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("does not match its context's error: %v", err)
+			t.Errorf("the error does not match its context's error: %v", err)
 		}
 		s.link.SetDeaf(false)
 	})

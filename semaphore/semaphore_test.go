@@ -20,7 +20,8 @@ func TestNeverMoreThanCapacity(t *testing.T) {
 		if _, err := a.TryAcquire(t.Context()); !errors.Is(err, ErrCapacity) {
 			t.Fatalf("a fourth permit: %v, want ErrCapacity", err)
 		}
-		if snap := b.snapshot(t); snap.Held != 3 || snap.Capacity != 3 || len(snap.Holders) != 2 || len(snap.Sessions) != 2 {
+		if snap := b.snapshot(t); snap.Held != 3 || snap.Capacity != 3 || len(snap.Holders) != 2 ||
+			len(snap.Sessions) != 2 {
 			t.Fatalf("snapshot %+v", snap)
 		}
 		release(t, last)
@@ -36,9 +37,11 @@ func TestNeverMoreThanCapacity(t *testing.T) {
 
 func TestWaitersAreServedInOrderAcrossSessions(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		a, b, c := w.join(Config{Capacity: 1}), w.join(Config{Capacity: 1}), w.join(Config{Capacity: 1})
+		a, b, c := w.join(Config{Capacity: 1}), w.join(Config{Capacity: 1}), w.join(Config{
+			Capacity: 1})
 		p := a.acquire(t)
-		queue := []*bubble.Pending[*Permit]{b.later(t.Context()), c.later(t.Context()), a.later(t.Context()), b.later(t.Context())}
+		queue := []*bubble.Pending[*Permit]{b.later(t.Context()), c.later(t.Context()),
+			a.later(t.Context()), b.later(t.Context())}
 		for i, next := range queue {
 			release(t, p)
 			if !next.IsDone() || next.Err != nil {
@@ -67,13 +70,13 @@ func TestNewcomerDoesNotPassTheQueue(t *testing.T) {
 			big <- err
 		}()
 		synctest.Wait()
-		// One permit is free, but two are wanted by the head of the queue.
+		// One permit is free, but the head of the queue wants two.
 		if _, err := b.TryAcquire(t.Context()); !errors.Is(err, ErrCapacity) {
-			t.Fatalf("a newcomer passed the queue: %v", err)
+			t.Fatalf("a newcomer overtook the queue: %v", err)
 		}
 		small := b.later(t.Context())
 		if small.IsDone() {
-			t.Fatal("a small request passed the big one before it")
+			t.Fatal("a small request overtook the big one before it")
 		}
 		release(t, p)
 		if err := <-big; err != nil {
@@ -91,19 +94,22 @@ func TestAcquireNIsAllOrNone(t *testing.T) {
 		a.acquire(t)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if _, err := a.AcquireN(ctx, 3); !errors.Is(err, ErrCapacity) || !errors.Is(err, context.DeadlineExceeded) {
-			t.Fatalf("three of two free: %v", err)
+		if _, err := a.AcquireN(ctx, 3); !errors.Is(err, ErrCapacity) ||
+			!errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("three permits with two free: %v", err)
 		}
 		synctest.Wait()
 		if snap := a.snapshot(t); snap.Held != 1 || len(snap.Waiters) != 0 {
-			t.Fatalf("a refused request left something: %+v", snap)
+			t.Fatalf("a refused request left state behind: %+v", snap)
 		}
 		if permits, err := a.AcquireN(t.Context(), 2); err != nil || len(permits) != 2 {
-			t.Fatalf("two of two free: %v, %v", permits, err)
+			t.Fatalf("two permits with two free: %v, %v", permits, err)
 		}
 		began := time.Now()
-		if _, err := a.AcquireN(t.Context(), 4); !errors.Is(err, ErrCapacity) || time.Since(began) > 0 {
-			t.Fatalf("more than the whole capacity: %v after %v, want a refusal at once", err, time.Since(began))
+		if _, err := a.AcquireN(t.Context(), 4); !errors.Is(err, ErrCapacity) ||
+			time.Since(began) > 0 {
+			t.Fatalf("more than the whole capacity: %v after %v, want a refusal at once", err,
+				time.Since(began))
 		}
 		if _, err := a.AcquireN(t.Context(), 0); err == nil {
 			t.Fatal("zero permits were granted")
@@ -174,14 +180,14 @@ func TestGrantThatCrossesACancellationIsReturned(t *testing.T) {
 		p := a.acquire(t)
 		ctx, cancel := context.WithCancel(t.Context())
 		waiting := b.later(ctx)
-		b.link.SetDeaf(true) // the grant is made, but b cannot hear of it
+		b.link.SetDeaf(true) // Redis grants the permit, but b cannot receive the push
 		release(t, p)
 		cancel()
 		if !waiting.IsDone() || !errors.Is(waiting.Err, context.Canceled) {
 			t.Fatalf("cancelled waiter: %v", waiting.Err)
 		}
 		b.link.SetDeaf(false)
-		time.Sleep(time.Second) // b's withdrawal was not answered the first time
+		time.Sleep(time.Second) // b's first withdrawal got no reply
 		synctest.Wait()
 		if snap := a.snapshot(t); snap.Held != 0 || len(snap.Waiters) != 0 {
 			t.Fatalf("the grant was not returned: %+v", snap)
@@ -208,11 +214,12 @@ func TestLostReplyIsNotASecondGrant(t *testing.T) {
 
 func TestCrashGivesPermitsBackWithinOneLease(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		cfg := Config{Capacity: 2, TTL: 3 * time.Second, RetryInterval: 10 * time.Second, MaxAttempts: -1}
+		cfg := Config{Capacity: 2, TTL: 3 * time.Second, RetryInterval: 10 * time.Second,
+			MaxAttempts: -1}
 		a, b := w.join(cfg), w.join(cfg)
 		a.acquire(t)
 		a.acquire(t)
-		time.Sleep(10 * time.Second) // renewed all the while
+		time.Sleep(10 * time.Second) // the heartbeat renews the lease all the time
 		if snap := b.snapshot(t); snap.Held != 2 {
 			t.Fatalf("the heartbeat did not renew: %+v", snap)
 		}
@@ -220,13 +227,14 @@ func TestCrashGivesPermitsBackWithinOneLease(t *testing.T) {
 		began := time.Now()
 		a.crash()
 		<-waiting.Done
-		if took := time.Since(began); waiting.Err != nil || took > 3*time.Second+10*time.Millisecond {
+		if took := time.Since(began); waiting.Err != nil || took > 3*time.Second+
+			10*time.Millisecond {
 			t.Fatalf("granted %v after the crash: %v, want within one lease", took, waiting.Err)
 		}
 	})
 }
 
-// The holder knows of the loss before anyone else can be granted what it held.
+// The holder knows of the loss before its permit can be granted to another session.
 func TestLossIsNoticedBeforeRedisGivesThePermitAway(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		cfg := Config{Capacity: 1, TTL: 2 * time.Second, MaxAttempts: -1}
@@ -238,13 +246,14 @@ func TestLossIsNoticedBeforeRedisGivesThePermitAway(t *testing.T) {
 		select {
 		case <-p.Lost():
 		case <-waiting.Done:
-			t.Fatal("b was granted the permit while a still believed in it")
+			t.Fatal("b was granted the permit while a still trusted its lease")
 		}
 		if p.Held() {
 			t.Fatal("a lost permit is held")
 		}
 		if waiting.IsDone() {
-			t.Fatal("the loss and the grant are the same instant: there is no time to fence")
+			t.Fatal(
+				"the loss and the grant come at the same instant, which leaves no time to abort")
 		}
 		<-waiting.Done
 		if waiting.Err != nil {
@@ -334,7 +343,7 @@ func TestCloseReleasesEverything(t *testing.T) {
 			t.Fatalf("a waiter of the closed session: %v", mine.Err)
 		}
 		if !other.IsDone() || other.Err != nil {
-			t.Fatalf("what was held did not go to the next in the queue: %v", other.Err)
+			t.Fatalf("the permit did not go to the next request in the queue: %v", other.Err)
 		}
 		select {
 		case <-p.Lost():
@@ -350,7 +359,8 @@ func TestCloseReleasesEverything(t *testing.T) {
 		if err := a.Close(); err != nil {
 			t.Fatalf("closing twice: %v", err)
 		}
-		if snap := b.snapshot(t); snap.Held != 1 || len(snap.Waiters) != 0 || len(snap.Sessions) != 1 {
+		if snap := b.snapshot(t); snap.Held != 1 || len(snap.Waiters) != 0 ||
+			len(snap.Sessions) != 1 {
 			t.Fatalf("left behind: %+v", snap)
 		}
 	})
@@ -363,7 +373,8 @@ func TestUnreachableRedisIsNotACapacityError(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		_, err := a.Acquire(ctx)
-		if !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrCapacity) || !errors.Is(err, context.DeadlineExceeded) {
+		if !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrCapacity) ||
+			!errors.Is(err, context.DeadlineExceeded) {
 			t.Fatalf("Acquire: %v", err)
 		}
 		if _, err := a.TryAcquire(t.Context()); !errors.Is(err, ErrUnavailable) {
@@ -390,7 +401,7 @@ func TestBusyClientDoesNotStarveTheHeartbeat(t *testing.T) {
 		}
 		time.Sleep(10 * time.Second)
 		if !p.Held() {
-			t.Fatal("the lease was lost although Redis was there")
+			t.Fatal("the lease was lost although Redis answered")
 		}
 		wg.Wait()
 	})
@@ -433,7 +444,7 @@ func TestConcurrentUseConservesPermits(t *testing.T) {
 		}
 		wg.Wait()
 		if most != capacity {
-			t.Errorf("at most %d inside together, want exactly %d", most, capacity)
+			t.Errorf("at most %d users at once, want exactly %d", most, capacity)
 		}
 		synctest.Wait()
 		if snap := sessions[0].snapshot(t); snap.Held != 0 || len(snap.Waiters) != 0 {

@@ -17,17 +17,19 @@ func TestConfigNamesTheFieldItRefuses(t *testing.T) {
 	client := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1"})
 	defer client.Close()
 	for field, cfgs := range map[string][]Config{
-		"Prefix":        {{Prefix: "a{b"}, {Prefix: strings.Repeat("x", 129)}, {Prefix: "a\nb"}},
-		"Name":          {{Name: "}"}, {Name: strings.Repeat("x", 129)}, {Name: "a\x00b"}, {Name: "\xff"}},
-		"Capacity":      {{Capacity: -1}, {Capacity: maxCapacity + 1}, {Capacity: 1 << 60}},
-		"Min":           {{Min: -1}, {Min: 11}, {Min: 1 << 60}},
-		"Max":           {{Max: -1}, {Min: 2, Max: 1}, {Max: 1 << 60}},
-		"Weight":        {{Weight: -1}, {Weight: 101}},
-		"MaxWaiters":    {{MaxWaiters: -1}, {MaxWaiters: 1 << 60}},
-		"WaitReplicas":  {{WaitReplicas: -1}, {WaitReplicas: 1 << 60}},
-		"MaxAttempts":   {{MaxAttempts: 1 << 60}},
-		"TTL":           {{TTL: -time.Second}, {TTL: time.Millisecond}, {TTL: 1000 * time.Hour}},
-		"RetryInterval": {{RetryInterval: -1}, {RetryInterval: time.Microsecond}, {RetryInterval: 1000 * time.Hour}},
+		"Prefix": {{Prefix: "a{b"}, {Prefix: strings.Repeat("x", 129)}, {Prefix: "a\nb"}},
+		"Name": {{Name: "}"}, {Name: strings.Repeat("x", 129)}, {Name: "a\x00b"},
+			{Name: "\xff"}},
+		"Capacity":     {{Capacity: -1}, {Capacity: maxCapacity + 1}, {Capacity: 1 << 60}},
+		"Min":          {{Min: -1}, {Min: 11}, {Min: 1 << 60}},
+		"Max":          {{Max: -1}, {Min: 2, Max: 1}, {Max: 1 << 60}},
+		"Weight":       {{Weight: -1}, {Weight: 101}},
+		"MaxWaiters":   {{MaxWaiters: -1}, {MaxWaiters: 1 << 60}},
+		"WaitReplicas": {{WaitReplicas: -1}, {WaitReplicas: 1 << 60}},
+		"MaxAttempts":  {{MaxAttempts: 1 << 60}},
+		"TTL":          {{TTL: -time.Second}, {TTL: time.Millisecond}, {TTL: 1000 * time.Hour}},
+		"RetryInterval": {{RetryInterval: -1}, {RetryInterval: time.Microsecond},
+			{RetryInterval: 1000 * time.Hour}},
 	} {
 		for _, cfg := range cfgs {
 			_, err := New(t.Context(), client, cfg)
@@ -37,24 +39,27 @@ func TestConfigNamesTheFieldItRefuses(t *testing.T) {
 			if errors.Is(err, ErrUnavailable) {
 				t.Errorf("%+v: Redis was asked before the Config was checked", cfg)
 			}
-			if _, err := Open(t.Context(), "redis://127.0.0.1:1", cfg); err == nil || !strings.Contains(err.Error(), field) {
+			if _, err := Open(t.Context(), "redis://127.0.0.1:1", cfg); err == nil ||
+				!strings.Contains(err.Error(), field) {
 				t.Errorf("Open, %+v: error %v does not name %s", cfg, err, field)
 			}
 		}
 	}
 }
 
-// Numbers that methods take are refused by name, with their bounds, and not by a script.
+// Methods, not scripts, refuse numbers out of bounds, with the number's name and its bounds.
 func TestNumbersAreBounded(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s := w.join(Config{Capacity: maxCapacity})
 		for _, n := range []int{-1, 0, maxTogether + 1, 1 << 60} {
-			if _, err := s.AcquireN(t.Context(), n); err == nil || !strings.Contains(err.Error(), "AcquireN") || errors.Is(err, ErrUnavailable) {
+			if _, err := s.AcquireN(t.Context(), n); err == nil ||
+				!strings.Contains(err.Error(), "AcquireN") || errors.Is(err, ErrUnavailable) {
 				t.Errorf("AcquireN(%d): %v", n, err)
 			}
 		}
 		for _, n := range []int{-1, maxCapacity + 1, 1 << 60} {
-			if err := s.SetCapacity(t.Context(), n); err == nil || !strings.Contains(err.Error(), "SetCapacity") || errors.Is(err, ErrUnavailable) {
+			if err := s.SetCapacity(t.Context(), n); err == nil ||
+				!strings.Contains(err.Error(), "SetCapacity") || errors.Is(err, ErrUnavailable) {
 				t.Errorf("SetCapacity(%d): %v", n, err)
 			}
 		}
@@ -68,11 +73,14 @@ func TestNumbersAreBounded(t *testing.T) {
 	})
 }
 
-// A Ring moves to another shard by itself, where there would be a second semaphore of that name.
+// A Ring can move to another shard by itself. That shard would then have a second semaphore of the
+// same name.
 func TestRingIsRefused(t *testing.T) {
-	ring := redis.NewRing(&redis.RingOptions{Addrs: map[string]string{"a": "127.0.0.1:1", "b": "127.0.0.1:2"}})
+	ring := redis.NewRing(&redis.RingOptions{Addrs: map[string]string{"a": "127.0.0.1:1",
+		"b": "127.0.0.1:2"}})
 	defer ring.Close()
-	if _, err := New(t.Context(), ring, Config{}); err == nil || !strings.Contains(err.Error(), "Ring") || errors.Is(err, ErrUnavailable) {
+	if _, err := New(t.Context(), ring, Config{}); err == nil ||
+		!strings.Contains(err.Error(), "Ring") || errors.Is(err, ErrUnavailable) {
 		t.Errorf("New: %v, want a refusal that names the Ring", err)
 	}
 }
@@ -82,7 +90,8 @@ func TestOwnerIsCleaned(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(c.Owner) > maxOwnerBytes || !strings.HasPrefix(c.Owner, "a[31mb") || strings.Contains(c.Owner, "�") {
+	if len(c.Owner) > maxOwnerBytes || !strings.HasPrefix(c.Owner, "a[31mb") ||
+		strings.Contains(c.Owner, "�") {
 		t.Fatalf("owner %q", c.Owner)
 	}
 }
@@ -90,13 +99,15 @@ func TestOwnerIsCleaned(t *testing.T) {
 func TestNewWithoutClient(t *testing.T) {
 	var typed *redis.Client
 	for _, c := range []redis.UniversalClient{nil, typed} {
-		if _, err := New(t.Context(), c, Config{}); err == nil || !strings.Contains(err.Error(), "client is nil") {
+		if _, err := New(t.Context(), c, Config{}); err == nil ||
+			!strings.Contains(err.Error(), "client is nil") {
 			t.Errorf("New(%v): %v", c, err)
 		}
 	}
 }
 
-// unavailableWithin fails unless New ends in time, with ErrUnavailable and that text.
+// unavailableWithin fails the test unless New returns in time, with ErrUnavailable and the given
+// text.
 func unavailableWithin(t *testing.T, limit time.Duration, o *redis.Options, text string) {
 	t.Helper()
 	c := redis.NewClient(o)
@@ -126,7 +137,7 @@ func TestNewWithoutRedis(t *testing.T) {
 	l.Close()
 	unavailableWithin(t, time.Minute, &redis.Options{Addr: closed}, "refused")
 
-	silent, err := net.Listen("tcp", "127.0.0.1:0") // accepts and never answers
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // it accepts and never answers
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,8 +149,10 @@ func TestNewWithWrongCredentials(t *testing.T) {
 	m := miniredis.RunT(t)
 	m.RequireAuth("secret-word")
 	unavailableWithin(t, time.Minute, &redis.Options{Addr: m.Addr()}, "NOAUTH")
-	unavailableWithin(t, time.Minute, &redis.Options{Addr: m.Addr(), Password: "another-secret"}, "WRONGPASS")
-	if _, err := Open(context.Background(), "redis://:other-secret@"+m.Addr(), Config{}); err == nil || strings.Contains(err.Error(), "secret") {
+	unavailableWithin(t, time.Minute, &redis.Options{Addr: m.Addr(), Password: "another-secret"},
+		"WRONGPASS")
+	if _, err := Open(context.Background(), "redis://:other-secret@"+m.Addr(),
+		Config{}); err == nil || strings.Contains(err.Error(), "secret") {
 		t.Errorf("Open: %v, want an error without the password", err)
 	}
 	s, err := Open(context.Background(), "redis://:secret-word@"+m.Addr(), Config{})
@@ -152,8 +165,10 @@ func TestNewWithWrongCredentials(t *testing.T) {
 }
 
 func TestOpenWithBadURLDoesNotShowThePassword(t *testing.T) {
-	for _, u := range []string{"", "http://x", "redis://:hunter2@[bad", "redis://:hunter2@x:port", ":::hunter2"} {
-		if _, err := Open(t.Context(), u, Config{}); err == nil || strings.Contains(err.Error(), "hunter2") {
+	for _, u := range []string{"", "http://x", "redis://:hunter2@[bad", "redis://:hunter2@x:port",
+		":::hunter2"} {
+		if _, err := Open(t.Context(), u, Config{}); err == nil ||
+			strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("Open(%q): %v", u, err)
 		}
 	}
@@ -170,5 +185,6 @@ func TestNewWithOldServer(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	unavailableWithin(t, time.Minute, &redis.Options{Addr: srv.Addr().String()}, "Redis 3.2.12, too old: 6.0 or later")
+	unavailableWithin(t, time.Minute, &redis.Options{Addr: srv.Addr().String()},
+		"Redis 3.2.12, too old: 6.0 or later")
 }

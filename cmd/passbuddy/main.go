@@ -1,5 +1,5 @@
-// Command passbuddy shows what PassBuddy does: `passbuddy demo` runs a fleet of processes on one Postgres, first
-// without it and then with it; `passbuddy bench` measures it beside its rivals.
+// Command passbuddy shows what PassBuddy does: `passbuddy demo` runs a fleet of processes on one
+// Postgres, first without it and then with it; `passbuddy bench` measures it beside its rivals.
 package main
 
 import (
@@ -28,7 +28,7 @@ Commands:
 passbuddy <command> -h lists the flags of a command.
 `
 
-// Exit statuses, after the shell's customs.
+// Exit statuses, by the shell's conventions.
 const (
 	exitOK          = 0
 	exitFailed      = 1
@@ -63,7 +63,8 @@ func run(args []string) int {
 
 // runCommand runs a command that has flags, until it is done or interrupted.
 func runCommand[Options any](name string, args []string,
-	parse func([]string, io.Writer) (Options, error), run func(context.Context, Options, io.Writer, io.Writer) error,
+	parse func([]string, io.Writer) (Options, error), run func(context.Context, Options, io.Writer,
+		io.Writer) error,
 ) int {
 	opts, err := parse(args, os.Stderr)
 	switch {
@@ -74,9 +75,11 @@ func runCommand[Options any](name string, args []string,
 		return exitUsage
 	}
 
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM,
+		syscall.SIGHUP)
 	defer stop()
-	context.AfterFunc(ctx, stop) // a second Ctrl-C does not wait for the clean-up that the first one began
+	// a second Ctrl-C ends the program without the clean-up that the first one began
+	context.AfterFunc(ctx, stop)
 
 	err = run(ctx, opts, os.Stdout, os.Stderr)
 	switch {
@@ -90,7 +93,7 @@ func runCommand[Options any](name string, args []string,
 	return exitOK
 }
 
-// version is the module's, as `go install ...@version` records it.
+// version returns the module's version, as `go install ...@version` records it.
 func version() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok || info.Main.Version == "" {

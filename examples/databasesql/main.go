@@ -1,7 +1,8 @@
-// Command databasesql runs queries through database/sql, with the connections of all processes that run it under one
-// cap. It uses pgx's driver; lib/pq or any other is registered in the same way.
+// Command databasesql runs queries through database/sql, with the connections of all processes that
+// run it under one cap. It uses pgx's driver. Register lib/pq or any other driver in the same way.
 //
-//	DATABASE_URL=postgres://user@127.0.0.1/db REDIS_URL=redis://127.0.0.1:6379/0 go run ./examples/databasesql
+//	DATABASE_URL=postgres://user@127.0.0.1/db REDIS_URL=redis://127.0.0.1:6379/0 \
+//	  go run ./examples/databasesql
 package main
 
 import (
@@ -29,7 +30,7 @@ func main() {
 
 func run(ctx context.Context) error {
 	sem, err := semaphore.Open(ctx, os.Getenv("REDIS_URL"), semaphore.Config{
-		Name:     "orders-db", // one name for each database: whoever uses it shares the capacity
+		Name:     "orders-db", // one name for each database: its users share the capacity
 		Capacity: 20,
 	})
 	if err != nil {
@@ -44,13 +45,15 @@ func run(ctx context.Context) error {
 		return err
 	}
 	defer db.Close()
-	db.SetMaxIdleConns(20) // database/sql keeps 2 by default; idle ones are given up when another process waits
+	// the default is 2; PassBuddy gives idle ones up when another process waits
+	db.SetMaxIdleConns(20)
 
 	var group sync.WaitGroup
 	for i := range 100 {
 		group.Go(func() {
 			var backend int
-			if err := db.QueryRowContext(ctx, "select pg_backend_pid()").Scan(&backend); err != nil {
+			if err := db.QueryRowContext(ctx,
+				"select pg_backend_pid()").Scan(&backend); err != nil {
 				log.Printf("query %d: %v", i, err)
 				return
 			}

@@ -1,5 +1,5 @@
-// Command http serves a report that is costly to make: all processes that run it make at most 3 at once. A request
-// that finds them busy waits its turn, and is answered with 503 and Retry-After if that takes too long.
+// Command http serves a costly report: all processes that run it together make at most 3 at once. A
+// request beyond that waits its turn. If the wait is too long, the client gets 503 and Retry-After.
 //
 //	REDIS_URL=redis://127.0.0.1:6379/0 go run ./examples/http 127.0.0.1:8080
 package main
@@ -29,7 +29,8 @@ func main() {
 }
 
 func run(ctx context.Context, address string) error {
-	sem, err := semaphore.Open(ctx, os.Getenv("REDIS_URL"), semaphore.Config{Name: "reports", Capacity: 3})
+	sem, err := semaphore.Open(ctx, os.Getenv("REDIS_URL"),
+		semaphore.Config{Name: "reports", Capacity: 3})
 	if err != nil {
 		return err
 	}
@@ -46,15 +47,16 @@ func run(ctx context.Context, address string) error {
 	return <-served // Shutdown lets the requests under way finish
 }
 
-// limited gives each request a permit of its own. One Permit.Handler for all requests would make those that overlap
-// share one permit: a limit on processes instead of requests.
+// limited gives each request a permit of its own. With one Permit.Handler for all requests,
+// overlapping requests would share one permit: a limit on processes instead of requests.
 func limited(sem *semaphore.Semaphore, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		sem.NewPermit().Handler(next, semaphore.HandlerOptions{AcquireOnStart: true}).ServeHTTP(w, r)
+		sem.NewPermit().Handler(next, semaphore.HandlerOptions{AcquireOnStart: true}).ServeHTTP(w,
+			r)
 	})
 }
 
-// report works for a second. The request's context ends should the permit be lost meanwhile.
+// report works for a second. The request's context ends if the permit is lost meanwhile.
 func report(w http.ResponseWriter, r *http.Request) {
 	select {
 	case <-time.After(time.Second):

@@ -1,7 +1,9 @@
-// Command pgxpool runs queries through pgx's own pool, with the connections of all processes that run it under one
-// cap. Start it several times at once: together they never hold more than 20 backends.
+// Command pgxpool runs queries through pgx's own pool, with the connections of all processes that
+// run it under one cap. Start it several times at once: together they never hold more than 20
+// backends.
 //
-//	DATABASE_URL=postgres://user@127.0.0.1/db REDIS_URL=redis://127.0.0.1:6379/0 go run ./examples/pgxpool
+//	DATABASE_URL=postgres://user@127.0.0.1/db REDIS_URL=redis://127.0.0.1:6379/0 \
+//	  go run ./examples/pgxpool
 package main
 
 import (
@@ -27,7 +29,7 @@ func main() {
 
 func run(ctx context.Context) error {
 	sem, err := semaphore.Open(ctx, os.Getenv("REDIS_URL"), semaphore.Config{
-		Name:     "orders-db", // one name for each database: whoever uses it shares the capacity
+		Name:     "orders-db", // one name for each database: its users share the capacity
 		Capacity: 20,
 	})
 	if err != nil {
@@ -41,7 +43,7 @@ func run(ctx context.Context) error {
 	}
 	defer pool.Close()
 
-	// From here on it is pgx's pool, used as ever.
+	// From here on the program uses pgx's pool as before.
 	var group sync.WaitGroup
 	for i := range 100 {
 		group.Go(func() {

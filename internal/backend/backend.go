@@ -1,9 +1,9 @@
-// Package backend knows one Postgres backend from another, sees which are gone, and ends those of
-// processes that cannot do it themselves.
+// Package backend identifies Postgres backends, sees which are gone, and ends those of processes
+// that cannot end them themselves.
 //
-// Everything goes by the simple protocol and without arguments, over the bare connection: so it
+// Every statement uses the simple protocol, without arguments, over the bare connection. So it
 // works in each of pgx's query modes, leaves no prepared statement, and no tracer of the user's
-// sees it. What is written into the statements are numbers.
+// sees it. Only numbers are inserted into the statements.
 package backend
 
 import (
@@ -21,43 +21,52 @@ import (
 )
 
 const (
-	// start is backend_start in microseconds, which is as exact as Postgres keeps it.
+	// start is backend_start in microseconds, the precision that Postgres keeps.
 	start = `(extract(epoch from backend_start) * 1000000)::bigint`
-	// server is a row beside those of backends: when the server was started.
-	server = `select 0, (extract(epoch from pg_catalog.pg_postmaster_start_time()) * 1000000)::bigint`
+	// server adds a row to those of the backends: the start time of the server.
+	server = `select 0, ` +
+		`(extract(epoch from pg_catalog.pg_postmaster_start_time()) * 1000000)::bigint`
 
-	// goneTimeout bounds how long End waits for backends to end: to do so takes milliseconds, but
-	// one can be held up by its disk.
+	// goneTimeout bounds how long End waits for backends to end. Ending takes milliseconds, but a
+	// slow disk can hold a backend up.
 	goneTimeout = 3 * time.Second
 	minPause    = time.Millisecond
 	maxPause    = 50 * time.Millisecond
 )
 
-// Of returns the backend of pc. It asks it one query, and is for pc's first use. It is an error if
-// the server at the other end is not the backend itself: one behind a pooler serves others too, and
-// is not ours to end.
+// Of returns the backend of pc. It runs one query, as pc's first use. A pooler at the other end is
+// an error: a backend behind a pooler serves other clients too, so we must not end it.
 func Of(ctx context.Context, pc *pgconn.PgConn) (allotment.Backend, error) {
-	rows, at, err := ofServer(ctx, pc, `select pid, `+start+` from pg_catalog.pg_stat_activity where pid = pg_backend_pid()`)
+	rows, at, err := ofServer(ctx, pc, `select pid, `+start+
+		` from pg_catalog.pg_stat_activity where pid = pg_backend_pid()`)
 	if err != nil {
-		return allotment.Backend{}, fmt.Errorf("passbuddy: Config.Fence: asking for the backend of a new connection: %w", err)
+		return allotment.Backend{},
+			fmt.Errorf("passbuddy: Config.Fence: asking for the backend of a new connection: %w",
+				err)
 	}
 	if len(rows) != 1 || rows[0].Start == 0 {
-		return allotment.Backend{}, errors.New("passbuddy: Config.Fence: pg_stat_activity does not show a new connection's own backend")
+		return allotment.Backend{},
+			errors.New(
+				"passbuddy: Config.Fence: pg_stat_activity does not show a new connection's own " +
+					"backend")
 	}
 	rows[0].Server = at
 	if b := rows[0]; b.PID != pc.PID() {
-		return allotment.Backend{}, fmt.Errorf("passbuddy: Config.Fence: the connection to backend %d goes through a pooler, which calls it %d: "+
-			"Fence needs connections to Postgres itself", b.PID, pc.PID())
+		return allotment.Backend{},
+			fmt.Errorf(
+				"passbuddy: Config.Fence: the connection to backend %d goes through a pooler, "+
+					"which calls it %d: "+
+					"Fence needs connections to Postgres itself", b.PID, pc.PID())
 	}
 	return rows[0], nil
 }
 
-// End has Postgres end those backends, and reports which are gone. pid and start must both match,
-// so a pid that was used again is not touched. So must the role that pc has logged in with. One
-// that is alive and not ours to end, or to see, is not gone.
+// End has Postgres end the given backends, and reports which are gone. The pid, the start and the
+// role that pc logged in with must all match, so End spares a new backend with a reused pid. A live
+// backend that we may not end, or not see, is not gone.
 //
-// Between the look and the signal a backend can end by itself. Its pid is then used again only
-// after all others were: no other process is hit.
+// A backend can end by itself between the query's check and the signal. The system reuses its pid
+// only after all others, so the signal hits no other process.
 func End(ctx context.Context, pc *pgconn.PgConn, backends []allotment.Backend) (gone []bool) {
 	gone = make([]bool, len(backends))
 	if len(backends) == 0 {
@@ -67,9 +76,11 @@ func End(ctx context.Context, pc *pgconn.PgConn, backends []allotment.Backend) (
 	for i, b := range backends {
 		pairs[i] = fmt.Sprintf("(%d,%d)", b.PID, b.Start)
 	}
-	// An error is no more than that some may live on: the look tells.
-	_, _ = query(ctx, pc, `select count(pg_catalog.pg_terminate_backend(pid)), 0 from pg_catalog.pg_stat_activity
-		where usename = session_user and pid <> pg_backend_pid() and (pid, `+start+`) in (`+strings.Join(pairs, ",")+`)`)
+	// After an error some backends may live on; Gone then tells which.
+	_, _ = query(ctx, pc,
+		`select count(pg_catalog.pg_terminate_backend(pid)), 0 from pg_catalog.pg_stat_activity
+		where usename = session_user and pid <> pg_backend_pid() and (pid, `+start+`) in (`+
+			strings.Join(pairs, ",")+`)`)
 
 	look := shows(backends)
 	deadline := time.Now().Add(goneTimeout)
@@ -81,7 +92,8 @@ func End(ctx context.Context, pc *pgconn.PgConn, backends []allotment.Backend) (
 		left := 0
 		for i, b := range backends {
 			gone[i] = !isAmong(b, alive)
-			if !gone[i] && b.PID != pc.PID() { // else it is our own: whoever lost its lease is about to close it
+			// else it is our own: its owner lost the lease and is about to close it
+			if !gone[i] && b.PID != pc.PID() {
 				left++
 			}
 		}
@@ -98,9 +110,8 @@ func End(ctx context.Context, pc *pgconn.PgConn, backends []allotment.Backend) (
 	}
 }
 
-// Gone reports which of those backends are gone, and ends none. A backend of a server that was not
-// started when this one was is not gone: pc may be connected to another Postgres, which never had
-// it.
+// Gone reports which of the given backends are gone, and ends none. A backend of a server with
+// another start time is not gone: pc may be connected to another Postgres, which never had it.
 func Gone(ctx context.Context, pc *pgconn.PgConn, backends []allotment.Backend) (gone []bool) {
 	gone = make([]bool, len(backends))
 	if len(backends) == 0 {
@@ -113,24 +124,26 @@ func Gone(ctx context.Context, pc *pgconn.PgConn, backends []allotment.Backend) 
 	return gone
 }
 
-// shows asks for all that has one of their pids. Another role's backend_start is null for us.
+// shows queries all rows with one of the pids. Another role's backend_start is null for us.
 func shows(backends []allotment.Backend) string {
 	pids := make([]string, len(backends))
 	for i, b := range backends {
 		pids[i] = strconv.FormatUint(uint64(b.PID), 10)
 	}
-	return `select pid, coalesce(` + start + `, 0) from pg_catalog.pg_stat_activity where pid in (` + strings.Join(pids, ",") + `)`
+	return `select pid, coalesce(` + start +
+		`, 0) from pg_catalog.pg_stat_activity where pid in (` + strings.Join(pids, ",") + `)`
 }
 
-// isAmong reports whether b may be one of those that the server shows.
+// isAmong reports whether b may be one of the backends that the server shows.
 func isAmong(b allotment.Backend, alive []allotment.Backend) bool {
 	return slices.ContainsFunc(alive, func(other allotment.Backend) bool {
 		return other.PID == b.PID && (other.Start == b.Start || other.Start == 0)
 	})
 }
 
-// ofServer is query, and tells when the server was started.
-func ofServer(ctx context.Context, pc *pgconn.PgConn, sql string) (rows []allotment.Backend, at int64, err error) {
+// ofServer is query, and also returns the start time of the server.
+func ofServer(ctx context.Context, pc *pgconn.PgConn,
+	sql string) (rows []allotment.Backend, at int64, err error) {
 	all, err := query(ctx, pc, sql+" union all "+server)
 	for _, row := range all {
 		if row.PID == 0 {
@@ -145,8 +158,8 @@ func ofServer(ctx context.Context, pc *pgconn.PgConn, sql string) (rows []allotm
 	return rows, at, err
 }
 
-// query runs a statement that returns pairs of numbers. The user may have left the connection in
-// another role than it logged in with, which may not see or end what this one may.
+// query runs a statement that returns pairs of numbers. It resets the role first: the user may have
+// left the connection in another role, which may lack the rights to see or end backends.
 func query(ctx context.Context, pc *pgconn.PgConn, sql string) ([]allotment.Backend, error) {
 	results, err := pc.Exec(ctx, "set local role none; "+sql).ReadAll()
 	if err != nil {

@@ -56,7 +56,9 @@ func alive(c *pgx.Conn) bool { return c.Ping(context.Background()) == nil }
 func TestEnd(t *testing.T) {
 	pg := server(t)
 	admin := connect(t, pg.AdminURL())
-	if _, err := admin.Exec(t.Context(), "create role other login password 'other'; create role lesser; grant lesser to "+throwaway.Role); err != nil {
+	if _, err := admin.Exec(t.Context(),
+		"create role other login password 'other'; create role lesser; grant lesser to "+
+			throwaway.Role); err != nil {
 		t.Fatal(err)
 	}
 	self := connect(t, pg.URL())
@@ -64,14 +66,19 @@ func TestEnd(t *testing.T) {
 	t.Run("its own", func(t *testing.T) {
 		idle, busy := connect(t, pg.URL()), connect(t, pg.URL())
 		of1, of2 := of(t, idle), of(t, busy)
-		if of1.PID != idle.PgConn().PID() || time.Since(time.UnixMicro(of1.Start)).Abs() > time.Minute {
+		if of1.PID != idle.PgConn().PID() ||
+			time.Since(time.UnixMicro(of1.Start)).Abs() > time.Minute {
 			t.Errorf("backend %v", of1)
 		}
 		ended := make(chan error, 1)
-		go func() { _, err := busy.Exec(context.Background(), "select pg_sleep(60)"); ended <- err }()
+		go func() {
+			_, err := busy.Exec(context.Background(), "select pg_sleep(60)")
+			ended <- err
+		}()
 		never := allotment.Backend{PID: 4000000, Start: of1.Start}
 		began := time.Now()
-		if gone := backend.End(t.Context(), self.PgConn(), []allotment.Backend{of1, of2, never}); !slices.Equal(gone, []bool{true, true, true}) {
+		if gone := backend.End(t.Context(), self.PgConn(),
+			[]allotment.Backend{of1, of2, never}); !slices.Equal(gone, []bool{true, true, true}) {
 			t.Errorf("gone: %v", gone)
 		}
 		t.Logf("two ended in %v", time.Since(began))
@@ -80,7 +87,7 @@ func TestEnd(t *testing.T) {
 			t.Errorf("the busy one: %v", err)
 		}
 		if alive(idle) {
-			t.Error("the idle one lives")
+			t.Error("the idle backend lives on")
 		}
 	})
 	t.Run("a pid used again", func(t *testing.T) {
@@ -88,19 +95,20 @@ func TestEnd(t *testing.T) {
 		b := of(t, c)
 		before := allotment.Backend{PID: b.PID, Start: b.Start - 1}
 		if gone := backend.End(t.Context(), self.PgConn(), []allotment.Backend{before}); !gone[0] {
-			t.Error("what had the pid before is not gone")
+			t.Error("the former backend with the pid is not reported as gone")
 		}
 		if !alive(c) {
-			t.Error("the one that has it now was ended")
+			t.Error("End ended the backend that has the pid now")
 		}
 	})
 	t.Run("itself", func(t *testing.T) {
 		began := time.Now()
-		if gone := backend.End(t.Context(), self.PgConn(), []allotment.Backend{of(t, self)}); gone[0] || !alive(self) {
+		if gone := backend.End(t.Context(), self.PgConn(),
+			[]allotment.Backend{of(t, self)}); gone[0] || !alive(self) {
 			t.Errorf("gone %v, alive %v", gone, alive(self))
 		}
 		if took := time.Since(began); took > 10*time.Second {
-			t.Errorf("took %v: the wait is bounded", took)
+			t.Errorf("End took %v, longer than its bound", took)
 		}
 	})
 	t.Run("another role's", func(t *testing.T) {
@@ -109,7 +117,8 @@ func TestEnd(t *testing.T) {
 			t.Fatal(err)
 		}
 		u.User = url.UserPassword("other", "other")
-		for name, c := range map[string]*pgx.Conn{"other": connect(t, u.String()), "superuser": connect(t, pg.AdminURL())} {
+		for name, c := range map[string]*pgx.Conn{"other": connect(t, u.String()),
+			"superuser": connect(t, pg.AdminURL())} {
 			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 			gone := backend.End(ctx, self.PgConn(), []allotment.Backend{of(t, c)})
 			cancel()
@@ -117,12 +126,13 @@ func TestEnd(t *testing.T) {
 				t.Errorf("%s: gone %v, alive %v", name, gone, alive(c))
 			}
 		}
-		// ... although it could.
+		// A superuser could end it.
 		c := connect(t, pg.URL())
 		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 		defer cancel()
-		if gone := backend.End(ctx, admin.PgConn(), []allotment.Backend{of(t, c)}); gone[0] || !alive(c) {
-			t.Error("a superuser ended another role's")
+		if gone := backend.End(ctx, admin.PgConn(), []allotment.Backend{of(t, c)}); gone[0] ||
+			!alive(c) {
+			t.Error("a superuser ended another role's backend")
 		}
 	})
 	t.Run("in another role", func(t *testing.T) {
@@ -131,11 +141,13 @@ func TestEnd(t *testing.T) {
 			t.Fatal(err)
 		}
 		c := connect(t, pg.URL())
-		if gone := backend.End(t.Context(), set.PgConn(), []allotment.Backend{of(t, c)}); !gone[0] || alive(c) {
+		if gone := backend.End(t.Context(), set.PgConn(),
+			[]allotment.Backend{of(t, c)}); !gone[0] || alive(c) {
 			t.Errorf("gone %v, alive %v", gone, alive(c))
 		}
 		var role string
-		if err := set.QueryRow(t.Context(), "select current_user").Scan(&role); err != nil || role != "lesser" {
+		if err := set.QueryRow(t.Context(), "select current_user").Scan(&role); err != nil ||
+			role != "lesser" {
 			t.Errorf("the user's role is now %q, %v", role, err)
 		}
 	})
@@ -145,12 +157,12 @@ func TestEnd(t *testing.T) {
 		b := of(t, c)
 		_ = dead.Close(t.Context())
 		if gone := backend.End(t.Context(), dead.PgConn(), []allotment.Backend{b}); gone[0] {
-			t.Error("gone, says a connection that is closed")
+			t.Error("reported as gone over a closed connection")
 		}
 	})
 }
 
-// To look ends nothing, and what cannot be seen is not gone.
+// Gone ends nothing, and a backend that it cannot see is not gone.
 func TestGone(t *testing.T) {
 	pg := server(t)
 	admin := connect(t, pg.AdminURL())
@@ -162,7 +174,8 @@ func TestGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	u.User = url.UserPassword("other", "other")
-	self, lives, others, ends := connect(t, pg.URL()), connect(t, pg.URL()), connect(t, u.String()), connect(t, pg.URL())
+	self, lives, others, ends := connect(t, pg.URL()), connect(t, pg.URL()), connect(t,
+		u.String()), connect(t, pg.URL())
 	here, before, there := of(t, lives), of(t, lives), of(t, ends)
 	before.Start--
 	ended, elsewhere := there, there
@@ -170,7 +183,7 @@ func TestGone(t *testing.T) {
 	all := []allotment.Backend{here, before, of(t, others), of(t, self), ended, elsewhere}
 	look := func(by *pgx.Conn) []bool { return backend.Gone(t.Context(), by.PgConn(), all) }
 	if gone := look(self); !slices.Equal(gone, []bool{false, true, false, false, false, false}) {
-		t.Errorf("gone: %v, but all are there", gone)
+		t.Errorf("gone: %v, but all live", gone)
 	}
 	if err := ends.Close(t.Context()); err != nil {
 		t.Fatal(err)
@@ -178,24 +191,24 @@ func TestGone(t *testing.T) {
 	deadline := time.Now().Add(10 * time.Second)
 	for !look(self)[4] {
 		if time.Now().After(deadline) {
-			t.Fatal("one that was closed is not gone")
+			t.Fatal("the closed backend is not reported as gone")
 		}
 	}
 	if look(self)[5] {
-		t.Error("gone, says a server that never had it")
+		t.Error("reported as gone by a server that never had it")
 	}
 	if !alive(lives) || !alive(others) {
-		t.Error("a look ended what it looked for")
+		t.Error("Gone ended a backend")
 	}
 	if gone := look(ends); slices.Contains(gone, true) {
-		t.Errorf("gone: %v, says a connection that is closed", gone)
+		t.Errorf("reported as gone over a closed connection: %v", gone)
 	}
 	if gone := backend.Gone(t.Context(), self.PgConn(), nil); len(gone) != 0 {
-		t.Errorf("gone: %v of nothing", gone)
+		t.Errorf("gone: %v, of no backends", gone)
 	}
 }
 
-// A pooler tells clients numbers of its own.
+// A pooler gives its clients pids of its own.
 func TestOfBehindAPooler(t *testing.T) {
 	pg := server(t)
 	c, err := pgconn.Connect(t.Context(), pg.URL())
@@ -211,7 +224,9 @@ func TestOfBehindAPooler(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = c.Close(context.Background()) }()
-	if _, err := backend.Of(t.Context(), c); err == nil || !strings.Contains(err.Error(), "pooler") || !strings.Contains(err.Error(), fmt.Sprint(h.PID)) {
-		t.Errorf("%v", err)
+	if _, err := backend.Of(t.Context(), c); err == nil ||
+		!strings.Contains(err.Error(), "pooler") ||
+		!strings.Contains(err.Error(), fmt.Sprint(h.PID)) {
+		t.Errorf("%v, want an error that names the pooler and its pid", err)
 	}
 }

@@ -8,8 +8,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/allotment"
 )
 
-// Record has the backend of pc, which is new, recorded as slot's. It asks the server and Redis, within
-// what the checkout has left of AcquireTimeout.
+// Record records the backend of pc, a new connection, as slot's. It asks the server and Redis,
+// within the rest of the checkout's AcquireTimeout.
 func Record(
 	ctx context.Context, a *allotment.Allotment, slot *allotment.Slot, pc *pgconn.PgConn,
 ) error {
@@ -22,11 +22,12 @@ func Record(
 	return slot.RecordBackend(ctx, b)
 }
 
-// Lender is a pool that lends its connections, to end backends that it did not open, or that the
-// network has lost, and to look for them. It implements what allotment.BackendEnder and
-// allotment.SuspectEnder have beyond allotment.Pool.
+// Lender is a pool that lends its connections to find and end backends: those of other processes,
+// and those of connections that the network has lost. It implements the methods that
+// allotment.BackendEnder and allotment.SuspectEnder add to allotment.Pool.
 type Lender struct {
-	// Lend calls use with a connection, and then has it back. An error says that there was none.
+	// Lend calls use with a connection, and then takes the connection back. An error means that
+	// there was no connection.
 	Lend func(ctx context.Context, use func(*pgconn.PgConn)) error
 }
 

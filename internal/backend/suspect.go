@@ -15,22 +15,22 @@ import (
 )
 
 const (
-	// answerTimeout bounds the first query: the connection may be dead as well.
+	// answerTimeout bounds the first query: this connection may be dead, too.
 	answerTimeout = time.Second
-	// sinceSlack is by how much Postgres's clock may run otherwise than ours since a connection was
-	// opened.
+	// sinceSlack is how far Postgres's clock may drift from ours while a connection is open.
 	sinceSlack = time.Second
 )
 
 // EndSuspects has Postgres end the backends of connections that were lost, and reports which are
-// gone. Of those it knows the pid, and a time at which they were there: a backend of that pid that
-// has started later is another, and is not touched. Nor is one of another role than pc has logged
-// in with. Both are not gone either: clocks are set, and we do not know better.
+// gone. It knows the pid of each, and a time at which the backend lived. It spares a backend of
+// that pid that started later, because that is another one, and a backend of another role than
+// pc's. It reports neither as gone: someone may have set a clock, and we cannot tell.
 //
-// It asks nothing, and so finds nothing gone, about another server than pc's; nor through a pooler,
-// whose pids are its own. Of a backend that was recorded it is known which server it is of, by
-// whatever address; of all others the address has to be the same.
-func EndSuspects(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.Suspect) (gone []bool, err error) {
+// It sends no query, and so finds nothing gone, if a backend is on another server than pc's or pc
+// goes through a pooler, whose pids are its own. The record of a backend names its server, whatever
+// the address. Backends without a record must have pc's address.
+func EndSuspects(ctx context.Context, pc *pgconn.PgConn,
+	suspects []*allotment.Suspect) (gone []bool, err error) {
 	gone = make([]bool, len(suspects))
 	here, err := recordedHere(ctx, pc, suspects)
 	if err != nil {
@@ -60,10 +60,13 @@ func EndSuspects(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.S
 	return gone, nil
 }
 
-// recordedHere tells of which it is known that they are of pc's server.
-func recordedHere(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.Suspect) (here []bool, err error) {
+// recordedHere reports which backends are recorded as those of pc's server.
+func recordedHere(ctx context.Context, pc *pgconn.PgConn,
+	suspects []*allotment.Suspect) (here []bool, err error) {
 	here = make([]bool, len(suspects))
-	i := slices.IndexFunc(suspects, func(s *allotment.Suspect) bool { return s.Recorded != allotment.Backend{} })
+	i := slices.IndexFunc(suspects, func(s *allotment.Suspect) bool {
+		return s.Recorded != allotment.Backend{}
+	})
 	if i < 0 {
 		return here, nil
 	}
@@ -76,8 +79,9 @@ func recordedHere(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.
 	return here, err
 }
 
-// endRecorded is EndSuspects for those that are here, by pid and start.
-func endRecorded(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.Suspect, here []bool) (gone []bool, err error) {
+// endRecorded is EndSuspects for backends recorded here, by pid and start.
+func endRecorded(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.Suspect,
+	here []bool) (gone []bool, err error) {
 	var backends []allotment.Backend
 	for i, s := range suspects {
 		if here[i] {
@@ -91,8 +95,9 @@ func endRecorded(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.S
 	return gone, cmp.Or(err, ctx.Err())
 }
 
-// endByAddr is EndSuspects for all others.
-func endByAddr(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.Suspect) (gone []bool, err error) {
+// endByAddr is EndSuspects for all other backends.
+func endByAddr(ctx context.Context, pc *pgconn.PgConn,
+	suspects []*allotment.Suspect) (gone []bool, err error) {
 	gone = make([]bool, len(suspects))
 	addr := pc.Conn().RemoteAddr()
 	var pids, which []string
@@ -103,7 +108,8 @@ func endByAddr(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.Sus
 		pid := strconv.FormatUint(uint64(s.PID), 10)
 		age := strconv.FormatInt((time.Since(s.Since) - sinceSlack).Microseconds(), 10)
 		pids = append(pids, pid)
-		which = append(which, "(pid = "+pid+" and clock_timestamp() - backend_start >= "+age+" * interval '1 microsecond')")
+		which = append(which, "(pid = "+pid+" and clock_timestamp() - backend_start >= "+age+
+			" * interval '1 microsecond')")
 	}
 	if len(pids) == 0 {
 		return gone, nil
@@ -111,13 +117,18 @@ func endByAddr(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.Sus
 	self := strconv.FormatUint(uint64(pc.PID()), 10)
 	first, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	look := `select pid, 0 from pg_catalog.pg_stat_activity where pid in (` + strings.Join(pids, ",") + `)`
+	look := `select pid, 0 from pg_catalog.pg_stat_activity where pid in (` +
+		strings.Join(pids, ",") + `)`
 	before, err := query(first, pc, look)
 	if err != nil {
 		return nil, err
 	}
-	rows, err := query(first, pc, `select pg_backend_pid(), count(pg_catalog.pg_terminate_backend(pid)) from pg_catalog.pg_stat_activity
-		where pg_backend_pid() = `+self+` and usename = session_user and pid <> pg_backend_pid() and (`+strings.Join(which, " or ")+`)`)
+	rows, err := query(first, pc,
+		`select pg_backend_pid(), count(pg_catalog.pg_terminate_backend(pid)) `+
+			`from pg_catalog.pg_stat_activity
+		where pg_backend_pid() = `+self+
+			` and usename = session_user and pid <> pg_backend_pid() and (`+
+			strings.Join(which, " or ")+`)`)
 	if err != nil {
 		return nil, err
 	}
@@ -127,7 +138,7 @@ func endByAddr(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.Sus
 	if rows[0].PID != pc.PID() { // a pooler's number
 		return gone, nil
 	}
-	spared := len(before) - int(rows[0].Start) // not ours to end, so not waited for
+	spared := len(before) - int(rows[0].Start) // not ours to end, so we do not wait for them
 	deadline := time.Now().Add(goneTimeout)
 	for pause := minPause; ; pause = min(2*pause, maxPause) {
 		rows, err := query(ctx, pc, look)

@@ -14,10 +14,11 @@ import (
 	"github.com/passbuddy/passbuddy/internal/backend"
 )
 
-// suspect is what a pool knows of c's backend.
+// suspect returns the facts that a pool has about c's backend.
 func suspect(c *pgx.Conn) *allotment.Suspect {
 	pc := c.PgConn()
-	return &allotment.Suspect{PID: pc.PID(), Since: time.Now(), Addr: pc.Conn().RemoteAddr().String()}
+	return &allotment.Suspect{PID: pc.PID(), Since: time.Now(),
+		Addr: pc.Conn().RemoteAddr().String()}
 }
 
 func TestEndSuspects(t *testing.T) {
@@ -39,10 +40,14 @@ func TestEndSuspects(t *testing.T) {
 	t.Run("its own", func(t *testing.T) {
 		idle, busy := connect(t, pg.URL()), connect(t, pg.URL())
 		ended := make(chan error, 1)
-		go func() { _, err := busy.Exec(context.Background(), "select pg_sleep(60)"); ended <- err }()
+		go func() {
+			_, err := busy.Exec(context.Background(), "select pg_sleep(60)")
+			ended <- err
+		}()
 		never := suspect(idle)
 		never.PID = 4000000
-		if gone := end(suspect(idle), suspect(busy), never); !slices.Equal(gone, []bool{true, true, true}) {
+		if gone := end(suspect(idle), suspect(busy), never); !slices.Equal(gone,
+			[]bool{true, true, true}) {
 			t.Errorf("gone: %v", gone)
 		}
 		if err := <-ended; err == nil || alive(idle) {
@@ -55,12 +60,13 @@ func TestEndSuspects(t *testing.T) {
 			t.Fatal(err)
 		}
 		u.User = url.UserPassword("other", "other")
-		other, elsewhere, younger := connect(t, u.String()), connect(t, pg.URL()), connect(t, pg.URL())
+		other, elsewhere, younger := connect(t, u.String()), connect(t, pg.URL()), connect(t,
+			pg.URL())
 		mine := connect(t, pg.URL())
 		there := suspect(elsewhere)
 		there.Addr = "192.0.2.1:5432"
 		before := suspect(younger)
-		before.Since = before.Since.Add(-time.Hour) // the pid was another's then
+		before.Since = before.Since.Add(-time.Hour) // another backend had the pid then
 		exact := func(c *pgx.Conn, server, start int64) *allotment.Suspect {
 			b, err := backend.Of(t.Context(), c.PgConn())
 			if err != nil {
@@ -72,17 +78,21 @@ func TestEndSuspects(t *testing.T) {
 			s.Addr, s.Recorded = "192.0.2.1:5432", b
 			return s
 		}
-		hostTwo, restarted, reused := connect(t, pg.URL()), connect(t, pg.URL()), connect(t, pg.URL())
-		if gone := end(exact(restarted, 1, 0), suspect(self), exact(hostTwo, 0, 0), exact(reused, 0, 1)); !slices.Equal(gone, []bool{false, false, true, true}) {
-			t.Errorf("recorded ones are gone: %v", gone)
+		hostTwo, restarted, reused := connect(t, pg.URL()), connect(t, pg.URL()), connect(t,
+			pg.URL())
+		if gone := end(exact(restarted, 1, 0), suspect(self), exact(hostTwo, 0, 0),
+			exact(reused, 0, 1)); !slices.Equal(gone, []bool{false, false, true, true}) {
+			t.Errorf("recorded backends are reported as gone: %v", gone)
 		}
-		for name, c := range map[string]*pgx.Conn{"one of a server that was restarted since": restarted, "one whose pid was used again": reused} {
+		for name, c := range map[string]*pgx.Conn{
+			"one of a server that was restarted since": restarted,
+			"one whose pid was used again":             reused} {
 			if !alive(c) {
 				t.Errorf("%s was ended", name)
 			}
 		}
 		if alive(hostTwo) {
-			t.Error("one that was recorded lives on: it was reached by another address")
+			t.Error("a recorded backend that was reached by another address lives on")
 		}
 		began := time.Now()
 		gone := end(suspect(other), there, before, suspect(self), suspect(mine))
@@ -90,14 +100,15 @@ func TestEndSuspects(t *testing.T) {
 			t.Errorf("gone: %v", gone)
 		}
 		for name, c := range map[string]*pgx.Conn{
-			"another role's": other, "another server's": elsewhere, "a younger one": younger, "its own": self,
+			"another role's": other, "another server's": elsewhere, "a younger one": younger,
+			"its own": self,
 		} {
 			if !alive(c) {
 				t.Errorf("%s was ended", name)
 			}
 		}
 		if took := time.Since(began); took > 10*time.Second {
-			t.Errorf("waited %v for those it was not to end", took)
+			t.Errorf("waited %v for backends that it must not end", took)
 		}
 	})
 	t.Run("behind a pooler", func(t *testing.T) {

@@ -1,6 +1,6 @@
 // Package bubble runs tests in a bubble of fake time, with a Redis of their own and networks that
-// can fail. A test that waits ten seconds takes none, and a test that has to poll is told from one
-// that was pushed to. Only tests import it.
+// can fail. A test that waits ten seconds takes none, and fake time shows whether a waiter polled
+// or was pushed to. Only tests import it.
 package bubble
 
 import (
@@ -25,18 +25,19 @@ func Run(t *testing.T, f func(t *testing.T, w *World)) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &World{T: t, Redis: miniredis.NewMiniRedis()}
 		t.Cleanup(func() {
-			time.Sleep(2 * time.Second) // go-redis's dialling goroutines look once a second whether their pool is closed
+			// go-redis's dialling goroutines check once a second whether their pool is closed.
+			time.Sleep(2 * time.Second)
 			w.Redis.Close()
 		})
 		f(t, w)
 	})
 }
 
-// Answers has f see each command first, those of scripts included. f returns true if it has
-// answered.
+// Answers has f see each command before Redis does, those of scripts included. f returns true if it
+// has answered.
 func (w *World) Answers(t *testing.T, f func(c *server.Peer, cmd string, args ...string) bool) {
 	t.Helper()
-	c, err := w.Redis.Dial() // there is no server before
+	c, err := w.Redis.Dial() // The server exists only once a client has dialled.
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,7 +45,7 @@ func (w *World) Answers(t *testing.T, f func(c *server.Peer, cmd string, args ..
 	w.Redis.Server().SetPreHook(f)
 }
 
-// Client is a client over a link of its own.
+// Client returns a client over a link of its own.
 func (w *World) Client() (*redis.Client, *Link) {
 	l := w.Link()
 	c := redis.NewClient(&redis.Options{
@@ -68,7 +69,7 @@ type Pending[T any] struct {
 	Took   time.Duration
 }
 
-// Later makes a call, and returns once all goroutines of the bubble wait.
+// Later starts a call, and returns once all goroutines of the bubble wait.
 func Later[T any](call func() (T, error)) *Pending[T] {
 	p := &Pending[T]{Done: make(chan struct{})}
 	began := time.Now()

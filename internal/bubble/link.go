@@ -19,12 +19,13 @@ type Link struct {
 	deaf  bool
 }
 
-// Link returns a network that is well.
+// Link returns a network without a fault.
 func (w *World) Link() *Link { return &Link{redis: w.Redis} }
 
-// Dial is for redis.Options.Dialer.
+// Dial is a redis.Options.Dialer.
 func (l *Link) Dial(context.Context, string, string) (net.Conn, error) {
-	c, err := l.redis.Dial() // without l.mu: a goroutine that holds the server's lock may be waiting for it
+	// This runs without l.mu: a goroutine that holds the server's lock may be waiting for l.mu.
+	c, err := l.redis.Dial()
 	if err != nil {
 		return nil, err
 	}
@@ -51,7 +52,7 @@ func (l *Link) SetCut(cut bool) {
 	}
 }
 
-// SetDeaf has requests arrive while their replies are lost, or no longer.
+// SetDeaf loses the replies to all requests, which still arrive, or stops that.
 func (l *Link) SetDeaf(deaf bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

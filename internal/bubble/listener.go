@@ -8,11 +8,13 @@ import (
 	"time"
 )
 
-// A Listener is an engine.Listener that notes what it is told. P is *engine.Permit; package engine
+// A Listener is an engine.Listener that records its calls. P is *engine.Permit; package engine
 // tests itself, so this package cannot import it.
 type Listener[P any] struct {
 	Return func(P) // gives a permit back to the engine
-	Obey   bool    // give back what is recalled, also what is granted only afterwards: a recall can overtake its grant
+	// Obey has the listener give back each recalled permit, even one that is granted only
+	// afterwards: a recall can overtake its grant.
+	Obey bool
 
 	mu      sync.Mutex
 	told    []string
@@ -26,14 +28,14 @@ func (l *Listener[P]) note(what string) {
 	l.told = append(l.told, what)
 }
 
-// Told is everything that l was told, in order.
+// Told returns all calls so far, in order.
 func (l *Listener[P]) Told() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return strings.Join(l.told, " ")
 }
 
-// Count is how often l was told that so far.
+// Count returns how many calls of that kind there were so far.
 func (l *Listener[P]) Count(what string) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -46,20 +48,20 @@ func (l *Listener[P]) Count(what string) int {
 	return n
 }
 
-// Heard is Count once all goroutines of the bubble wait.
+// Heard returns Count once all goroutines of the bubble wait.
 func (l *Listener[P]) Heard(what string) int {
 	synctest.Wait()
 	return l.Count(what)
 }
 
-// Permits are those that l was granted and did not give back.
+// Permits returns the permits that l was granted and has not given back.
 func (l *Listener[P]) Permits() []P {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.Clone(l.permits)
 }
 
-// GiveBack gives the last of its permits back, if it has one.
+// GiveBack gives back the last of its permits, if it has one.
 func (l *Listener[P]) GiveBack() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -69,7 +71,7 @@ func (l *Listener[P]) GiveBack() {
 	}
 }
 
-// pay gives back what is owed, as far as l has it.
+// pay gives back the recalled permits, as far as l has them.
 func (l *Listener[P]) pay() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -10,14 +10,15 @@ import (
 	"github.com/alicebob/miniredis/v2"
 )
 
-// A SlowLink is a network that takes its time. Bytes of one connection stay in order.
+// A SlowLink is a network with a delay. Bytes of one connection stay in order.
 type SlowLink struct {
 	redis *miniredis.Miniredis
 
 	mu    sync.Mutex
 	delay func() time.Duration // each way
-	holes int                  // the bytes of so many connections, the first that were opened, vanish
-	conns int                  // opened so far
+	// holes is how many connections, counted from the first, lose their bytes.
+	holes int
+	conns int // opened so far
 }
 
 // SlowLink returns a network with that delay each way.
@@ -25,30 +26,30 @@ func (w *World) SlowLink(delay func() time.Duration) *SlowLink {
 	return &SlowLink{redis: w.Redis, delay: delay}
 }
 
-// Always is a delay of d.
+// Always returns a delay of d.
 func Always(d time.Duration) func() time.Duration { return func() time.Duration { return d } }
 
-// About is a delay of d, half of it more or less.
+// About returns a delay of d, plus or minus up to a half.
 func About(d time.Duration) func() time.Duration {
 	return func() time.Duration { return d/2 + rand.N(d) }
 }
 
-// SetDelay sets the delay of what is sent from now on.
+// SetDelay sets the delay of the bytes sent from now on.
 func (l *SlowLink) SetDelay(delay func() time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.delay = delay
 }
 
-// Forget has the connections that are open now lead nowhere, without a word.
+// Forget silently loses all bytes of the connections that are open now.
 func (l *SlowLink) Forget() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.holes = l.conns
 }
 
-// Silence has all that is sent vanish. After Silence(false), only what goes over connections that
-// were open before then still does.
+// Silence loses all bytes that are sent. After Silence(false), only connections that were open
+// before it work again.
 func (l *SlowLink) Silence(yes bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -58,14 +59,14 @@ func (l *SlowLink) Silence(yes bool) {
 	}
 }
 
-// Heal ends Forget and Silence, also for connections that are open.
+// Heal ends Forget and Silence, for open connections too.
 func (l *SlowLink) Heal() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.holes = 0
 }
 
-// Dial is for redis.Options.Dialer.
+// Dial is a redis.Options.Dialer.
 func (l *SlowLink) Dial(context.Context, string, string) (net.Conn, error) {
 	server, err := l.redis.Dial()
 	if err != nil {
@@ -81,7 +82,7 @@ func (l *SlowLink) Dial(context.Context, string, string) (net.Conn, error) {
 	return ours, nil
 }
 
-// pump carries what a connection sends one way.
+// pump copies the bytes that a connection sends one way.
 func (l *SlowLink) pump(number int, to, from net.Conn) {
 	type piece struct {
 		b  []byte

@@ -12,8 +12,8 @@ import (
 	"github.com/alicebob/miniredis/v2"
 )
 
-// A StallLink is a network that can stand still: replies are held back and dials hang until it goes
-// on, as in a black hole. Deadlines end both.
+// A StallLink is a network that can stall: replies are held back and dials hang until it resumes,
+// as in a black hole. Deadlines end both.
 type StallLink struct {
 	redis *miniredis.Miniredis
 
@@ -22,10 +22,10 @@ type StallLink struct {
 	stalled bool
 }
 
-// StallLink returns a network that is well.
+// StallLink returns a network without a fault.
 func (w *World) StallLink() *StallLink { return &StallLink{redis: w.Redis} }
 
-// Stall has the network stand still, or go on.
+// Stall stalls the network, or resumes it.
 func (l *StallLink) Stall(yes bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -48,8 +48,10 @@ func (l *StallLink) Break() {
 	l.conns = nil
 }
 
-// Dialer is for redis.Options.Dialer. A dial gives up after timeout.
-func (l *StallLink) Dialer(timeout time.Duration) func(ctx context.Context, network, addr string) (net.Conn, error) {
+// Dialer returns a redis.Options.Dialer. A dial gives up after timeout.
+func (l *StallLink) Dialer(
+	timeout time.Duration,
+) func(ctx context.Context, network, addr string) (net.Conn, error) {
 	return func(ctx context.Context, _, _ string) (net.Conn, error) {
 		for began := time.Now(); l.stands(); time.Sleep(time.Millisecond) {
 			if ctx.Err() != nil || time.Since(began) >= timeout {

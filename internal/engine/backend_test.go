@@ -28,22 +28,24 @@ func TestAFrozenHoldersBackendIsEndedBeforeItsPermitIsGranted(t *testing.T) {
 					t.Fatal(waiting.Err)
 				}
 				t.Logf("granted %v after the freeze", time.Since(began))
-				time.Sleep(ttl / 2) // the second lease began when the joining was over, a little later: the next heartbeat finds it
+				// the second lease began a little later, when the join ended: the next heartbeat
+				// finds it
+				time.Sleep(ttl / 2)
 				synctest.Wait()
 				if n := awake.pg.live(); n != 2 {
-					t.Errorf("%d backends live, want those of the session that is awake", n)
+					t.Errorf("%d backends live, want only those of the session that is awake", n)
 				}
 				w.reckoned(t)
 				if snap := awake.s.state(t); snap.Held != 3 || snap.Quarantined != 0 {
-					t.Errorf("%+v", snap)
+					t.Errorf("%+v, want 3 held and none in quarantine", snap)
 				}
 
-				// It wakes: lost is lost, and it queues like anyone else.
+				// The session wakes. Its permits stay lost, and it queues like any other session.
 				sleeper.s.link.SetCut(false)
 				time.Sleep(2 * ttl)
 				for _, p := range sleeper.granted() {
 					if p.Held() {
-						t.Error("held again")
+						t.Error("the woken session holds its lost permit again")
 					}
 				}
 				sleeper.end()
@@ -58,10 +60,11 @@ func TestAFrozenHoldersBackendIsEndedBeforeItsPermitIsGranted(t *testing.T) {
 	}
 }
 
-// The engine asks nothing of a semaphore in which no backend is recorded.
+// Without recorded backends the engine keeps no state about backends.
 func TestNothingIsKeptWithoutBackends(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
-		a, b := w.join(Config{Capacity: 1, Patience: forever}), w.join(Config{Capacity: 1, Patience: forever})
+		a, b := w.join(Config{Capacity: 1, Patience: forever}), w.join(Config{Capacity: 1,
+			Patience: forever})
 		p := a.pool(t)
 		p.Ask(1)
 		if p.Heard("granted") != 1 {
@@ -71,7 +74,8 @@ func TestNothingIsKeptWithoutBackends(t *testing.T) {
 		a.link.SetCut(true)
 		time.Sleep(5100 * time.Millisecond)
 		if !waiting.IsDone() || waiting.Err != nil {
-			t.Errorf("a lease without a backend did not end with itself: %v", waiting.Err)
+			t.Errorf("a permit without a backend was not free when its lease expired: %v",
+				waiting.Err)
 		}
 		for _, key := range w.Redis.Keys() {
 			if strings.HasSuffix(key, ":backends") || strings.HasSuffix(key, ":quarantine") {
@@ -84,19 +88,19 @@ func TestNothingIsKeptWithoutBackends(t *testing.T) {
 	})
 }
 
-// Nobody gets through to Postgres: the cap is kept for the bound, and no longer.
+// No session reaches Postgres. The permits stay in quarantine until the bound, and no longer.
 func TestQuarantineIsBounded(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		_, awake, waiting := frozen(t, w, Config{})
 		awake.deaf.Store(true)
 		second := awake.s.later(t.Context())
 		began := time.Now()
-		time.Sleep(14 * time.Second) // at the least, a lease less a heartbeat and the bound
+		time.Sleep(14 * time.Second) // at least a lease, less a heartbeat, and the bound
 		if snap := awake.s.state(t); waiting.IsDone() || snap.Held != 4 || snap.Quarantined != 2 {
 			t.Fatalf("granted too early: %+v", snap)
 		}
 		if n := awake.asked.Load(); n < 3 {
-			t.Errorf("asked %d times only", n)
+			t.Errorf("asked only %d times to end backends", n)
 		}
 		for !waiting.IsDone() {
 			time.Sleep(time.Millisecond)
@@ -105,36 +109,37 @@ func TestQuarantineIsBounded(t *testing.T) {
 			t.Errorf("granted after %v", took)
 		}
 		if second.IsDone() {
-			t.Error("the second, too: nobody had time to end its backend")
+			t.Error("the second permit was granted too: no session had time to end its backend")
 		}
 		time.Sleep(behind)
 		if !second.IsDone() {
-			t.Error("the second was not granted")
+			t.Error("the second permit was not granted")
 		}
 		w.reckoned(t)
 
-		// It is not forgotten: a session that gets through ends it.
+		// Redis still knows the backend: a session that reaches Postgres ends it.
 		awake.deaf.Store(false)
 		time.Sleep(maxEndPause)
 		if n := awake.pg.live(); n != 2 {
 			t.Errorf("%d backends live", n)
 		}
 		if n := len(w.quarantined()); n != 0 {
-			t.Errorf("%d still asked for", n)
+			t.Errorf("%d backends are still to be ended", n)
 		}
 		w.reckoned(t)
 	})
 }
 
 const (
-	// behind is how much later than the first the others in quarantine are free, and some.
+	// behind is how much later than the first permit the others leave the quarantine, plus a
+	// margin.
 	behind = 1100 * time.Millisecond
 	// maxEndPause is the longest pause before a backend is ended again: core.maxEndPause.
 	maxEndPause = time.Minute
 )
 
-// All permits are in quarantine, and nobody has a connection. The first session that gets one ends
-// all other backends.
+// All permits are in quarantine, and no session has a connection. The first session that gets one
+// ends all other backends.
 func TestTheFirstToGetAConnectionEndsTheBackends(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		pg := &postgres{}
@@ -165,12 +170,12 @@ func TestTheFirstToGetAConnectionEndsTheBackends(t *testing.T) {
 		time.Sleep(time.Second)
 		w.reckoned(t)
 		if snap := newcomer.s.state(t); snap.Quarantined != 0 {
-			t.Errorf("%+v", snap)
+			t.Errorf("%+v, want none in quarantine", snap)
 		}
 	})
 }
 
-// A push lost costs no more than until the next heartbeat.
+// A lost push delays the request only until the next heartbeat.
 func TestHeartbeatsAskAgain(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		_, awake, waiting := frozen(t, w, Config{})
@@ -180,7 +185,7 @@ func TestHeartbeatsAskAgain(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 		time.Sleep(10 * time.Millisecond)
-		awake.deaf.Store(false) // but that one was in vain
+		awake.deaf.Store(false) // but that request was in vain
 		for !waiting.IsDone() {
 			time.Sleep(time.Millisecond)
 		}
@@ -191,7 +196,7 @@ func TestHeartbeatsAskAgain(t *testing.T) {
 	})
 }
 
-// The last session that can be asked is the one that looks.
+// The last session that answers ends the backends of all others.
 func TestThreeOfFourFreeze(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		pg := &postgres{}
@@ -222,8 +227,8 @@ func TestThreeOfFourFreeze(t *testing.T) {
 	})
 }
 
-// State is lost while all are awake: the next heartbeats say again what is covered. Then one
-// session freezes.
+// Redis loses its state while all sessions are awake. Their next heartbeats record the backends
+// again. Then one session freezes.
 func TestBackendsSurviveStateLoss(t *testing.T) {
 	for name, lose := range map[string]func(w *world){
 		"all":        func(w *world) { w.Redis.FlushAll() },
@@ -268,8 +273,8 @@ func TestBackendsSurviveStateLoss(t *testing.T) {
 	}
 }
 
-// A session is closed while it ends backends, and while it has a connection that does not end in
-// time. Close does not wait for the first, and the permit of the second stays counted.
+// A session closes while it ends other backends and has a connection that does not end in time.
+// Close does not wait for the backends, and the connection's permit stays counted.
 func TestCloseWhileEnding(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		cfg := Config{Capacity: 4, Patience: forever}
@@ -299,14 +304,14 @@ func TestCloseWhileEnding(t *testing.T) {
 		time.Sleep(12 * time.Second)
 		synctest.Wait()
 		if snap := a.s.state(t); snap.Held != 1 || pg.live() != 1 {
-			t.Errorf("a has one left: %d held, %d backends", snap.Held, pg.live())
+			t.Errorf("want one permit of a left: %d held, %d backends", snap.Held, pg.live())
 		}
 		w.reckoned(t)
 	})
 }
 
-// All sessions lose Redis for longer than a lease, end their connections and say so. Nothing is
-// left to be ended.
+// All sessions lose Redis for longer than a lease, end their connections and report that. No
+// backend is left to end.
 func TestPermitsGivenBackDuringAnOutageDoNotWaitForTheBound(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		pg := &postgres{}
@@ -339,8 +344,8 @@ func TestPermitsGivenBackDuringAnOutageDoNotWaitForTheBound(t *testing.T) {
 	})
 }
 
-// The minimum of a frozen session is not counted beside its permits in quarantine. It is whole
-// again once the session wakes.
+// The scripts do not count the minimum of a frozen session on top of its permits in quarantine.
+// They count the whole minimum again once the session wakes.
 func TestMinimumOfAFrozenSession(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		pg := &postgres{}
@@ -359,7 +364,8 @@ func TestMinimumOfAFrozenSession(t *testing.T) {
 		}
 		time.Sleep(2 * time.Second)
 		if got := reserve(); got != "0" && got != "" {
-			t.Errorf("reserved %s: the frozen one's minimum is kept beside its permits", got)
+			t.Errorf("reserved %s: the frozen session's minimum is counted on top of its permits",
+				got)
 		}
 		w.reckoned(t)
 		a.s.link.SetCut(false)
@@ -373,7 +379,8 @@ func TestMinimumOfAFrozenSession(t *testing.T) {
 	})
 }
 
-// Plain permits cover nothing. Their leases end as ever, also where pools record backends.
+// Plain permits cover no backend. They are free when their leases expire, even where pools record
+// backends.
 func TestPlainPermitsAreNotQuarantined(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		cfg := Config{Capacity: 2, Patience: forever}
@@ -394,7 +401,7 @@ func TestPlainPermitsAreNotQuarantined(t *testing.T) {
 	})
 }
 
-// Once no backend is recorded any more, the scripts look for none.
+// Once no backend is recorded any more, the scripts stop looking for backends.
 func TestTheFlagGoesWithTheLastBackend(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
@@ -413,7 +420,7 @@ func TestTheFlagGoesWithTheLastBackend(t *testing.T) {
 	})
 }
 
-// A holder can live and not know of its loss: its host slept, and its clock with it.
+// A holder may not know of its loss: its host slept, and its clock with it.
 func TestWhatIsInQuarantineIsNotRenewed(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		f := w.join(Config{Capacity: 4, Min: 2}).fencer(t, &postgres{})
@@ -424,42 +431,42 @@ func TestWhatIsInQuarantineIsNotRenewed(t *testing.T) {
 		w.reckoned(t)
 		time.Sleep(4 * time.Second)
 		if p.Held() || f.Heard("lost") != 1 {
-			t.Error("it has its permit back")
+			t.Error("the heartbeat renewed a permit in quarantine")
 		}
 		if snap := f.s.state(t); snap.Quarantined != 1 || snap.Held != 2 || !kept.Held() {
-			t.Errorf("%+v", snap)
+			t.Errorf("%+v, kept held: %v; want 2 held and 1 in quarantine", snap, kept.Held())
 		}
 		w.reckoned(t)
 		for range 2 {
 			if free := w.Redis.HGet(keyBase+"reserves", "free "+f.s.name); free != "1" {
 				t.Errorf("its minimum lacks %s, want 1", free)
 			}
-			w.Redis.Del(keyBase + "reserves") // and counted anew
+			w.Redis.Del(keyBase + "reserves") // so a heartbeat counts them again
 			time.Sleep(2 * time.Second)
 		}
-		f.Give(p) // it has ended the connection itself
+		f.Give(p) // the session has ended the connection itself
 		w.reckoned(t)
 		if snap := f.s.state(t); snap.Quarantined != 0 || snap.Held != 1 {
-			t.Errorf("%+v", snap)
+			t.Errorf("%+v, want 1 held and none in quarantine", snap)
 		}
 	})
 }
 
-// A permit that leaves the quarantine is not counted out once more.
+// A permit that leaves the quarantine is subtracted from the counts only once.
 func TestQuarantineCountsForNobody(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		f := w.join(Config{Capacity: 4}).fencer(t, &postgres{})
 		f.open(3)
 		w.expire(t, f.s, f.granted()[0])
-		time.Sleep(10 * time.Millisecond) // no heartbeat, which would count anew
+		time.Sleep(10 * time.Millisecond) // too short for a heartbeat, which would count again
 		if snap := f.s.state(t); snap.Quarantined != 0 || snap.Held != 2 {
-			t.Errorf("%+v", snap)
+			t.Errorf("%+v, want 2 held and none in quarantine", snap)
 		}
 		w.reckoned(t)
 	})
 }
 
-// Redis has lost what says that there are backends, but not the backends.
+// Redis has lost the field that says that backends are recorded, but not the records.
 func TestQuarantineWithoutMeta(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
@@ -468,7 +475,7 @@ func TestQuarantineWithoutMeta(t *testing.T) {
 		w.Redis.Del(keyBase + "meta")
 		w.expire(t, f.s, f.granted()[0])
 		if snap := f.s.state(t); snap.Quarantined != 1 {
-			t.Errorf("%+v", snap)
+			t.Errorf("%+v, want 1 in quarantine", snap)
 		}
 	})
 }

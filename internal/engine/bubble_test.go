@@ -23,7 +23,7 @@ const (
 	defaultRetry = 500 * time.Millisecond
 )
 
-// A world is a bubble's, with sessions of this package.
+// A world is a bubble.World with sessions of this package.
 type world struct{ *bubble.World }
 
 // inWorld runs f in a bubble with a Redis of its own.
@@ -32,7 +32,7 @@ func inWorld(t *testing.T, f func(t *testing.T, w *world)) {
 	bubble.Run(t, func(t *testing.T, w *bubble.World) { f(t, &world{w}) })
 }
 
-// filled is cfg with the defaults of tests, which are those of package semaphore.
+// filled returns cfg with the tests' defaults, which are those of package semaphore.
 func filled(cfg Config) Config {
 	cfg.Base, cfg.Info = base, `{"owner":"test"}`
 	cfg.Weight = max(cfg.Weight, 1)
@@ -48,7 +48,7 @@ func filled(cfg Config) Config {
 	return cfg
 }
 
-// forever is the Patience of a session that nothing but the context bounds.
+// forever is the Patience of a session whose waits only the context bounds.
 const forever time.Duration = -1
 
 // session is a session with its own client and link.
@@ -58,7 +58,7 @@ type session struct {
 	client *redis.Client
 }
 
-// join opens a session. It is closed with the bubble unless the test closed, or crashed, it.
+// join opens a session. It closes with the bubble, unless the test has closed or crashed it.
 func (w *world) join(cfg Config) *session {
 	w.T.Helper()
 	c, l := w.Client()
@@ -76,7 +76,7 @@ func (w *world) open(c redis.UniversalClient, cfg Config) *Session {
 	return s
 }
 
-// crash ends the session as SIGKILL would: Redis hears nothing.
+// crash ends the session as SIGKILL would: it sends nothing to Redis.
 func (s *session) crash() {
 	s.link.SetCut(true)
 	_ = s.Close()
@@ -97,12 +97,13 @@ func (w *world) slowJoin(cfg Config, delay func() time.Duration) (*session, *bub
 	return &session{Session: s, client: c}, l
 }
 
-// stallJoin opens a session over a network that can stand still.
+// stallJoin opens a session over a network that can stall.
 func (w *world) stallJoin(cfg Config) (*session, *bubble.StallLink) {
 	w.T.Helper()
 	l := w.StallLink()
 	c := redis.NewClient(&redis.Options{
-		Addr: bubble.Addr, Dialer: l.Dialer(min(5*time.Second, filled(cfg).TTL/4)), Protocol: 2, DisableIdentity: true, DialerRetries: 1,
+		Addr: bubble.Addr, Dialer: l.Dialer(min(5*time.Second, filled(cfg).TTL/4)), Protocol: 2,
+		DisableIdentity: true, DialerRetries: 1,
 	})
 	s := w.open(c, cfg)
 	w.T.Cleanup(func() {
@@ -164,11 +165,12 @@ func (s *session) state(t *testing.T) state {
 }
 
 func stateOf(raw redisscript.Snapshot) state {
-	return state{Capacity: int(raw.Capacity), Held: len(raw.Permits), Quarantined: len(raw.Quarantined),
-		Waiters: len(raw.Queue), Sessions: len(raw.Sessions)}
+	return state{Capacity: int(raw.Capacity), Held: len(raw.Permits),
+		Quarantined: len(raw.Quarantined),
+		Waiters:     len(raw.Queue), Sessions: len(raw.Sessions)}
 }
 
-// seated counts the pools that have a number.
+// seated returns how many pools have a number.
 func (s *session) seated() int {
 	synctest.Wait()
 	s.mu.Lock()
@@ -176,7 +178,7 @@ func (s *session) seated() int {
 	return len(s.core.Pools())
 }
 
-// loseSubscription ends the subscription for good. All else of the session goes on.
+// loseSubscription ends the subscription for good. The rest of the session goes on.
 func (s *session) loseSubscription(t *testing.T) {
 	t.Helper()
 	s.mu.Lock()
@@ -211,7 +213,7 @@ func (p *pool) join(t *testing.T, s *session, l Listener) {
 	p.Return = p.Pool.Give
 }
 
-// want asks until it holds n permits.
+// want asks until the pool holds n permits.
 func (p *pool) want(n int) {
 	for range 20 {
 		if p.Ask(max(0, n-len(p.Permits()))); len(p.Permits()) == n {
@@ -227,7 +229,7 @@ func (p *pool) want(n int) {
 // withdrawAfter is how long the request of a pool outlives its last waiter: core.withdrawAfter.
 const withdrawAfter = 25 * time.Millisecond
 
-// poolName is the name of the pool that p belongs to, and its number in the session.
+// poolName returns the name of the pool that p belongs to, and its number in the session.
 func poolName(p *Permit) string   { return p.ID[:23] }
 func poolNumber(p *Permit) string { return p.ID[20:23] }
 
@@ -237,13 +239,13 @@ func (w *world) quarantined() []string {
 	return ids
 }
 
-// held lists the pools of which Redis counts permits.
+// held lists the pools for which Redis counts permits.
 func (w *world) held() []string {
 	names, _ := w.Redis.HKeys(keyBase + "held")
 	return names
 }
 
-// expire ends the lease of p in Redis alone, and has Redis look.
+// expire ends the lease of p in Redis alone, and has a script notice it.
 func (w *world) expire(t *testing.T, s *session, p *Permit) {
 	t.Helper()
 	if _, err := w.Redis.ZAdd(base, 1, p.ID); err != nil {
@@ -266,7 +268,7 @@ func (h hook) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
 		if h.match(cmd) {
 			h.do(cmd)
-			ctx = context.WithoutCancel(ctx) // Redis gets it, however late
+			ctx = context.WithoutCancel(ctx) // Redis receives it, however late
 		}
 		return next(ctx, cmd)
 	}
@@ -275,7 +277,7 @@ func (hook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPip
 	return next
 }
 
-// beforeHeartbeats runs do between the making and the sending of each call.
+// beforeHeartbeats runs do after each call is built and before it is sent.
 func (s *session) beforeHeartbeats(do func(redis.Cmder)) {
 	s.clients.own.(*redis.Client).AddHook(hook{func(cmd redis.Cmder) bool {
 		args := cmd.Args()
@@ -283,7 +285,7 @@ func (s *session) beforeHeartbeats(do func(redis.Cmder)) {
 	}, do})
 }
 
-// beforeBatches runs do between the making and the sending of each batch.
+// beforeBatches runs do after each batch is built and before it is sent.
 func (s *session) beforeBatches(do func(redis.Cmder)) {
 	s.clients.batches.(*redis.Client).AddHook(hook{func(cmd redis.Cmder) bool {
 		return cmd.Name() == "evalsha"

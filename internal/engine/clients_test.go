@@ -8,21 +8,24 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Options of a Cluster client that send reads elsewhere are for the caller's own calls.
+// The session's client does not inherit the Cluster options that send reads to replicas; they serve
+// the caller's own calls.
 func TestRoutingIsOurOwn(t *testing.T) {
-	c := redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{"127.0.0.1:1"}, ReadOnly: true, RouteByLatency: true, RouteRandomly: true})
+	c := redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{"127.0.0.1:1"},
+		ReadOnly: true, RouteByLatency: true, RouteRandomly: true})
 	defer c.Close()
 	l := clientsLike(c, defaultTTL)
 	defer l.close()
 	for name, own := range map[string]redis.UniversalClient{"own": l.own, "batches": l.batches} {
-		if o := own.(*redis.ClusterClient).Options(); o.ReadOnly || o.RouteByLatency || o.RouteRandomly {
-			t.Errorf("%s: ReadOnly %v, RouteByLatency %v, RouteRandomly %v", name, o.ReadOnly, o.RouteByLatency, o.RouteRandomly)
+		if o := own.(*redis.ClusterClient).Options(); o.ReadOnly || o.RouteByLatency ||
+			o.RouteRandomly {
+			t.Errorf("%s: ReadOnly %v, RouteByLatency %v, RouteRandomly %v", name, o.ReadOnly,
+				o.RouteByLatency, o.RouteRandomly)
 		}
 	}
 }
 
-// The session's clients have the caller's options, but for those that are for the caller's own
-// calls.
+// The session's clients have the caller's options, except those that serve the caller's own calls.
 func TestOptionsOfOwnClients(t *testing.T) {
 	c := redis.NewClient(&redis.Options{
 		Addr: "127.0.0.1:1", ClientName: "name", DB: 3, Limiter: noLimit{}, MinIdleConns: 5,
@@ -32,7 +35,9 @@ func TestOptionsOfOwnClients(t *testing.T) {
 		Addrs: []string{"127.0.0.1:1"}, ClientName: "name", RouteRandomly: true,
 	})
 	defer cluster.Close()
-	for _, caller := range []redis.UniversalClient{c, struct{ *redis.Client }{c}, cluster, struct{ *redis.ClusterClient }{cluster}} {
+	for _, caller := range []redis.UniversalClient{c, struct {
+		*redis.Client
+	}{c}, cluster, struct{ *redis.ClusterClient }{cluster}} {
 		l := clientsLike(caller, defaultTTL)
 		defer l.close()
 		for name, own := range map[string]redis.UniversalClient{
@@ -62,7 +67,8 @@ func (noLimit) ReportResult(error) {}
 
 // Only a policy that evicts keys without a TTL can evict ours.
 func TestOnlyPoliciesForAllKeysAreWarnedOf(t *testing.T) {
-	for policy, warns := range map[string]bool{"noeviction": false, "volatile-lru": false, "volatile-ttl": false, "allkeys-lru": true, "allkeys-random": true, "": false} {
+	for policy, warns := range map[string]bool{"noeviction": false, "volatile-lru": false,
+		"volatile-ttl": false, "allkeys-lru": true, "allkeys-random": true, "": false} {
 		info := parseServerInfo("maxmemory:1000\r\nmaxmemory_policy:" + policy + "\r\n")
 		if got := info.mayEvict(); got != warns {
 			t.Errorf("%q: %v, want %v", policy, got, warns)
@@ -70,9 +76,11 @@ func TestOnlyPoliciesForAllKeysAreWarnedOf(t *testing.T) {
 	}
 }
 
-// INFO says anything: it is read, and what it says is refused by its version or its mode alone.
+// check reads any reply to INFO, and refuses a server only for its version or its mode.
 func FuzzServerInfo(f *testing.F) {
-	for _, seed := range []string{"redis_version:7.0.15\r\nmaxmemory:0\r\nmaxmemory_policy:noeviction\r\n", "", ":", "redis_version", "redis_version:5\n", "redis_version:-1.x", "\x00\n\n:::"} {
+	for _, seed := range []string{
+		"redis_version:7.0.15\r\nmaxmemory:0\r\nmaxmemory_policy:noeviction\r\n", "", ":",
+		"redis_version", "redis_version:5\n", "redis_version:-1.x", "\x00\n\n:::"} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
@@ -81,7 +89,7 @@ func FuzzServerInfo(f *testing.F) {
 			t.Errorf("%v, of version %q", err, s.version)
 		}
 		if s.mayEvict() && s.policy == "" {
-			t.Error("it may evict, by no policy")
+			t.Error("without a policy, may evict is reported")
 		}
 	})
 }

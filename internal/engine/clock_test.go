@@ -9,8 +9,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// A session that was asleep for an hour, and its clock with it, finds Redis's clock an hour ahead.
-// The other sessions know better.
+// A session slept for an hour, and its clock with it, so it finds Redis's clock an hour ahead. The
+// other sessions know the right time.
 func TestASleeperDoesNotTurnTheClockBack(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		a, b := w.join(Config{Capacity: 1}), w.join(Config{Capacity: 1})
@@ -27,8 +27,8 @@ func TestASleeperDoesNotTurnTheClockBack(t *testing.T) {
 		if !slept.Load() {
 			t.Fatal("bug in the test: nothing was sent")
 		}
-		// Less than a heartbeat: what it has missed since the others' last one, for the leases last
-		// longer by it.
+		// The skew must be below a heartbeat interval, the time since the others' last heartbeat,
+		// because it lengthens the leases.
 		if skew, _ := strconv.Atoi(w.Redis.HGet(keyBase+"meta", "skew")); skew < 0 || skew > 2000 {
 			t.Errorf("skew %d ms", skew)
 		}
@@ -38,7 +38,7 @@ func TestASleeperDoesNotTurnTheClockBack(t *testing.T) {
 	})
 }
 
-// The clock is set by less than a lease, and a newcomer is the first to see it.
+// The clock steps by less than a lease, and a newcomer is the first to see the step.
 func TestNewcomerAfterStepShorterThanTTL(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		cfg := Config{Capacity: 1, Patience: forever}

@@ -22,20 +22,20 @@ func TestCoverOfWhatIsNotHeldAnyMore(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := f.connect(p); !errors.Is(err, core.ErrLost) {
-			t.Errorf("what Redis does not know: %v, want ErrLost", err)
+			t.Errorf("of a permit that Redis does not know: %v, want ErrLost", err)
 		}
 		if p.Held() || f.Heard("lost") != 1 {
-			t.Error("still held")
+			t.Error("the permit is still held")
 		}
 		if err := f.connect(p); !errors.Is(err, core.ErrLost) {
-			t.Errorf("what was lost: %v, want ErrLost", err)
+			t.Errorf("of a lost permit: %v, want ErrLost", err)
 		}
 		f.s.link.SetCut(true)
 	})
 }
 
-// Four connections are opened at once, and each is recorded within its own lease: they do not wait
-// for one another where a reply takes 2 s.
+// Four connections open at once, and the session records each within its own lease. Records do not
+// wait for one another when a reply takes 2 s.
 func TestCoversOnASlowRedis(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s, l := w.slowJoin(Config{Capacity: 4, Patience: forever}, bubble.Always(0))
@@ -52,8 +52,8 @@ func TestCoversOnASlowRedis(t *testing.T) {
 			})
 		}
 		all.Wait()
-		// Each may need a connection first, and the first records are given up where replies were
-		// fast before.
+		// Each record may need a new connection to Redis first. The session gives up the first
+		// records, because replies were fast before.
 		if took := time.Since(began); took > 9*time.Second {
 			t.Errorf("took %v", took)
 		}
@@ -63,8 +63,8 @@ func TestCoversOnASlowRedis(t *testing.T) {
 	})
 }
 
-// Redis hangs, and the lease is lost while a backend is recorded: its caller does not wait for
-// longer than that.
+// Redis hangs, and the lease is lost during the record of a backend. The caller waits no longer
+// than that.
 func TestARecordEndsWithItsLease(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s, l := w.slowJoin(Config{Capacity: 1}, bubble.Always(0))
@@ -78,8 +78,9 @@ func TestARecordEndsWithItsLease(t *testing.T) {
 		if err := f.connect(p); !errors.Is(err, core.ErrUnavailable) {
 			t.Errorf("%v, want ErrUnavailable", err)
 		}
-		if late := time.Since(<-lost); late > defaultTTL/4+time.Millisecond { // it looks that often
-			t.Errorf("it waited for %v after the loss", late)
+		// record checks the lease this often
+		if late := time.Since(<-lost); late > defaultTTL/4+time.Millisecond {
+			t.Errorf("record waited for %v after the loss", late)
 		}
 		l.Silence(false)
 	})
@@ -96,8 +97,7 @@ func TestCoverWithoutRedis(t *testing.T) {
 	})
 }
 
-// A connection that was just made outlives a reply that is lost, and a Redis that is away for less
-// than a lease.
+// A new connection survives a lost reply, and an outage of Redis that is shorter than a lease.
 func TestCoverOutlastsAnOutage(t *testing.T) {
 	for name, away := range map[string]func(*bubble.Link, bool){
 		"cut off": (*bubble.Link).SetCut, "unheard": (*bubble.Link).SetDeaf,
@@ -120,7 +120,7 @@ func TestCoverOutlastsAnOutage(t *testing.T) {
 	}
 }
 
-// The record of a connection that is gone arrives after the record of the next one under its
+// The record of a closed connection arrives after the record of the next connection under the same
 // permit.
 func TestCoverIsOvertaken(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
@@ -128,7 +128,7 @@ func TestCoverIsOvertaken(t *testing.T) {
 		f.open(1)
 		p := f.granted()[0]
 		first := f.RecordBackend(p, "101 2 0")
-		second := f.RecordBackend(p, "102 1 0") // the server's clock was set back
+		second := f.RecordBackend(p, "102 1 0") // the server's clock stepped back
 		recorded := func(want string) {
 			t.Helper()
 			if got := w.recorded(p); !strings.HasPrefix(got, want+" ") {
@@ -149,18 +149,18 @@ func TestCoverIsOvertaken(t *testing.T) {
 		time.Sleep(2 * time.Second) // a heartbeat
 		recorded("102 1")
 
-		// The permit is given back meanwhile.
+		// The permit is released meanwhile.
 		third := f.RecordBackend(p, "103 3 0")
 		f.end()
 		synctest.Wait()
 		if err := third(t.Context()); !errors.Is(err, core.ErrLost) {
-			t.Errorf("of a permit that is given back: %v, want ErrLost", err)
+			t.Errorf("of a released permit: %v, want ErrLost", err)
 		}
 		w.reckoned(t)
 	})
 }
 
-// A caller that gives up a slow request is no concern of those that connect.
+// A caller that gives up a slow request does not disturb the callers that connect.
 func TestCoverOutlivesACallerThatGivesUp(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s := w.join(Config{Capacity: 1})
@@ -183,7 +183,7 @@ func TestCoverOutlivesACallerThatGivesUp(t *testing.T) {
 	})
 }
 
-// A session that finds the state lost while it records re-asserts the permit first.
+// A session that finds Redis's state lost during a record re-asserts the permit first.
 func TestCoverFindsTheStateLost(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})

@@ -22,7 +22,7 @@ type postgres struct {
 	alive  map[string]bool
 }
 
-// open starts a backend. No two are the same.
+// open starts a backend. Each has a tag of its own.
 func (pg *postgres) open() (tag string) {
 	pg.mu.Lock()
 	defer pg.mu.Unlock()
@@ -47,7 +47,7 @@ func (pg *postgres) lives(tag string) bool {
 	return pg.alive[tag]
 }
 
-// live is how many backends there are.
+// live returns how many backends live.
 func (pg *postgres) live() int {
 	pg.mu.Lock()
 	defer pg.mu.Unlock()
@@ -64,8 +64,8 @@ type fencer struct {
 	mu     sync.Mutex
 	covers map[string]string // permit -> the tag of its backend
 
-	deaf  atomic.Bool  // it does not get through to Postgres
-	stuck atomic.Bool  // Postgres does not answer it at all, and its own connections do not end
+	deaf  atomic.Bool  // it cannot reach Postgres
+	stuck atomic.Bool  // Postgres does not answer it, and its own connections do not end
 	asked atomic.Int32 // how often it was asked to end backends
 	looks atomic.Int32 // how often it was asked which backends are gone
 }
@@ -77,7 +77,7 @@ func (s *session) fencer(t *testing.T, pg *postgres) *fencer {
 	return f
 }
 
-// granted are the permits that it holds, once all goroutines of the bubble wait.
+// granted returns the permits that the pool holds, once all goroutines of the bubble wait.
 func (f *fencer) granted() []*Permit {
 	synctest.Wait()
 	return f.Permits()
@@ -123,7 +123,7 @@ func (f *fencer) close(permits ...*Permit) {
 	}
 }
 
-// end gives back what it has.
+// end gives back all permits of the pool.
 func (f *fencer) end() {
 	for range f.granted() {
 		f.GiveBack()
@@ -167,16 +167,17 @@ func (f *fencer) Closed() {
 	}
 }
 
-// recorded is the backend that Redis knows of that permit, and the number of the record.
+// recorded returns the backend that Redis has recorded for the permit, with the number of the
+// record.
 func (w *world) recorded(p *Permit) string { return w.Redis.HGet(keyBase+"backends", p.ID) }
 
-// recordedPermits are the permits of which Redis knows the backends.
+// recordedPermits returns the permits with a recorded backend.
 func (w *world) recordedPermits() []string {
 	ids, _ := w.Redis.HKeys(keyBase + "backends")
 	return ids
 }
 
-// reckoned fails unless all counts in Redis agree with the permits that are there.
+// reckoned fails the test unless all counts in Redis agree with the held permits.
 func (w *world) reckoned(t *testing.T) {
 	t.Helper()
 	synctest.Wait()
@@ -207,8 +208,10 @@ func (w *world) reckoned(t *testing.T) {
 	}
 }
 
-// frozen is a fleet at capacity 4: one session, which holds two permits, stops, and another waits.
-func frozen(t *testing.T, w *world, cfg Config) (sleeper, awake *fencer, waiting *bubble.Pending[*Permit]) {
+// frozen returns a fleet at capacity 4: one session, which holds two permits, stops, and another
+// waits.
+func frozen(t *testing.T, w *world,
+	cfg Config) (sleeper, awake *fencer, waiting *bubble.Pending[*Permit]) {
 	t.Helper()
 	cfg.Capacity, cfg.Patience = 4, forever
 	pg := &postgres{}

@@ -8,7 +8,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Redis is slow for 60 ms once, and the context of one caller ends. That says nothing of Redis.
+// Redis is slow for 60 ms once, and one caller's context ends. The session must not take Redis for
+// down.
 func TestOneCancelledCallerDeclaresRedisDown(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s, l := w.stallJoin(Config{Capacity: 5})
@@ -29,8 +30,7 @@ func TestOneCancelledCallerDeclaresRedisDown(t *testing.T) {
 	})
 }
 
-// The wait of a caller ends with its context, or with its patience, whatever the network does
-// meanwhile.
+// A caller's wait ends with its context, or with its patience, whatever the network does meanwhile.
 func TestNoCallerIsHeldByTheNetwork(t *testing.T) {
 	soon := func(t *testing.T) context.Context {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
@@ -49,7 +49,7 @@ func TestNoCallerIsHeldByTheNetwork(t *testing.T) {
 				t.Errorf("held for %v, ctx ended after 20ms: %v", took, err)
 			}
 			l.Stall(false)
-			// go-redis dials with its subscription's lock held. Fake time stands still for a
+			// go-redis dials while it holds its subscription's lock. Fake time stops for a
 			// goroutine that waits for the lock.
 			time.Sleep(time.Second)
 		})
@@ -58,7 +58,8 @@ func TestNoCallerIsHeldByTheNetwork(t *testing.T) {
 		inWorld(t, func(t *testing.T, w *world) {
 			s, l := w.stallJoin(Config{Capacity: 5, TTL: time.Minute})
 			s.acquire(t)
-			s.beforeHeartbeats(func(redis.Cmder) { l.Stall(true) }) // a stall that begins after "gone" was answered
+			// the stall begins after the reply to "gone"
+			s.beforeHeartbeats(func(redis.Cmder) { l.Stall(true) })
 			w.Redis.FlushAll()
 			defer l.Stall(false)
 			began := time.Now()
@@ -70,7 +71,8 @@ func TestNoCallerIsHeldByTheNetwork(t *testing.T) {
 	})
 	t.Run("patience", func(t *testing.T) {
 		inWorld(t, func(t *testing.T, w *world) {
-			s, l := w.stallJoin(Config{Capacity: 5, TTL: time.Minute, Patience: 40 * time.Millisecond, RetryInterval: 20 * time.Millisecond})
+			s, l := w.stallJoin(Config{Capacity: 5, TTL: time.Minute,
+				Patience: 40 * time.Millisecond, RetryInterval: 20 * time.Millisecond})
 			s.acquire(t)
 			l.Stall(true)
 			began := time.Now()

@@ -14,7 +14,7 @@ import (
 	"github.com/passbuddy/passbuddy/internal/core"
 )
 
-// A heldUp listener is told of its grant, and does not come back from that before the test lets it.
+// A heldUp listener does not return from the call that delivers its grant until the test lets it.
 type heldUp struct {
 	*pool
 	told chan *Permit
@@ -27,7 +27,7 @@ func (l heldUp) Granted(permits []*Permit) {
 	l.pool.Granted(permits)
 }
 
-// A pool that hears of a loss before it hears of the grant would keep the permit for good.
+// A pool that learned of a loss before the grant would keep the permit for ever.
 func TestLossIsToldAfterTheGrant(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s := w.join(Config{Capacity: 1})
@@ -45,14 +45,15 @@ func TestLossIsToldAfterTheGrant(t *testing.T) {
 	})
 }
 
-// A busy pool gives nothing back by itself. A plain request does not wait for ever behind it.
+// A busy pool gives no permit back by itself. A plain request must not wait behind it for ever.
 func TestPlainWaiterIsNotStarvedByABusyPool(t *testing.T) {
 	for _, capacity := range []int{1, 4} {
 		inWorld(t, func(t *testing.T, w *world) {
 			cfg := Config{Capacity: capacity, Patience: forever}
 			a, b := w.join(cfg), w.join(cfg)
 			p := a.pool(t)
-			for range 2 { // its even part, and the rest when nobody else has asked for a while
+			// its even part first, and the rest once no other pool has asked for a while
+			for range 2 {
 				p.Ask(capacity)
 				time.Sleep(50 * time.Millisecond)
 			}
@@ -63,7 +64,8 @@ func TestPlainWaiterIsNotStarvedByABusyPool(t *testing.T) {
 			waiting := b.later(t.Context())
 			time.Sleep(100 * time.Millisecond)
 			if !waiting.IsDone() || waiting.Err != nil {
-				t.Errorf("capacity %d: not served: %v", capacity, waiting.Err)
+				t.Errorf("capacity %d: the plain request was not granted: %v", capacity,
+					waiting.Err)
 			}
 			if got := p.Heard("recall"); got != 1 {
 				t.Errorf("capacity %d: %d recalls for one waiter", capacity, got)
@@ -72,13 +74,13 @@ func TestPlainWaiterIsNotStarvedByABusyPool(t *testing.T) {
 	}
 }
 
-// A call of the heartbeat that crosses Close would join the session anew, and the capacity that it
-// declares would bind the fleet for a lease.
+// A heartbeat call that crosses Close would join the session anew. The capacity that it declares
+// would then bind the fleet for a lease.
 func TestHeartbeatDoesNotCrossClose(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		a, b := w.join(Config{Capacity: 5}), w.join(Config{Capacity: 1})
 		b.beforeHeartbeats(func(redis.Cmder) { time.Sleep(300 * time.Millisecond) })
-		time.Sleep(1700 * time.Millisecond) // the first call is on its way
+		time.Sleep(1700 * time.Millisecond) // the first call is in flight
 		if err := b.Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -108,8 +110,8 @@ func TestCloseTakesAPoolsRequestOutOfTheQueue(t *testing.T) {
 	})
 }
 
-// The scripts' counts of a pool go with its session, however that ends, and however wrong the
-// counts are.
+// The scripts' counts of a pool end with its session, however the session ends and however wrong
+// the counts are.
 func TestCountsOfAPoolEndWithItsSession(t *testing.T) {
 	for _, how := range []string{"close", "crash"} {
 		t.Run(how, func(t *testing.T) {
@@ -122,7 +124,8 @@ func TestCountsOfAPoolEndWithItsSession(t *testing.T) {
 					t.Fatal("bug in the test: nothing granted")
 				}
 				name := poolName(p.Permits()[0])
-				// A call of the heartbeat that crossed a release, and a recall that found nothing.
+				// The state after a heartbeat call that crossed a release, and a recall that found
+				// no permit.
 				if _, err := w.Redis.ZAdd(keyBase+"levels", 2.8, name); err != nil {
 					t.Fatal(err)
 				}
@@ -146,8 +149,7 @@ func TestCountsOfAPoolEndWithItsSession(t *testing.T) {
 	}
 }
 
-// A release that fails while Close waits, or that is not answered, is said again when the session
-// leaves.
+// A release that fails or gets no reply while Close waits is repeated when the session leaves.
 func TestReleaseThatFailsDuringCloseIsRepeated(t *testing.T) {
 	for _, how := range []string{"fails", "is not answered"} {
 		t.Run(how, func(t *testing.T) {
@@ -188,8 +190,8 @@ func TestReleaseThatFailsDuringCloseIsRepeated(t *testing.T) {
 	}
 }
 
-// isRelease reports whether these are the arguments of a batch that releases that plain permit. The
-// script leave gets more than a UUID in the argument that names one.
+// isRelease reports whether args are the arguments of a batch that releases the given plain permit.
+// In the arguments of the script leave, a UUID does not stand alone.
 func isRelease(args []string, id string) bool {
 	for _, arg := range args {
 		if arg == id {
@@ -199,7 +201,7 @@ func isRelease(args []string, id string) bool {
 	return false
 }
 
-// A waiter asks again within RetryInterval, not some time after.
+// A waiter asks again within RetryInterval, not later.
 func TestAskingAgainIsWithinRetryInterval(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		cfg := Config{Capacity: 1, RetryInterval: 400 * time.Millisecond, Patience: forever}
@@ -227,7 +229,7 @@ func TestLostPushCostsOnlyTime(t *testing.T) {
 		a, b := w.join(cfg), w.join(cfg)
 		p := a.acquire(t)
 		waiting := b.later(t.Context())
-		b.loseSubscription(t) // from here on nothing can be pushed to b
+		b.loseSubscription(t) // from here on no push reaches b
 		release(t, p)
 		if waiting.IsDone() {
 			t.Fatal("bug in the test: the push was not lost")
@@ -239,7 +241,7 @@ func TestLostPushCostsOnlyTime(t *testing.T) {
 	})
 }
 
-// A subscription is back soon, and with it the recall that was pushed meanwhile.
+// The session soon subscribes again, and then receives the recall that was pushed meanwhile.
 func TestLostRecall(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		a := w.join(Config{Capacity: 1, TTL: time.Minute})
@@ -250,12 +252,13 @@ func TestLostRecall(t *testing.T) {
 		if p.Heard("granted") != 1 {
 			t.Fatal("bug in the test")
 		}
-		a.link.SetCut(true) // for an instant, in which the recall is pushed
+		a.link.SetCut(true) // for an instant, in which Redis pushes the recall
 		q := b.later(t.Context())
 		a.link.SetCut(false)
 		<-q.Done
 		if q.Took > time.Second {
-			t.Errorf("waited %v; the subscription was back long before: %q", q.Took, p.Told())
+			t.Errorf("waited %v, though the session had subscribed again long before: %q", q.Took,
+				p.Told())
 		}
 	})
 }

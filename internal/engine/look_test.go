@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	// lookEvery is LOOK of quarantine.lua.
+	// lookEvery is the constant LOOK of quarantine.lua.
 	lookEvery = 200 * time.Millisecond
 	longTTL   = 30 * time.Second
 )
@@ -24,8 +24,9 @@ func (f *fencer) kill() {
 	f.close(f.granted()...)
 }
 
-// looked are two sessions that hold two permits each of four, and one that waits.
-func looked(t *testing.T, w *world, cfg Config) (one, other *fencer, waiting *bubble.Pending[*Permit]) {
+// looked returns two sessions that hold two of four permits each, and one that waits.
+func looked(t *testing.T, w *world,
+	cfg Config) (one, other *fencer, waiting *bubble.Pending[*Permit]) {
 	t.Helper()
 	cfg.Capacity, cfg.TTL, cfg.Patience = 4, longTTL, forever
 	pg := &postgres{}
@@ -40,12 +41,12 @@ func looked(t *testing.T, w *world, cfg Config) (one, other *fencer, waiting *bu
 	return one, other, waiting
 }
 
-// A process is killed. Its permits are free as soon as its backends are gone, not when their leases
-// end.
+// A process is killed. Its permits are free as soon as its backends are gone, not only when their
+// leases expire.
 func TestAKilledHolderCostsNoLease(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		victim, other, waiting := looked(t, w, Config{})
-		victim.s.later(t.Context()) // what it waits for must not be granted to it
+		victim.s.later(t.Context()) // it must not be granted the permit that it waits for
 		second := other.s.later(t.Context())
 		victim.s.link.SetCut(true)
 		time.Sleep(2 * time.Second)
@@ -62,14 +63,14 @@ func TestAKilledHolderCostsNoLease(t *testing.T) {
 		}
 		t.Logf("granted %v after the backends' end", time.Since(began))
 		if waiting.Err != nil || second.Err != nil {
-			t.Errorf("%v, %v", waiting.Err, second.Err)
+			t.Errorf("the waiters were not granted: %v, %v", waiting.Err, second.Err)
 		}
 		if n := other.asked.Load(); n > 0 {
 			t.Errorf("asked %d times to end backends", n)
 		}
 		w.reckoned(t)
 		if snap := other.s.state(t); snap.Held != 4 || snap.Quarantined != 0 {
-			t.Errorf("%+v", snap)
+			t.Errorf("%+v, want 4 held and none in quarantine", snap)
 		}
 	})
 }
@@ -83,22 +84,22 @@ func TestBackendsOfAKilledHolderEndOneByOne(t *testing.T) {
 		victim.close(victim.granted()[0])
 		time.Sleep(time.Second)
 		if !waiting.IsDone() {
-			t.Error("the first is not granted")
+			t.Error("the first permit is not granted")
 		}
 		if second.IsDone() {
-			t.Error("the second is granted while its backend lives")
+			t.Error("the second permit is granted while its backend lives")
 		}
 		victim.close(victim.granted()[1])
 		time.Sleep(time.Second)
 		if !second.IsDone() {
-			t.Error("the second is not granted")
+			t.Error("the second permit is not granted")
 		}
 		w.reckoned(t)
 	})
 }
 
-// A session that lives, and is not subscribed any more, loses nothing, however long others wait.
-// Looks are paced.
+// A live session that has lost its subscription loses no permit, however long others wait. The
+// looks for its backends are paced.
 func TestASessionWithoutSubscriptionLosesNothing(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		deaf, other, waiting := looked(t, w, Config{})
@@ -111,7 +112,7 @@ func TestASessionWithoutSubscriptionLosesNothing(t *testing.T) {
 		}
 		for _, p := range deaf.granted() {
 			if !p.Held() {
-				t.Error("a lease is lost")
+				t.Error("the session lost a lease")
 			}
 		}
 		if n := deaf.Heard("lost"); n > 0 {
@@ -126,46 +127,47 @@ func TestASessionWithoutSubscriptionLosesNothing(t *testing.T) {
 	})
 }
 
-// It closes a connection and opens another under the same permit. Between the two the backend that
-// is recorded is gone, and the next one is there before it is recorded.
+// The session closes a connection and opens another under the same permit. Between the two, the
+// recorded backend is gone, and the next backend lives before it is recorded.
 func TestASessionWithoutSubscriptionReconnects(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		deaf, other, waiting := looked(t, w, Config{})
 		deaf.s.loseSubscription(t)
 		p := deaf.granted()[0]
 
-		// It says first that the permit covers none: then nobody can see its backend gone.
+		// It first records that the permit covers no backend: then no session can see its backend
+		// gone.
 		deaf.close(p)
 		vacate := deaf.ClearBackend(p)
 		if vacate == nil {
-			t.Fatal("Redis knows of a backend, and is not asked")
+			t.Fatal("Redis has a recorded backend, and the session does not clear the record")
 		}
 		if err := vacate(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		if deaf.ClearBackend(p) != nil {
-			t.Error("it would ask again")
+			t.Error("the session would clear the record again")
 		}
 		time.Sleep(5 * time.Second) // the connect takes long
 		if waiting.IsDone() || !p.Held() {
-			t.Fatal("granted to another, while a connection is opened under it")
+			t.Fatal("the permit was granted to another session while a connection opens under it")
 		}
 		if err := deaf.connect(p); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(5 * time.Second)
 		if waiting.IsDone() || !p.Held() {
-			t.Fatal("granted to another, and covers a backend")
+			t.Fatal("the permit was granted to another session while it covers a backend")
 		}
 
-		// Its backend is seen gone before it says so: it may not connect.
+		// Another session sees its backend gone before it clears the record: it may not connect.
 		deaf.close(p)
 		time.Sleep(time.Second)
 		if !waiting.IsDone() {
-			t.Fatal("its backend is gone, and the permit was not granted to another")
+			t.Fatal("the backend is gone, and the permit was not granted to another session")
 		}
 		if err := deaf.ClearBackend(p)(t.Context()); !errors.Is(err, core.ErrLost) {
-			t.Errorf("it may connect under a permit of another: %v", err)
+			t.Errorf("it may connect under another session's permit: %v", err)
 		}
 		if n := other.pg.live(); n != 3 {
 			t.Errorf("%d backends, want 3", n)
@@ -175,7 +177,7 @@ func TestASessionWithoutSubscriptionReconnects(t *testing.T) {
 	})
 }
 
-// The record that a permit covers none is lost: it is repeated. A record of the former backend that
+// The request that clears a record is lost and repeated. A record of the former backend that
 // arrives late changes nothing.
 func TestVacateIsOvertaken(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
@@ -212,7 +214,8 @@ func TestVacateIsOvertaken(t *testing.T) {
 	})
 }
 
-// A permit that covers no backend any more ends with its lease: there is nothing to end.
+// A permit that covers no backend any more is free when its lease expires, because there is no
+// backend to end.
 func TestAVacantPermitIsNotQuarantined(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		sleeper, awake, waiting := frozen(t, w, Config{})
@@ -229,12 +232,12 @@ func TestAVacantPermitIsNotQuarantined(t *testing.T) {
 			t.Error("not granted")
 		}
 		if snap := awake.s.state(t); snap.Quarantined != 0 {
-			t.Errorf("%+v", snap)
+			t.Errorf("%+v, want none in quarantine", snap)
 		}
 	})
 }
 
-// No session looks for backends while nobody waits, while all are subscribed, or where none are
+// No session looks for backends if no session waits, if all are subscribed, or if no backend is
 // recorded.
 func TestNobodyLooksInVain(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
@@ -246,7 +249,7 @@ func TestNobodyLooksInVain(t *testing.T) {
 		a.s.loseSubscription(t)
 		time.Sleep(longTTL)
 		if n := b.looks.Load(); n > 0 {
-			t.Errorf("%d looks while nobody waits", n)
+			t.Errorf("%d looks while no session waits", n)
 		}
 	})
 	inWorld(t, func(t *testing.T, w *world) {
@@ -270,8 +273,8 @@ func TestNobodyLooksInVain(t *testing.T) {
 	})
 }
 
-// The pool that looks does not get through to Postgres: nothing changes, and the lease is the
-// bound.
+// The pool that looks cannot reach Postgres. Nothing changes, and the permit is free when its lease
+// expires.
 func TestALookThatFailsChangesNothing(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		victim, other, waiting := looked(t, w, Config{})
@@ -279,7 +282,7 @@ func TestALookThatFailsChangesNothing(t *testing.T) {
 		victim.kill()
 		time.Sleep(longTTL / 2)
 		if waiting.IsDone() {
-			t.Error("granted, and nobody has seen anything")
+			t.Error("granted, though no session has seen the backend gone")
 		}
 		other.deaf.Store(false)
 		time.Sleep(time.Second)
@@ -290,9 +293,8 @@ func TestALookThatFailsChangesNothing(t *testing.T) {
 	})
 }
 
-// The only session that could look has one connection, and would give it to the pool that waits. It
-// looks first. Where the session that does not listen lives, that holds nobody up for longer than a
-// second.
+// The only session that could look has one connection, and would give its permit to the pool that
+// waits. It looks first. If the deaf session lives, the look delays the waiter by at most a second.
 func TestTheLookComesBeforeTheLastConnectionMoves(t *testing.T) {
 	for _, lives := range []bool{false, true} {
 		inWorld(t, func(t *testing.T, w *world) {
@@ -312,20 +314,20 @@ func TestTheLookComesBeforeTheLastConnectionMoves(t *testing.T) {
 			newcomer.Ask(1)
 			time.Sleep(700 * time.Millisecond)
 			if n := asked() - before; n > 0 {
-				t.Errorf("asked %d times for the only connection to look by", n)
+				t.Errorf("asked %d times for the only connection, which the look needs", n)
 			}
 			if keeper.looks.Load() == 0 {
-				t.Error("it did not look")
+				t.Error("the session did not look")
 			}
 			if !lives {
 				victim.close(victim.granted()...)
 			}
 			time.Sleep(time.Second)
 			if n := asked() - before; (n > 0) != lives {
-				t.Errorf("the other lives: %v, and it was asked %d times", lives, n)
+				t.Errorf("other session alive: %v, but it was asked %d times", lives, n)
 			}
 			if got := newcomer.Heard("granted") > 0; got == lives {
-				t.Errorf("the other lives: %v, and the newcomer was granted its permit: %v", lives, got)
+				t.Errorf("other session alive: %v, but newcomer granted its permit: %v", lives, got)
 			}
 			w.reckoned(t)
 		})

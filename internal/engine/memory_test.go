@@ -10,9 +10,9 @@ import (
 	"github.com/passbuddy/passbuddy/internal/throwaway"
 )
 
-// Where Redis is out of memory a pool's request keeps its place in the queue, and is granted what
-// others give back. A pool that asks only now hears why it gets nothing, and is granted a permit
-// once there is memory again. The backend of a permit that is held is recorded all the while.
+// While Redis is out of memory, a pool's request keeps its place in the queue and is granted
+// permits that others give back. A pool that asks only then gets an error with the reason, and a
+// permit once there is memory again. Backends of held permits are recorded throughout.
 func TestPoolsWithoutMemory(t *testing.T) {
 	r, err := throwaway.StartRedis(t.Context(), throwaway.RedisOptions{})
 	if err != nil {
@@ -35,7 +35,8 @@ func TestPoolsWithoutMemory(t *testing.T) {
 			}
 		}
 	}
-	opened, err := Open(t.Context(), c, false, filled(Config{Capacity: 2, RetryInterval: 50 * time.Millisecond}))
+	opened, err := Open(t.Context(), c, false,
+		filled(Config{Capacity: 2, RetryInterval: 50 * time.Millisecond}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +58,9 @@ func TestPoolsWithoutMemory(t *testing.T) {
 		t.Errorf("Err: %v, want one that names OOM", err)
 	}
 	release(t, permits[0])
-	until("the early pool is granted what was released", func() bool { return early.Count("granted") == 1 })
+	until("the early pool is granted what was released", func() bool {
+		return early.Count("granted") == 1
+	})
 	if err := early.RecordBackend(early.Permits()[0], "7 8 0")(t.Context()); err != nil {
 		t.Errorf("a backend is not recorded: %v", err)
 	}

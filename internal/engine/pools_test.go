@@ -10,7 +10,7 @@ import (
 	"github.com/passbuddy/passbuddy/internal/subset"
 )
 
-// One pool of a session holds all that the session may hold. Its other pools do not starve.
+// One pool of a session holds all permits that the session may hold. The other pools do not starve.
 func TestMaxIsSharedByThePoolsOfASession(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s := w.join(Config{Capacity: 5, Max: 1})
@@ -22,7 +22,7 @@ func TestMaxIsSharedByThePoolsOfASession(t *testing.T) {
 		}
 		b.Ask(1)
 		if b.Heard("granted") != 1 {
-			t.Fatalf("a told %q, b told %q: no room was made", a.Told(), b.Told())
+			t.Fatalf("a told %q, b told %q: a gave no permit back for b", a.Told(), b.Told())
 		}
 		if got := s.state(t).Held; got != 1 {
 			t.Errorf("%d held, Max is 1", got)
@@ -39,7 +39,7 @@ func TestMaxStarvesBehindTheHog(t *testing.T) {
 		if a.Heard("granted") != 1 {
 			t.Fatal("bug in the test")
 		}
-		a.Ask(2) // as allotment.settle does after a grant: two still wait
+		a.Ask(2) // two callers still wait, as allotment.settle reports after a grant
 		b.Ask(1)
 		time.Sleep(time.Minute)
 		if b.Heard("granted") == 0 {
@@ -61,7 +61,7 @@ func TestMaxStarvesWhileTheHogAsks(t *testing.T) {
 				if a.Heard("granted") != 1 || c.Heard("granted") != 1 {
 					t.Fatal("bug in the test")
 				}
-				a.Ask(1) // saturated: waits in Redis, and is not served, for the pools hold as much as each other
+				a.Ask(1) // it waits in Redis, unserved, because both pools hold the same number
 				synctest.Wait()
 				b.Ask(1)
 				time.Sleep(time.Minute)
@@ -94,12 +94,12 @@ func TestBehindAsksForMoreThanThereIs(t *testing.T) {
 		release(t, plain[2])
 		time.Sleep(time.Minute)
 		if got := s.state(t).Held; got < 10 && a.Heard("granted") == 0 {
-			t.Errorf("%d held of Max 10, and a pool that could use one waits for a minute", got)
+			t.Errorf("%d held of Max 10, though a pool that could use one waits for a minute", got)
 		}
 	})
 }
 
-// The script that looks for the largest holder looks at more than the first 64.
+// The script that finds the largest holder looks beyond the first 64.
 func TestRichestLooksAt64(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		a := w.join(Config{Capacity: 130, Min: 128, Patience: forever})
@@ -122,12 +122,13 @@ func TestRichestLooksAt64(t *testing.T) {
 		q := c.later(t.Context())
 		time.Sleep(time.Minute)
 		if !q.IsDone() {
-			t.Errorf("waits for a minute; the hog, of two, was told %q", hog.Told())
+			t.Errorf("the request waits for a minute; the pool that holds two was told %q",
+				hog.Told())
 		}
 	})
 }
 
-// A session that waits for what its minimum lacks is served first, and has it recalled from the
+// A session below its minimum is granted first, and its missing permits are recalled from the
 // largest holder.
 func TestMinIsRecalledFromHoldersThatWereThereBefore(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
@@ -140,7 +141,7 @@ func TestMinIsRecalledFromHoldersThatWereThereBefore(t *testing.T) {
 		}
 		waiting := b.later(t.Context()) // a plain request has a claim to one
 		if !waiting.IsDone() {
-			t.Fatal("bug in the test: the pool does not obey")
+			t.Fatal("bug in the test: the pool ignores the recall")
 		}
 		late := w.join(Config{Capacity: 2, Min: 1})
 		q := late.later(t.Context())
@@ -150,7 +151,7 @@ func TestMinIsRecalledFromHoldersThatWereThereBefore(t *testing.T) {
 	})
 }
 
-// Nothing of a minimum is recalled, and its idle permits stay.
+// No permit of a minimum is recalled, and idle ones stay.
 func TestMinIsNotRecalled(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		a := w.join(Config{Capacity: 2, Min: 2, Patience: forever})
@@ -164,13 +165,13 @@ func TestMinIsNotRecalled(t *testing.T) {
 		p.Offer(2)
 		time.Sleep(10 * time.Second)
 		if waiting.IsDone() || p.Heard("recall") > 0 || p.Heard("promised") > 0 {
-			t.Errorf("told %q: a minimum was asked back", p.Told())
+			t.Errorf("told %q: a permit of the minimum was recalled", p.Told())
 		}
 	})
 }
 
-// The script counts a permit of a pool's Try for the pool at once. Until a heartbeat put it right,
-// Redis took the pool for one that holds less, and granted it more than its part.
+// The script counts a permit of a pool's Try for the pool at once. Otherwise Redis would see the
+// pool as holding less until the next heartbeat, and grant it more than its part.
 func TestTryOfAPoolIsCountedAtOnce(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s := w.join(Config{Capacity: 3})
@@ -200,8 +201,8 @@ func TestTryOfAPoolIsCountedAtOnce(t *testing.T) {
 	})
 }
 
-// Pools come and go for as long as a session lives. Their numbers are used again, and nothing stays
-// of one that is closed.
+// Pools come and go while a session lives. The session reuses their numbers, and no state of a
+// closed pool stays.
 func TestPoolsForEver(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s := w.join(Config{Capacity: 2, TTL: time.Second})
@@ -213,13 +214,13 @@ func TestPoolsForEver(t *testing.T) {
 			p.Ask(1)
 			time.Sleep(100 * time.Millisecond)
 			if p.Heard("granted") == 0 {
-				t.Fatal("a pool with a number that was used before is granted nothing")
+				t.Fatal("a pool with a reused number is granted no permit")
 			}
 			if n := p.Heard("recall"); n > 0 {
 				t.Fatalf("recalled %d times, for the pools that had its number before", n)
 			}
 			if number := poolNumber(p.Permits()[0]); number > "002" {
-				t.Errorf("the number %s is used", number)
+				t.Errorf("the number %s is in use", number)
 			}
 			p.GiveBack()
 			p.Close()
@@ -279,7 +280,7 @@ func TestClosedPoolLeavesWithItsLastPermit(t *testing.T) {
 		p.GiveBack()
 		time.Sleep(5 * time.Second)
 		if s.seated() != 0 {
-			t.Error("a closed pool without permits is kept")
+			t.Error("a closed pool without permits stays")
 		}
 		if keys := w.Redis.Keys(); slices.Contains(keys, keyBase+"levels") {
 			t.Errorf("keys %q", keys)

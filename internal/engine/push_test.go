@@ -15,9 +15,10 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// A critic is a Listener that complains of what no push may say.
+// A critic is a Listener that reports calls that no push may cause.
 type critic struct {
-	wrong atomic.Pointer[string] // a heartbeat that a push asked for may still be on its way when its test has ended
+	// a heartbeat that a push caused may still be in flight when its test has ended
+	wrong atomic.Pointer[string]
 }
 
 func (c *critic) complain(format string, args ...any) {
@@ -67,8 +68,11 @@ func FuzzPush(f *testing.F) {
 	}
 	id, epoch := held.ID, s.core.Epoch()
 	for _, seed := range []string{
-		"g " + epoch + " 1790000000000 " + id, "g " + epoch + " 9223372036854775807 " + id, "g " + epoch + " -9223372036854775808 x", "g " + epoch + " x " + id,
-		"g e 5 a", "g", "g " + epoch, "w " + name, "w", "w x y", "b " + epoch + " " + name + " 1 0 0", "b " + epoch + " " + name + " 9 3 50", "b e " + name + " 1 0 0", "b " + epoch + " " + name, "b " + name + " t", "b x t", "r", "l", "", " ", "\x00", "q x",
+		"g " + epoch + " 1790000000000 " + id, "g " + epoch + " 9223372036854775807 " + id,
+		"g " + epoch + " -9223372036854775808 x", "g " + epoch + " x " + id,
+		"g e 5 a", "g", "g " + epoch, "w " + name, "w", "w x y", "b " + epoch + " " + name +
+			" 1 0 0", "b " + epoch + " " + name + " 9 3 50", "b e " + name + " 1 0 0",
+		"b " + epoch + " " + name, "b " + name + " t", "b x t", "r", "l", "", " ", "\x00", "q x",
 		"g " + epoch + " 1 " + id + " " + id + " " + name,
 		"f " + id + " 1 2", "f " + id + " 1", "s " + epoch + " " + id + " 1 2 3 4", "s", "h",
 	} {
@@ -84,8 +88,9 @@ func FuzzPush(f *testing.F) {
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if s.core.Held() != 2 || held.Permit.State() != core.Held || probe.Permit.State() != core.Held {
-			t.Errorf("%d are held, want the two that were asked for", s.core.Held())
+		if s.core.Held() != 2 || held.Permit.State() != core.Held ||
+			probe.Permit.State() != core.Held {
+			t.Errorf("%d permits are held, want the two requested", s.core.Held())
 		}
 		if until := held.TrustedUntil(); until > s.now()+s.cfg.TTL {
 			t.Errorf("trusted for %v, a lease is %v", until-s.now(), s.cfg.TTL)

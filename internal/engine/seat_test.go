@@ -6,16 +6,15 @@ import (
 	"time"
 )
 
-// Nothing stays of a pool that holds nothing and asks for nothing, whether anybody closed it or
-// not. It comes back with its next request, under any number. Then it is told what concerns it, and
-// nothing else.
+// A pool that holds no permit and has no request leaves, closed or not. It comes back with its next
+// request, under any number. Then it is told what concerns it, and nothing else.
 func TestAPoolThatHoldsNothingLeaves(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		cfg := Config{Capacity: 4, TTL: 3 * time.Second}
 		s, other := w.join(cfg), w.join(cfg)
 		a, b := s.pool(t), s.pool(t)
 		a.Obey, b.Obey = true, true
-		for round := range 4 { // numbers change hands
+		for round := range 4 { // pools exchange their numbers
 			first, second := a, b
 			if round%2 == 1 {
 				first, second = b, a
@@ -23,17 +22,20 @@ func TestAPoolThatHoldsNothingLeaves(t *testing.T) {
 			first.want(1)
 			second.want(3)
 			if len(first.Permits()) != 1 || len(second.Permits()) != 3 {
-				t.Fatalf("round %d: %d and %d permits are held, want 1 and 3", round, len(first.Permits()), len(second.Permits()))
+				t.Fatalf("round %d: %d and %d permits are held, want 1 and 3", round,
+					len(first.Permits()), len(second.Permits()))
 			}
 			for _, p := range []*pool{first, second} {
 				if number := poolNumber(p.Permits()[0]); number > "002" {
-					t.Errorf("round %d: the number %s is used", round, number)
+					t.Errorf("round %d: the number %s is in use", round, number)
 				}
 			}
 			before, others := second.Heard("recall"), first.Heard("recall")
-			p := other.acquire(t) // from the one that holds most
+			p := other.acquire(t) // from the pool that holds most
 			if second.Heard("recall") != before+1 || first.Heard("recall") != others {
-				t.Errorf("round %d: %d recalls of the pool that holds 3, %d of the one that holds 1, want one and none",
+				t.Errorf(
+					"round %d: %d recalls of the pool that holds 3, %d of the one that holds 1, "+
+						"want one and none",
 					round, second.Heard("recall")-before, first.Heard("recall")-others)
 			}
 			release(t, p)
@@ -51,9 +53,8 @@ func TestAPoolThatHoldsNothingLeaves(t *testing.T) {
 	})
 }
 
-// A recall whose push was lost is not news to the pool that has the number next: the permit was
-// given back all the same. The answer to an offer that was made under that number does not reach it
-// either.
+// A recall whose push was lost must not reach the next pool with that number: the permit was given
+// back all the same. The answer to an offer made under that number must not reach it either.
 func TestANumberComesWithoutDebts(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		cfg := Config{Capacity: 2, TTL: 3 * time.Second}
@@ -78,13 +79,13 @@ func TestANumberComesWithoutDebts(t *testing.T) {
 			t.Errorf("bug in the test: it has the number of %q, want %q", got, name)
 		}
 		if got := b.Heard("recall"); got != 0 || a.Heard("recall") != before {
-			t.Errorf("%d recalls of a pool that nobody wants anything of", got)
+			t.Errorf("%d recalls of a pool from which nothing is due", got)
 		}
 		b.GiveBack()
 	})
 }
 
-// A pool that waits stays, however long.
+// A pool that waits keeps its number, however long it waits.
 func TestAPoolThatWaitsStays(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		cfg := Config{Capacity: 1, TTL: time.Second}
@@ -98,12 +99,12 @@ func TestAPoolThatWaitsStays(t *testing.T) {
 		}
 		release(t, p)
 		if waits.Heard("granted") != 1 {
-			t.Error("it is not granted what became free")
+			t.Error("it is not granted the permit that became free")
 		}
 	})
 }
 
-// A pool that was away when the session was closed is told so when it asks.
+// A pool that had left before the session closed is told of the close when it asks.
 func TestAPoolThatWasAwayHearsOfTheClose(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s := w.join(Config{Capacity: 1, TTL: time.Second})
@@ -116,7 +117,7 @@ func TestAPoolThatWasAwayHearsOfTheClose(t *testing.T) {
 			t.Fatal(err)
 		}
 		if p.Heard("closed") != 0 {
-			t.Fatal("bug in the test: it was told with the others")
+			t.Fatal("bug in the test: it was told together with the others")
 		}
 		p.Ask(1)
 		if p.Heard("closed") == 0 {

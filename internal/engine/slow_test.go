@@ -35,7 +35,7 @@ func TestOpenTakesThreeRoundTrips(t *testing.T) {
 					t.Errorf("Open took %v, at %v a reply", took, reply)
 				}
 				began = time.Now()
-				p := s.acquire(t) // nothing is to be loaded any more, nor connected
+				p := s.acquire(t) // scripts are loaded and connections are open
 				if took := time.Since(began); took > reply+100*time.Millisecond {
 					t.Errorf("the first permit took %v, at %v a reply", took, reply)
 				}
@@ -46,15 +46,17 @@ func TestOpenTakesThreeRoundTrips(t *testing.T) {
 	}
 }
 
-// Leases are renewed over a network that is slow, from the start or all of a sudden, as long as
-// replies come within the trusted time. Nothing that is asked for fails.
+// The session renews its leases over a network that is slow, from the start or suddenly, as long as
+// replies come within the trusted time. No request fails.
 func TestSlowRepliesLoseNoLease(t *testing.T) {
 	for _, c := range []struct {
 		name        string
 		first, then func() time.Duration
 	}{
-		{"300 ms each way", bubble.About(300 * time.Millisecond), bubble.About(300 * time.Millisecond)},
-		{"700 ms each way", bubble.About(700 * time.Millisecond), bubble.About(700 * time.Millisecond)},
+		{"300 ms each way", bubble.About(300 * time.Millisecond),
+			bubble.About(300 * time.Millisecond)},
+		{"700 ms each way", bubble.About(700 * time.Millisecond),
+			bubble.About(700 * time.Millisecond)},
 		{"40 % of a lease, all of a sudden", bubble.Always(0), bubble.Always(time.Second)},
 		{"2.6 s once, for the first grant", nil, bubble.About(300 * time.Millisecond)},
 	} {
@@ -85,16 +87,17 @@ func TestSlowRepliesLoseNoLease(t *testing.T) {
 								}
 								time.Sleep(rand.N(10 * time.Second))
 								notLost(t, p)
-								// It waits for a lease at most; behind two batches that is not
-								// always enough.
-								if err := giveUp(p); err != nil && !errors.Is(err, core.ErrUnavailable) {
+								// A release waits for at most a lease. Behind two batches that is
+								// not always enough.
+								if err := giveUp(p); err != nil &&
+									!errors.Is(err, core.ErrUnavailable) {
 									t.Error(err)
 								}
 								time.Sleep(rand.N(time.Second))
 							}
 						})
 					}
-					if i == 0 { // TryAcquire waits for its reply like all others
+					if i == 0 { // TryAcquire waits for its reply like all other requests
 						wg.Go(func() {
 							for range 5 {
 								time.Sleep(rand.N(10 * time.Second))
@@ -114,7 +117,7 @@ func TestSlowRepliesLoseNoLease(t *testing.T) {
 	}
 }
 
-// The same with a single permit and no other traffic: only the heartbeat's calls renew it.
+// The same with a single permit and no other traffic. Only the heartbeat's calls renew it.
 func TestSuddenlySlowRepliesLoseNoLease(t *testing.T) {
 	for _, each := range []time.Duration{700 * time.Millisecond, 900 * time.Millisecond} {
 		for range subset.Length(4, 10) {
@@ -133,8 +136,8 @@ func TestSuddenlySlowRepliesLoseNoLease(t *testing.T) {
 	}
 }
 
-// While no call has been answered for a lease, nothing is sent that Redis would refuse. Batches
-// wait for whichever call is answered first.
+// If no call has been answered for a lease, the session sends nothing that Redis would refuse.
+// Batches wait for the first answer to a call.
 func TestABatchWaitsForACall(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s, l := w.slowJoin(Config{Capacity: 2, Patience: forever}, bubble.Always(0))
@@ -149,7 +152,8 @@ func TestABatchWaitsForACall(t *testing.T) {
 		}
 		began := time.Now()
 		p := s.acquire(t)
-		if took := time.Since(began); took > 3*time.Second+100*time.Millisecond { // the call, over a new connection, then the batch
+		// the call over a new connection, then the batch
+		if took := time.Since(began); took > 3*time.Second+100*time.Millisecond {
 			t.Errorf("the permit took %v", took)
 		}
 		release(t, p)
@@ -162,13 +166,14 @@ func (s *session) lastCall() uint64 {
 	return s.core.LastCall()
 }
 
-// A NAT forgets the connections: neither FIN nor RST. The calls that hang on them are hedged over
-// new ones.
+// A NAT forgets the connections, without FIN or RST. The session hedges the calls that hang on them
+// over new connections.
 func TestForgottenConnectionsLoseNoLease(t *testing.T) {
 	for _, ttl := range []time.Duration{time.Second, 5 * time.Second, time.Minute} {
 		t.Run(ttl.String(), func(t *testing.T) {
 			inWorld(t, func(t *testing.T, w *world) {
-				s, l := w.slowJoin(Config{Capacity: 2, TTL: ttl, Patience: forever}, bubble.Always(time.Millisecond))
+				s, l := w.slowJoin(Config{Capacity: 2, TTL: ttl, Patience: forever},
+					bubble.Always(time.Millisecond))
 				p := s.acquire(t)
 				for range 3 {
 					time.Sleep(rand.N(2 * ttl))
@@ -180,7 +185,7 @@ func TestForgottenConnectionsLoseNoLease(t *testing.T) {
 						continue
 					}
 					if took := time.Since(began); took > min(ttl, 3*time.Second) {
-						t.Errorf("a permit that is free took %v", took)
+						t.Errorf("acquiring a free permit took %v", took)
 					}
 					release(t, q)
 				}
@@ -191,13 +196,14 @@ func TestForgottenConnectionsLoseNoLease(t *testing.T) {
 	}
 }
 
-// The same where Redis was slow not long ago, and many calls were hedged. Few of the connections
-// that were opened for that are kept. So a call soon finds a new one.
+// The same where Redis was slow not long ago, and the session hedged many calls. It keeps few of
+// the connections opened for that, so a call soon gets a new one.
 func TestForgottenConnectionsOfASlowTimeLoseNoLease(t *testing.T) {
 	for _, ttl := range []time.Duration{time.Second, 5 * time.Second, time.Minute} {
 		for range 5 {
 			inWorld(t, func(t *testing.T, w *world) {
-				s, l := w.slowJoin(Config{Capacity: 2, TTL: ttl, Patience: forever}, bubble.Always(time.Millisecond))
+				s, l := w.slowJoin(Config{Capacity: 2, TTL: ttl, Patience: forever},
+					bubble.Always(time.Millisecond))
 				p := s.acquire(t)
 				l.SetDelay(bubble.Always(10 * time.Millisecond))
 				var calls sync.WaitGroup
@@ -221,8 +227,8 @@ func TestALateReplyCounts(t *testing.T) {
 		s, l := w.slowJoin(Config{Capacity: 1}, bubble.Always(0))
 		p := s.acquire(t)
 		time.Sleep(time.Second)
-		// The next call leaves before 1.7 s, its reply and those of all that hedge it come 2.7 s
-		// later: the lease of the grant is trusted until 4.5 s.
+		// The session sends the next call before 1.7 s. Its reply, and the replies of its hedges,
+		// come 2.7 s later. The lease of the grant is trusted until 4.5 s.
 		l.SetDelay(bubble.Always(1350 * time.Millisecond))
 		time.Sleep(4 * time.Second)
 		l.SetDelay(bubble.Always(0))
@@ -231,7 +237,8 @@ func TestALateReplyCounts(t *testing.T) {
 	})
 }
 
-// Redis is away for longer than a lease: all is as it should be afterwards.
+// Redis is away for longer than a lease. The leases are lost, and afterwards the session works
+// again.
 func TestLeasesAreLostWhenRedisIsSilent(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s, l := w.slowJoin(Config{Capacity: 1}, bubble.Always(0))
@@ -243,20 +250,21 @@ func TestLeasesAreLostWhenRedisIsSilent(t *testing.T) {
 			t.Error("held without proof")
 		}
 		s.mu.Lock()
-		down, calls := s.core.Down(), s.core.LastCall()-before // none of them was answered, and none has ended
+		// none of the calls was answered, and none has ended
+		down, calls := s.core.Down(), s.core.LastCall()-before
 		s.mu.Unlock()
 		if down == nil || calls > core.MaxCalls {
 			t.Errorf("down %v, %d calls on their way", down, calls)
 		}
 		time.Sleep(time.Minute)
 		l.Silence(false)
-		time.Sleep(11 * time.Second) // a subscription is asked twice before it is replaced
+		time.Sleep(11 * time.Second) // a subscription gets two pings before it is replaced
 		release(t, p)
 		s.acquire(t)
 	})
 }
 
-// Calls are answered in another order than they were sent in. The later call has the last word.
+// Replies arrive in another order than the calls were sent. The reply of the later call decides.
 func TestRepliesInAnotherOrder(t *testing.T) {
 	t.Run("released meanwhile, and put back", func(t *testing.T) {
 		inWorld(t, func(t *testing.T, w *world) {
@@ -280,7 +288,7 @@ func TestRepliesInAnotherOrder(t *testing.T) {
 			p := s.pool(t)
 			p.Ask(1)
 			p.Heard("granted")
-			first := s.nextCall() // says that it holds one
+			first := s.nextCall() // reports one permit for the pool
 			p.GiveBack()
 			p.Close()
 			synctest.Wait()
@@ -295,16 +303,17 @@ func TestRepliesInAnotherOrder(t *testing.T) {
 				t.Errorf("Redis counts what %q hold", held)
 			}
 			if s.seated() != 0 {
-				t.Error("the pool is still there")
+				t.Error("the pool still has a number")
 			}
 		})
 	})
 }
 
-// Close leaves nothing behind, whatever is on its way, and however slow Redis is.
+// Close leaves nothing behind, whatever is in flight, and however slow Redis is.
 func TestCloseLeavesNothingBehind(t *testing.T) {
 	for _, d := range []time.Duration{0, 300 * time.Millisecond, 700 * time.Millisecond} {
-		for _, after := range []time.Duration{0, d / 2, d, d * 3 / 2, 1700 * time.Millisecond, 1700*time.Millisecond + d/2} {
+		for _, after := range []time.Duration{0, d / 2, d, d * 3 / 2, 1700 * time.Millisecond,
+			1700*time.Millisecond + d/2} {
 			t.Run(fmt.Sprint(d, " each way, after ", after), func(t *testing.T) {
 				inWorld(t, func(t *testing.T, w *world) {
 					other := w.join(Config{Capacity: 6})
@@ -323,7 +332,8 @@ func TestCloseLeavesNothingBehind(t *testing.T) {
 					}
 					wg.Wait()
 					time.Sleep(2 * time.Second)
-					if snap := other.state(t); snap.Held != 0 || snap.Waiters != 0 || snap.Sessions != 1 {
+					if snap := other.state(t); snap.Held != 0 || snap.Waiters != 0 ||
+						snap.Sessions != 1 {
 						t.Errorf("left behind: %+v", snap)
 					}
 					l.SetDelay(bubble.Always(0))

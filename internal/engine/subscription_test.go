@@ -18,9 +18,9 @@ import (
 	"github.com/passbuddy/passbuddy/internal/bubble"
 )
 
-// A proxy refuses the subscription, an ACL does, or a proxy hangs up on it. Open goes on at once,
-// waiters ask again by themselves, and tries become rare. Once subscriptions are allowed the
-// session is subscribed.
+// A proxy or an ACL refuses the subscription, or a proxy closes its connection. Open goes on at
+// once, waiters retry by themselves, and attempts to subscribe become rare. Once subscriptions are
+// allowed, the session subscribes.
 func TestRefusedSubscription(t *testing.T) {
 	for name, refuse := range map[string]func(*server.Peer){
 		"unknown command": func(c *server.Peer) { c.WriteError("ERR unknown command 'subscribe'") },
@@ -33,7 +33,13 @@ func TestRefusedSubscription(t *testing.T) {
 			inWorld(t, func(t *testing.T, w *world) {
 				var mu sync.Mutex
 				tries, allowed := 0, false
-				count := func() int { mu.Lock(); defer mu.Unlock(); n := tries; tries = 0; return n }
+				count := func() int {
+					mu.Lock()
+					defer mu.Unlock()
+					n := tries
+					tries = 0
+					return n
+				}
 				w.Answers(t, func(c *server.Peer, cmd string, _ ...string) bool {
 					if cmd != "SUBSCRIBE" {
 						return false
@@ -43,7 +49,9 @@ func TestRefusedSubscription(t *testing.T) {
 					pass := allowed
 					mu.Unlock()
 					if !pass {
-						refuse(c) // without mu: it may wait for a script, whose commands come here, too
+						// without mu: it may wait for a script, whose commands pass through here,
+						// too
+						refuse(c)
 					}
 					return !pass
 				})
@@ -53,7 +61,7 @@ func TestRefusedSubscription(t *testing.T) {
 				began := time.Now()
 				s := w.join(Config{Capacity: 1, Patience: forever, Logger: logger})
 				if took := time.Since(began); took > time.Second {
-					t.Errorf("Open waited %v for what was refused", took)
+					t.Errorf("Open waited %v for a refused subscription", took)
 				}
 				other := w.join(Config{Capacity: 1, Patience: forever})
 				p := other.acquire(t)
@@ -61,7 +69,8 @@ func TestRefusedSubscription(t *testing.T) {
 				release(t, p)
 				time.Sleep(defaultRetry * 2)
 				if !waiting.IsDone() || waiting.Err != nil {
-					t.Errorf("a waiter that asks again by itself: done %v, %v", waiting.IsDone(), waiting.Err)
+					t.Errorf("a waiter that retries by itself: done %v, %v", waiting.IsDone(),
+						waiting.Err)
 				}
 				other.crash()
 				count()
@@ -93,10 +102,14 @@ type locked struct {
 	mu *sync.Mutex
 }
 
-func (l locked) Write(p []byte) (int, error) { l.mu.Lock(); defer l.mu.Unlock(); return l.w.Write(p) }
+func (l locked) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
+}
 
-// The primary is demoted and lives on, and the address leads to another server. After a
-// READONLY, scripts and the subscription follow.
+// The primary is demoted and lives on, and the address leads to another server. After a READONLY
+// error, scripts and the subscription move to that server.
 func TestSubscriptionFollowsADemotion(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		next := miniredis.NewMiniRedis()
@@ -176,7 +189,7 @@ func TestUnheardSubscriptionIsTriedRarely(t *testing.T) {
 	})
 }
 
-// A subscription that is heard stays.
+// The session keeps a subscription that receives its pushes.
 func TestHeardSubscriptionStays(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		var mu sync.Mutex

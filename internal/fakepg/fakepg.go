@@ -1,5 +1,6 @@
-// Package fakepg is the server's side of Postgres's protocol, for tests that decide what the server
-// answers, and when. It speaks over any net.Conn: over a net.Pipe it runs under a fake clock.
+// Package fakepg is the server's side of Postgres's protocol, for tests that decide which answer
+// the server gives, and when. It speaks over any net.Conn: over a net.Pipe it runs under a fake
+// clock.
 package fakepg
 
 import (
@@ -15,12 +16,12 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 )
 
-// Server lets anybody in, and has one backend for each connection. Its fields must be set before
-// the first connection.
+// Server accepts every client, and has one backend for each connection. Its fields must be set
+// before the first connection.
 type Server struct {
 	// OnQuery answers a simple query. Default Backend.Answer.
 	OnQuery func(b *Backend, query string)
-	// Distance is how late a backend reads its first query.
+	// Distance is the delay before a backend reads its first query.
 	Distance time.Duration
 	// OnEnd, if not nil, runs when a client has left, before the backend ends.
 	OnEnd func()
@@ -28,21 +29,21 @@ type Server struct {
 	pids atomic.Uint32
 }
 
-// Backend is the end of one connection.
+// Backend is the server's end of one connection.
 type Backend struct {
 	*pgproto3.Backend
 	Conn net.Conn
 	PID  uint32
 }
 
-// Done tells the client that its query is done, and what it returned.
+// Done tells the client that its query is done, and which command tag it returned.
 func (b *Backend) Done(tag string, rows ...[]string) {
 	b.Result(tag, rows...)
 	b.Send(&pgproto3.ReadyForQuery{TxStatus: 'I'})
 	_ = b.Flush()
 }
 
-// Answer answers a ping, and package backend's question which backend this is.
+// Answer answers a ping, and the query by which package backend identifies a backend.
 func (b *Backend) Answer(query string) {
 	if strings.Contains(query, "pg_stat_activity") {
 		b.Result("SET")
@@ -71,7 +72,7 @@ func (b *Backend) Result(tag string, rows ...[]string) {
 	b.Send(&pgproto3.CommandComplete{CommandTag: []byte(tag)})
 }
 
-// Serve is the life of one backend. It ends when the client has left.
+// Serve runs one backend. It ends when the client has left.
 func (s *Server) Serve(nc net.Conn) {
 	defer nc.Close()
 	b := &Backend{Backend: pgproto3.NewBackend(nc, nc), Conn: nc, PID: s.pids.Add(1)}
@@ -132,10 +133,10 @@ func (s *Server) Dial(context.Context, string, string) (net.Conn, error) {
 	return client, nil
 }
 
-// DSN names a server that is dialled by Dial, without a look-up.
+// DSN names a server that Dial reaches, without a look-up.
 const DSN = "host=127.0.0.1 user=x dbname=x sslmode=disable"
 
-// Config is DSN, parsed.
+// Config returns DSN, parsed.
 func Config(t testing.TB) *pgx.ConnConfig {
 	t.Helper()
 	cfg, err := pgx.ParseConfig(DSN)

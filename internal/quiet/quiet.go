@@ -1,4 +1,4 @@
-// Package quiet keeps tests that cut connections from burying what they say of their failures.
+// Package quiet silences the logs that would bury the failures of tests that cut connections.
 package quiet
 
 import (
@@ -11,6 +11,6 @@ type silent struct{}
 
 func (silent) Printf(context.Context, string, ...any) {}
 
-// Redis silences go-redis's own log in this process, which has a line for each dial that fails. What
-// matters of an outage, a session logs to its Config.Logger. Call it before any client is made.
+// Redis silences go-redis's own log in this process, which has a line for each failed dial. A
+// session logs an outage to its Config.Logger anyway. Call Redis before the first client is made.
 func Redis() { redis.SetLogger(silent{}) }

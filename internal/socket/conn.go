@@ -11,19 +11,20 @@ import (
 	"github.com/passbuddy/passbuddy/internal/allotment"
 )
 
-// Conn is a socket that owns a permit. Its Close returns at once; the permit comes back when the
-// server's backend has ended. After Close nothing of the driver's reaches the socket any more, so
-// that its deadlines cannot cut the drain short.
+// Conn is a socket that owns a permit. Its Close returns at once; the permit is given back when the
+// server's backend has ended. After Close no call of the driver reaches the socket any more, so its
+// deadlines cannot cut the drain short.
 type Conn struct {
 	net.Conn
 	link *Link
-	slot *allotment.Slot // bound for the socket's whole life, or nil; set before the socket is shared
+	// bound for the socket's whole life, or nil; set before the socket is shared
+	slot *allotment.Slot
 }
 
 var _ syscall.Conn = (*Conn)(nil)
 
-// Wrap returns nc as a socket that nothing is bound to yet. One that is dropped without Close is
-// closed when it is collected.
+// Wrap returns nc as a socket without a slot. A socket that is dropped without Close is closed when
+// the garbage collector frees it.
 func Wrap(nc net.Conn) *Conn {
 	tune(nc)
 	l := &Link{inner: nc, gone: make(chan struct{}), made: now()}
@@ -46,7 +47,7 @@ func Of(nc net.Conn) *Link {
 	}
 }
 
-// Slot is the slot that was opened for this socket, or nil: Link().Slot(), but two loads nearer,
+// Slot is the slot that was opened for this socket, or nil: Link().Slot(), but two loads cheaper,
 // for the warm path.
 func (s *Conn) Slot() *allotment.Slot { return s.slot }
 
@@ -70,24 +71,24 @@ func (s *Conn) Read(b []byte) (int, error) {
 	if err != nil {
 		s.link.note(err)
 		if s.link.closed.Load() {
-			err = s.link.errClosed() // what the timeout means with which the drain interrupts a call
+			err = s.link.errClosed() // the drain interrupts a call by a timeout, which means this
 		}
 	}
 	runtime.KeepAlive(s)
 	return n, err
 }
 
-// Write drops what is written to a connection that we have ended under its user, as a network does
-// that has not heard of its peer's end yet. The read that follows tells why. A write that failed
-// would have pgx's stdlib call the statement safe to retry, which it is not inside a transaction,
-// and report a bad connection.
+// Write drops data for a connection that we have ended under its user, as a network does before it
+// learns of the peer's end. The read that follows returns the reason. If the write failed, pgx's
+// stdlib would call the statement safe to retry, which it is not inside a transaction, and report a
+// bad connection.
 func (s *Conn) Write(b []byte) (int, error) {
 	if s.link.closed.Load() {
 		return s.link.drop(b)
 	}
 	n, err := s.Conn.Write(b)
 	if err != nil {
-		if s.link.closed.Load() { // our own doing
+		if s.link.closed.Load() { // we closed it ourselves
 			return s.link.drop(b)
 		}
 		s.link.note(err)
@@ -117,8 +118,8 @@ func (s *Conn) SetWriteDeadline(t time.Time) error {
 	return s.Conn.SetWriteDeadline(t)
 }
 
-// SyscallConn gives access to the file descriptor, where the wrapped socket has one. pgx 5.12 does
-// not ask for it; the owner of a hijacked connection may.
+// SyscallConn gives access to the file descriptor, if the wrapped socket has one. pgx 5.12 does not
+// ask for it; the owner of a hijacked connection may.
 func (s *Conn) SyscallConn() (syscall.RawConn, error) {
 	if sc, ok := s.Conn.(syscall.Conn); ok {
 		return sc.SyscallConn()

@@ -46,8 +46,8 @@ func (e *endless) Read(b []byte) (int, error) {
 	return 1, nil
 }
 
-// CopyFrom on a connection that was ended under it leaves its reader alone once it has returned: a
-// user that tries again with the same file would lose what is read besides.
+// CopyFrom on a connection that we ended under it must not read its reader after it has returned. A
+// user that tries again with the same file would lose that data.
 func TestCopyFromOfAnEndedConnection(t *testing.T) {
 	pg := &fakepg.Server{OnQuery: func(b *fakepg.Backend, _ string) {
 		b.Send(&pgproto3.CopyInResponse{})
@@ -63,7 +63,7 @@ func TestCopyFromOfAnEndedConnection(t *testing.T) {
 	n := src.reads.Load()
 	time.Sleep(500 * time.Millisecond)
 	if m := src.reads.Load(); m > n+1 {
-		t.Errorf("CopyFrom has returned, and its reader is still read: %d more in 500ms", m-n)
+		t.Errorf("CopyFrom read its reader after it had returned: %d more in 500ms", m-n)
 	}
 	<-l.Gone()
 }

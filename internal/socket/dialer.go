@@ -13,42 +13,44 @@ import (
 )
 
 const (
-	// tryGrace is how long the next dial of an attempt waits for the end of the last one's backend
-	// before it does anything about it. A backend takes some milliseconds.
+	// tryGrace is how long the next dial of an attempt waits for the end of the last try's backend
+	// before it acts. A backend ends within some milliseconds.
 	tryGrace = 50 * time.Millisecond
 	// extraTimeout bounds the request for a permit for the last try, while the next one waits.
 	extraTimeout = 250 * time.Millisecond
 )
 
 // Dialer dials for one attempt to connect, which can dial several times: other hosts, with TLS and
-// without. An attempt has one permit, and the socket that it ends with gets it. Earlier sockets of
-// the attempt are tries that failed:
+// without. An attempt has one permit, and its final socket gets it. Earlier sockets of the attempt
+// are failed tries:
 //
 //	open ------------------------> closed, draining --------------------> gone
 //	  |       by the driver          |                 EOF
-//	  |                              | the driver dials again, and the end is not seen within tryGrace
-//	  |                              +--> with a permit of its own, if the fleet has one to spare; draining
-//	  |                              +--> else waited for, where the server has spoken: for a quarter of the time that the dial has left
+//	  |                              | the driver dials again, no end within tryGrace
+//	  |                              +--> with a permit of its own, if the fleet has one; draining
+//	  |                              +--> else waited for, if the server has sent data: for a
+//	  |                              |    quarter of the time that the dial has left
 //	  |                              +--> else reset, and gone: see Link.Abandon
 //	  +-- forgotten by the driver (lib/pq with sslmode=prefer): closed by End
 //
-// The dial function of an attempt also serves the cancel requests of the connection that came of
-// it, for as long as it lives, and even while the attempt goes on (pgx's clean-up after a failed
-// host). Those take no permit. The context tells them apart: only the attempt's own descends from
-// Begin's.
+// The dial function of an attempt also serves the cancel requests of the resulting connection, for
+// as long as that lives. It even serves some during the attempt (pgx's clean-up after a failed
+// host). Cancel requests take no permit. The context tells the two apart: only the attempt's own
+// context descends from Begin's.
 type Dialer struct {
 	// Dial makes the socket.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
-	// Open takes a permit for each try. Nil: the attempt has its permit already, and binds it after
+	// Open takes a permit for each try. Nil: the attempt already has its permit and binds it after
 	// End, or has none.
 	Open func(ctx context.Context) (*allotment.Slot, error)
-	// OpenExtra takes one more permit if the fleet has one to spare, and else returns nil. Nil:
-	// sockets hold no permits if Open is nil, too.
+	// OpenExtra takes one more permit if the fleet has one to spare, else it returns nil. If Open
+	// and OpenExtra are nil, sockets hold no permits.
 	OpenExtra func(ctx context.Context) *allotment.Slot
 
-	mu    sync.Mutex
-	tries []*Link // sockets whose backends may live under the attempt's permit, the last one last; guarded by mu
-	ended bool    // guarded by mu
+	mu sync.Mutex
+	// sockets whose backends may live under the attempt's permit, the last one last; guarded by mu
+	tries []*Link
+	ended bool // guarded by mu
 }
 
 type attemptKey struct{}
@@ -58,18 +60,20 @@ func (d *Dialer) Begin(ctx context.Context) context.Context {
 	return context.WithValue(ctx, attemptKey{}, d)
 }
 
-// DialContext dials: for the attempt if it is the attempt that asks, else plainly.
+// DialContext dials for the attempt if ctx is the attempt's, else plainly.
 //
-// Where each try takes a permit of its own (Open), a try that is still open is in use: pgx closes
-// each before the next. So a second socket is a cancel request's, by the context of the attempt,
-// and takes none. A driver that takes no permits here may have forgotten its last socket. The next
-// one is followed like any other, and End finds out which one the driver kept.
+// If each try takes a permit of its own (Open), an open try is in use, because pgx closes each try
+// before the next. So a second socket with the attempt's context belongs to a cancel request and
+// takes no permit. A driver that takes no permits here may have forgotten its last socket. We then
+// follow the next socket like any other, and End finds out which one the driver kept.
 func (d *Dialer) DialContext(ctx context.Context, network, addr string) (net.Conn, error) {
 	if owner, _ := ctx.Value(attemptKey{}).(*Dialer); owner != d {
 		return d.Dial(ctx, network, addr)
 	}
 	d.mu.Lock()
-	plain := d.ended || d.Open != nil && slices.ContainsFunc(d.tries, func(l *Link) bool { return !l.Closed() })
+	plain := d.ended || d.Open != nil && slices.ContainsFunc(d.tries, func(l *Link) bool {
+		return !l.Closed()
+	})
 	d.mu.Unlock()
 	if plain {
 		return d.Dial(ctx, network, addr)
@@ -100,20 +104,21 @@ func (d *Dialer) DialContext(ctx context.Context, network, addr string) (net.Con
 		if s.link.Bind(c) {
 			return s, nil
 		}
-		// Its permit was lost during the dial. Nothing was said over the socket yet, so the attempt
-		// asks again, once makeRoom has seen to its end.
+		// The permit was lost during the dial. Nothing was sent over the socket yet, so the attempt
+		// asks again, once makeRoom has ended this socket.
 		s.Close()
 		if ctx.Err() != nil {
-			return nil, fmt.Errorf("passbuddy: while connecting: %w (%w)", semaphore.ErrLost, context.Cause(ctx))
+			return nil, fmt.Errorf("passbuddy: while connecting: %w (%w)", semaphore.ErrLost,
+				context.Cause(ctx))
 		}
 	}
 }
 
-// makeRoom sees to it that no closed try lives under the permit that the next one is to have. With
-// Open it may return that permit.
+// makeRoom makes sure that no closed try still uses the permit of the next one. With Open it may
+// return that permit.
 func (d *Dialer) makeRoom(ctx context.Context) (next *allotment.Slot, err error) {
 	if d.Open == nil && d.OpenExtra == nil {
-		return nil, nil // these sockets are not counted
+		return nil, nil // these sockets hold no permits
 	}
 	d.mu.Lock()
 	closed := slices.DeleteFunc(slices.Clone(d.tries), func(l *Link) bool { return !l.Closed() })
@@ -143,7 +148,7 @@ func (d *Dialer) settle(ctx context.Context, l *Link) (next *allotment.Slot, err
 		switch {
 		case c == nil:
 		case d.Open != nil:
-			return c, nil // l goes on with what it has
+			return c, nil // l keeps its permit
 		default:
 			l.Bind(c)
 			return nil, nil
@@ -171,17 +176,17 @@ func waitGone(ctx context.Context, l *Link, most time.Duration) (gone bool, err 
 	case <-timer.C:
 		return false, nil
 	case <-ctx.Done():
-		return false, fmt.Errorf("passbuddy: waiting for the end of the previous try: %w", context.Cause(ctx))
+		return false, fmt.Errorf("passbuddy: waiting for the end of the previous try: %w",
+			context.Cause(ctx))
 	}
 }
 
-// End ends the attempt, and returns the socket that came of it: own if that is one of the
-// attempt's, or else the last one that is still open. The other sockets that the driver left open
-// are closed.
+// End ends the attempt, and returns its final socket: own if that is one of the attempt's, or else
+// the last socket that is still open. End closes the other sockets that the driver left open.
 func (d *Dialer) End(own *Link) *Link {
 	tries := d.end()
 	if !slices.Contains(tries, own) {
-		own = nil // somebody else's, who has lent the driver a connection
+		own = nil // not of this attempt: the driver got its connection elsewhere
 	}
 	for i := len(tries) - 1; own == nil && i >= 0; i-- {
 		if !tries[i].Closed() {
@@ -196,7 +201,7 @@ func (d *Dialer) End(own *Link) *Link {
 	return own
 }
 
-// Fail ends an attempt that failed. What it left open is closed. It returns the sockets whose
+// Fail ends a failed attempt and closes the sockets that it left open. It returns the sockets whose
 // backends may live under the attempt's permit.
 func (d *Dialer) Fail() []*Link {
 	tries := d.end()
@@ -206,7 +211,7 @@ func (d *Dialer) Fail() []*Link {
 	return tries
 }
 
-// Last is the socket that the attempt dialled last, or nil.
+// Last returns the socket that the attempt dialled last, or nil.
 func (d *Dialer) Last() *Link {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -18,14 +18,15 @@ import (
 )
 
 const (
-	// drainTimeout is how long a connection that is being closed waits for the server's end before
-	// it takes stronger measures. As long as pgx gives its own clean-up, which is counted.
+	// drainTimeout is how long a closing connection waits for the server's end before it takes
+	// stronger measures. It equals the time that pgx gives its own clean-up, which counts towards
+	// it.
 	drainTimeout = 15 * time.Second
-	// blindDrainTimeout is drainTimeout for a socket that cannot be half-closed: where no Terminate
-	// was sent, the server only learns of the end by the real close. It is also that of a server
-	// that never said a word: there is no session to end.
+	// blindDrainTimeout is drainTimeout for a socket that cannot be half-closed: without a
+	// Terminate, only the real close tells the server of the end. It also applies to a server that
+	// never sent anything: there is no session to end.
 	blindDrainTimeout = 2 * time.Second
-	// minDrain is the rest of drainTimeout for a socket that pgx has used it up for.
+	// minDrain is the least drain time, for a socket whose drainTimeout pgx has used up.
 	minDrain = time.Second
 	// drainAfterCancel is how long the server has to answer the last cancel request.
 	drainAfterCancel = 5 * time.Second
@@ -36,25 +37,27 @@ const (
 )
 
 // Link is the part of a wrapped socket that outlives the wrapper: it holds the permit and ends the
-// connection. It must not point to the [Conn], which would then never be collected.
+// connection. It must not point to the [Conn], or the garbage collector would never free that.
 type Link struct {
 	inner  net.Conn
 	slot   atomic.Pointer[allotment.Slot]
 	cancel atomic.Pointer[func(context.Context) error]
 	peer   atomic.Pointer[peer]
 	closed atomic.Bool
-	ended  atomic.Bool           // finish was called
-	heard  atomic.Bool           // the server has said something; suspect clears it, to see whether it still does
-	eof    atomic.Bool           // the server has closed its end
-	broken atomic.Bool           // the network has ended the connection: an EOF that follows is not the server's
+	ended  atomic.Bool // finish was called
+	// the server has sent data; suspect clears it, to see whether more comes
+	heard atomic.Bool
+	eof   atomic.Bool // the server has closed its end
+	// the network has ended the connection: a later EOF is not the server's
+	broken atomic.Bool
 	why    atomic.Pointer[error] // see AbortFor
-	peeked atomic.Bool           // a read has failed for that: see endedError
+	peeked atomic.Bool           // a read has failed for why: see endedError
 	left   atomic.Bool           // the driver has closed it
 	gone   chan struct{}
-	made   time.Duration // when the socket was, see now
+	made   time.Duration // when the socket was made, see now
 }
 
-// Slot is the slot that ends with the socket, or nil.
+// Slot returns the slot that ends with the socket, or nil.
 func (l *Link) Slot() *allotment.Slot { return l.slot.Load() }
 
 // Bind lets s end with the socket. It reports false if the lease of s is lost already; the caller
@@ -63,8 +66,8 @@ func (l *Link) Bind(s *allotment.Slot) bool {
 	ok := s.Attach(l)
 	l.slot.Store(s)
 	if l.closed.Load() {
-		// Closed in the meantime. Close read slot before or after our Store; Leave and Gone can
-		// both be repeated.
+		// The socket was closed meanwhile. Close may have read slot before or after our Store, so
+		// we repeat Leave and Gone; both are idempotent.
 		s.Leave()
 		select {
 		case <-l.gone:
@@ -75,16 +78,16 @@ func (l *Link) Bind(s *allotment.Slot) bool {
 	return ok
 }
 
-// Unbind undoes Bind and returns what was bound, or nil: the socket goes on without.
+// Unbind undoes Bind and returns the slot, or nil. The socket goes on without it.
 func (l *Link) Unbind() *allotment.Slot { return l.slot.Swap(nil) }
 
-// SetCancel sets how to stop what the server is running for this connection. It must be safe to
-// call at any time, also after the close, and must not keep the [Conn] alive.
+// SetCancel sets the function that stops what the server runs for this connection. It must be safe
+// to call at any time, even after the close, and must not keep the [Conn] alive.
 func (l *Link) SetCancel(cancel func(context.Context) error) { l.cancel.Store(&cancel) }
 
-// Opened tells that pc is the connection that came of this socket. So the link knows its backend,
-// and how to cancel what it runs. pc's CancelRequest only reads what does not change after the
-// connect. pc is not kept alive: one that is dropped must be collected, and closed.
+// Opened records that pc is the connection of this socket. So the link knows its backend, and how
+// to cancel its queries. pc's CancelRequest reads only fields that stay the same after the connect.
+// The link does not keep pc alive: the garbage collector must free a dropped pc, which closes it.
 func (l *Link) Opened(pc *pgconn.PgConn) {
 	p := &peer{pid: pc.PID(), since: now(), pc: weak.Make(pc)}
 	p.took = p.since - l.made
@@ -95,11 +98,11 @@ func (l *Link) Opened(pc *pgconn.PgConn) {
 // Closed reports whether Close was called.
 func (l *Link) Closed() bool { return l.closed.Load() }
 
-// spoke reports whether the server has ever said anything. It is for sockets that no connection
-// came of: see suspect.
+// spoke reports whether the server has ever sent data. Only for sockets without a PgConn: see
+// suspect.
 func (l *Link) spoke() bool { return l.heard.Load() }
 
-// Gone is closed when the server's backend has ended, as far as can be known.
+// Gone returns a channel that is closed when the server's backend has ended, as far as we can know.
 func (l *Link) Gone() <-chan struct{} { return l.gone }
 
 // Close ends the connection without waiting: it tells the allotment, and leaves the rest to the
@@ -116,17 +119,17 @@ func (l *Link) Close() error {
 	return nil
 }
 
-// Abandon gives up on a socket that no connection came of, and whose backend does not end. It
-// logged nobody in, or its owner has let go of it. What the server has started for it ends when it
-// next reads or writes.
+// Abandon gives up on a socket without a PgConn whose backend does not end. No login succeeded on
+// it, or its owner has dropped it. A process that the server has started for it ends when it next
+// reads or writes.
 func (l *Link) Abandon() {
 	l.closed.Store(true)
 	l.reset()
 	l.finish()
 }
 
-// reset closes the socket for good. Where it can, it has the server's side forget what it has not
-// read yet: a server that wakes up logs nobody in.
+// reset closes the socket for good. If it can, it makes the server's side drop the data that it has
+// not read yet. So a server that wakes up completes no login.
 func (l *Link) reset() {
 	if tcp, ok := l.inner.(interface{ SetLinger(int) error }); ok {
 		_ = tcp.SetLinger(0)
@@ -134,8 +137,8 @@ func (l *Link) reset() {
 	_ = l.inner.Close()
 }
 
-// Abort is Close for a connection that must not live on. A backend that is busy, and so does not
-// notice that its client has gone, is cancelled. Abort returns when the backend has ended, or after
+// Abort is Close for a connection that must not live on. A busy backend does not notice that its
+// client has gone, so Abort cancels its query. Abort returns when the backend has ended, or after
 // drainTimeout and some seconds.
 func (l *Link) Abort() {
 	l.Close()
@@ -147,15 +150,15 @@ func (l *Link) Abort() {
 			return
 		case <-timer.C:
 		}
-		// Again and again: a cancel that arrives between two statements of a batch stops neither.
+		// We repeat the cancel: one that arrives between two statements of a batch stops neither.
 		l.sendCancel()
 		pause = min(2*pause, maxCancelPause)
 		timer.Reset(pause)
 	}
 }
 
-// AbortFor is Abort for a connection that somebody uses: its reads fail with an error that matches
-// why, and net.ErrClosed as for any closed socket.
+// AbortFor is Abort for a connection in use: its reads fail with an error that matches why, and
+// net.ErrClosed as for any closed socket.
 func (l *Link) AbortFor(why error) {
 	if why != nil {
 		l.why.Store(&why)
@@ -172,14 +175,15 @@ func (l *Link) errClosed() error {
 	err := &endedError{why: *why}
 	switch {
 	case inBackground():
-		err.timeouts.Store(2) // one for the background reader, which drops it; over TLS the next reader gets the same error
+		// the background reader drops one; over TLS the next reader gets the same error
+		err.timeouts.Store(2)
 	case !l.peeked.Swap(true):
 		err.timeouts.Store(1)
 	}
 	return err
 }
 
-// drop is a write to a closed socket.
+// drop replaces a write to a closed socket.
 func (l *Link) drop(b []byte) (int, error) {
 	if l.why.Load() == nil || l.left.Load() {
 		return 0, net.ErrClosed
@@ -187,12 +191,12 @@ func (l *Link) drop(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// endedError is what the user of a connection sees that we have ended under it.
+// endedError is the error that the user of a connection gets if we have ended it.
 //
 // pgx's MultiResultReader.NextResult drops the error of the first read, by which pgx closes the
-// connection, and reports "conn closed" instead. It does not close, and reads again, where that
-// error is a timeout. So the error of the first read calls itself one, once: pgx asks a second time
-// before it reports one.
+// connection, and reports "conn closed" instead. If that error is a timeout, NextResult does not
+// close, and reads again. So the error of the first read calls itself a timeout, once: pgx asks a
+// second time before it reports a timeout.
 type endedError struct {
 	why      error
 	timeouts atomic.Int32
@@ -217,14 +221,14 @@ func (l *Link) sendCancel() bool {
 	}
 	ctx, stop := context.WithTimeout(context.Background(), cancelTimeout)
 	defer stop()
-	return (*cancel)(ctx) == nil && ctx.Err() == nil // pgx makes nothing of a reply that did not come
+	return (*cancel)(ctx) == nil && ctx.Err() == nil // pgx returns no error if no reply came
 }
 
 // drain reads until the server has closed its end.
 func (l *Link) drain() {
-	// Wake whoever still reads or writes, and take over: reads of one socket are served one after
-	// the other, so this Read returns when an earlier one has. Deadlines that the driver left
-	// behind end here too; the wrapper lets none through any more.
+	// Wake any reader and writer, and take over. Reads of one socket run one after the other, so
+	// this Read returns after any earlier one. This also clears deadlines that the driver left
+	// behind; the wrapper lets no more through.
 	if l.inner.SetDeadline(longAgo) == nil {
 		var b [1]byte
 		_, _ = l.inner.Read(b[:])
@@ -250,7 +254,7 @@ func (l *Link) drain() {
 	}
 }
 
-// heardReader reads what is left, and takes note of it.
+// heardReader reads the remaining data, and sets heard.
 type heardReader struct{ l *Link }
 
 func (r heardReader) Read(b []byte) (int, error) {
@@ -267,8 +271,8 @@ func (l *Link) hear() {
 	}
 }
 
-// note keeps what an error of the socket says about its end. After a reset, or a time-out of the
-// network's, Linux reports EOF.
+// note records what an error of the socket says about its end. After a reset, or a timeout of the
+// network, Linux reports EOF.
 func (l *Link) note(err error) {
 	switch {
 	case err == io.EOF:
@@ -282,8 +286,8 @@ func (l *Link) note(err error) {
 }
 
 // giveUp ends a drain that takes too long: the network is dead, or the backend is busy and does not
-// write. In the latter case it would outlive its permit, so it is cancelled first; or ended, where
-// we know which it is.
+// write. A busy backend would outlive its permit. So giveUp first cancels its query, or has
+// Postgres end the backend if we know which one it is.
 func (l *Link) giveUp() {
 	if l.doubt() {
 		return
@@ -301,7 +305,7 @@ func (l *Link) giveUp() {
 	l.reset()
 }
 
-// finish gives the permit back: nothing is waited for any more.
+// finish gives the permit back. We wait for nothing any more.
 func (l *Link) finish() {
 	if !l.ended.CompareAndSwap(false, true) {
 		return
@@ -310,7 +314,8 @@ func (l *Link) finish() {
 	close(l.gone)
 	l.cancel.Store(nil)
 	if p := l.peer.Load(); p != nil {
-		p.held.Store(nil) // the timer of suspect holds us for a while, and that would hold pgx's buffers
+		// suspect's timer keeps us alive for a while, and held would keep pgx's buffers
+		p.held.Store(nil)
 	}
 	l.end()
 }
@@ -323,7 +328,7 @@ func (l *Link) end() {
 
 var longAgo = time.Unix(1, 0)
 
-// inBackground reports whether pgx's background reader reads.
+// inBackground reports whether the caller is pgx's background reader.
 func inBackground() bool {
 	var pcs [32]uintptr
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(3, pcs[:])])

@@ -21,7 +21,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// fleet is one without Redis: the allotment lives on its FallbackConns, so no engine is needed.
+// fleet is a fleet without Redis. The allotment uses its FallbackConns, so it needs no engine.
 type fleet struct{}
 
 func (fleet) Ask(int)                 {}
@@ -32,10 +32,11 @@ func (fleet) Err() error              { return semaphore.ErrUnavailable }
 func (fleet) Evict() bool             { return false }
 func (fleet) Abort(c *allotment.Slot) { c.Attached().(*socket.Link).Abort() }
 
-// one is an allotment that may hold one connection, and a caller who has the turn for it.
+// one returns an allotment that may hold one connection, and a caller that has the turn for it.
 func one(t *testing.T) *allotment.Allotment {
 	t.Helper()
-	a := allotment.New(fleet{}, allotment.Options{AcquireTimeout: 10 * time.Second, FallbackConns: 1})
+	a := allotment.New(fleet{}, allotment.Options{AcquireTimeout: 10 * time.Second,
+		FallbackConns: 1})
 	a.Attach(fleet{})
 	if _, err := a.Enter(context.Background(), false); err != nil {
 		t.Fatal(err)
@@ -107,7 +108,8 @@ func TestPermitFollowsServersEnd(t *testing.T) {
 		t.Error("the reader was told: ", err)
 	}
 	for name, err := range map[string]error{
-		"SetDeadline": nc.SetDeadline(time.Unix(1, 0)), "SetReadDeadline": nc.SetReadDeadline(time.Unix(1, 0)),
+		"SetDeadline":      nc.SetDeadline(time.Unix(1, 0)),
+		"SetReadDeadline":  nc.SetReadDeadline(time.Unix(1, 0)),
 		"SetWriteDeadline": nc.SetWriteDeadline(time.Unix(1, 0)),
 	} {
 		if !errors.Is(err, net.ErrClosed) {
@@ -118,18 +120,18 @@ func TestPermitFollowsServersEnd(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := far.Read(make([]byte, 1)); err != io.EOF {
-		t.Error("the server did not see the end: ", err)
+		t.Error("the server did not see the half-close: ", err)
 	}
 	if got := a.Figures(); got.Leaving != 1 || got.Turns != 0 || got.Owned != 1 {
 		t.Errorf("before the server's end: %+v", got)
 	}
-	// What the server still has to say is read: more than any buffer holds.
+	// The drain reads what the server still sends, here more than any buffer holds.
 	if _, err := far.Write(make([]byte, 64<<20)); err != nil {
 		t.Error(err)
 	}
 	select {
 	case <-l.Gone():
-		t.Error("gone before the server's end")
+		t.Error("Gone was closed before the server's end")
 	default:
 	}
 	far.Close()
@@ -164,19 +166,20 @@ func TestNextTryWaitsForTheLast(t *testing.T) {
 	second := must(d.DialContext(ctx, "tcp", addr))(t)
 	far = <-accepted
 	if got := a.Figures(); got.Opening != 1 || got.Owned != 1 {
-		t.Errorf("%+v", got)
+		t.Errorf("%+v, want 1 opening and 1 owned", got)
 	}
 	far.Close()
 	d.Fail()
 	waitFor(t, func() bool {
-		return a.Figures() == allotment.Figures{Owned: 1, Spare: 1, Turns: 1} || a.Figures().Opening == 0
+		return a.Figures() == allotment.Figures{Owned: 1, Spare: 1, Turns: 1} ||
+			a.Figures().Opening == 0
 	})
 	_ = second
 	a.Exit()
 }
 
-// TestSilentTryIsAbandoned: a server that never said a word does not keep the attempt's next host
-// from being dialled.
+// TestSilentTryIsAbandoned: a server that never sent anything does not keep the attempt from
+// dialling its next host.
 func TestSilentTryIsAbandoned(t *testing.T) {
 	a := one(t)
 	addr, accepted := server(t)
@@ -188,9 +191,10 @@ func TestSilentTryIsAbandoned(t *testing.T) {
 	must(d.DialContext(ctx, "tcp", addr))(t)
 	far := <-accepted
 	<-socket.Of(first).Gone()
-	waitFor(t, func() bool { _, err := silent.Write([]byte("R")); return err != nil }) // it has been reset
+	// it was reset
+	waitFor(t, func() bool { _, err := silent.Write([]byte("R")); return err != nil })
 	if got := a.Figures(); got.Opening != 1 || got.Owned != 1 {
-		t.Errorf("%+v", got)
+		t.Errorf("%+v, want 1 opening and 1 owned", got)
 	}
 	d.Fail()
 	far.Close()
@@ -198,7 +202,8 @@ func TestSilentTryIsAbandoned(t *testing.T) {
 	a.Exit()
 }
 
-// TestTryThatSpokeIsWaitedFor: its server may have a session, which ends in its own time.
+// TestTryThatSpokeIsWaitedFor: the server of such a try may have a session, which takes its own
+// time to end.
 func TestTryThatSpokeIsWaitedFor(t *testing.T) {
 	a := one(t)
 	addr, accepted := server(t)
@@ -220,7 +225,7 @@ func TestTryThatSpokeIsWaitedFor(t *testing.T) {
 	}()
 	select {
 	case err := <-dialled:
-		t.Error("dialled beside a backend that may live: ", err)
+		t.Error("dialled while the last try's backend may live: ", err)
 	case <-time.After(200 * time.Millisecond):
 	}
 	far.Close()
@@ -234,12 +239,15 @@ func TestTryThatSpokeIsWaitedFor(t *testing.T) {
 	a.Exit()
 }
 
-// TestForgottenTryIsClosed: the driver dials again, and leaves its first socket open. What it ends
-// with is the last that is open, so a cancel request by the context of the attempt is not taken for
-// it.
+// TestForgottenTryIsClosed: the driver dials again, and leaves its first socket open. The attempt
+// ends with the last open socket, so End does not take a cancel request with the attempt's context
+// for it.
 func TestForgottenTryIsClosed(t *testing.T) {
 	addr, accepted := server(t)
-	d := &socket.Dialer{Dial: (&net.Dialer{}).DialContext, OpenExtra: func(context.Context) *allotment.Slot { return nil }}
+	d := &socket.Dialer{Dial: (&net.Dialer{}).DialContext,
+		OpenExtra: func(context.Context) *allotment.Slot {
+			return nil
+		}}
 	ctx := d.Begin(context.Background())
 	var nets []net.Conn
 	var fars []net.Conn
@@ -249,7 +257,7 @@ func TestForgottenTryIsClosed(t *testing.T) {
 	}
 	nets[2].Close() // the cancel request
 	if own := d.End(socket.Wrap(&net.TCPConn{}).Link()); own != socket.Of(nets[1]) || own.Closed() {
-		t.Error("the connection's socket is not what the attempt ended with")
+		t.Error("the attempt did not end with the connection's socket")
 	}
 	if _, err := fars[0].Read(make([]byte, 1)); err != io.EOF {
 		t.Errorf("the forgotten socket: %v", err)
@@ -261,7 +269,7 @@ func TestForgottenTryIsClosed(t *testing.T) {
 	}
 }
 
-// TestCancelRequestsTakeNone, whenever they come.
+// TestCancelRequestsTakeNone: cancel requests take no permit, whenever they come.
 func TestCancelRequestsTakeNone(t *testing.T) {
 	a := one(t)
 	addr, accepted := server(t)
@@ -284,7 +292,7 @@ func TestCancelRequestsTakeNone(t *testing.T) {
 	l := d.End(nil)
 	plain(ctx)
 	if socket.Of(nc) != l || l.Slot() == nil {
-		t.Error("the link is not found")
+		t.Error("Of does not find the link")
 	}
 	far.Close()
 	nc.Close()
@@ -296,19 +304,21 @@ func TestCancelRequestsTakeNone(t *testing.T) {
 
 func TestDialFails(t *testing.T) {
 	a := one(t)
-	d := &socket.Dialer{Open: a.Open, Dial: func(context.Context, string, string) (net.Conn, error) {
-		return nil, syscall.ECONNREFUSED
-	}}
-	if _, err := d.DialContext(d.Begin(context.Background()), "tcp", "x"); !errors.Is(err, syscall.ECONNREFUSED) {
+	d := &socket.Dialer{Open: a.Open,
+		Dial: func(context.Context, string, string) (net.Conn, error) {
+			return nil, syscall.ECONNREFUSED
+		}}
+	if _, err := d.DialContext(d.Begin(context.Background()), "tcp", "x"); !errors.Is(err,
+		syscall.ECONNREFUSED) {
 		t.Error(err)
 	}
 	if got := a.Figures(); got != (allotment.Figures{Owned: 1, Spare: 1, Turns: 1}) {
-		t.Errorf("%+v", got)
+		t.Errorf("%+v, want one spare permit and one turn", got)
 	}
 	a.Exit()
 }
 
-// TestDropped: a socket that nobody refers to any more is closed.
+// TestDropped: a socket without references is closed.
 func TestDropped(t *testing.T) {
 	a := one(t)
 	addr, accepted := server(t)
@@ -325,7 +335,8 @@ func TestDropped(t *testing.T) {
 	a.Exit()
 }
 
-// TestAbortCancels a backend that is busy, and so does not notice that its client has gone.
+// TestAbortCancels: Abort cancels the query of a busy backend, which does not notice that its
+// client has gone.
 func TestAbortCancels(t *testing.T) {
 	a := one(t)
 	addr, accepted := server(t)
@@ -348,8 +359,7 @@ func TestAbortCancels(t *testing.T) {
 	a.Exit()
 }
 
-// TestBindAfterTheEnd is for a permit that arrives at a socket that is closed already
-// (PerCheckout).
+// TestBindAfterTheEnd: a permit arrives at a socket that is already closed (PerCheckout).
 func TestBindAfterTheEnd(t *testing.T) {
 	a := one(t)
 	addr, accepted := server(t)
@@ -362,11 +372,11 @@ func TestBindAfterTheEnd(t *testing.T) {
 	c.CheckOut()
 	s.Link().Bind(c)
 	if got := a.Figures(); got != (allotment.Figures{}) {
-		t.Errorf("%+v", got)
+		t.Errorf("%+v, want no permit", got)
 	}
 }
 
-// TestMemory: what an idle connection costs beyond the driver's own.
+// TestMemory measures what an idle connection costs beyond the driver's own memory.
 func TestMemory(t *testing.T) {
 	const n = 2000
 	a := make([]net.Conn, n)
@@ -383,7 +393,8 @@ func TestMemory(t *testing.T) {
 	per := int64(after.HeapAlloc-before.HeapAlloc) / n
 	t.Logf("%d bytes for each", per)
 	if per > 512 || runtime.NumGoroutine() != goroutines {
-		t.Errorf("%d bytes for each connection, %d goroutines", per, runtime.NumGoroutine()-goroutines)
+		t.Errorf("%d bytes for each connection, %d goroutines", per,
+			runtime.NumGoroutine()-goroutines)
 	}
 	for _, c := range a {
 		c.Close()

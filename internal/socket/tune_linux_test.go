@@ -9,14 +9,16 @@ import (
 	"github.com/passbuddy/passbuddy/internal/socket"
 )
 
-// TestUserTimeout: a peer that acknowledges nothing is found out, unless the dial function sees to that itself.
+// TestUserTimeout: the kernel detects a peer that acknowledges nothing, unless the dial function
+// has set this itself.
 func TestUserTimeout(t *testing.T) {
 	const tcpUserTimeout = 18
 	addr, accepted := server(t)
 	set := func(d time.Duration) func(string, string, syscall.RawConn) error {
 		return func(_, _ string, c syscall.RawConn) error {
 			return c.Control(func(fd uintptr) {
-				_ = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout, int(d.Milliseconds()))
+				_ = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout,
+					int(d.Milliseconds()))
 			})
 		}
 	}

@@ -4,5 +4,6 @@ package socket
 
 import "net"
 
-// tune leaves the socket as it is: Go's keepalives find a dead connection within some two minutes.
+// tune leaves the socket as it is: Go's keepalives detect a dead connection within about two
+// minutes.
 func tune(net.Conn) {}

@@ -1,8 +1,8 @@
 // Package subset lets a test of many cases, or of a long simulation, run a part of them by default.
-// `go test PACKAGE -full` runs all, which is what `make stress` does.
+// `go test PACKAGE -full` runs all, as `make stress` does.
 //
-// Which cases are drawn depends on a seed that every run chooses anew. A test that fails prints it;
-// -subset repeats it.
+// A seed that every run chooses anew decides which cases are drawn. A test that fails prints the
+// seed; -subset repeats it.
 package subset
 
 import (
@@ -16,7 +16,8 @@ import (
 
 var (
 	full = flag.Bool("full", false, "run all cases, all rounds, and simulations in full length")
-	seed = flag.Uint64("subset", 0, "the seed by which cases are drawn without -full; 0: another one in each run")
+	seed = flag.Uint64("subset", 0,
+		"the seed by which cases are drawn without -full; 0: another one in each run")
 )
 
 var draws struct {
@@ -28,7 +29,7 @@ var draws struct {
 // Full reports whether everything runs.
 func Full() bool { return *full }
 
-// Length is long with -full, and short without.
+// Length returns long with -full, and short without.
 func Length[T any](short, long T) T {
 	if *full {
 		return long
@@ -36,8 +37,8 @@ func Length[T any](short, long T) T {
 	return short
 }
 
-// Of draws n of the cases, and keeps their order. With -full it returns all. A test that calls it
-// again draws others.
+// Of draws n of the cases, and keeps their order. With -full it returns all. Each call of one test
+// draws anew.
 func Of[T any](t testing.TB, n int, cases []T) []T {
 	t.Helper()
 	if *full || n >= len(cases) {

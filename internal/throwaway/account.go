@@ -25,11 +25,11 @@ const (
 	sigContinue = syscall.SIGCONT
 )
 
-// account is whom a server runs as: nil for ourselves.
+// account is the user that a server runs as: nil for our own.
 type account struct{ uid, gid uint32 }
 
-// serverAccount returns whom PostgreSQL runs as. It refuses to run as root, so root uses the account that the
-// PostgreSQL packages create, else the least privileged one.
+// serverAccount returns the account that PostgreSQL runs as. PostgreSQL refuses to run as root. So
+// root uses the account that the PostgreSQL packages create, or else the least privileged one.
 func serverAccount() (*account, error) {
 	if os.Geteuid() != 0 {
 		return nil, nil
@@ -46,11 +46,12 @@ func serverAccount() (*account, error) {
 		}
 		return &account{uint32(uid), uint32(gid)}, nil
 	}
-	return nil, errors.New("throwaway: PostgreSQL refuses to run as root, and there is no account postgres or nobody to run it as")
+	return nil, errors.New("throwaway: PostgreSQL refuses to run as root, and there is no " +
+		"account postgres or nobody to run it as")
 }
 
-// prepare makes cmd run as a, in a process group of its own: a Ctrl-C at the terminal is for the parent, which then
-// ends its servers in order.
+// prepare makes cmd run as a, in a process group of its own. So a Ctrl-C at the terminal reaches
+// only the parent, which then ends its servers in order.
 func (a *account) prepare(cmd *exec.Cmd, onParentDeath syscall.Signal) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if a != nil {
@@ -75,7 +76,7 @@ func (a *account) own(dir string) error {
 	})
 }
 
-// reaches says whether a may pass through dir and all that is above it.
+// reaches reports whether a may pass through dir and all folders above it.
 func (a *account) reaches(dir string) bool {
 	if a == nil {
 		return true

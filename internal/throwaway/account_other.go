@@ -14,14 +14,15 @@ var (
 	sigNow  = os.Kill
 	sigKill = os.Kill
 
-	sigPause    = os.Interrupt // which is refused
+	sigPause    = os.Interrupt // refused here
 	sigContinue = os.Interrupt
 )
 
 type account struct{}
 
 func serverAccount() (*account, error) {
-	return nil, errors.New("throwaway: servers can be started on Linux, macOS and other Unix systems only")
+	return nil, errors.New("throwaway: servers can be started on Linux, macOS and other Unix " +
+		"systems only")
 }
 
 func (*account) prepare(*exec.Cmd, os.Signal) {}

@@ -22,8 +22,8 @@ const (
 	certLife = 24 * time.Hour
 )
 
-// Authority is a certificate authority that nobody trusts but the clients which it configures. Its own key never
-// leaves the process.
+// Authority is a certificate authority that only the clients which it configures trust. Its own key
+// never leaves the process.
 type Authority struct {
 	cert   *x509.Certificate
 	key    *ecdsa.PrivateKey
@@ -51,8 +51,8 @@ func NewAuthority() (*Authority, error) {
 	return a, nil
 }
 
-// ClientConfig is for a client of a server with a certificate of this authority. It brings a certificate for servers
-// that ask for one.
+// ClientConfig returns the TLS configuration for a client of a server with a certificate of this
+// authority. It has a client certificate for servers that ask for one.
 func (a *Authority) ClientConfig() *tls.Config {
 	roots := x509.NewCertPool()
 	roots.AddCert(a.cert)
@@ -64,10 +64,11 @@ func (a *Authority) ClientConfig() *tls.Config {
 	}
 }
 
-// serverFiles are a new server certificate, its key and the authority's certificate, in PEM.
+// serverFiles returns a new server certificate, its key and the authority's certificate, in PEM.
 func (a *Authority) serverFiles() (map[string][]byte, error) {
 	// A server of a cluster, or a replica, is a client of the others.
-	cert, key, err := a.issue("throwaway server", x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth)
+	cert, key, err := a.issue("throwaway server", x509.ExtKeyUsageServerAuth,
+		x509.ExtKeyUsageClientAuth)
 	if err != nil {
 		return nil, err
 	}
@@ -85,7 +86,9 @@ func (a *Authority) serverFiles() (map[string][]byte, error) {
 	}, nil
 }
 
-func (a *Authority) issue(name string, usage ...x509.ExtKeyUsage) (*x509.Certificate, *ecdsa.PrivateKey, error) {
+func (a *Authority) issue(
+	name string, usage ...x509.ExtKeyUsage,
+) (*x509.Certificate, *ecdsa.PrivateKey, error) {
 	return a.sign(&x509.Certificate{
 		Subject:     pkix.Name{CommonName: name},
 		KeyUsage:    x509.KeyUsageDigitalSignature,
@@ -106,7 +109,7 @@ func (a *Authority) sign(template *x509.Certificate) (*x509.Certificate, *ecdsa.
 		return nil, nil, fmt.Errorf("throwaway: %w", err)
 	}
 	template.SerialNumber = serial
-	template.NotBefore = time.Now().Add(-certLife) // a server's clock may be stepped back
+	template.NotBefore = time.Now().Add(-certLife) // A test may set a server's clock back.
 	template.NotAfter = time.Now().Add(certLife)
 	parent, signer := a.cert, a.key
 	if parent == nil {

@@ -10,10 +10,12 @@ import (
 
 const (
 	pollInterval = 10 * time.Millisecond
-	adminTimeout = time.Second // for one question to one server, while others are asked too
+	// adminTimeout bounds one question to one server, while others are asked too.
+	adminTimeout = time.Second
 )
 
-// await polls until check finds nothing amiss; its answer is what still is. ctx bounds it, and 60 s.
+// await polls until check returns "". Otherwise check returns what is still missing. The wait
+// ends with ctx, or after 60 s.
 func await(ctx context.Context, what string, check func(context.Context) string) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
@@ -25,7 +27,7 @@ func await(ctx context.Context, what string, check func(context.Context) string)
 		if now == "" {
 			return nil
 		}
-		if ctx.Err() == nil { // else it says no more than that
+		if ctx.Err() == nil { // Otherwise the error says no more than that ctx ended.
 			amiss = now
 		}
 		select {
@@ -36,7 +38,7 @@ func await(ctx context.Context, what string, check func(context.Context) string)
 	}
 }
 
-// together runs do for each of items at once and returns all errors.
+// together runs do for all items at once and returns all errors.
 func together[T any](items []T, do func(int, T) error) error {
 	errs := make([]error, len(items))
 	var running sync.WaitGroup

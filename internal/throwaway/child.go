@@ -14,10 +14,10 @@ import (
 )
 
 const (
-	// stopGrace is how long a server may take to end after it was asked to, before it is killed.
+	// stopGrace is how long a server may take to end after the signal, before it is killed.
 	stopGrace = 10 * time.Second
-	// treeGrace is how long the server's own children may outlive it. PostgreSQL's backends notice the death of
-	// their postmaster and end within milliseconds.
+	// treeGrace is how long the server's own children may outlive it. PostgreSQL's backends notice
+	// the death of their postmaster and end within milliseconds.
 	treeGrace = 5 * time.Second
 	// startTimeout bounds a start whose context has no earlier deadline.
 	startTimeout = 60 * time.Second
@@ -26,10 +26,11 @@ const (
 
 // child is a server process, from its start until it and its own children are gone.
 type child struct {
-	cmd  *exec.Cmd
-	out  *output
-	gone chan struct{} // closed when the process is reaped and nobody holds its output pipe any more
-	err  error         // how it ended; written before gone is closed
+	cmd *exec.Cmd
+	out *output
+	// gone is closed when the process is reaped and its output pipe has no writer left.
+	gone chan struct{}
+	err  error // how it ended; written before gone is closed
 
 	frozen []int // children that were paused with it; guarded by the server's mu
 }
@@ -37,15 +38,15 @@ type child struct {
 // spawn starts cmd. The child is ready when it has written marker.
 func spawn(cmd *exec.Cmd, marker string) (*child, error) {
 	c := &child{cmd: cmd, out: newOutput(marker), gone: make(chan struct{})}
-	// One writer for both makes exec use one pipe. The server's children inherit it, so Wait, which reads to its
-	// end, tells that the whole tree is gone and not just its root.
+	// One writer for both makes exec use one pipe. The server's children inherit it, and Wait reads
+	// to its end. So the end of Wait shows that the whole tree is gone and not just its root.
 	cmd.Stdout, cmd.Stderr = c.out, c.out
 	cmd.WaitDelay = treeGrace
 
 	started := make(chan error)
 	go func() {
-		// The kernel sends the parent-death signal when the thread that forked the child ends, not the process
-		// (go.dev/issue/27505), so this thread is kept until the child is reaped.
+		// The kernel sends the parent-death signal when the thread that forked the child ends, not
+		// the process (go.dev/issue/27505). So this thread is kept until the child is reaped.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		if err := cmd.Start(); err != nil {
@@ -73,23 +74,28 @@ func (c *child) awaitReady(ctx context.Context) error {
 		if c.out.contains("Address already in use") {
 			return errPortTaken
 		}
-		return fmt.Errorf("throwaway: %s ended at its start: %w; it said:\n%s", c.cmd.Path, c.exit(), c.out.String())
+		return fmt.Errorf("throwaway: %s ended at its start: %w; it said:\n%s", c.cmd.Path,
+			c.exit(), c.out.String())
 	case <-ctx.Done():
 		c.end(os.Kill)
-		return fmt.Errorf("throwaway: %s not ready in time: %w; it said:\n%s", c.cmd.Path, ctx.Err(), c.out.String())
+		return fmt.Errorf("throwaway: %s not ready in time: %w; it said:\n%s", c.cmd.Path,
+			ctx.Err(), c.out.String())
 	}
 }
 
-// end sends sig and waits until the process tree is gone, with a SIGKILL should it take longer than stopGrace.
-// Calling it for a child that is gone does nothing: a reaped process is never signalled, so its id may be reused.
+// end sends sig and waits until the process tree is gone. After stopGrace it sends SIGKILL. For a
+// child that is gone, end does nothing: a reaped process is never signalled, because its id may be
+// reused.
 func (c *child) end(sig os.Signal) {
 	select {
 	case <-c.gone:
 		return
 	default:
 	}
-	_ = c.signal(sig) // fails only when it already ended, and then gone tells
-	_ = c.thaw()      // a paused one would not look at the signal; its paused children, not at its death
+	_ = c.signal(sig) // This fails only when the process already ended, and then gone is closed.
+	// A paused process would not handle the signal, and its paused children would not notice its
+	// death.
+	_ = c.thaw()
 	timer := time.NewTimer(stopGrace)
 	defer timer.Stop()
 	select {
@@ -101,7 +107,7 @@ func (c *child) end(sig os.Signal) {
 	<-c.gone
 }
 
-// exit says how a child that is gone ended.
+// exit returns how a child that is gone ended.
 func (c *child) exit() error {
 	if c.err == nil {
 		return errors.New("exit status 0")

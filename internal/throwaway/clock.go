@@ -22,12 +22,14 @@ const (
 	clockBytes   = 16 // two words: the step, and whether a server reads it
 )
 
-// StepClock moves the clock that this one server sees by d, forwards or back, at once and as often as wanted. A restart
-// keeps the sum of the steps. Only the wall clock moves, as when an operator sets it: expiries, TIME and scripts follow
-// it, the server's own timers do not.
+// StepClock moves the clock that this one server sees by d, forwards or back, at once. It may be
+// called any number of times, and a restart keeps the sum of the steps. Only the wall clock moves,
+// as when an operator sets it: expiries, TIME and scripts follow it, the server's own timers do
+// not.
 //
-// It needs RedisOptions.Clock, which loads a small library into the server. StartRedis compiles it, and returns an error
-// that wraps [ErrNotFound] where that cannot be done: without a C compiler, or elsewhere than on Linux.
+// It needs RedisOptions.Clock, which loads a small library into the server. StartRedis compiles the
+// library. Without a C compiler, or on a system other than Linux, StartRedis returns an error that
+// wraps [ErrNotFound].
 func (r *Redis) StepClock(d time.Duration) error {
 	if r.clock == nil {
 		return errors.New("throwaway: StepClock needs RedisOptions.Clock")
@@ -41,7 +43,7 @@ func (r *Redis) StepClock(d time.Duration) error {
 	return nil
 }
 
-// steppedClock is a file that says how far a server's clock is off. A nil one does nothing.
+// steppedClock is a file that tells how far a server's clock is off. A nil one does nothing.
 type steppedClock struct {
 	library, path string
 	shared        sharedWords
@@ -51,7 +53,8 @@ func newSteppedClock(ctx context.Context, dir string) (*steppedClock, error) {
 	if runtime.GOOS != "linux" {
 		return nil, notFound("LD_PRELOAD", "a server's clock can be stepped on Linux only")
 	}
-	c := &steppedClock{library: filepath.Join(dir, clockLibrary), path: filepath.Join(dir, clockFile)}
+	c := &steppedClock{library: filepath.Join(dir, clockLibrary), path: filepath.Join(dir,
+		clockFile)}
 	if err := writeClockLibrary(ctx, c.library); err != nil {
 		return nil, err
 	}
@@ -74,7 +77,8 @@ func (c *steppedClock) env() []string {
 	return []string{"LD_PRELOAD=" + c.library, "THROWAWAY_CLOCK=" + c.path}
 }
 
-// attached fails if the server that just started ignored the library, as one without a dynamic loader would.
+// attached fails if the server that just started ignored the library, as one without a dynamic
+// loader would.
 func (c *steppedClock) attached() error {
 	if c == nil {
 		return nil
@@ -93,7 +97,7 @@ func (c *steppedClock) close() error {
 	return c.shared.close()
 }
 
-// The library is compiled once for a process and kept in memory, where it needs no cleaning up.
+// The library is compiled once for a process and kept in memory, so no file is left behind.
 var clockCode struct {
 	sync.Mutex
 	binary []byte
@@ -129,7 +133,7 @@ func writeClockLibrary(ctx context.Context, path string) error {
 
 var compilers = []string{"cc", "gcc", "clang"}
 
-// findCompiler takes Go's own setting first.
+// findCompiler tries Go's own setting first.
 func findCompiler() (string, error) {
 	for _, name := range append([]string{os.Getenv("CC")}, compilers...) {
 		if name == "" {

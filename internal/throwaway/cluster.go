@@ -10,12 +10,13 @@ import (
 	"sync"
 )
 
-// A freshly initialised database cluster is some 28 MB in 1,000 files and takes initdb a second of both cores. So the
-// first one that a process makes is kept in memory, where it needs no cleaning up, and later ones are written from it
-// in a tenth of that.
+// A freshly initialised database cluster is some 28 MB in 1,000 files and takes initdb a second of
+// both cores. So the first one that a process makes is kept in memory, and no file is left behind.
+// Later ones are written from it in a tenth of that time.
 var clusters struct {
 	sync.Mutex
-	byDir map[string]snapshot // keyed by the folder of the programs: another version, another cluster
+	// by the folder of the programs: another version makes another cluster
+	byDir map[string]snapshot
 }
 
 type snapshot []snapshotFile
@@ -52,11 +53,12 @@ func makeCluster(ctx context.Context, bin, dir string, a *account) error {
 
 func initdb(ctx context.Context, bin, dir string, a *account) error {
 	cmd := exec.CommandContext(ctx, filepath.Join(bin, "initdb"),
-		"--pgdata="+dir, "--username="+superuser, "--auth=trust", // pg_hba.conf is replaced before the first start
+		// pg_hba.conf is replaced before the first start.
+		"--pgdata="+dir, "--username="+superuser, "--auth=trust",
 		"--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions",
 		"--wal-segsize=1", // MB, instead of 16: less to write
 	)
-	cmd.Dir = filepath.Dir(dir) // our own working directory may be closed to the account
+	cmd.Dir = filepath.Dir(dir) // The account may have no access to our own working directory.
 	cmd.Env = serverEnv()
 	a.prepare(cmd, sigStop)
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -92,7 +94,7 @@ func takeSnapshot(dir string) (snapshot, error) {
 }
 
 func (s snapshot) write(dir string) error {
-	for _, file := range s { // folders precede what is in them
+	for _, file := range s { // Folders precede their contents.
 		path := filepath.Join(dir, file.path)
 		var err error
 		if file.mode.IsDir() {
@@ -107,8 +109,9 @@ func (s snapshot) write(dir string) error {
 	return nil
 }
 
-// serverEnv is the environment of the server programs: messages in English, for we look for some of them, and none of
-// the PG* variables that could point them elsewhere.
+// serverEnv returns the environment of the server programs. Messages are in English, because this
+// package searches some of them. It has none of the PG* variables, which could redirect the
+// programs.
 func serverEnv() []string {
 	return []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C", "TZ=UTC"}
 }

@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// clusterView is what one node of a Redis Cluster knows of all, from its reply to CLUSTER NODES.
+// clusterView is one node's view of a Redis Cluster, from its reply to CLUSTER NODES.
 type clusterView []clusterNode
 
 type clusterNode struct {
@@ -20,19 +20,21 @@ type clusterNode struct {
 
 type slotRange struct{ first, last int }
 
-// parseClusterNodes reads lines of: id address flags primary ping pong epoch link [slots ...]. An address is
-// host:port@bus, with a host name after it from Redis 7 on; slots are "7", "0-5460", or in brackets while they move.
+// parseClusterNodes reads lines of: id address flags primary ping pong epoch link [slots ...]. An
+// address is host:port@bus, with a host name after it from Redis 7 on. Slots are "7", "0-5460", or
+// in brackets while they move.
 func parseClusterNodes(text string) (clusterView, error) {
 	var view clusterView
 	for line := range strings.Lines(text) {
 		fields := strings.Fields(line)
 		if len(fields) < 8 {
-			return nil, fmt.Errorf("throwaway: CLUSTER NODES has a line %q", line)
+			return nil, fmt.Errorf("throwaway: CLUSTER NODES has a malformed line %q", line)
 		}
 		addr, _, _ := strings.Cut(fields[1], "@")
 		node := clusterNode{id: fields[0], addr: addr, flags: strings.Split(fields[2], ",")}
 		if slices.Contains(node.flags, "myself") && strings.HasPrefix(addr, ":") {
-			node.addr = net.JoinHostPort("127.0.0.1", addr[1:]) // until somebody told it its address
+			// a node does not know its own host until another node tells it
+			node.addr = net.JoinHostPort("127.0.0.1", addr[1:])
 		}
 		if fields[3] != "-" {
 			node.primary = fields[3]
@@ -60,7 +62,7 @@ func parseSlotRange(word string) (slotRange, error) {
 	a, err1 := strconv.Atoi(first)
 	b, err2 := strconv.Atoi(last)
 	if err1 != nil || err2 != nil {
-		return slotRange{}, fmt.Errorf("throwaway: CLUSTER NODES has slots %q", word)
+		return slotRange{}, fmt.Errorf("throwaway: CLUSTER NODES has malformed slots %q", word)
 	}
 	return slotRange{a, b}, nil
 }
@@ -83,7 +85,7 @@ func (v clusterView) owner(slot int) *clusterNode {
 	return nil
 }
 
-// owners is who has which slots, in a form that can be compared.
+// owners returns which node owns which slots, in a form that can be compared.
 func (v clusterView) owners() string {
 	var lines []string
 	for _, node := range v {

@@ -1,16 +1,19 @@
-// Package throwaway starts real PostgreSQL, Redis and PgBouncer servers for tests, the demo and the benchmarks, and ends
-// them again.
+// Package throwaway starts real PostgreSQL, Redis and PgBouncer servers for tests, the demo and the
+// benchmarks, and ends them again.
 //
-// A server listens on a free port of the loopback interface, keeps its files in a temporary folder of its own, and is
-// the child of the process that started it. Stop ends it by process id and removes the folder. Should the parent die
-// without calling Stop, then on Linux the kernel ends the server, and the next start by anybody removes the folder.
-// Nothing here touches a server that it did not start.
+// A server listens on a free port of the loopback interface, keeps its files in a temporary folder
+// of its own, and is the child of the process that started it. Stop ends it by process id and
+// removes the folder. If the parent dies without calling Stop, then on Linux the kernel ends the
+// server, and the next start by any process removes the folder. This package never touches a server
+// that it did not start.
 //
-// Nothing is durable: the servers run with every form of syncing to disk switched off. Do not keep data in them.
+// No data is durable: the servers run with every form of syncing to disk switched off. Do not keep
+// data in them.
 //
-// [Sentinel] and [RedisCluster] are several Redis servers that fail over. What can be done to a server: Kill, Restart,
-// Pause, StepClock, CutReplication. [Proxy] is a TCP proxy to put between a client and a server, to stall, refuse, cut and
-// lose what passes; [Proxies] are many.
+// [Sentinel] and [RedisCluster] are several Redis servers that fail over. A test can disturb a
+// server by Kill, Restart, Pause, StepClock and CutReplication. [Proxy] is a TCP proxy between a
+// client and a server: it stalls, refuses, cuts and loses traffic. [Proxies] starts one
+// for each server that a client dials.
 package throwaway
 
 import (
@@ -18,13 +21,14 @@ import (
 	"fmt"
 )
 
-// ErrNotFound says that a server program is not installed. The error that wraps it names the program and what to do.
+// ErrNotFound says that a server program is not installed. The error that wraps it names the
+// program and the remedy.
 var ErrNotFound = errors.New("throwaway: program not found")
 
-// errPortTaken: somebody else bound the port between our picking it and the server's binding it.
+// errPortTaken: another process bound the port after we picked it and before the server bound it.
 var errPortTaken = errors.New("port taken")
 
-// portAttempts bounds how many ports are tried at a start before giving up. One retry is already rare.
+// portAttempts bounds how many ports a start tries. One retry is already rare.
 const portAttempts = 5
 
 func notFound(program, hint string) error {

@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// serverDirs are the places where packages put PostgreSQL's server programs without adding them to PATH: Debian and
-// Ubuntu, RPM distributions, Homebrew on both kinds of Mac.
+// serverDirs are the places where packages put PostgreSQL's server programs without adding them to
+// PATH: Debian and Ubuntu, RPM distributions, Homebrew on both kinds of Mac.
 var serverDirs = []string{
 	"/usr/lib/postgresql/*/bin",
 	"/usr/pgsql-*/bin",
@@ -23,11 +23,13 @@ var serverDirs = []string{
 }
 
 var redisPrograms = []string{
-	"redis-server", "/opt/homebrew/bin/redis-server", "/usr/local/bin/redis-server", "valkey-server",
+	"redis-server", "/opt/homebrew/bin/redis-server", "/usr/local/bin/redis-server",
+	"valkey-server",
 }
 
-// FindPostgres returns the folder that holds both initdb and postgres: the first of PATH, what pg_config says, and the
-// well-known folders, newest version first. Both programs must come from one folder, for they must be of one version.
+// FindPostgres returns the folder that holds both initdb and postgres. It searches PATH, then the
+// folder that pg_config prints, then the well-known folders, newest version first. Both programs
+// must come from one folder, because they must be of one version.
 func FindPostgres(ctx context.Context) (string, error) {
 	if path, err := exec.LookPath("postgres"); err == nil {
 		// PATH often holds a symbolic link to the real folder, where initdb lives too.
@@ -47,21 +49,22 @@ func FindPostgres(ctx context.Context) (string, error) {
 			return dirs[i], nil
 		}
 	}
-	return "", notFound("postgres and initdb", "install the PostgreSQL server, or run scripts/setup.sh")
+	return "", notFound("postgres and initdb",
+		"install the PostgreSQL server, or run scripts/setup.sh")
 }
 
-// RedisEnv names the environment variable that chooses the server: a path, or a name to look for in
-// PATH. So the tests run on another version of Redis, or on Valkey.
+// RedisEnv names the environment variable that chooses the server: a path, or a name to look up in
+// PATH. With it the tests run on another version of Redis, or on Valkey.
 const RedisEnv = "PASSBUDDY_REDIS_SERVER"
 
-// FindRedis returns the path of the server that RedisEnv names, else of redis-server, or of
-// valkey-server, which speaks the same protocol and takes the same arguments.
+// FindRedis returns the path of the server that RedisEnv names. Without RedisEnv it returns that of
+// redis-server, or of valkey-server, which speaks the same protocol and takes the same arguments.
 func FindRedis() (string, error) {
 	if name := os.Getenv(RedisEnv); name != "" {
 		path, err := exec.LookPath(name)
 		if err != nil {
-			// Not ErrNotFound: tests skip where that is the reason, and would pass without the
-			// server that was asked for.
+			// Not ErrNotFound: tests skip on that error, and would pass without the requested
+			// server.
 			return "", fmt.Errorf("throwaway: %s is %q: %w", RedisEnv, name, err)
 		}
 		return filepath.Abs(path)
@@ -79,7 +82,8 @@ func pgConfigBindir(ctx context.Context) string {
 	defer cancel()
 	out, err := exec.CommandContext(ctx, "pg_config", "--bindir").Output()
 	if err != nil {
-		return "" // not installed: one of several places to look, so no error
+		// The program is not installed. This is one of several places to search, so it is no error.
+		return ""
 	}
 	return strings.TrimSpace(string(out))
 }

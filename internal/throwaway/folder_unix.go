@@ -10,7 +10,8 @@ import (
 	"syscall"
 )
 
-// lockFolder creates and locks the lock file. The kernel drops the lock when the process ends, however it ends.
+// lockFolder creates and locks the lock file. The kernel drops the lock when the process ends,
+// however it ends.
 func lockFolder(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
@@ -22,8 +23,9 @@ func lockFolder(path string) (*os.File, error) {
 	return f, nil
 }
 
-// abandoned says whether the folder is of our making and nobody holds its lock. Anyone can create a folder of that
-// name in /tmp, so those of other users are left alone, and a lock that is a symbolic link is not followed.
+// abandoned reports whether the folder is one of ours and its lock is free. Any user can create a
+// folder of that name in /tmp. So folders of other users are left alone, and a lock that is a
+// symbolic link is not followed.
 func abandoned(path string, info os.FileInfo) bool {
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if !ok || !ours(stat.Uid) {

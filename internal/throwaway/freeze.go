@@ -14,8 +14,8 @@ import (
 
 var errNotRunning = errors.New("throwaway: the server is not running")
 
-// Pause freezes the server with SIGSTOP until Continue: its port accepts, but it says nothing. Kill, Restart and Stop
-// work on a paused server. The second and later calls do nothing.
+// Pause freezes the server with SIGSTOP until Continue: its port accepts, but the server sends
+// nothing. Kill, Restart and Stop work on a paused server. The second and later calls do nothing.
 func (r *Redis) Pause(ctx context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -29,7 +29,7 @@ func (r *Redis) Pause(ctx context.Context) error {
 	return nil
 }
 
-// Continue lets a paused server go on where it was. To one that is not paused it does nothing.
+// Continue lets a paused server resume. On a server that is not paused it does nothing.
 func (r *Redis) Continue() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -40,8 +40,9 @@ func (r *Redis) Continue() error {
 	return r.server.thaw()
 }
 
-// Pause freezes the server and all its backends with SIGSTOP until Continue, as a host that hangs would. Kill, Restart
-// and Stop work on a paused server. Linux only. The second and later calls do nothing.
+// Pause freezes the server and all its backends with SIGSTOP until Continue, as a host that hangs
+// would. Kill, Restart and Stop work on a paused server. Linux only. The second and later calls do
+// nothing.
 func (p *Postgres) Pause(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -51,7 +52,7 @@ func (p *Postgres) Pause(ctx context.Context) error {
 	if err := p.server.freeze(ctx); err != nil {
 		return err
 	}
-	// Frozen, it starts no more children: these are all.
+	// A frozen server starts no more children, so these are all.
 	children, err := p.server.children()
 	if err != nil {
 		return errors.Join(err, p.server.thaw())
@@ -65,7 +66,7 @@ func (p *Postgres) Pause(ctx context.Context) error {
 	return nil
 }
 
-// Continue lets a paused server go on where it was. To one that is not paused it does nothing.
+// Continue lets a paused server resume. On a server that is not paused it does nothing.
 func (p *Postgres) Continue() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -83,8 +84,8 @@ func (c *child) freeze(ctx context.Context) error {
 	return awaitStopped(ctx, c.pid())
 }
 
-// thaw undoes the pause of the process and of its children. A child that is frozen does not end, and one that is killed
-// stays a zombie until its frozen parent looks: so its number is still its own.
+// thaw undoes the pause of the process and of its children. A frozen child does not end, and a
+// killed one stays a zombie until its frozen parent reaps it. So the child's id is not reused.
 func (c *child) thaw() error {
 	var errs []error
 	for _, pid := range c.frozen {
@@ -94,7 +95,7 @@ func (c *child) thaw() error {
 	return errors.Join(append(errs, c.signal(sigContinue))...)
 }
 
-// signal does nothing to a process that was reaped, whose number may be another's.
+// signal does nothing to a process that was reaped: its id may belong to another one.
 func (c *child) signal(sig os.Signal) error {
 	if err := c.cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("throwaway: %v to %s: %w", sig, c.cmd.Path, err)
@@ -109,12 +110,14 @@ func freeze(ctx context.Context, pid int) error {
 	return awaitStopped(ctx, pid)
 }
 
-// awaitStopped returns when pid has stopped: the signal alone leaves it some instructions more.
+// awaitStopped returns when pid has stopped: after the signal a process still runs some
+// instructions.
 func awaitStopped(ctx context.Context, pid int) error {
 	return await(ctx, fmt.Sprintf("pause of process %d", pid), func(context.Context) string {
 		state, _, err := processState(pid)
 		switch {
-		case errors.Is(err, os.ErrNotExist): // ended; or no /proc here, and the signal has to do
+		case errors.Is(err, os.ErrNotExist):
+			// The process ended; or there is no /proc here, and the signal must suffice.
 			return ""
 		case err != nil:
 			return err.Error()
@@ -131,17 +134,18 @@ func signalTo(pid int, sig os.Signal) error {
 		return fmt.Errorf("throwaway: process %d: %w", pid, err)
 	}
 	defer process.Release()
-	if err := process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) && !errors.Is(err, syscall.ESRCH) {
+	if err := process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) &&
+		!errors.Is(err, syscall.ESRCH) {
 		return fmt.Errorf("throwaway: process %d: %w", pid, err)
 	}
 	return nil
 }
 
-// children are the processes whose parent is c.
+// children returns the processes whose parent is c.
 func (c *child) children() ([]int, error) {
 	paths, _ := filepath.Glob("/proc/[0-9]*")
 	if len(paths) == 0 {
-		return nil, errors.New("throwaway: no /proc to find a server's children in")
+		return nil, errors.New("throwaway: there is no /proc to find a server's children")
 	}
 	var pids []int
 	for _, path := range paths {
@@ -157,8 +161,8 @@ func (c *child) children() ([]int, error) {
 	return pids, nil
 }
 
-// processState reads a process's state and parent. The line begins "pid (name) state ppid", and the name may hold
-// anything, parentheses too.
+// processState reads a process's state and parent. The line begins "pid (name) state ppid", and the
+// name may hold any character, parentheses too.
 func processState(pid int) (state string, parent int, err error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {

@@ -9,7 +9,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// MigrateSlot moves a slot with its keys to another primary while clients go on, and returns when all nodes know.
+// MigrateSlot moves a slot with its keys to another primary while clients go on. It returns when
+// all nodes know the new owner.
 func (c *RedisCluster) MigrateSlot(ctx context.Context, slot int, to *Redis) error {
 	m, err := c.BeginMigration(ctx, slot, to)
 	if err != nil {
@@ -21,8 +22,8 @@ func (c *RedisCluster) MigrateSlot(ctx context.Context, slot int, to *Redis) err
 	return m.Finish(ctx)
 }
 
-// Migration is a slot on its way. Meanwhile the source answers ASK for a key that it lacks, and TRYAGAIN to a command
-// or script of which it has only some of the keys.
+// Migration is a slot that is being moved. Meanwhile the source answers ASK for a key that it
+// lacks. It answers TRYAGAIN to a command or script of which it has only some of the keys.
 type Migration struct {
 	cluster  *RedisCluster
 	slot     int
@@ -31,7 +32,9 @@ type Migration struct {
 }
 
 // BeginMigration opens the slot for moving to another primary. No key moves yet.
-func (c *RedisCluster) BeginMigration(ctx context.Context, slot int, to *Redis) (*Migration, error) {
+func (c *RedisCluster) BeginMigration(
+	ctx context.Context, slot int, to *Redis,
+) (*Migration, error) {
 	from, err := c.Owner(ctx, slot)
 	if err != nil {
 		return nil, err
@@ -50,7 +53,7 @@ func (c *RedisCluster) BeginMigration(ctx context.Context, slot int, to *Redis) 
 	if m.toID, err = target.Do(ctx, "CLUSTER", "MYID").Text(); err != nil {
 		return nil, fmt.Errorf("throwaway: %w", err)
 	}
-	// In this order: the source sends clients on, and the target must be ready for them.
+	// In this order: the source redirects clients to the target, which must be ready for them.
 	if err := target.Do(ctx, "CLUSTER", "SETSLOT", slot, "IMPORTING", fromID).Err(); err != nil {
 		return nil, fmt.Errorf("throwaway: %w", err)
 	}
@@ -60,7 +63,8 @@ func (c *RedisCluster) BeginMigration(ctx context.Context, slot int, to *Redis) 
 	return m, nil
 }
 
-// MoveKeys moves up to n keys that are still at the source, all of them if n is negative, and returns how many it moved.
+// MoveKeys moves up to n keys that are still at the source, all of them if n is negative. It
+// returns how many it moved.
 func (m *Migration) MoveKeys(ctx context.Context, n int) (moved int, err error) {
 	client := m.from.admin()
 	defer client.Close()
@@ -103,9 +107,11 @@ func (m *Migration) migrate(ctx context.Context, client *redis.Client, keys []st
 	return nil
 }
 
-// Finish makes the target the owner, and returns when all nodes know. All keys must have been moved.
+// Finish makes the target the owner, and returns when all nodes know. All keys must have been
+// moved.
 func (m *Migration) Finish(ctx context.Context) error {
-	// The target first: should the source be told first and then all fail, nobody would own the slot.
+	// The target comes first. If the source came first and the rest failed, no node would own the
+	// slot.
 	for _, node := range []*Redis{m.to, m.from} {
 		if _, err := node.do(ctx, "CLUSTER", "SETSLOT", m.slot, "NODE", m.toID); err != nil {
 			return err

@@ -15,7 +15,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// orphanEnv makes the test program act as a process that starts servers and is killed before it can stop them.
+// orphanEnv makes the test program act as a process that starts servers and is killed before it can
+// stop them.
 const orphanEnv = "PASSBUDDY_TEST_ORPHAN"
 
 func orphanMain() {
@@ -94,7 +95,8 @@ func testOrphans(t *testing.T, paused bool) {
 	}
 	parent.Wait()
 	// Both reads last until the server is gone.
-	if _, err := session.WaitForNotification(testContext(t)); err == nil || testContext(t).Err() != nil {
+	if _, err := session.WaitForNotification(testContext(t)); err == nil ||
+		testContext(t).Err() != nil {
 		t.Errorf("PostgreSQL: %v", err)
 	}
 	if err := client.SetDeadline(time.Now().Add(testDeadline)); err != nil {

@@ -17,13 +17,15 @@ import (
 
 const pgBouncerReady = "process up"
 
-// PgBouncerOptions says what a PgBouncer should be like.
+// PgBouncerOptions are the settings of a PgBouncer.
 type PgBouncerOptions struct {
-	// Postgres is the server behind it. PgBouncer must be stopped first.
+	// Postgres is the server behind it. Stop the PgBouncer before the Postgres.
 	Postgres *Postgres
-	// PoolMode is PgBouncer's pool_mode: "transaction", "session" or "statement". Default "session", as PgBouncer's own.
+	// PoolMode is PgBouncer's pool_mode: "transaction", "session" or "statement". Default
+	// "session", as PgBouncer's own.
 	PoolMode string
-	// PoolSize is how many server connections it may hold, for there is one role and one database. Default 20.
+	// PoolSize is how many server connections PgBouncer may hold, because there is one role and one
+	// database. Default 20.
 	PoolSize int
 	// MaxClients is its max_client_conn. Default 1,000.
 	MaxClients int
@@ -31,7 +33,8 @@ type PgBouncerOptions struct {
 	Settings map[string]string
 }
 
-// PgBouncer is a running PgBouncer in front of a [Postgres]. Its methods may be called from several goroutines.
+// PgBouncer is a running PgBouncer in front of a [Postgres]. Its methods may be called from several
+// goroutines.
 type PgBouncer struct {
 	program  string
 	account  *account
@@ -44,11 +47,12 @@ type PgBouncer struct {
 	server *child     // nil when stopped
 }
 
-// StartPgBouncer starts a PgBouncer. ctx bounds the start only (60 s at most); it runs until Stop. Its clients log in as
-// the server's ordinary role with the same password, checked with SCRAM, as PgBouncer itself does at the server.
+// StartPgBouncer starts a PgBouncer. ctx bounds the start only (60 s at most); the PgBouncer runs
+// until Stop. Its clients log in as the server's ordinary role with the same password. PgBouncer
+// checks it with SCRAM, and logs in to the server with SCRAM too.
 //
-// Run by root, it runs as the server's account, for PgBouncer refuses to run as root.
-// The error wraps [ErrNotFound] when PgBouncer is not installed.
+// If root calls it, PgBouncer runs as the server's account, because it refuses to run as root. The
+// error wraps [ErrNotFound] when PgBouncer is not installed.
 func StartPgBouncer(ctx context.Context, opts PgBouncerOptions) (_ *PgBouncer, err error) {
 	program, err := FindPgBouncer()
 	if err != nil {
@@ -62,7 +66,8 @@ func StartPgBouncer(ctx context.Context, opts PgBouncerOptions) (_ *PgBouncer, e
 	if err != nil {
 		return nil, err
 	}
-	b := &PgBouncer{program: program, account: account, folder: folder, postgres: opts.Postgres, opts: opts}
+	b := &PgBouncer{program: program, account: account, folder: folder, postgres: opts.Postgres,
+		opts: opts}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, b.Stop())
@@ -80,7 +85,8 @@ func StartPgBouncer(ctx context.Context, opts PgBouncerOptions) (_ *PgBouncer, e
 }
 
 func (b *PgBouncer) start(ctx context.Context) error {
-	users := fmt.Sprintf("%q %q\n", Role, b.postgres.password[Role]) // in clear: SCRAM towards the server needs it
+	// in clear, because SCRAM towards the server needs it
+	users := fmt.Sprintf("%q %q\n", Role, b.postgres.password[Role])
 	for name, text := range map[string]string{"pgbouncer.ini": b.config(), "users.txt": users} {
 		if err := os.WriteFile(b.path(name), []byte(text), 0o600); err != nil {
 			return fmt.Errorf("throwaway: %w", err)
@@ -119,7 +125,8 @@ func (b *PgBouncer) config() string {
 		{"log_disconnections", "0"},
 	}
 	var text strings.Builder
-	fmt.Fprintf(&text, "[databases]\n%s = host=127.0.0.1 port=%d\n\n[pgbouncer]\n", Role, b.postgres.Port())
+	fmt.Fprintf(&text, "[databases]\n%s = host=127.0.0.1 port=%d\n\n[pgbouncer]\n", Role,
+		b.postgres.Port())
 	for _, s := range settings {
 		if _, overridden := b.opts.Settings[s[0]]; !overridden {
 			fmt.Fprintf(&text, "%s = %s\n", s[0], s[1])
@@ -166,7 +173,8 @@ func (b *PgBouncer) Stop() error {
 		return nil
 	}
 	if b.server != nil {
-		b.server.end(sigKill) // the gentle signals wait for clients, and mean different things in different versions
+		// The gentle signals wait for clients, and mean different things in different versions.
+		b.server.end(sigKill)
 		b.server = nil
 	}
 	err := b.folder.remove()
@@ -184,12 +192,13 @@ func FindPgBouncer() (string, error) {
 	return "", notFound("pgbouncer", "install PgBouncer, or run scripts/setup.sh --want pgbouncer")
 }
 
-// Debian has it in a folder that is not in everybody's PATH.
+// Debian installs it in a folder that is not in every user's PATH.
 var pgBouncerPrograms = []string{
-	"pgbouncer", "/usr/sbin/pgbouncer", "/opt/homebrew/bin/pgbouncer", "/usr/local/bin/pgbouncer", "/opt/homebrew/opt/pgbouncer/bin/pgbouncer",
+	"pgbouncer", "/usr/sbin/pgbouncer", "/opt/homebrew/bin/pgbouncer", "/usr/local/bin/pgbouncer",
+	"/opt/homebrew/opt/pgbouncer/bin/pgbouncer",
 }
 
-// PgBouncerVersion is the version of the pgbouncer that is installed, such as "1.18.0".
+// PgBouncerVersion returns the version of the installed pgbouncer, such as "1.18.0".
 func PgBouncerVersion(ctx context.Context) (string, error) {
 	program, err := FindPgBouncer()
 	if err != nil {

@@ -14,7 +14,8 @@ import (
 func startPgBouncer(t *testing.T, opts PgBouncerOptions) *PgBouncer {
 	t.Helper()
 	if _, err := FindPgBouncer(); err != nil {
-		t.Skip("this test starts the real PgBouncer (scripts/setup.sh --want pgbouncer installs it): ", err)
+		t.Skip("this test starts the real PgBouncer (scripts/setup.sh --want pgbouncer installs "+
+			"it): ", err)
 	}
 	opts.Postgres = startPostgres(t, PostgresOptions{})
 	b, err := StartPgBouncer(testContext(t), opts)
@@ -30,7 +31,8 @@ func startPgBouncer(t *testing.T, opts PgBouncerOptions) *PgBouncer {
 // In transaction mode two clients share one backend; in session mode the first keeps it.
 func TestPgBouncerPoolModes(t *testing.T) {
 	for mode, shared := range map[string]bool{"transaction": true, "session": false} {
-		b := startPgBouncer(t, PgBouncerOptions{PoolMode: mode, PoolSize: 1, Settings: map[string]string{"query_wait_timeout": "1"}})
+		b := startPgBouncer(t, PgBouncerOptions{PoolMode: mode, PoolSize: 1,
+			Settings: map[string]string{"query_wait_timeout": "1"}})
 		url := b.URL() + "&default_query_exec_mode=exec"
 		var backends [2]int
 		var err error
@@ -40,7 +42,8 @@ func TestPgBouncerPoolModes(t *testing.T) {
 				break
 			}
 			defer conn.Close(context.Background())
-			if err = conn.QueryRow(testContext(t), "select pg_backend_pid()").Scan(&backends[i]); err != nil {
+			if err = conn.QueryRow(testContext(t), "select pg_backend_pid()").Scan(
+				&backends[i]); err != nil {
 				break
 			}
 		}
@@ -48,17 +51,20 @@ func TestPgBouncerPoolModes(t *testing.T) {
 		switch {
 		case shared && (err != nil || backends[0] != backends[1]):
 			t.Errorf("%s: backends %v, %v; want one for both", mode, backends, err)
-		case !shared && !(errors.As(err, &timeout) && strings.Contains(timeout.Message, "query_wait_timeout")):
-			t.Errorf("%s: backends %v, %v; want that the second client waits in vain", mode, backends, err)
+		case !shared && !(errors.As(err, &timeout) &&
+			strings.Contains(timeout.Message, "query_wait_timeout")):
+			t.Errorf("%s: backends %v, %v; want the second client to time out", mode,
+				backends, err)
 		}
 	}
 }
 
 func TestPgBouncerAsksForThePassword(t *testing.T) {
 	b := startPgBouncer(t, PgBouncerOptions{})
-	if conn, err := pgx.Connect(testContext(t), strings.Replace(b.URL(), b.postgres.password[Role], "wrong", 1)); err == nil {
+	if conn, err := pgx.Connect(testContext(t), strings.Replace(b.URL(), b.postgres.password[Role],
+		"wrong", 1)); err == nil {
 		conn.Close(context.Background())
-		t.Error("a wrong password was let in")
+		t.Error("a wrong password was accepted")
 	}
 }
 

@@ -1,6 +1,7 @@
 package throwaway
 
-// PID is the process id of the server's first process, 0 when it is not running. Its backends are its children.
+// PID is the process id of the server's first process, 0 when it is not running. Its backends are
+// its children.
 func (p *Postgres) PID() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -4,6 +4,6 @@ package throwaway
 
 import "syscall"
 
-// platformAttr does nothing: there is no parent-death signal here, so a server outlives a parent that is killed
-// before it could call Stop.
+// platformAttr does nothing: there is no parent-death signal here. So a server outlives a parent
+// that is killed before it could call Stop.
 func platformAttr(*syscall.SysProcAttr, syscall.Signal) {}

@@ -12,16 +12,16 @@ import (
 const (
 	// portLowest keeps clear of the ports that well-known services of a developer's machine use.
 	portLowest = 10240
-	// busOffset is how far above its own port the nodes of a Redis Cluster talk to each other.
+	// busOffset is the distance from a node's port to its port of the Redis Cluster bus.
 	busOffset = 10000
 	portTries = 200
 )
 
 // freePort returns a TCP port of the loopback interface that was free a moment ago.
 //
-// It lies outside of the range that the kernel takes the ports of outgoing connections from. Else a server that is down
-// for a while could lose its port to any client of anybody, and a client that keeps dialling it could even be connected
-// to itself.
+// It lies outside of the range from which the kernel takes the ports of outgoing connections.
+// Otherwise any client could take the port of a server that is down for a while. A client that
+// keeps dialling it could even be connected to itself.
 func freePort() (int, error) { return freePortWith(0) }
 
 // freeClusterPort is freePort with the port of the cluster bus free too.
@@ -30,7 +30,8 @@ func freeClusterPort() (int, error) { return freePortWith(busOffset) }
 func freePortWith(offset int) (int, error) {
 	low, high := portRange()
 	if high-offset <= low {
-		return 0, fmt.Errorf("throwaway: no two ports %d apart outside of the range of outgoing connections", offset)
+		return 0, fmt.Errorf("throwaway: no two ports %d apart outside of the range of outgoing "+
+			"connections", offset)
 	}
 	var err error
 	for range portTries {
@@ -53,8 +54,9 @@ func portFree(port int) error {
 	return l.Close()
 }
 
-// portRange is the wider of the two ranges left and right of the kernel's own. Where that is unknown, the default of
-// Linux is assumed, which is on the safe side for macOS and the BSDs: theirs begins at 49152.
+// portRange is the wider of the two ranges left and right of the kernel's own. Where that is
+// unknown, it assumes Linux's default. That is safe for macOS and the BSDs, whose range begins at
+// 49152.
 func portRange() (low, high int) {
 	first, last := 32768, 60999
 	if text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range"); err == nil {
@@ -73,7 +75,7 @@ func portRange() (low, high int) {
 	case above > busOffset:
 		return last + 1, 65536
 	}
-	return portLowest, 65536 // the kernel takes all there is: better a port at risk than none
+	return portLowest, 65536 // The kernel takes all ports: a port at risk is better than none.
 }
 
 func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }

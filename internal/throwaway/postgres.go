@@ -26,15 +26,16 @@ const (
 	postgresReady = "database system is ready to accept connections"
 )
 
-// PostgresOptions says what a server should be like. The zero value is the documented default.
+// PostgresOptions are the settings of a server. The zero value is the documented default.
 type PostgresOptions struct {
-	// MaxConnections is the server's max_connections, by default 100. The server keeps superuser_reserved_connections
-	// of them, 3 unless Settings says otherwise, for the superuser.
+	// MaxConnections is the server's max_connections, by default 100. The server keeps
+	// superuser_reserved_connections of them, 3 unless Settings says otherwise, for the superuser.
 	MaxConnections int
 	// Settings are further server settings, as in postgresql.conf. They override those made here.
 	Settings map[string]string
 	// Apart runs the server in a terminal session of its own. Linux shares the processors between
-	// sessions, so the server then competes with its clients as it would were it no child of theirs.
+	// sessions. So the server then competes with its clients as it would if it were not their
+	// child.
 	Apart bool
 }
 
@@ -53,11 +54,11 @@ type Postgres struct {
 	stopped bool
 }
 
-// StartPostgres creates a database cluster and starts a server on it. ctx bounds the start only (60 s at most); the
-// server runs until Stop. Passwords are random, and checked with SCRAM.
+// StartPostgres creates a database cluster and starts a server on it. ctx bounds the start only (60
+// s at most); the server runs until Stop. Passwords are random, and checked with SCRAM.
 //
-// Run by root, the server runs as the account postgres, else nobody, for PostgreSQL refuses to run as root.
-// The error wraps [ErrNotFound] when PostgreSQL is not installed.
+// If root calls it, the server runs as the account postgres, or else nobody, because PostgreSQL
+// refuses to run as root. The error wraps [ErrNotFound] when PostgreSQL is not installed.
 func StartPostgres(ctx context.Context, opts PostgresOptions) (_ *Postgres, err error) {
 	bin, err := FindPostgres(ctx)
 	if err != nil {
@@ -84,7 +85,8 @@ func StartPostgres(ctx context.Context, opts PostgresOptions) (_ *Postgres, err 
 	if err := makeCluster(ctx, bin, p.dataDir(), account); err != nil {
 		return nil, err
 	}
-	if err := os.WriteFile(filepath.Join(p.dataDir(), "pg_hba.conf"), []byte(hba), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(p.dataDir(), "pg_hba.conf"), []byte(hba),
+		0o600); err != nil {
 		return nil, fmt.Errorf("throwaway: %w", err)
 	}
 	p.mu.Lock()
@@ -96,7 +98,8 @@ func StartPostgres(ctx context.Context, opts PostgresOptions) (_ *Postgres, err 
 	return p, p.createRoles(ctx)
 }
 
-// hba lets in whoever can reach the socket, which lies in a folder of mode 0700, and asks for a password over TCP.
+// hba accepts any client of the socket, which lies in a folder of mode 0700, and asks for a
+// password over TCP.
 const hba = `local all all trust
 host all all 127.0.0.1/32 scram-sha-256
 `
@@ -114,17 +117,18 @@ func serverSettings(socketDir string, opts PostgresOptions) map[string]string {
 		"fsync":                   "off",
 		"synchronous_commit":      "off",
 		"full_page_writes":        "off",
-		"wal_level":               "minimal", // nobody replicates from it
+		"wal_level":               "minimal", // The server has no replica.
 		"max_wal_senders":         "0",
-		"log_min_messages":        "log", // the ready line and what is graver, not each statement's error
-		"log_checkpoints":         "off",
-		"lc_messages":             "C",
+		// the ready line and graver messages, not each statement's error
+		"log_min_messages": "log",
+		"log_checkpoints":  "off",
+		"lc_messages":      "C",
 	}
 	maps.Copy(settings, opts.Settings)
 	return settings
 }
 
-// startOnFreePort starts the server on a port that nobody uses. The caller holds mu.
+// startOnFreePort starts the server on a free port. The caller holds mu.
 func (p *Postgres) startOnFreePort(ctx context.Context) (err error) {
 	for range portAttempts {
 		if p.port, err = freePort(); err != nil {
@@ -160,10 +164,11 @@ func (p *Postgres) start(ctx context.Context) error {
 	return nil
 }
 
-// createRoles gives the superuser his password and creates the ordinary role and its database.
+// createRoles sets the superuser's password and creates the ordinary role and its database.
 func (p *Postgres) createRoles(ctx context.Context) error {
-	conn, err := pgx.Connect(ctx, fmt.Sprintf("host=%s port=%d user=%s database=postgres sslmode=disable",
-		p.folder.path, p.port, superuser))
+	conn, err := pgx.Connect(ctx,
+		fmt.Sprintf("host=%s port=%d user=%s database=postgres sslmode=disable",
+			p.folder.path, p.port, superuser))
 	if err != nil {
 		return fmt.Errorf("throwaway: %w", err)
 	}
@@ -207,11 +212,12 @@ func (p *Postgres) Port() int {
 // Addr is the TCP address, for a [Proxy].
 func (p *Postgres) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(p.Port())) }
 
-// Kill ends the server with SIGKILL, as a crash would. Its backends notice and end by themselves; Kill returns when
-// they have. Restart brings it back, after recovery.
+// Kill ends the server with SIGKILL, as a crash would. Its backends notice and end by themselves;
+// Kill returns when they have. Restart starts the server again, after recovery.
 func (p *Postgres) Kill() { p.halt(os.Kill) }
 
-// Restart starts the server anew on the same port, after a fast shutdown if it still runs: every session is ended.
+// Restart starts the server anew on the same port. If the server still runs, a fast shutdown ends
+// every session first.
 func (p *Postgres) Restart(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -230,7 +236,7 @@ func (p *Postgres) Stop() error {
 		return nil
 	}
 	p.stopped = true
-	p.haltLocked(sigNow) // the data is about to be deleted: no need to write it out first
+	p.haltLocked(sigNow) // The data is about to be deleted, so the server need not write it out.
 	removeSegment(p.dataDir())
 	return p.folder.remove()
 }

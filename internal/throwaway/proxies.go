@@ -7,16 +7,17 @@ import (
 	"sync"
 )
 
-// Proxies puts a [Proxy] in front of each server that a client dials. Clients of a cluster, or of sentinels, learn the
-// servers' addresses from the servers, so that a proxy's would never be asked: give them Dial as their Dialer instead.
-// The zero value is ready. Its methods may be called from several goroutines.
+// Proxies puts a [Proxy] in front of each server that a client dials. Clients of a cluster, or of
+// sentinels, learn the servers' addresses from the servers, and so would never dial a proxy. Give
+// them Dial as their Dialer instead. The zero value is ready. Its methods may be called from
+// several goroutines.
 type Proxies struct {
 	mu     sync.Mutex
 	byAddr map[string]*Proxy
 	closed bool
 }
 
-// To is the proxy in front of the server at addr, made at the first use.
+// To returns the proxy in front of the server at addr, and starts it at the first use.
 func (p *Proxies) To(addr string) (*Proxy, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -37,8 +38,8 @@ func (p *Proxies) To(addr string) (*Proxy, error) {
 	return proxy, nil
 }
 
-// Dial connects to the server at addr through its proxy. It is of the type of redis.Options.Dialer, which with TLS has
-// to do the handshake too; for that, wrap it.
+// Dial connects to the server at addr through its proxy. It has the type of redis.Options.Dialer,
+// which with TLS has to do the handshake too; for that, wrap it.
 func (p *Proxies) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	proxy, err := p.To(addr)
 	if err != nil {

@@ -6,14 +6,16 @@ import (
 	"sync"
 )
 
-// Proxy passes TCP connections on to a server and misbehaves when told to. It listens on the loopback interface.
-// Its methods may be called from several goroutines.
+// Proxy forwards TCP connections to a server and injects faults on request. It listens on the
+// loopback interface. Its methods may be called from several goroutines.
 type Proxy struct {
 	addr  string
 	pumps sync.WaitGroup
 
-	mu          sync.Mutex
-	flowing     *sync.Cond // on mu; signalled when stalled, late or closed changes, or a link is cut or gets on with its doom
+	mu sync.Mutex
+	// flowing is a condition on mu. It is signalled when stalled, late or closed changes, or a link
+	// is cut or its doom advances.
+	flowing     *sync.Cond
 	target      string
 	listener    net.Listener // nil while connections are refused
 	links       map[*link]struct{}
@@ -21,11 +23,12 @@ type Proxy struct {
 	late        bool // replies are stalled, requests are not
 	severed     bool
 	dropReplies bool
-	losing      *losing // nil unless LoseReplies is at work
+	losing      *losing // nil unless LoseReplies is active
 	closed      bool
 }
 
-// link is a client's connection and the one to the server that belongs to it. Its fields are guarded by Proxy.mu.
+// link is a client's connection and its connection to the server. Its fields are guarded by
+// Proxy.mu.
 type link struct {
 	client, server net.Conn // server is nil until dialled
 	cut            bool
@@ -41,7 +44,8 @@ func StartProxy(target string) (*Proxy, error) {
 	var err error
 	for range portAttempts {
 		var port int
-		if port, err = freePort(); err != nil { // not any port: it has to be free still after Refuse
+		// Not any port: it must still be free after Refuse.
+		if port, err = freePort(); err != nil {
 			return nil, err
 		}
 		p.addr = loopback(port)
@@ -55,25 +59,27 @@ func StartProxy(target string) (*Proxy, error) {
 // Addr is the host:port to connect to instead of the server's.
 func (p *Proxy) Addr() string { return p.addr }
 
-// Retarget passes new connections on to another server. Those that exist stay with theirs, unless Reset.
+// Retarget forwards new connections to another server. Existing ones stay with theirs, unless
+// Reset.
 func (p *Proxy) Retarget(target string) { p.set(func() { p.target = target }) }
 
-// Stall holds back all bytes, both ways, until Resume. Connections stay open, and new ones are accepted: to a client
-// this is a server, or a network, that has gone silent.
+// Stall holds back all bytes, both ways, until Resume. Connections stay open, and new ones are
+// accepted. To a client this is a server, or a network, that has gone silent.
 func (p *Proxy) Stall() { p.set(func() { p.stalled = true }) }
 
-// StallReplies holds back what the server answers, until Resume, while requests go on to reach it: what they do is done
-// long before the client hears of it.
+// StallReplies holds back the server's replies until Resume, while requests still reach the server.
+// So requests take effect long before the client learns of it.
 func (p *Proxy) StallReplies() { p.set(func() { p.late = true }) }
 
 // Resume lets the bytes that Stall or StallReplies held back flow again.
 func (p *Proxy) Resume() { p.set(func() { p.stalled, p.late = false, false }) }
 
-// Reset resets the connections that exist. New ones are served.
+// Reset resets the existing connections. New ones are served.
 func (p *Proxy) Reset() { p.set(p.severAll) }
 
-// Cut resets all connections, and each new one as soon as it is accepted, until Heal. The port stays ours meanwhile,
-// so a client sees a reset where a server that is down would refuse: for that, see Refuse.
+// Cut resets all connections, and each new one as soon as it is accepted, until Heal. The port
+// stays ours meanwhile, so a client sees a reset. A server that is down would refuse: for that, see
+// Refuse.
 func (p *Proxy) Cut() {
 	p.set(func() {
 		p.severed = true
@@ -91,9 +97,9 @@ func (p *Proxy) severAll() {
 // Heal accepts connections again after Cut.
 func (p *Proxy) Heal() { p.set(func() { p.severed = false }) }
 
-// DropReplies, given true, throws away what the server answers while requests go on to reach it: the outcome of a
-// request becomes ambiguous to the client. Given false, it resets the connections that lost something, for their
-// next reply would be taken for the one that is missing.
+// DropReplies, given true, discards the server's replies while requests still reach the server. So
+// the outcome of a request becomes ambiguous to the client. Given false, it resets the connections
+// that lost a reply, because their next reply would be taken for the missing one.
 func (p *Proxy) DropReplies(drop bool) {
 	p.set(func() {
 		p.dropReplies = drop
@@ -108,7 +114,8 @@ func (p *Proxy) DropReplies(drop bool) {
 	})
 }
 
-// Close resets all connections and stops listening. It returns when every goroutine of the proxy has ended.
+// Close resets all connections and stops listening. It returns when every goroutine of the proxy
+// has ended.
 func (p *Proxy) Close() error {
 	var err error
 	p.set(func() {
@@ -150,7 +157,7 @@ func (p *Proxy) serve(l *link) {
 	l.server = server
 	cut := l.cut
 	p.mu.Unlock()
-	if cut { // between accept and here, when there was no server side to reset yet
+	if cut { // Cut came after accept, when there was no server side to reset yet.
 		return
 	}
 	var requests sync.WaitGroup
@@ -159,8 +166,8 @@ func (p *Proxy) serve(l *link) {
 	requests.Wait()
 }
 
-// pump copies from src to dst. The end of src is passed on as the end of dst, so that a server's orderly close is
-// seen as such; an error ends the link.
+// pump copies from src to dst. It forwards the end of src as the end of dst, so that the other side
+// sees a server's orderly close. An error ends the link.
 func (p *Proxy) pump(l *link, src, dst net.Conn, replies bool) {
 	buf := make([]byte, 32<<10)
 	for {
@@ -194,11 +201,12 @@ func (p *Proxy) pump(l *link, src, dst net.Conn, replies bool) {
 	}
 }
 
-// gate waits while the proxy is stalled. It says whether the bytes that were read may pass, and whether the link lives.
+// gate waits while the proxy is stalled. It returns whether to forward the bytes that were read,
+// and whether the link lives.
 func (p *Proxy) gate(l *link, replies bool, bytes []byte) (pass, alive bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	// A fast server answers before the other pump has noted that it passed the request on.
+	// A fast server answers before the other pump has noted that it forwarded the request.
 	for (p.stalled || replies && (p.late || l.doomed == marked)) && !l.cut {
 		p.flowing.Wait()
 	}
@@ -220,7 +228,8 @@ func (p *Proxy) gate(l *link, replies bool, bytes []byte) (pass, alive bool) {
 	return true, true
 }
 
-// sever resets both sides: with linger 0, closing discards what is unsent. The caller holds Proxy.mu.
+// sever resets both sides: with linger 0, closing discards what is unsent. The caller holds
+// Proxy.mu.
 func (l *link) sever() {
 	l.cut = true
 	for _, conn := range []net.Conn{l.client, l.server} {
@@ -231,7 +240,7 @@ func (l *link) sever() {
 	l.close()
 }
 
-// close closes both sides; what was already written still arrives. The caller holds Proxy.mu.
+// close closes both sides; bytes that were already written still arrive. The caller holds Proxy.mu.
 func (l *link) close() {
 	_ = l.client.Close()
 	if l.server != nil {

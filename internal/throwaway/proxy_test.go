@@ -12,7 +12,7 @@ import (
 
 const testDeadline = 10 * time.Second
 
-// echo is a server that answers with what it was sent, and tells on a channel what that was.
+// echo is a server that answers with the bytes that it received, and sends them on a channel.
 func echo(t *testing.T) (addr string, received <-chan string) {
 	t.Helper()
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
@@ -141,7 +141,7 @@ func TestProxyCutBreaksUntilHeal(t *testing.T) {
 
 	p.Cut()
 	expectBroken(t, conn)
-	// A new connection is reset, now and then before the dial has returned.
+	// The proxy resets a new connection, now and then before the dial has returned.
 	if late, err := net.Dial("tcp", p.Addr()); err == nil {
 		t.Cleanup(func() { _ = late.Close() })
 		expectBroken(t, late)
@@ -180,7 +180,7 @@ func TestProxyDropRepliesLosesAnswersNotRequests(t *testing.T) {
 
 	p.DropReplies(false)
 	expectBroken(t, lossy)
-	say(t, whole, "w") // lost nothing, so it lives on
+	say(t, whole, "w") // It lost nothing, so it lives on.
 	expect(t, whole, "w")
 }
 

@@ -6,8 +6,8 @@ import (
 	"net"
 )
 
-// Refuse stops listening, so that new connections are refused as by a host whose server is down, until Accept. Those
-// that exist stay, unless Reset.
+// Refuse stops listening until Accept, so new connections are refused as if the server were down.
+// Existing ones stay, unless Reset.
 func (p *Proxy) Refuse() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -42,7 +42,7 @@ func (p *Proxy) accept(listener net.Listener) {
 			return
 		}
 		if err != nil {
-			continue // the client went away before it was accepted
+			continue // The client left before it was accepted.
 		}
 		l := &link{client: client}
 		p.mu.Lock()

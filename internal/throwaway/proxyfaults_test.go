@@ -80,7 +80,7 @@ func TestProxyRefuseUntilAccept(t *testing.T) {
 		}
 	}
 	expectRefused(t, p.Addr())
-	say(t, conn, "two") // what exists lives on
+	say(t, conn, "two") // The existing connection lives on.
 	expect(t, conn, "two")
 	for range 2 {
 		if err := p.Accept(); err != nil {
@@ -125,7 +125,9 @@ func TestProxyLoseRepliesCutsAfterTheServerActed(t *testing.T) {
 	addr, received := echo(t)
 	p := startProxy(t, addr)
 	conn, other := dial(t, p.Addr()), dial(t, p.Addr())
-	lost := p.LoseReplies(1, func(request []byte) bool { return strings.HasPrefix(string(request), "SET") })
+	lost := p.LoseReplies(1, func(request []byte) bool {
+		return strings.HasPrefix(string(request), "SET")
+	})
 
 	say(t, other, "GET")
 	expect(t, other, "GET")
@@ -141,7 +143,7 @@ func TestProxyLoseRepliesCutsAfterTheServerActed(t *testing.T) {
 	}
 	expectBroken(t, conn)
 	<-lost
-	say(t, other, "SET") // one was asked for
+	say(t, other, "SET") // LoseReplies was asked for one reply only.
 	expect(t, other, "SET")
 }
 
@@ -168,7 +170,9 @@ func TestProxyBeforeRedis(t *testing.T) {
 	client := redis.NewClient(opts)
 	defer client.Close()
 
-	lost := p.LoseReplies(1, func(request []byte) bool { return strings.Contains(strings.ToLower(string(request)), "incr") })
+	lost := p.LoseReplies(1, func(request []byte) bool {
+		return strings.Contains(strings.ToLower(string(request)), "incr")
+	})
 	if n, err := client.Incr(ctx, "n").Result(); err == nil {
 		t.Errorf("incr: %d, want its reply to be lost", n)
 	}
@@ -201,7 +205,9 @@ func TestProxyBeforePostgres(t *testing.T) {
 	if _, err := tx.Exec(ctx, "create table committed (id int)"); err != nil {
 		t.Fatal(err)
 	}
-	lost := p.LoseReplies(1, func(request []byte) bool { return strings.Contains(string(request), "commit") })
+	lost := p.LoseReplies(1, func(request []byte) bool {
+		return strings.Contains(string(request), "commit")
+	})
 	if err := tx.Commit(ctx); err == nil {
 		t.Error("commit succeeded, want its reply to be lost")
 	}

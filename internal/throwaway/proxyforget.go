@@ -2,8 +2,9 @@ package throwaway
 
 import "net"
 
-// Forget drops what either side of the connections that exist says from now on, and tells neither
-// when the other ends: as a NAT or a firewall that has lost its table. New ones are served.
+// Forget drops all bytes of the existing connections from now on, and hides from each side that the
+// other one ends. A NAT or a firewall that has lost its table does the same. New connections are
+// served.
 func (p *Proxy) Forget() {
 	p.set(func() {
 		for l := range p.links {
@@ -12,8 +13,8 @@ func (p *Proxy) Forget() {
 	})
 }
 
-// Orphan resets the clients' sides of the connections that exist, and leaves the servers' as they
-// are, which hear nothing of it. New ones are served.
+// Orphan resets the clients' sides of the existing connections, and leaves the servers' sides as
+// they are. The servers hear nothing of it. New connections are served.
 func (p *Proxy) Orphan() {
 	p.Forget()
 	p.set(func() {

@@ -2,7 +2,7 @@ package throwaway
 
 import "slices"
 
-// losing is what LoseReplies has still to do.
+// losing is the remaining work of LoseReplies.
 type losing struct {
 	left    int // requests to be marked
 	pending int // replies to be lost: marked, not yet met
@@ -10,22 +10,25 @@ type losing struct {
 	lost    chan struct{}
 }
 
-// doom is how far a link has come on its way to being cut by LoseReplies.
+// doom is how far LoseReplies has come in cutting a link.
 type doom int
 
 const (
 	spared doom = iota
-	marked      // a request matched and is being passed on: what the server says now may be the answer to it, and waits
-	passed      // the server has the request: the next thing that it says is taken for the answer
+	// A request matched and is being forwarded: the server's next bytes may be the answer to it,
+	// and wait.
+	marked
+	passed // the server has the request: its next bytes are taken for the answer
 )
 
-// LoseReplies lets the next n requests that match reach the server, and throws the answer away and resets the
-// connection as soon as the server answers: the client sees a broken connection after its request was carried out. What
-// it returns is closed when the n-th answer is lost, which it also is if the client hangs up first. A nil match takes any
-// request, a negative n all that come. A later call replaces an earlier one, and n of 0 ends it.
+// LoseReplies forwards the next n matching requests. As soon as the server answers one, the proxy
+// discards the answer and resets the connection. So the client sees a broken connection after its
+// request took effect. The channel that LoseReplies returns is closed when the n-th answer is lost;
+// an answer is also lost if the client hangs up first. A nil match takes any request, a negative n
+// takes all requests. A later call replaces an earlier one, and an n of 0 ends it.
 //
-// A request is what the client wrote at once: a pipeline is one, and beyond 32 KiB it is several. On a connection with
-// TLS there is nothing for match to see.
+// A request is the bytes that the client wrote at once: a pipeline is one, and beyond 32 KiB it is
+// several. On a connection with TLS match sees only ciphertext.
 func (p *Proxy) LoseReplies(n int, match func(request []byte) bool) (lost <-chan struct{}) {
 	next := &losing{left: n, match: match, lost: make(chan struct{})}
 	p.set(func() {
@@ -38,7 +41,7 @@ func (p *Proxy) LoseReplies(n int, match func(request []byte) bool) (lost <-chan
 	return next.lost
 }
 
-// mark notes that a request which matches is about to be passed on. The caller holds mu.
+// mark notes that a request which matches is about to be forwarded. The caller holds mu.
 func (p *Proxy) mark(l *link, request []byte) {
 	if p.losing == nil || p.losing.left == 0 || l.doomed != spared {
 		return
@@ -51,7 +54,7 @@ func (p *Proxy) mark(l *link, request []byte) {
 	l.doomed = marked
 }
 
-// passed notes that what was read from the client has been written to the server.
+// passed notes that the bytes read from the client have been written to the server.
 func (p *Proxy) passed(l *link) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -61,14 +64,15 @@ func (p *Proxy) passed(l *link) {
 	}
 }
 
-// lose cuts a link whose server has said something after it was passed a request. The caller holds mu.
+// lose cuts a link whose server has sent bytes after it received a request. The caller holds mu.
 func (p *Proxy) lose(l *link) {
 	l.sever()
 	p.flowing.Broadcast()
 	p.ended(l)
 }
 
-// ended counts a doomed link as having lost its answer: no more of it will come. The caller holds mu.
+// ended counts the answer of a doomed link as lost, because no more of it will come. The caller
+// holds mu.
 func (p *Proxy) ended(l *link) {
 	if l.doomed == spared {
 		return

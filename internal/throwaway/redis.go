@@ -14,28 +14,32 @@ import (
 	"github.com/redis/go-redis/v9/maintnotifications"
 )
 
-// RedisOptions says what a server should be like. The zero value is the documented default.
+// RedisOptions are the settings of a server. The zero value is the documented default.
 type RedisOptions struct {
-	// Password, if set, is asked of every client.
+	// Password, if set, is required of every client.
 	Password string
 	// Apart runs the server in a terminal session of its own. Linux shares the processors between
-	// sessions, so the server then competes with its clients as it would were it no child of theirs.
+	// sessions. So the server then competes with its clients as it would if it were not their
+	// child.
 	Apart bool
-	// Persist lets the data survive Kill and Restart: a write is in the append-only file before it is answered.
-	// Without it all is lost whenever the server ends.
+	// Persist lets the data survive Kill and Restart: a write is in the append-only file before it
+	// is answered. Without it the data is lost whenever the server ends.
 	Persist bool
-	// ACL are the lines of the server's ACL file, such as "user app on >secret ~app:* &* +@all". The user default keeps
-	// Password, unless a line says otherwise.
+	// ACL are the lines of the server's ACL file, such as "user app on >secret ~app:* &* +@all".
+	// The user default keeps Password, unless a line says otherwise.
 	ACL []string
-	// TLS, if set, makes the server speak nothing but TLS, with a certificate of this authority. Clients need no
-	// certificate, unless Config says "tls-auth-clients yes". Needs a Redis that was built with TLS.
+	// TLS, if set, makes the server speak only TLS, with a certificate of this authority. Clients
+	// need no certificate, unless Config says "tls-auth-clients yes". TLS needs a Redis that was
+	// built with it.
 	TLS *Authority
-	// Clock lets StepClock move the server's clock. Linux only, and it takes a C compiler: see [Redis.StepClock].
+	// Clock lets StepClock move the server's clock. It needs Linux and a C compiler: see
+	// [Redis.StepClock].
 	Clock bool
-	// Config are further lines of redis.conf. They override those made here: loopback only, no persistence.
+	// Config are further lines of redis.conf. They override those made here: loopback only, no
+	// persistence.
 	Config []string
-	// Args are further command line arguments, such as "--appendonly", "yes". They override Config. They must leave the
-	// log at its level and on standard output.
+	// Args are further command line arguments, such as "--appendonly", "yes". They override Config.
+	// They must leave the log at its level and on standard output.
 	Args []string
 }
 
@@ -55,9 +59,9 @@ type Redis struct {
 	log     *output // of the server that runs, or ran last
 }
 
-// redisKind tells the forms apart in which one program runs.
+// redisKind describes the modes in which the one program runs.
 type redisKind struct {
-	ready    string   // what it writes when it is
+	ready    string   // its log line when it is ready
 	args     []string // after the configuration file
 	freePort func() (int, error)
 	started  func(context.Context, *Redis) error // if not nil, called after each start
@@ -67,7 +71,8 @@ var (
 	// "Ready" from version 6 on, "ready" before.
 	plainRedis   = redisKind{ready: "eady to accept connections", freePort: freePort}
 	clusterRedis = redisKind{ready: plainRedis.ready, freePort: freeClusterPort}
-	sentinelMode = redisKind{ready: "Sentinel ID is", args: []string{"--sentinel"}, freePort: freePort, started: hurry}
+	sentinelMode = redisKind{ready: "Sentinel ID is", args: []string{"--sentinel"},
+		freePort: freePort, started: hurry}
 )
 
 // StartRedis starts a server. ctx bounds the start only (60 s at most); the server runs until Stop.
@@ -108,7 +113,7 @@ func launchRedis(ctx context.Context, opts RedisOptions, kind redisKind) (_ *Red
 	return r, nil
 }
 
-// startOnFreePort starts the server on a port that nobody uses. The caller holds mu.
+// startOnFreePort starts the server on a free port. The caller holds mu.
 func (r *Redis) startOnFreePort(ctx context.Context) (err error) {
 	for range portAttempts {
 		if r.port, err = r.kind.freePort(); err != nil {
@@ -129,7 +134,8 @@ func (r *Redis) start(ctx context.Context) error {
 	args := append([]string{r.configPath()}, r.kind.args...)
 	cmd := exec.Command(r.program, append(args, r.opts.Args...)...)
 	cmd.Dir, cmd.Env = r.folder.path, append(serverEnv(), r.clock.env()...)
-	// Not sigStop: a primary waits for replicas that lag, and nothing but a SIGKILL is sure to reach a paused server.
+	// Not sigStop: a primary waits for replicas that lag, and only a SIGKILL is sure to reach a
+	// paused server.
 	(*account)(nil).prepare(cmd, sigKill)
 	if r.opts.Apart {
 		setApart(cmd)
@@ -157,8 +163,8 @@ func (r *Redis) Addr() string {
 	return loopback(r.port)
 }
 
-// URL is the server's redis:// URL, with the password if there is one. With TLS it is a rediss:// one, and a client
-// needs TLSConfig besides.
+// URL is the server's redis:// URL, with the password if there is one. With TLS it is a rediss://
+// URL, and a client needs TLSConfig as well.
 func (r *Redis) URL() string {
 	u := url.URL{Scheme: "redis", Host: r.Addr(), Path: "/0"}
 	if r.opts.TLS != nil {
@@ -170,7 +176,7 @@ func (r *Redis) URL() string {
 	return u.String()
 }
 
-// TLSConfig is what a client of the server needs, nil unless it speaks TLS.
+// TLSConfig is the configuration for a client of the server, nil unless the server speaks TLS.
 func (r *Redis) TLSConfig() *tls.Config {
 	if r.opts.TLS == nil {
 		return nil
@@ -178,7 +184,7 @@ func (r *Redis) TLSConfig() *tls.Config {
 	return r.opts.TLS.ClientConfig()
 }
 
-// Options are those of a client of the server: its address, password and TLS.
+// Options returns the options for a client of the server: its address, password and TLS.
 func (r *Redis) Options() *redis.Options {
 	return &redis.Options{Addr: r.Addr(), Password: r.opts.Password, TLSConfig: r.TLSConfig()}
 }
@@ -186,19 +192,21 @@ func (r *Redis) Options() *redis.Options {
 // admin returns a client for a few commands. The caller closes it.
 func (r *Redis) admin() *redis.Client { return redis.NewClient(r.adminOptions()) }
 
-// adminOptions are those of a client that gives up with its caller.
+// adminOptions returns options for a client that gives up with its caller.
 func (r *Redis) adminOptions() *redis.Options {
 	opts := r.Options()
 	opts.Protocol = 2
-	opts.DialTimeout, opts.ReadTimeout = adminTimeout, adminTimeout // silent means paused or cut
-	opts.MaxRetries, opts.DialerRetries = -1, 1                     // the caller looks again
+	// a silent server is paused or cut
+	opts.DialTimeout, opts.ReadTimeout = adminTimeout, adminTimeout
+	opts.MaxRetries, opts.DialerRetries = -1, 1 // the caller retries
 	opts.ContextTimeoutEnabled = true
 	opts.DisableIdentity = true
-	opts.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+	opts.MaintNotificationsConfig =
+		&maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 	return opts
 }
 
-// do asks the server for one thing.
+// do sends the server one command.
 func (r *Redis) do(ctx context.Context, args ...any) (any, error) {
 	client := r.admin()
 	defer client.Close()
@@ -209,7 +217,7 @@ func (r *Redis) do(ctx context.Context, args ...any) (any, error) {
 	return reply, nil
 }
 
-// Log is what the server wrote last, some 40 lines.
+// Log returns the last lines of the server's log, some 40.
 func (r *Redis) Log() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -219,7 +227,7 @@ func (r *Redis) Log() string {
 	return r.log.String()
 }
 
-// serving says whether the server runs and is not paused.
+// serving reports whether the server runs and is not paused.
 func (r *Redis) serving() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -229,11 +237,12 @@ func (r *Redis) serving() bool {
 // Kill ends the server with SIGKILL, as a crash would.
 func (r *Redis) Kill() { r.halt(os.Kill) }
 
-// Restart starts the server anew on the same port, after an orderly shutdown if it still runs. Without
-// RedisOptions.Persist all it knew is lost; its configuration is what it was, as the server itself or a sentinel left it.
+// Restart starts the server anew on the same port, after an orderly shutdown if it still runs.
+// Without RedisOptions.Persist all data is lost. The configuration stays as the server itself or a
+// sentinel left it.
 func (r *Redis) Restart(ctx context.Context) error { return r.restart(ctx, sigStop, false) }
 
-// RestartEmpty is Restart after a crash that took the data with it.
+// RestartEmpty is Restart after a crash that lost the data.
 func (r *Redis) RestartEmpty(ctx context.Context) error { return r.restart(ctx, sigKill, true) }
 
 func (r *Redis) restart(ctx context.Context, sig os.Signal, empty bool) error {
@@ -266,7 +275,7 @@ func (r *Redis) Stop() error {
 		return nil
 	}
 	r.stopped = true
-	r.haltLocked(os.Kill) // whatever it could write is about to be deleted
+	r.haltLocked(os.Kill) // The data is about to be deleted, so the server need not write it out.
 	return errors.Join(r.clock.close(), r.folder.remove())
 }
 

@@ -15,28 +15,29 @@ import (
 // slotCount is how many hash slots every Redis Cluster has.
 const slotCount = 16384
 
-// RedisClusterOptions says what the cluster should be like. The zero value is the documented default.
+// RedisClusterOptions are the settings of a cluster. The zero value is the documented default.
 type RedisClusterOptions struct {
-	// Primaries is how many there are, at least 3. Default 3.
+	// Primaries is the number of primaries, at least 3. Default 3.
 	Primaries int
-	// Replicas is how many each primary has. Default 1; negative for none.
+	// Replicas is the number of replicas of each primary. Default 1; negative for none.
 	Replicas int
-	// NodeTimeout is how long a node may be silent before the others take it for down. Default 1 s.
+	// NodeTimeout is how long a node may be silent before the others consider it down. Default 1 s.
 	NodeTimeout time.Duration
-	// Redis is for all nodes alike.
+	// Redis applies to all nodes alike.
 	Redis RedisOptions
 }
 
-// RedisCluster is a running Redis Cluster. Its methods may be called from several goroutines, but not those that
-// change who owns a slot at the same time.
+// RedisCluster is a running Redis Cluster. Its methods may be called from several goroutines,
+// except that no two calls may change the owner of a slot at the same time.
 type RedisCluster struct {
 	opts  RedisClusterOptions
-	nodes []*Redis // the primaries of the start first
+	nodes []*Redis // first those that were primaries at the start
 }
 
-// StartRedisCluster starts the nodes, joins them, shares the slots out evenly, and returns when all nodes say that the
-// cluster is well and the replicas are in sync. That takes some 3 s, 2 of which a node waits of its own accord. ctx bounds
-// the start only; the nodes run until Stop. The error wraps [ErrNotFound] when Redis is not installed.
+// StartRedisCluster starts the nodes, joins them and shares the slots out evenly. It returns when
+// all nodes report that the cluster is well and the replicas are in sync. That takes some 3 s, of
+// which a node waits 2 by itself. ctx bounds the start only; the nodes run until Stop. The error
+// wraps [ErrNotFound] when Redis is not installed.
 func StartRedisCluster(ctx context.Context, opts RedisClusterOptions) (_ *RedisCluster, err error) {
 	opts.Primaries = orDefault(opts.Primaries, 3)
 	opts.Replicas = max(0, orDefault(opts.Replicas, 1))
@@ -63,15 +64,17 @@ func (c *RedisCluster) nodeOptions() RedisOptions {
 	opts := c.opts.Redis
 	opts.Config = append([]string{
 		"cluster-enabled yes",
-		// Not with the data: without it a node comes back as a stranger, and nobody's test wants that.
+		// Not with the data: without this file a node would come back as a stranger, which no test
+		// wants.
 		"cluster-config-file ../nodes.conf",
 		fmt.Sprintf("cluster-node-timeout %d", c.opts.NodeTimeout.Milliseconds()),
-		"cluster-replica-validity-factor 0", // a replica may be promoted however long ago its replication was cut
+		// A replica may be promoted however long ago its replication was cut.
+		"cluster-replica-validity-factor 0",
 	}, opts.Config...)
 	return opts
 }
 
-// form makes a cluster of the nodes that run, as redis-cli --cluster create would.
+// form makes a cluster of the running nodes, as redis-cli --cluster create would.
 func (c *RedisCluster) form(ctx context.Context) error {
 	ids := make([]string, len(c.nodes))
 	if err := together(c.nodes, func(i int, node *Redis) error {
@@ -81,7 +84,8 @@ func (c *RedisCluster) form(ctx context.Context) error {
 		if ids[i], err = client.Do(ctx, "CLUSTER", "MYID").Text(); err != nil {
 			return fmt.Errorf("throwaway: %w", err)
 		}
-		// Different from the start, so that the nodes need not negotiate; accepted only while a node knows no other.
+		// The epochs differ from the start, so that the nodes need not negotiate. A node accepts
+		// the command only while it knows no other node.
 		if err := client.Do(ctx, "CLUSTER", "SET-CONFIG-EPOCH", i+1).Err(); err != nil {
 			return fmt.Errorf("throwaway: %w", err)
 		}
@@ -96,7 +100,7 @@ func (c *RedisCluster) form(ctx context.Context) error {
 		return err
 	}
 	if err := together(c.nodes, func(i int, node *Redis) error {
-		for _, other := range c.nodes[:i] { // gossip would do it from one, later
+		for _, other := range c.nodes[:i] { // Gossip would do it from one introduction, but later.
 			host, port, _ := net.SplitHostPort(other.Addr())
 			if _, err := node.do(ctx, "CLUSTER", "MEET", host, port); err != nil {
 				return err
@@ -110,36 +114,39 @@ func (c *RedisCluster) form(ctx context.Context) error {
 	if err := together(replicas, func(i int, node *Redis) error {
 		client := node.admin()
 		defer client.Close()
-		return await(ctx, "node "+node.Addr()+" to become a replica", func(ctx context.Context) string {
-			if err := client.ClusterReplicate(ctx, ids[i%c.opts.Primaries]).Err(); err != nil {
-				return err.Error() // mostly: it does not know that primary yet
-			}
-			return ""
-		})
+		return await(ctx, "node "+node.Addr()+" to become a replica",
+			func(ctx context.Context) string {
+				if err := client.ClusterReplicate(ctx, ids[i%c.opts.Primaries]).Err(); err != nil {
+					return err.Error() // mostly because it does not know that primary yet
+				}
+				return ""
+			})
 	}); err != nil {
 		return err
 	}
 	if err := c.AwaitOK(ctx); err != nil {
 		return err
 	}
-	return together(replicas, func(i int, node *Redis) error { return node.AwaitSync(ctx, c.nodes[i%c.opts.Primaries]) })
+	return together(replicas, func(i int, node *Redis) error {
+		return node.AwaitSync(ctx, c.nodes[i%c.opts.Primaries])
+	})
 }
 
-// Nodes are all nodes, the primaries of the start first.
+// Nodes returns all nodes, first those that were primaries at the start.
 func (c *RedisCluster) Nodes() []*Redis { return slices.Clone(c.nodes) }
 
 // Addrs are the addresses of all nodes.
 func (c *RedisCluster) Addrs() []string { return addrs(c.nodes) }
 
-// Options are for redis.NewClusterClient.
+// Options returns the options for redis.NewClusterClient.
 func (c *RedisCluster) Options() *redis.ClusterOptions {
 	return &redis.ClusterOptions{
 		Addrs: c.Addrs(), Password: c.opts.Redis.Password, TLSConfig: c.nodes[0].TLSConfig(),
 	}
 }
 
-// AwaitOK waits until all nodes that run say that the cluster is well, name the same owner of each slot, and take no
-// node that runs for down.
+// AwaitOK waits until all running nodes report a well cluster, name the same owner of each slot,
+// and consider no running node down.
 func (c *RedisCluster) AwaitOK(ctx context.Context) error {
 	clients := c.clients()
 	defer clients.close()
@@ -149,7 +156,7 @@ func (c *RedisCluster) AwaitOK(ctx context.Context) error {
 	})
 }
 
-// agreed is the view that all nodes which run share, or what keeps them from it.
+// agreed returns the view that all running nodes share, or the reason why they do not.
 func (c *RedisCluster) agreed(ctx context.Context, clients adminClients) (clusterView, string) {
 	var common clusterView
 	for _, node := range c.nodes {
@@ -188,7 +195,7 @@ func (c *RedisCluster) agreed(ctx context.Context, clients adminClients) (cluste
 	return common, ""
 }
 
-// missing names a node that runs and is unknown or down in the view.
+// missing names a running node that is unknown or down in the view.
 func (c *RedisCluster) missing(view clusterView) string {
 	for _, node := range c.nodes {
 		if !node.serving() {
@@ -207,7 +214,7 @@ func (c *RedisCluster) missing(view clusterView) string {
 	return ""
 }
 
-// adminClients are one client for each node, for as long as one method runs.
+// adminClients holds one client for each node, for as long as one method runs.
 type adminClients map[*Redis]*redis.Client
 
 func (c *RedisCluster) clients() adminClients {

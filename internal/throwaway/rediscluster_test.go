@@ -37,7 +37,7 @@ func ownerOf(t *testing.T, c *RedisCluster, key string) *Redis {
 	return owner
 }
 
-// otherPrimary is one that does not own the slot of the key.
+// otherPrimary returns a primary that does not own the slot of the key.
 func otherPrimary(t *testing.T, c *RedisCluster, key string) *Redis {
 	t.Helper()
 	owner := ownerOf(t, c, key)
@@ -79,7 +79,8 @@ func TestRedisClusterFailover(t *testing.T) {
 	if promoted != replicas[0] {
 		t.Errorf("promoted %s, want the replica %s", promoted.Addr(), replicas[0].Addr())
 	}
-	client.ReloadState(ctx) // else it asks the one that it knew, for as long as it takes to notice
+	// Otherwise the client asks the node that it knew, for as long as it takes to notice.
+	client.ReloadState(ctx)
 	expectKey(t, client, key, "value")
 
 	if err := killed.Restart(ctx); err != nil {
@@ -108,7 +109,8 @@ func TestRedisClusterFailover(t *testing.T) {
 func TestRedisClusterMigratesASlot(t *testing.T) {
 	t.Parallel()
 	ctx := testContext(t)
-	c := startRedisCluster(t, RedisClusterOptions{Replicas: -1, Redis: RedisOptions{TLS: newAuthority(t)}})
+	c := startRedisCluster(t, RedisClusterOptions{Replicas: -1,
+		Redis: RedisOptions{TLS: newAuthority(t)}})
 	client := clusterClient(t, c)
 	const n = 250
 	key := func(i int) string { return fmt.Sprintf("{tag}:%d", i) }
@@ -128,14 +130,16 @@ func TestRedisClusterMigratesASlot(t *testing.T) {
 	if moved, err := m.MoveKeys(ctx, 110); moved != 110 || err != nil {
 		t.Fatalf("moved %d keys, %v", moved, err)
 	}
-	for i := range n { // half here, half there: a client that follows ASK finds all
+	// Half of the keys are here, half there: a client that follows ASK finds all.
+	for i := range n {
 		expectKey(t, client, key(i), itoa(i))
 	}
 	keys := make([]string, n)
 	for i := range keys {
 		keys[i] = key(i)
 	}
-	if err := clientOf(t, from).MGet(ctx, keys...).Err(); err == nil || !strings.HasPrefix(err.Error(), "TRYAGAIN") {
+	if err := clientOf(t, from).MGet(ctx, keys...).Err(); err == nil ||
+		!strings.HasPrefix(err.Error(), "TRYAGAIN") {
 		t.Errorf("a command on keys of both nodes: %v", err)
 	}
 	if moved, err := m.MoveKeys(ctx, -1); moved != n-110 || err != nil {
@@ -200,8 +204,10 @@ func TestRedisClusterThroughProxies(t *testing.T) {
 	proxy.Heal()
 	expectKey(t, client, "key", "value")
 
-	// A subscriber is told when its slot leaves the node that it is connected to, and hears no more.
-	if err := client.SPublish(ctx, "{tag}", "").Err(); err != nil && strings.Contains(err.Error(), "unknown command") {
+	// A subscriber is told when its slot leaves the node that it is connected to, and gets no more
+	// messages.
+	if err := client.SPublish(ctx, "{tag}", "").Err(); err != nil &&
+		strings.Contains(err.Error(), "unknown command") {
 		t.Skip("this Redis has no sharded pub/sub: ", err)
 	}
 	subscription := client.SSubscribe(ctx, "{tag}")
@@ -225,15 +231,18 @@ func TestRedisClusterThroughProxies(t *testing.T) {
 }
 
 func TestParseClusterNodes(t *testing.T) {
-	view, err := parseClusterNodes("a1 :7000@17000 myself,master - 0 0 1 connected 0-99 5000 [12->-b2]\n" +
-		"b2 127.0.0.1:7001@17001,host master,fail? - 0 1 2 connected 100-200\n" +
-		"c3 127.0.0.1:7002@17002 slave a1 0 1 1 connected\n")
+	view, err := parseClusterNodes(
+		"a1 :7000@17000 myself,master - 0 0 1 connected 0-99 5000 [12->-b2]\n" +
+			"b2 127.0.0.1:7001@17001,host master,fail? - 0 1 2 connected 100-200\n" +
+			"c3 127.0.0.1:7002@17002 slave a1 0 1 1 connected\n")
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := clusterView{
-		{id: "a1", addr: "127.0.0.1:7000", flags: []string{"myself", "master"}, slots: []slotRange{{0, 99}, {5000, 5000}}},
-		{id: "b2", addr: "127.0.0.1:7001", flags: []string{"master", "fail?"}, slots: []slotRange{{100, 200}}},
+		{id: "a1", addr: "127.0.0.1:7000", flags: []string{"myself", "master"},
+			slots: []slotRange{{0, 99}, {5000, 5000}}},
+		{id: "b2", addr: "127.0.0.1:7001", flags: []string{"master", "fail?"},
+			slots: []slotRange{{100, 200}}},
 		{id: "c3", addr: "127.0.0.1:7002", flags: []string{"slave"}, primary: "a1"},
 	}
 	if !reflect.DeepEqual(view, want) {
@@ -245,7 +254,7 @@ func TestParseClusterNodes(t *testing.T) {
 		}
 	}
 	if owner := view.owner(12000); owner != nil {
-		t.Errorf("a slot of nobody is owned by %v", owner)
+		t.Errorf("a slot without an owner is owned by %v", owner)
 	}
 	for _, text := range []string{"short line\n", "a :1@2 master - 0 0 1 connected x-y\n"} {
 		if _, err := parseClusterNodes(text); err == nil {

@@ -10,8 +10,9 @@ import (
 	"strings"
 )
 
-// The data is under the server's folder in one of its own, so that it can be removed by itself. Redis rewrites its
-// configuration file, and a sentinel keeps its state there, so it is made once and left alone by Restart.
+// The data is in a folder of its own under the server's folder, so that it can be removed alone.
+// Redis rewrites its configuration file, and a sentinel keeps its state there. So that file is made
+// once, and Restart leaves it alone.
 const (
 	redisConf    = "redis.conf"
 	redisDataDir = "data"
@@ -21,9 +22,10 @@ const (
 func (r *Redis) configPath() string { return filepath.Join(r.folder.path, redisConf) }
 func (r *Redis) dataDir() string    { return filepath.Join(r.folder.path, redisDataDir) }
 
-// configure writes the configuration file and what it refers to.
+// configure writes the configuration file and the files that it names.
 func (r *Redis) configure() error {
-	files := map[string]string{redisConf: strings.Join(slices.Concat(r.baseConfig(), r.opts.Config), "\n") + "\n"}
+	files := map[string]string{redisConf: strings.Join(slices.Concat(r.baseConfig(), r.opts.Config),
+		"\n") + "\n"}
 	if lines := r.aclLines(); lines != nil {
 		files[aclFile] = strings.Join(lines, "\n") + "\n"
 	}
@@ -37,7 +39,8 @@ func (r *Redis) configure() error {
 		}
 	}
 	for name, text := range files {
-		if err := os.WriteFile(filepath.Join(r.folder.path, name), []byte(text), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(r.folder.path, name), []byte(text),
+			0o600); err != nil {
 			return fmt.Errorf("throwaway: %w", err)
 		}
 	}
@@ -47,7 +50,7 @@ func (r *Redis) configure() error {
 	return nil
 }
 
-// removeData forgets all that the server stored.
+// removeData deletes all data that the server stored.
 func (r *Redis) removeData() error {
 	if err := os.RemoveAll(r.dataDir()); err != nil {
 		return fmt.Errorf("throwaway: %w", err)
@@ -77,12 +80,13 @@ func (r *Redis) baseConfig() []string {
 	lines = append(lines,
 		`save ""`,
 		"appendonly "+appendOnly,
-		"appendfsync no", // a written file survives the death of its process, and only that is tested
+		// A written file survives the death of its process, which is all that tests need.
+		"appendfsync no",
 		"repl-diskless-sync yes",
-		"repl-diskless-sync-delay 0", // by default 5 s are spent waiting for more replicas
+		"repl-diskless-sync-delay 0", // By default a primary waits 5 s for more replicas.
 	)
 	if r.opts.Password != "" {
-		lines = append(lines, "masterauth "+quoted(r.opts.Password)) // should it become a replica
+		lines = append(lines, "masterauth "+quoted(r.opts.Password)) // in case it becomes a replica
 	}
 	if r.aclLines() != nil {
 		lines = append(lines, "aclfile "+quoted(filepath.Join(r.folder.path, aclFile)))
@@ -108,20 +112,24 @@ func (r *Redis) portConfig() []string {
 	}
 }
 
-// aclLines are those of the ACL file, nil if there is none. With such a file Redis ignores requirepass.
+// aclLines returns the lines of the ACL file, nil if there is none. With such a file Redis ignores
+// requirepass.
 func (r *Redis) aclLines() []string {
 	if len(r.opts.ACL) == 0 {
 		return nil
 	}
-	isDefault := func(line string) bool { return strings.HasPrefix(strings.TrimSpace(line), "user default ") }
+	isDefault := func(line string) bool {
+		return strings.HasPrefix(strings.TrimSpace(line), "user default ")
+	}
 	if r.opts.Password == "" || slices.ContainsFunc(r.opts.ACL, isDefault) {
 		return r.opts.ACL
 	}
-	hash := sha256.Sum256([]byte(r.opts.Password)) // the file has no quotes for what a password may hold
+	// The file has no quotes for the characters that a password may have.
+	hash := sha256.Sum256([]byte(r.opts.Password))
 	return append([]string{fmt.Sprintf("user default on #%x ~* &* +@all", hash)}, r.opts.ACL...)
 }
 
-// quoted is s as one word of redis.conf, whose escapes are a subset of Go's.
+// quoted returns s as one word of redis.conf, whose escapes are a subset of Go's.
 func quoted(s string) string {
 	var word strings.Builder
 	word.WriteByte('"')

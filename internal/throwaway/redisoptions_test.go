@@ -63,10 +63,12 @@ func TestRedisPersist(t *testing.T) {
 func TestRedisConfigIsOverriddenByArgs(t *testing.T) {
 	ctx := testContext(t)
 	r := startRedis(t, RedisOptions{
-		Config: []string{"maxmemory-policy allkeys-lru", "maxclients 50", "rename-command DEBUG \"\""},
-		Args:   []string{"--maxclients", "60"},
+		Config: []string{"maxmemory-policy allkeys-lru", "maxclients 50",
+			"rename-command DEBUG \"\""},
+		Args: []string{"--maxclients", "60"},
 	})
-	for name, want := range map[string]string{"maxmemory-policy": "allkeys-lru", "maxclients": "60", "save": ""} {
+	for name, want := range map[string]string{"maxmemory-policy": "allkeys-lru", "maxclients": "60",
+		"save": ""} {
 		got, err := clientOf(t, r).ConfigGet(ctx, name).Result()
 		if err != nil || got[name] != want {
 			t.Errorf("%s is %q, %v; want %q", name, got[name], err, want)
@@ -113,7 +115,8 @@ func TestRedisACL(t *testing.T) {
 	opts.Username, opts.Password = "", ""
 	stranger := redis.NewClient(opts)
 	defer stranger.Close()
-	if err := stranger.Get(ctx, "other").Err(); err == nil || !strings.Contains(err.Error(), "NOAUTH") {
+	if err := stranger.Get(ctx, "other").Err(); err == nil ||
+		!strings.Contains(err.Error(), "NOAUTH") {
 		t.Errorf("without a password: %v", err)
 	}
 }
@@ -130,7 +133,8 @@ func newAuthority(t *testing.T) *Authority {
 func TestRedisTLS(t *testing.T) {
 	ctx := testContext(t)
 	authority := newAuthority(t)
-	r := startRedis(t, RedisOptions{TLS: authority, Password: "secret", Config: []string{"tls-auth-clients yes"}})
+	r := startRedis(t, RedisOptions{TLS: authority, Password: "secret",
+		Config: []string{"tls-auth-clients yes"}})
 	set(t, clientOf(t, r), "key", "value")
 
 	opts, err := redis.ParseURL(r.URL())
@@ -143,9 +147,11 @@ func TestRedisTLS(t *testing.T) {
 	expectKey(t, byURL, "key", "value")
 
 	for name, change := range map[string]func(*redis.Options){
-		"of another authority": func(o *redis.Options) { o.TLSConfig = newAuthority(t).ClientConfig() },
-		"without certificate":  func(o *redis.Options) { o.TLSConfig.Certificates = nil },
-		"without TLS":          func(o *redis.Options) { o.TLSConfig = nil },
+		"of another authority": func(o *redis.Options) {
+			o.TLSConfig = newAuthority(t).ClientConfig()
+		},
+		"without certificate": func(o *redis.Options) { o.TLSConfig.Certificates = nil },
+		"without TLS":         func(o *redis.Options) { o.TLSConfig = nil },
 	} {
 		opts := r.Options()
 		opts.MaxRetries = -1
@@ -234,7 +240,7 @@ func TestPostgresPauseAndContinue(t *testing.T) {
 			t.Fatalf("%s of a paused server: %v", name, err)
 		}
 		if took := time.Since(start); took >= treeGrace {
-			t.Errorf("%s of a paused server took %v: something did not notice", name, took)
+			t.Errorf("%s of a paused server took %v: a process did not notice", name, took)
 		}
 		connect(t, p.URL())
 	}
@@ -250,7 +256,7 @@ func TestRedisStepClock(t *testing.T) {
 	ctx := testContext(t)
 	r := startRedis(t, RedisOptions{Clock: true})
 	client := clientOf(t, r)
-	// off is how far the server's clock is from ours, in TIME and in scripts.
+	// off returns how far the server's clock is from ours, in TIME and in scripts.
 	expectOff := func(want time.Duration) {
 		t.Helper()
 		now, err := client.Time(ctx).Result()
@@ -263,7 +269,7 @@ func TestRedisStepClock(t *testing.T) {
 		}
 		for how, at := range map[string]time.Time{"TIME": now, "a script": time.Unix(inScript, 0)} {
 			if diff := at.Sub(time.Now().Add(want)).Abs(); diff > time.Minute {
-				t.Errorf("by %s the clock is %v off what it should be", how, diff)
+				t.Errorf("by %s the clock is %v off the expected time", how, diff)
 			}
 		}
 	}
@@ -295,17 +301,19 @@ func TestMissingCompilerIsNamed(t *testing.T) {
 	if _, err := FindRedis(); err != nil {
 		t.Skip("this test starts the real server (make test installs it): ", err)
 	}
-	defer func(names []string, binary []byte) { compilers, clockCode.binary = names, binary }(compilers, clockCode.binary)
+	defer func(names []string, binary []byte) {
+		compilers, clockCode.binary = names, binary
+	}(compilers, clockCode.binary)
 	compilers, clockCode.binary = nil, nil
 	t.Setenv("CC", "")
-	if _, err := StartRedis(testContext(t), RedisOptions{Clock: true}); !errors.Is(err, ErrNotFound) ||
+	if _, err := StartRedis(testContext(t), RedisOptions{Clock: true}); !errors.Is(err,
+		ErrNotFound) ||
 		!strings.Contains(err.Error(), "compiler") {
 		t.Errorf("without a C compiler: %v", err)
 	}
 }
 
-// The environment chooses the server. One that is not there is an error, and no reason to skip
-// tests.
+// The environment chooses the server. A missing server is an error, not a reason to skip tests.
 func TestRedisOfTheEnvironment(t *testing.T) {
 	installed, err := FindRedis()
 	if err != nil {
@@ -321,7 +329,8 @@ func TestRedisOfTheEnvironment(t *testing.T) {
 	}
 	set(t, clientOf(t, startRedis(t, RedisOptions{})), "key", "value")
 	t.Setenv(RedisEnv, other+"-missing")
-	if got, err := FindRedis(); err == nil || errors.Is(err, ErrNotFound) || !strings.Contains(err.Error(), RedisEnv) {
+	if got, err := FindRedis(); err == nil || errors.Is(err, ErrNotFound) ||
+		!strings.Contains(err.Error(), RedisEnv) {
 		t.Errorf("a server that is not there: %q, %v", got, err)
 	}
 }

@@ -11,11 +11,11 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// nobody is the user as whom a replica whose replication is cut tries to log in.
+// nobody is the user as which a replica with a cut link tries to log in.
 const nobody = "nobody-replication-is-cut"
 
-// StartReplica starts a replica of r and returns when it has all that r had. Password, ACL and TLS are r's, unless opts
-// has its own. It is a server of its own, to be stopped by itself.
+// StartReplica starts a replica of r and returns when it has all of r's data. Password, ACL and TLS
+// are r's, unless opts has its own. The replica is a server of its own, with its own Stop.
 func (r *Redis) StartReplica(ctx context.Context, opts RedisOptions) (*Redis, error) {
 	replica, err := r.launchReplica(ctx, opts)
 	if err != nil {
@@ -46,8 +46,9 @@ func (r *Redis) launchReplica(ctx context.Context, opts RedisOptions) (*Redis, e
 	return launchRedis(ctx, opts, plainRedis)
 }
 
-// Follow makes r a replica of the server at addr, a host:port that may be a [Proxy]'s, and with "" a primary that keeps
-// what it has. It returns before the data is here: see AwaitSync. A restart keeps it.
+// Follow makes r a replica of the server at addr, a host:port that may be a [Proxy]'s. With "" it
+// makes r a primary that keeps its data. Follow returns before the data has arrived: see AwaitSync.
+// A restart keeps the setting.
 func (r *Redis) Follow(ctx context.Context, addr string) error {
 	host, port := "NO", "ONE"
 	if addr != "" {
@@ -63,48 +64,49 @@ func (r *Redis) Follow(ctx context.Context, addr string) error {
 	return err
 }
 
-// AwaitSync waits until the replica has all that primary has written before the call.
+// AwaitSync waits until the replica has all writes that reached primary before the call.
 func (r *Redis) AwaitSync(ctx context.Context, primary *Redis) error {
 	source, target := primary.admin(), r.admin()
 	defer source.Close()
 	defer target.Close()
 	written := int64(-1)
-	return await(ctx, "replication from "+primary.Addr()+" to "+r.Addr(), func(ctx context.Context) string {
-		if written < 0 {
-			info, err := replication(ctx, source)
-			if err != nil {
+	return await(ctx, "replication from "+primary.Addr()+" to "+r.Addr(),
+		func(ctx context.Context) string {
+			if written < 0 {
+				info, err := replication(ctx, source)
+				if err != nil {
+					return err.Error()
+				}
+				if info["role"] != "master" {
+					return primary.Addr() + " is no primary"
+				}
+				written = offset(info, "master_repl_offset")
+			}
+			info, err := replication(ctx, target)
+			switch {
+			case err != nil:
 				return err.Error()
+			case info["role"] != "slave":
+				return r.Addr() + " is no replica"
+			case info["master_link_status"] != "up":
+				return "the link is " + info["master_link_status"]
+			case info["master_sync_in_progress"] != "0":
+				return "the first copy is on its way"
+			case offset(info, "slave_repl_offset") < written:
+				return fmt.Sprintf("at %s of %d", info["slave_repl_offset"], written)
 			}
-			if info["role"] != "master" {
-				return primary.Addr() + " is no primary"
-			}
-			written = offset(info, "master_repl_offset")
-		}
-		info, err := replication(ctx, target)
-		switch {
-		case err != nil:
-			return err.Error()
-		case info["role"] != "slave":
-			return r.Addr() + " is no replica"
-		case info["master_link_status"] != "up":
-			return "the link is " + info["master_link_status"]
-		case info["master_sync_in_progress"] != "0":
-			return "the first copy is on its way"
-		case offset(info, "slave_repl_offset") < written:
-			return fmt.Sprintf("at %s of %d", info["slave_repl_offset"], written)
-		}
-		return ""
-	})
+			return ""
+		})
 }
 
-// CutReplication breaks the link of a replica, of any kind, to its primary, and keeps it broken until HealReplication,
-// a promotion included: what is written from now on is lost should it be promoted. Sentinels and the other nodes of a
-// cluster still reach it. It returns when the link is down.
+// CutReplication breaks the link of a replica, of any kind, to its primary, until HealReplication
+// or a promotion. The writes from now on are lost if the replica is promoted. Sentinels and the
+// other nodes of a cluster still reach it. CutReplication returns when the link is down.
 func (r *Redis) CutReplication(ctx context.Context) error {
 	client := r.admin()
 	defer client.Close()
-	// There is no command for it that a node of a cluster accepts. So the next login is made to fail, and one forced.
-	// Without a password a replica does not log in at all, whoever it is.
+	// A node of a cluster accepts no command for this. So the next login is made to fail, and then
+	// one is forced. Without a password a replica does not log in at all, whatever its user.
 	if err := replicateAs(ctx, client, nobody, orDefault(r.opts.Password, nobody)); err != nil {
 		return err
 	}
@@ -125,14 +127,16 @@ func (r *Redis) CutReplication(ctx context.Context) error {
 	})
 }
 
-// HealReplication lets the replica reconnect after CutReplication; AwaitSync tells when it has caught up.
+// HealReplication lets the replica reconnect after CutReplication; AwaitSync tells when it has
+// caught up.
 func (r *Redis) HealReplication(ctx context.Context) error {
 	client := r.admin()
 	defer client.Close()
 	return replicateAs(ctx, client, "", r.opts.Password)
 }
 
-// replicateAs sets whom a replica logs in as, past a restart too: a sentinel may have the server write its configuration.
+// replicateAs sets the user as which a replica logs in. The setting outlives a restart, because a
+// sentinel may have the server write its configuration.
 func replicateAs(ctx context.Context, client *redis.Client, user, password string) error {
 	for _, err := range []error{
 		client.ConfigSet(ctx, "masteruser", user).Err(),
@@ -146,7 +150,7 @@ func replicateAs(ctx context.Context, client *redis.Client, user, password strin
 	return nil
 }
 
-// IsPrimary says whether the server, which must run, takes itself for a primary.
+// IsPrimary reports whether the server, which must run, considers itself a primary.
 func (r *Redis) IsPrimary(ctx context.Context) (bool, error) {
 	client := r.admin()
 	defer client.Close()
@@ -154,7 +158,7 @@ func (r *Redis) IsPrimary(ctx context.Context) (bool, error) {
 	return info["role"] == "master", err
 }
 
-// replication is the server's account of it, by field.
+// replication returns the server's own report on its replication, by field.
 func replication(ctx context.Context, client *redis.Client) (map[string]string, error) {
 	text, err := client.Info(ctx, "replication").Result()
 	if err != nil {

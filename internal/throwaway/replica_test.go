@@ -31,16 +31,17 @@ func awaitSync(t *testing.T, replica, primary *Redis) {
 func expectPrimary(t *testing.T, r *Redis, want bool) {
 	t.Helper()
 	if is, err := r.IsPrimary(testContext(t)); is != want || err != nil {
-		t.Errorf("%s takes itself for a primary: %v, %v; want %v", r.Addr(), is, err, want)
+		t.Errorf("%s considers itself a primary: %v, %v; want %v", r.Addr(), is, err, want)
 	}
 }
 
 func TestReplicaFollows(t *testing.T) {
 	for name, opts := range map[string]RedisOptions{
-		"open":         {},
-		"password":     {Password: `a "quoted" pass`},
-		"TLS":          {TLS: newAuthority(t)},
-		"TLS, ACL, pw": {TLS: newAuthority(t), ACL: []string{"user app on >x ~* +@all"}, Password: "secret"},
+		"open":     {},
+		"password": {Password: `a "quoted" pass`},
+		"TLS":      {TLS: newAuthority(t)},
+		"TLS, ACL, pw": {TLS: newAuthority(t), ACL: []string{"user app on >x ~* +@all"},
+			Password: "secret"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -86,7 +87,7 @@ func TestReplicaThroughAProxy(t *testing.T) {
 	awaitSync(t, replica, primary)
 	expectKey(t, clientOf(t, replica), "key", "value")
 
-	if err := replica.Restart(ctx); err != nil { // it goes on following, and gets the data anew
+	if err := replica.Restart(ctx); err != nil { // It keeps following, and gets the data anew.
 		t.Fatal(err)
 	}
 	awaitSync(t, replica, primary)

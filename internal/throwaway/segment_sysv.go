@@ -11,9 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// removeSegment removes the System V shared memory segment that a server killed with SIGKILL leaves behind. PostgreSQL
-// uses it as an interlock and notes its key and id on the 7th line of postmaster.pid, a file that an orderly end
-// removes. The kernel has few of them and keeps them until the next boot.
+// removeSegment removes the System V shared memory segment that a server killed with SIGKILL leaves
+// behind. PostgreSQL uses it as an interlock and notes its key and id on the 7th line of
+// postmaster.pid, a file that an orderly end removes. The kernel has few segments and keeps them
+// until the next boot.
 func removeSegment(dataDir string) {
 	pidFile, err := os.ReadFile(filepath.Join(dataDir, "postmaster.pid"))
 	if err != nil {
@@ -28,6 +29,7 @@ func removeSegment(dataDir string) {
 		return
 	}
 	if id, err := strconv.Atoi(fields[1]); err == nil {
-		_, _ = unix.SysvShmCtl(id, unix.IPC_RMID, nil) // gone already is as good
+		// A segment that is gone already is just as good.
+		_, _ = unix.SysvShmCtl(id, unix.IPC_RMID, nil)
 	}
 }

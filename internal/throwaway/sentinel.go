@@ -15,38 +15,42 @@ import (
 const (
 	sentinelCount  = 3
 	sentinelQuorum = 2
-	// MasterName is what the sentinels call the primary.
+	// MasterName is the sentinels' name for the primary.
 	MasterName = "passbuddy"
 )
 
-// SentinelOptions says what the servers should be like. The zero value is the documented default.
+// SentinelOptions are the settings of the servers. The zero value is the documented default.
 type SentinelOptions struct {
-	// Replicas is how many the primary has. Default 2.
+	// Replicas is the number of the primary's replicas. Default 2.
 	Replicas int
-	// DownAfter is how long the primary may be silent before a sentinel takes it for down; the second and third
-	// wait a tenth longer each. Default 1 s.
+	// DownAfter is how long the primary may be silent before a sentinel considers it down. The
+	// second and third sentinels wait a tenth longer each. Default 1 s.
 	DownAfter time.Duration
-	// FailoverTimeout is the sentinels' failover-timeout. A failed attempt is repeated after twice that. Default 2 s.
+	// FailoverTimeout is the sentinels' failover-timeout. A failed attempt is repeated after twice
+	// that. Default 2 s.
 	FailoverTimeout time.Duration
-	// Redis is for the primary and the replicas alike. The sentinels get its TLS, and no password.
+	// Redis applies to the primary and the replicas alike. The sentinels get its TLS, and no
+	// password.
 	Redis RedisOptions
 }
 
-// Sentinel is a primary with its replicas, watched by three sentinels of which two have to agree. Its methods may be
-// called from several goroutines.
+// Sentinel is a primary with its replicas, watched by three sentinels of which two have to agree.
+// Its methods may be called from several goroutines.
 type Sentinel struct {
 	opts      SentinelOptions
 	servers   []*Redis // the first was the primary at the start
 	sentinels []*Redis
 }
 
-// StartSentinel starts primary, replicas and sentinels, and returns when all know each other and the replicas are in
-// sync. ctx bounds the start only; they run until Stop. The error wraps [ErrNotFound] when Redis is not installed.
+// StartSentinel starts the primary, the replicas and the sentinels. It returns when all know each
+// other and the replicas are in sync. ctx bounds the start only; the servers run until Stop. The
+// error wraps [ErrNotFound] when Redis is not installed.
 func StartSentinel(ctx context.Context, opts SentinelOptions) (_ *Sentinel, err error) {
 	opts.Replicas = orDefault(opts.Replicas, 2)
 	opts.DownAfter = orDefault(opts.DownAfter, time.Second)
 	opts.FailoverTimeout = orDefault(opts.FailoverTimeout, 2*time.Second)
-	s := &Sentinel{opts: opts, servers: make([]*Redis, 1+opts.Replicas), sentinels: make([]*Redis, sentinelCount)}
+	s := &Sentinel{opts: opts, servers: make([]*Redis, 1+opts.Replicas), sentinels: make([]*Redis,
+		sentinelCount)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Stop())
@@ -63,8 +67,11 @@ func StartSentinel(ctx context.Context, opts SentinelOptions) (_ *Sentinel, err 
 	}); err != nil {
 		return nil, err
 	}
-	// A sentinel looks for replicas at once and then every 10 s: let it find all.
-	if err := together(s.servers[1:], func(_ int, r *Redis) error { return r.AwaitSync(ctx, primary) }); err != nil {
+	// A sentinel searches for replicas at once and then every 10 s, so all replicas must be there
+	// first.
+	if err := together(s.servers[1:], func(_ int, r *Redis) error {
+		return r.AwaitSync(ctx, primary)
+	}); err != nil {
 		return nil, err
 	}
 	if err := together(s.sentinels, func(i int, _ *Redis) (err error) {
@@ -81,12 +88,14 @@ func StartSentinel(ctx context.Context, opts SentinelOptions) (_ *Sentinel, err 
 
 func (s *Sentinel) sentinelOptions(i int, primary *Redis) RedisOptions {
 	host, port, _ := net.SplitHostPort(primary.Addr())
-	// Not all equally patient, else they stand for election at once, and a split vote costs two failover timeouts.
+	// Their patience differs. Otherwise they would stand for election at once, and a split vote
+	// costs two failover timeouts.
 	downAfter := s.opts.DownAfter + time.Duration(i)*s.opts.DownAfter/10
 	lines := []string{
 		fmt.Sprintf("sentinel monitor %s %s %s %d", MasterName, host, port, sentinelQuorum),
 		fmt.Sprintf("sentinel down-after-milliseconds %s %d", MasterName, downAfter.Milliseconds()),
-		fmt.Sprintf("sentinel failover-timeout %s %d", MasterName, s.opts.FailoverTimeout.Milliseconds()),
+		fmt.Sprintf("sentinel failover-timeout %s %d", MasterName,
+			s.opts.FailoverTimeout.Milliseconds()),
 		fmt.Sprintf("sentinel parallel-syncs %s %d", MasterName, s.opts.Replicas),
 	}
 	if password := s.opts.Redis.Password; password != "" {
@@ -95,12 +104,14 @@ func (s *Sentinel) sentinelOptions(i int, primary *Redis) RedisOptions {
 	return RedisOptions{TLS: s.opts.Redis.TLS, Config: lines}
 }
 
-// hurry makes a sentinel look and talk more often than every second to ten, reconnect as often, and not sit out 30 s
-// after it was itself paused. With a down-after of a second that is needed: after a failover it would take longer to
-// connect to the new primary, and depose it as well. Redis has that from version 7 on; before, DownAfter must be longer.
+// hurry shortens a sentinel's periods of one to ten seconds, and the 30 s that it waits after a
+// pause of its own. A down-after of a second needs that. Otherwise the sentinel would take longer
+// to connect to the new primary after a failover, and would depose it as well. Redis has these
+// settings from version 7 on; before, DownAfter must be longer.
 //
-// A replica whose last INFO is older than five ping-periods is not promoted, and of a replica whose primary is down it
-// is asked for once a second, whatever the info-period. So the ping-period must be well above 200 ms.
+// A sentinel does not promote a replica whose last INFO is older than five ping-periods. While a
+// primary is down, it asks its replicas for INFO once a second, whatever the info-period. So the
+// ping-period must be well above 200 ms.
 func hurry(ctx context.Context, sentinel *Redis) error {
 	_, err := sentinel.do(ctx, "SENTINEL", "DEBUG", "ping-period", 400, "ask-period", 200,
 		"info-period", 500, "publish-period", 300, "tilt-period", 1000)
@@ -110,7 +121,7 @@ func hurry(ctx context.Context, sentinel *Redis) error {
 	return err
 }
 
-// Servers are the primary that was at the start, and its replicas.
+// Servers returns the primary of the start, and its replicas.
 func (s *Sentinel) Servers() []*Redis { return slices.Clone(s.servers) }
 
 // Sentinels are the sentinel processes.
@@ -119,7 +130,7 @@ func (s *Sentinel) Sentinels() []*Redis { return slices.Clone(s.sentinels) }
 // Addrs are the addresses of the sentinels.
 func (s *Sentinel) Addrs() []string { return addrs(s.sentinels) }
 
-// FailoverOptions are for redis.NewFailoverClient.
+// FailoverOptions returns the options for redis.NewFailoverClient.
 func (s *Sentinel) FailoverOptions() *redis.FailoverOptions {
 	return &redis.FailoverOptions{
 		MasterName: MasterName, SentinelAddrs: s.Addrs(),
@@ -127,7 +138,7 @@ func (s *Sentinel) FailoverOptions() *redis.FailoverOptions {
 	}
 }
 
-// UniversalOptions are for redis.NewUniversalClient.
+// UniversalOptions returns the options for redis.NewUniversalClient.
 func (s *Sentinel) UniversalOptions() *redis.UniversalOptions {
 	return &redis.UniversalOptions{
 		MasterName: MasterName, Addrs: s.Addrs(),

@@ -39,7 +39,8 @@ func TestSentinelPromotesAndDemotes(t *testing.T) {
 		t.Fatal(err)
 	}
 	if killed != first || killed.PID() != 0 {
-		t.Errorf("killed %s, which runs as %d; the primary was %s", killed.Addr(), killed.PID(), first.Addr())
+		t.Errorf("killed %s, which runs as %d; the primary was %s", killed.Addr(), killed.PID(),
+			first.Addr())
 	}
 	second, err := s.AwaitFailover(ctx, killed)
 	if err != nil {
@@ -84,7 +85,7 @@ func TestSentinelFailoverLosesWhatWasNotReplicated(t *testing.T) {
 		t.Fatal(err)
 	}
 	set(t, clientOf(t, primary), "late", "yes")
-	if err := primary.Pause(ctx); err != nil { // as good as dead to the sentinels
+	if err := primary.Pause(ctx); err != nil { // The sentinels consider it dead.
 		t.Fatal(err)
 	}
 	promoted, err := s.AwaitFailover(ctx, primary)

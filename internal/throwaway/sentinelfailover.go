@@ -11,7 +11,7 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Primary is the server that all sentinels which answer, two at least, name as the primary.
+// Primary returns the server that all sentinels which answer, two at least, name as the primary.
 func (s *Sentinel) Primary(ctx context.Context) (*Redis, error) {
 	primary, amiss := s.agreed(ctx)
 	if amiss != "" {
@@ -30,7 +30,7 @@ func (s *Sentinel) KillPrimary(ctx context.Context) (*Redis, error) {
 	return primary, nil
 }
 
-// Failover asks for an orderly failover and returns who was the primary, for AwaitFailover.
+// Failover asks for an orderly failover and returns the old primary, for AwaitFailover.
 func (s *Sentinel) Failover(ctx context.Context) (*Redis, error) {
 	primary, err := s.Primary(ctx)
 	if err != nil {
@@ -45,8 +45,9 @@ func (s *Sentinel) Failover(ctx context.Context) (*Redis, error) {
 	return nil, errNotRunning
 }
 
-// AwaitFailover waits until the sentinels agree on another primary than old, and that server takes itself for one. What
-// was written to old may be lost by then: replication is asynchronous.
+// AwaitFailover waits until the sentinels agree on another primary than old, and that server
+// considers itself a primary. Writes to old may be lost by then, because replication is
+// asynchronous.
 func (s *Sentinel) AwaitFailover(ctx context.Context, old *Redis) (*Redis, error) {
 	var primary *Redis
 	err := await(ctx, "failover from "+old.Addr(), func(ctx context.Context) string {
@@ -71,8 +72,9 @@ func (s *Sentinel) AwaitFailover(ctx context.Context, old *Redis) (*Redis, error
 	return primary, nil
 }
 
-// AwaitWhole waits until every sentinel that runs knows all that run, nobody is down for it, and every replica is in
-// sync: so that the next failover can come. Servers that were killed and not restarted do not count.
+// AwaitWhole waits until the next failover can come. Every running sentinel must know all running
+// servers and consider none down, and every replica must be in sync. Servers that were killed and
+// not restarted do not count.
 func (s *Sentinel) AwaitWhole(ctx context.Context) error {
 	return await(ctx, "sentinels to know each other", func(ctx context.Context) string {
 		primary, amiss := s.agreed(ctx)
@@ -91,7 +93,7 @@ func (s *Sentinel) AwaitWhole(ctx context.Context) error {
 	})
 }
 
-// sees says what a sentinel does not know, or takes for down though it runs.
+// sees returns which running server a sentinel does not know, or considers down.
 func (s *Sentinel) sees(ctx context.Context, sentinel, primary *Redis) string {
 	client := sentinelClient(sentinel)
 	defer client.Close()
@@ -113,7 +115,9 @@ func (s *Sentinel) sees(ctx context.Context, sentinel, primary *Redis) string {
 		if server == primary || !server.serving() {
 			continue
 		}
-		i := slices.IndexFunc(replicas, func(r map[string]string) bool { return r["ip"]+":"+r["port"] == server.Addr() })
+		i := slices.IndexFunc(replicas, func(r map[string]string) bool {
+			return r["ip"]+":"+r["port"] == server.Addr()
+		})
 		switch {
 		case i < 0:
 			return "it does not know the replica " + server.Addr()
@@ -128,7 +132,7 @@ func (s *Sentinel) sees(ctx context.Context, sentinel, primary *Redis) string {
 	return ""
 }
 
-// agreed is whom the sentinels name, or what keeps them from it.
+// agreed returns the primary that the sentinels name, or the reason why they do not agree.
 func (s *Sentinel) agreed(ctx context.Context) (*Redis, string) {
 	named := make(map[string]int)
 	answers := 0
@@ -153,7 +157,7 @@ func (s *Sentinel) agreed(ctx context.Context) (*Redis, string) {
 			return server, ""
 		}
 	}
-	return nil, fmt.Sprintf("the sentinels name a stranger: %v", named)
+	return nil, fmt.Sprintf("the sentinels name an unknown server: %v", named)
 }
 
 func sentinelClient(sentinel *Redis) *redis.SentinelClient {

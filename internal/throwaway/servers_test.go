@@ -20,7 +20,8 @@ func TestMain(m *testing.M) {
 		orphanMain()
 	}
 	goleak.VerifyTestMain(m,
-		// go-redis looks once a second whether a server that refused it is back, and only then that its client is closed.
+		// go-redis checks once a second whether a server that refused it is back, and only then
+		// whether its client is closed.
 		goleak.IgnoreAnyFunction("github.com/redis/go-redis/v9/internal/pool.(*ConnPool).tryDial"),
 	)
 }
@@ -34,7 +35,7 @@ func testContext(t *testing.T) context.Context {
 	return ctx
 }
 
-// skipIfMissing skips where a server is not installed, saying so.
+// skipIfMissing skips the test where a server is not installed, and says so.
 func skipIfMissing(t *testing.T, err error) {
 	t.Helper()
 	if errors.Is(err, ErrNotFound) {
@@ -81,19 +82,22 @@ func connect(t *testing.T, url string) *pgx.Conn {
 
 func setting(t *testing.T, conn *pgx.Conn, name string) (value string) {
 	t.Helper()
-	if err := conn.QueryRow(testContext(t), "select current_setting($1)", name).Scan(&value); err != nil {
+	if err := conn.QueryRow(testContext(t), "select current_setting($1)",
+		name).Scan(&value); err != nil {
 		t.Fatal(err)
 	}
 	return value
 }
 
 func TestPostgresRolesAndSettings(t *testing.T) {
-	p := startPostgres(t, PostgresOptions{MaxConnections: 12, Settings: map[string]string{"work_mem": "5MB"}})
+	p := startPostgres(t, PostgresOptions{MaxConnections: 12,
+		Settings: map[string]string{"work_mem": "5MB"}})
 
 	conn := connect(t, p.URL())
 	for name, want := range map[string]string{
-		"max_connections": "12", "work_mem": "5MB", "is_superuser": "off", "session_authorization": Role,
-		"port": itoa(p.Port()),
+		"max_connections": "12", "work_mem": "5MB", "is_superuser": "off",
+		"session_authorization": Role,
+		"port":                  itoa(p.Port()),
 	} {
 		if got := setting(t, conn, name); got != want {
 			t.Errorf("%s is %q, want %q", name, got, want)
@@ -189,12 +193,14 @@ func TestPostgresThatCannotStartSaysWhy(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
-	if err := os.Chmod(dir, 0o711); err != nil { // for the server's account to pass, should we be root
+	// The server's account must be able to pass, if we are root.
+	if err := os.Chmod(dir, 0o711); err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv("TMPDIR", dir)
 
-	_, err = StartPostgres(testContext(t), PostgresOptions{Settings: map[string]string{"work_mem": "nonsense"}})
+	_, err = StartPostgres(testContext(t),
+		PostgresOptions{Settings: map[string]string{"work_mem": "nonsense"}})
 	if err == nil || !strings.Contains(err.Error(), "work_mem") {
 		t.Errorf("error %v does not name the setting", err)
 	}
@@ -217,7 +223,8 @@ func TestRedis(t *testing.T) {
 	}
 	stranger := redis.NewClient(&redis.Options{Addr: r.Addr()})
 	defer stranger.Close()
-	if err := stranger.Get(ctx, "key").Err(); err == nil || !strings.Contains(err.Error(), "NOAUTH") {
+	if err := stranger.Get(ctx, "key").Err(); err == nil ||
+		!strings.Contains(err.Error(), "NOAUTH") {
 		t.Errorf("without the password: %v", err)
 	}
 
@@ -251,7 +258,8 @@ func TestRedis(t *testing.T) {
 
 func TestRedisArgsOverride(t *testing.T) {
 	ctx := testContext(t)
-	r := startRedis(t, RedisOptions{Args: []string{"--appendonly", "yes", "--appendfsync", "always"}})
+	r := startRedis(t, RedisOptions{Args: []string{"--appendonly", "yes", "--appendfsync",
+		"always"}})
 	client := redis.NewClient(&redis.Options{Addr: r.Addr()})
 	defer client.Close()
 	if err := client.Set(ctx, "key", "value", 0).Err(); err != nil {
@@ -282,7 +290,8 @@ func TestStartTriesAnotherPort(t *testing.T) {
 
 func TestMissingProgramsAreNamed(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
-	defer func(dirs, programs []string) { serverDirs, redisPrograms = dirs, programs }(serverDirs, redisPrograms)
+	defer func(dirs, programs []string) { serverDirs, redisPrograms = dirs, programs }(serverDirs,
+		redisPrograms)
 	serverDirs, redisPrograms = nil, []string{"redis-server"}
 
 	if _, err := StartPostgres(testContext(t), PostgresOptions{}); !errors.Is(err, ErrNotFound) ||

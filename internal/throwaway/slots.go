@@ -6,7 +6,7 @@ import (
 	"slices"
 )
 
-// Slot is the hash slot of a key.
+// Slot returns the hash slot of a key.
 func (c *RedisCluster) Slot(ctx context.Context, key string) (int, error) {
 	for _, node := range c.nodes {
 		if !node.serving() {
@@ -23,13 +23,14 @@ func (c *RedisCluster) Slot(ctx context.Context, key string) (int, error) {
 	return 0, errNotRunning
 }
 
-// Owner is the primary that owns the slot, according to all nodes that run. It waits until they agree.
+// Owner returns the primary that owns the slot, according to all running nodes. It waits until they
+// agree.
 func (c *RedisCluster) Owner(ctx context.Context, slot int) (*Redis, error) {
 	owner, _, err := c.family(ctx, slot)
 	return owner, err
 }
 
-// OwnerOf is the primary that owns the slot of a key.
+// OwnerOf returns the primary that owns the slot of a key.
 func (c *RedisCluster) OwnerOf(ctx context.Context, key string) (*Redis, error) {
 	slot, err := c.Slot(ctx, key)
 	if err != nil {
@@ -38,13 +39,15 @@ func (c *RedisCluster) OwnerOf(ctx context.Context, key string) (*Redis, error) 
 	return c.Owner(ctx, slot)
 }
 
-// ReplicasOf are the replicas of the slot's owner.
+// ReplicasOf returns the replicas of the slot's owner.
 func (c *RedisCluster) ReplicasOf(ctx context.Context, slot int) ([]*Redis, error) {
 	_, replicas, err := c.family(ctx, slot)
 	return replicas, err
 }
 
-func (c *RedisCluster) family(ctx context.Context, slot int) (owner *Redis, replicas []*Redis, err error) {
+func (c *RedisCluster) family(
+	ctx context.Context, slot int,
+) (owner *Redis, replicas []*Redis, err error) {
 	clients := c.clients()
 	defer clients.close()
 	err = await(ctx, fmt.Sprintf("owner of slot %d", slot), func(ctx context.Context) string {
@@ -54,10 +57,10 @@ func (c *RedisCluster) family(ctx context.Context, slot int) (owner *Redis, repl
 		}
 		owns := view.owner(slot)
 		if owns == nil {
-			return "nobody has it"
+			return "no node has it"
 		}
 		if owner = c.node(owns.addr); owner == nil {
-			return "a stranger has it: " + owns.addr
+			return "an unknown node has it: " + owns.addr
 		}
 		replicas = nil
 		for _, n := range view {
@@ -87,7 +90,8 @@ func (c *RedisCluster) KillOwner(ctx context.Context, slot int) (*Redis, error) 
 	return owner, nil
 }
 
-// Failover has a replica of the slot's owner take over in good order, with nothing lost, and returns the old owner.
+// Failover has a replica of the slot's owner take over in good order, without loss, and returns the
+// old owner.
 func (c *RedisCluster) Failover(ctx context.Context, slot int) (*Redis, error) {
 	owner, replicas, err := c.family(ctx, slot)
 	if err != nil {
@@ -102,7 +106,8 @@ func (c *RedisCluster) Failover(ctx context.Context, slot int) (*Redis, error) {
 	return nil, fmt.Errorf("throwaway: slot %d has no replica that runs", slot)
 }
 
-// AwaitFailover waits until another node than old owns the slot, all nodes that run say so, and the cluster is well.
+// AwaitFailover waits until another node than old owns the slot, all running nodes agree, and the
+// cluster is well.
 func (c *RedisCluster) AwaitFailover(ctx context.Context, slot int, old *Redis) (*Redis, error) {
 	clients := c.clients()
 	defer clients.close()
@@ -114,7 +119,7 @@ func (c *RedisCluster) AwaitFailover(ctx context.Context, slot int, old *Redis) 
 		}
 		owns := view.owner(slot)
 		if owns == nil || owns.addr == old.Addr() {
-			return "nobody took it over"
+			return "no node took it over"
 		}
 		owner = c.node(owns.addr)
 		return ""

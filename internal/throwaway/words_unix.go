@@ -10,7 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sharedWords are the words of a file that another process has mapped too: each is read and written as a whole.
+// sharedWords are the words of a file that another process has mapped too. Each word is read and
+// written as a whole.
 type sharedWords struct{ bytes []byte }
 
 func (s *sharedWords) open(path string) error {
@@ -19,11 +20,12 @@ func (s *sharedWords) open(path string) error {
 		return err
 	}
 	defer f.Close()
-	s.bytes, err = unix.Mmap(int(f.Fd()), 0, clockBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	s.bytes, err = unix.Mmap(int(f.Fd()), 0, clockBytes, unix.PROT_READ|unix.PROT_WRITE,
+		unix.MAP_SHARED)
 	return err
 }
 
-// word is the i-th. A mapping begins at a page, so it is aligned.
+// word returns the i-th word. A mapping begins at a page, so the word is aligned.
 func (s *sharedWords) word(i int) *atomic.Int64 {
 	return (*atomic.Int64)(unsafe.Pointer(&s.bytes[8*i]))
 }

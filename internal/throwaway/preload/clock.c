@@ -1,10 +1,11 @@
 /*
- * Loaded into a server with LD_PRELOAD, moves the clock that it sees by as many nanoseconds as the first word of the
- * file named by THROWAWAY_CLOCK says, from the moment that it says so. The monotonic clock stays as it is: this is what
- * somebody who sets the host's clock does to a program.
+ * A server loads this library with LD_PRELOAD. It adds a step to the wall clock that the server
+ * sees. The step is the first word of the file named by THROWAWAY_CLOCK, in nanoseconds, and takes
+ * effect as soon as it is written. The monotonic clock stays as it is, as when an operator sets the
+ * host's clock.
  *
- * Nothing here allocates, locks or needs to be initialised first: the server's allocator asks for the time while it
- * starts, which is what libfaketime hangs or fails on with jemalloc.
+ * No function here allocates, locks or needs initialisation: the server's allocator asks for the
+ * time while it starts. That is where libfaketime hangs or fails with jemalloc.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -38,7 +39,8 @@ int clock_gettime(clockid_t id, struct timespec *t)
 {
 	int result = syscall(SYS_clock_gettime, id, t);
 	if (result == 0 && words && (id == CLOCK_REALTIME || id == CLOCK_REALTIME_COARSE)) {
-		int64_t now = t->tv_sec * SECOND + t->tv_nsec + __atomic_load_n(&words[0], __ATOMIC_SEQ_CST);
+		int64_t now = t->tv_sec * SECOND + t->tv_nsec +
+			__atomic_load_n(&words[0], __ATOMIC_SEQ_CST);
 		t->tv_sec = now / SECOND;
 		t->tv_nsec = now % SECOND;
 	}

@@ -1,4 +1,5 @@
-// Package backends counts a fleet's backends in pg_stat_activity: the server's own word, not the pools'.
+// Package backends counts a fleet's backends in pg_stat_activity: the server's own count, not the
+// pools'.
 package backends
 
 import (
@@ -11,9 +12,10 @@ import (
 )
 
 const (
-	// quietInterval is how often AwaitQuiet looks.
+	// quietInterval is how often AwaitQuiet counts.
 	quietInterval = 5 * time.Millisecond
-	// quietTimeout bounds how long the backends of one run may take to be gone before the next begins.
+	// quietTimeout bounds how long AwaitQuiet waits for the backends of one run to end before the
+	// next run begins.
 	quietTimeout = 15 * time.Second
 	// countTimeout bounds one count, on a server that may be at its limits.
 	countTimeout = 10 * time.Second
@@ -23,7 +25,7 @@ const (
 type Sample struct {
 	At   time.Duration
 	Open int
-	Busy int // in a query or a transaction, so in somebody's hands
+	Busy int // in a query or a transaction, so checked out
 }
 
 // Sampler counts the backends of one role or one application.
@@ -37,9 +39,11 @@ type Sampler struct {
 	samples []Sample
 }
 
-// Connect opens the connection to sample through. It must be open before the fleet starts: later there may be no slot
-// left for it. The column of pg_stat_activity, such as usename, tells the fleet's backends by its value.
-func Connect(ctx context.Context, url string, interval time.Duration, column, value string) (*Sampler, error) {
+// Connect opens the connection to sample through. The caller opens it before the fleet starts,
+// because the fleet may leave no slot for it later. A backend belongs to the fleet if the given
+// column of pg_stat_activity, such as usename, has the given value.
+func Connect(ctx context.Context, url string, interval time.Duration, column,
+	value string) (*Sampler, error) {
 	cfg, err := pgx.ParseConfig(url)
 	if err != nil {
 		return nil, err
@@ -49,18 +53,22 @@ func Connect(ctx context.Context, url string, interval time.Duration, column, va
 	if err != nil {
 		return nil, fmt.Errorf("connect to Postgres to count backends: %w", err)
 	}
-	return &Sampler{conn: conn, interval: interval, query: query + column + " = $1", arg: value}, nil
+	return &Sampler{conn: conn, interval: interval, query: query + column + " = $1", arg: value},
+		nil
 }
 
-// The view reads one backend after the other, and meanwhile one can end and the next begin, so that a plain count
-// can show more than there ever were at once. Those that began before our statement and are still there when
-// they are read were all there at one instant. So it is with those that were busy before it and still are. A backend
-// that is idle outside a transaction is in nobody's hands. One that is connecting has no state yet.
+// The view reads one backend after the other. Meanwhile one can end and the next begin, so a plain
+// count can exceed the number that ever lived at once. We count only backends that began before our
+// statement and still live when they are read: these all lived at one instant. The same holds for
+// backends that were busy before the statement and still are. A backend that is idle outside a
+// transaction is not checked out. A backend that is connecting has no state yet.
 const query = `select count(*), count(*) filter (where state_change <= statement_timestamp()
 	and (state like 'idle in transaction%' or state in ('active', 'fastpath function call')))
-from pg_stat_activity where backend_type = 'client backend' and backend_start <= statement_timestamp() and `
+from pg_stat_activity where backend_type = 'client backend' ` +
+	`and backend_start <= statement_timestamp() and `
 
-// count is never interrupted by ctx: pgx would close the connection, and there may be no slot for another.
+// count ignores the end of ctx: pgx would close the connection, and there may be no slot for
+// another.
 func (s *Sampler) count(ctx context.Context) (open, busy int, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), countTimeout)
 	defer cancel()
@@ -70,8 +78,8 @@ func (s *Sampler) count(ctx context.Context) (open, busy int, err error) {
 	return open, busy, nil
 }
 
-// Start samples until the function that it returns is called. That returns an error when the sampling had to end
-// before. Nothing else may use the Sampler meanwhile, but Latest and Taken.
+// Start samples until the function that it returns is called. That function returns an error if the
+// sampling ended earlier. Meanwhile the caller may use only Latest and Taken.
 func (s *Sampler) Start(ctx context.Context, start time.Time) (stop func() error) {
 	ctx, cancel := context.WithCancel(ctx)
 	sampled := make(chan error, 1)
@@ -104,7 +112,7 @@ func (s *Sampler) run(ctx context.Context, start time.Time) error {
 	}
 }
 
-// Latest is the last sample.
+// Latest returns the last sample.
 func (s *Sampler) Latest() (last Sample) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -114,7 +122,7 @@ func (s *Sampler) Latest() (last Sample) {
 	return last
 }
 
-// Taken are the samples so far.
+// Taken returns the samples so far.
 func (s *Sampler) Taken() []Sample {
 	s.mu.Lock()
 	defer s.mu.Unlock()

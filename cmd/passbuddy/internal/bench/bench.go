@@ -1,9 +1,9 @@
-// Package bench is `passbuddy bench`: PassBuddy and other ways to keep a fleet under a cap, with the same work to do on
-// the same machine.
+// Package bench is `passbuddy bench`: it compares PassBuddy with other ways to keep a fleet under a
+// cap, by the same work on the same machine.
 //
-// A cell is one strategy at one workload in one shape of fleet. Every cell is run once in each round. What is compared
-// with one another runs one right after the other, in an order that differs from round to round and from comparison to
-// comparison: so whatever else the machine does meets them all.
+// A cell is one strategy at one workload in one shape of fleet. Run runs every cell once in each
+// round. The cells of one comparison run right after each other, in an order that changes with the
+// round and the comparison. So other load on the machine affects them all alike.
 package bench
 
 import (
@@ -17,15 +17,17 @@ import (
 )
 
 const (
-	// failuresInARow is how many cells may fail one after the other before the run is given up.
+	// failuresInARow is how many cells may fail one after the other before Run gives up.
 	failuresInARow = 3
-	// overhead is about what a cell takes beside its warm-up and what is measured: processes start and end.
+	// overhead is about how long a cell takes beside its warm-up and its measured time: its
+	// processes start and end.
 	overhead = time.Second
 )
 
-// Run measures what o asks for: tables on out, progress on status, and files. When it is interrupted it still reports
-// the cells that it has. It returns an error when something stood in the way, or when PassBuddy did not keep its
-// promise; a figure that is missed is not an error. When it returns, its processes and temporary folders are gone.
+// Run measures what o asks for: tables on out, progress on status, and files. When it is
+// interrupted it still reports the cells that it has. It returns an error if the run failed or
+// PassBuddy broke its promise. A missed target is not an error. When it returns, its processes and
+// temporary folders are gone.
 func Run(ctx context.Context, o Options, out, status io.Writer) (err error) {
 	s, err := startServers(ctx, o)
 	if err != nil {
@@ -34,7 +36,8 @@ func Run(ctx context.Context, o Options, out, status io.Writer) (err error) {
 	defer func() { err = errors.Join(err, s.close()) }()
 	started := time.Now()
 	r := &report{
-		Schema: schema, Started: started.UTC().Truncate(time.Second), Machine: describeMachine(ctx, s),
+		Schema: schema, Started: started.UTC().Truncate(time.Second),
+		Machine:  describeMachine(ctx, s),
 		Settings: settingsOf(o, s), Cells: newCells(o, s),
 	}
 	introduce(out, r, o)
@@ -48,7 +51,7 @@ func Run(ctx context.Context, o Options, out, status io.Writer) (err error) {
 	return errors.Join(err, writeFiles(out, o, r), r.broken())
 }
 
-// runs is how many times cells are run, and about how long that takes.
+// runs returns how many times cells run, and about how long that takes.
 func (r *report) runs(o Options) (n int, takes time.Duration) {
 	for _, c := range r.Cells {
 		if c.Note == "" {
@@ -62,7 +65,9 @@ func (r *report) runs(o Options) (n int, takes time.Duration) {
 
 func introduce(out io.Writer, r *report, o Options) {
 	runs, takes := r.runs(o)
-	fmt.Fprintf(out, "%d comparisons, %d cells, %d runs of them, cap %d: about %v. Ctrl-C ends it and shows what there is.\n",
+	fmt.Fprintf(out,
+		"%d comparisons, %d cells, %d runs of them, cap %d: about %v. Ctrl-C ends it and shows "+
+			"what there is.\n",
 		len(r.groups()), len(r.Cells), runs, r.Settings.Capacity, takes.Round(time.Second))
 	fmt.Fprintln(out, r.Machine)
 	for _, caution := range r.Machine.cautions() {
@@ -106,9 +111,12 @@ func (r *report) run(ctx context.Context, o Options, s *servers, status io.Write
 				done++
 				elapsed := time.Since(started)
 				line.Show(elapsed, fmt.Sprintf("%d/%d, %v left: %v %s ops/s",
-					done, total, (elapsed/time.Duration(done)*time.Duration(total-done)).Round(time.Second), c.spec, figure(m.Values[opsPerSecond])))
+					done, total,
+					(elapsed/time.Duration(done)*time.Duration(total-done)).Round(time.Second),
+					c.spec, figure(m.Values[opsPerSecond])))
 				if failures == failuresInARow {
-					return fmt.Errorf("%d cells failed one after the other; the last: %w", failures, err)
+					return fmt.Errorf("%d cells failed one after the other; the last: %w", failures,
+						err)
 				}
 			}
 		}

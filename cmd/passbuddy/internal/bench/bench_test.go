@@ -33,7 +33,7 @@ func testContext(t *testing.T) context.Context {
 	return ctx
 }
 
-// needServers skips where a server is not installed, or the test would take too long.
+// needServers skips the test if a server is not installed, or under -short.
 func needServers(t *testing.T) {
 	t.Helper()
 	if testing.Short() {
@@ -47,15 +47,18 @@ func needServers(t *testing.T) {
 	}
 }
 
-// Everything that can be measured, small: each strategy works, keeps its cap, and has all its figures.
+// A small run of every cell: each strategy works, keeps its cap, and has all its figures.
 func TestBench(t *testing.T) {
 	t.Parallel() // beside the other whole benchmark: each waits half of its time
 	needServers(t)
 	o := parse(t, "-cap", "3", "-duration", "300ms", "-warmup", "200ms", "-rounds", "1",
-		"-json", filepath.Join(t.TempDir(), "bench.json"), "-svg", filepath.Join(t.TempDir(), "pictures"))
+		"-json", filepath.Join(t.TempDir(), "bench.json"), "-svg",
+		filepath.Join(t.TempDir(), "pictures"))
 	o.plan = []scenario{
-		{integration: fleet.Pgxpool, workload: select1, shape: mustShape("2x2"), strategies: allStrategies},
-		{integration: fleet.SQL, workload: threeSteps, shape: mustShape("1x4+1x1"), strategies: []strategy{perConn}},
+		{integration: fleet.Pgxpool, workload: select1, shape: mustShape("2x2"),
+			strategies: allStrategies},
+		{integration: fleet.SQL, workload: threeSteps, shape: mustShape("1x4+1x1"),
+			strategies: []strategy{perConn}},
 	}
 	var out, status bytes.Buffer
 	if err := Run(testContext(t), o, &out, &status); err != nil {
@@ -83,7 +86,8 @@ func TestBench(t *testing.T) {
 		}
 		expectSound(t, o, c)
 	}
-	if pictures, err := filepath.Glob(filepath.Join(o.svg, "*.svg")); err != nil || len(pictures) != 2 {
+	if pictures, err := filepath.Glob(filepath.Join(o.svg, "*.svg")); err != nil ||
+		len(pictures) != 2 {
 		t.Errorf("pictures %v, %v", pictures, err)
 	}
 }
@@ -91,7 +95,8 @@ func TestBench(t *testing.T) {
 func expectSound(t *testing.T, o Options, c *cell) {
 	t.Helper()
 	v := c.Rounds[0].Values
-	if v[opsPerSecond] <= 0 || v[operationsFailed] != 0 || v[goroutinesServed] < 1 || v[latencyMax] <= 0 || v[jainIndex] <= 0 {
+	if v[opsPerSecond] <= 0 || v[operationsFailed] != 0 || v[goroutinesServed] < 1 ||
+		v[latencyMax] <= 0 || v[jainIndex] <= 0 {
 		t.Errorf("%s: %v", c.Strategy, v)
 	}
 	if peak, _ := c.capped(); peak.Max > float64(o.capacity) && c.CapIsFor != capsNone {
@@ -112,17 +117,19 @@ func expectSound(t *testing.T, o Options, c *cell) {
 
 func TestBenchIsInterrupted(t *testing.T) {
 	needServers(t)
-	o := parse(t, "-cap", "2", "-duration", "100ms", "-warmup", "0s", "-rounds", "1000", "-workloads", "select1", "-shapes", "1x2", "-strategies", "static",
+	o := parse(t, "-cap", "2", "-duration", "100ms", "-warmup", "0s", "-rounds", "1000",
+		"-workloads", "select1", "-shapes", "1x2", "-strategies", "static",
 		"-json", filepath.Join(t.TempDir(), "bench.json"), "-svg", "")
 	ctx, cancel := context.WithCancel(testContext(t))
-	status := &signalWriter{written: make(chan struct{}, 1)} // the first line of progress: a cell is complete
+	// the first line of progress: a cell is complete
+	status := &signalWriter{written: make(chan struct{}, 1)}
 	var out bytes.Buffer
 	ended := make(chan error, 1)
 	go func() { ended <- Run(ctx, o, &out, status) }()
 	select {
 	case <-status.written:
 	case err := <-ended:
-		t.Fatalf("ended by itself: %v", err)
+		t.Fatalf("the run ended before its interruption: %v", err)
 	}
 	cancel()
 	if err := <-ended; !errors.Is(err, context.Canceled) {
@@ -132,8 +139,12 @@ func TestBenchIsInterrupted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Contains(text, []byte(`"complete": false`)) || !bytes.Contains(text, []byte(opsPerSecond)) || !strings.Contains(out.String(), "not complete") {
-		t.Errorf("an interrupted run does not show what it has, or not that this is not all:\n%s\n%s", text, &out)
+	if !bytes.Contains(text, []byte(`"complete": false`)) ||
+		!bytes.Contains(text, []byte(opsPerSecond)) ||
+		!strings.Contains(out.String(), "not complete") {
+		t.Errorf(
+			"an interrupted run does not show the cells that it has, or does not say that it is "+
+				"incomplete:\n%s\n%s", text, &out)
 	}
 }
 
@@ -147,7 +158,7 @@ func (w *signalWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// The count of connects is Postgres's own, and knows of each at once.
+// Postgres itself counts the connects, and counts each at once.
 func TestSessionsAreCounted(t *testing.T) {
 	needServers(t)
 	p, err := throwaway.StartPostgres(testContext(t), throwaway.PostgresOptions{})
@@ -180,7 +191,7 @@ func TestSessionsAreCounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close(ctx)
-	for { // until Postgres has caught up, or time is over
+	for { // until Postgres has caught up, or ctx ends
 		after, err := readSessions(ctx, admin)
 		if err != nil {
 			t.Fatal("10 sessions ended and one open: ", err)

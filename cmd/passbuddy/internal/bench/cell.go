@@ -14,7 +14,8 @@ import (
 )
 
 const (
-	// drainTime is how long what is under way may go on after the end; a server behind a queue that never ends is cut.
+	// drainTime is how long operations in flight may go on after the end. After that the worker
+	// cuts them, as behind a queue that never ends.
 	drainTime = 200 * time.Millisecond
 	// closingTime is how long a worker may close its pool.
 	closingTime = time.Second
@@ -89,13 +90,14 @@ func runCell(ctx context.Context, o Options, s *servers, sp spec) (m measurement
 	if err != nil {
 		return m, err
 	}
-	// Where the course is drawn, counting the permits adds to Redis's commands, and the CPU time of
-	// workers that joined or left would be missing.
+	// Drawn scenarios have no such figures: counting the permits adds Redis commands, and the CPU
+	// time of workers that joined or left would be missing.
 	if !sp.scenario.drawn() {
 		m.addCounters(o.duration, before, after)
 	}
 	m.addConnects(reports, span)
-	m.addSamples(sampler.Taken(), o) // up to the last worker's end, so joining and shutdown are watched too
+	// up to the last worker's end, so joining and shutdown are watched too
+	m.addSamples(sampler.Taken(), o)
 	m.addTimeline(sp, o, span, reports, sampler.Taken(), held)
 	return m, s.cleanUp(ctx, sp, postgres, sampler)
 }
@@ -103,11 +105,10 @@ func runCell(ctx context.Context, o Options, s *servers, sp spec) (m measurement
 // coldBins is the resolution of a cold start's operations.
 const coldBins = 10 * time.Millisecond
 
-// leadTime is how long the workers of a cold start, and of an open loop, have to hear of the start
-// before it.
+// leadTime is how long before the start the workers of a cold start or an open loop are told of it.
 const leadTime = 100 * time.Millisecond
 
-// spanFor is when a cell's load begins and which part of it counts.
+// spanFor returns when a cell's load begins and which part of it counts.
 func (o Options) spanFor(sp spec) fleet.Span {
 	span := fleet.Span{Begin: time.Now()}
 	if sp.scenario.table == coldTable || sp.scenario.table == openTable {
@@ -122,7 +123,8 @@ func (o Options) spanFor(sp spec) fleet.Span {
 }
 
 // countersAt reads the counters at t, or a little later on a machine that is busy.
-func (s *servers) countersAt(ctx context.Context, t time.Time, admin *pgx.Conn, parts cpuParts) (counters, error) {
+func (s *servers) countersAt(ctx context.Context, t time.Time, admin *pgx.Conn,
+	parts cpuParts) (counters, error) {
 	if err := waitUntil(ctx, t); err != nil {
 		return counters{}, err
 	}
@@ -153,14 +155,15 @@ func (s *servers) workers(target string, sp spec, warmup time.Duration) ([]fleet
 	for _, g := range sp.groups() {
 		for range g.Processes {
 			cfg := base
-			cfg.Goroutines, cfg.MaxConns, cfg.Load = g.Goroutines, maxConns[len(configs)], loads[len(configs)]
+			cfg.Goroutines, cfg.MaxConns, cfg.Load =
+				g.Goroutines, maxConns[len(configs)], loads[len(configs)]
 			configs = append(configs, cfg)
 		}
 	}
 	return configs, nil
 }
 
-// startingWith are the configs of the workers that are there from the start.
+// startingWith returns the configs of the workers that run from the start.
 func (sc scenario) startingWith(configs []fleet.Config) []fleet.Config {
 	if sc.change != nil {
 		return configs[:sc.change.before]
@@ -168,26 +171,29 @@ func (sc scenario) startingWith(configs []fleet.Config) []fleet.Config {
 	return configs
 }
 
-// cleanUp leaves nothing of the cell in Postgres. Connections that clients gave up while they were being opened take
-// up slots for a while, and are in no statistics: after the strategy that makes such, the server is restarted.
-func (s *servers) cleanUp(ctx context.Context, sp spec, p *throwaway.Postgres, sampler *backends.Sampler) error {
+// cleanUp leaves nothing of the cell in Postgres. A connection that its client gave up while
+// opening it occupies a slot for a while, and no statistics show it. So cleanUp restarts the server
+// after the strategy that makes such connections.
+func (s *servers) cleanUp(ctx context.Context, sp spec, p *throwaway.Postgres,
+	sampler *backends.Sampler) error {
 	if sp.strategy.caps == capsNone && !sp.strategy.ideal {
 		return p.Restart(ctx)
 	}
 	return sampler.AwaitQuiet(ctx)
 }
 
-// measurement is what one run of a cell showed.
+// measurement holds the figures of one run of a cell.
 type measurement struct {
 	Round      int                `json:"round"`
-	Error      string             `json:"error,omitempty"` // why there is nothing else
+	Error      string             `json:"error,omitempty"` // why there are no figures
 	Values     map[string]float64 `json:"values,omitempty"`
 	PerProcess []int64            `json:"operations_by_process,omitempty"`
-	Failures   map[string]int64   `json:"failures,omitempty"` // of operations, by their text; refusals for lack of room are only counted
-	Timeline   *timeline          `json:"timeline,omitempty"` // of cold starts and changes
+	// of operations, by their text; refusals for lack of connections are only counted
+	Failures map[string]int64 `json:"failures,omitempty"`
+	Timeline *timeline        `json:"timeline,omitempty"` // of cold starts and changes
 }
 
-// measure works out what the workers' reports say.
+// measure computes the figures of the workers' reports.
 func measure(sp spec, o Options, reports []fleet.Report) (measurement, error) {
 	m := measurement{Values: make(map[string]float64), Failures: make(map[string]int64)}
 	var sum fleet.Counts
@@ -246,7 +252,7 @@ func (m *measurement) addLatency(prefix string, reports []fleet.Report) error {
 		}
 	}
 	if total.Count() == 0 {
-		return nil // nothing ended, and nothing was begun
+		return nil // no operation began
 	}
 	for _, p := range []struct {
 		name string
@@ -263,8 +269,9 @@ func (m *measurement) addLatency(prefix string, reports []fleet.Report) error {
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
-// addCounters takes in what was counted between two looks, in proportion to the time d that is measured. On a busy
-// machine a look is late now and then; what was counted over less than half of d says nothing.
+// addCounters adds what the counters grew by between two reads, scaled to the measured time d. On a
+// busy machine a read is late now and then. Counts over less than half of d are too rough, and are
+// left out.
 func (m *measurement) addCounters(d time.Duration, before, after counters) {
 	v := m.Values
 	between := func(from, to time.Time) (seconds, operations float64) {
@@ -273,25 +280,29 @@ func (m *measurement) addCounters(d time.Duration, before, after counters) {
 		}
 		return seconds, v[opsPerSecond] * seconds
 	}
-	if seconds, _ := between(before.sessionsAt, after.sessionsAt); seconds > 0 && before.sessions >= 0 {
+	if seconds, _ := between(before.sessionsAt, after.sessionsAt); seconds > 0 &&
+		before.sessions >= 0 {
 		v[connectsPerSecond] = float64(after.sessions-before.sessions) / seconds
 	}
 	if _, operations := between(before.redisAt, after.redisAt); operations > 0 {
-		v[redisCommandsPerOp] = float64(after.redis.commands-before.redis.commands-redisOwnCommands) / operations
+		v[redisCommandsPerOp] =
+			float64(after.redis.commands-before.redis.commands-redisOwnCommands) / operations
 		v[redisScriptsPerOp] = float64(after.redis.scripts-before.redis.scripts) / operations
-		v[redisReadsPerOp] = float64(after.redis.reads-before.redis.reads-redisOwnCommands) / operations
+		v[redisReadsPerOp] =
+			float64(after.redis.reads-before.redis.reads-redisOwnCommands) / operations
 	}
 	cpu := after.cpu.since(before.cpu)
 	if seconds, operations := between(before.cpuAt, after.cpuAt); seconds > 0 && cpu.known {
 		whole := d.Seconds() / seconds
-		v[cpuFleet], v[cpuPostgres], v[cpuRedis], v[cpuPgBouncer] = cpu.fleet*whole, cpu.postgres*whole, cpu.redis*whole, cpu.pgBouncer*whole
+		v[cpuFleet], v[cpuPostgres], v[cpuRedis], v[cpuPgBouncer] =
+			cpu.fleet*whole, cpu.postgres*whole, cpu.redis*whole, cpu.pgBouncer*whole
 		if operations > 0 {
 			v[cpuPerOp] = cpu.total() / operations * 1e6
 		}
 	}
 }
 
-// addConnects takes in the workers' own counts, which know of connects to PgBouncer too.
+// addConnects adds the workers' own counts, which include connects to PgBouncer.
 func (m *measurement) addConnects(reports []fleet.Report, span fleet.Span) {
 	var total, late int64
 	from := span.Begin.Add(settled)
@@ -305,8 +316,9 @@ func (m *measurement) addConnects(reports []fleet.Report, span fleet.Span) {
 	}
 }
 
-// addTimeline takes in how a scenario went that is about its course.
-func (m *measurement) addTimeline(sp spec, o Options, span fleet.Span, reports []fleet.Report, open []backends.Sample, held []heldSample) {
+// addTimeline adds the timeline of a scenario that is about its course.
+func (m *measurement) addTimeline(sp spec, o Options, span fleet.Span, reports []fleet.Report,
+	open []backends.Sample, held []heldSample) {
 	if !sp.scenario.drawn() {
 		return
 	}
@@ -329,10 +341,10 @@ func (m *measurement) addTimeline(sp spec, o Options, span fleet.Span, reports [
 	m.Timeline = newTimeline(ops, o.warmup, open, held, changes)
 }
 
-// drawn says whether the scenario is about its course, which a picture shows.
+// drawn reports whether the scenario is about its course, which a picture shows.
 func (sc scenario) drawn() bool { return sc.table == coldTable || sc.table == changesTable }
 
-// addSamples takes peaks over all samples, and means over those of the time that is measured.
+// addSamples adds peaks over all samples, and means over those of the measured time.
 func (m *measurement) addSamples(samples []backends.Sample, o Options) {
 	var open, busy, n, late, lateOpen int
 	v := m.Values
@@ -364,5 +376,6 @@ func (sp spec) String() string {
 	if text := sp.scenario.load.String(); text != "" {
 		load = " (" + text + ")"
 	}
-	return fmt.Sprintf("%s %s %s%s%s %s", sp.scenario.integration, sp.scenario.workload.name, sp.scenario.shape.name, load, control, sp.strategy.name)
+	return fmt.Sprintf("%s %s %s%s%s %s", sp.scenario.integration, sp.scenario.workload.name,
+		sp.scenario.shape.name, load, control, sp.strategy.name)
 }

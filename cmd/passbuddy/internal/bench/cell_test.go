@@ -9,25 +9,31 @@ import (
 	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/fleet"
 )
 
-// Looks that come late, each by another time, are made up for; those that are too close to one another count for nothing.
+// addCounters corrects for reads that are late by different times, and ignores reads that are too
+// close to each other.
 func TestCountersAreOfTheTimeBetweenLooks(t *testing.T) {
 	start := time.Unix(1_000_000, 0)
-	at := func(seconds float64) time.Time { return start.Add(time.Duration(seconds * float64(time.Second))) }
+	at := func(seconds float64) time.Time {
+		return start.Add(time.Duration(seconds * float64(time.Second)))
+	}
 	before := counters{
 		cpu: cpuSeconds{known: true, fleet: 1, postgres: 2}, cpuAt: at(0),
 		redis: redisCounters{commands: 100, scripts: 10, reads: 50}, redisAt: at(1),
 		sessions: 7, sessionsAt: at(3),
 	}
 	after := counters{
-		cpu: cpuSeconds{known: true, fleet: 3, postgres: 6, redis: 0.5, pgBouncer: 1.5}, cpuAt: at(8), // twice as long as measured
+		// twice as long as measured
+		cpu:   cpuSeconds{known: true, fleet: 3, postgres: 6, redis: 0.5, pgBouncer: 1.5},
+		cpuAt: at(8),
 		redis: redisCounters{commands: 1301, scripts: 610, reads: 651}, redisAt: at(4),
 		sessions: 27, sessionsAt: at(7),
 	}
 	m := measurement{Values: map[string]float64{opsPerSecond: 100}}
 	m.addCounters(4*time.Second, before, after)
 	want := map[string]float64{
-		opsPerSecond: 100, connectsPerSecond: 5, redisCommandsPerOp: 4, redisScriptsPerOp: 2, redisReadsPerOp: 2,
-		cpuFleet: 1, cpuPostgres: 2, cpuRedis: 0.25, cpuPgBouncer: 0.75, cpuPerOp: 10_000,
+		opsPerSecond: 100, connectsPerSecond: 5, redisCommandsPerOp: 4, redisScriptsPerOp: 2,
+		redisReadsPerOp: 2,
+		cpuFleet:        1, cpuPostgres: 2, cpuRedis: 0.25, cpuPgBouncer: 0.75, cpuPerOp: 10_000,
 	}
 	if !maps.Equal(m.Values, want) {
 		t.Errorf("got  %v\nwant %v", m.Values, want)
@@ -45,8 +51,9 @@ func TestCountersAreOfTheTimeBetweenLooks(t *testing.T) {
 		_, cpu := m.Values[cpuFleet]
 		_, redis := m.Values[redisCommandsPerOp]
 		_, sessions := m.Values[connectsPerSecond]
-		if cpu == (name == "cpu") || redis == (name == "redis") || sessions == (name == "sessions") {
-			t.Errorf("a late look at %s: %v", name, m.Values)
+		if cpu == (name == "cpu") || redis == (name == "redis") ||
+			sessions == (name == "sessions") {
+			t.Errorf("a late read of %s: %v", name, m.Values)
 		}
 		after = late
 	}
@@ -55,7 +62,8 @@ func TestCountersAreOfTheTimeBetweenLooks(t *testing.T) {
 func TestUnknownCountsAreLeftOut(t *testing.T) {
 	start := time.Unix(1_000_000, 0)
 	before := counters{cpuAt: start, redisAt: start, sessionsAt: start, sessions: -1}
-	after := counters{cpuAt: start.Add(time.Second), redisAt: start.Add(time.Second), sessionsAt: start.Add(time.Second), sessions: -1}
+	after := counters{cpuAt: start.Add(time.Second), redisAt: start.Add(time.Second),
+		sessionsAt: start.Add(time.Second), sessions: -1}
 	m := measurement{Values: map[string]float64{opsPerSecond: 0}}
 	m.addCounters(time.Second, before, after)
 	if len(m.Values) != 1 {
@@ -67,9 +75,11 @@ func TestSamplesOfTheMeasuredTime(t *testing.T) {
 	o := Options{warmup: time.Second, duration: 2 * time.Second}
 	m := measurement{Values: make(map[string]float64)}
 	m.addSamples([]backends.Sample{
-		{At: 0, Open: 30, Busy: 1}, {At: time.Second, Open: 10, Busy: 2}, {At: 2999 * time.Millisecond, Open: 20, Busy: 4}, {At: 3 * time.Second, Open: 0, Busy: 25},
+		{At: 0, Open: 30, Busy: 1}, {At: time.Second, Open: 10, Busy: 2},
+		{At: 2999 * time.Millisecond, Open: 20, Busy: 4}, {At: 3 * time.Second, Open: 0, Busy: 25},
 	}, o)
-	want := map[string]float64{openPeak: 30, openMean: 15, busyPeak: 25, busyMean: 3, samplesTaken: 4}
+	want := map[string]float64{openPeak: 30, openMean: 15, busyPeak: 25, busyMean: 3,
+		samplesTaken: 4}
 	if !maps.Equal(m.Values, want) {
 		t.Errorf("got %v, want %v", m.Values, want)
 	}
@@ -83,28 +93,33 @@ func TestMeasureTellsTheModestFromTheGreedy(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return fleet.Report{Counts: fleet.Counts{Operations: operations, Refused: 1}, Served: 1, Total: encoded, Wait: encoded,
+		return fleet.Report{Counts: fleet.Counts{Operations: operations, Refused: 1}, Served: 1,
+			Total: encoded, Wait: encoded,
 			Progress: fleet.Progress{Bins: []int64{operations}, Gap: took}}
 	}
-	reports := []fleet.Report{report(900, time.Second), report(50, time.Millisecond), report(50, 2*time.Millisecond)}
+	reports := []fleet.Report{report(900, time.Second), report(50, time.Millisecond),
+		report(50, 2*time.Millisecond)}
 	sp := spec{scenario: scenario{shape: mustShape("1x9+2x1")}, strategy: perConn, capacity: 3}
 	m, err := measure(sp, Options{duration: 2 * time.Second}, reports)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]float64{
-		opsPerSecond: 500, greedyOps: 450, modestOps: 50, jainIndex: 1, operationsFailed: 3, operationsRefused: 3, goroutinesServed: 3,
+		opsPerSecond: 500, greedyOps: 450, modestOps: 50, jainIndex: 1, operationsFailed: 3,
+		operationsRefused: 3, goroutinesServed: 3,
 		worstWindowOps: 50, longestGap: 1000,
 	} {
 		if m.Values[name] != want {
 			t.Errorf("%s is %v, want %v", name, m.Values[name], want)
 		}
 	}
-	if all, modest := m.Values[latencyMax], m.Values[modestPrefix+latencyMax]; all < 1000 || modest > 3 {
+	if all, modest := m.Values[latencyMax], m.Values[modestPrefix+latencyMax]; all < 1000 ||
+		modest > 3 {
 		t.Errorf("the longest took %v ms, of the modest ones %v ms", all, modest)
 	}
 	sp.control = true
-	if m, err = measure(sp, Options{duration: 2 * time.Second}, reports[1:]); err != nil || m.Values[greedyOps] != 0 || m.Values[modestOps] != 50 {
+	if m, err = measure(sp, Options{duration: 2 * time.Second}, reports[1:]); err != nil ||
+		m.Values[greedyOps] != 0 || m.Values[modestOps] != 50 {
 		t.Errorf("the modest ones alone: %v, %v", m.Values, err)
 	}
 }

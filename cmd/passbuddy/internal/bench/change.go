@@ -7,17 +7,17 @@ import (
 	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/fleet"
 )
 
-// change is how a fleet changes under load. Each worker has a slot, and with a static split a slot
-// has a part of the cap.
+// change describes how a fleet changes under load. Each worker has a slot. With a static split each
+// slot has a part of the cap.
 type change struct {
 	name, title string
-	before      int // workers at the begin
-	slots       int // workers that there are at most at once
+	before      int // workers at the start
+	slots       int // the most workers at once
 	steps       []step
 	goroutines  int // of each worker
 }
 
-// step is one worker that joins, then one that leaves, each by its slot; -1 is none.
+// step is one worker that joins, then one that leaves, each given by its slot; -1 is none.
 type step struct{ join, leave int }
 
 var (
@@ -35,8 +35,8 @@ var (
 	}
 )
 
-// deploySteps replaces n workers: for each, a new one joins in the slot that is free, and then the
-// old one leaves its own.
+// deploySteps replaces n workers: for each, a new one joins in the free slot, and then the old one
+// leaves its slot.
 func deploySteps(n int) (steps []step) {
 	free := n
 	for old := range n {
@@ -57,8 +57,8 @@ func scaleSteps(from, n int) (steps []step) {
 	return steps
 }
 
-// times are when the steps are, in a measured time of d: evenly in its second and third quarter.
-// The first quarter shows the steady state.
+// times returns when the steps happen in a measured time of d: evenly in its second and third
+// quarter. The first quarter shows the steady state.
 func (c *change) times(d time.Duration) (times []time.Duration) {
 	for i := range c.steps {
 		times = append(times, d/4+d/2*time.Duration(i)/time.Duration(len(c.steps)))

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// In no change is a slot taken twice, and the fleet never has more workers than slots.
+// No change takes a slot twice, and the fleet never has more workers than slots.
 func TestChangesKeepToTheirSlots(t *testing.T) {
 	for _, c := range []struct {
 		*change
@@ -29,14 +29,16 @@ func TestChangesKeepToTheirSlots(t *testing.T) {
 			most = max(most, len(taken))
 			if s.leave >= 0 {
 				if !taken[s.leave] {
-					t.Fatalf("%s, step %d: a worker leaves slot %d, which is free", c.name, i, s.leave)
+					t.Fatalf("%s, step %d: a worker leaves slot %d, which is free", c.name, i,
+						s.leave)
 				}
 				delete(taken, s.leave)
 				left++
 			}
 		}
 		if len(taken) != c.after || most != c.most || most > c.slots {
-			t.Errorf("%s: %d workers at the end and %d at most, want %d and %d", c.name, len(taken), most, c.after, c.most)
+			t.Errorf("%s: %d workers at the end and %d at most, want %d and %d", c.name, len(taken),
+				most, c.after, c.most)
 		}
 		if c.change == rollingDeploy && left != 8 {
 			t.Errorf("%d workers were replaced, want 8", left)
@@ -60,7 +62,8 @@ func TestDeployReplacesEveryOldWorker(t *testing.T) {
 
 func TestChangesLeaveTimeBeforeAndAfter(t *testing.T) {
 	times := (&change{steps: make([]step, 4)}).times(8 * time.Second)
-	if want := []time.Duration{2 * time.Second, 3 * time.Second, 4 * time.Second, 5 * time.Second}; !slices.Equal(times, want) {
+	if want := []time.Duration{2 * time.Second, 3 * time.Second, 4 * time.Second,
+		5 * time.Second}; !slices.Equal(times, want) {
 		t.Errorf("steps at %v, want %v", times, want)
 	}
 }
@@ -71,11 +74,14 @@ func TestPoolsOfAChangingFleet(t *testing.T) {
 		strategy strategy
 		want     []int
 	}{
-		{rollingDeploy, static, []int{3, 3, 2, 2, 2, 2, 2, 2, 2}}, // one more than there are, which the deploy needs
+		// one more than there are, which the deploy needs
+		{rollingDeploy, static, []int{3, 3, 2, 2, 2, 2, 2, 2, 2}},
 		{rollingDeploy, perConn, slices.Repeat([]int{10}, 9)},
 		{scaleOut, static, []int{2, 2, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1}},
 	} {
-		sp := spec{scenario: scenario{change: c.change, shape: shape{c.name, []group{{c.before, c.goroutines}}}}, strategy: c.strategy, capacity: 20}
+		sp := spec{scenario: scenario{change: c.change,
+			shape: shape{c.name, []group{{c.before, c.goroutines}}}}, strategy: c.strategy,
+			capacity: 20}
 		if got := sp.pools(); !slices.Equal(got, c.want) {
 			t.Errorf("%s, %s: pools of %v, want %v", c.name, c.strategy.name, got, c.want)
 		}
@@ -89,6 +95,6 @@ func TestWaitUntilIsCancelled(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	if err := waitUntil(t.Context(), time.Now().Add(-time.Hour)); err != nil {
-		t.Errorf("a time that is past: %v", err)
+		t.Errorf("a time in the past: %v", err)
 	}
 }

@@ -9,8 +9,8 @@ import (
 	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/svg"
 )
 
-// A picture, in SVG user units: a row for each cell, under a line that names the shape. On the left the throughput, on
-// the right the latencies, on a scale of powers of ten.
+// A picture, in SVG user units: a row for each cell, under a line that names the shape. The
+// throughput is on the left, the latencies are on the right, on a scale of powers of ten.
 const (
 	chartWidth = 1120
 	chartTop   = 112
@@ -31,7 +31,7 @@ const (
 	paleColor  = "#9aa4ae"
 )
 
-// picture is a document to be written.
+// picture is a document to write.
 type picture struct {
 	name, title string
 	document    []byte
@@ -71,7 +71,7 @@ func drawBars(r *report) (pictures []picture) {
 	return pictures
 }
 
-// bars is a picture as it grows.
+// bars is a picture under construction.
 type bars struct {
 	*svg.Document
 	y         float64
@@ -94,7 +94,7 @@ func drawPicture(r *report, groups [][]*cell) picture {
 			}
 		}
 	}
-	if b.low >= b.high { // nothing ended, or all in the same time
+	if b.low >= b.high { // no operation ended, or all took the same time
 		b.low, b.high = -1, 3
 	}
 	b.opsMax = max(b.opsMax, 1) * 1.05
@@ -103,8 +103,11 @@ func drawPicture(r *report, groups [][]*cell) picture {
 	title := fmt.Sprintf("%s through %s", first.spec.scenario.workload.title, through(first))
 	b.Document = svg.New(chartWidth, height, "Benchmark: "+title)
 	b.Heading(nameLeft, 38, fmt.Sprintf("%s, cap %d", title, r.Settings.Capacity))
-	b.Text(nameLeft, 62, "start", svg.Muted, fmt.Sprintf("%s, the thin line from the lowest to the highest; served: goroutines with a success; %s, %d cores",
-		mediansOf(r.rounds()), r.Machine.CPU, r.Machine.Cores))
+	b.Text(nameLeft, 62, "start", svg.Muted,
+		fmt.Sprintf(
+			"%s, the thin line from the lowest to the highest; served: goroutines with a "+
+				"success; %s, %d cores",
+			mediansOf(r.rounds()), r.Machine.CPU, r.Machine.Cores))
 	b.axes(float64(height - chartFoot))
 	for _, group := range groups {
 		b.y += headHeight
@@ -124,12 +127,16 @@ func (c *cell) shapeText() string {
 	shape := c.spec.scenario.shape
 	if shape.uneven() {
 		g, m := shape.groups[0], shape.groups[1]
-		return fmt.Sprintf("%d greedy process x %d goroutines beside %d modest x %d; latencies are the modest ones'", g.Processes, g.Goroutines, m.Processes, m.Goroutines)
+		return fmt.Sprintf(
+			"%d greedy process x %d goroutines beside %d modest x %d; latencies are the modest "+
+				"ones'", g.Processes, g.Goroutines, m.Processes, m.Goroutines)
 	}
-	return fmt.Sprintf("%d processes x %d goroutines", shape.groups[0].Processes, shape.groups[0].Goroutines)
+	return fmt.Sprintf("%d processes x %d goroutines", shape.groups[0].Processes,
+		shape.groups[0].Goroutines)
 }
 
-// latencies are those that matter in the cell: of an uneven shape, the modest processes'.
+// latencies returns the latencies that matter in the cell: in an uneven shape, the modest
+// processes'.
 func (c *cell) latencies() (p50, p99, longest spread) {
 	prefix := ""
 	if c.spec.scenario.shape.uneven() {
@@ -147,10 +154,12 @@ func (b *bars) axes(base float64) {
 	for p := b.low; p <= b.high; p++ {
 		x := b.time(math.Pow(10, p))
 		b.Line(x, chartTop, x, base, svg.Grid)
-		b.Text(x, base+20, "middle", svg.Muted, svg.FormatTick(math.Pow(10, p), min(1, math.Pow(10, p))))
+		b.Text(x, base+20, "middle", svg.Muted,
+			svg.FormatTick(math.Pow(10, p), min(1, math.Pow(10, p))))
 	}
 	b.Text(barLeft, chartTop-12, "start", svg.Muted, "operations per second")
-	b.Text(timeLeft, chartTop-12, "start", svg.Muted, "milliseconds: p50 (dot) to p99 (bar), longest (tick)")
+	b.Text(timeLeft, chartTop-12, "start", svg.Muted,
+		"milliseconds: p50 (dot) to p99 (bar), longest (tick)")
 }
 
 func (b *bars) ops(v float64) float64 { return barLeft + (barRight-barLeft)*v/b.opsMax }
@@ -176,11 +185,13 @@ func (b *bars) row(c *cell) {
 		color = ourColor
 	}
 	ops := c.Summary[opsPerSecond]
-	b.Printf(`<rect x="%d" y="%.1f" width="%.1f" height="14" fill="%s" class="ops"/>`, barLeft, middle-7, b.ops(ops.Median)-barLeft, color)
+	b.Printf(`<rect x="%d" y="%.1f" width="%.1f" height="14" fill="%s" class="ops"/>`, barLeft,
+		middle-7, b.ops(ops.Median)-barLeft, color)
 	b.Line(b.ops(ops.Min), middle, b.ops(ops.Max), middle, svg.Ink)
 	label := figure(ops.Median)
 	if served := c.Summary[goroutinesServed].Median; served < float64(c.Goroutines) {
-		label += fmt.Sprintf(", %.0f of %d served", served, c.Goroutines) // its speed is not everybody's
+		// the throughput excludes goroutines that were never served
+		label += fmt.Sprintf(", %.0f of %d served", served, c.Goroutines)
 	}
 	b.Text(b.ops(ops.Max)+6, middle+5, "start", svg.Ink, label)
 

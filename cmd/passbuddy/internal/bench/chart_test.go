@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// inspect fails the test unless the document is well-formed and free of nonsense, and returns its text and how many
-// bars of throughput it has.
+// inspect fails the test unless the document is well-formed and free of values such as NaN. It
+// returns the text and the number of throughput bars.
 func inspect(t *testing.T, document []byte) (text string, bars int) {
 	t.Helper()
 	for _, bad := range []string{"NaN", "Inf", "%!", `width="-`} {
@@ -36,7 +36,8 @@ func inspect(t *testing.T, document []byte) (text string, bars int) {
 					bars++
 				}
 				if a.Name.Local == "x" {
-					if x, err := strconv.ParseFloat(a.Value, 64); err != nil || x < 0 || x > chartWidth {
+					if x, err := strconv.ParseFloat(a.Value, 64); err != nil || x < 0 ||
+						x > chartWidth {
 						t.Errorf("outside of the picture: x=%q", a.Value)
 					}
 				}
@@ -61,16 +62,21 @@ func TestPictures(t *testing.T) {
 		if bars != want {
 			t.Errorf("%s has %d bars for %d cells", p.name, bars, want)
 		}
-		for _, part := range []string{"cap 20", "PassBuddy", "static split", "a <CPU> & more", "operations per second", p.title} {
+		for _, part := range []string{"cap 20", "PassBuddy", "static split", "a <CPU> & more",
+			"operations per second", p.title} {
 			if !strings.Contains(text, part) {
 				t.Errorf("%s has no text %q", p.name, part)
 			}
 		}
-		if strings.HasPrefix(p.name, "pgxpool") && (!strings.Contains(text, "impossible") || !strings.Contains(text, "modest ones alone")) {
-			t.Errorf("%s tells neither of the impossible nor of the modest", p.name)
+		if strings.HasPrefix(p.name, "pgxpool") &&
+			(!strings.Contains(text, "impossible") ||
+				!strings.Contains(text, "modest ones alone")) {
+			t.Errorf("%s lacks the note on an impossible cell or the modest processes", p.name)
 		}
 	}
-	if got, want := strings.Join(files, " "), "pgxpool-select1.svg pgxpool-5ms.svg pgxpool-tx.svg sql-select1.svg sql-5ms.svg sql-tx.svg"; got != want {
+	if got, want := strings.Join(files, " "),
+		"pgxpool-select1.svg pgxpool-5ms.svg pgxpool-tx.svg "+
+			"sql-select1.svg sql-5ms.svg sql-tx.svg"; got != want {
 		t.Errorf("pictures %s, want %s", got, want)
 	}
 }
@@ -80,7 +86,8 @@ func TestPictureOfAlmostNothing(t *testing.T) {
 	for _, c := range r.Cells {
 		c.Rounds = []measurement{{Round: 1, Values: map[string]float64{opsPerSecond: 0}}}
 	}
-	r.Cells[0].Rounds[0].Values = map[string]float64{opsPerSecond: 1, latencyP50: 1, latencyP99: 1, latencyMax: 1}
+	r.Cells[0].Rounds[0].Values = map[string]float64{opsPerSecond: 1, latencyP50: 1, latencyP99: 1,
+		latencyMax: 1}
 	r.Cells[1].Rounds = []measurement{{Round: 1, Error: "failed"}}
 	r.finish()
 	for _, p := range drawPictures(r) {

@@ -12,17 +12,18 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// counters are what the servers and the kernel count, each with the time when it was read.
+// counters holds the counts of the servers and the kernel, each with the time of its reading.
 type counters struct {
 	cpu        cpuSeconds
 	cpuAt      time.Time
 	redis      redisCounters
 	redisAt    time.Time
-	sessions   int64 // that Postgres has established; -1 before version 14, which does not count them
+	sessions   int64 // that Postgres has established; -1 before version 14, the first to count them
 	sessionsAt time.Time
 }
 
-func (s *servers) readCounters(ctx context.Context, admin *pgx.Conn, parts cpuParts) (c counters, err error) {
+func (s *servers) readCounters(ctx context.Context, admin *pgx.Conn,
+	parts cpuParts) (c counters, err error) {
 	c.cpuAt = time.Now()
 	if c.cpu, err = readCPU(parts); err != nil {
 		return c, err
@@ -36,10 +37,12 @@ func (s *servers) readCounters(ctx context.Context, admin *pgx.Conn, parts cpuPa
 	return c, err
 }
 
-// readSessions asks how many sessions were established in the database. A backend reports its own start at once.
+// readSessions asks how many sessions were established in the database. A backend reports its own
+// start at once.
 func readSessions(ctx context.Context, admin *pgx.Conn) (n int64, err error) {
 	const query = "select case when current_setting('server_version_num')::int < 140000 then -1" +
-		" else (to_jsonb(d) ->> 'sessions')::bigint end from pg_stat_database d where datname = current_database()"
+		" else (to_jsonb(d) ->> 'sessions')::bigint end from pg_stat_database d where datname = " +
+		"current_database()"
 	if err := admin.QueryRow(ctx, query).Scan(&n); err != nil {
 		return 0, fmt.Errorf("count sessions: %w", err)
 	}
@@ -48,12 +51,12 @@ func readSessions(ctx context.Context, admin *pgx.Conn) (n int64, err error) {
 
 // redisCounters are Redis's own counts.
 type redisCounters struct {
-	commands int64 // what scripts call included
+	commands int64 // including those that scripts call
 	scripts  int64
-	reads    int64 // from sockets: some commands can come in one
+	reads    int64 // from sockets: one read can return several commands
 }
 
-// redisOwnCommands is how many commands readRedis adds to what its next call finds.
+// redisOwnCommands is how many commands one readRedis adds to the count of the next.
 const redisOwnCommands = 1
 
 func readRedis(ctx context.Context, client *redis.Client) (redisCounters, error) {
@@ -73,7 +76,8 @@ func readRedis(ctx context.Context, client *redis.Client) (redisCounters, error)
 	return c, nil
 }
 
-func redisInfo(ctx context.Context, client *redis.Client, section string) (map[string]string, error) {
+func redisInfo(ctx context.Context, client *redis.Client,
+	section string) (map[string]string, error) {
 	text, err := client.Info(ctx, section).Result()
 	if err != nil {
 		return nil, fmt.Errorf("ask Redis for its counts: %w", err)
@@ -87,7 +91,7 @@ func redisInfo(ctx context.Context, client *redis.Client, section string) (map[s
 	return info, nil
 }
 
-// number is 0 for what is missing: an older server does not count everything.
+// number returns 0 for a missing count: an older server does not count everything.
 func number(text string) int64 {
 	n, _ := strconv.ParseInt(text, 10, 64)
 	return n

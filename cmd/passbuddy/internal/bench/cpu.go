@@ -3,12 +3,13 @@ package bench
 // cpuParts are the processes whose CPU time is counted.
 type cpuParts struct {
 	fleet     []int
-	postgres  int // with all that descend from it
+	postgres  int // with all its descendants
 	redis     int
 	pgBouncer int // 0: none
 }
 
-// cpuSeconds is the CPU time that they have used. Known is false where the system does not tell.
+// cpuSeconds is the CPU time that they have used. Known is false on a system that does not report
+// it.
 type cpuSeconds struct {
 	known                             bool
 	fleet, postgres, redis, pgBouncer float64

@@ -8,17 +8,18 @@ import (
 	"strconv"
 )
 
-// ticksPerSecond is what /proc counts in, on every architecture that Go runs on (USER_HZ).
+// ticksPerSecond is the unit of the times in /proc (USER_HZ), the same on every architecture that
+// Go runs on.
 const ticksPerSecond = 100
 
-// process is what /proc/<pid>/stat tells of a process.
+// process holds the fields that we read from /proc/<pid>/stat.
 type process struct {
 	parent int
 	own    int64 // ticks of its own threads
-	reaped int64 // ticks of children that have ended and were waited for, and theirs
+	reaped int64 // ticks of ended children that it waited for, and of their children
 }
 
-// readCPU looks at all processes once.
+// readCPU reads the CPU time of all processes once.
 func readCPU(parts cpuParts) (cpuSeconds, error) {
 	paths, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
@@ -39,7 +40,8 @@ func readCPU(parts cpuParts) (cpuSeconds, error) {
 	return parts.sum(all), nil
 }
 
-// sum adds up. Postgres's time is the postmaster's, that of the backends that have ended, and that of those that live.
+// sum adds up. Postgres's time is that of the postmaster, of the ended backends and of the live
+// ones.
 func (parts cpuParts) sum(all map[int]process) cpuSeconds {
 	seconds := func(pid int) float64 { return float64(all[pid].own) / ticksPerSecond }
 	c := cpuSeconds{known: true, redis: seconds(parts.redis), pgBouncer: seconds(parts.pgBouncer)}
@@ -55,7 +57,8 @@ func (parts cpuParts) sum(all map[int]process) cpuSeconds {
 	return c
 }
 
-// parseStat reads a line of /proc/<pid>/stat (proc_pid_stat(5)). The name in it may hold anything, brackets too.
+// parseStat reads a line of /proc/<pid>/stat (proc_pid_stat(5)). The name in it may contain any
+// character, even brackets.
 func parseStat(text []byte) (pid int, p process, err error) {
 	open, end := bytes.IndexByte(text, '('), bytes.LastIndexByte(text, ')')
 	if open < 1 || end < open {

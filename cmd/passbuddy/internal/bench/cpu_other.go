@@ -2,5 +2,6 @@
 
 package bench
 
-// readCPU knows nothing: without /proc there is no common way to the CPU time of another process.
+// readCPU returns nothing: without /proc no common interface reports the CPU time of another
+// process.
 func readCPU(cpuParts) (cpuSeconds, error) { return cpuSeconds{}, nil }

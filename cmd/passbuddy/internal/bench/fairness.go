@@ -2,7 +2,8 @@ package bench
 
 import "time"
 
-// jain is Jain's index of fairness: 1 when all have the same, 1/n when one has everything. 0 when nobody has anything.
+// jain returns Jain's index of fairness: 1 if all have the same, 1/n if one has everything, 0 if
+// none has anything.
 func jain(shares []float64) float64 {
 	var sum, squares float64
 	for _, x := range shares {
@@ -15,8 +16,9 @@ func jain(shares []float64) float64 {
 	return sum * sum / (float64(len(shares)) * squares)
 }
 
-// worstWindow is the fewest operations that any process had in any window of the given length, or in all the time there
-// is if that is shorter. Windows begin at multiples of the width of the bins.
+// worstWindow is the fewest operations that any process had in any window of the given length, or
+// in the whole measured time if that is shorter. Windows begin at multiples of the width of the
+// bins.
 func worstWindow(processes [][]int64, width, window time.Duration) int64 {
 	worst := int64(-1)
 	for _, bins := range processes {

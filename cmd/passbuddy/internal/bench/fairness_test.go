@@ -11,7 +11,8 @@ func TestJain(t *testing.T) {
 		shares []float64
 		want   float64
 	}{
-		{[]float64{5, 5, 5, 5}, 1}, {[]float64{7}, 1}, {[]float64{9, 0, 0}, 1.0 / 3}, {[]float64{1, 2, 3}, 36.0 / 42}, {[]float64{0, 0}, 0}, {nil, 0},
+		{[]float64{5, 5, 5, 5}, 1}, {[]float64{7}, 1}, {[]float64{9, 0, 0}, 1.0 / 3},
+		{[]float64{1, 2, 3}, 36.0 / 42}, {[]float64{0, 0}, 0}, {nil, 0},
 	} {
 		if got := jain(c.shares); math.Abs(got-c.want) > 1e-9 {
 			t.Errorf("jain(%v) is %v, want %v", c.shares, got, c.want)

@@ -10,15 +10,15 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// heldSample is a count, of permits or of backends, at a time since the begin of the run.
+// heldSample is a count, of permits or of backends, at a time since the start of the run.
 type heldSample struct {
 	at   time.Duration
 	held int
 }
 
-// sampleHeld counts the permits of the semaphore until the function that it returns is called. That
-// function returns the counts, or the error that ended them before. A semaphore's permits are the
-// members of the sorted set of its own name, as they were in the original.
+// sampleHeld counts the permits of the semaphore until the caller calls the returned function. That
+// function returns the counts, or the error that ended the counting. A semaphore's permits are the
+// members of the sorted set of its own name, as in the original.
 func sampleHeld(
 	ctx context.Context, client *redis.Client, name string, begin time.Time,
 ) (stop func() ([]heldSample, error)) {

@@ -8,13 +8,12 @@ import (
 )
 
 const (
-	// settled is when a fleet has started: connects after it are of the traffic, not of the start.
+	// settled is how long a fleet takes to start: later connects are due to the traffic, not to the
+	// start.
 	settled = 3 * time.Second
-	// maxOutstanding bounds the operations of one process of an open loop that have arrived and not
-	// ended.
+	// maxOutstanding bounds the operations in flight of one process of an open loop.
 	maxOutstanding = 2000
-	// openPool is how many connections a pool of the open loop may have where it has no cap of its
-	// own.
+	// openPool is the size of an open loop's pool that has no cap of its own.
 	openPool = 50
 	// pauseMean is the mean pause of ordinary traffic.
 	pauseMean = 50 * time.Millisecond
@@ -23,8 +22,8 @@ const (
 // load is how the operations of a scenario arrive. The zero value is a closed loop: goroutines that
 // never pause.
 type load struct {
-	percent int  // of the capacity's service rate, which arrives as an open loop
-	skewed  bool // the open loop's demand is divided by Zipf's law with s = 1, not evenly
+	percent int  // of the capacity's service rate: the rate of an open loop
+	skewed  bool // Zipf's law with s = 1 divides the open loop's demand; else it is divided evenly
 	pause   time.Duration
 }
 
@@ -40,8 +39,8 @@ func (l load) String() string {
 	return ""
 }
 
-// offered is the rate of arrivals per second: a part of what the capacity could serve, were nothing
-// but the queries to take time.
+// offered returns the rate of arrivals per second: a part of the rate that the capacity could serve
+// if only the queries took time.
 func (sp spec) offered() float64 {
 	seconds := sp.scenario.workload.takes.Seconds()
 	if seconds == 0 {
@@ -50,8 +49,8 @@ func (sp spec) offered() float64 {
 	return float64(sp.scenario.load.percent) / 100 * float64(sp.capacity) / seconds
 }
 
-// loads is the load of each process. An open loop grows to its rate in ramp, for all strategies
-// alike: a fleet without a connection is the affair of the cold start.
+// loads returns the load of each process. An open loop grows to its rate in ramp, for all
+// strategies alike. The cold start measures a fleet that has no connection yet.
 func (sp spec) loads(ramp time.Duration) []fleet.Load {
 	l := sp.scenario.load
 	loads := make([]fleet.Load, sp.scenario.processes())

@@ -12,25 +12,26 @@ import (
 	"time"
 )
 
-// machine is where the figures are from.
+// machine describes the machine that the figures are from.
 type machine struct {
-	CPU       string `json:"cpu"`
-	Cores     int    `json:"cores"` // that the program may use
-	Memory    string `json:"memory,omitempty"`
-	OS        string `json:"os"`
-	Kernel    string `json:"kernel"`
-	Load      string `json:"load_average_at_start,omitempty"` // more than a few tenths: others were at work too
-	Autogroup bool   `json:"sched_autogroup,omitempty"`       // Linux shares the CPU out by session
+	CPU    string `json:"cpu"`
+	Cores  int    `json:"cores"` // that the program may use
+	Memory string `json:"memory,omitempty"`
+	OS     string `json:"os"`
+	Kernel string `json:"kernel"`
+	// above a few tenths other programs were running too
+	Load      string `json:"load_average_at_start,omitempty"`
+	Autogroup bool   `json:"sched_autogroup,omitempty"` // Linux divides the CPU by session
 	Go        string `json:"go"`
 	Postgres  string `json:"postgres"`
 	Redis     string `json:"redis"`
 	PgBouncer string `json:"pgbouncer,omitempty"`
 }
 
-// busyLoad is the load average from which on others were at work, per core.
+// busyLoad is the load average per core from which on other programs must have been running.
 const busyLoad = 0.5
 
-// cautions are what a reader should know of the figures.
+// cautions returns what a reader of the figures should know.
 func (m machine) cautions() (texts []string) {
 	if text := m.caution(); text != "" {
 		texts = append(texts, text)
@@ -41,19 +42,22 @@ func (m machine) cautions() (texts []string) {
 	return texts
 }
 
-// caution says that the figures are rough, if they are.
+// caution returns a warning if the figures are rough.
 func (m machine) caution() string {
 	if load, err := strconv.ParseFloat(m.Load, 64); err == nil && load > busyLoad*float64(m.Cores) {
-		return fmt.Sprintf("Others were at work on this machine (load average %s at the start): take these figures as rough.", m.Load)
+		return fmt.Sprintf(
+			"Others were at work on this machine (load average %s at the start): take these "+
+				"figures as rough.", m.Load)
 	}
 	return ""
 }
 
-// autogroupText says what a CPU that is shared out by session means here. PostgreSQL makes a
-// session of each backend; all else that the benchmarks start is in theirs.
-const autogroupText = "The kernel shares the CPU out by session (kernel.sched_autogroup_enabled is 1). Each " +
-	"backend of Postgres is a session of its own; the workers, PgBouncer and Redis are in one together, so " +
-	"where the CPU is short each backend may get as much of it as all of those."
+// autogroupText says what division of the CPU by session means here. PostgreSQL makes each backend
+// a session. All other programs that the benchmarks start are in the benchmarks' session.
+const autogroupText = "The kernel shares the CPU out by session " +
+	"(kernel.sched_autogroup_enabled is 1). Each backend of Postgres is a session of its own; " +
+	"the workers, PgBouncer and Redis are in one together, so where the CPU is short each " +
+	"backend may get as much of it as all of those."
 
 func describeMachine(ctx context.Context, s *servers) machine {
 	m := machine{
@@ -78,7 +82,7 @@ func describeMachine(ctx context.Context, s *servers) machine {
 	return m
 }
 
-// command is what a program says, or nothing: the description is a courtesy.
+// command returns a program's output, or nothing on failure: the description is optional.
 func command(ctx context.Context, name string, args ...string) string {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
@@ -86,7 +90,7 @@ func command(ctx context.Context, name string, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// field is the value of the first line of a file that begins with name.
+// field returns the value of the first line of a file that begins with name.
 func field(path, name, separator string) string {
 	f, err := os.Open(path)
 	if err != nil {

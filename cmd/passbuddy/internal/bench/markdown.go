@@ -11,13 +11,14 @@ import (
 	"unicode/utf8"
 )
 
-// What stands between the marks of a document is replaced; the rest is its author's.
+// writeMarkdown replaces the text between the marks of a document and leaves the rest alone.
 const (
 	markBegin = "<!-- passbuddy bench: begin -->"
 	markEnd   = "<!-- passbuddy bench: end -->"
 )
 
-// writeMarkdown writes the tables into the document at path, between its marks, or makes a document of them.
+// writeMarkdown writes the tables into the document at path, between its marks, or creates the
+// document.
 func writeMarkdown(path, pictureFolder string, pictures []picture, r *report) error {
 	section := markBegin + "\n" + markdown(path, pictureFolder, pictures, r) + markEnd
 	document := section + "\n"
@@ -30,7 +31,8 @@ func writeMarkdown(path, pictureFolder string, pictures []picture, r *report) er
 		before, rest, found := strings.Cut(string(existing), markBegin)
 		_, after, closed := strings.Cut(rest, markEnd)
 		if !found || !closed {
-			return fmt.Errorf("-markdown: %s exists and has no lines %q and %q to write between", path, markBegin, markEnd)
+			return fmt.Errorf("-markdown: %s exists and has no lines %q and %q to write between",
+				path, markBegin, markEnd)
 		}
 		document = before + section + after
 	}
@@ -39,7 +41,8 @@ func writeMarkdown(path, pictureFolder string, pictures []picture, r *report) er
 
 func markdown(path, pictureFolder string, pictures []picture, r *report) string {
 	var text strings.Builder
-	fmt.Fprintf(&text, "\nRun of %s, %.0f minutes.\n\n", r.Started.Format("2006-01-02 15:04 MST"), r.Seconds/60)
+	fmt.Fprintf(&text, "\nRun of %s, %.0f minutes.\n\n", r.Started.Format("2006-01-02 15:04 MST"),
+		r.Seconds/60)
 	fmt.Fprintf(&text, "- Machine: %s.\n", r.Machine)
 	fmt.Fprintf(&text, "- Cap %d; queries in %s.\n", r.Settings.Capacity, r.Settings.execModeText())
 	for _, t := range allTables {
@@ -107,7 +110,7 @@ func writeTargets(text *strings.Builder, targets []target) {
 	writeMarkdownTable(text, rows)
 }
 
-// columnLimit is how long the document's lines of text are at most, less the indent of a list.
+// columnLimit is the maximum length of the document's lines of text, less the indent of a list.
 const columnLimit = 98
 
 // wrap breaks a paragraph into lines.
@@ -141,7 +144,7 @@ func linkTo(document, file string) string {
 	return filepath.ToSlash(rel)
 }
 
-// writeMarkdownTable takes the first row for the head. Numbers are aligned to the right.
+// writeMarkdownTable uses the first row as the head, and aligns numbers to the right.
 func writeMarkdownTable(text *strings.Builder, rows [][]string) {
 	for i, row := range rows {
 		escaped := make([]string, len(row))

@@ -13,7 +13,7 @@ import (
 	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/fleet"
 )
 
-// Values of -exec-mode. They are pgx's own names, but for the first two.
+// Values of -exec-mode. All but the first two are pgx's own names.
 const (
 	execModeBest  = "best"
 	execModeAuto  = "auto"
@@ -21,7 +21,8 @@ const (
 	execModeCache = "cache_statement"
 )
 
-var execModes = []string{execModeBest, execModeAuto, execModeExec, execModeCache, "cache_describe", "describe_exec", "simple_protocol"}
+var execModes = []string{execModeBest, execModeAuto, execModeExec, execModeCache, "cache_describe",
+	"describe_exec", "simple_protocol"}
 
 // Options are the flags of the benchmarks.
 type Options struct {
@@ -36,33 +37,52 @@ type Options struct {
 	markdown string
 
 	quick bool
-	given map[string]bool // flags that were on the command line
+	given map[string]bool // the flags of the command line
 }
 
-// ParseOptions reads the flags, and refuses values that cannot work by the name of their flag.
+// ParseOptions reads the flags. An error about an invalid value names its flag.
 func ParseOptions(args []string, help io.Writer) (Options, error) {
 	var o Options
 	var tables, match, integrations, strategies, workloads, shapes string
 	flags := flag.NewFlagSet("passbuddy bench", flag.ContinueOnError)
-	flags.StringVar(&tables, "tables", "", "`list` of: "+names(allTables)+" (default all; with -quick saturated)")
+	flags.StringVar(&tables, "tables", "", "`list` of: "+names(allTables)+
+		" (default all; with -quick saturated)")
 	flags.StringVar(&match, "match", "", "`regexp`: only comparisons whose heading matches it")
 	flags.StringVar(&integrations, "integration", "", "pgxpool, sql (database/sql) or pgxpool,sql")
 	flags.StringVar(&strategies, "strategies", "", "`list` of: "+names(everyStrategy))
 	flags.StringVar(&workloads, "workloads", "", "`list` of: "+names(allWorkloads))
-	flags.StringVar(&shapes, "shapes", "", "`list` of processes x goroutines such as 4x50, or uneven, which is "+unevenText)
-	flags.DurationVar(&o.duration, "duration", 0, "time measured in each cell (default by table: "+defaultsText(func(t *table) string { return t.duration.String() })+"; -quick is less)")
-	flags.DurationVar(&o.warmup, "warmup", 0, "time before that, for connects and joining (default by table: "+
-		defaultsText(func(t *table) string { return t.warmup.String() })+"; a cold start has none)")
-	flags.IntVar(&o.rounds, "rounds", 0, "`number` of times that each cell is run (default by table: "+
-		defaultsText(func(t *table) string { return strconv.Itoa(t.rounds) })+")")
-	flags.IntVar(&o.capacity, "cap", 20, "`number` of Postgres backends that the fleet may hold together")
-	flags.StringVar(&o.execMode, "exec-mode", execModeBest, "pgx's default_query_exec_mode: "+strings.Join(execModes, ", ")+
-		".\nbest is for each what serves it best: prepared statements (cache_statement), but exec through a PgBouncer in transaction\nmode that is older than 1.21 and cannot follow them; auto is exec for all alike if there is such a one")
-	flags.StringVar(&o.json, "json", "passbuddy-bench.json", "`path` of the figures to write; empty for none")
-	flags.StringVar(&o.svg, "svg", "passbuddy-bench", "`folder` for the pictures to write; empty for none")
-	flags.StringVar(&o.markdown, "markdown", "", "`path` of a document to write tables and pictures' links into, between its marks if it has them")
-	flags.BoolVar(&o.quick, "quick", false, "two minutes instead of 40: select1 at 4x50 only, through both integrations; with -tables, the first\nscenarios of each, for a shorter time")
-	flags.SetOutput(io.Discard) // errors are the caller's to print; help is printed here
+	flags.StringVar(&shapes, "shapes", "",
+		"`list` of processes x goroutines such as 4x50, or uneven, which is "+unevenText)
+	flags.DurationVar(&o.duration, "duration", 0, "time measured in each cell (default by table: "+
+		defaultsText(func(t *table) string {
+			return t.duration.String()
+		})+"; -quick is less)")
+	flags.DurationVar(&o.warmup, "warmup", 0,
+		"time before that, for connects and joining (default by table: "+
+			defaultsText(func(t *table) string {
+				return t.warmup.String()
+			})+"; a cold start has none)")
+	flags.IntVar(&o.rounds, "rounds", 0,
+		"`number` of times that each cell is run (default by table: "+
+			defaultsText(func(t *table) string { return strconv.Itoa(t.rounds) })+")")
+	flags.IntVar(&o.capacity, "cap", 20,
+		"`number` of Postgres backends that the fleet may hold together")
+	flags.StringVar(&o.execMode, "exec-mode", execModeBest, "pgx's default_query_exec_mode: "+
+		strings.Join(execModes, ", ")+
+		".\nbest is for each what serves it best: prepared statements (cache_statement), but "+
+		"exec through a PgBouncer in transaction\nmode that is older than 1.21 and cannot follow "+
+		"them; auto is exec for all alike if there is such a one")
+	flags.StringVar(&o.json, "json", "passbuddy-bench.json",
+		"`path` of the figures to write; empty for none")
+	flags.StringVar(&o.svg, "svg", "passbuddy-bench",
+		"`folder` for the pictures to write; empty for none")
+	flags.StringVar(&o.markdown, "markdown", "",
+		"`path` of a document to write tables and pictures' links into, between its marks if it "+
+			"has them")
+	flags.BoolVar(&o.quick, "quick", false,
+		"two minutes instead of 40: select1 at 4x50 only, through both integrations; with "+
+			"-tables, the first\nscenarios of each, for a shorter time")
+	flags.SetOutput(io.Discard) // the caller prints errors; help is printed here
 	flags.Usage = func() {
 		fmt.Fprintln(help, `Usage: passbuddy bench [flags]
 
@@ -90,7 +110,7 @@ Flags:`)
 	}
 	o.given = make(map[string]bool)
 	flags.Visit(func(f *flag.Flag) { o.given[f.Name] = true })
-	o = o.timedAs(scenario{}) // the saturated table's, for what all have in common
+	o = o.timedAs(scenario{}) // the saturated table's values, for the common settings
 	if err := o.validate(); err != nil {
 		return o, err
 	}
@@ -109,13 +129,15 @@ func defaultsText(of func(*table) string) string {
 	return strings.Join(parts, ", ")
 }
 
-// keep leaves out the scenarios that do not match.
+// keep removes the scenarios that do not match.
 func (o *Options) keep(match string) error {
 	pattern, err := regexp.Compile(match)
 	if err != nil {
 		return fmt.Errorf("-match: %w", err)
 	}
-	o.plan = slices.DeleteFunc(o.plan, func(sc scenario) bool { return !pattern.MatchString(sc.heading()) })
+	o.plan = slices.DeleteFunc(o.plan, func(sc scenario) bool {
+		return !pattern.MatchString(sc.heading())
+	})
 	if len(o.plan) == 0 {
 		return fmt.Errorf("-match is %q: no comparison has such a heading", match)
 	}
@@ -133,12 +155,13 @@ func (o Options) validate() error {
 	case o.warmup < 0 || o.warmup > time.Minute:
 		return fmt.Errorf("-warmup is %v: it must be from 0 to 1m", o.warmup)
 	case !slices.Contains(execModes, o.execMode):
-		return fmt.Errorf("-exec-mode is %q: it must be one of %s", o.execMode, strings.Join(execModes, ", "))
+		return fmt.Errorf("-exec-mode is %q: it must be one of %s", o.execMode,
+			strings.Join(execModes, ", "))
 	}
 	return nil
 }
 
-// choose makes the plan from the lists; an empty one was not given.
+// choose makes the plan from the lists; an empty list means that its flag was not given.
 func (o *Options) choose(tables, integrations, strategies, workloads, shapes string) error {
 	var chosen []strategy
 	if strategies != "" {
@@ -156,7 +179,9 @@ func (o *Options) choose(tables, integrations, strategies, workloads, shapes str
 			return err
 		}
 		if combined && !slices.Contains(of, saturatedTable) {
-			return fmt.Errorf("-integration, -workloads and -shapes are of the saturated table, but -tables is %q", tables)
+			return fmt.Errorf(
+				"-integration, -workloads and -shapes are of the saturated table, but -tables is "+
+					"%q", tables)
 		}
 	case o.quick || combined:
 		of = []*table{saturatedTable}
@@ -172,10 +197,11 @@ func (o *Options) choose(tables, integrations, strategies, workloads, shapes str
 			o.plan = append(o.plan, t.planOf(chosen, o.quick)...)
 		}
 	}
-	// A strategy that is in none of a table's comparisons leaves nothing of it.
+	// A table none of whose comparisons has a chosen strategy is left out.
 	o.plan = slices.DeleteFunc(o.plan, func(sc scenario) bool { return len(sc.strategies) == 0 })
 	if len(o.plan) == 0 {
-		return fmt.Errorf("-strategies is %q: none of them is in the tables that are to be run", strategies)
+		return fmt.Errorf("-strategies is %q: none of them is in the tables that are to be run",
+			strategies)
 	}
 	return nil
 }
@@ -204,7 +230,8 @@ func (o *Options) combine(integrations string, chosen []strategy, workloads, sha
 	for _, i := range through {
 		for _, w := range works {
 			for _, f := range forms {
-				o.plan = append(o.plan, scenario{integration: i, workload: w, shape: f, strategies: chosen})
+				o.plan = append(o.plan, scenario{integration: i, workload: w, shape: f,
+					strategies: chosen})
 			}
 		}
 	}
@@ -218,7 +245,7 @@ func or(text, otherwise string) string {
 	return text
 }
 
-// named is what a list on the command line picks from.
+// named is an item that a list on the command line can name.
 type named interface{ flagName() string }
 
 func names[T named](all []T) string {
@@ -234,7 +261,8 @@ func pick[T named](flagName, list string, all []T) ([]T, error) {
 	for name := range strings.SplitSeq(list, ",") {
 		i := slices.IndexFunc(all, func(v T) bool { return v.flagName() == name })
 		if i < 0 {
-			return nil, fmt.Errorf("%s names %q: it must be a list of %s", flagName, name, names(all))
+			return nil, fmt.Errorf("%s names %q: it must be a list of %s", flagName, name,
+				names(all))
 		}
 		if !slices.ContainsFunc(picked, func(v T) bool { return v.flagName() == name }) {
 			picked = append(picked, all[i])

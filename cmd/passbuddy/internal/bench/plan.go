@@ -15,57 +15,65 @@ type strategy struct {
 	name, title string
 	guard       fleet.Guard
 	scope       string      // of PassBuddy
-	poolMode    string      // of the PgBouncer in between, if any
-	through     integration // in place of the scenario's, if any
-	split       bool        // the cap is cut into equal parts beforehand
-	ideal       bool        // no cap, and a server that has room for all
-	caps        string      // which backends the cap is for: capsOpen, capsBusy, or capsNone
+	poolMode    string      // of PgBouncer, if the strategy uses it
+	through     integration // replaces the scenario's integration, if set
+	split       bool        // each process has an equal, fixed part of the cap
+	ideal       bool        // no cap, and a server with room for all
+	caps        string      // which backends the cap counts: capsOpen, capsBusy, or capsNone
 }
 
 const (
 	capsNone = ""
-	capsOpen = "open" // all there are, idle ones included
+	capsOpen = "open" // all, including idle ones
 	capsBusy = "busy" // those in a query or a transaction
 )
 
 var (
 	bare      = strategy{name: "bare", title: "bare pool"}
 	static    = strategy{name: "static", title: "static split", split: true, caps: capsOpen}
-	bouncerTx = strategy{name: "pgbouncer-tx", title: "PgBouncer, transaction", poolMode: "transaction", caps: capsOpen}
-	bouncerS  = strategy{name: "pgbouncer-session", title: "PgBouncer, session", poolMode: "session", caps: capsOpen}
-	original  = strategy{name: "original", title: "the original's polling", guard: fleet.Original, caps: capsBusy}
-	perConn   = strategy{name: "passbuddy", title: "PassBuddy", guard: fleet.PassBuddy, scope: fleet.ScopeConnection, caps: capsOpen}
-	perOut    = strategy{name: "passbuddy-checkout", title: "PassBuddy, per checkout", guard: fleet.PassBuddy, scope: fleet.ScopeCheckout, caps: capsBusy}
+	bouncerTx = strategy{name: "pgbouncer-tx", title: "PgBouncer, transaction",
+		poolMode: "transaction", caps: capsOpen}
+	bouncerS = strategy{name: "pgbouncer-session", title: "PgBouncer, session", poolMode: "session",
+		caps: capsOpen}
+	original = strategy{name: "original", title: "the original's polling", guard: fleet.Original,
+		caps: capsBusy}
+	perConn = strategy{name: "passbuddy", title: "PassBuddy", guard: fleet.PassBuddy,
+		scope: fleet.ScopeConnection, caps: capsOpen}
+	perOut = strategy{name: "passbuddy-checkout", title: "PassBuddy, per checkout",
+		guard: fleet.PassBuddy, scope: fleet.ScopeCheckout, caps: capsBusy}
 
 	// perConnSQL is PassBuddy through database/sql beside strategies that use pgxpool.
-	perConnSQL = strategy{name: "passbuddy-sql", title: "PassBuddy, database/sql", through: fleet.SQL, guard: fleet.PassBuddy, scope: fleet.ScopeConnection, caps: capsOpen}
-	uncapped   = strategy{name: "uncapped", title: "uncapped pool", ideal: true}
+	perConnSQL = strategy{name: "passbuddy-sql", title: "PassBuddy, database/sql",
+		through: fleet.SQL, guard: fleet.PassBuddy, scope: fleet.ScopeConnection, caps: capsOpen}
+	uncapped = strategy{name: "uncapped", title: "uncapped pool", ideal: true}
 
 	// allStrategies are those of the saturated table.
 	allStrategies = []strategy{bare, static, bouncerTx, bouncerS, original, perConn, perOut}
-	// everyStrategy is what a flag can name.
+	// everyStrategy lists the strategies that a flag can name.
 	everyStrategy = append(slices.Clone(allStrategies), perConnSQL, uncapped)
 )
 
 func (s strategy) flagName() string { return s.name }
 
-// workload is what every goroutine repeats.
+// workload is the operation that every goroutine repeats.
 type workload struct {
 	name, title string
 	operation   fleet.Operation
-	takes       time.Duration // about; 0: not known beforehand
+	takes       time.Duration // roughly; 0: not known beforehand
 }
 
 var (
-	select1    = workload{name: "select1", title: "select 1", operation: fleet.Operation{Row: "select 1"}}
+	select1 = workload{name: "select1", title: "select 1",
+		operation: fleet.Operation{Row: "select 1"}}
 	sleep2     = sleeping(2)
 	sleep5     = sleeping(5)
 	sleep20    = sleeping(20)
-	threeSteps = workload{name: "tx", title: "a transaction of three statements", operation: fleet.Operation{Transaction: []string{
-		"select balance from account where id = $1",
-		"update account set balance = balance + 1 where id = $1 returning balance",
-		"select balance from account where id = $1",
-	}}}
+	threeSteps = workload{name: "tx", title: "a transaction of three statements",
+		operation: fleet.Operation{Transaction: []string{
+			"select balance from account where id = $1",
+			"update account set balance = balance + 1 where id = $1 returning balance",
+			"select balance from account where id = $1",
+		}}}
 
 	// allWorkloads are those of the saturated table.
 	allWorkloads = []workload{select1, sleep5, threeSteps}
@@ -75,15 +83,19 @@ var (
 func sleeping(ms int) workload {
 	return workload{
 		name: fmt.Sprintf("%dms", ms), title: fmt.Sprintf("a query of %d ms", ms),
-		operation: fleet.Operation{Row: fmt.Sprintf("select 1 from pg_sleep(0.%03d)", ms)}, takes: time.Duration(ms) * time.Millisecond,
+		operation: fleet.Operation{Row: fmt.Sprintf("select 1 from pg_sleep(0.%03d)", ms)},
+		takes:     time.Duration(ms) * time.Millisecond,
 	}
 }
 
 func (w workload) flagName() string { return w.name }
 
-// accounts is what the transactions work on. Half-full pages leave room for updates in place.
-var accounts = fmt.Sprintf(`create table account (id int primary key, balance bigint not null) with (fillfactor = 50);
-insert into account select id, 0 from generate_series(1, %d) id; analyze account`, fleet.TransactionKeys)
+// accounts creates the table that the transactions work on. Half-full pages leave room for updates
+// in place.
+var accounts = fmt.Sprintf(
+	`create table account (id int primary key, balance bigint not null) with (fillfactor = 50);
+insert into account select id, 0 from generate_series(1, %d) id; analyze account`,
+	fleet.TransactionKeys)
 
 type integration string
 
@@ -91,11 +103,11 @@ var allIntegrations = []integration{fleet.Pgxpool, fleet.SQL}
 
 func (i integration) flagName() string { return string(i) }
 
-// group is a number of processes with as many goroutines each.
+// group is a number of processes with the same number of goroutines each.
 type group struct{ Processes, Goroutines int }
 
-// shape is how many processes the fleet has, and how many goroutines they have. One of two groups is of uneven
-// demand: the first is the greedy one.
+// shape says how many processes the fleet has, and how many goroutines they have. A shape of two
+// groups has uneven demand: the first group is the greedy one.
 type shape struct {
 	name   string
 	groups []group
@@ -113,8 +125,12 @@ func parseShape(text string) (shape, error) {
 		left, right, _ := strings.Cut(part, "x")
 		processes, err1 := strconv.Atoi(left)
 		goroutines, err2 := strconv.Atoi(right)
-		if err1 != nil || err2 != nil || processes < 1 || processes > 200 || goroutines < 1 || goroutines > 1000 {
-			return s, fmt.Errorf("-shapes names %q: it must be processes x goroutines such as 4x50 (up to 200x1000), two of them as in 1x200+7x2, or uneven", text)
+		if err1 != nil || err2 != nil || processes < 1 || processes > 200 || goroutines < 1 ||
+			goroutines > 1000 {
+			return s,
+				fmt.Errorf(
+					"-shapes names %q: it must be processes x goroutines such as 4x50 (up to "+
+						"200x1000), two of them as in 1x200+7x2, or uneven", text)
 		}
 		s.groups = append(s.groups, group{processes, goroutines})
 	}
@@ -148,7 +164,7 @@ func (s shape) goroutines() (n int) {
 	return n
 }
 
-// scenario is what its strategies are compared in.
+// scenario is one comparison: a workload, a shape and the strategies to compare.
 type scenario struct {
 	integration integration
 	workload    workload
@@ -164,7 +180,8 @@ type scenario struct {
 func fullPlan(chosen []strategy) (plan []scenario) {
 	add := func(i integration, w workload, list []strategy, shapes ...string) {
 		for _, text := range shapes {
-			plan = append(plan, scenario{integration: i, workload: w, shape: mustShape(text), strategies: among(list, chosen)})
+			plan = append(plan, scenario{integration: i, workload: w, shape: mustShape(text),
+				strategies: among(list, chosen)})
 		}
 	}
 	add(fleet.Pgxpool, select1, allStrategies, "4x50", "16x12", "20x10", "40x5", "uneven")
@@ -178,12 +195,13 @@ func fullPlan(chosen []strategy) (plan []scenario) {
 
 func quickPlan(chosen []strategy) (plan []scenario) {
 	for _, i := range allIntegrations {
-		plan = append(plan, scenario{integration: i, workload: select1, shape: mustShape("4x50"), strategies: among(allStrategies, chosen)})
+		plan = append(plan, scenario{integration: i, workload: select1, shape: mustShape("4x50"),
+			strategies: among(allStrategies, chosen)})
 	}
 	return plan
 }
 
-// spec is what a cell is to do.
+// spec describes one cell.
 type spec struct {
 	scenario scenario
 	strategy strategy
@@ -191,9 +209,13 @@ type spec struct {
 	capacity int
 }
 
-// controlled says which strategies are worth a run without the greedy process: those that serve all.
+// controlled reports whether the strategy also runs without the greedy process: only one that
+// serves all is worth it.
 func (s strategy) controlled() bool {
-	return slices.ContainsFunc([]strategy{static, bouncerTx, perConn, perOut}, func(c strategy) bool { return c.name == s.name })
+	return slices.ContainsFunc([]strategy{static, bouncerTx, perConn, perOut},
+		func(c strategy) bool {
+			return c.name == s.name
+		})
 }
 
 func (s spec) greedy() int {
@@ -203,7 +225,7 @@ func (s spec) greedy() int {
 	return s.scenario.shape.groups[0].Processes
 }
 
-// groups are those of the processes that run.
+// groups returns the groups of the processes that run.
 func (s spec) groups() []group {
 	switch {
 	case s.control:
@@ -214,7 +236,7 @@ func (s spec) groups() []group {
 	return s.scenario.shape.groups
 }
 
-// processes is how many there are at most at once.
+// processes returns the most processes that run at once.
 func (sc scenario) processes() int {
 	if sc.change != nil {
 		return sc.change.slots
@@ -222,7 +244,7 @@ func (sc scenario) processes() int {
 	return sc.shape.processes()
 }
 
-// clients is how many connections the pools may have together at most, where they have no cap of
+// clients returns the most connections that the pools may have together if they have no cap of
 // their own.
 func (sc scenario) clients() int {
 	if sc.change != nil {
@@ -231,7 +253,7 @@ func (sc scenario) clients() int {
 	return sc.shape.goroutines()
 }
 
-// integration is what the cell's workers use.
+// integration returns the integration that the cell's workers use.
 func (s spec) integration() integration {
 	if s.strategy.through != "" {
 		return s.strategy.through
@@ -239,13 +261,14 @@ func (s spec) integration() integration {
 	return s.scenario.integration
 }
 
-// pools says how large the pool of each process is. A pool under a guard or in front of PgBouncer is as large as its
-// process could use; a static split gives each process of the whole fleet its part, the first ones what is left over.
+// pools returns the size of each process's pool. A pool under a guard or in front of PgBouncer is
+// as large as its process could use. A static split gives each process of the whole fleet an equal
+// part, and the remainder to the first ones.
 func (s spec) pools() (maxConns []int) {
 	processes := s.scenario.processes()
 	skipped := 0
 	if s.control {
-		skipped = s.scenario.shape.groups[0].Processes // their parts stay theirs
+		skipped = s.scenario.shape.groups[0].Processes // they keep their parts
 	}
 	for _, g := range s.groups() {
 		for range g.Processes {
@@ -262,11 +285,12 @@ func (s spec) pools() (maxConns []int) {
 	return maxConns
 }
 
-// impossible says why the cell cannot be run, if so.
+// impossible returns why the cell cannot run, or nothing.
 func (s spec) impossible(bouncerMissing bool) string {
 	switch {
 	case s.strategy.split && s.scenario.processes() > s.capacity:
-		return fmt.Sprintf("impossible: %d processes cannot share %d connections beforehand", s.scenario.processes(), s.capacity)
+		return fmt.Sprintf("impossible: %d processes cannot share %d connections beforehand",
+			s.scenario.processes(), s.capacity)
 	case s.strategy.poolMode != "" && bouncerMissing:
 		return "skipped: PgBouncer is not installed (scripts/setup.sh --want pgbouncer)"
 	}

@@ -16,14 +16,17 @@ func TestPools(t *testing.T) {
 		{"4x50", static, false, []int{5, 5, 5, 5}},
 		{"16x12", static, false, []int{2, 2, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1}},
 		{"1x200+7x2", static, false, []int{3, 3, 3, 3, 2, 2, 2, 2}},
-		{"1x200+7x2", static, true, []int{3, 3, 3, 2, 2, 2, 2}}, // the same as beside the greedy one
+		// the same as beside the greedy one
+		{"1x200+7x2", static, true, []int{3, 3, 3, 2, 2, 2, 2}},
 		{"1x200+2x2", perConn, false, []int{200, 2, 2}},
 		{"1x200+2x2", bouncerTx, true, []int{2, 2}},
 		{"2x9", bare, false, []int{9, 9}},
 	} {
-		sp := spec{scenario: scenario{shape: mustShape(c.shape)}, strategy: c.strategy, control: c.control, capacity: 20}
+		sp := spec{scenario: scenario{shape: mustShape(c.shape)}, strategy: c.strategy,
+			control: c.control, capacity: 20}
 		if got := sp.pools(); !slices.Equal(got, c.want) {
-			t.Errorf("%s %s, control %v: pools of %v, want %v", c.shape, c.strategy.name, c.control, got, c.want)
+			t.Errorf("%s %s, control %v: pools of %v, want %v", c.shape, c.strategy.name, c.control,
+				got, c.want)
 		}
 	}
 }
@@ -35,19 +38,24 @@ func TestCellsThatCannotBeRun(t *testing.T) {
 		missing  bool
 		want     string
 	}{
-		{"40x5", static, false, "impossible"}, {"20x5", static, false, ""}, {"40x5", perConn, true, ""},
-		{"4x50", bouncerTx, true, "not installed"}, {"4x50", bouncerS, true, "not installed"}, {"4x50", bouncerS, false, ""},
+		{"40x5", static, false, "impossible"}, {"20x5", static, false, ""},
+		{"40x5", perConn, true, ""},
+		{"4x50", bouncerTx, true, "not installed"}, {"4x50", bouncerS, true, "not installed"},
+		{"4x50", bouncerS, false, ""},
 	} {
-		got := spec{scenario: scenario{shape: mustShape(c.shape)}, strategy: c.strategy, capacity: 20}.impossible(c.missing)
+		got := spec{scenario: scenario{shape: mustShape(c.shape)}, strategy: c.strategy,
+			capacity: 20}.impossible(c.missing)
 		if (got == "") != (c.want == "") || !strings.Contains(got, c.want) {
-			t.Errorf("%s %s, PgBouncer missing %v: %q, want %q", c.shape, c.strategy.name, c.missing, got, c.want)
+			t.Errorf("%s %s, PgBouncer missing %v: %q, want %q", c.shape, c.strategy.name,
+				c.missing, got, c.want)
 		}
 	}
 }
 
 func TestExecModeForPgBouncer(t *testing.T) {
 	for version, want := range map[string]string{
-		"": "cache_statement", "1.18.0": "exec", "1.20.1": "exec", "1.21.0": "cache_statement", "1.24": "cache_statement", "2.0": "cache_statement", "of today": "exec",
+		"": "cache_statement", "1.18.0": "exec", "1.20.1": "exec", "1.21.0": "cache_statement",
+		"1.24": "cache_statement", "2.0": "cache_statement", "of today": "exec",
 	} {
 		if got := execModeFor(version); got != want {
 			t.Errorf("PgBouncer %q: %s, want %s", version, got, want)

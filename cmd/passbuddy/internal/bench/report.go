@@ -12,22 +12,22 @@ import (
 	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/show"
 )
 
-// schema changes when a reader of the JSON would have to.
+// schema changes whenever readers of the JSON must change.
 const schema = "passbuddy-bench/1"
 
-// report is a whole run, as in the JSON.
+// report is a whole run, as the JSON shows it.
 type report struct {
 	Schema   string    `json:"schema"`
 	Started  time.Time `json:"started"`
 	Seconds  float64   `json:"seconds"`
-	Complete bool      `json:"complete"` // false: interrupted, or given up
+	Complete bool      `json:"complete"` // false: the run was interrupted or gave up
 	Machine  machine   `json:"machine"`
 	Settings settings  `json:"settings"`
 	Targets  []target  `json:"targets"`
 	Cells    []*cell   `json:"cells"`
 }
 
-// settings are what all cells have in common, and the times of each table. Rounds, WarmupSeconds
+// settings holds the values common to all cells, and the times of each table. Rounds, WarmupSeconds
 // and DurationSeconds are those of the saturated table.
 type settings struct {
 	Capacity        int              `json:"cap"`
@@ -38,12 +38,13 @@ type settings struct {
 
 	ProgressWindow float64 `json:"progress_window_s"` // length of the windows of worst_window_ops
 	SampleInterval float64 `json:"sample_interval_ms"`
-	ExecMode       string  `json:"exec_mode"`           // pgx's default_query_exec_mode, or best
-	ThroughBouncer string  `json:"exec_mode_pgbouncer"` // the same, through PgBouncer in transaction mode
-	TightServer    int     `json:"tight_server_connections"`
+	ExecMode       string  `json:"exec_mode"` // pgx's default_query_exec_mode, or best
+	// the same, through PgBouncer in transaction mode
+	ThroughBouncer string `json:"exec_mode_pgbouncer"`
+	TightServer    int    `json:"tight_server_connections"`
 }
 
-// times are how long the cells of a table are run, and how often.
+// times holds how long the cells of a table run, and how often.
 type times struct {
 	Rounds          int     `json:"rounds"`
 	WarmupSeconds   float64 `json:"warmup_s"`
@@ -51,14 +52,16 @@ type times struct {
 }
 
 func (t times) text(of *table) string {
-	return fmt.Sprintf("Table %s: rounds: %d; %gs measured in each cell after %gs of warm-up.", of.name, t.Rounds, t.DurationSeconds, t.WarmupSeconds)
+	return fmt.Sprintf("Table %s: rounds: %d; %gs measured in each cell after %gs of warm-up.",
+		of.name, t.Rounds, t.DurationSeconds, t.WarmupSeconds)
 }
 
 func (s settings) execModeText() string {
 	if s.ExecMode != execModeBest {
 		return fmt.Sprintf("pgx's mode %s, by all alike", s.ExecMode)
 	}
-	return fmt.Sprintf("pgx's mode %s, through PgBouncer in transaction mode %s", execModeCache, s.ThroughBouncer)
+	return fmt.Sprintf("pgx's mode %s, through PgBouncer in transaction mode %s", execModeCache,
+		s.ThroughBouncer)
 }
 
 func settingsOf(o Options, s *servers) settings {
@@ -69,13 +72,17 @@ func settingsOf(o Options, s *servers) settings {
 	}
 	return settings{
 		Tables:   all,
-		Capacity: o.capacity, Rounds: o.rounds, WarmupSeconds: o.warmup.Seconds(), DurationSeconds: o.duration.Seconds(),
-		ProgressWindow: min(progressWindow, o.duration).Seconds(), SampleInterval: milliseconds(sampleInterval),
-		ExecMode: s.execMode, ThroughBouncer: s.execModeOf(strategy{poolMode: "transaction"}), TightServer: o.capacity + spareConnections,
+		Capacity: o.capacity, Rounds: o.rounds, WarmupSeconds: o.warmup.Seconds(),
+		DurationSeconds: o.duration.Seconds(),
+		ProgressWindow:  min(progressWindow, o.duration).Seconds(),
+		SampleInterval:  milliseconds(sampleInterval),
+		ExecMode:        s.execMode,
+		ThroughBouncer:  s.execModeOf(strategy{poolMode: "transaction"}),
+		TightServer:     o.capacity + spareConnections,
 	}
 }
 
-// finish works out what follows from the rounds.
+// finish computes the summaries, ratios and targets from the rounds.
 func (r *report) finish() {
 	for _, c := range r.Cells {
 		c.summarize()
@@ -109,7 +116,7 @@ func (r *report) finish() {
 	r.Targets = judge(r)
 }
 
-// empty says that there is nothing to report.
+// empty reports that no cell has figures.
 func (r *report) empty() bool {
 	for _, c := range r.Cells {
 		if len(c.Rounds) > 0 {
@@ -119,7 +126,7 @@ func (r *report) empty() bool {
 	return true
 }
 
-// broken says what PassBuddy promised and did not keep, and which cells failed.
+// broken returns the promises that PassBuddy broke, and the cells that failed.
 func (r *report) broken() error {
 	var errs []error
 	for _, c := range r.Cells {
@@ -132,7 +139,8 @@ func (r *report) broken() error {
 			continue
 		}
 		if peak, _ := c.capped(); peak.Max > float64(r.Settings.Capacity) {
-			errs = append(errs, fmt.Errorf("%v: there were %.0f backends, more than the cap of %d", c.spec, peak.Max, r.Settings.Capacity))
+			errs = append(errs, fmt.Errorf("%v: there were %.0f backends, more than the cap of %d",
+				c.spec, peak.Max, r.Settings.Capacity))
 		}
 		if n := c.Summary[operationsFailed].Max; n > 0 {
 			errs = append(errs, fmt.Errorf("%v: %.0f operations failed", c.spec, n))
@@ -141,7 +149,7 @@ func (r *report) broken() error {
 	return errors.Join(errs...)
 }
 
-// writeFiles writes what o names, and says where.
+// writeFiles writes the files that o names, and prints their paths.
 func writeFiles(out io.Writer, o Options, r *report) error {
 	fmt.Fprintln(out)
 	if o.json != "" {
@@ -176,7 +184,7 @@ func writeFiles(out io.Writer, o Options, r *report) error {
 	return nil
 }
 
-// figure shows a number with three digits or so.
+// figure formats a number with about three digits.
 func figure(v float64) string {
 	switch {
 	case v == 0:

@@ -12,7 +12,7 @@ const (
 	operationsFailed  = "errors"
 	operationsRefused = "refused" // of the errors: Postgres had too many clients
 	goroutinesServed  = "goroutines_served"
-	jainIndex         = "jain" // of operations by process; the greedy one left out
+	jainIndex         = "jain" // of operations by process, without the greedy one
 	worstWindowOps    = "worst_window_ops"
 	longestGap        = "longest_gap_ms"
 
@@ -24,8 +24,9 @@ const (
 
 	openSettled = "backends_mean_settled" // after the first 3 s
 
-	connectsPerSecond  = "connects_per_s" // Postgres's count, of the measured time
-	connectsTotal      = "connects"       // the workers' own count, from their start to the end of the measured time
+	connectsPerSecond = "connects_per_s" // Postgres's count during the measured time
+	// the workers' own count, from their start to the end of the measured time
+	connectsTotal      = "connects"
 	connectsSettled    = "connects_per_s_settled"
 	redisCommandsPerOp = "redis_commands_per_op"
 	redisScriptsPerOp  = "redis_scripts_per_op"
@@ -56,7 +57,7 @@ const (
 	modestPrefix = "modest_" // before the names of latencies and waits
 )
 
-// spread is a value over the rounds.
+// spread summarizes a value over the rounds.
 type spread struct {
 	Median float64 `json:"median"`
 	Min    float64 `json:"min"`
@@ -69,14 +70,15 @@ func spreadOf(values []float64) spread {
 	return spread{Median: (values[(n-1)/2] + values[n/2]) / 2, Min: values[0], Max: values[n-1]}
 }
 
-// cell is one strategy in one scenario, as in the JSON.
+// cell is one strategy in one scenario, as the JSON shows it.
 type cell struct {
-	Table       string            `json:"table,omitempty"` // none: saturated
-	Load        string            `json:"load,omitempty"`  // none: goroutines that never pause
-	Integration string            `json:"integration"`
-	Workload    string            `json:"workload"`
-	Shape       string            `json:"shape"`
-	ModestAlone bool              `json:"modest_alone,omitempty"` // the control of an uneven shape: without the greedy process
+	Table       string `json:"table,omitempty"` // none: saturated
+	Load        string `json:"load,omitempty"`  // none: goroutines that never pause
+	Integration string `json:"integration"`
+	Workload    string `json:"workload"`
+	Shape       string `json:"shape"`
+	// the control of an uneven shape: without the greedy process
+	ModestAlone bool              `json:"modest_alone,omitempty"`
 	Strategy    string            `json:"strategy"`
 	Processes   int               `json:"processes"`
 	Goroutines  int               `json:"goroutines,omitempty"` // none: an open loop
@@ -84,9 +86,9 @@ type cell struct {
 	Note        string            `json:"note,omitempty"`       // why there are no figures
 	Rounds      []measurement     `json:"rounds,omitempty"`
 	Summary     map[string]spread `json:"summary,omitempty"`
-	// Ratios of operations/s, each to the same round's.
+	// Ratios of operations/s, each to the rival's of the same round.
 	Ratios map[string]spread `json:"ratios_ops_per_s,omitempty"`
-	// Ratios of the 99th percentile, likewise; of all tables but the saturated.
+	// Ratios of the 99th percentile, likewise; for all tables but the saturated one.
 	LatencyRatios map[string]spread `json:"ratios_p99,omitempty"`
 
 	spec spec
@@ -108,7 +110,8 @@ func newCells(o Options, s *servers) (cells []*cell) {
 
 func newCell(sp spec, s *servers) *cell {
 	c := &cell{
-		Load: sp.scenario.load.String(), Integration: string(sp.integration()), Workload: sp.scenario.workload.name, Shape: sp.scenario.shape.name,
+		Load: sp.scenario.load.String(), Integration: string(sp.integration()),
+		Workload: sp.scenario.workload.name, Shape: sp.scenario.shape.name,
 		ModestAlone: sp.control, Strategy: sp.strategy.name, CapIsFor: sp.strategy.caps,
 		Note: sp.impossible(s.pgBouncerVersion == ""), spec: sp,
 	}
@@ -125,7 +128,7 @@ func newCell(sp spec, s *servers) *cell {
 	return c
 }
 
-// value is the named value in a round.
+// value returns the named value in a round.
 func (c *cell) value(round int, name string) (float64, bool) {
 	for _, m := range c.Rounds {
 		if m.Round == round && m.Error == "" {
@@ -136,7 +139,7 @@ func (c *cell) value(round int, name string) (float64, bool) {
 	return 0, false
 }
 
-// summarize works out the Summary.
+// summarize computes the Summary.
 func (c *cell) summarize() {
 	values := make(map[string][]float64)
 	for _, m := range c.Rounds {
@@ -152,15 +155,18 @@ func (c *cell) summarize() {
 	}
 }
 
-// measured says whether there are figures.
+// measured reports whether the cell has figures.
 func (c *cell) measured() bool { return len(c.Summary) > 0 }
 
-// ratioTo is c's value over other's, from the rounds that have both.
+// ratioTo returns c's value over other's, from the rounds that have both.
 func (c *cell) ratioTo(other *cell, name string) (spread, bool) {
-	return c.ratioOf(other, func(of *cell, round int) (float64, bool) { return of.value(round, name) })
+	return c.ratioOf(other, func(of *cell, round int) (float64, bool) {
+		return of.value(round, name)
+	})
 }
 
-func (c *cell) ratioOf(other *cell, value func(of *cell, round int) (float64, bool)) (spread, bool) {
+func (c *cell) ratioOf(other *cell,
+	value func(of *cell, round int) (float64, bool)) (spread, bool) {
 	var ratios []float64
 	for _, m := range c.Rounds {
 		a, ok1 := value(c, m.Round)
@@ -175,7 +181,7 @@ func (c *cell) ratioOf(other *cell, value func(of *cell, round int) (float64, bo
 	return spreadOf(ratios), true
 }
 
-// capped is the peak and the mean of the backends that the cap is for.
+// capped returns the peak and the mean of the backends that the cap counts.
 func (c *cell) capped() (peak, mean spread) {
 	if c.CapIsFor == capsBusy {
 		return c.Summary[busyPeak], c.Summary[busyMean]
@@ -183,10 +189,11 @@ func (c *cell) capped() (peak, mean spread) {
 	return c.Summary[openPeak], c.Summary[openMean]
 }
 
-// find returns the cell of the saturated table with figures, or nil.
+// find returns the named cell of the saturated table if it has figures, else nil.
 func (r *report) find(integration, workload, shape, strategy string, control bool) *cell {
 	for _, c := range r.Cells {
-		if c.Table == "" && c.Integration == integration && c.Workload == workload && c.Shape == shape && c.Strategy == strategy &&
+		if c.Table == "" && c.Integration == integration && c.Workload == workload &&
+			c.Shape == shape && c.Strategy == strategy &&
 			c.ModestAlone == control && c.measured() {
 			return c
 		}
@@ -197,14 +204,15 @@ func (r *report) find(integration, workload, shape, strategy string, control boo
 // rival returns the cell with figures that has c's scenario and another strategy, or nil.
 func (r *report) rival(c *cell, strategy string) *cell {
 	for _, other := range r.Cells {
-		if other.Strategy == strategy && other != c && other.ModestAlone == c.ModestAlone && other.sameScenario(c) && other.measured() {
+		if other.Strategy == strategy && other != c && other.ModestAlone == c.ModestAlone &&
+			other.sameScenario(c) && other.measured() {
 			return other
 		}
 	}
 	return nil
 }
 
-// groups are the cells that are compared with one another.
+// groups returns the cells of each comparison.
 func (r *report) groups() [][]*cell {
 	var groups [][]*cell
 	for i, c := range r.Cells {
@@ -219,5 +227,6 @@ func (r *report) groups() [][]*cell {
 
 func (c *cell) sameScenario(other *cell) bool {
 	a, b := c.spec.scenario, other.spec.scenario
-	return c.Table == other.Table && a.integration == b.integration && c.Workload == other.Workload && c.Shape == other.Shape && c.Load == other.Load
+	return c.Table == other.Table && a.integration == b.integration &&
+		c.Workload == other.Workload && c.Shape == other.Shape && c.Load == other.Load
 }

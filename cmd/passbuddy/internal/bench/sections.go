@@ -6,15 +6,15 @@ import (
 	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/fleet"
 )
 
-// section is a part of the report that is shown together: one comparison of the saturated table, or
-// all comparisons of another table that differ in one thing only.
+// section is a part of the report with one heading. It holds one comparison of the saturated table,
+// or all comparisons of another table that differ in one aspect only.
 type section struct {
 	title  string
 	table  *table
 	groups [][]*cell
 }
 
-// cells are the section's, in order.
+// cells returns the section's cells, in order.
 func (s section) cells() (cells []*cell) {
 	for _, group := range s.groups {
 		cells = append(cells, group...)
@@ -22,7 +22,7 @@ func (s section) cells() (cells []*cell) {
 	return cells
 }
 
-// sections are the parts of the report, in order.
+// sections returns the parts of the report, in order.
 func (r *report) sections() (sections []section) {
 	for _, group := range r.groups() {
 		sc := group[0].spec.scenario
@@ -36,7 +36,7 @@ func (r *report) sections() (sections []section) {
 	return sections
 }
 
-// section is the title of the section that shows the scenario.
+// section returns the title of the section that shows the scenario.
 func (sc scenario) section() string {
 	switch sc.inTable() {
 	case openTable:
@@ -59,13 +59,14 @@ func (sc scenario) section() string {
 	form := fmt.Sprintf("%d processes x %d goroutines", first.Processes, first.Goroutines)
 	if sc.shape.uneven() {
 		m := sc.shape.groups[1]
-		form = fmt.Sprintf("uneven demand: %d process x %d goroutines (greedy) and %d x %d (modest)",
+		form = fmt.Sprintf(
+			"uneven demand: %d process x %d goroutines (greedy) and %d x %d (modest)",
 			first.Processes, first.Goroutines, m.Processes, m.Goroutines)
 	}
 	return fmt.Sprintf("%s, %s, %s", throughText(sc.integration), sc.workload.title, form)
 }
 
-// row tells the scenario from others of its section.
+// row returns the label that distinguishes the scenario within its section.
 func (sc scenario) row() string {
 	switch sc.inTable() {
 	case openTable:
@@ -78,7 +79,7 @@ func (sc scenario) row() string {
 	return ""
 }
 
-// lead begins a picture's title, before the row.
+// lead returns the start of a picture's title, before the row.
 func (sc scenario) lead() string {
 	if sc.change != nil {
 		return "Under load:"
@@ -86,7 +87,7 @@ func (sc scenario) lead() string {
 	return "Cold start:"
 }
 
-// heading says what the scenario is about.
+// heading returns the scenario's title.
 func (sc scenario) heading() string {
 	if row := sc.row(); row != "" {
 		return sc.section() + ": " + row
@@ -101,33 +102,46 @@ func throughText(i integration) string {
 	return "pgxpool"
 }
 
-// about explains a table's figures, in one paragraph.
+// about returns one paragraph that explains the table's figures.
 func (t *table) about() string {
 	switch t {
 	case openTable:
-		return fmt.Sprintf("Operations arrive as a Poisson process, at a part of the rate that the "+
-			"capacity could serve (capacity / query time). No arrival waits for an earlier one, and "+
-			"latencies count from when the operation was to start. A process sheds an arrival while "+
-			"it has %d outstanding; shed ones are in no percentile. Operations outstanding at the end "+
-			"are in, with the time that they have lasted. There is no p99.9 of fewer than 1,000 "+
-			"operations. Connects are the workers' own, those to PgBouncer included.", maxOutstanding)
+		return fmt.Sprintf(
+			"Operations arrive as a Poisson process, at a part of the rate that the "+
+				"capacity could serve (capacity / query time). No arrival waits for an earlier "+
+				"one, and "+
+				"latencies count from when the operation was to start. A process sheds an "+
+				"arrival while "+
+				"it has %d outstanding; shed ones are in no percentile. Operations outstanding "+
+				"at the end "+
+				"are in, with the time that they have lasted. There is no p99.9 of fewer than "+
+				"1,000 "+
+				"operations. Connects are the workers' own, those to PgBouncer included.",
+			maxOutstanding)
 	case trafficTable:
-		return fmt.Sprintf("Each goroutine pauses before each query, for an exponential time with a "+
-			"mean of %v. Connects are the workers' own, those to PgBouncer included.", pauseMean)
+		return fmt.Sprintf(
+			"Each goroutine pauses before each query, for an exponential time with a "+
+				"mean of %v. Connects are the workers' own, those to PgBouncer included.",
+			pauseMean)
 	case coldTable:
-		return fmt.Sprintf("All processes have joined and have no connection when the load begins, in "+
-			"one instant. Steady is the last third of the time. The time to steady is the end of the "+
-			"first %v that has %g of the steady throughput.", timelineWidth, steadyPart)
+		return fmt.Sprintf(
+			"All processes have joined and have no connection when the load begins, in "+
+				"one instant. Steady is the last third of the time. The time to steady is the "+
+				"end of the "+
+				"first %v that has %g of the steady throughput.", timelineWidth, steadyPart)
 	case changesTable:
-		return fmt.Sprintf("Steady is the throughput before the first change. Lowest is the worst %v "+
-			"after it; low is the longest time below %g of steady. A process that leaves finishes "+
-			"its operations first. The static split is cut beforehand for the most processes that "+
-			"there are at once.", timelineWidth, lowPart)
+		return fmt.Sprintf(
+			"Steady is the throughput before the first change. Lowest is the worst %v "+
+				"after it; low is the longest time below %g of steady. A process that leaves "+
+				"finishes "+
+				"its operations first. The static split is cut beforehand for the most processes "+
+				"that "+
+				"there are at once.", timelineWidth, lowPart)
 	}
 	return ""
 }
 
-// columns are the section's tables.
+// columns returns the columns of the section's tables.
 func (s section) columns(capacity int) [][]column {
 	name := column{"", func(c *cell) string { return c.spec.scenario.row() + ": " + c.title() }}
 	ops := column{"ops/s", func(c *cell) string { return c.show(opsPerSecond, withRange) }}
@@ -148,7 +162,8 @@ func (s section) columns(capacity int) [][]column {
 		add(latencies...)
 		add(column{"p99.9", median(latencyP999)}, longest)
 		add(column{"p99 x uncapped", latencyRatioText(uncapped)}, overPgBouncer, errs)
-		add(column{"shed", median(operationsShed)}, column{"unfinished", median(operationsUnfinished)})
+		add(column{"shed", median(operationsShed)},
+			column{"unfinished", median(operationsUnfinished)})
 		add(late, connects, peak)
 	case trafficTable:
 		add(ops, column{"x PgB tx", func(c *cell) string { return c.ratio(bouncerTx) }})

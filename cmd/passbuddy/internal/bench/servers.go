@@ -18,19 +18,21 @@ import (
 )
 
 const (
-	// sampleInterval is how often backends are counted. The counting takes some of the machine, from all alike.
+	// sampleInterval is how often the sampler counts the backends. The counting costs all
+	// strategies the same CPU time.
 	sampleInterval = 10 * time.Millisecond
-	// spareConnections are what the tight server has beyond the cap, as a server has that was sized for its fleet.
+	// spareConnections is how many connections the tight server has beyond the cap, like a server
+	// that was sized for its fleet.
 	spareConnections = 2
-	// ownConnections are the sampler's and the counters'.
+	// ownConnections counts the connections of the sampler and of the counters.
 	ownConnections = 2
 )
 
-// servers are what the cells run against.
+// servers holds the servers that the cells run against.
 type servers struct {
-	// tight has little more room than the cap, and is for strategies that cap open connections, or
-	// nothing. A strategy that caps only the busy ones needs room for the idle, on roomy, and so
-	// does the ideal.
+	// tight has few more connections than the cap, and is for strategies that cap open connections,
+	// or nothing. A strategy that caps only busy connections also needs room for idle ones. It uses
+	// roomy, as the ideal does.
 	tight, roomy *throwaway.Postgres
 	redis        *throwaway.Redis
 	redisClient  *redis.Client
@@ -41,7 +43,7 @@ type servers struct {
 	execMode         string
 }
 
-// startServers starts the databases and finds out what there is. Close ends them.
+// startServers starts the databases and reads their versions. Close ends them.
 func startServers(ctx context.Context, o Options) (_ *servers, err error) {
 	s := &servers{}
 	defer func() {
@@ -56,7 +58,8 @@ func startServers(ctx context.Context, o Options) (_ *servers, err error) {
 	if s.tight, err = startPostgres(ctx, o.capacity+spareConnections+ownConnections); err != nil {
 		return nil, err
 	}
-	if s.roomy, err = startPostgres(ctx, max(most, o.capacity)+spareConnections+ownConnections); err != nil {
+	if s.roomy, err = startPostgres(ctx, max(most, o.capacity)+spareConnections+
+		ownConnections); err != nil {
 		return nil, err
 	}
 	if s.redis, err = throwaway.StartRedis(ctx, throwaway.RedisOptions{}); err != nil {
@@ -79,7 +82,7 @@ func startServers(ctx context.Context, o Options) (_ *servers, err error) {
 func startPostgres(ctx context.Context, maxConnections int) (*throwaway.Postgres, error) {
 	p, err := throwaway.StartPostgres(ctx, throwaway.PostgresOptions{
 		MaxConnections: maxConnections,
-		// Nothing is kept back for a superuser, so the error is the well-known one.
+		// No slot is reserved for superusers, so clients meet the well-known error.
 		Settings: map[string]string{"superuser_reserved_connections": "0"},
 	})
 	if err != nil {
@@ -117,8 +120,9 @@ func (s *servers) findVersions(ctx context.Context) error {
 	return err
 }
 
-// execModeFor picks how queries are sent through PgBouncer in transaction mode: as prepared statements, pgx's default, if it can follow
-// those, which it can since 1.21; else as unnamed statements in one round trip each.
+// execModeFor picks how workers send queries through PgBouncer in transaction mode. PgBouncer
+// follows prepared statements, pgx's default, since 1.21. For older versions, workers send unnamed
+// statements, in one round trip each.
 func execModeFor(pgBouncerVersion string) string {
 	if pgBouncerVersion == "" {
 		return execModeCache
@@ -155,7 +159,7 @@ func (s *servers) postgresFor(st strategy) *throwaway.Postgres {
 	return s.tight
 }
 
-// execModeOf is how st's workers send their queries.
+// execModeOf returns how st's workers send their queries.
 func (s *servers) execModeOf(st strategy) string {
 	switch {
 	case s.execMode != execModeBest:
@@ -166,14 +170,16 @@ func (s *servers) execModeOf(st strategy) string {
 	return execModeCache
 }
 
-// startPgBouncer starts one for a cell, so that no cell inherits connections.
-func (s *servers) startPgBouncer(ctx context.Context, p *throwaway.Postgres, sp spec) (*throwaway.PgBouncer, error) {
+// startPgBouncer starts a PgBouncer for one cell, so that no cell inherits connections.
+func (s *servers) startPgBouncer(ctx context.Context, p *throwaway.Postgres,
+	sp spec) (*throwaway.PgBouncer, error) {
 	settings := map[string]string{
-		// It would check each client's password by itself, in its one thread, for longer than the warm-up.
+		// Otherwise PgBouncer would check each client's password in its only thread, which takes
+		// longer than the warm-up.
 		"auth_type": "trust",
 	}
 	if s.execModeOf(sp.strategy) == execModeCache && sp.strategy.poolMode == "transaction" {
-		settings["max_prepared_statements"] = "200" // its default until 1.24 is none
+		settings["max_prepared_statements"] = "200" // until 1.24 the default is 0
 	}
 	return throwaway.StartPgBouncer(ctx, throwaway.PgBouncerOptions{
 		Postgres:   p,
@@ -184,7 +190,7 @@ func (s *servers) startPgBouncer(ctx context.Context, p *throwaway.Postgres, sp 
 	})
 }
 
-// workerURL names the fleet, and how it sends queries.
+// workerURL adds the fleet's name and query mode to the URL.
 func (s *servers) workerURL(postgresURL string, st strategy) (string, error) {
 	u, err := url.Parse(postgresURL)
 	if err != nil {
@@ -201,5 +207,5 @@ func connectSampler(ctx context.Context, p *throwaway.Postgres) (*backends.Sampl
 	return backends.Connect(ctx, p.AdminURL(), sampleInterval, "usename", throwaway.Role)
 }
 
-// semaphoreName is another for each cell, so that none waits for the leases of the one before.
+// semaphoreName differs for each cell, so that no cell waits for the leases of the one before.
 func semaphoreName() string { return "passbuddy-bench-" + strings.ToLower(rand.Text()[:8]) }

@@ -21,24 +21,30 @@ func (m machine) String() string {
 		memory = ", memory " + m.Memory
 	}
 	return fmt.Sprintf("%s, %d cores%s; %s, %s; %s, PostgreSQL %s, Redis %s, %s; load at start %s",
-		m.CPU, m.Cores, memory, m.OS, m.Kernel, m.Go, m.Postgres, m.Redis, bouncer, or(m.Load, "unknown"))
+		m.CPU, m.Cores, memory, m.OS, m.Kernel, m.Go, m.Postgres, m.Redis, bouncer,
+		or(m.Load, "unknown"))
 }
 
-// column is one of a table of cells.
+// column is one column of a table of cells.
 type column struct {
 	title string
 	text  func(*cell) string
 }
 
 func median(name string) func(*cell) string {
-	return func(c *cell) string { return c.show(name, func(s spread) string { return figure(s.Median) }) }
+	return func(c *cell) string {
+		return c.show(name, func(s spread) string { return figure(s.Median) })
+	}
 }
 
 func highest(name string) func(*cell) string {
-	return func(c *cell) string { return c.show(name, func(s spread) string { return figure(s.Max) }) }
+	return func(c *cell) string {
+		return c.show(name, func(s spread) string { return figure(s.Max) })
+	}
 }
 
-// columnsFor are the columns for one scenario's cells, in two tables: what callers get, and what it takes.
+// columnsFor returns the columns for one scenario's cells, in two tables: what callers get, and
+// what it costs.
 func columnsFor(group []*cell, capacity int) [2][]column {
 	name := column{"", func(c *cell) string { return c.title() }}
 	results := []column{
@@ -50,15 +56,20 @@ func columnsFor(group []*cell, capacity int) [2][]column {
 	if group[0].spec.scenario.shape.uneven() {
 		results = append(results,
 			column{"greedy ops/s", median(greedyOps)}, column{"modest ops/s", median(modestOps)},
-			column{"modest: p50 ms", median(modestPrefix + latencyP50)}, column{"p99", median(modestPrefix + latencyP99)},
-			column{"max", highest(modestPrefix + latencyMax)}, column{"wait p99", median(modestPrefix + "wait_p99_ms")})
+			column{"modest: p50 ms", median(modestPrefix + latencyP50)},
+			column{"p99", median(modestPrefix + latencyP99)},
+			column{"max", highest(modestPrefix + latencyMax)},
+			column{"wait p99", median(modestPrefix + "wait_p99_ms")})
 	} else {
-		results = append(results, column{"p50 ms", median(latencyP50)}, column{"p99", median(latencyP99)}, column{"max", highest(latencyMax)})
+		results = append(results, column{"p50 ms", median(latencyP50)},
+			column{"p99", median(latencyP99)}, column{"max", highest(latencyMax)})
 	}
 	results = append(results,
 		column{"errors", median(operationsFailed)},
 		column{"served", func(c *cell) string {
-			return c.show(goroutinesServed, func(s spread) string { return fmt.Sprintf("%.0f/%d", s.Median, c.Goroutines) })
+			return c.show(goroutinesServed, func(s spread) string {
+				return fmt.Sprintf("%.0f/%d", s.Median, c.Goroutines)
+			})
 		}},
 		column{"Jain", func(c *cell) string {
 			return c.show(jainIndex, func(s spread) string { return fmt.Sprintf("%.3f", s.Median) })
@@ -107,7 +118,7 @@ func (c *cell) show(name string, text func(spread) string) string {
 
 func (c *cell) ratio(to strategy) string { return ratioText(c.Ratios, to) }
 
-// peak marks the number that the strategy does not cap.
+// peak returns the peak, with a mark if the strategy does not cap it.
 func (c *cell) peak() string {
 	return c.show(openPeak, func(s spread) string {
 		if c.CapIsFor == capsOpen {
@@ -117,7 +128,7 @@ func (c *cell) peak() string {
 	})
 }
 
-// writeTables writes everything for a terminal. Its columns are wide; the JSON has more still.
+// writeTables writes all tables for a terminal. The JSON has more values.
 func writeTables(out io.Writer, r *report) {
 	for _, s := range r.sections() {
 		fmt.Fprintf(out, "\n%s\n", s.title)
@@ -155,7 +166,7 @@ the mean of the busy ones leaves out queries shorter than the counting.
 	}
 }
 
-// rounds is how many there are at most.
+// rounds returns the highest number of rounds of any cell.
 func (r *report) rounds() (n int) {
 	for _, c := range r.Cells {
 		n = max(n, len(c.Rounds))
@@ -179,10 +190,11 @@ func (t target) row() []string {
 	if t.Worst != "" {
 		worst = "worst: " + t.Worst
 	}
-	return []string{t.What, t.Want, ratioFigure(t.Figure.Median), ratioFigure(t.Figure.Min) + ".." + ratioFigure(t.Figure.Max), met, worst}
+	return []string{t.What, t.Want, ratioFigure(t.Figure.Median), ratioFigure(t.Figure.Min) + ".." +
+		ratioFigure(t.Figure.Max), met, worst}
 }
 
-// ratioFigure has a digit more than figure: a target can be missed by it.
+// ratioFigure shows one digit more than figure, because that digit can decide a target.
 func ratioFigure(v float64) string {
 	if v < 10 {
 		return strings.TrimSuffix(fmt.Sprintf("%.3f", v), ".000")
@@ -190,7 +202,7 @@ func ratioFigure(v float64) string {
 	return figure(v)
 }
 
-// notes say why cells have no figures.
+// notes returns why cells have no figures.
 func (s section) notes() (notes []string) {
 	for _, c := range s.cells() {
 		if !c.measured() {
@@ -204,9 +216,11 @@ func (s section) notes() (notes []string) {
 	return notes
 }
 
-// shows says whether a table is in the report.
+// shows reports whether a table is in the report.
 func (r *report) shows(t *table) bool {
-	return slices.ContainsFunc(r.Cells, func(c *cell) bool { return c.spec.scenario.inTable() == t })
+	return slices.ContainsFunc(r.Cells, func(c *cell) bool {
+		return c.spec.scenario.inTable() == t
+	})
 }
 
 func noteOf(c *cell) string {
@@ -231,7 +245,7 @@ func writeFailures(out io.Writer, c *cell) {
 	}
 }
 
-// tableOf is a head and the cells that have figures.
+// tableOf returns a head and the cells that have figures.
 func tableOf(group []*cell, columns []column) [][]string {
 	head := make([]string, len(columns))
 	for i, column := range columns {

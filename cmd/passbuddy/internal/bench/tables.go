@@ -7,7 +7,7 @@ import (
 	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/fleet"
 )
 
-// table is a part of the report: scenarios that are measured alike.
+// table is a part of the report: scenarios with the same way of measuring.
 type table struct {
 	name string
 	// warmup, duration and rounds are the defaults of its cells, and quick is the duration with
@@ -32,7 +32,8 @@ var (
 		rounds: 2, drain: drainTime,
 	}
 	changesTable = &table{
-		name: "changes", warmup: 2 * time.Second, duration: 10 * time.Second, quick: 8 * time.Second,
+		name: "changes", warmup: 2 * time.Second, duration: 10 * time.Second,
+		quick:  8 * time.Second,
 		rounds: 1, drain: 2 * time.Second,
 	}
 	saturatedTable = &table{
@@ -45,10 +46,10 @@ var (
 
 func (t *table) flagName() string { return t.name }
 
-// timedAs is o with the times and rounds of sc's table, where no flag says otherwise.
+// timedAs returns o with the times and rounds of sc's table, unless a flag sets them.
 func (o Options) timedAs(sc scenario) Options {
 	t := sc.inTable()
-	if !o.given["warmup"] || t == coldTable { // a cold start that warms up is none
+	if !o.given["warmup"] || t == coldTable { // a cold start has no warm-up
 		o.warmup = t.warmup
 	}
 	if !o.given["duration"] {
@@ -63,7 +64,7 @@ func (o Options) timedAs(sc scenario) Options {
 	return o
 }
 
-// inTable is the scenario's table. Those without one are saturated.
+// inTable returns the scenario's table. A scenario without one belongs to the saturated table.
 func (sc scenario) inTable() *table {
 	if sc.table == nil {
 		return saturatedTable
@@ -71,7 +72,7 @@ func (sc scenario) inTable() *table {
 	return sc.table
 }
 
-// among are the strategies of list that were chosen, or all of them if none was.
+// among returns the chosen strategies of list, or all of them if none was chosen.
 func among(list, chosen []strategy) (both []strategy) {
 	for _, s := range list {
 		named := func(c strategy) bool { return c.name == s.name }
@@ -82,7 +83,7 @@ func among(list, chosen []strategy) (both []strategy) {
 	return both
 }
 
-// planOf is the scenarios of a table.
+// planOf returns the scenarios of a table.
 func (t *table) planOf(chosen []strategy, quick bool) []scenario {
 	switch {
 	case t == openTable:
@@ -99,7 +100,8 @@ func (t *table) planOf(chosen []strategy, quick bool) []scenario {
 	return fullPlan(chosen)
 }
 
-// openPlan is arrivals that wait for nobody, beside a pool without a cap: the ideal.
+// openPlan returns open loops, whose arrivals do not wait for earlier ones. The ideal is a pool
+// without a cap.
 func openPlan(chosen []strategy, quick bool) (plan []scenario) {
 	works, percents := []workload{sleep2, sleep20}, []int{10, 30, 60, 90}
 	if quick {
@@ -120,7 +122,7 @@ func openPlan(chosen []strategy, quick bool) (plan []scenario) {
 	return plan
 }
 
-// trafficPlan is goroutines that pause between their queries, as ordinary traffic does.
+// trafficPlan returns loads whose goroutines pause between their queries, as in ordinary traffic.
 func trafficPlan(chosen []strategy, quick bool) (plan []scenario) {
 	shapes := []string{"8x8", "12x8", "15x4", "30x4"}
 	if quick {
@@ -138,8 +140,8 @@ func trafficPlan(chosen []strategy, quick bool) (plan []scenario) {
 	return plan
 }
 
-// coldPlan is processes that have all joined and have no connection yet when the load begins, in
-// one instant.
+// coldPlan returns cold starts: all processes have joined and have no connection yet when the load
+// begins, at one instant.
 func coldPlan(chosen []strategy, quick bool) (plan []scenario) {
 	shapes := []string{"8x40", "20x10", "40x5", "100x2"}
 	if quick {
@@ -154,7 +156,7 @@ func coldPlan(chosen []strategy, quick bool) (plan []scenario) {
 	return plan
 }
 
-// changesPlan is fleets that change under load.
+// changesPlan returns fleets that change under load.
 func changesPlan(chosen []strategy, quick bool) (plan []scenario) {
 	changes := []*change{rollingDeploy, scaleOut, scaleIn}
 	if quick {

@@ -51,13 +51,15 @@ func judgeTables(r *report) (targets []target) {
 	all := r.cellsOf(changesTable, perConn, func(scenario) bool { return true })
 	add(worst("changes under load: operations that failed",
 		all, atMost, 0, summaryOf(operationsFailed)))
-	growing := r.cellsOf(changesTable, perConn, func(sc scenario) bool { return sc.change != scaleIn })
+	growing := r.cellsOf(changesTable, perConn, func(sc scenario) bool {
+		return sc.change != scaleIn
+	})
 	add(worst("rolling deploy, scale-out: longest time in ms below 0.8 of steady",
 		growing, atMost, 500, summaryOf(longestLow)))
 	return targets
 }
 
-// cellsOf are the cells with figures of a table and a strategy that are meant.
+// cellsOf returns the cells of a table and a strategy that have figures and that meant accepts.
 func (r *report) cellsOf(t *table, st strategy, meant func(scenario) bool) (cells []*cell) {
 	for _, c := range r.Cells {
 		sc := c.spec.scenario
@@ -68,15 +70,16 @@ func (r *report) cellsOf(t *table, st strategy, meant func(scenario) bool) (cell
 	return cells
 }
 
-// figureOf is a figure of a cell, if it has that.
+// figureOf returns a figure of a cell, and whether the cell has it.
 type figureOf func(*cell) (spread, bool)
 
-// worst is the target that a figure keeps its bound in all of the cells. Without a figure there is
-// no target.
-func worst(what string, cells []*cell, keeps bounded, bound float64, figure figureOf) (t target, ok bool) {
+// worst returns the target that a figure keeps its bound in all of the cells. Without a figure
+// there is no target.
+func worst(what string, cells []*cell, keeps bounded, bound float64,
+	figure figureOf) (t target, ok bool) {
 	for _, c := range cells {
 		v, there := figure(c)
-		// A figure that would be missed with the worst one so far as its bound is worse.
+		// A figure is worse if it would miss the worst figure so far as its bound.
 		if !there || ok && keeps(what, v, t.Figure.Median).Met {
 			continue
 		}

@@ -8,25 +8,26 @@ import (
 )
 
 const (
-	// timelineWidth is the resolution of timelines, and the length of the windows whose lowest is
-	// shown.
+	// timelineWidth is the resolution of timelines, and the length of the windows of which the
+	// report shows the lowest.
 	timelineWidth = 100 * time.Millisecond
-	// lowPart is the part of the steady throughput below which a fleet's users notice.
+	// lowPart is the part of the steady throughput below which users notice.
 	lowPart = 0.8
 	// steadyPart is the part of the steady throughput at which a cold start is over.
 	steadyPart = 0.9
 )
 
-// timeline is the course of a run over its measured time, in bins of timelineWidth, as in the JSON.
+// timeline is the course of a run over its measured time, in bins of timelineWidth, as the JSON
+// shows it.
 type timeline struct {
 	Operations []int64   `json:"operations"`
 	Backends   []float64 `json:"backends"`             // the mean of each bin; -1: no sample
 	OnTheirWay []float64 `json:"on_their_way"`         // permits held, less backends; as above
-	Changes    []float64 `json:"changes_ms,omitempty"` // when the fleet was to change
+	Changes    []float64 `json:"changes_ms,omitempty"` // when the fleet was due to change
 }
 
-// sumBins adds the bins of all processes and joins as many neighbours as make one of the given
-// width. A rest that is shorter is left out.
+// sumBins adds the bins of all processes and merges neighbours into bins of the given width. It
+// leaves out a shorter rest.
 func sumBins(processes [][]int64, from, width time.Duration) []int64 {
 	per := max(1, int(width/from))
 	longest := 0
@@ -44,7 +45,7 @@ func sumBins(processes [][]int64, from, width time.Duration) []int64 {
 	return sums
 }
 
-// meanOf is the mean of bins; 0 of none.
+// meanOf returns the mean of bins, or 0 of none.
 func meanOf(bins []int64) float64 {
 	if len(bins) == 0 {
 		return 0
@@ -56,7 +57,7 @@ func meanOf(bins []int64) float64 {
 	return float64(sum) / float64(len(bins))
 }
 
-// lowestOf is the least of bins; 0 of none.
+// lowestOf returns the least of bins, or 0 of none.
 func lowestOf(bins []int64) int64 {
 	if len(bins) == 0 {
 		return 0
@@ -68,7 +69,7 @@ func lowestOf(bins []int64) int64 {
 	return lowest
 }
 
-// longestBelow is the longest time, in bins one after the other, that had less than the bound.
+// longestBelow returns the length of the longest run of consecutive bins below the bound.
 func longestBelow(bins []int64, bound float64, width time.Duration) time.Duration {
 	longest, run := 0, 0
 	for _, n := range bins {
@@ -82,9 +83,9 @@ func longestBelow(bins []int64, bound float64, width time.Duration) time.Duratio
 	return time.Duration(longest) * width
 }
 
-// timeToSteady is when throughput first reached a part of steady, which is in operations per bin. It is
-// the end of the first window of the given length, in bins of width, that had as many. Without such a
-// window it is all the time.
+// timeToSteady returns when throughput first reached a part of steady, which is in operations per
+// bin. It is the end of the first window of the given length, in bins of width, with enough
+// operations. Without such a window it is the whole time.
 func timeToSteady(bins []int64, steady, part float64, width, window time.Duration) time.Duration {
 	n := max(1, int(window/width))
 	var sum int64
@@ -100,8 +101,8 @@ func timeToSteady(bins []int64, steady, part float64, width, window time.Duratio
 	return time.Duration(len(bins)) * width
 }
 
-// meanSamples is the mean of the values between from and from + n bins, by bin; -1 where there is
-// none.
+// meanSamples returns the mean of the values between from and from + n bins, by bin, or -1 in a bin
+// without a value.
 func meanSamples(n int, from time.Duration, samples []heldSample) []float64 {
 	sums, counts := make([]float64, n), make([]int, n)
 	for _, s := range samples {
@@ -120,11 +121,11 @@ func meanSamples(n int, from time.Duration, samples []heldSample) []float64 {
 	return sums
 }
 
-// newTimeline puts together what was counted. Samples are since the begin, bins since the end of
-// the warm-up.
-// Without held ones nothing is on its way.
+// newTimeline joins the samples and the bins. Samples count from the start, bins from the end of
+// the warm-up. Without samples of held permits it leaves out OnTheirWay.
 func newTimeline(
-	ops []int64, warmup time.Duration, open []backends.Sample, held []heldSample, changes []time.Duration,
+	ops []int64, warmup time.Duration, open []backends.Sample, held []heldSample,
+	changes []time.Duration,
 ) *timeline {
 	var counts []heldSample
 	for _, s := range open {
@@ -140,8 +141,8 @@ func newTimeline(
 	t.OnTheirWay = meanSamples(len(ops), warmup, held)
 	for i := range t.OnTheirWay {
 		if t.OnTheirWay[i] >= 0 && t.Backends[i] >= 0 {
-			// The two counts are not of one instant, so a difference below 0 is theirs and not a
-			// permit's.
+			// The two counts are not of one instant, so a difference below 0 comes from the
+			// counting and means no permit.
 			t.OnTheirWay[i] = math.Max(0, t.OnTheirWay[i]-t.Backends[i])
 		} else {
 			t.OnTheirWay[i] = -1
@@ -150,7 +151,7 @@ func newTimeline(
 	return t
 }
 
-// addChange works out how the fleet's throughput stood its changes, the first of which was at
+// addChange computes how the changes affected the fleet's throughput. The first change was at
 // first.
 func (m *measurement) addChange(ops []int64, first time.Duration) {
 	at := min(int(first/timelineWidth), len(ops))
@@ -164,8 +165,8 @@ func (m *measurement) addChange(ops []int64, first time.Duration) {
 	m.Values[longestLow] = milliseconds(longestBelow(rest, lowPart*steady, timelineWidth))
 }
 
-// addColdStart works out how fast a fleet got going: fine are its operations in bins of width, from
-// the load's begin on.
+// addColdStart computes how fast a fleet started: fine holds its operations in bins of width, from
+// the start of the load.
 func (m *measurement) addColdStart(fine []int64, width time.Duration) {
 	second := min(int(time.Second/width), len(fine))
 	steady := meanOf(fine[len(fine)-len(fine)/3:])

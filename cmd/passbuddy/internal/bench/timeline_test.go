@@ -15,7 +15,8 @@ func TestSumBins(t *testing.T) {
 	if got, want := sumBins(processes, 50*ms, 100*ms), []int64{133, 77}; !slices.Equal(got, want) {
 		t.Errorf("%v, want %v: whole bins of 100 ms only", got, want)
 	}
-	if got, want := sumBins(processes, 10*ms, 10*ms), []int64{111, 22, 33, 44, 55}; !slices.Equal(got, want) {
+	if got, want := sumBins(processes, 10*ms, 10*ms), []int64{111, 22, 33, 44, 55}; !slices.Equal(
+		got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}
 	if got := sumBins(nil, 10*ms, 10*ms); len(got) != 0 {
@@ -57,7 +58,8 @@ func TestTimeToSteady(t *testing.T) {
 func TestChangeFigures(t *testing.T) {
 	m := measurement{Values: make(map[string]float64)}
 	m.addChange([]int64{90, 110, 100, 50, 79, 81, 20, 100}, 300*ms)
-	for name, want := range map[string]float64{steadyOps: 1000, lowestOps: 200, lowestToSteady: 0.2, longestLow: 200} {
+	for name, want := range map[string]float64{steadyOps: 1000, lowestOps: 200, lowestToSteady: 0.2,
+		longestLow: 200} {
 		if got := m.Values[name]; got != want {
 			t.Errorf("%s is %v, want %v", name, got, want)
 		}
@@ -80,8 +82,10 @@ func TestColdStartFigures(t *testing.T) {
 	}
 	m := measurement{Values: make(map[string]float64)}
 	m.addColdStart(fine, 10*ms)
-	// 0.9 of 100 operations in 100 ms are there when eight of the ten bins are of the full rate.
-	for name, want := range map[string]float64{firstSecondOps: 30*5 + 50*10, steadyOps: 1000, timeToSteadyMs: 580} {
+	// A window reaches 0.9 of 100 operations in 100 ms when eight of its ten bins have the full
+	// rate.
+	for name, want := range map[string]float64{firstSecondOps: 30*5 + 50*10, steadyOps: 1000,
+		timeToSteadyMs: 580} {
 		if got := m.Values[name]; got != want {
 			t.Errorf("%s is %v, want %v", name, got, want)
 		}
@@ -89,8 +93,10 @@ func TestColdStartFigures(t *testing.T) {
 }
 
 func TestTimelineOfPermitsOnTheirWay(t *testing.T) {
-	open := []backends.Sample{{At: 900 * ms, Open: 99}, {At: 1010 * ms, Open: 10}, {At: 1020 * ms, Open: 12}, {At: 1150 * ms, Open: 20}, {At: 1310 * ms, Open: 9}}
-	held := []heldSample{{1010 * ms, 14}, {1050 * ms, 16}, {1150 * ms, 19}, {1250 * ms, 5}, {1310 * ms, 9}, {1900 * ms, 7}}
+	open := []backends.Sample{{At: 900 * ms, Open: 99}, {At: 1010 * ms, Open: 10},
+		{At: 1020 * ms, Open: 12}, {At: 1150 * ms, Open: 20}, {At: 1310 * ms, Open: 9}}
+	held := []heldSample{{1010 * ms, 14}, {1050 * ms, 16}, {1150 * ms, 19}, {1250 * ms, 5},
+		{1310 * ms, 9}, {1900 * ms, 7}}
 	got := newTimeline([]int64{1, 2, 3, 4}, time.Second, open, held, []time.Duration{100 * ms})
 	if want := []float64{11, 20, -1, 9}; !slices.Equal(got.Backends, want) {
 		t.Errorf("backends %v, want %v", got.Backends, want)

@@ -19,7 +19,7 @@ const (
 	panelSpace = 52.0
 )
 
-// lineColors are told apart by colour-blind readers too.
+// lineColors are colours that colour-blind readers can distinguish.
 var lineColors = []string{ourColor, rivalColor, "#009e73", "#cc79a7", "#56b4e9", paleColor}
 
 func timelineName(c *cell) string {
@@ -69,7 +69,8 @@ type panel struct {
 func (p panel) x(seconds float64) float64 { return lineLeft + (lineRight-lineLeft)*seconds/p.xMax }
 func (p panel) y(value float64) float64   { return p.bottom - (p.bottom-p.top)*value/p.yMax }
 
-// drawTimeline draws what every curve shows: backends, permits on their way, operations per second.
+// drawTimeline draws the panels of all curves: backends, permits on their way, operations per
+// second.
 func drawTimeline(r *report, curves []curve) picture {
 	sc := curves[0].c.spec.scenario
 	title := sc.heading()
@@ -127,7 +128,7 @@ func drawTimeline(r *report, curves []curve) picture {
 	return picture{timelineName(curves[0].c), title, document.Bytes()}
 }
 
-// rates are the operations per second of each bin.
+// rates returns the operations per second of each bin.
 func (t *timeline) rates() (rates []float64) {
 	for _, n := range t.Operations {
 		rates = append(rates, float64(n)*float64(time.Second/timelineWidth))

@@ -30,13 +30,15 @@ func TestZipf(t *testing.T) {
 	}
 }
 
-// Skewed or not, the fleet is offered the same in all.
+// Skewed or not, the fleet as a whole is offered the same load.
 func TestLoadsOfAnOpenLoop(t *testing.T) {
 	for _, skewed := range []bool{false, true} {
 		sp := spec{capacity: 20, scenario: scenario{
-			workload: sleep20, shape: shape{"8", []group{{8, openPool}}}, load: load{percent: 60, skewed: skewed},
+			workload: sleep20, shape: shape{"8", []group{{8, openPool}}},
+			load: load{percent: 60, skewed: skewed},
 		}}
-		if got := sp.offered(); math.Abs(got-600) > 1e-9 { // 20 backends do 1,000 queries of 20 ms a second
+		// 20 backends do 1,000 queries of 20 ms a second
+		if got := sp.offered(); math.Abs(got-600) > 1e-9 {
 			t.Fatalf("%v operations/s are 60 %%, want 600", got)
 		}
 		loads := sp.loads(time.Second)
@@ -50,14 +52,17 @@ func TestLoadsOfAnOpenLoop(t *testing.T) {
 		if len(loads) != 8 || math.Abs(sum-600) > 1e-9 {
 			t.Errorf("skewed %v: %d processes with %v operations/s in all", skewed, len(loads), sum)
 		}
-		if ratio := loads[0].Rate / loads[7].Rate; skewed && math.Abs(ratio-8) > 1e-9 || !skewed && ratio != 1 {
-			t.Errorf("skewed %v: the first process has %v times the last one's demand", skewed, ratio)
+		if ratio := loads[0].Rate / loads[7].Rate; skewed && math.Abs(ratio-8) > 1e-9 || !skewed &&
+			ratio != 1 {
+			t.Errorf("skewed %v: the first process has %v times the last one's demand", skewed,
+				ratio)
 		}
 	}
 }
 
 func TestLoadsOfClosedLoops(t *testing.T) {
-	sp := spec{capacity: 20, scenario: scenario{workload: sleep2, shape: mustShape("3x8"), load: load{pause: pauseMean}}}
+	sp := spec{capacity: 20, scenario: scenario{workload: sleep2, shape: mustShape("3x8"),
+		load: load{pause: pauseMean}}}
 	for _, l := range sp.loads(time.Second) {
 		if l.Pause != pauseMean || l.Rate != 0 {
 			t.Errorf("%+v", l)

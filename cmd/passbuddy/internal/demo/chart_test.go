@@ -16,21 +16,25 @@ import (
 
 func testOptions() Options {
 	return Options{processes: 8, goroutines: 40, capacity: 20, duration: 10 * time.Second,
-		query: "select 1 where 'a' < 'b' & c", scope: fleet.ScopeConnection, integration: fleet.Pgxpool, svg: "x.svg"}
+		query: "select 1 where 'a' < 'b' & c", scope: fleet.ScopeConnection,
+		integration: fleet.Pgxpool, svg: "x.svg"}
 }
 
-// testResult has n samples over ten seconds, all of them low but the one in the middle.
+// testResult returns n samples over ten seconds, all low except the one in the middle.
 func testResult(name string, n, low, peak int) *result {
-	r := &result{name: name, took: 10 * time.Second, peak: peak, wait: fleet.NewLatency(), total: fleet.NewLatency()}
+	r := &result{name: name, took: 10 * time.Second, peak: peak, wait: fleet.NewLatency(),
+		total: fleet.NewLatency()}
 	for i := range n {
 		backends := low
 		if i == n/2 {
 			backends = peak
 		}
-		r.samples = append(r.samples, sample{time.Duration(i) * 10 * time.Second / time.Duration(n), backends})
+		r.samples = append(r.samples, sample{time.Duration(i) * 10 * time.Second / time.Duration(n),
+			backends})
 	}
 	for i := range 40 {
-		r.progress = append(r.progress, progressPoint{time.Duration(i) * 250 * time.Millisecond, fleet.Counts{Operations: int64(i), Refused: int64(7 * i)}})
+		r.progress = append(r.progress, progressPoint{time.Duration(i) * 250 * time.Millisecond,
+			fleet.Counts{Operations: int64(i), Refused: int64(7 * i)}})
 	}
 	return r
 }
@@ -41,7 +45,8 @@ type svgElement struct {
 	inside string
 }
 
-// parseSVG fails the test unless document is well-formed, and returns its elements with the text directly in them.
+// parseSVG fails the test unless document is well-formed, and returns its elements with the text
+// directly in them.
 func parseSVG(t *testing.T, document []byte) []svgElement {
 	t.Helper()
 	var elements []svgElement
@@ -93,10 +98,12 @@ func hasText(elements []svgElement, part string) bool {
 }
 
 func TestChartShowsBothRunsAndTheCap(t *testing.T) {
-	elements := drawChart(t, testOptions(), 22, testResult("without PassBuddy", 2000, 22, 22), testResult("with PassBuddy", 2000, 20, 20))
+	elements := drawChart(t, testOptions(), 22, testResult("without PassBuddy", 2000, 22, 22),
+		testResult("with PassBuddy", 2000, 20, 20))
 	for _, text := range []string{
 		"cap 20", "server's limit 22", "without PassBuddy: peak 22", "with PassBuddy: peak 20",
-		"backends", "failed operations per second", "seconds since the start of the run", "'a' < 'b' & c",
+		"backends", "failed operations per second", "seconds since the start of the run",
+		"'a' < 'b' & c",
 	} {
 		if !hasText(elements, text) {
 			t.Errorf("no text %q", text)
@@ -116,7 +123,7 @@ func TestChartShowsBothRunsAndTheCap(t *testing.T) {
 	}
 }
 
-// One sample in thousands must still be seen where the picture has fewer columns than there are samples.
+// One sample in thousands must show even if the picture has fewer columns than samples.
 func TestChartLosesNoPeak(t *testing.T) {
 	o := testOptions()
 	elements := drawChart(t, o, 0, testResult("without PassBuddy", 50_000, 3, 27))
@@ -144,5 +151,6 @@ func TestChartLosesNoPeak(t *testing.T) {
 func TestChartOfAlmostNothing(t *testing.T) {
 	o := testOptions()
 	o.duration, o.scope, o.capacity = 100*time.Millisecond, fleet.ScopeCheckout, 1
-	drawChart(t, o, 0, &result{name: "without PassBuddy"}, &result{name: "with PassBuddy", samples: []sample{{0, 0}}})
+	drawChart(t, o, 0, &result{name: "without PassBuddy"},
+		&result{name: "with PassBuddy", samples: []sample{{0, 0}}})
 }

@@ -1,4 +1,5 @@
-// Package demo is `passbuddy demo`: a fleet of processes on one Postgres, without PassBuddy and with it.
+// Package demo is `passbuddy demo`: a fleet of processes on one Postgres, without PassBuddy and
+// with it.
 package demo
 
 import (
@@ -17,12 +18,12 @@ import (
 // drainTime is how long operations under way may take to end after the run.
 const drainTime = 3 * time.Second
 
-// result is what one run showed.
+// result holds the figures of one run.
 type result struct {
 	name        string
 	took        time.Duration
 	counts      fleet.Counts
-	served      int // goroutines that had an operation succeed
+	served      int // goroutines with at least one successful operation
 	failures    map[string]int64
 	wait, total *fleet.Latency
 	samples     []sample
@@ -30,15 +31,15 @@ type result struct {
 	progress    []progressPoint
 }
 
-// progressPoint is how far the fleet was at a time since the start of the run.
+// progressPoint is the fleet's progress at a time since the start of the run.
 type progressPoint struct {
 	at     time.Duration
 	counts fleet.Counts
 }
 
-// Run runs the fleet without PassBuddy and with it, and shows how they compare: a table on out, a picture in a file,
-// and progress on status. It returns an error when something stood in the way, or when the run with PassBuddy was
-// not what PassBuddy promises. When it returns, its processes and temporary folders are gone.
+// Run runs the fleet without PassBuddy and with it, and shows how they compare: a table on out, a
+// picture in a file, and progress on status. It returns an error if a run failed or PassBuddy broke
+// its promise. When it returns, its processes and temporary folders are gone.
 func Run(ctx context.Context, o Options, out, status io.Writer) (err error) {
 	s, err := startServers(ctx, o)
 	if err != nil {
@@ -64,13 +65,17 @@ func Run(ctx context.Context, o Options, out, status io.Writer) (err error) {
 }
 
 func introduce(out io.Writer, o Options, s *servers) {
-	fmt.Fprintf(out, "A fleet of %d processes x %d goroutines on one Postgres, cap %d, %v without PassBuddy and %v with it.\n",
+	fmt.Fprintf(out,
+		"A fleet of %d processes x %d goroutines on one Postgres, cap %d, %v without PassBuddy "+
+			"and %v with it.\n",
 		o.processes, o.goroutines, o.capacity, o.duration, o.duration)
 	fmt.Fprintf(out, "  query     %s\n  through   %s, scope %s\n  Postgres  %s\n  Redis     %s\n\n",
 		o.query, integrationText(o.integration), o.scope, s.postgresText, s.redisText)
 	if s.ownPostgres {
-		fmt.Fprintf(out, "The run without PassBuddy opens up to %d connections on your Postgres. While it lasts,\n"+
-			"other clients may be refused. Ctrl-C ends it.\n\n", o.processes*o.goroutines)
+		fmt.Fprintf(out,
+			"The run without PassBuddy opens up to %d connections on your Postgres. While it "+
+				"lasts,\n"+
+				"other clients may be refused. Ctrl-C ends it.\n\n", o.processes*o.goroutines)
 	}
 }
 
@@ -82,7 +87,8 @@ func integrationText(integration string) string {
 }
 
 // runFleet does one run. When it returns, the run's processes and backends are gone.
-func runFleet(ctx context.Context, o Options, s *servers, withPassBuddy bool, status io.Writer) (*result, error) {
+func runFleet(ctx context.Context, o Options, s *servers, withPassBuddy bool,
+	status io.Writer) (*result, error) {
 	if err := s.afresh(ctx); err != nil {
 		return nil, err
 	}
@@ -107,7 +113,8 @@ func runFleet(ctx context.Context, o Options, s *servers, withPassBuddy bool, st
 		Scope:       o.scope,
 		Drain:       drainTime,
 	}
-	r := &result{name: "without PassBuddy", wait: fleet.NewLatency(), total: fleet.NewLatency(), failures: make(map[string]int64)}
+	r := &result{name: "without PassBuddy", wait: fleet.NewLatency(), total: fleet.NewLatency(),
+		failures: make(map[string]int64)}
 	if withPassBuddy {
 		r.name, cfg.Guard = "with PassBuddy", fleet.PassBuddy
 	}
@@ -136,8 +143,9 @@ func runFleet(ctx context.Context, o Options, s *servers, withPassBuddy bool, st
 	return r, sampler.AwaitQuiet(ctx)
 }
 
-// watch shows how the run goes until it is over.
-func (r *result) watch(ctx context.Context, o Options, f *fleet.Fleet, s *sampler, start time.Time, status io.Writer) {
+// watch shows the progress of the run until it is over.
+func (r *result) watch(ctx context.Context, o Options, f *fleet.Fleet, s *sampler, start time.Time,
+	status io.Writer) {
 	line := show.NewStatusLine(status)
 	defer line.End()
 	over := time.NewTimer(o.duration)
@@ -156,13 +164,16 @@ func (r *result) watch(ctx context.Context, o Options, f *fleet.Fleet, s *sample
 		point := progressPoint{time.Since(start), f.Counts()}
 		r.progress = append(r.progress, point)
 		now, peak := s.latest()
-		line.Show(point.at, fmt.Sprintf("%-17s %4.1fs/%v %7s ops/s %7s refused %3d backends (peak %d)", // fits in 80 columns
-			r.name, point.at.Seconds(), o.duration, show.Thousands(rate(point.counts.Operations, point.at)),
-			show.Thousands(point.counts.Refused), now, peak))
+		// fits in 80 columns
+		line.Show(point.at,
+			fmt.Sprintf("%-17s %4.1fs/%v %7s ops/s %7s refused %3d backends (peak %d)",
+				r.name, point.at.Seconds(), o.duration,
+				show.Thousands(rate(point.counts.Operations, point.at)),
+				show.Thousands(point.counts.Refused), now, peak))
 	}
 }
 
-// add takes the workers' final reports in.
+// add adds the workers' final reports.
 func (r *result) add(reports []fleet.Report) error {
 	for _, report := range reports {
 		r.counts.Add(report.Counts)
@@ -177,7 +188,7 @@ func (r *result) add(reports []fleet.Report) error {
 	return nil
 }
 
-// rate is n per second, rounded.
+// rate returns n per second, rounded.
 func rate(n int64, d time.Duration) int64 {
 	if d <= 0 {
 		return 0

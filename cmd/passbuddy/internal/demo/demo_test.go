@@ -32,7 +32,8 @@ func testContext(t *testing.T) context.Context {
 	return ctx
 }
 
-// The whole demo, small: the fleet without PassBuddy runs into the server's limit, the one with it keeps the cap.
+// A small run of the whole demo: the fleet without PassBuddy exceeds the server's limit, the fleet
+// with it keeps the cap.
 func TestDemo(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: this runs a fleet of processes for some seconds")
@@ -59,7 +60,9 @@ func TestDemo(t *testing.T) {
 				}
 			}
 			for line := range strings.Lines(out.String()) {
-				if f := strings.Fields(line); len(f) == 6 && strings.HasPrefix(line, "   failed: too many clients") && (f[4] == "0" || f[5] != "0") {
+				if f := strings.Fields(line); len(f) == 6 &&
+					strings.HasPrefix(line, "   failed: too many clients") &&
+					(f[4] == "0" || f[5] != "0") {
 					t.Errorf("want refusals without PassBuddy and none with it: %s", line)
 				}
 			}
@@ -81,19 +84,21 @@ func TestDemoIsInterrupted(t *testing.T) {
 	if _, err := throwaway.FindPostgres(t.Context()); err != nil {
 		t.Skip("the demo needs a PostgreSQL server (make test installs it): ", err)
 	}
-	o, err := ParseOptions([]string{"-processes", "2", "-goroutines", "4", "-cap", "2", "-duration", "1h",
+	o, err := ParseOptions([]string{"-processes", "2", "-goroutines", "4", "-cap", "2", "-duration",
+		"1h",
 		"-svg", filepath.Join(t.TempDir(), "demo.svg")}, &bytes.Buffer{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(testContext(t))
-	status := &signalWriter{written: make(chan struct{}, 1)} // the first line of progress: the fleet runs
+	// the first line of progress: the fleet runs
+	status := &signalWriter{written: make(chan struct{}, 1)}
 	ended := make(chan error, 1)
 	go func() { ended <- Run(ctx, o, &bytes.Buffer{}, status) }()
 	select {
 	case <-status.written:
 	case err := <-ended:
-		t.Fatalf("ended by itself: %v", err)
+		t.Fatalf("the demo ended before its interruption: %v", err)
 	}
 	cancel()
 	if err := <-ended; !errors.Is(err, context.Canceled) {

@@ -13,7 +13,7 @@ import (
 	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/show"
 )
 
-// writeTable compares the runs, one a column.
+// writeTable compares the runs, one in each column.
 func writeTable(out io.Writer, o Options, results []*result) {
 	type row struct {
 		name  string
@@ -21,11 +21,16 @@ func writeTable(out io.Writer, o Options, results []*result) {
 	}
 	rows := []row{
 		{"", func(r *result) string { return r.name }},
-		{"operations/s", func(r *result) string { return show.Thousands(rate(r.counts.Operations, r.took)) }},
-		{"failed: too many clients", func(r *result) string { return show.Thousands(r.counts.Refused) }},
+		{"operations/s", func(r *result) string {
+			return show.Thousands(rate(r.counts.Operations, r.took))
+		}},
+		{"failed: too many clients", func(r *result) string {
+			return show.Thousands(r.counts.Refused)
+		}},
 		{"failed: other errors", func(r *result) string { return show.Thousands(r.counts.Failed) }},
 		{"goroutines ever served", func(r *result) string {
-			return fmt.Sprintf("%s of %s", show.Thousands(int64(r.served)), show.Thousands(int64(o.processes*o.goroutines)))
+			return fmt.Sprintf("%s of %s", show.Thousands(int64(r.served)),
+				show.Thousands(int64(o.processes*o.goroutines)))
 		}},
 		{"wait for a connection, p50", func(r *result) string { return milliseconds(r.wait, 50) }},
 		{"wait for a connection, p99", func(r *result) string { return milliseconds(r.wait, 99) }},
@@ -33,8 +38,8 @@ func writeTable(out io.Writer, o Options, results []*result) {
 		{"whole operation, p99", func(r *result) string { return milliseconds(r.total, 99) }},
 		{peakText(o), func(r *result) string { return fmt.Sprint(r.peak) }},
 	}
-	// Right-aligned columns need a tab after the last cell too, and tabwriter would align the names to the right as
-	// well: they are padded here.
+	// Right-aligned columns need a tab after the last cell too. tabwriter would also align the
+	// names to the right, so we pad them here.
 	widest := 0
 	for _, row := range rows {
 		widest = max(widest, len(row.name))
@@ -48,7 +53,9 @@ func writeTable(out io.Writer, o Options, results []*result) {
 		fmt.Fprintln(table, strings.Join(cells, "\t")+"\t")
 	}
 	_ = table.Flush() // out's error shows at the next write
-	fmt.Fprintln(out, "\nTimes are of operations that succeeded. Backends are pg_stat_activity's, counted every", sampleInterval)
+	fmt.Fprintln(out,
+		"\nTimes are of operations that succeeded. Backends are pg_stat_activity's, counted every",
+		sampleInterval)
 
 	for _, r := range results {
 		for _, text := range slices.Sorted(maps.Keys(r.failures)) {
@@ -64,22 +71,25 @@ func peakText(o Options) string {
 	return fmt.Sprintf("peak of backends (cap %d)", o.capacity)
 }
 
-// verdict holds the run with PassBuddy to its promise.
+// verdict returns an error if the run with PassBuddy broke the promise.
 func verdict(out io.Writer, o Options, with *result) error {
 	switch {
 	case with.peak > o.capacity:
-		return fmt.Errorf("with PassBuddy there were %d backends, more than the cap of %d", with.peak, o.capacity)
+		return fmt.Errorf("with PassBuddy there were %d backends, more than the cap of %d",
+			with.peak, o.capacity)
 	case with.counts.Errors() > 0:
-		return fmt.Errorf("with PassBuddy %s operations failed", show.Thousands(with.counts.Errors()))
+		return fmt.Errorf("with PassBuddy %s operations failed",
+			show.Thousands(with.counts.Errors()))
 	case with.counts.Operations == 0:
 		return errors.New("with PassBuddy no operation ended in time: a longer -duration may help")
 	}
-	fmt.Fprintf(out, "With PassBuddy: never more than %d backends in %s samples, and no operation failed.\n",
+	fmt.Fprintf(out,
+		"With PassBuddy: never more than %d backends in %s samples, and no operation failed.\n",
 		with.peak, show.Thousands(int64(len(with.samples))))
 	return nil
 }
 
-// milliseconds shows a percentile.
+// milliseconds formats a percentile.
 func milliseconds(l *fleet.Latency, percentile float64) string {
 	if l.Count() == 0 {
 		return "-"

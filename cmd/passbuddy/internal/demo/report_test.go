@@ -10,7 +10,8 @@ import (
 )
 
 func TestTable(t *testing.T) {
-	without, with := testResult("without PassBuddy", 10, 22, 22), testResult("with PassBuddy", 10, 20, 20)
+	without, with := testResult("without PassBuddy", 10, 22, 22), testResult("with PassBuddy", 10,
+		20, 20)
 	without.counts = fleet.Counts{Operations: 12_345, Refused: 1_234_567, Failed: 2}
 	without.failures = map[string]int64{"connection reset": 2}
 	without.served = 22

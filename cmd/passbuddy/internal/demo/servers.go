@@ -23,7 +23,7 @@ type servers struct {
 	redisURL    string
 	application string // the fleet's application_name
 
-	// limit is how many connections the fleet could get from Postgres, 0 if unknown.
+	// limit is how many connections Postgres would give the fleet, 0 if unknown.
 	limit        int
 	postgresText string
 	redisText    string
@@ -33,7 +33,7 @@ type servers struct {
 	stops   []func() error
 }
 
-// startServers starts what the user did not name by a URL. Close ends it.
+// startServers starts each server that the user gave no URL for. Close ends them.
 func startServers(ctx context.Context, o Options) (_ *servers, err error) {
 	s := &servers{application: "passbuddy-demo-" + strings.ToLower(rand.Text()[:8])}
 	defer func() {
@@ -53,15 +53,16 @@ func (s *servers) startPostgres(ctx context.Context, o Options) error {
 		s.postgresText = "yours"
 		return nil
 	}
-	// A little more than the cap, as a server has that was sized for its fleet; the third slot is the sampler's.
-	// A cap on checkouts leaves idle connections uncounted, so there the server must have room for all of them.
+	// The limit is slightly above the cap, as on a server that was sized for its fleet; the third
+	// slot is the sampler's. A cap on checkouts leaves idle connections uncounted, so that server
+	// needs room for all of them.
 	s.limit = o.capacity + 2
 	if o.scope == fleet.ScopeCheckout {
 		s.limit = max(s.limit, o.processes*o.goroutines)
 	}
 	p, err := throwaway.StartPostgres(ctx, throwaway.PostgresOptions{
 		MaxConnections: s.limit + 1,
-		// Nothing is kept back for a superuser, so the error is the well-known one.
+		// No slot is reserved for superusers, so clients meet the well-known error.
 		Settings: map[string]string{"superuser_reserved_connections": "0"},
 	})
 	if err != nil {
@@ -69,7 +70,8 @@ func (s *servers) startPostgres(ctx context.Context, o Options) error {
 	}
 	s.stops, s.restart = append(s.stops, p.Stop), p.Restart
 	s.postgresURL, s.adminURL = p.URL(), p.AdminURL()
-	s.postgresText = fmt.Sprintf("throwaway, on port %d, with room for %d connections of the fleet", p.Port(), s.limit)
+	s.postgresText = fmt.Sprintf("throwaway, on port %d, with room for %d connections of the fleet",
+		p.Port(), s.limit)
 	return nil
 }
 
@@ -104,8 +106,9 @@ func (s *servers) close() error {
 	return errors.Join(errs...)
 }
 
-// afresh makes sure that nothing of the run before is left in Postgres: connections that clients gave up while they
-// were being opened take up slots for a while, and are in no statistics. It ends every session of a throwaway server.
+// afresh makes sure that no connection of the run before is left in Postgres. A connection that its
+// client gave up while opening it occupies a slot for a while, and no statistics show it. So afresh
+// ends every session of a throwaway server.
 func (s *servers) afresh(ctx context.Context) error {
 	if s.restart == nil {
 		return nil
@@ -113,7 +116,7 @@ func (s *servers) afresh(ctx context.Context) error {
 	return s.restart(ctx)
 }
 
-// workerURL is the Postgres URL for a worker: it names the fleet's application.
+// workerURL returns the Postgres URL for a worker, with the fleet's application name.
 func (s *servers) workerURL() (string, error) {
 	u, err := url.Parse(s.postgresURL)
 	if err != nil {
@@ -125,7 +128,7 @@ func (s *servers) workerURL() (string, error) {
 	return u.String(), nil
 }
 
-// sampleInterval is how often backends are counted.
+// sampleInterval is how often the sampler counts the backends.
 const sampleInterval = 5 * time.Millisecond
 
 // sampler counts the backends that the scope caps.
@@ -141,8 +144,8 @@ type sample struct {
 }
 
 func (s *servers) connectSampler(ctx context.Context, scope string) (*sampler, error) {
-	// On a server of our own the fleet is the only one with its role, so nothing can escape the count. On the user's
-	// it is told by the name it gives itself.
+	// On our own server only the fleet uses its role, so the count misses no connection. On the
+	// user's server the application name identifies the fleet.
 	column, value := "usename", throwaway.Role
 	if s.ownPostgres {
 		column, value = "application_name", s.application

@@ -7,17 +7,18 @@ import (
 	"time"
 )
 
-// schedule is a Poisson process: the gaps between arrivals are independent and exponential. Nobody
-// who is late moves it, because each arrival follows from the one before and not from the clock.
+// schedule is a Poisson process: the gaps between arrivals are independent and exponential. A late
+// operation does not shift the schedule, because each arrival follows from the one before and not
+// from the clock.
 type schedule struct {
 	random  *rand.Rand
 	rate    float64 // arrivals per second
 	ramp    float64 // seconds in which the rate grows from 0
-	seconds float64 // of the last arrival, since the begin
+	seconds float64 // from the start to the last arrival
 }
 
-// next is when the next arrival is, since the begin. During the ramp arrivals are left out at
-// random, the more the earlier, which makes a Poisson process of a lower rate.
+// next returns the time of the next arrival since the start. During the ramp it leaves out arrivals
+// at random, more of them early on. The result is a Poisson process of a lower rate.
 func (s *schedule) next() time.Duration {
 	for {
 		s.seconds += s.random.ExpFloat64() / s.rate
@@ -28,8 +29,8 @@ func (s *schedule) next() time.Duration {
 }
 
 // arrive starts an operation for each arrival until the window ends or stop is done, and waits
-// until all have ended. An arrival that comes late, because the machine was busy, still counts from
-// when it was to come.
+// until all have ended. An arrival that is late because the machine was busy still counts from its
+// due time.
 func (w *worker) arrive(stop, queries context.Context) {
 	var outstanding sync.WaitGroup
 	defer outstanding.Wait()

@@ -28,7 +28,7 @@ func TestScheduleIsPoisson(t *testing.T) {
 		gap := (at - last).Seconds()
 		last = at
 		if gap < 0 {
-			t.Fatal("an arrival before the one before")
+			t.Fatal("an arrival is earlier than the one before it")
 		}
 		sum += gap
 		squares += gap * gap
@@ -46,8 +46,8 @@ func TestScheduleIsPoisson(t *testing.T) {
 	}
 }
 
-// In a ramp the rate grows evenly: half as many arrive as without, three quarters of them in its
-// second half.
+// In a ramp the rate grows evenly: half as many operations arrive as without it, three quarters of
+// them in its second half.
 func TestScheduleRamps(t *testing.T) {
 	s := testSchedule(10_000, 4)
 	var first, second, after int
@@ -60,9 +60,13 @@ func TestScheduleRamps(t *testing.T) {
 		case at < 5*time.Second:
 			after++
 		default:
-			for _, c := range []struct{ got, want int }{{first, 5_000}, {second, 15_000}, {after, 10_000}} {
+			for _, c := range []struct {
+				got, want int
+			}{{first, 5_000}, {second, 15_000}, {after, 10_000}} {
 				if math.Abs(float64(c.got)/float64(c.want)-1) > 0.05 {
-					t.Errorf("%d, %d and %d arrivals in the ramp's halves and the second after, want 5000, 15000, 10000", first, second, after)
+					t.Errorf(
+						"%d, %d and %d arrivals in the ramp's halves and the second after, want "+
+							"5000, 15000, 10000", first, second, after)
 					break
 				}
 			}
@@ -71,7 +75,7 @@ func TestScheduleRamps(t *testing.T) {
 	}
 }
 
-// fakePool is a pool of size connections, each of whose operations takes the given time.
+// fakePool is a pool of size connections; each operation takes the given time.
 type fakePool struct {
 	slots chan struct{}
 	takes time.Duration
@@ -113,7 +117,7 @@ func testWorker(p pool, cfg Config, s Span) *worker {
 		wait: NewLatency(), total: NewLatency(), failures: make(map[string]int64)}
 }
 
-// runWorker runs w to the end of its window, or until stopAfter if that is earlier, as work does.
+// runWorker runs w as work does, to the end of its window, or until stopAfter if that is earlier.
 func runWorker(w *worker, stopAfter time.Duration) {
 	stop, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -123,14 +127,15 @@ func runWorker(w *worker, stopAfter time.Duration) {
 	w.run(stop, discardReports())
 }
 
-// A pool that stands still for a second delays all that arrive meanwhile, and each delay counts
-// from when the operation was to start. A loop that waited for the first one would have found one
-// slow operation.
+// A pool that stalls for a second delays all operations that arrive meanwhile, and each delay
+// counts from the operation's due time. A loop that waited for the first operation would find only
+// one slow operation.
 func TestOpenLoopCountsFromTheIntendedStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		now := time.Now()
 		p := newFakePool(1, 0)
-		w := testWorker(p, Config{Load: Load{Rate: 1000, MaxOutstanding: 100_000}, Drain: time.Second}, Span{Begin: now, From: now, Until: now.Add(2 * time.Second)})
+		w := testWorker(p, Config{Load: Load{Rate: 1000, MaxOutstanding: 100_000},
+			Drain: time.Second}, Span{Begin: now, From: now, Until: now.Add(2 * time.Second)})
 		p.slots <- struct{}{} // taken for the first second
 		time.AfterFunc(time.Second, func() { <-p.slots })
 		runWorker(w, 0)
@@ -138,8 +143,9 @@ func TestOpenLoopCountsFromTheIntendedStart(t *testing.T) {
 		if math.Abs(total-2000) > 200 {
 			t.Fatalf("%v operations, want about 2,000", total)
 		}
-		// Half of the operations arrived in the second, and waited for half a second at the mean.
-		for percent, want := range map[float64]time.Duration{40: 0, 75: 500 * time.Millisecond, 100: time.Second} {
+		// Half of the operations arrived during the stall, and waited for half a second on average.
+		for percent, want := range map[float64]time.Duration{40: 0, 75: 500 * time.Millisecond,
+			100: time.Second} {
 			if got := w.total.Percentile(percent); (got - want).Abs() > 60*time.Millisecond {
 				t.Errorf("p%v is %v, want about %v", percent, got, want)
 			}
@@ -154,14 +160,16 @@ func TestOpenLoopCountsFromTheIntendedStart(t *testing.T) {
 }
 
 // A generator that is late by half a second starts all overdue operations at once. Each counts from
-// when it was to start.
+// its due time.
 func TestLateArrivalsCountFromTheIntendedStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		begin := time.Now().Add(-500 * time.Millisecond)
-		w := testWorker(newFakePool(10_000, 0), Config{Load: Load{Rate: 1000, MaxOutstanding: 10_000}},
+		w := testWorker(newFakePool(10_000, 0),
+			Config{Load: Load{Rate: 1000, MaxOutstanding: 10_000}},
 			Span{Begin: begin, From: begin, Until: begin.Add(time.Second)})
 		runWorker(w, 0)
-		for percent, want := range map[float64]time.Duration{25: 0, 75: 250 * time.Millisecond, 100: 500 * time.Millisecond} {
+		for percent, want := range map[float64]time.Duration{25: 0, 75: 250 * time.Millisecond,
+			100: 500 * time.Millisecond} {
 			if got := w.total.Percentile(percent); (got - want).Abs() > 60*time.Millisecond {
 				t.Errorf("p%v is %v, want about %v", percent, got, want)
 			}
@@ -169,12 +177,13 @@ func TestLateArrivalsCountFromTheIntendedStart(t *testing.T) {
 	})
 }
 
-// Operations that are outstanding are bounded, and each arrival is either done, shed or unfinished.
+// Operations in flight are bounded, and each arrival is either done, shed or unfinished.
 func TestOpenLoopShedsBeyondItsBound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		now := time.Now()
 		p := newFakePool(100, time.Hour) // nothing ever ends
-		w := testWorker(p, Config{Load: Load{Rate: 1000, MaxOutstanding: 30}, Drain: time.Second}, Span{Begin: now, From: now, Until: now.Add(time.Second)})
+		w := testWorker(p, Config{Load: Load{Rate: 1000, MaxOutstanding: 30}, Drain: time.Second},
+			Span{Begin: now, From: now, Until: now.Add(time.Second)})
 		runWorker(w, 0)
 		if got := p.most.Load(); got != 30 {
 			t.Errorf("%d operations at once, want 30", got)
@@ -183,23 +192,27 @@ func TestOpenLoopShedsBeyondItsBound(t *testing.T) {
 		if c.Operations != 0 || c.Unfinished != 30 || c.Shed < 800 || c.Shed > 1200 {
 			t.Errorf("%+v, want 30 unfinished and about 970 shed", c)
 		}
-		if got := w.total.Percentile(100); got < 1900*time.Millisecond || got > 2010*time.Millisecond || w.total.Count() != 30 {
-			t.Errorf("%d latencies up to %v, want 30 up to the end of the drain, 2s", w.total.Count(), got)
+		if got := w.total.Percentile(100); got < 1900*time.Millisecond ||
+			got > 2010*time.Millisecond || w.total.Count() != 30 {
+			t.Errorf("%d latencies up to %v, want 30 up to the end of the drain, 2s",
+				w.total.Count(), got)
 		}
 	})
 }
 
-// An operation that is late by the end of the window is in the percentiles with all of its time,
-// but not in the throughput.
+// An operation that ends after the window counts in the percentiles with its whole time, but not in
+// the throughput.
 func TestOpenLoopWaitsForTheLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		now := time.Now()
-		w := testWorker(newFakePool(1000, 600*time.Millisecond), Config{Load: Load{Rate: 100, MaxOutstanding: 1000}, Drain: time.Second},
+		w := testWorker(newFakePool(1000, 600*time.Millisecond),
+			Config{Load: Load{Rate: 100, MaxOutstanding: 1000}, Drain: time.Second},
 			Span{Begin: now, From: now, Until: now.Add(time.Second)})
 		runWorker(w, 0)
 		ended, timed := w.counts.Operations, w.total.Count()
 		if ended >= timed || timed < 60 || w.counts.Unfinished != 0 {
-			t.Errorf("%d operations ended in the window, %d were timed, %d unfinished", ended, timed, w.counts.Unfinished)
+			t.Errorf("%d operations ended in the window, %d were timed, %d unfinished", ended,
+				timed, w.counts.Unfinished)
 		}
 		if got := w.total.Percentile(0.1); got < 600*time.Millisecond {
 			t.Errorf("an operation of 600ms took %v", got)
@@ -212,19 +225,23 @@ func TestOpenLoopCountsFailures(t *testing.T) {
 		now := time.Now()
 		p := newFakePool(10, time.Millisecond)
 		p.fails = errors.New("broken")
-		w := testWorker(p, Config{Load: Load{Rate: 100, MaxOutstanding: 10}}, Span{Begin: now, From: now, Until: now.Add(time.Second)})
+		w := testWorker(p, Config{Load: Load{Rate: 100, MaxOutstanding: 10}},
+			Span{Begin: now, From: now, Until: now.Add(time.Second)})
 		runWorker(w, 0)
-		if w.counts.Failed == 0 || w.counts.Operations != 0 || w.failures["broken"] != w.counts.Failed {
+		if w.counts.Failed == 0 || w.counts.Operations != 0 ||
+			w.failures["broken"] != w.counts.Failed {
 			t.Errorf("%+v, %v", w.counts, w.failures)
 		}
 	})
 }
 
-// A goroutine that pauses for 50 ms at the mean between operations of 2 ms does some 19 a second.
+// A goroutine that pauses for 50 ms on average between operations of 2 ms does about 19 operations
+// a second.
 func TestPausesBetweenOperations(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		now := time.Now()
-		w := testWorker(newFakePool(8, 2*time.Millisecond), Config{Goroutines: 8, Load: Load{Pause: 50 * time.Millisecond}},
+		w := testWorker(newFakePool(8, 2*time.Millisecond),
+			Config{Goroutines: 8, Load: Load{Pause: 50 * time.Millisecond}},
 			Span{Begin: now, From: now, Until: now.Add(100 * time.Second)})
 		runWorker(w, 0)
 		if got, want := float64(w.counts.Operations), 8*100/0.052; math.Abs(got/want-1) > 0.05 {
@@ -236,29 +253,34 @@ func TestPausesBetweenOperations(t *testing.T) {
 	})
 }
 
-// A worker that is told to leave finishes what is under way and what waits, and it counts.
+// A worker that is told to leave finishes the operations in flight and those that wait, and counts
+// them.
 func TestGracefulWorkersFinish(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		now := time.Now()
 		span := Span{Begin: now, From: now, Until: now.Add(time.Minute)}
-		w := testWorker(newFakePool(1, 300*time.Millisecond), Config{Goroutines: 3, Graceful: true, Drain: 2 * time.Second}, span)
+		w := testWorker(newFakePool(1, 300*time.Millisecond),
+			Config{Goroutines: 3, Graceful: true, Drain: 2 * time.Second}, span)
 		runWorker(w, time.Second) // 3 have ended, one is under way, two wait
 		if w.counts.Operations != 6 || w.counts.Failed != 0 || w.total.Count() != 6 {
 			t.Errorf("%+v and %d latencies, want that all 6 ended", w.counts, w.total.Count())
 		}
-		w = testWorker(newFakePool(1, 300*time.Millisecond), Config{Goroutines: 3, Graceful: true, Drain: 400 * time.Millisecond}, span)
+		w = testWorker(newFakePool(1, 300*time.Millisecond),
+			Config{Goroutines: 3, Graceful: true, Drain: 400 * time.Millisecond}, span)
 		runWorker(w, time.Second) // until 1.4 s, so one more ends
-		if w.counts.Operations != 4 || w.counts.Failed != 2 || w.failures[errAbandoned.Error()] != 2 {
+		if w.counts.Operations != 4 || w.counts.Failed != 2 ||
+			w.failures[errAbandoned.Error()] != 2 {
 			t.Errorf("%+v, %v, want 4 that ended and 2 that were abandoned", w.counts, w.failures)
 		}
 	})
 }
 
-// At the end of the run a graceful worker counts as little as any other.
+// At the end of the run a graceful worker counts no more than any other.
 func TestGracefulWorkersEndWithTheWindow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		now := time.Now()
-		w := testWorker(newFakePool(1, 300*time.Millisecond), Config{Goroutines: 3, Graceful: true, Drain: 100 * time.Millisecond},
+		w := testWorker(newFakePool(1, 300*time.Millisecond),
+			Config{Goroutines: 3, Graceful: true, Drain: 100 * time.Millisecond},
 			Span{Begin: now, From: now, Until: now.Add(time.Second)})
 		runWorker(w, 0)
 		if w.counts.Operations != 3 || w.counts.Failed != 0 {

@@ -8,10 +8,9 @@ import (
 )
 
 // Join starts one more worker while the others work, waits until it is ready, and lets it work for
-// what is left of s. The workers are numbered in the order in which they started, those of Start
-// first.
+// the rest of s. The workers are numbered in the order in which they started, those of Start first.
 //
-// Join, Leave and Finish are for one goroutine.
+// Only one goroutine may call Join, Leave and Finish.
 func (f *Fleet) Join(ctx context.Context, cfg Config, s Span) error {
 	self, err := os.Executable()
 	if err != nil {

@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// Workers that join and leave under load report like the others, and those that left do so early.
+// Workers that join and leave under load report like the others. Those that left report early.
 func TestFleetChangesUnderLoad(t *testing.T) {
 	cfg := fleetConfig(t)
 	cfg.Graceful = true
@@ -28,9 +28,11 @@ func TestFleetChangesUnderLoad(t *testing.T) {
 	select {
 	case <-f.members[0].ended:
 	case <-testContext(t).Done():
-		t.Fatal("a worker that was told to leave is still there")
+		t.Fatal("a worker that was told to leave still runs")
 	}
-	waitFor(t, "failures of the worker that joined", func() bool { return f.members[2].report().Failed > 0 })
+	waitFor(t, "failures of the worker that joined", func() bool {
+		return f.members[2].report().Failed > 0
+	})
 	reports, err := f.Finish()
 	if err != nil || len(reports) != 3 {
 		t.Fatalf("%d final reports, %v", len(reports), err)
@@ -45,7 +47,7 @@ func TestFleetChangesUnderLoad(t *testing.T) {
 	}
 	expectEnded(t, f)
 	if err := f.Leave(0); err == nil {
-		t.Error("a worker that has ended could leave once more")
+		t.Error("Leave accepted a worker that has ended")
 	}
 }
 
@@ -58,6 +60,6 @@ func TestWorkersThatCannotJoinSayWhy(t *testing.T) {
 	bad := fleetConfig(t)
 	bad.PostgresURL = "postgres://%zz"
 	if err := f.Join(testContext(t), bad, Span{}); err == nil {
-		t.Error("a worker without a URL could join")
+		t.Error("Join accepted a worker without a URL")
 	}
 }

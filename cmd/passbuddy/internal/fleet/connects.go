@@ -9,14 +9,15 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// Connects is how many connects a worker began, in bins of BinWidth from Since on. A connect that
-// failed is among them.
+// Connects counts the connects that a worker began, failed ones included, in bins of BinWidth from
+// Since on.
 type Connects struct {
 	Since time.Time
 	Bins  []int64 `json:",omitempty"`
 }
 
-// Between is how many connects began in the bins that start from from on and before until.
+// Between returns how many connects began in the bins that start at or after from, and before
+// until.
 func (c Connects) Between(from, until time.Time) (n int64) {
 	for i, connects := range c.Bins {
 		if at := c.Since.Add(time.Duration(i) * BinWidth); !at.Before(from) && at.Before(until) {
@@ -26,7 +27,7 @@ func (c Connects) Between(from, until time.Time) (n int64) {
 	return n
 }
 
-// Total is how many connects there were.
+// Total returns the number of connects.
 func (c Connects) Total() (n int64) {
 	for _, connects := range c.Bins {
 		n += connects
@@ -45,7 +46,7 @@ type connectCounter struct {
 
 func newConnectCounter() *connectCounter { return &connectCounter{since: time.Now()} }
 
-// dial returns next with each call counted.
+// dial returns a function that counts each call of next.
 func (c *connectCounter) dial(next pgconn.DialFunc) pgconn.DialFunc {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		c.note(time.Now())

@@ -18,15 +18,15 @@ import (
 const (
 	// readyTimeout bounds how long the whole fleet may take to be ready.
 	readyTimeout = 30 * time.Second
-	// endGrace is how long a worker may take to end after SIGTERM, beyond Config.Drain, before it gets SIGKILL: it closes
-	// its pool meanwhile.
+	// endGrace is how long beyond Config.Drain a worker may take to end after SIGTERM before it
+	// gets SIGKILL. It closes its pool meanwhile.
 	endGrace = 10 * time.Second
 )
 
 // Fleet is a number of worker processes.
 type Fleet struct {
 	members []*member
-	drain   time.Duration // the longest of theirs
+	drain   time.Duration // the longest of the workers' drains
 }
 
 // member is one worker process, as its parent sees it.
@@ -34,7 +34,7 @@ type member struct {
 	cmd    *exec.Cmd
 	stdin  io.WriteCloser
 	stderr *tail
-	ready  chan struct{} // closed at the first report, unless that is of an error
+	ready  chan struct{} // closed at the first report, unless it reports an error
 	ended  chan struct{} // closed when the process is reaped
 	err    error         // how it ended; written before ended is closed
 
@@ -42,7 +42,8 @@ type member struct {
 	last Report
 }
 
-// Start starts a worker for each Config and waits until all are ready. When it fails, none is left.
+// Start starts a worker for each Config and waits until all are ready. When it fails, no worker is
+// left.
 func Start(ctx context.Context, cfgs []Config) (*Fleet, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -142,7 +143,7 @@ func (m *member) report() Report {
 	return m.last
 }
 
-// failure says why a worker that ended did not do its work.
+// failure returns why a worker that ended did not do its work.
 func (m *member) failure() error {
 	if reason := m.report().Error; reason != "" {
 		return fmt.Errorf("a worker failed: %s", reason)
@@ -176,7 +177,7 @@ func (m *member) begin(s Span) error {
 	return nil
 }
 
-// PIDs are the workers' process ids.
+// PIDs returns the workers' process ids.
 func (f *Fleet) PIDs() []int {
 	var pids []int
 	for _, m := range f.members {
@@ -193,10 +194,12 @@ func (f *Fleet) Counts() (sum Counts) {
 	return sum
 }
 
-// Finish ends the run and returns the workers' final reports, in order. When it returns, no worker is left.
+// Finish ends the run and returns the workers' final reports, in order. When it returns, no worker
+// is left.
 func (f *Fleet) Finish() ([]Report, error) {
 	for _, m := range f.members {
-		_ = m.cmd.Process.Signal(syscall.SIGTERM) // fails only when it has ended, and then it has no final report
+		// fails only when it has ended, and then it has no final report
+		_ = m.cmd.Process.Signal(syscall.SIGTERM)
 	}
 	grace := time.NewTimer(f.drain + endGrace)
 	defer grace.Stop()
@@ -206,7 +209,7 @@ func (f *Fleet) Finish() ([]Report, error) {
 		select {
 		case <-m.ended:
 		case <-grace.C:
-			f.Kill() // this one and those after it: they had the same time
+			f.Kill() // this one and those after it: all had the same time
 		}
 		_ = m.stdin.Close()
 		if r := m.report(); r.Final {

@@ -20,7 +20,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// closedPort is an address where nobody listens.
+// closedPort returns an address on which no process listens.
 func closedPort(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
@@ -34,7 +34,8 @@ func closedPort(t *testing.T) string {
 func fleetConfig(t *testing.T) Config {
 	return Config{
 		PostgresURL: "postgres://nobody@" + closedPort(t) + "/none?sslmode=disable",
-		MaxConns:    3, Goroutines: 3, Operation: Operation{Exec: "select 1"}, Scope: ScopeConnection, Integration: Pgxpool, Drain: time.Second,
+		MaxConns:    3, Goroutines: 3, Operation: Operation{Exec: "select 1"},
+		Scope: ScopeConnection, Integration: Pgxpool, Drain: time.Second,
 	}
 }
 
@@ -64,12 +65,13 @@ func TestFleetReportsAndEnds(t *testing.T) {
 			t.Fatalf("%s: %d final reports, %v", integration, len(reports), err)
 		}
 		for _, r := range reports {
-			if r.Operations != 0 || r.Refused != 0 || r.Failed == 0 || r.Served != 0 || len(r.Failures) == 0 {
-				t.Errorf("%s, with nobody to connect to: %+v", integration, r)
+			if r.Operations != 0 || r.Refused != 0 || r.Failed == 0 || r.Served != 0 ||
+				len(r.Failures) == 0 {
+				t.Errorf("%s, without a server to connect to: %+v", integration, r)
 			}
 		}
 		expectEnded(t, f)
-		f.Kill() // once more does no harm
+		f.Kill() // a second call does no harm
 	}
 }
 
@@ -83,7 +85,7 @@ func TestWorkersEndWithTheirParent(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := f.Begin(); err == nil {
-		t.Error("begin did not notice a worker that is gone")
+		t.Error("Begin did not notice that a worker is gone")
 	}
 	if err := f.members[1].stdin.Close(); err != nil {
 		t.Fatal(err)
@@ -92,20 +94,21 @@ func TestWorkersEndWithTheirParent(t *testing.T) {
 		select {
 		case <-m.ended:
 		case <-testContext(t).Done():
-			t.Fatal("a worker outlives its parent's end of the pipe")
+			t.Fatal("a worker outlived its parent's end of the pipe")
 		}
 	}
 	if _, err := f.Finish(); err == nil {
-		t.Error("finish did not notice that final reports are missing")
+		t.Error("Finish did not notice that final reports are missing")
 	}
 }
 
 func TestFleetThatCannotStartSaysWhy(t *testing.T) {
 	cfg := fleetConfig(t)
-	cfg.Guard, cfg.RedisURL, cfg.Capacity, cfg.Semaphore = PassBuddy, "redis://"+closedPort(t)+"/0", 1, "demo"
+	cfg.Guard, cfg.RedisURL, cfg.Capacity, cfg.Semaphore = PassBuddy, "redis://"+closedPort(t)+
+		"/0", 1, "demo"
 	_, err := Start(testContext(t), []Config{cfg, cfg})
 	if err == nil || !strings.Contains(err.Error(), "Redis is unavailable") {
-		t.Errorf("error %v does not tell of Redis", err)
+		t.Errorf("error %v does not name Redis", err)
 	}
 }
 
@@ -123,12 +126,12 @@ func expectEnded(t *testing.T, f *Fleet) {
 		select {
 		case <-m.ended:
 		default:
-			t.Errorf("worker %d is still there", m.cmd.Process.Pid)
+			t.Errorf("worker %d still runs", m.cmd.Process.Pid)
 		}
 	}
 }
 
-// waitFor waits for what another process does, and of which nothing tells.
+// waitFor polls for what another process does without any signal.
 func waitFor(t *testing.T, what string, done func() bool) {
 	t.Helper()
 	ticker := time.NewTicker(10 * time.Millisecond)

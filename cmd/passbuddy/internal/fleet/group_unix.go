@@ -7,5 +7,6 @@ import (
 	"syscall"
 )
 
-// ownGroup keeps a Ctrl-C at the terminal from reaching the worker: the parent hears it, and ends the workers in order.
+// ownGroup keeps a Ctrl-C at the terminal from reaching the worker: the parent receives it, and
+// ends the workers in order.
 func ownGroup(cmd *exec.Cmd) { cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} }

@@ -8,7 +8,7 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 )
 
-// LongestLatency is recorded for whatever took longer.
+// LongestLatency is the longest latency that Record keeps; longer ones are recorded as this.
 const LongestLatency = 2 * time.Minute
 
 // Latency is a histogram of durations, exact to 1 in 1,000. Safe for concurrent use.
@@ -17,7 +17,7 @@ type Latency struct {
 	histogram *hdrhistogram.Histogram // in microseconds
 }
 
-// NewLatency returns an empty one.
+// NewLatency returns an empty Latency.
 func NewLatency() *Latency {
 	return &Latency{histogram: hdrhistogram.New(1, LongestLatency.Microseconds(), 3)}
 }
@@ -28,18 +28,18 @@ func (l *Latency) Record(d time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err := l.histogram.RecordValue(us); err != nil {
-		panic("bug: " + err.Error()) // us was brought into its range
+		panic("bug: " + err.Error()) // us is within the histogram's range
 	}
 }
 
-// Encode makes it fit for a Report.
+// Encode returns l in a form for a Report.
 func (l *Latency) Encode() ([]byte, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.histogram.Encode(hdrhistogram.V2CompressedEncodingCookieBase)
 }
 
-// Merge adds what Encode made of another Latency.
+// Merge adds another Latency, which Encode has encoded.
 func (l *Latency) Merge(encoded []byte) error {
 	if len(encoded) == 0 {
 		return nil
@@ -56,14 +56,15 @@ func (l *Latency) Merge(encoded []byte) error {
 	return nil
 }
 
-// Count is how many were recorded.
+// Count returns the number of recorded durations.
 func (l *Latency) Count() int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.histogram.TotalCount()
 }
 
-// Percentile returns the duration that p percent of the recorded ones do not exceed; 0 when there are none.
+// Percentile returns the duration that p percent of the recorded ones do not exceed, or 0 if there
+// are none.
 func (l *Latency) Percentile(p float64) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -39,7 +39,8 @@ func TestLatencyPercentiles(t *testing.T) {
 	for ms := 1; ms <= 100; ms++ {
 		l.Record(time.Duration(ms) * time.Millisecond)
 	}
-	for p, want := range map[float64]time.Duration{50: 50 * time.Millisecond, 99: 99 * time.Millisecond} {
+	for p, want := range map[float64]time.Duration{50: 50 * time.Millisecond,
+		99: 99 * time.Millisecond} {
 		if got := l.Percentile(p); got < want || got > want+want/500 {
 			t.Errorf("p%v is %v, want %v to 1 in 1,000", p, got, want)
 		}
@@ -65,6 +66,6 @@ func TestLatencyMergeRefusesNonsense(t *testing.T) {
 		t.Errorf("nothing to merge: %v", err)
 	}
 	if err := l.Merge([]byte("nonsense")); err == nil {
-		t.Error("nonsense was merged")
+		t.Error("Merge accepted an invalid encoding")
 	}
 }

@@ -14,17 +14,18 @@ const (
 	originalRetry = 500 * time.Millisecond
 )
 
-// original is the algorithm of PassBuddy 1.0.2 for Node: a sorted set of permits, one plain script, and a look every
-// 500 ms when there is none. It differs in the original's favour: the script is sent once and not with each call,
-// leases end when they should, and it is asked until ctx ends instead of five times.
+// original is the algorithm of PassBuddy 1.0.2 for Node: a sorted set of permits, one plain script,
+// and a retry every 500 ms while no permit is free. It differs in the original's favour. It loads
+// the script once instead of sending it with each call, its leases end when they should, and it
+// retries until ctx ends instead of five times.
 type original struct {
 	client   *redis.Client
 	key      string
 	capacity int
 }
 
-// KEYS[1] the sorted set; ARGV capacity, the client's clock in ms, the lease's expiry in ms, the permit's id; 1 if it is
-// held now.
+// KEYS[1] the sorted set; ARGV capacity, the client's clock in ms, the lease's expiry in ms, the
+// permit's id; returns 1 if the permit is now held.
 var originalAcquire = redis.NewScript(`
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ARGV[2])
 if redis.call('ZCARD', KEYS[1]) < tonumber(ARGV[1]) then
@@ -65,7 +66,8 @@ func (o *original) acquire(ctx context.Context) (string, error) {
 }
 
 func (o *original) release(id string) {
-	_ = o.client.ZRem(context.Background(), o.key, id).Err() // its lease ends by itself should Redis be out of reach
+	// its lease ends by itself if Redis is unreachable
+	_ = o.client.ZRem(context.Background(), o.key, id).Err()
 }
 
 func (o *original) Close() error { return o.client.Close() }

@@ -17,7 +17,7 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// pool is what a worker's goroutines borrow connections from.
+// pool lends connections to a worker's goroutines.
 type pool interface {
 	checkout(ctx context.Context) (connection, error)
 	close()
@@ -28,7 +28,8 @@ type connection interface {
 	giveBack()
 }
 
-// openPool opens the pool that cfg asks for. The difference that PassBuddy makes to the code is here.
+// openPool opens the pool that cfg asks for. This function shows what PassBuddy changes in a
+// program.
 func openPool(ctx context.Context, cfg Config, c *connectCounter) (pool, error) {
 	switch cfg.Guard {
 	case Original:
@@ -68,7 +69,7 @@ func openPassBuddy(ctx context.Context, cfg Config, c *connectCounter) (_ pool, 
 	sem, err := semaphore.Open(ctx, cfg.RedisURL, semaphore.Config{
 		Name:     cfg.Semaphore,
 		Capacity: cfg.Capacity,
-		Logger:   slog.New(slog.DiscardHandler), // the parent's table is the fleet's voice
+		Logger:   slog.New(slog.DiscardHandler), // the parent reports for the fleet
 	})
 	if err != nil {
 		return nil, err
@@ -184,7 +185,7 @@ func (p sqlPool) close() {
 
 func closeSemaphore(sem io.Closer) {
 	if sem != nil {
-		_ = sem.Close() // its leases end by themselves should Redis be out of reach
+		_ = sem.Close() // its leases end by themselves if Redis is unreachable
 	}
 }
 

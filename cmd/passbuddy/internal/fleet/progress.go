@@ -5,7 +5,7 @@ import "time"
 // BinWidth is the resolution of a Progress, unless its Span says otherwise, and of Connects.
 const BinWidth = 50 * time.Millisecond
 
-// Progress is how evenly a worker's operations succeeded over what counts.
+// Progress shows how evenly a worker's operations succeeded over the part of the run that counts.
 type Progress struct {
 	Bins []int64       `json:",omitempty"` // operations that succeeded, by when they ended
 	Gap  time.Duration `json:",omitempty"` // the longest time without one
@@ -27,8 +27,10 @@ func newWindow(s Span) *window {
 	if s.Until.IsZero() {
 		return &window{begin: now, from: now, last: now}
 	}
-	// The times came over the pipe, so they are of the wall clock, which may be set while we run.
-	w := &window{begin: now, from: now.Add(s.From.Sub(now)), until: now.Add(s.Until.Sub(now)), width: s.BinWidth}
+	// The times came over the pipe, so they are wall-clock times, and that clock may be set while
+	// we run.
+	w := &window{begin: now, from: now.Add(s.From.Sub(now)), until: now.Add(s.Until.Sub(now)),
+		width: s.BinWidth}
 	if !s.Begin.IsZero() {
 		w.begin = now.Add(s.Begin.Sub(now))
 	}
@@ -46,8 +48,8 @@ func (w *window) contains(t time.Time) bool {
 	return !t.Before(w.from) && (!w.ends() || t.Before(w.until))
 }
 
-// note takes in an operation that ended at t, within the window. Concurrent ones may come in another order than they
-// ended, by microseconds.
+// note counts an operation that ended at t, within the window. Concurrent operations may arrive
+// here some microseconds out of order.
 func (w *window) note(t time.Time) {
 	if !w.ends() {
 		return

@@ -8,13 +8,15 @@ import (
 
 func testWindow(length time.Duration) *window {
 	from := time.Now()
-	return newWindow(Span{From: from.Round(0), Until: from.Add(length).Round(0)}) // as JSON carries them
+	// without the monotonic clock, as in JSON
+	return newWindow(Span{From: from.Round(0), Until: from.Add(length).Round(0)})
 }
 
 func TestWindowCountsWhatEndsInIt(t *testing.T) {
 	w := testWindow(200 * time.Millisecond)
 	for offset, want := range map[time.Duration]bool{
-		-time.Nanosecond: false, 0: true, 199 * time.Millisecond: true, 200 * time.Millisecond: false,
+		-time.Nanosecond: false, 0: true, 199 * time.Millisecond: true,
+		200 * time.Millisecond: false,
 	} {
 		if got := w.contains(w.from.Add(offset)); got != want {
 			t.Errorf("%v after its begin: contained %v, want %v", offset, got, want)
@@ -60,11 +62,13 @@ func TestRunWithoutEndHasNoProgress(t *testing.T) {
 	}
 }
 
-// What never ended is in the percentiles with the time that it lasted, once, and what began after the end is not.
+// An operation that never ended counts once in the percentiles, with the time that it lasted. One
+// that began after the end does not count.
 func TestUnfinishedOperationsAreRecorded(t *testing.T) {
 	w := &worker{wait: NewLatency(), total: NewLatency(), window: testWindow(time.Second)}
 	from, until := w.window.from, w.window.until
-	w.unfinished(from.Add(400*time.Millisecond), time.Time{})                    // waiting for a connection
+	// waiting for a connection
+	w.unfinished(from.Add(400*time.Millisecond), time.Time{})
 	w.unfinished(from.Add(400*time.Millisecond), from.Add(500*time.Millisecond)) // in its query
 	w.unfinished(until.Add(time.Millisecond), time.Time{})
 	if w.total.Count() != 2 || w.wait.Count() != 2 {

@@ -22,7 +22,7 @@ const (
 	tooManyClients = "53300" // SQLSTATE too_many_connections
 	// failurePause keeps a goroutine whose operation failed from spinning.
 	failurePause = 5 * time.Millisecond
-	maxFailures  = 20 // distinct texts kept
+	maxFailures  = 20 // distinct texts to keep
 )
 
 // RunWorker is the hidden command: one process of the fleet. It returns the exit status.
@@ -48,7 +48,8 @@ func work(stop context.Context, in io.Reader, out io.Writer, exit func(int)) err
 	if err != nil {
 		return err
 	}
-	w := &worker{cfg: cfg, pool: p, connects: connects, wait: NewLatency(), total: NewLatency(), failures: make(map[string]int64)}
+	w := &worker{cfg: cfg, pool: p, connects: connects, wait: NewLatency(), total: NewLatency(),
+		failures: make(map[string]int64)}
 	if err := reports.Encode(w.report()); err != nil {
 		return err
 	}
@@ -71,7 +72,7 @@ func work(stop context.Context, in io.Reader, out io.Writer, exit func(int)) err
 		if sleep(stop, time.Until(w.window.begin)) {
 			w.run(stop, reports)
 		}
-		<-stop.Done() // until then its CPU time can be read
+		<-stop.Done() // the parent can read our CPU time until then
 	case <-stop.Done():
 	}
 	w.close()
@@ -96,15 +97,16 @@ type worker struct {
 	failures map[string]int64
 }
 
-// run runs the goroutines until stop is done or the window ends, and they have ended, and reports meanwhile.
+// run runs the goroutines until stop is done or the window ends, and reports meanwhile. It returns
+// when they have ended.
 func (w *worker) run(stop context.Context, reports *json.Encoder) {
 	if w.window.ends() {
 		var cancel context.CancelFunc
 		stop, cancel = context.WithDeadline(stop, w.window.until)
 		defer cancel()
 	}
-	// Queries have a context of their own: those under way at the end are let finish, so that what they meet is
-	// counted, but not for ever.
+	// Queries have a context of their own. Those in flight at the end may finish within a bound, so
+	// that the worker counts their results.
 	queries, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	var goroutines sync.WaitGroup
@@ -127,7 +129,7 @@ func (w *worker) run(stop context.Context, reports *json.Encoder) {
 	for {
 		select {
 		case <-ticker.C:
-			_ = reports.Encode(w.report()) // a parent that is gone is noticed at stdin
+			_ = reports.Encode(w.report()) // stdin shows when the parent is gone
 		case <-stopping:
 			stopping = nil
 			defer time.AfterFunc(w.cfg.Drain, cancel).Stop()
@@ -137,8 +139,8 @@ func (w *worker) run(stop context.Context, reports *json.Encoder) {
 	}
 }
 
-// close closes the pool. A pool waits for each of its connections, and one that waits in PgBouncer's queue can take as
-// long as the queue.
+// close closes the pool. A pool waits for each of its connections. One that waits in PgBouncer's
+// queue can take as long as the queue.
 func (w *worker) close() {
 	closed := make(chan struct{})
 	go func() {
@@ -174,10 +176,10 @@ func (w *worker) repeat(stop, queries context.Context) {
 }
 
 // operate borrows a connection, does the operation, gives the connection back, and says whether it
-// counted that. The operation's time counts from began. At the end of the run a wait for a
-// connection is given up and not counted, nor is an operation that succeeds after it: the counts
-// are divided by the length of the run. An open loop, and a worker that ends gracefully, let waits
-// go on for as long as queries.
+// counted that. The operation's time counts from began. At the end of the run operate gives up a
+// wait for a connection and does not count it. It does not count an operation that succeeds after
+// the end either, because the counts are divided by the length of the run. An open loop, and a
+// worker that ends gracefully, let waits go on for as long as queries.
 func (w *worker) operate(began time.Time, stop, queries context.Context) (counted bool, err error) {
 	open := w.cfg.Load.open()
 	waits := stop
@@ -201,8 +203,8 @@ func (w *worker) operate(began time.Time, stop, queries context.Context) (counte
 	if err != nil {
 		return false, err
 	}
-	// The latencies of an open loop are of what was to start in the window, however late that
-	// ended; those of a closed loop are of what ended in it.
+	// An open loop's latencies include every operation that was due in the window, however late it
+	// ended. A closed loop's latencies include the operations that ended in the window.
 	timed, inTime := w.window.contains(began), w.window.contains(ended)
 	if !open {
 		if stop.Err() != nil && !(w.cfg.Graceful && inTime) {
@@ -228,7 +230,7 @@ func (w *worker) operate(began time.Time, stop, queries context.Context) (counte
 // for it any longer.
 var errAbandoned = errors.New("the process ended before the operation did")
 
-// gaveUp takes in an operation that was under way when the run ended, or when its process had to.
+// gaveUp counts an operation that was in flight when the run, or its process, ended.
 func (w *worker) gaveUp(began, checkedOut time.Time) error {
 	now := time.Now()
 	switch {
@@ -242,8 +244,8 @@ func (w *worker) gaveUp(began, checkedOut time.Time) error {
 	return nil
 }
 
-// outstanding records an operation of an open loop that was given up at now, with the time that it
-// had lasted by then.
+// outstanding records an operation of an open loop that the worker gave up at now, with the time
+// that it had lasted by then.
 func (w *worker) outstanding(began, checkedOut, now time.Time) {
 	if !w.window.contains(began) {
 		return
@@ -258,8 +260,8 @@ func (w *worker) outstanding(began, checkedOut, now time.Time) {
 	w.mu.Unlock()
 }
 
-// unfinished records an operation that was under way when the window ended, with the time that it had lasted by then.
-// Left out, callers who are never served would be in no percentile.
+// unfinished records an operation that was in flight when the window ended, with the time that it
+// had lasted by then. Otherwise callers that are never served would be in no percentile.
 func (w *worker) unfinished(began, checkedOut time.Time) {
 	if !w.window.ends() || !began.Before(w.window.until) {
 		return

@@ -24,7 +24,8 @@ func TestFailuresAreGrouped(t *testing.T) {
 	if r.Refused != 1 || r.Failed != int64(3+2*maxFailures) {
 		t.Errorf("refused %d, failed %d", r.Refused, r.Failed)
 	}
-	if w.failures["broken pipe"] != 2 || w.failures["others"] == 0 || len(w.failures) > maxFailures+1 {
+	if w.failures["broken pipe"] != 2 || w.failures["others"] == 0 || len(w.failures) > maxFailures+
+		1 {
 		t.Errorf("failures: %v", w.failures)
 	}
 	for text := range w.failures {

@@ -1,4 +1,4 @@
-// Package show is how figures and progress are put in words.
+// Package show formats figures and progress.
 package show
 
 import (
@@ -7,10 +7,10 @@ import (
 	"time"
 )
 
-// shortLen is the most that Shorten leaves, in bytes.
+// shortLen is the maximum length of Shorten's result, in bytes.
 const shortLen = 200
 
-// Shorten makes one line of at most 200 bytes.
+// Shorten returns text as one line of at most 200 bytes.
 func Shorten(text string) string {
 	text = strings.Join(strings.Fields(text), " ")
 	if len(text) > shortLen {
@@ -19,7 +19,7 @@ func Shorten(text string) string {
 	return text
 }
 
-// Thousands groups the digits of n, which is not negative.
+// Thousands groups the digits of n, which must not be negative.
 func Thousands(n int64) string {
 	digits := fmt.Sprint(n)
 	for i := len(digits) - 3; i > 0; i -= 3 {
@@ -28,7 +28,8 @@ func Thousands(n int64) string {
 	return digits
 }
 
-// Milliseconds shows d with as many digits as it is worth, in microseconds below one.
+// Milliseconds formats d with as many digits as are significant, and below one millisecond in
+// microseconds.
 func Milliseconds(d time.Duration) string {
 	ms := float64(d) / float64(time.Millisecond)
 	switch {

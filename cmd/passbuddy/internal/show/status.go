@@ -14,7 +14,7 @@ type StatusLine struct {
 	next     time.Duration
 }
 
-// NewStatusLine returns a line on out.
+// NewStatusLine returns a StatusLine that writes to out.
 func NewStatusLine(out io.Writer) *StatusLine {
 	l := &StatusLine{out: out, next: time.Second}
 	if f, ok := out.(*os.File); ok {
@@ -24,10 +24,10 @@ func NewStatusLine(out io.Writer) *StatusLine {
 	return l
 }
 
-// Show shows text, which is of the given time since the start of the run.
+// Show shows text, which describes the given time since the start of the run.
 func (l *StatusLine) Show(at time.Duration, text string) {
 	if l.terminal {
-		fmt.Fprintf(l.out, "\r%s\x1b[K", text) // the sequence clears what a longer line left
+		fmt.Fprintf(l.out, "\r%s\x1b[K", text) // the sequence clears the rest of a longer line
 		return
 	}
 	if at >= l.next {
@@ -36,7 +36,7 @@ func (l *StatusLine) Show(at time.Duration, text string) {
 	}
 }
 
-// End takes the line away.
+// End removes the line.
 func (l *StatusLine) End() {
 	if l.terminal {
 		fmt.Fprint(l.out, "\r\x1b[K")

@@ -1,4 +1,4 @@
-// Package svg writes pictures in the look that the demo's and the benchmarks' have in common.
+// Package svg writes pictures in the common style of the demo and the benchmarks.
 package svg
 
 import (
@@ -18,14 +18,19 @@ const (
 	Grid  = "#e4e7eb"
 )
 
-// Document is a picture as it grows.
+// Document is a picture under construction.
 type Document struct{ buffer bytes.Buffer }
 
-// New begins a picture of the given size, in user units, with a white ground. Its title is for those who cannot see it.
+// New begins a picture of the given size, in user units, with a white background. Its title serves
+// readers who cannot see it.
 func New(width, height int, title string) *Document {
 	d := &Document{}
-	d.Printf(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" width="%[1]d" height="%[2]d" role="img" `+
-		`font-family="Helvetica, Arial, 'DejaVu Sans', sans-serif" font-size="15" fill="%[3]s">`, width, height, Ink)
+	d.Printf(
+		`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" `+
+			`width="%[1]d" height="%[2]d" role="img" `+
+			`font-family="Helvetica, Arial, 'DejaVu Sans', sans-serif" `+
+			`font-size="15" fill="%[3]s">`,
+		width, height, Ink)
 	d.Printf(`<title>`)
 	d.escape(title)
 	d.Printf(`</title><rect width="100%%" height="100%%" fill="#ffffff"/>`)
@@ -38,7 +43,7 @@ func (d *Document) WriteTo(w io.Writer) (int64, error) {
 	return d.buffer.WriteTo(w)
 }
 
-// Printf adds elements. What comes from outside must go through Text.
+// Printf adds elements. Text from outside must go through Text, which escapes it.
 func (d *Document) Printf(format string, args ...any) { fmt.Fprintf(&d.buffer, format, args...) }
 
 // Text adds a line of text. The anchor is start, middle or end.
@@ -64,7 +69,8 @@ func (d *Document) escape(s string) {
 	_ = xml.EscapeText(&d.buffer, []byte(s)) // a bytes.Buffer does not fail
 }
 
-// NiceStep returns a step of 1, 2 or 5 times a power of ten that cuts the way to top into at most n parts.
+// NiceStep returns a step of 1, 2 or 5 times a power of ten that divides the range from 0 to top
+// into at most n parts.
 func NiceStep(top float64, n int) float64 {
 	if top <= 0 {
 		return 1
@@ -79,7 +85,7 @@ func NiceStep(top float64, n int) float64 {
 	return 10 * power
 }
 
-// FormatTick shows the value of a tick among others a step apart.
+// FormatTick formats the value of a tick of an axis whose ticks are a step apart.
 func FormatTick(value, step float64) string {
 	if step >= 1 {
 		return show.Thousands(int64(math.Round(value)))

@@ -15,7 +15,8 @@ func TestNiceStep(t *testing.T) {
 		top  float64
 		n    int
 		want float64
-	}{{10, 10, 1}, {25, 6, 5}, {24.64, 6, 5}, {358, 6, 100}, {0, 5, 1}, {0.1, 10, 0.01}, {1e6, 3, 5e5}} {
+	}{{10, 10, 1}, {25, 6, 5}, {24.64, 6, 5}, {358, 6, 100}, {0, 5, 1}, {0.1, 10, 0.01},
+		{1e6, 3, 5e5}} {
 		if got := NiceStep(c.top, c.n); math.Abs(got-c.want) > c.want*1e-9 {
 			t.Errorf("NiceStep(%v, %d) is %v, want %v", c.top, c.n, got, c.want)
 		}
