@@ -354,7 +354,7 @@ func (c *Core) removePool(p *Pool) {
 	if i < 0 {
 		return
 	}
-	// a new list: others may be reading the old one
+	// A new list: others may be reading the old one
 	c.pools = slices.Concat(c.pools[:i], c.pools[i+1:])
 	c.vacant = append(c.vacant, vacancy{p.number, p.heard})
 	c.offers = slices.DeleteFunc(c.offers, func(o offer) bool { return o.pool == p })
