@@ -26,15 +26,18 @@ func (p *Permit) Handler(next http.Handler, opts HandlerOptions) http.Handler {
 		if err := p.enter(ctx, opts.AcquireOnStart); err != nil {
 			retry := max(1, int(p.s.cfg.RetryInterval/time.Second))
 			w.Header().Set("Retry-After", strconv.Itoa(retry))
-			http.Error(w, http.StatusText(http.StatusServiceUnavailable), http.StatusServiceUnavailable)
+			http.Error(w, http.StatusText(http.StatusServiceUnavailable),
+				http.StatusServiceUnavailable)
 			if !errors.Is(err, context.Canceled) {
-				p.s.cfg.Logger.Warn("request refused: no permit", "semaphore", p.s.base, "error", err)
+				p.s.cfg.Logger.Warn("request refused: no permit",
+					"semaphore", p.s.base, "error", err)
 			}
 			return
 		}
 		defer func() {
 			if err := p.leave(ctx, opts.KeepOnEnd); err != nil {
-				p.s.cfg.Logger.Warn("release after a request failed, retried in the background", "semaphore", p.s.base, "error", err)
+				p.s.cfg.Logger.Warn("release after a request failed, retried in the background",
+					"semaphore", p.s.base, "error", err)
 			}
 		}()
 		inner, stop := p.whileHeld(ctx)
@@ -53,7 +56,9 @@ type BindOptions struct {
 
 // Bind returns fn with the permit around it: each call uses the permit, runs fn, and releases it,
 // as Do does.
-func Bind[A, R any](p *Permit, fn func(context.Context, A) (R, error), opts BindOptions) func(context.Context, A) (R, error) {
+func Bind[A, R any](
+	p *Permit, fn func(context.Context, A) (R, error), opts BindOptions,
+) func(context.Context, A) (R, error) {
 	return func(ctx context.Context, a A) (R, error) {
 		var r R
 		err := p.run(ctx, opts.KeepOnEnd, func(ctx context.Context) (err error) {

@@ -46,19 +46,19 @@ type Config struct {
 	Prefix string
 	Name   string
 
-	// Capacity is how many permits may be held together, by everybody. The effective one is the
+	// Capacity is how many permits the whole fleet may hold together. The effective one is the
 	// smallest that a live session declares, unless an operator has set one with SetCapacity. From
 	// 1 to 1,000,000, default 10.
 	Capacity int
 
-	// Min is how many permits are kept for this session while it lives: nobody else is granted
-	// them, so that up to so many are never waited for longer than it takes to recall them, and
-	// nothing of them is ever recalled. The sum of the fleet's minima cannot exceed the capacity:
-	// New returns an error that matches ErrCapacity where it would. Default 0.
+	// Min is how many permits the fleet keeps for this session while it lives: no other session is
+	// granted them. So the session waits for up to Min permits no longer than it takes to recall
+	// them. The fleet never recalls them from this session. The sum of the fleet's minima cannot
+	// exceed the capacity: New returns an error that matches ErrCapacity if it would. Default 0.
 	Min int
 
-	// Max is how many permits this session may hold, whatever is free. What would exceed it waits
-	// here. At least Min. Default 0: any number.
+	// Max is how many permits this session may hold, whatever is free. A request that would exceed
+	// it waits in this session. At least Min. Default 0: any number.
 	Max int
 
 	// Weight is the session's part when connection pools share the capacity under load: each of its
@@ -70,15 +70,15 @@ type Config struct {
 	// the queue at a time, whatever its callers, and is always let in. Default 0: any number.
 	MaxWaiters int
 
-	// WaitReplicas is how many replicas of Redis must have acknowledged a grant, or the renewal of
-	// a lease, before it is relied on (Redis's WAIT): a failover to one of them then forgets none.
-	// It costs a round trip from Redis to its replicas; with too few of them nothing is granted,
-	// and leases end. Default 0: an asynchronous failover can forget the last grants.
+	// WaitReplicas is how many replicas of Redis must have acknowledged a grant or a renewal before
+	// the session relies on it (Redis's WAIT). A failover to one of them then forgets none. It
+	// costs a round trip from Redis to its replicas. With too few replicas nothing is granted, and
+	// leases end. Default 0: an asynchronous failover can forget the last grants.
 	WaitReplicas int
 
 	// TTL is the length of a lease. A process that dies gives its permits back within it; a process
-	// that cannot reach Redis keeps them for a tenth less. Renewed after a third of it, or earlier.
-	// From 100ms to 24h, default 5s.
+	// that cannot reach Redis keeps them for a tenth less. The session renews a lease after a third
+	// of it, or earlier. From 100ms to 24h, default 5s.
 	TTL time.Duration
 
 	// MaxAttempts x RetryInterval bounds a wait whose ctx has no earlier deadline. Default 5; below
@@ -140,7 +140,8 @@ func (c Config) withDefaults() (Config, error) {
 	case c.Capacity < 0:
 		return c, refuse("Capacity", c.Capacity, "must not be negative")
 	case c.Capacity > maxCapacity:
-		return c, refuse("Capacity", c.Capacity, fmt.Sprintf("is too large, the most is %d", maxCapacity))
+		return c, refuse("Capacity", c.Capacity,
+			fmt.Sprintf("is too large, the most is %d", maxCapacity))
 	case c.Min < 0:
 		return c, refuse("Min", c.Min, "must not be negative")
 	case c.Min > c.Capacity:
@@ -156,11 +157,13 @@ func (c Config) withDefaults() (Config, error) {
 	case c.MaxWaiters < 0:
 		return c, refuse("MaxWaiters", c.MaxWaiters, "must not be negative")
 	case c.MaxWaiters > maxCapacity:
-		return c, refuse("MaxWaiters", c.MaxWaiters, fmt.Sprintf("is too large, the most is %d", maxCapacity))
+		return c, refuse("MaxWaiters", c.MaxWaiters,
+			fmt.Sprintf("is too large, the most is %d", maxCapacity))
 	case c.WaitReplicas < 0:
 		return c, refuse("WaitReplicas", c.WaitReplicas, "must not be negative")
 	case c.WaitReplicas > maxReplicas:
-		return c, refuse("WaitReplicas", c.WaitReplicas, fmt.Sprintf("is too large, the most is %d", maxReplicas))
+		return c, refuse("WaitReplicas", c.WaitReplicas,
+			fmt.Sprintf("is too large, the most is %d", maxReplicas))
 	case c.TTL < 0:
 		return c, refuse("TTL", c.TTL, "must not be negative")
 	case c.TTL < minTTL:
@@ -168,13 +171,16 @@ func (c Config) withDefaults() (Config, error) {
 	case c.TTL > maxTTL:
 		return c, refuse("TTL", c.TTL, "is too long, the most is "+maxTTL.String())
 	case c.MaxAttempts > maxAttempts:
-		return c, refuse("MaxAttempts", c.MaxAttempts, fmt.Sprintf("is too large, the most is %d; below zero it is any number", maxAttempts))
+		return c, refuse("MaxAttempts", c.MaxAttempts,
+			fmt.Sprintf("is too large, the most is %d; below zero it is any number", maxAttempts))
 	case c.RetryInterval < 0:
 		return c, refuse("RetryInterval", c.RetryInterval, "must not be negative")
 	case c.RetryInterval < minRetryInterval:
-		return c, refuse("RetryInterval", c.RetryInterval, "is too short, the least is "+minRetryInterval.String())
+		return c, refuse("RetryInterval", c.RetryInterval,
+			"is too short, the least is "+minRetryInterval.String())
 	case c.RetryInterval > maxRetryInterval:
-		return c, refuse("RetryInterval", c.RetryInterval, "is too long, the most is "+maxRetryInterval.String())
+		return c, refuse("RetryInterval", c.RetryInterval,
+			"is too long, the most is "+maxRetryInterval.String())
 	}
 	return c, nil
 }
@@ -186,26 +192,30 @@ func (c Config) forEngine(base string) engine.Config {
 		patience = time.Duration(c.MaxAttempts) * c.RetryInterval
 	}
 	return engine.Config{
-		Base: base, Info: encodeInfo(c), Capacity: c.Capacity, Min: c.Min, Max: c.Max, Weight: c.Weight,
-		MaxWaiters: c.MaxWaiters, WaitReplicas: c.WaitReplicas, TTL: c.TTL, RetryInterval: c.RetryInterval,
+		Base: base, Info: encodeInfo(c), Capacity: c.Capacity,
+		Min: c.Min, Max: c.Max, Weight: c.Weight, MaxWaiters: c.MaxWaiters,
+		WaitReplicas: c.WaitReplicas, TTL: c.TTL, RetryInterval: c.RetryInterval,
 		Patience: patience, Logger: c.Logger,
 	}
 }
 
 func refuse(field string, value any, why string) error {
-	return fmt.Errorf("semaphore: Config.%s is %v: it %s", field, value, strings.TrimPrefix(why, "it "))
+	return fmt.Errorf("semaphore: Config.%s is %v: it %s",
+		field, value, strings.TrimPrefix(why, "it "))
 }
 
 func checkName(field, s string) error {
 	switch {
 	case len(s) > maxNameBytes:
-		return refuse(field, fmt.Sprintf("%q... (%d bytes)", s[:16], len(s)), fmt.Sprintf("is too long, the most is %d bytes", maxNameBytes))
+		return refuse(field, fmt.Sprintf("%q... (%d bytes)", s[:16], len(s)),
+			fmt.Sprintf("is too long, the most is %d bytes", maxNameBytes))
 	case !utf8.ValidString(s):
 		return refuse(field, fmt.Sprintf("%q", s), "is not valid UTF-8")
 	case strings.ContainsFunc(s, unicode.IsControl):
 		return refuse(field, fmt.Sprintf("%q", s), "must not hold control characters")
 	case strings.ContainsAny(s, "{}"):
-		return refuse(field, fmt.Sprintf("%q", s), "must not hold braces, they would move its keys to other Cluster slots")
+		return refuse(field, fmt.Sprintf("%q", s),
+			"must not hold braces, they would move its keys to other Cluster slots")
 	}
 	return nil
 }

@@ -53,8 +53,8 @@ func (p *Permit) renew() { p.now.Store(p.s.engine.NewPermit()) }
 // again after a release or a loss.
 func (p *Permit) ID() string { return p.now.Load().ID }
 
-// Held reports whether the lease can be proven now. It asks only the local monotonic clock. Some
-// time before Redis would give the permit to another it turns false, also when Redis cannot be
+// Held reports whether the lease can be proven now. It asks only the local monotonic clock. It
+// turns false some time before Redis would give the permit to another, even if Redis cannot be
 // reached.
 func (p *Permit) Held() bool { return p.now.Load().Held() }
 
@@ -113,15 +113,15 @@ func (p *Permit) end() { <-p.turn }
 
 // acquire is called with turn held.
 func (p *Permit) acquire(ctx context.Context) error {
-	unit := p.now.Load()
-	switch unit.State() {
+	lease := p.now.Load()
+	switch lease.State() {
 	case core.Held:
-		return p.s.engine.Extend(ctx, unit)
+		return p.s.engine.Extend(ctx, lease)
 	case core.Lost:
 		p.renew()
-		unit = p.now.Load()
+		lease = p.now.Load()
 	}
-	err := p.s.engine.Acquire(ctx, engine.Wait, unit)
+	err := p.s.engine.Acquire(ctx, engine.Wait, lease)
 	if err != nil {
 		p.renew() // what became of the request may be unknown, so its UUID is never used again
 	}
@@ -132,8 +132,8 @@ func (p *Permit) acquire(ctx context.Context) error {
 // is not held does nothing.
 //
 // The release goes through even if ctx is done: it outlives its caller, bounded by the lease. An
-// error means that Redis did not confirm it yet; it is tried again in the background, and the lease
-// is not renewed any more.
+// error means that Redis did not confirm it yet. The session tries again in the background, and
+// does not renew the lease any more.
 func (p *Permit) Release(ctx context.Context) error {
 	return p.releaseIf(ctx, func() bool { return true })
 }
@@ -182,8 +182,8 @@ func (p *Permit) leave(ctx context.Context, keep bool) error {
 		return nil
 	}
 	p.mu.Unlock()
-	// A user that enters before the instant of the release uses the permit as it is, and we are not
-	// the last; one that enters after it finds the permit free.
+	// If a user enters before the instant of the release, it uses the permit as it is, and this one
+	// is not the last. A user that enters after that instant finds the permit free.
 	return p.releaseIf(context.WithoutCancel(ctx), func() bool {
 		p.mu.Lock()
 		defer p.mu.Unlock()
@@ -192,8 +192,8 @@ func (p *Permit) leave(ctx context.Context, keep bool) error {
 	})
 }
 
-// whileHeld returns a context that ends with cause ErrLost when the lease of the permit is lost,
-// and a function that ends it and must be called.
+// whileHeld returns a context that ends with cause ErrLost when the lease of the permit is lost.
+// The caller must call the function, which ends the context.
 func (p *Permit) whileHeld(ctx context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	done := make(chan struct{})

@@ -6,13 +6,13 @@
 // waiter. A process notices by its own monotonic clock when a lease can no longer be proven, before
 // Redis gives the permit to another.
 //
-// What it promises: the permits that holders may believe in never exceed the capacity, through
-// crashes, lost messages, retries, clock steps of clients, and a Redis that loses all its state
-// while its holders live.
+// It promises that the permits which their holders can prove never exceed the capacity. That holds
+// through crashes, lost messages, retries, clock steps of clients, and a Redis that loses all its
+// state while its holders live.
 //
-// What it does not promise: an asynchronous failover of Redis can forget the last grants. A process
-// that is frozen while it works goes on when it wakes, until it looks at Held or Lost.
-// docs/SAFETY.md has the proof, and the table of windows.
+// It does not promise that through an asynchronous failover of Redis, which can forget the last
+// grants. A process that is frozen while it works goes on when it wakes, until it looks at Held or
+// Lost. docs/SAFETY.md has the proof, and the table of windows.
 package semaphore
 
 import (
@@ -44,11 +44,11 @@ type Semaphore struct {
 //
 // Hooks of the client (AddHook) do not apply to the session. In particular a hook that prefixes
 // keys does not change the session's: use Config.Prefix to tell tenants apart. The session does not
-// take over options that would hurt it: those that send reads to replicas, Limiter, caches, the
-// sizes of the pool, and time-outs that are long beside the lease.
+// take over options that would hurt it. Those are replica reads, Limiter, caches, the sizes of the
+// pool, and time-outs that are long beside the lease.
 //
-// New finds the options of a *redis.Client (NewFailoverClient's included), of a
-// *redis.ClusterClient, and of a struct that embeds one of them, or that embeds a
+// New finds the options of a *redis.Client (NewFailoverClient's included) and of a
+// *redis.ClusterClient. It also finds them in a struct that embeds one of them, or a
 // redis.UniversalClient which holds one. With any other type of client the session shares the
 // client's connections, and New logs a warning that names the type. An application that keeps all
 // of those busy, for example with blocking commands, then starves the heartbeat, and leases are
@@ -83,7 +83,9 @@ func Open(ctx context.Context, rawURL string, cfg Config) (*Semaphore, error) {
 	return s, nil
 }
 
-func open(ctx context.Context, client redis.UniversalClient, own bool, cfg Config) (*Semaphore, error) {
+func open(
+	ctx context.Context, client redis.UniversalClient, own bool, cfg Config,
+) (*Semaphore, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
 		return nil, err
@@ -92,7 +94,8 @@ func open(ctx context.Context, client redis.UniversalClient, own bool, cfg Confi
 	s.engine, err = engine.Open(ctx, client, own, cfg.forEngine(s.base))
 	var refused message.RefusedMin
 	if errors.As(err, &refused) {
-		err = fmt.Errorf("%w: %w", ErrCapacity, refuse("Min", cfg.Min, "cannot be guaranteed: "+refused.Error()))
+		err = fmt.Errorf("%w: %w", ErrCapacity,
+			refuse("Min", cfg.Min, "cannot be guaranteed: "+refused.Error()))
 	}
 	if err != nil {
 		return nil, err
@@ -100,9 +103,9 @@ func open(ctx context.Context, client redis.UniversalClient, own bool, cfg Confi
 	return s, nil
 }
 
-// parseURL is redis.ParseURL, without a piece of the password in its errors. They quote what they
-// refuse, and in a password that is not encoded a slash or a question mark ends the authority: what
-// follows it, up to the @ of the authority that was meant, is then path or query.
+// parseURL is redis.ParseURL, without a piece of the password in its errors. Those errors quote
+// what they refuse. In a password that is not encoded, a slash or a question mark ends the
+// authority. The rest of the password, up to the @, is then path or query.
 func parseURL(rawURL string) (*redis.Options, error) {
 	opt, err := redis.ParseURL(rawURL)
 	if err == nil {
@@ -110,7 +113,8 @@ func parseURL(rawURL string) (*redis.Options, error) {
 	}
 	u, parse := url.Parse(rawURL)
 	if parse != nil || strings.Contains(u.Path+u.RawQuery+u.Fragment+u.Opaque, "@") {
-		return nil, errors.New("semaphore: the Redis URL cannot be parsed: is the port a number, and are user and password percent-encoded?")
+		return nil, errors.New("semaphore: the Redis URL cannot be parsed: " +
+			"is the port a number, and are user and password percent-encoded?")
 	}
 	return nil, fmt.Errorf("semaphore: Redis URL: %w", err)
 }
@@ -122,8 +126,8 @@ func (s *Semaphore) Acquire(ctx context.Context) (*Permit, error) {
 	return first(s.acquire(ctx, engine.Wait, 1))
 }
 
-// TryAcquire acquires a permit if one is free and nobody waits for it. It makes one round trip and
-// never waits for a permit; it returns ErrCapacity where Acquire would wait.
+// TryAcquire acquires a permit if one is free and no request waits for it. It makes one round trip
+// and never waits for a permit; it returns ErrCapacity where Acquire would wait.
 func (s *Semaphore) TryAcquire(ctx context.Context) (*Permit, error) {
 	return first(s.acquire(ctx, engine.Try, 1))
 }
@@ -133,13 +137,16 @@ func (s *Semaphore) TryAcquire(ctx context.Context) (*Permit, error) {
 // whole capacity at once with ErrCapacity, and more than 1,000 with an error that says so.
 func (s *Semaphore) AcquireN(ctx context.Context, n int) ([]*Permit, error) {
 	if n < 1 || n > maxTogether {
-		return nil, fmt.Errorf("semaphore: AcquireN: n is %d: it must be from 1 to %d", n, maxTogether)
+		return nil, fmt.Errorf("semaphore: AcquireN: n is %d: it must be from 1 to %d",
+			n, maxTogether)
 	}
 	if most := s.engine.KnownCapacity(); n > most {
-		return nil, fmt.Errorf("%w: %q has %d permits in all, %d were asked for together", ErrCapacity, s.base, most, n)
+		return nil, fmt.Errorf("%w: %q has %d permits in all, %d were asked for together",
+			ErrCapacity, s.base, most, n)
 	}
 	if s.cfg.Max > 0 && n > s.cfg.Max {
-		return nil, fmt.Errorf("%w: Config.Max is %d, %d permits were asked for together", ErrCapacity, s.cfg.Max, n)
+		return nil, fmt.Errorf("%w: Config.Max is %d, %d permits were asked for together",
+			ErrCapacity, s.cfg.Max, n)
 	}
 	return s.acquire(ctx, engine.Wait, n)
 }
@@ -181,8 +188,8 @@ func (s *Semaphore) SetCapacity(ctx context.Context, n int) error {
 // Close releases all permits and ends the session. Waiting calls return ErrClosed; permits turn not
 // held, and their Lost is closed. Close asks connection pools to end their connections first, for
 // up to 3s; better close them before. An error means that Redis did not answer: what was held then
-// ends with its lease. So do permits with passbuddy.Config.Fence whose connections did not end in
-// those 3s. Closing twice does nothing.
+// ends with its lease. With passbuddy.Config.Fence, permits whose connections did not end in those
+// 3s end with their leases, too. Closing twice does nothing.
 func (s *Semaphore) Close() error { return s.engine.Close() }
 
 // Engine is how this module's own packages put connection pools under the semaphore. Its argument

@@ -12,13 +12,18 @@ import (
 
 // A Snapshot is the state of a semaphore at one instant, as Redis has it.
 type Snapshot struct {
-	Capacity         int           // in force
-	OperatorCapacity int           // set by an operator with SetCapacity, or 0
-	Held             int           // permits held by anyone, other clients' included
-	Quarantined      int           // of those: lease expired, and not free before their Postgres backends are gone; see passbuddy.Config.Fence
-	GrantsPausedFor  time.Duration // how long nothing new is granted, because Redis lost its state; usually 0
+	Capacity         int // in force
+	OperatorCapacity int // set by an operator with SetCapacity, or 0
+	Held             int // permits held by anyone, other clients' included
+	// Quarantined permits are among Held: their leases have expired, and they are not free before
+	// their Postgres backends are gone. See passbuddy.Config.Fence.
+	Quarantined int
+	// GrantsPausedFor is how long nothing new is granted, because Redis lost its state; usually 0.
+	GrantsPausedFor time.Duration
 
-	Holders  []Holder  // sessions that hold permits, the largest first; other clients' permits have an empty Session
+	// Holders are the sessions that hold permits, the largest first. Other clients' permits have
+	// an empty Session.
+	Holders  []Holder
 	Waiters  []Waiter  // pending acquires, first in line first
 	Sessions []Session // all live sessions, by owner
 }
@@ -37,7 +42,7 @@ type Waiter struct {
 	N       int // permits it wants together
 }
 
-// A Session is one live *Semaphore somewhere in the fleet.
+// A Session is one live *Semaphore of the fleet.
 type Session struct {
 	ID       string
 	Owner    string
@@ -58,11 +63,13 @@ func (s *Semaphore) Snapshot(ctx context.Context) (Snapshot, error) {
 	infos := make(map[string]info, len(raw.Info))
 	for id, text := range raw.Info {
 		var i info
-		_ = json.Unmarshal([]byte(text), &i) // what another version wrote differently has no owner here
+		// If another version wrote it differently, the session has no owner here.
+		_ = json.Unmarshal([]byte(text), &i)
 		infos[id], owners[id] = i, clean(i.Owner)
 	}
 	out := Snapshot{
-		Capacity: int(raw.Capacity), OperatorCapacity: int(raw.Limit), Held: len(raw.Permits), Quarantined: len(raw.Quarantined),
+		Capacity: int(raw.Capacity), OperatorCapacity: int(raw.Limit),
+		Held: len(raw.Permits), Quarantined: len(raw.Quarantined),
 		GrantsPausedFor: max(0, core.Until(raw.Gate, raw.Now)),
 	}
 	holders := make(map[string][]string)
@@ -75,18 +82,22 @@ func (s *Semaphore) Snapshot(ctx context.Context) (Snapshot, error) {
 	}
 	for session, ids := range holders {
 		slices.Sort(ids)
-		out.Holders = append(out.Holders, Holder{Session: session, Owner: owners[session], Permits: ids})
+		holder := Holder{Session: session, Owner: owners[session], Permits: ids}
+		out.Holders = append(out.Holders, holder)
 	}
 	slices.SortFunc(out.Holders, func(a, b Holder) int {
-		return cmp.Or(cmp.Compare(len(b.Permits), len(a.Permits)), cmp.Compare(a.Session, b.Session))
+		return cmp.Or(cmp.Compare(len(b.Permits), len(a.Permits)),
+			cmp.Compare(a.Session, b.Session))
 	})
 	for _, ids := range raw.Queue {
 		session := sessionOf(ids[0])
-		out.Waiters = append(out.Waiters, Waiter{Session: session, Owner: owners[session], N: len(ids)})
+		waiter := Waiter{Session: session, Owner: owners[session], N: len(ids)}
+		out.Waiters = append(out.Waiters, waiter)
 	}
 	for id, expiry := range raw.Sessions {
 		out.Sessions = append(out.Sessions, Session{
-			ID: id, Owner: owners[id], Capacity: int(raw.Declared[id]), Lease: core.Until(expiry, raw.Now),
+			ID: id, Owner: owners[id],
+			Capacity: int(raw.Declared[id]), Lease: core.Until(expiry, raw.Now),
 			Min: infos[id].Min, Max: infos[id].Max, Weight: max(1, infos[id].Weight),
 		})
 	}
@@ -105,7 +116,7 @@ func sessionOf(id string) string {
 	return id[:length]
 }
 
-// info is what operators see of a session.
+// info holds what operators see of a session.
 type info struct {
 	Owner  string `json:"owner"`
 	Min    int    `json:"min,omitempty"`

@@ -25,11 +25,11 @@ type offer struct {
 //
 //	outbox, drops, offers --> NextBatch --> in flight --> BatchAnswered
 //	     ^                                      |
-//	     |       BatchFailed: Gone, ours        |  BatchFailed: drops, and requests that wait, after a pause
-//	     +--------------------------------------+
+//	     |       BatchFailed: Gone, ours        |  BatchFailed: drops and waiting requests,
+//	     +--------------------------------------+  after a pause
 //
-// Every part of it is safe to repeat. At most one is in flight: what is asked for meanwhile travels
-// together in the next one.
+// Every part of a batch is safe to repeat. At most one batch is in flight. All that the session
+// asks for meanwhile travels together in the next one.
 type Batch struct {
 	X message.Exchange
 
@@ -37,13 +37,13 @@ type Batch struct {
 	drops    []*Drop
 	offer    *Pool
 	sent     time.Duration
-	again    time.Duration // when it was sent again last, 0: it was not
+	again    time.Duration // when it was last sent again, 0: never
 	resent   int           // how often it was sent once more because its connection seemed dead
 	failed   int           // how many of those that were sent have failed
 }
 
-// Again is b as it is sent again now. The answer to an offer may be what was lost, and would be
-// another the second time: the heartbeat tells it.
+// Again returns b as the session sends it again now, without its offer. The lost reply may have
+// answered the offer, and the second answer would differ: the heartbeat tells it.
 func (c *Core) Again(now time.Duration, b *Batch) message.Exchange {
 	b.again = now
 	x := b.X
@@ -56,7 +56,7 @@ func (c *Core) nothingToSend() bool {
 	return len(c.outbox)+len(c.drops)+len(c.offers) == 0 && !c.confirms
 }
 
-// flush has the shell send what there is, unless a batch is in flight: then the next one takes it
+// flush asks the shell to send what is queued. If a batch is in flight, the next one takes it
 // along.
 func (c *Core) flush(now time.Duration) {
 	if c.inFlight != nil || c.left || c.nothingToSend() {
@@ -70,16 +70,16 @@ func (c *Core) flush(now time.Duration) {
 	c.fx.Flush = true
 }
 
-// blocked reports whether nothing can be sent before a call of the heartbeat was answered: Redis
-// does not know the session, or no call of the last lease's time was answered. In that case Redis
-// may have forgotten that there is a session whose leases are this short, and take a larger step of
-// its clock for none. A call has to say so first.
+// blocked reports whether batches must wait until Redis has answered a call of the heartbeat. They
+// must if Redis does not know the session, or has answered no call that was sent within the last
+// lease. In the second case Redis may have forgotten that a session has leases this short, and may
+// overlook a larger step of its clock. A call has to tell Redis first.
 func (c *Core) blocked(now time.Duration) bool {
 	return c.heart.answered < c.needsCall || now-c.renewed >= c.cfg.TTL
 }
 
-// unblock sees to it that a call that ends blocked is on its way. If none is answered for a while,
-// what waits for it fails: see failBlocked.
+// unblock makes sure that a call which ends blocked is on its way. If Redis answers none for a
+// while, failBlocked fails what waits for it.
 func (c *Core) unblock(now time.Duration) {
 	if !c.heart.onTheWay(max(c.needsCall, 1)) {
 		c.fx.Heartbeat = true
@@ -106,7 +106,8 @@ func (c *Core) NextBatch(now time.Duration) *Batch {
 		r := c.outbox[0]
 		c.outbox = remove(c.outbox, 1)
 		r.queued = false
-		if !r.settled { // by the reply to an earlier time it was sent: it may even be released by now
+		// The reply to an earlier sending may have settled it. It may even be released by now.
+		if !r.settled {
 			b.requests = append(b.requests, r)
 		}
 	}
@@ -135,19 +136,21 @@ func (c *Core) NextBatch(now time.Duration) *Batch {
 		switch alone := lean && len(r.ids) == 1; {
 		case alone && r.Kind == message.Wait:
 			b.X.Waits = append(b.X.Waits, r.ids[0])
-		case alone && r.Kind == message.Try && r.Permits[0].Pool == nil: // the script counts a pool's permits in its own lane
+		// Plain permits only: the script counts a pool's permits in a lane of their own.
+		case alone && r.Kind == message.Try && r.Permits[0].Pool == nil:
 			b.X.Tries = append(b.X.Tries, r.ids[0])
 		default:
 			kind := r.Kind
 			if kind == message.Pool && !r.Pool.everHeld {
 				kind = message.Join
 			}
-			b.X.Ask = append(b.X.Ask, message.Ask{Kind: kind, Request: message.Permits(c.ttlMillis(), r.ids...)})
+			request := message.Permits(c.ttlMillis(), r.ids...)
+			b.X.Ask = append(b.X.Ask, message.Ask{Kind: kind, Request: request})
 		}
 	}
 	c.inFlight = b
-	if c.flightDue == 0 {
-		c.flightDue = now + c.deadAfter()
+	if c.batchDue == 0 {
+		c.batchDue = now + c.deadAfter()
 	}
 	return b
 }
@@ -174,48 +177,48 @@ func (c *Core) requeue(b *Batch) {
 	c.outbox = append(requests, c.outbox...)
 }
 
-// deadAfter is how old a flight is before we ask whether its connection is dead.
+// deadAfter is how old a batch in flight is before the session asks whether its connection is dead.
 func (c *Core) deadAfter() time.Duration {
 	return max(min(c.cfg.TTL/5, time.Second), 3*c.heart.rtt+minHedge)
 }
 
-// MaxResends bounds how often one batch is sent once more.
+// MaxResends bounds how often one batch is sent again.
 const MaxResends = 2
 
-// lookAtFlight has a batch sent once more if a slow Redis does not explain how long it takes: a
-// call of the heartbeat was sent after the batch was sent last, over another connection, and has
-// been answered. If there was none yet it sends one. While Redis answers nothing at all the flight
-// stays as it is: its reply may come, too. Redis executes what it reads in the order in which
-// connections are ready, so the reply of the flight could be late by little; it is waited for that
-// little.
+// checkBatch has a batch sent once more if a slow Redis does not explain how long it takes. Redis
+// is not slow if it has answered a call of the heartbeat that was sent after the batch was last
+// sent, over another connection. If there was no such call yet, checkBatch sends one. While Redis
+// answers nothing at all, the batch stays as it is: its reply may come, too. Redis executes what it
+// reads in the order in which connections are ready. So the reply of the batch can be a little
+// later than that of the call, and checkBatch waits that long.
 //
-// It is armed by the first flight, looks at what is in flight then, and rests when nothing is: a
-// flight that is answered in time pays nothing for it.
-func (c *Core) lookAtFlight(now time.Duration) {
-	c.flightDue = 0
+// The first batch arms checkBatch. It looks at what is in flight then, and rests when nothing is. A
+// batch that is answered in time pays nothing for it.
+func (c *Core) checkBatch(now time.Duration) {
+	c.batchDue = 0
 	b := c.inFlight
 	if b == nil || b.resent >= MaxResends {
 		return
 	}
 	h := &c.heart
 	last := max(b.sent, b.again)
-	little := max(h.rtt/2, minHedge/5)
+	grace := max(h.rtt/2, minHedge/5)
 	next := last + c.deadAfter() - now
 	switch {
 	case next > 0:
-	case h.probed > last && now-h.heard >= little:
+	case h.probed > last && now-h.heard >= grace:
 		b.resent++
 		c.fx.Resend = b
 		next = c.deadAfter()
 	case h.probed > last:
-		next = little
+		next = grace
 	default:
 		if h.sent <= last {
 			c.fx.Heartbeat = true
 		}
-		next = little
+		next = grace
 	}
-	c.flightDue = now + max(next, time.Millisecond)
+	c.batchDue = now + max(next, time.Millisecond)
 }
 
 // A Failure is why a batch has no reply.
@@ -226,9 +229,8 @@ const (
 	Failed                // Redis did not answer, or with an error
 )
 
-// BatchFailed takes the end of a batch without a reply. Of one that failed it is unknown whether
-// Redis carried it out. Drops and waiting requests are repeated after a pause; requests that do not
-// wait fail.
+// BatchFailed takes the end of a batch that brought no reply. If it Failed, Redis may have executed
+// it or not. Drops and waiting requests are repeated after a pause; requests that do not wait fail.
 func (c *Core) BatchFailed(now time.Duration, b *Batch, why Failure, err error) {
 	if b != c.inFlight {
 		return
@@ -244,9 +246,9 @@ func (c *Core) BatchFailed(now time.Duration, b *Batch, why Failure, err error) 
 		c.flush(now)
 		return
 	}
-	// Gone again, although a call was answered since: calls may reach another server than batches.
-	// Only the pause of what failed keeps the session from asking both in turn, as fast as they
-	// answer.
+	// Gone again, although Redis has answered a call since: calls may reach another server than
+	// batches. Only the pause after a failure keeps the session from asking both in turn, as fast
+	// as they answer.
 	c.gone = false
 	c.setDown(err)
 	c.returnMoveCost(b.X.MoveMicros)
@@ -274,7 +276,7 @@ func (c *Core) fail(now time.Duration, requests []*Request, drops []*Drop, err e
 	c.retryIn(now, min(c.cfg.RetryInterval, MaxRetryPause))
 }
 
-// failBlocked fails what waits for a call of the heartbeat, as that has brought no answer.
+// failBlocked fails what waits for a call of the heartbeat, because Redis has answered none.
 func (c *Core) failBlocked(now time.Duration, err error) {
 	if c.blockedSince == 0 {
 		return
@@ -291,7 +293,7 @@ func (c *Core) failBlocked(now time.Duration, err error) {
 	c.fail(now, requests, drops, err)
 }
 
-// BatchAnswered settles what Redis answered. again: what was answered is Again.
+// BatchAnswered settles what Redis answered. again: it answered what Again returned.
 func (c *Core) BatchAnswered(now time.Duration, b *Batch, got message.Exchanged, again bool) {
 	if b != c.inFlight {
 		return // it was sent more than once, and this is not the first reply
@@ -299,8 +301,8 @@ func (c *Core) BatchAnswered(now time.Duration, b *Batch, got message.Exchanged,
 	c.inFlight, c.gone = nil, false
 	c.setDown(nil)
 	if b.X.Epoch != "" && b.X.Epoch != c.epoch {
-		// The heartbeat has found that Redis forgot, and this it did before. What it granted it
-		// forgot, too.
+		// The heartbeat has found that Redis lost its state, and Redis executed this batch before
+		// that. So it has lost what this batch was granted, too.
 		c.requeue(b)
 		c.flush(now)
 		return
@@ -309,7 +311,7 @@ func (c *Core) BatchAnswered(now time.Duration, b *Batch, got message.Exchanged,
 		c.setNoMemory(got.Full, got.Now)
 	}
 	c.roundTrip = now - b.sent
-	if again { // what the connection took that was given up says nothing of Redis
+	if again { // the time lost on the first connection says nothing of Redis
 		c.roundTrip = now - max(b.sent, b.again)
 	}
 	c.heart.rtt = max(c.heart.rtt, c.roundTrip)
@@ -327,7 +329,7 @@ func (c *Core) BatchAnswered(now time.Duration, b *Batch, got message.Exchanged,
 			granted = append(granted, r.ids...)
 		}
 		if r.Extends && r.settled {
-			// Nobody waits for it any more. Should its permit be lost by now, the lease is left to
+			// No caller waits for it any more. If its permit is lost by now, the lease is left to
 			// expire (see lose).
 			granted = slices.DeleteFunc(granted, func(id string) bool { return id == r.ids[0] })
 		}
@@ -348,7 +350,8 @@ func (c *Core) BatchAnswered(now time.Duration, b *Batch, got message.Exchanged,
 	}
 	for _, id := range got.Crowded {
 		if r := c.asked[id]; r != nil {
-			c.settle(now, r, fmt.Errorf("%w: %d wait for %q already", ErrCapacity, got.Waiting, c.cfg.Base))
+			c.settle(now, r, fmt.Errorf("%w: %d wait for %q already",
+				ErrCapacity, got.Waiting, c.cfg.Base))
 		}
 	}
 	for _, id := range got.NoMemory {
@@ -370,7 +373,8 @@ func (c *Core) BatchAnswered(now time.Duration, b *Batch, got message.Exchanged,
 	}
 	c.tellWaiting(got.Waiting > 0, b.sent)
 	if b.offer != nil && got.Promised.Recalled > 0 {
-		c.tell(Event{Kind: Told, Pool: b.offer, Name: b.X.Offerer, Epoch: b.X.Epoch, Tally: got.Promised, Offered: true})
+		c.tell(Event{Kind: Told, Pool: b.offer, Name: b.X.Offerer, Epoch: b.X.Epoch,
+			Tally: got.Promised, Offered: true})
 	}
 	if b.offer != nil && again {
 		c.BeatSoon()
@@ -383,7 +387,8 @@ func (c *Core) refusal(r *Request) error {
 	case r.Extends:
 		return fmt.Errorf("%w: %q does not hold it any more", ErrLost, c.cfg.Base)
 	case len(r.ids) > 1:
-		return fmt.Errorf("%w: %q has no room for %d permits together", ErrCapacity, c.cfg.Base, len(r.ids))
+		return fmt.Errorf("%w: %q has no room for %d permits together",
+			ErrCapacity, c.cfg.Base, len(r.ids))
 	}
 	return fmt.Errorf("%w: %q has no permit free", ErrCapacity, c.cfg.Base)
 }

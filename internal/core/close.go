@@ -9,14 +9,14 @@ import (
 
 // The end of a session:
 //
-//	open --> Close: nothing is acquired --> Leave: nothing is sent --> the script leave, with Leftover
+//	open --> Close: nothing is acquired --> Leave: nothing is sent --> script leave, with Leftover
 //
-// In between, pools give back what they hold. What was on its way when the session left can bring
-// back what the script removed; so the shell leaves once more, with Leftover again.
+// In between, pools give back what they hold. A message that was on its way when the session left
+// can bring back what the script removed. So the shell leaves once more, with Leftover again.
 
-// Close withdraws all requests, and asks the pools to give everything back. Requests are withdrawn
-// while the session still listens, by the drops of a last batch: a grant that crosses its
-// withdrawal is then dropped with it.
+// Close withdraws all requests, and asks the pools to give everything back. The drops of a last
+// batch withdraw the requests, while the session still listens. So a grant that crosses its
+// withdrawal is dropped with it.
 func (c *Core) Close(now time.Duration) {
 	c.closed = true
 	for _, r := range c.Unsettled() {
@@ -27,7 +27,8 @@ func (c *Core) Close(now time.Duration) {
 }
 
 // Returned reports whether the pools hold nothing any more, and nothing is on its way to Redis. If
-// Redis does not answer, what is held ends with its lease.
+// Redis does not answer, the session does not wait for what is on its way: those permits end with
+// their leases.
 func (c *Core) Returned() bool {
 	for _, p := range c.pools {
 		if p.held > 0 {
@@ -43,7 +44,9 @@ func (c *Core) Leave(now time.Duration) (requests []string) {
 	c.left = true
 	requests = c.Leftover()
 	for id, p := range c.permits {
-		if p.records == 0 { // else its pool could not end that in time: it stays counted until others have
+		// A permit that covers a backend stays counted: its pool could not end that backend in
+		// time, and other sessions will.
+		if p.records == 0 {
 			requests = append(requests, message.Permits(c.ttlMillis(), id))
 		}
 		p.state, p.trusted = Lost, 0
@@ -54,8 +57,8 @@ func (c *Core) Leave(now time.Duration) (requests []string) {
 	return requests
 }
 
-// Leftover takes what is still to be removed: what was not sent, what Redis did not answer, and
-// what it may not answer.
+// Leftover takes the drops that Redis has not confirmed: those that were not sent, those that
+// failed, and those in flight.
 func (c *Core) Leftover() (requests []string) {
 	drops := append(c.drops, c.failedDrops...)
 	if c.inFlight != nil {

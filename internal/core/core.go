@@ -2,11 +2,11 @@
 // for and owes. It has no goroutine, clock, lock or I/O. A shell (package engine) tells it what
 // happened and at what local time, sends what it wants sent, and carries out its effects:
 //
-//	            Submit, Release, Ask, ...                Flush: NextBatch, then BatchAnswered or BatchFailed
-//	callers --------------------------->  Core  ------------------------------------------------> Redis
-//	        <---------------------------        <------------------------------------------------
-//	            Effects                      ^           Heartbeat: NextCall, then CallAnswered or CallFailed
-//	                                         |           Pushed
+//	            Submit, Release, Ask, ...       Flush: NextBatch, then BatchAnswered or BatchFailed
+//	callers --------------------------->  Core  --------------------------------------------> Redis
+//	        <---------------------------        <--------------------------------------------
+//	            Effects                      ^  Heartbeat: NextCall, then CallAnswered or CallFailed
+//	                                         |  Pushed
 //	                                         | Tick, at WakeAt
 //
 // Every method is told now, the local monotonic time since the session began. After each, the shell
@@ -14,15 +14,15 @@
 //
 // # What it keeps
 //
-//   - Held means proven. A permit is held until a local time before which Redis cannot have ended its
-//     lease (see trust.go). No event makes a permit held that Redis has not granted, under that UUID,
-//     to a request that is still waited for.
-//   - Every UUID that Redis may count is held, asked for, or among the drops, until Redis has answered
-//     that it is gone, or its lease is over.
+//   - Held means proven. A permit is held until a local time before which Redis cannot have ended
+//     its lease (see trust.go). A permit becomes held only by a grant of its UUID to a request that
+//     is not settled yet.
+//   - Every UUID that Redis may count is held, asked for, or among the drops. It is so until Redis
+//     has answered that it is gone, or its lease is over.
 //   - Every request is settled: by a grant, a refusal, its caller's patience, or Close.
 //   - Batches of a session never overlap. So a withdrawal reaches Redis after the request that it
 //     withdraws.
-//   - Pushes only save time. What a push says is found by asking again.
+//   - Pushes only save time. The session finds what a push says by asking again, too.
 package core
 
 import (
@@ -77,11 +77,11 @@ type Core struct {
 	failedDrops  []*Drop // to be sent again
 	offers       []offer
 	inFlight     *Batch
-	flightDue    time.Duration // when the flight is looked at, 0: never
+	batchDue     time.Duration // when checkBatch looks at the batch in flight, 0: never
 	roundTrip    time.Duration // of the last batch
 	gone         bool          // Redis did not know the session when the last batch came
 	needsCall    uint64        // nothing is sent before this call of the heartbeat was answered ...
-	blockedSince time.Duration // ... and something waits for that since, 0: nothing
+	blockedSince time.Duration // ... and since when something waits for that, 0: nothing does
 	retryAt      time.Duration // when what is unanswered is asked for again, 0: never
 
 	heart     heart
@@ -97,13 +97,13 @@ type Core struct {
 	wants                 int        // permits asked for and not settled, those in waiting excepted
 	making                bool       // a pool was told to make room below Config.Max
 	moveCost              time.Duration
-	confirms              bool          // moveCost is to be said at once
-	toldAt                time.Duration // when a push last said that somebody waits
+	confirms              bool          // moveCost has to be sent at once
+	toldAt                time.Duration // when a push last said that a request waits
 
 	ending  map[string]*ending // see reaper.go
 	looking bool
 
-	// What Redis said last of the fleet.
+	// The latest that Redis said of the fleet.
 	epoch    string
 	sharded  bool
 	capacity int64
@@ -122,16 +122,22 @@ type Core struct {
 // New returns the state of a session that has not joined yet.
 func New(cfg Config) *Core {
 	return &Core{
-		cfg: cfg, permits: make(map[string]*Permit), asked: make(map[string]*Request), ending: make(map[string]*ending),
-		heart: heart{calls: make(map[uint64]*Call)}, capacity: int64(cfg.Capacity), min: int64(cfg.Min),
+		cfg:      cfg,
+		permits:  make(map[string]*Permit),
+		asked:    make(map[string]*Request),
+		ending:   make(map[string]*ending),
+		heart:    heart{calls: make(map[uint64]*Call)},
+		capacity: int64(cfg.Capacity),
+		min:      int64(cfg.Min),
 	}
 }
 
 // Effects are what the shell has to do, once it holds no lock. Everything else a Core does by
 // itself.
 type Effects struct {
-	Flush     bool       // start sending batches, unless that is under way
-	Resend    *Batch     // send this batch once more, beside the first time: its connection may be dead
+	Flush bool // start sending batches, unless that is under way
+	// Resend is a batch to send once more, over another connection: its first may be dead.
+	Resend    *Batch
 	Heartbeat bool       // send a call of the heartbeat
 	Replace   bool       // close the subscription, so that it is replaced
 	Settled   []*Request // their callers go on
@@ -165,7 +171,9 @@ func (c *Core) Take() Effects {
 // WakeAt is when Tick has to be called, 0 if never.
 func (c *Core) WakeAt() time.Duration {
 	at := time.Duration(0)
-	for _, t := range [...]time.Duration{c.heart.due, c.expireAt, c.retryAt, c.flightDue, c.poolsDue(), c.blockedDue()} {
+	for _, t := range [...]time.Duration{
+		c.heart.due, c.expireAt, c.retryAt, c.batchDue, c.poolsDue(), c.blockedDue(),
+	} {
 		if t > 0 && (at == 0 || t < at) {
 			at = t
 		}
@@ -181,8 +189,8 @@ func (c *Core) Tick(now time.Duration) {
 	if c.left {
 		return
 	}
-	if c.flightDue > 0 && now >= c.flightDue {
-		c.lookAtFlight(now)
+	if c.batchDue > 0 && now >= c.batchDue {
+		c.checkBatch(now)
 	}
 	c.tickPools(now)
 	if due := c.blockedDue(); due > 0 && now >= due {
@@ -205,7 +213,7 @@ func (c *Core) blockedDue() time.Duration {
 	return c.blockedSince + c.silence()
 }
 
-// MaxRetryPause bounds the pause before what Redis did not answer is said again.
+// MaxRetryPause bounds the pause before what Redis did not answer is sent again.
 const MaxRetryPause = 250 * time.Millisecond
 
 // retryIn repeats, after a pause, what is unanswered: requests that wait, in case their grant was
@@ -296,8 +304,8 @@ func (c *Core) Expected(now time.Duration) int64 { return c.anchor.expected(now)
 
 func (c *Core) ttlMillis() int64 { return c.cfg.TTL.Milliseconds() }
 
-// Until is the time from now to then, both in ms of Redis's clock. Anybody may have put then
-// further off than a Duration reaches.
+// Until is the time from now to then, both in ms of Redis's clock. Anyone with access to Redis may
+// have set then further off than a Duration reaches.
 func Until(then, now int64) time.Duration {
 	const most = int64(1<<63-1) / int64(time.Millisecond)
 	return time.Duration(max(-most, min(then-now, most))) * time.Millisecond
@@ -314,7 +322,7 @@ func (c *Core) Err() error {
 	return nil
 }
 
-// What the shell asks for.
+// For the shell to read.
 
 func (c *Core) Epoch() string                { return c.epoch }
 func (c *Core) Sharded() bool                { return c.sharded }

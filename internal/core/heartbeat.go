@@ -10,18 +10,19 @@ import (
 // When calls are sent. The session renews a third of a lease after the last call. Three things make
 // the next one earlier:
 //
-//   - The last call is unanswered. It is hedged by another one, over another connection, at first after
-//     twice the time that replies have been seen to take, then after four times as long, and at last every
-//     fifth of a lease. The calls before it go on: a reply within the trusted time counts, however late.
-//   - The trust of a permit ends early, because its grant took long to arrive. It is renewed with 45 % of a
-//     lease left, or with two round trips, one of them for a new connection, which is more where Redis is
-//     slow. A lease that a fast reply renewed has 57 % left when the regular call is due, so this adds no
-//     call then.
+//   - The last call is unanswered. Another one hedges it, over another connection. The first hedge
+//     follows after twice the time that replies have been seen to take, the next after four times
+//     as long. In the end one follows every fifth of a lease. The calls before it go on: a reply
+//     within the trusted time counts, however late.
+//   - The trust of a permit ends early, because its grant took long to arrive. It is renewed with
+//     45 % of a lease left. Where Redis is slow, two round trips are more than that, and count
+//     instead: one of them is for a new connection. A lease that a fast reply renewed has 57 % left
+//     when the regular call is due, so this adds no call then.
 //   - The last call failed. It is repeated after a twelfth of a lease.
 
 const (
-	// minHedge is how long a call is waited for before it is hedged, at the least: a pause of the
-	// garbage collector, or of a busy scheduler, is no reason.
+	// minHedge is the shortest wait before a call is hedged: a pause of the garbage collector, or
+	// of a busy scheduler, is no reason for a hedge.
 	minHedge = 50 * time.Millisecond
 	// maxHedge bounds the time between two calls while Redis is silent, however long a lease is.
 	maxHedge = 5 * time.Second
@@ -38,19 +39,22 @@ const (
 //	                                            +--> CallFailed
 //
 // Calls have numbers in the order in which they were made. Redis can execute them, and replies can
-// arrive, in any other order. What holds whatever the order:
+// arrive, in any other order. Whatever the order, these hold:
 //
-//   - Trust only grows. A reply proves the leases that it names and does not miss, from when its call was
-//     sent; a permit that was released since, or lost, is not held under that UUID any more.
-//   - What a reply says of the fleet (capacity, epoch, minimum, recalls, waiting requests) is taken from
-//     the latest call only. An earlier one adds trust, and loses what Redis executed later than that.
-//   - A permit that a reply misses is lost, unless a reply that Redis gave later in the same state, or a
-//     reply of a later state, has confirmed it.
-//   - A reply that found the state lost re-asserted what its call names. What was released since is dropped
-//     once more, however late that reply.
-//   - A pool leaves the session when a call has said that it holds nothing, and that call was made after all
-//     had ended that said otherwise: one of those would have Redis count its permits again. So might one
-//     that failed here, and is executed when Redis wakes up; pools stay, and are named, for some time then.
+//   - Trust only grows. A reply proves, from when its call was sent, the leases that the call names
+//     and Redis still has. A permit that was released or lost since is not held under that UUID any
+//     more.
+//   - Only the reply to the latest call counts for the fleet: capacity, epoch, minimum, recalls,
+//     waiting requests. The reply to an earlier call adds trust. It loses a permit only if Redis
+//     executed it after the latest call.
+//   - A permit that a reply misses is lost, unless another reply has confirmed it: one that Redis
+//     gave later in the same state, or one of a later state.
+//   - A call that found the state lost has re-asserted what it names. A permit that was released
+//     since is dropped once more, however late the reply.
+//   - A pool leaves the session when a call has said that it holds nothing. That call was made
+//     after all calls that said otherwise had ended: one of those would make Redis count the pool's
+//     permits again. A call that failed here might do the same, if Redis executes it when it wakes
+//     up. So pools stay, and are named, for some time after a failure.
 type Call struct {
 	X message.Renewal
 
@@ -59,7 +63,9 @@ type Call struct {
 	said  []*Permit // of X.Permits
 	pools []*Pool   // of X.Pools
 	anew  []int     // of those: see HearAnew
-	ended []int     // of those: they hold and ask for nothing, and no call on its way says otherwise
+	// ended are the indexes of pools that hold and ask for nothing, while no call on its way says
+	// otherwise.
+	ended []int
 }
 
 // Number is how calls are told apart: they count from 1.
@@ -77,7 +83,7 @@ type heart struct {
 	err      error            // of the last that failed
 	sent     time.Duration    // when the last call was sent
 	jitter   time.Duration    // by which the next one is early, so that sessions spread
-	hedges   int              // calls since the last reply, but the first
+	hedges   int              // calls since the last reply, without the first
 	silent   time.Duration    // since when nothing was answered, or 0
 	failed   time.Duration    // when the last call failed, or 0
 	strays   time.Duration    // until when a call that failed here may still be executed
@@ -111,8 +117,9 @@ func (h *heart) measured(took time.Duration) { h.rtt = max(took, h.rtt-h.rtt/16)
 // LastCall is the number of the last call.
 func (c *Core) LastCall() uint64 { return c.heart.last }
 
-// CallState is what became of the call with that number: answered, itself or by a later one; or
-// failed, with no later one on its way. err is of the last call that failed.
+// CallState reports what became of the call with that number. answered: Redis has answered it, or a
+// later one. failed: neither it nor a later one is on its way. err is that of the last call that
+// failed.
 func (c *Core) CallState(n uint64) (answered, failed bool, err error) {
 	return c.heart.answered >= n, !c.heart.onTheWay(n), c.heart.err
 }
@@ -179,13 +186,13 @@ func (c *Core) HedgeAfter() time.Duration {
 	return min(max(2*c.heart.rtt, minHedge), c.cfg.TTL/5, maxHedge)
 }
 
-// allowance is how much trust a permit has left when it is renewed, at the least.
+// allowance is the least trust that a permit has left when it is renewed.
 func (c *Core) allowance() time.Duration {
 	return max(c.cfg.TTL*45/100, min(2*c.heart.rtt, c.cfg.TTL))
 }
 
-// silence is how long Redis may be silent before it counts as away: longer than the replies take of
-// a Redis that is slow, but renews leases in time.
+// silence is how long Redis may be silent before it counts as away. A Redis that is slow, but
+// renews leases in time, replies sooner than that.
 func (c *Core) silence() time.Duration {
 	return max(c.cfg.TTL/2, min(c.heart.rtt*5/2, c.cfg.TTL-c.cfg.Margin))
 }
@@ -193,17 +200,18 @@ func (c *Core) silence() time.Duration {
 // Silence is how long Redis may be silent before it counts as away.
 func (c *Core) Silence() time.Duration { return c.silence() }
 
-// NextCall makes the next call, of what is held now. owed is how many permits each pool is still to
-// give of those that it was told of. It returns nil if the session has left, or if so many calls
-// are on their way that another one would not help.
+// NextCall makes the next call, of what is held now. owed is how many permits each pool still has
+// to give back, of those that it was told of. It returns nil if the session has left, or if so many
+// calls are on their way that another one would not help.
 func (c *Core) NextCall(now time.Duration, owed map[*Pool]int) *Call {
 	h := &c.heart
 	if c.left || len(h.calls) >= MaxCalls {
 		return nil
 	}
 	k := &Call{n: h.last + 1, sent: now, X: message.Renewal{
-		Session: c.cfg.Session, TTLMillis: c.ttlMillis(), Capacity: c.cfg.Capacity, Info: c.cfg.Info, Min: c.cfg.Min,
-		Epoch: c.epoch, NewEpoch: c.cfg.NewEpoch(), Load: c.epoch == "", Limit: c.limit, Sessions: c.sessions,
+		Session: c.cfg.Session, TTLMillis: c.ttlMillis(), Info: c.cfg.Info,
+		Capacity: c.cfg.Capacity, Min: c.cfg.Min, Limit: c.limit, Sessions: c.sessions,
+		Epoch: c.epoch, NewEpoch: c.cfg.NewEpoch(), Load: c.epoch == "",
 		Expected: c.anchor.expected(now), MoveMicros: c.takeMoveCost(),
 	}}
 	k.said = make([]*Permit, 0, len(c.permits))
@@ -221,8 +229,9 @@ func (c *Core) NextCall(now time.Duration, owed map[*Pool]int) *Call {
 	for i, pool := range c.pools {
 		k.pools = append(k.pools, pool)
 		k.anew = append(k.anew, pool.anew)
-		k.X.Pools = append(k.X.Pools, message.PoolReport{Name: pool.name, Held: pool.held, Heard: pool.heard,
-			Owed: min(owed[pool], pool.held)})
+		k.X.Pools = append(k.X.Pools, message.PoolReport{
+			Name: pool.name, Held: pool.held, Heard: pool.heard, Owed: min(owed[pool], pool.held),
+		})
 		if pool.busy() {
 			pool.said = k.n
 		} else if !h.anyUpTo(pool.said) && now >= h.strays {
@@ -254,8 +263,8 @@ func (c *Core) ends(now time.Duration, k *Call) {
 	}
 }
 
-// CallFailed takes the end of a call that brought no reply, or an error. It says something of Redis
-// if no later call says more.
+// CallFailed takes the end of a call that brought no reply, or an error. It counts against Redis
+// only if no later call says more.
 func (c *Core) CallFailed(now time.Duration, k *Call, err error) {
 	h := &c.heart
 	c.returnMoveCost(k.X.MoveMicros)
@@ -263,7 +272,8 @@ func (c *Core) CallFailed(now time.Duration, k *Call, err error) {
 	h.strays = now + 2*c.cfg.TTL
 	if k.n == h.last && h.answered < k.n {
 		h.failed = now
-		if len(h.calls) == 1 { // else the call that this one hedges may be answered yet: see beatIfDue
+		// Otherwise Redis may still answer the call that this one hedges: see beatIfDue.
+		if len(h.calls) == 1 {
 			c.setDown(err)
 		}
 		if c.epoch != "" && !c.left {
@@ -289,8 +299,8 @@ func (c *Core) CallAnswered(now time.Duration, k *Call, got message.Renewed) {
 		}
 	}
 	reasserted := k.X.Epoch != "" && k.X.Epoch != got.Epoch
-	// Another call has found a new state meanwhile, and this one neither knew it nor met it: which
-	// of the two states is there now, only another call can tell.
+	// Another call has found a new state meanwhile, and this one neither knew that state nor met
+	// it. Only a further call can tell which of the two states is there now.
 	again := k.n > h.applied && k.X.Epoch != c.epoch && got.Epoch != c.epoch
 	latest := k.n > h.applied && !again
 	lostState := latest && reasserted && got.Epoch != c.epoch
@@ -326,7 +336,9 @@ func (c *Core) CallAnswered(now time.Duration, k *Call, got message.Renewed) {
 }
 
 // confirm extends the trust of the permits that k names and Redis still has, and loses the others.
-func (c *Core) confirm(now time.Duration, k *Call, got message.Renewed, reasserted, latest, again bool) {
+func (c *Core) confirm(
+	now time.Duration, k *Call, got message.Renewed, reasserted, latest, again bool,
+) {
 	missing := make(map[string]bool, len(got.Missing))
 	for _, id := range got.Missing {
 		missing[id] = true
@@ -336,9 +348,9 @@ func (c *Core) confirm(now time.Duration, k *Call, got message.Renewed, reassert
 		id := k.X.Permits[i]
 		switch {
 		case c.permits[id] != p:
-			// Released, or lost, while the call was on its way. That it is missing is no loss. But
-			// if state was lost, the call may have put it back after its release: release it once
-			// more.
+			// The permit was released or lost while the call was on its way: if Redis misses it,
+			// that is no loss. But if the state was lost, the call may have put the permit back
+			// after its release: release it once more.
 			if reasserted && p.state == Released {
 				c.drop(now, id)
 			}
@@ -363,8 +375,8 @@ func (c *Core) holdsOtherThan(ids []string) bool {
 	return len(c.permits) > still
 }
 
-// coversOtherThan reports whether a permit that k named has another record by now: in a state that
-// was lost, k has put its own back.
+// coversOtherThan reports whether a permit that k named has another record by now. If the state was
+// lost, k has put its own, older record back.
 func (c *Core) coversOtherThan(k *Call) bool {
 	for i, record := range k.X.Backends {
 		if p := k.said[i]; c.permits[k.X.Permits[i]] == p && p.record() != record {
@@ -374,9 +386,10 @@ func (c *Core) coversOtherThan(k *Call) bool {
 	return false
 }
 
-// applyFleet takes what the latest reply says of the fleet. again: the state was lost, and is not
-// known here before all that is held has been re-asserted. changed: pools are told that Redis is
-// back, and some may live without permits, and ask for them then.
+// applyFleet takes what the latest reply says of the fleet. again: the state was lost, and the
+// session takes the new epoch only once it has re-asserted all that it holds. changed: the pools
+// are being told that Redis is back. A pool that lives without permits may then ask for some, so no
+// pool leaves now.
 func (c *Core) applyFleet(now time.Duration, k *Call, got message.Renewed, again, changed bool) {
 	h := &c.heart
 	h.applied, h.at = k.n, got.Now
@@ -399,7 +412,8 @@ func (c *Core) applyFleet(now time.Duration, k *Call, got message.Renewed, again
 	}
 	if c.capacity != got.Capacity {
 		if got.Capacity != int64(c.cfg.Capacity) {
-			c.warn("the fleet's capacity is not what this session declares", "declared", c.cfg.Capacity, "in force", got.Capacity)
+			c.warn("the fleet's capacity is not what this session declares",
+				"declared", c.cfg.Capacity, "in force", got.Capacity)
 		}
 		c.capacity = got.Capacity
 	}
@@ -409,7 +423,7 @@ func (c *Core) applyFleet(now time.Duration, k *Call, got message.Renewed, again
 	c.min = got.Min
 }
 
-// quarantined takes which backends in quarantine Redis asks this session to end.
+// quarantined takes the backends in quarantine that Redis asks this session to end.
 func (c *Core) quarantined(now time.Duration, quarantine []string) {
 	still := make(map[string]bool, len(quarantine)/2)
 	var list []Record

@@ -6,20 +6,20 @@ import (
 	"time"
 )
 
-// Config.Max is kept here, not in Redis: what would exceed it waits in one FIFO queue of the
-// session, and is not asked for.
+// The session keeps Config.Max itself, without Redis. A request that would exceed it waits in a
+// queue of the session, and Redis does not hear of it.
 //
 // Invariant, with a Max: permits held + wants <= Max, where wants counts the permits of requests
 // that are in the outbox, in flight or in Redis's queue. It changes where a request is admitted and
 // settled, and where a permit stops being held.
 //
-// Should one pool of the session hold all that another waits for, no other session would ever ask
-// for it back. So the session does: one permit at a time, by the rule of the fleet.
+// If one pool of the session holds all that another waits for, no other session ever recalls it. So
+// this session does: one permit at a time, by the rule of the fleet.
 
 // turnBelowMax is how long a pool keeps the one permit that another pool of the session waits for.
 const turnBelowMax = 500 * time.Millisecond
 
-// roomBelowMax is how many permits more may be asked for.
+// roomBelowMax is how many more permits the session may ask for.
 func (c *Core) roomBelowMax() int {
 	if c.cfg.Max == 0 {
 		return maxPoolRequest
@@ -27,7 +27,7 @@ func (c *Core) roomBelowMax() int {
 	return c.cfg.Max - len(c.permits) - c.wants
 }
 
-// admit counts r in, or has it wait; a request that would not wait is refused.
+// admit counts r in, or lets it wait. It refuses a request that does not wait.
 func (c *Core) admit(now time.Duration, r *Request) bool {
 	if len(c.waiting) == 0 && len(r.ids) <= c.roomBelowMax() {
 		c.wants += len(r.ids)
@@ -35,7 +35,8 @@ func (c *Core) admit(now time.Duration, r *Request) bool {
 	}
 	r.belowMax = true
 	if !r.Kind.Waits() {
-		c.settle(now, r, fmt.Errorf("%w: this session holds Config.Max, %d", ErrCapacity, c.cfg.Max))
+		c.settle(now, r, fmt.Errorf("%w: this session holds Config.Max, %d",
+			ErrCapacity, c.cfg.Max))
 		return false
 	}
 	c.waiting = append(c.waiting, r)
@@ -43,7 +44,7 @@ func (c *Core) admit(now time.Duration, r *Request) bool {
 	return false
 }
 
-// settleBelowMax is the end of a request.
+// settleBelowMax takes r out of the queue, or out of wants, now that it is settled.
 func (c *Core) settleBelowMax(now time.Duration, r *Request) {
 	switch {
 	case c.cfg.Max == 0 || r.Extends:
@@ -99,7 +100,7 @@ func (c *Core) madeRoom(now time.Duration) {
 	c.flush(now)
 }
 
-// trim makes a pool's request one for n permits at the most: any number is welcome to it.
+// trim cuts a pool's request to n permits at most: the pool takes any number.
 func (c *Core) trim(r *Request, n int) {
 	if len(r.ids) <= n {
 		return
@@ -110,8 +111,8 @@ func (c *Core) trim(r *Request, n int) {
 	r.ids, r.Permits = r.ids[:n], r.Permits[:n]
 }
 
-// makeRoom takes room from a pool of this session that has more than the next to be admitted: what
-// it asks for and may never be granted, or else a permit.
+// makeRoom takes room from a pool of this session that has more than the pool to be admitted next.
+// It withdraws what that pool asks for and may never be granted, or else recalls a permit.
 func (c *Core) makeRoom(now time.Duration) {
 	next := c.nextBelowMax()
 	if c.making || next == nil {

@@ -25,7 +25,7 @@ func TestAnExtensionThatIsAnsweredAfterTheTrust(t *testing.T) {
 }
 
 // joinedCore is a session that has joined.
-func joinedCoreCore() *Core {
+func joinedCore() *Core {
 	c := New(Config{
 		Session: "000000a0-0001-8010", TTL: time.Second, Margin: time.Second / 10, RetryInterval: time.Second, Capacity: 1,
 		NewPermit: func() *Permit { return new(Permit) },

@@ -9,33 +9,36 @@ import (
 )
 
 // A Pool is one connection pool's part of the session. Redis divides the capacity between the
-// fleet's pools by max-min fairness: one that waits is served before one that holds more, and the
-// largest gives back to one that has at least two fewer.
+// fleet's pools by max-min fairness. A pool that waits is served before one that holds more. The
+// largest pool gives back to one that has at least two fewer.
 //
 // A pool has a number in its session, and with that a name in Redis, only while it needs them:
 //
-//	     Ask, Try, Stay               a heartbeat has said that it holds nothing, asks for nothing,
-//	away ----------------> seated ----------------------------------------------------------------> away
+//	     Ask, Try, Stay            a heartbeat has said that it holds and asks for nothing,
+//	away ----------------> seated --------------------------------------------------------> away
 //	                                  and none that said otherwise is on its way any more
 //
-// So nothing stays of a pool that its owner has closed, or forgotten, without a word to us: pgx
-// tells nobody of Pool.Close. A pool that comes back may have another number.
+// So nothing stays of a pool that its owner has closed or forgotten, even if it does not tell the
+// session: pgx has no hook for Pool.Close. A pool that comes back may have another number.
 type Pool struct {
 	Owner any // the shell's
 
-	seated     bool
-	number     int           // while it is seated
-	name       string        // the same
-	stays      bool          // see Stay
-	numberAt   time.Duration // when it asks again for a number, for none was free; 0: it has no need
-	trying     int           // requests that do not wait, under way
-	want       int
-	request    *Request // the one that waits, or nil
-	held       int
-	everHeld   bool          // it was granted something, once
-	heard      message.Tally // of recalls
-	anew       int           // how often that was set back: see HearAnew
-	moving     bool          // granted something from the queue, and has not said since that it is connected: see Moved
+	seated bool
+	number int    // while it is seated
+	name   string // the same
+	stays  bool   // see Stay
+	// numberAt is when it asks again for a number, because none was free; 0: it has no need.
+	numberAt time.Duration
+	trying   int // requests that do not wait, under way
+	want     int
+	request  *Request // the one that waits, or nil
+	held     int
+	everHeld bool          // it was granted something, once
+	heard    message.Tally // of recalls
+	anew     int           // how often that was set back: see HearAnew
+	// moving: a permit was granted to it from the queue, and it has not said since that it is
+	// connected. See Moved.
+	moving     bool
 	withdrawAt time.Duration // when its request is withdrawn if it wants nothing then; 0: it does
 	known      bool          // Redis may know it
 	said       uint64        // the last call of the heartbeat that spoke of it as open, or holding
@@ -45,9 +48,9 @@ type Pool struct {
 // Held is how many permits p holds.
 func (p *Pool) Held() int { return p.held }
 
-// A vacancy is the number of a pool that is away. The next pool to have it begins with the tally
-// that was heard last: Redis goes on counting. No UUID of a permit comes again, for what follows
-// the number in it does not.
+// A vacancy is the number of a pool that is away. The next pool with that number begins with the
+// tally that was heard last: Redis goes on counting. No permit's UUID is used twice, because the
+// count that follows the number in it never repeats.
 type vacancy struct {
 	number int
 	heard  message.Tally
@@ -57,7 +60,7 @@ type vacancy struct {
 // every query of a busy pool; asking and withdrawing each time would send two commands for each.
 const withdrawAfter = 25 * time.Millisecond
 
-// An Event is something that a pool is to be told.
+// An Event is what the shell has to tell a pool.
 type Event struct {
 	Kind    EventKind
 	Pool    *Pool
@@ -98,8 +101,9 @@ func (c *Core) tellAll(kind EventKind) {
 	}
 }
 
-// tellWaiting passes on what an answer to what was sent then says of the queue. An answer that
-// nobody waits is not news if a push said otherwise since.
+// tellWaiting tells the pools whether any request waits in Redis's queue, as answered to what was
+// sent at that time. If a push has said since that a request waits, an answer that says otherwise
+// is old.
 func (c *Core) tellWaiting(waiting bool, sent time.Duration) {
 	if !waiting && c.toldAt >= sent {
 		return
@@ -110,8 +114,8 @@ func (c *Core) tellWaiting(waiting bool, sent time.Duration) {
 }
 
 // ErrManyPools is returned to a pool for which there is no number.
-var ErrManyPools = errors.New("semaphore: a session can have 4095 connection pools that hold or want something at a time, " +
-	"and those that did so since the last heartbeat count")
+var ErrManyPools = errors.New("semaphore: a session can have 4095 connection pools " +
+	"that hold or want something at a time, and those that did so since the last heartbeat count")
 
 // HasNumber reports whether a pool could have a number now.
 func (c *Core) HasNumber() bool { return c.numbers < maxPools || len(c.vacant) > 0 }
@@ -145,8 +149,8 @@ func (p *Pool) busy() bool { return p.held > 0 || p.request != nil || p.trying >
 // Pools are those in the session.
 func (c *Core) Pools() []*Pool { return c.pools }
 
-// Ask says how many permits more p could use now; it is a level, not an increment. One request is
-// under way at a time, for as many as are free, or for one.
+// Ask says how many more permits p could use now; it is a level, not an increment. One request is
+// under way at a time. Redis grants it as many permits as are free, or queues it for one.
 func (c *Core) Ask(now time.Duration, p *Pool, n int) {
 	p.want = n
 	switch {
@@ -205,8 +209,8 @@ func (c *Core) tickPools(now time.Duration) {
 	}
 }
 
-// Stay keeps p in its session, or no longer, though it holds and asks for nothing: the pool has
-// connections that live without a permit, and must hear when Redis is back, or the session is
+// Stay says whether p stays in its session though it holds and asks for nothing. A pool stays if it
+// has connections that live without a permit: it must hear when Redis is back, or the session is
 // closed.
 func (c *Core) Stay(p *Pool, yes bool) {
 	p.stays = yes
@@ -245,10 +249,10 @@ func (c *Core) Offer(now time.Duration, p *Pool, n int) {
 	}
 }
 
-// Moved tells what it has just cost to move a permit to p: to close a connection up to its server's
-// end, to be granted the permit, and to connect. The fleet paces the moves of permits by it, and
-// the next turn of rotation may wait for the end of this one: that is said at once, and all else
-// with the next batch or heartbeat.
+// Moved tells what it has just cost to move a permit to p: to close a connection until its backend
+// has ended, to be granted the permit, and to connect. The fleet paces the moves of permits by that
+// cost. The next turn of rotation may wait for the end of this move: the session says that at once.
+// It says all else with the next batch or heartbeat.
 func (c *Core) Moved(now time.Duration, p *Pool, cost time.Duration) {
 	c.moveCost = max(cost, time.Microsecond)
 	if p.moving {
@@ -265,9 +269,9 @@ func (c *Core) takeMoveCost() int64 {
 	return cost
 }
 
-// returnMoveCost undoes takeMoveCost, as Redis did not answer: rotation would wait for a move that
-// has ended. It is said again with what else is said next, or by repeat; not at once, for Redis may
-// be away.
+// returnMoveCost undoes takeMoveCost, because Redis did not answer: otherwise rotation would wait
+// for a move that has ended. The next message or repeat sends the cost again. The session does not
+// send it at once, for Redis may be away.
 func (c *Core) returnMoveCost(micros int64) {
 	if c.moveCost == 0 {
 		c.moveCost = time.Duration(micros) * time.Microsecond
@@ -276,17 +280,20 @@ func (c *Core) returnMoveCost(micros int64) {
 
 // Hear takes the tally of an event of kind Told. It returns how many recalls are new; below zero,
 // how many were withdrawn. Tallies come by pushes, by the answers to offers and by heartbeats, in
-// any order and more than once. One of a state that is lost, or not known yet, says nothing.
+// any order and more than once. A tally of a state that is lost, or not known yet, says nothing.
 //
 // The shell carries out what Hear returns before it calls Hear again, and before it makes a call of
-// the heartbeat: that reports what was heard together with what is owed of it.
+// the heartbeat. The call reports what was heard together with what the pool owes of it.
 func (c *Core) Hear(e Event) int {
 	p := e.Pool
 	if e.Epoch != c.epoch || e.Name != p.name { // it has another number by now
 		return 0
 	}
 	before := p.heard
-	p.heard = message.Tally{Recalled: max(before.Recalled, e.Tally.Recalled), Withdrawn: max(before.Withdrawn, e.Tally.Withdrawn)}
+	p.heard = message.Tally{
+		Recalled:  max(before.Recalled, e.Tally.Recalled),
+		Withdrawn: max(before.Withdrawn, e.Tally.Withdrawn),
+	}
 	return int(p.heard.Recalled - before.Recalled - (p.heard.Withdrawn - before.Withdrawn))
 }
 
@@ -306,10 +313,14 @@ func (c *Core) HearAnew(e Event) bool {
 func (c *Core) tellTallies(k *Call, got message.Renewed, reasserted, lostState bool) {
 	for i, tally := range got.Recalls[:min(len(got.Recalls), len(k.pools))] {
 		said := k.X.Pools[i].Heard
-		e := Event{Kind: Told, Pool: k.pools[i], Name: k.X.Pools[i].Name, Epoch: got.Epoch, Tally: tally, anew: k.anew[i]}
-		// With a state that is lost, what was owed to it is forgotten. Counts that have become less
-		// were deleted by somebody's hand.
-		if lostState || !reasserted && (tally.Recalled < said.Recalled || tally.Withdrawn < said.Withdrawn) {
+		e := Event{
+			Kind: Told, Pool: k.pools[i], Name: k.X.Pools[i].Name, Epoch: got.Epoch, Tally: tally,
+			anew: k.anew[i],
+		}
+		// When a state is lost, what was owed to it is forgotten. Counts that have shrunk were
+		// deleted by hand.
+		shrunk := tally.Recalled < said.Recalled || tally.Withdrawn < said.Withdrawn
+		if lostState || !reasserted && shrunk {
 			e.Kind = Forget
 			if lostState {
 				e.anew = e.Pool.anew
@@ -321,7 +332,8 @@ func (c *Core) tellTallies(k *Call, got message.Renewed, reasserted, lostState b
 	}
 }
 
-// leaveSeats takes pools out of the session that k has said hold and ask for nothing.
+// leaveSeats takes those pools out of the session of which k has said that they hold and ask for
+// nothing.
 func (c *Core) leaveSeats(k *Call, got message.Renewed) {
 	for _, i := range k.ended {
 		// It may have asked since, or come back under another number.
@@ -329,11 +341,12 @@ func (c *Core) leaveSeats(k *Call, got message.Renewed) {
 		if p.name != k.X.Pools[i].Name || p.busy() || p.said >= k.n {
 			continue
 		}
-		// It owes nothing. The next pool with this number must not take what this reply tells for
+		// It owes nothing. The next pool with this number must not take the tally of this reply for
 		// news.
 		if i < len(got.Recalls) && got.Epoch == c.epoch {
 			tally, said := got.Recalls[i], k.X.Pools[i].Heard
-			if tally.Recalled >= said.Recalled && tally.Withdrawn >= said.Withdrawn { // else Redis counts anew
+			// If the tally has shrunk, Redis counts anew.
+			if tally.Recalled >= said.Recalled && tally.Withdrawn >= said.Withdrawn {
 				tally.Recalled = max(tally.Recalled, p.heard.Recalled)
 				tally.Withdrawn = max(tally.Withdrawn, p.heard.Withdrawn)
 			}
@@ -349,7 +362,8 @@ func (c *Core) removePool(p *Pool) {
 	if i < 0 {
 		return
 	}
-	c.pools = slices.Concat(c.pools[:i], c.pools[i+1:]) // a new list: others may be reading the old one
+	// A new list: others may be reading the old one
+	c.pools = slices.Concat(c.pools[:i], c.pools[i+1:])
 	c.vacant = append(c.vacant, vacancy{p.number, p.heard})
 	c.offers = slices.DeleteFunc(c.offers, func(o offer) bool { return o.pool == p })
 	p.seated, p.known, p.name = false, false, ""
@@ -377,8 +391,8 @@ func (c *Core) ClosePool(now time.Duration, p *Pool) {
 	if p.request != nil {
 		c.withdraw(now, p.request, ErrCapacity)
 	}
-	// The next heartbeat that finds nothing held takes it out, here and from what Redis counts of
-	// it. Of one that never asked Redis knows nothing.
+	// The next heartbeat that finds nothing held takes it out, here and in Redis. Redis knows
+	// nothing of a pool that never asked.
 	if !p.closed && !p.known {
 		c.removePool(p)
 	}

@@ -9,30 +9,30 @@ import (
 )
 
 // Quarantine. A process that is stopped cannot end its connections, so its backends outlive its
-// leases. A pool that records which backend each of its permits covers (see RecordBackend) need not end
-// them itself: a permit whose lease expired stays counted, in quarantine, until another session has
-// had Postgres end that backend, or found it gone. The engine knows a backend by an opaque tag, and
-// asks a pool that is a reaper to end it or to look for it. The rules are in
+// leases. A pool that records which backend each of its permits covers (see RecordBackend) need not
+// end them itself. A permit whose lease expired then stays counted, in quarantine. It is free once
+// another session has had Postgres end that backend, or found it gone. The engine knows a backend
+// by an opaque tag, and asks a pool that is a reaper to end it or to look for it. The rules are in
 // internal/redisscript/quarantine.lua.
 
-// RecordBackend notes which backend p covers, in place of what it covered before, and returns what Redis is
-// to be told. It must be called before another connection can be opened under p. ok is false if p
-// is not held.
+// RecordBackend notes which backend p covers, in place of what it covered before, and returns what
+// the shell has to tell Redis. It must be called before another connection can be opened under p.
+// ok is false if p is not held.
 //
-// Of what crosses the record on its way,
+// What can cross the record on its way:
 //
-//   - a loss of p that comes first is what the shell returns; one that comes later finds the backend
-//     recorded, and the pool ends it;
-//   - a release of p, when the connection was closed meanwhile, can be overtaken: Redis then answers that p
-//     is not held;
-//   - if another connection was opened under p since, its ClearBackend and its RecordBackend came later, so what they
-//     record stays: Redis keeps the record with the highest number;
-//   - the same goes for a call of the heartbeat that was made before this RecordBackend. Those that are made after it
-//     say what the record does.
+//   - A loss of p. If it comes first, the shell returns it. If it comes later, the backend is
+//     recorded, and the pool ends it.
+//   - A release of p, if the connection was closed meanwhile. If the release overtakes the record,
+//     Redis answers that p is not held.
+//   - The records of another connection that was opened under p since. Its ClearBackend and its
+//     RecordBackend came later, so what they record stays: Redis keeps the record with the highest
+//     number.
+//   - A call of the heartbeat that was made before this RecordBackend: the same applies. Calls that
+//     are made after it say what the record does.
 //
-// So a record that fails may be known all the same. That is no more than a backend that is looked
-// for in vain, should p expire: the pool closes the connection, and opens another under p or gives
-// it back.
+// So Redis may know a record that failed here. If p expires, a reaper then looks for that backend
+// in vain, and no more: the pool closes the connection, and opens another under p or gives p back.
 func (c *Core) RecordBackend(p *Permit, tag string) (record string, ok bool) {
 	if p.state != Held {
 		return "", false
@@ -42,12 +42,12 @@ func (c *Core) RecordBackend(p *Permit, tag string) (record string, ok bool) {
 	return p.record(), true
 }
 
-// ClearBackend notes that p covers no backend any more, because another connection is about to be opened
-// under p. record is what Redis must be told before, "" if it knows of no backend. Another session
-// that sees the recorded backend gone frees p, and must never do that while p covers a connection
-// of which it knows nothing. That session compares the record in the step that frees p. So either
-// this record comes first, and p stays held; or p is free first, and Redis answers that it is not
-// held.
+// ClearBackend notes that p covers no backend any more, because another connection is about to be
+// opened under p. record is what the shell must tell Redis before that, "" if Redis knows of no
+// backend. Another session that sees the recorded backend gone frees p, and must never do that
+// while p covers a connection of which it knows nothing. That session compares the record in the
+// step that frees p. So either this record comes first, and p stays held; or p is free first, and
+// Redis answers that it is not held.
 func (c *Core) ClearBackend(p *Permit) (record string, ok bool) {
 	if p.state != Held {
 		return "", false
@@ -70,8 +70,8 @@ func (c *Core) BackendCleared(p *Permit, record string) {
 }
 
 // record is what Redis is told of the backend that p covers: "" if p never covered one, and a tag
-// of zeros between two of them. The number tells it from those before: what says so can be
-// overtaken on its way by what is said of a later one.
+// of zeros between two of them. The number orders the records: a later one can overtake an earlier
+// one on its way.
 func (p *Permit) record() string {
 	if p.records == 0 {
 		return ""
@@ -86,7 +86,7 @@ func (p *Permit) record() string {
 // noTag is the tag of no backend.
 const noTag = "0 0 0"
 
-// A Record is one permit's backend, as Redis tells it. Of one in quarantine the tag lacks its
+// A Record is one permit's backend, as Redis tells it. The tag of a backend in quarantine lacks its
 // server.
 type Record struct{ ID, Text, Tag string }
 
@@ -96,8 +96,8 @@ func newRecord(id, text string, tagWords int) Record {
 }
 
 const (
-	// endPause is how soon the same backend is ended again, at first. It doubles, so that one that
-	// nobody can end does not keep us busy.
+	// endPause is the first pause before the session ends the same backend again. It doubles, so
+	// that a backend that no session can end does not keep them busy.
 	endPause    = time.Second
 	maxEndPause = time.Minute
 )
@@ -130,8 +130,8 @@ func (c *Core) end(now time.Duration, list []Record) {
 	c.fx.Reaper = reaper
 }
 
-// Ended takes the outcome of Effects.End. What is gone is dropped, by whichever session finds it
-// so: twice is no more than once.
+// Ended takes the outcome of Effects.End. Each session that finds a backend gone drops its permit:
+// to drop it twice is the same as once.
 func (c *Core) Ended(now time.Duration, list []Record, gone []bool) {
 	n := 0
 	for i, r := range list {
@@ -147,21 +147,22 @@ func (c *Core) Ended(now time.Duration, list []Record, gone []bool) {
 		e.next = now + e.pause
 	}
 	if !c.closed {
-		c.warn("leases expired without release: their Postgres backends are ended", "permits", len(list), "gone", n)
+		c.warn("leases expired without release: their Postgres backends are ended", "permits",
+			len(list), "gone", n)
 	}
 	c.flush(now)
 }
 
 // Looks. A process that is killed leaves its permits held until their leases end, though Postgres
-// has ended its backends at once. While somebody waits, a script asks one session to look for the
+// has ended its backends at once. While a request waits, a script asks one session to look for the
 // recorded backends of each session without a subscription. The session looks over a connection of
 // its own, and Redis frees the permits of backends that are gone.
 //
 //	      push              a reaper looks; then the script gone, for what is gone
 //	idle ------> looking ---------------------------------------------------------> idle
 //
-// A push that comes meanwhile is dropped. So is a look that failed: while somebody waits, the next
-// one is asked for soon.
+// A push that comes meanwhile is dropped, and a look that failed is not repeated: while a request
+// waits, Redis soon asks for the next one.
 
 // look has a pool of this session look for backends.
 func (c *Core) look(push message.Push) {
@@ -179,8 +180,8 @@ func (c *Core) look(push message.Push) {
 // Looked is the end of what Effects.Look asked for.
 func (c *Core) Looked() { c.looking = false }
 
-// reaper is the pool whose permits cover most backends, or nil: it has the most connections to ask
-// by.
+// reaper is the pool whose permits cover most backends, or nil: it has the most connections over
+// which to ask Postgres.
 func (c *Core) reaper() *Pool {
 	covering := make(map[*Pool]int)
 	for _, p := range c.permits {

@@ -12,8 +12,8 @@ import (
 //
 //	below Max --> outbox --> in flight --> in Redis's queue --> settled
 //	                ^                           |
-//	                +---------------------------+  asked for again: every RetryInterval, when something
-//	                                               expires, after a reconnect
+//	                +---------------------------+  asked for again: every RetryInterval,
+//	                                               when something expires, after a reconnect
 //
 // It is in Core.asked, under each of its UUIDs, until it is settled. A grant that arrives for a
 // UUID that is not there crossed a withdrawal, and is dropped.
@@ -58,15 +58,16 @@ func (c *Core) Submit(now time.Duration, r *Request) {
 	c.flush(now)
 }
 
-// TryPatience bounds the wait for a request that does not wait in Redis's queue: one lease from
-// when it is sent, for after that the answer would be worth nothing. Before, it may have to let the
-// batch in flight arrive, which takes as long as replies do.
+// TryPatience bounds the wait for a request that does not wait in Redis's queue. It allows one
+// lease from when the request is sent: a later answer would be worth nothing. Before that, the
+// request may have to wait for the reply to the batch in flight.
 func (c *Core) TryPatience() time.Duration {
 	return c.cfg.TTL + min(2*c.heart.rtt, c.cfg.TTL)
 }
 
-// GiveUp takes r back, whose caller waits no longer. The error is why it was not granted, and nil
-// if it held what r was to extend. A grant that crossed the end of the caller's patience goes back.
+// GiveUp takes r back, because its caller waits no longer. The error is why r was not granted, and
+// nil if r has extended the lease that it was to extend. A grant that crossed the end of the
+// caller's patience goes back.
 func (c *Core) GiveUp(now time.Duration, r *Request, waited time.Duration) error {
 	if r.settled && r.err != nil {
 		return r.err
@@ -120,8 +121,8 @@ func (c *Core) settle(now time.Duration, r *Request, err error) {
 	c.settleBelowMax(now, r)
 }
 
-// withdraw takes back a request that is not settled, whose caller gets err: out of the outbox, and
-// out of Redis if it may be known there. The drop is sent after every batch that carries the
+// withdraw takes back a request that is not settled, and its caller gets err. It takes r out of the
+// outbox, and out of Redis if Redis may know it. The drop is sent after every batch that holds the
 // request.
 func (c *Core) withdraw(now time.Duration, r *Request, err error) {
 	if r.settled {
@@ -149,9 +150,11 @@ type Drop struct {
 	Err  error         // of the first try
 	Done chan struct{} // the shell's, nil if nobody waits for the outcome
 
-	ids     []string
-	plain   bool          // it is one permit that no pool holds, and nothing that may wait in the queue
-	covered bool          // it is of a permit that covered a backend: Redis may count that on after its lease
+	ids []string
+	// plain: it is one permit that no pool holds, and cannot be waiting in the queue.
+	plain bool
+	// covered: its permit covered a backend, so Redis may count it on after its lease.
+	covered bool
 	since   time.Duration // when it was asked for; after a lease there is nothing left to drop
 	known   bool          // the outcome of the first try is
 }

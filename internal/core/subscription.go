@@ -68,7 +68,8 @@ func (c *Core) SetConfirmed(now time.Duration, yes bool) {
 	c.listening.confirmed, c.listening.since = yes, now
 }
 
-// Resubscribed takes it that pushes may have been lost. The heartbeat learns of recalls.
+// Resubscribed asks again for all that is unanswered, because pushes may have been lost. The
+// heartbeat learns of recalls.
 func (c *Core) Resubscribed(now time.Duration) {
 	c.repeat(now)
 	c.BeatSoon()
@@ -86,8 +87,8 @@ func (c *Core) Pushed(now time.Duration, push message.Push) {
 		if push.Epoch == c.epoch && !c.cfg.Replicated {
 			c.granted(now, push.IDs, c.anchor.bound(push.Now, now))
 		} else {
-			// The state that granted it is lost, or we have not heard of the new one yet; or the
-			// grant is relied on only once a call of our own was acknowledged.
+			// The state that granted it is lost, or the session has not heard of the new one yet.
+			// Or the session relies on a grant only once a call of its own was acknowledged.
 			c.repeat(now)
 		}
 	case message.PushWanted:

@@ -8,9 +8,9 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// Trust. A lease is believed from before the request that made or renewed it was sent, on the local
-// monotonic clock, for TTL less a margin. However late the reply is, Redis cannot have started the
-// lease before that.
+// Trust. The session trusts a lease for TTL less a margin, on the local monotonic clock, from
+// before it sent the request that made or renewed it. However late the reply is, Redis cannot have
+// started the lease before that.
 //
 //	sent              reply                    trusted until     expires in Redis
 //	 |--- on its way ---|                            |                 |
@@ -59,7 +59,7 @@ type Permit struct {
 // State is where p is in its life.
 func (p *Permit) State() State { return p.state }
 
-// TrustedUntil is until when p is held, though Redis stays silent. 0 if it is not held.
+// TrustedUntil is until when p is held even if Redis stays silent, 0 if it is not held.
 func (p *Permit) TrustedUntil() time.Duration { return p.trusted }
 
 // granted takes grants that count from the local time since.
@@ -97,8 +97,8 @@ func (c *Core) granted(now time.Duration, ids []string, since time.Duration) {
 			c.settle(now, r, fmt.Errorf("%w", ErrLost))
 			continue
 		case trusted-now <= c.worthHolding():
-			// It took so long to hear of it that the lease may be over, or will be before a renewal
-			// could be answered. Ask again, under the same name.
+			// The grant took so long to arrive that the lease may be over, or will be before Redis
+			// could answer a renewal. Ask again, under the same UUID.
 			c.enqueue(r)
 			c.flush(now)
 			continue
@@ -128,8 +128,9 @@ func (c *Core) granted(now time.Duration, ids []string, since time.Duration) {
 	for _, pool := range order {
 		c.tell(Event{Kind: Granted, Pool: pool, Permits: byPool[pool]})
 	}
-	// These were long on their way. The heartbeat will renew them, but perhaps over a connection
-	// that is to be made first; the next batch asks for an extension, and is there earlier.
+	// These grants were long on their way. The heartbeat will renew them, but perhaps over a
+	// connection that it has to open first. The next batch asks for an extension, and arrives
+	// earlier.
 	for _, p := range hasty {
 		if c.asked[p.ID] == nil && !c.closed {
 			c.Submit(now, &Request{Kind: message.Hold, Permits: []*Permit{p}, Extends: true})
@@ -137,8 +138,8 @@ func (c *Core) granted(now time.Duration, ids []string, since time.Duration) {
 	}
 }
 
-// worthHolding is the least trust with which a new grant is taken: as much as a renewal takes, if a
-// grant that is asked for again arrives with more than that.
+// worthHolding is the least trust with which the session takes a new grant. That is as much as a
+// renewal takes, if a grant that the session asks for again arrives with more.
 func (c *Core) worthHolding() time.Duration {
 	if rtt := c.heart.rtt; 2*rtt < c.cfg.TTL-c.cfg.Margin {
 		return rtt

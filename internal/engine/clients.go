@@ -17,7 +17,8 @@ import (
 // itself retries what failed. The session uses a client as it is if it cannot find the client's
 // options.
 type clients struct {
-	own      redis.UniversalClient // for the heartbeat, the subscription, records of backends and leaving
+	// own is for the heartbeat, the subscription, records of backends, and leaving.
+	own      redis.UniversalClient
 	batches  redis.UniversalClient
 	operator redis.UniversalClient // for Snapshot and SetCapacity; connects when it is used
 	borrowed bool                  // all of them are the caller's client
@@ -26,10 +27,10 @@ type clients struct {
 }
 
 const (
-	// maxIdle bounds the idle connections that stay. What was opened for hedges stays for a while:
-	// where Redis is slow, a new connection costs a second round trip, and a lease may not have
-	// that. Few stay, and not for long: a network forgets what is idle, and each dead connection
-	// costs a call before the heartbeat opens a new one.
+	// maxIdle bounds the idle connections that stay. Connections that were opened for hedges stay
+	// for a while: where Redis is slow, a new one costs a second round trip, for which a lease may
+	// have no time. Few stay, and not for long: a network forgets idle connections, and each dead
+	// one costs a call before the heartbeat opens a new one.
 	maxIdle = 3
 	// maxOwn is what the heartbeat's client may open: for its calls, for records of backends, and
 	// for leaving. The subscription's connection does not count.
@@ -63,10 +64,13 @@ func clientsLike(c redis.UniversalClient, ttl time.Duration) clients {
 		for _, o := range []*redis.Options{&own, &batches, &operator} {
 			o.MinIdleConns, o.MaxIdleConns, o.MaxActiveConns = 0, maxIdle, 0
 			// Identity: CLIENT SETINFO costs a round trip, and an ACL may forbid it.
-			o.ContextTimeoutEnabled, o.PushNotificationProcessor, o.DisableIdentity = true, nil, true
+			o.ContextTimeoutEnabled, o.DisableIdentity = true, true
+			o.PushNotificationProcessor = nil
 			o.ClientSideCacheConfig, o.ClientSideCache = nil, nil
 			o.Limiter = nil // the application's own commands may trip it, and would end leases
-			o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+			o.MaintNotificationsConfig = &maintnotifications.Config{
+				Mode: maintnotifications.ModeDisabled,
+			}
 		}
 		batches.MaxIdleConns = maxIdleBatch
 		return clients{own: redis.NewClient(&own), batches: redis.NewClient(&batches),
@@ -80,11 +84,14 @@ func clientsLike(c redis.UniversalClient, ttl time.Duration) clients {
 		}
 		for _, o := range []*redis.ClusterOptions{&own, &batches, &operator} {
 			o.MinIdleConns, o.MaxIdleConns, o.MaxActiveConns = 0, maxIdle, 0
-			o.ContextTimeoutEnabled, o.PushNotificationProcessor, o.DisableIdentity = true, nil, true
+			o.ContextTimeoutEnabled, o.DisableIdentity = true, true
+			o.PushNotificationProcessor = nil
 			// The caller's reads may go to replicas; ours are writes, and subscriptions belong to
 			// the owner of the slot.
 			o.ReadOnly, o.RouteByLatency, o.RouteRandomly = false, false, false
-			o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+			o.MaintNotificationsConfig = &maintnotifications.Config{
+				Mode: maintnotifications.ModeDisabled,
+			}
 		}
 		batches.MaxIdleConns = maxIdleBatch
 		return clients{own: redis.NewClusterClient(&own), batches: redis.NewClusterClient(&batches),
@@ -148,21 +155,21 @@ func optionsOf(c redis.UniversalClient) any {
 	return nil
 }
 
-// checkClient refuses clients that a semaphore cannot live on.
+// checkClient refuses clients with which a semaphore cannot work.
 func checkClient(c redis.UniversalClient) error {
 	if c == nil || reflect.ValueOf(c).Kind() == reflect.Pointer && reflect.ValueOf(c).IsNil() {
 		return errors.New("semaphore: the Redis client is nil")
 	}
 	if _, ring := optionsOf(c).(*redis.RingOptions); ring {
-		return errors.New("semaphore: a *redis.Ring moves to another shard when it cannot reach one, " +
-			"and a semaphore is on one alone: use a client of that shard, or a Cluster")
+		return errors.New("semaphore: a *redis.Ring moves to another shard when it cannot " +
+			"reach one, and a semaphore is on one alone: use a client of that shard, or a Cluster")
 	}
 	return nil
 }
 
-// reloadSlots has go-redis find out again which node of a Cluster has our slot. By itself it does
-// so when a node says that the slot has moved, but not when the node is gone: then for a minute it
-// would go on asking the dead.
+// reloadSlots has go-redis find out again which node of a Cluster has our slot. By itself go-redis
+// does so when a node says that the slot has moved, but not when the node is gone. Then for a
+// minute it would go on asking the dead node.
 func reloadSlots(ctx context.Context, c redis.UniversalClient) {
 	if cluster, ok := c.(*redis.ClusterClient); ok {
 		cluster.ReloadState(ctx)

@@ -64,13 +64,15 @@ func (s *Session) awaitReturns() {
 	}
 }
 
-// leaveForGood leaves, and leaves again if something was on its way meanwhile that Redis may have
-// executed after that: a call of the heartbeat would have us join anew, and a batch can have been
-// granted permits that nobody waits for any more. Nothing new begins. It waits for their replies
-// for as long as they can be expected to take, then leaves it at that.
+// leaveForGood leaves, and leaves again if Redis may have executed a message of the session after
+// the first time. A call of the heartbeat would make the session join anew. A batch may have been
+// granted permits for which no caller waits any more. The session sends nothing new. leaveForGood
+// waits for the replies for as long as they can be expected to take. Then it leaves a second time,
+// whether they came or not.
 func (s *Session) leaveForGood(requests []string) error {
 	rtt := s.rtt()
-	ctx, cancel := context.WithTimeout(context.Background(), max(closeTimeout, min(4*rtt, 2*closeTimeout)))
+	ctx, cancel := context.WithTimeout(context.Background(),
+		max(closeTimeout, min(4*rtt, 2*closeTimeout)))
 	defer cancel()
 	crossing := func() bool {
 		s.mu.Lock()
@@ -90,13 +92,13 @@ func (s *Session) leaveForGood(requests []string) error {
 			waiting = false
 		}
 	}
-	// All of it: what crossed may have brought back what the first one dropped.
+	// Drop all of it again: what crossed may have brought back what the first leave dropped.
 	s.step(func(c *core.Core, _ time.Duration) { requests = append(requests, c.Leftover()...) })
 	return s.leave(ctx, requests)
 }
 
-// leave takes the session out of Redis, with what requests name. It can be said twice, and is, over
-// another connection, if there is no answer for a while.
+// leave takes the session out of Redis, with what requests name. It is safe to repeat. If there is
+// no answer for a while, it is sent again over another connection.
 func (s *Session) leave(ctx context.Context, requests []string) error {
 	s.mu.Lock()
 	epoch, again := s.core.Epoch(), max(s.core.HedgeAfter(), 4*s.core.RoundTrip(), closeTimeout/12)
@@ -109,7 +111,8 @@ func (s *Session) leave(ctx context.Context, requests []string) error {
 		if sent < tries {
 			sent++
 			s.wg.Go(func() {
-				left <- redisscript.Leave(ctx, s.clients.own, s.keys, true, s.expected(), s.name, epoch, requests)
+				left <- redisscript.Leave(ctx, s.clients.own, s.keys, true,
+					s.expected(), s.name, epoch, requests)
 			})
 		}
 		select {

@@ -9,7 +9,7 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// call sends a call of the heartbeat and takes its reply, for which it waits as long as limit.
+// call sends a call of the heartbeat and takes its reply, for which it waits for limit at most.
 func (s *Session) call(limit time.Duration) error {
 	k := s.nextCall()
 	if k == nil {
@@ -18,8 +18,8 @@ func (s *Session) call(limit time.Duration) error {
 	return s.finish(k, limit)
 }
 
-// nextCall makes a call. What pools owe is asked while none is told anything, so it goes with what
-// the core says that they have heard.
+// nextCall makes a call. It asks the pools what they owe while none is told anything, so that this
+// matches what the core says that they have heard.
 func (s *Session) nextCall() (k *core.Call) {
 	s.telling.Lock()
 	defer s.telling.Unlock()
@@ -58,7 +58,7 @@ func (s *Session) finish(k *core.Call, limit time.Duration) error {
 		}
 	})
 	s.mu.Lock()
-	close(s.callEnded) // only now: a caller that waits for k finds done what it asked for
+	close(s.callEnded) // only now: a caller that waits for k finds its work done
 	s.callEnded = make(chan struct{})
 	s.mu.Unlock()
 	return err
@@ -67,7 +67,8 @@ func (s *Session) finish(k *core.Call, limit time.Duration) error {
 var errSilent = errors.New("no answer")
 
 // beat renews the session now. It returns once Redis has answered a call that was sent after beat
-// began, or such a call has failed, or Redis was silent for half a lease. Calls go on without it.
+// began, or such a call has failed. It also returns if Redis is silent for about half a lease.
+// Calls go on without it.
 func (s *Session) beat(ctx context.Context) error {
 	s.mu.Lock()
 	limit := s.core.Silence()

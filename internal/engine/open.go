@@ -15,12 +15,12 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// How a session comes to be. How it ends is in close.go.
+// This file is how a session begins. close.go is how it ends.
 
 const (
 	// startTimeout bounds what Open does before it knows that Redis answers.
 	startTimeout = 5 * time.Second
-	// leaveAfterFailure bounds how long Open, which failed, tries to take back what it told Redis.
+	// leaveAfterFailure bounds how long an Open that failed tries to take back what it told Redis.
 	leaveAfterFailure = time.Second
 	// joinPause is the time between the tries of joinOnce.
 	joinPause = 100 * time.Millisecond
@@ -28,16 +28,19 @@ const (
 
 // Open joins the fleet over connections with the options of client. own: Close closes client, too.
 //
-// It takes three round trips in a row: connections, joining, subscribing. What does not depend on
-// the one before goes over a connection of its own, at the same time.
-func Open(ctx context.Context, client redis.UniversalClient, own bool, cfg Config) (*Session, error) {
+// It takes three round trips in a row: connections, joining, subscribing. Work that does not depend
+// on the step before goes over a connection of its own, at the same time.
+func Open(
+	ctx context.Context, client redis.UniversalClient, own bool, cfg Config,
+) (*Session, error) {
 	if err := checkClient(client); err != nil {
 		return nil, err
 	}
 	s := newSession(client, own, cfg)
 	if s.clients.borrowed {
 		s.warn("the Redis client shows no options, so the session has no connections of its own: "+
-			"if the application keeps all of the client's busy for a lease, leases are lost", "type", fmt.Sprintf("%T", client))
+			"if the application keeps all of the client's busy for a lease, leases are lost",
+			"type", fmt.Sprintf("%T", client))
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
@@ -65,17 +68,21 @@ func Open(ctx context.Context, client redis.UniversalClient, own bool, cfg Confi
 		s.wg.Wait()
 		return nil, err
 	}
-	s.step(func(c *core.Core, now time.Duration) { c.Joined(now) }) // the heartbeat begins; the rest may take long
+	// The heartbeat begins now, because the rest may take long.
+	s.step(func(c *core.Core, now time.Duration) { c.Joined(now) })
 	beside.Wait()
 	s.subscribe(ctx, ps)
 	return s, nil
 }
 
-// loadExchange has Redis load the script of requests, over the connection that will carry them, so
-// that the first caller pays for neither. It releases a permit that nobody holds. An error costs
-// nothing: the first request then does the same.
+// loadExchange has Redis load the script of requests, over the connection that requests will use.
+// So the first caller pays for neither. The script then releases a permit that no session holds. An
+// error costs nothing: the first request then does the same.
 func (s *Session) loadExchange(ctx context.Context) {
-	x := message.Exchange{Session: s.name, TTLMillis: s.cfg.TTL.Milliseconds(), Load: true, Release: []string{s.NewPermit().ID}}
+	x := message.Exchange{
+		Session: s.name, TTLMillis: s.cfg.TTL.Milliseconds(), Load: true,
+		Release: []string{s.NewPermit().ID},
+	}
 	ctx, cancel := context.WithTimeout(ctx, max(s.cfg.TTL, startTimeout/2))
 	defer cancel()
 	_, _ = s.exchangeScript(ctx, x)
@@ -84,18 +91,19 @@ func (s *Session) loadExchange(ctx context.Context) {
 func (s *Session) join(ctx context.Context) error {
 	var server serverInfo
 	var serverErr error
-	var asked sync.WaitGroup
-	asked.Go(func() { server, serverErr = inspectServer(ctx, s.clients.own) })
+	var inspected sync.WaitGroup
+	inspected.Go(func() { server, serverErr = inspectServer(ctx, s.clients.own) })
 	err := s.joinOnce(ctx)
-	asked.Wait()
+	inspected.Wait()
 	if tooOld := server.check(); tooOld != nil {
 		return fmt.Errorf("join %q: %w", s.cfg.Base, core.Unavailable(tooOld))
 	}
 	if err != nil && serverErr != nil {
-		err = serverErr // refused credentials, or no connection at all: it is said best here
+		err = serverErr // refused credentials, or no connection at all: this error says it best
 	}
 	if server.mayEvict() {
-		s.warn("this Redis may evict keys, and with them permits: set maxmemory-policy noeviction", "maxmemory-policy", server.policy)
+		s.warn("this Redis may evict keys, and with them permits: set maxmemory-policy noeviction",
+			"maxmemory-policy", server.policy)
 	}
 	var refused message.RefusedMin
 	switch {
@@ -107,9 +115,9 @@ func (s *Session) join(ctx context.Context) error {
 	return nil
 }
 
-// joinOnce is the heartbeat by which a session joins. It retries for as long as ctx allows if Redis
-// answers that it cannot serve yet, if too few replicas acknowledge, or if a call times out. A
-// session that joins twice has joined once.
+// joinOnce is the heartbeat by which a session joins. It retries for as long as ctx allows: if
+// Redis cannot serve yet, if too few replicas acknowledge, or if a call times out. To join twice is
+// the same as once.
 func (s *Session) joinOnce(ctx context.Context) error {
 	var cause error // the last answer of Redis
 	for {

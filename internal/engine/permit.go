@@ -91,7 +91,9 @@ func (s *Session) AcquireN(ctx context.Context, kind message.Kind, n int) ([]*Pe
 
 // Extend renews the lease of one held permit at once.
 func (s *Session) Extend(ctx context.Context, p *Permit) error {
-	err := s.wait(ctx, &core.Request{Kind: message.Hold, Permits: []*core.Permit{&p.Permit}, Extends: true})
+	err := s.wait(ctx, &core.Request{
+		Kind: message.Hold, Permits: []*core.Permit{&p.Permit}, Extends: true,
+	})
 	if err == nil || ctx.Err() != nil || errors.Is(err, core.ErrLost) {
 		return err
 	}
@@ -156,8 +158,8 @@ func GiveUp(ctx context.Context, reason error) error {
 }
 
 // Release frees p if due says so in the instant of the release, and waits until Redis has confirmed
-// it, for a lease at most. An error means that Redis did not confirm it yet: it is tried again in
-// the background. Releasing a permit that is neither held nor lost does nothing.
+// it, for a lease at most. An error means that Redis did not confirm it yet: the session tries
+// again in the background. Releasing a permit that is neither held nor lost does nothing.
 func (s *Session) Release(p *Permit, due func() bool) error {
 	var d *core.Drop
 	s.step(func(c *core.Core, now time.Duration) {
@@ -166,7 +168,7 @@ func (s *Session) Release(p *Permit, due func() bool) error {
 		}
 		wasHeld := p.Permit.State() == core.Held
 		if d = c.Release(now, &p.Permit); d == nil || !wasHeld {
-			d = nil // lost: nobody counts on it, and Redis may be away
+			d = nil // lost: no caller relies on it, and Redis may be away
 			return
 		}
 		d.Done = make(chan struct{})

@@ -8,18 +8,18 @@ import (
 	"github.com/passbuddy/passbuddy/internal/core"
 )
 
-// A Listener is a connection pool as the engine sees it: it holds permits through a Pool, and is
-// told what the fleet wants of it, one thing after the other. No method may block.
+// A Listener is a connection pool as the engine sees it. It holds permits through a Pool. The
+// session tells it what the fleet wants of it, one thing after the other. No method may block.
 type Listener interface {
 	Granted(permits []*Permit)         // permits asked for have arrived
 	Recall(n int, after time.Duration) // give n back, at the first occasion after that time
-	Keep(n int)                        // n recalls are withdrawn, as far as they are not carried out yet
+	Keep(n int)                        // n recalls are withdrawn, unless already carried out
 	Promised(n int)                    // of the permits offered, n are needed: give them back
 	Wanted(yes bool)                   // whether anyone in the fleet waits
 	Lost(p *Permit)                    // its lease can no longer be proven
 	Changed()                          // Redis went away, or came back: see Pool.Err
 	Closed()                           // the session is being closed: give everything back
-	Owed() int                         // how many permits were recalled or promised, and are not given back yet
+	Owed() int                         // permits recalled or promised, and not given back yet
 }
 
 // A Pool is one connection pool's part of the session. Its methods send nothing themselves and call
@@ -34,8 +34,8 @@ type Pool struct {
 func (s *Session) NewPool(l Listener) (*Pool, error) {
 	p := &Pool{s: s, listener: l}
 	p.core.Owner = p
-	// A program can close pools faster than heartbeats come, which take them out. Two may be
-	// needed: one that crossed a close still counts its pool.
+	// Heartbeats take closed pools out, and a program can close pools faster than heartbeats come.
+	// Two may be needed: a heartbeat that crossed a close still counts its pool.
 	for range 2 {
 		s.mu.Lock()
 		room := s.core.HasNumber() || s.core.Closed()
@@ -60,7 +60,7 @@ func (s *Session) NewPool(l Listener) (*Pool, error) {
 	return p, nil
 }
 
-// Ask says how many permits more the pool could use now; it is a level, not an increment. The
+// Ask says how many more permits the pool could use now; it is a level, not an increment. The
 // answer is Listener.Granted.
 func (p *Pool) Ask(n int) {
 	p.s.step(func(c *core.Core, now time.Duration) { c.Ask(now, &p.core, n) })
@@ -82,7 +82,7 @@ func (p *Pool) Moved(cost time.Duration) {
 	p.s.step(func(c *core.Core, now time.Duration) { c.Moved(now, &p.core, cost) })
 }
 
-// Stay keeps the pool in its session, or no longer, though it holds and asks for nothing: see
+// Stay says whether the pool stays in its session though it holds and asks for nothing: see
 // core.Core.Stay.
 func (p *Pool) Stay(yes bool) {
 	p.s.step(func(c *core.Core, _ time.Duration) { c.Stay(&p.core, yes) })

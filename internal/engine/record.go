@@ -12,8 +12,8 @@ import (
 )
 
 // A Reaper is a Listener whose pool can end Postgres backends that it did not open, and look for
-// them. It knows them by the tags that pools gave to RecordBackend; of those to be ended the last word is
-// missing. Only a pool whose permits cover some is asked.
+// them. It knows them by the tags that pools gave to RecordBackend; the tags of backends to be
+// ended lack the last word. The session asks only a pool whose permits cover backends.
 type Reaper interface {
 	Listener
 	// BackendsGone reports which of those backends are gone, and ends none. It asks Postgres over a
@@ -25,8 +25,8 @@ type Reaper interface {
 	EndBackends(ctx context.Context, tags []string) (gone []bool)
 }
 
-// reapTimeout bounds one call of a Reaper: a checkout, and a query or the end of a backend. What it
-// did not achieve is asked for again.
+// reapTimeout bounds one call of a Reaper: a checkout, and a query or the end of a backend. Redis
+// asks again for what it did not achieve.
 const reapTimeout = 5 * time.Second
 
 // reap has a pool end backends, or look for them.
@@ -75,18 +75,21 @@ func (s *Session) freeGone(ctx context.Context, epoch string, list []core.Record
 	case <-ctx.Done():
 		return
 	}
-	freed, err := redisscript.Gone(ctx, s.scripter(s.clients.own), s.keys, s.expected(), epoch, ids, records)
+	freed, err := redisscript.Gone(ctx, s.scripter(s.clients.own), s.keys,
+		s.expected(), epoch, ids, records)
 	switch {
 	case err != nil && s.ctx.Err() == nil:
 		s.warn("permits whose Postgres backends are gone could not be freed", "error", err)
 	case freed > 0:
-		s.warn("a session ended without release: its Postgres backends are gone, and their permits free", "permits", freed)
+		s.warn("a session ended without release: its Postgres backends are gone, "+
+			"and their permits free", "permits", freed)
 	}
 }
 
-// ClearBackend says that p covers no backend any more, because another connection is about to be opened
-// under p. It returns nil if Redis knows of none. Else the connection may be opened only after
-// record returned nil: see core.Core.ClearBackend. Errors of record are those of RecordBackend's.
+// ClearBackend says that p covers no backend any more, because another connection is about to be
+// opened under p. It returns nil if Redis knows of no backend. Otherwise the connection may be
+// opened only after record returned nil: see core.Core.ClearBackend. Errors of record are those of
+// RecordBackend's.
 func (p *Pool) ClearBackend(permit *Permit) (record func(context.Context) error) {
 	s := p.s
 	text, ok := "", false
@@ -106,17 +109,19 @@ func (p *Pool) ClearBackend(permit *Permit) (record func(context.Context) error)
 	}
 }
 
-// RecordBackend says which backend permit covers, in place of what it covered before. It must be called
-// before another connection can be opened under permit, and is done at once; record then tells
-// Redis. No connection should be handed out before that returned nil: whatever happens to the
-// process from then on, its backend cannot outlive the permit by much, and cannot go uncounted. See
-// core.Core.RecordBackend for what crosses record.
+// RecordBackend says which backend permit covers, in place of what it covered before. It must be
+// called before another connection can be opened under permit, and is done at once; record then
+// tells Redis. The pool should hand out no connection before record returned nil. From then on,
+// whatever happens to the process, its backend cannot outlive the permit by much, and cannot go
+// uncounted. See core.Core.RecordBackend for what crosses record.
 //
 // Errors of record: core.ErrLost if permit is not held any more; core.ErrUnavailable if Redis did
 // not answer for as long as its lease was trusted, a TTL at most; the context's.
 func (p *Pool) RecordBackend(permit *Permit, tag string) (record func(context.Context) error) {
 	text, ok := "", false
-	p.s.step(func(c *core.Core, _ time.Duration) { text, ok = c.RecordBackend(&permit.Permit, tag) })
+	p.s.step(func(c *core.Core, _ time.Duration) {
+		text, ok = c.RecordBackend(&permit.Permit, tag)
+	})
 	if !ok {
 		return lostRecord
 	}
@@ -126,9 +131,9 @@ func (p *Pool) RecordBackend(permit *Permit, tag string) (record func(context.Co
 func lostRecord(context.Context) error { return fmt.Errorf("%w", core.ErrLost) }
 
 const (
-	// maxRecords bounds the records on their way, and with them the connections to Redis: with a
-	// Redis whose replies take long, a process that opens many connections at once waits for this
-	// many together.
+	// maxRecords bounds the records on their way, and with them the connections to Redis. If
+	// replies take long, a process that opens many connections at once waits for this many
+	// together.
 	maxRecords = 4
 	// maxRecordTries bounds the calls on their way for one record.
 	maxRecordTries = 4
@@ -147,10 +152,10 @@ func (s *Session) record(ctx context.Context, p *Permit, text string) error {
 	if s.clients.borrowed { // the connections are the application's
 		most, limit = 1, patience
 	}
-	// A record can be said twice, and together. One that is unanswered is hedged over another
-	// connection, and goes on: a slow Redis may answer it in time. One that failed is repeated. A
-	// connection that was just made should not end because one reply was lost; once the lease is
-	// lost, the pool ends it.
+	// A record can be sent twice, even at the same time. A record without an answer is hedged over
+	// another connection, and goes on: a slow Redis may answer it in time. A record that failed is
+	// repeated. A connection that was just made should not end because one reply was lost; once the
+	// lease is lost, the pool ends it.
 	answers := make(chan error, maxRecordTries)
 	err := fmt.Errorf("%w: no answer", core.ErrUnavailable)
 	for underWay := 0; ; {
@@ -198,7 +203,8 @@ func (s *Session) recordOnce(ctx context.Context, id, text string) error {
 		s.mu.Lock()
 		epoch, expected := s.core.Epoch(), s.core.Expected(s.now())
 		s.mu.Unlock()
-		err := redisscript.RecordBackend(ctx, s.scripter(s.clients.own), s.keys, expected, s.name, epoch, id, text)
+		err := redisscript.RecordBackend(ctx, s.scripter(s.clients.own), s.keys,
+			expected, s.name, epoch, id, text)
 		if again || !errors.Is(err, message.ErrGone) {
 			return err
 		}

@@ -11,13 +11,13 @@ import (
 	"github.com/passbuddy/passbuddy/internal/redisscript"
 )
 
-// replicated runs scripts, each followed by WAIT on the same connection, for Config.WaitReplicas: a
-// failover to one of those that acknowledged then forgets nothing we rely on. An answer that too
-// few have acknowledged is an error: what it said is not relied on, and asked for again. That the
-// primary did it all the same errs on the safe side.
+// replicated runs scripts for Config.WaitReplicas, each followed by WAIT on the same connection. A
+// failover to a replica that acknowledged then forgets nothing on which the session relies. If too
+// few replicas acknowledge, the answer becomes an error: the session does not rely on it, and asks
+// again. The primary has executed the script all the same, which errs on the safe side.
 //
-// WAIT speaks of what its own connection wrote. So a grant that another session's call made is no
-// use before we have asked for it ourselves.
+// WAIT speaks of what its own connection wrote. So a grant that another session's call made is of
+// no use before this session has asked for it.
 type replicated struct {
 	redis.UniversalClient
 	key      string // any of the semaphore's, for the node of a Cluster
@@ -25,12 +25,20 @@ type replicated struct {
 	patience time.Duration
 }
 
-func (r replicated) EvalSha(ctx context.Context, sha1 string, keys []string, args ...any) *redis.Cmd {
-	return r.eval(ctx, func(p redis.Pipeliner) *redis.Cmd { return p.EvalSha(ctx, sha1, keys, args...) })
+func (r replicated) EvalSha(
+	ctx context.Context, sha1 string, keys []string, args ...any,
+) *redis.Cmd {
+	return r.eval(ctx, func(p redis.Pipeliner) *redis.Cmd {
+		return p.EvalSha(ctx, sha1, keys, args...)
+	})
 }
 
-func (r replicated) Eval(ctx context.Context, script string, keys []string, args ...any) *redis.Cmd {
-	return r.eval(ctx, func(p redis.Pipeliner) *redis.Cmd { return p.Eval(ctx, script, keys, args...) })
+func (r replicated) Eval(
+	ctx context.Context, script string, keys []string, args ...any,
+) *redis.Cmd {
+	return r.eval(ctx, func(p redis.Pipeliner) *redis.Cmd {
+		return p.Eval(ctx, script, keys, args...)
+	})
 }
 
 func (r replicated) eval(ctx context.Context, script func(redis.Pipeliner) *redis.Cmd) *redis.Cmd {
@@ -63,7 +71,9 @@ func (e unacknowledged) Error() string {
 	return fmt.Sprintf("%d of %d replicas acknowledged within %v", e.count, e.replicas, e.patience)
 }
 
-func (r replicated) once(ctx context.Context, script func(redis.Pipeliner) *redis.Cmd) (*redis.Cmd, int64, error) {
+func (r replicated) once(
+	ctx context.Context, script func(redis.Pipeliner) *redis.Cmd,
+) (*redis.Cmd, int64, error) {
 	node := r.UniversalClient
 	if c, ok := node.(*redis.ClusterClient); ok {
 		master, err := c.MasterForKey(ctx, r.key)
@@ -91,7 +101,9 @@ func (s *Session) scripter(c redis.UniversalClient) redis.Scripter {
 	return replicated{c, s.cfg.Base, s.cfg.WaitReplicas, max(s.cfg.TTL/10, 10*time.Millisecond)}
 }
 
-func (s *Session) exchangeScript(ctx context.Context, x message.Exchange) (message.Exchanged, error) {
+func (s *Session) exchangeScript(
+	ctx context.Context, x message.Exchange,
+) (message.Exchanged, error) {
 	return redisscript.Exchange(ctx, s.scripter(s.clients.batches), s.keys, x)
 }
 

@@ -75,9 +75,9 @@ func (s *Session) run(b *core.Batch, again bool) (message.Exchanged, error) {
 	return s.exchangeScript(ctx, x)
 }
 
-// batchTimeout bounds how long a batch is waited for. A reply is worth nothing once the trust of
-// what it grants is over. If the connections are the application's, a hung one costs it, too: then
-// it is longer than replies have been seen to take.
+// batchTimeout bounds the wait for the reply to a batch. A reply is worth nothing once the trust of
+// what it grants is over. If the connections are the application's, a hung one costs the
+// application, too: then the bound is only longer than replies have been seen to take.
 func (s *Session) batchTimeout() time.Duration {
 	if s.clients.borrowed {
 		return s.patience()
@@ -99,6 +99,7 @@ func (s *Session) rtt() time.Duration {
 
 // isBroken reports whether err is of a connection that another one may not have.
 func isBroken(err error) bool {
-	return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) ||
+	return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) ||
+		errors.Is(err, syscall.EPIPE) ||
 		errors.Is(err, io.ErrClosedPipe)
 }

@@ -16,12 +16,12 @@ type serverInfo struct {
 	cluster                    bool // a node of a Cluster, and the client that asked stays there
 }
 
-// oldest is the first release tested: scripts that read the clock and then write need 5, and
+// oldestMajor is the first release tested: scripts that read the clock and then write need 5, and
 // go-redis supports 6.
 const oldestMajor = 6
 
-// inspectServer asks Redis what it is. That it will not tell is no error; that it does not answer,
-// or wants other credentials, is.
+// inspectServer asks Redis what it is. It is no error if Redis will not tell. It is one if Redis
+// does not answer, or wants other credentials.
 func inspectServer(ctx context.Context, c redis.UniversalClient) (s serverInfo, err error) {
 	if _, single := c.(*redis.Client); !single {
 		defer func() { s.cluster = false }()
@@ -29,7 +29,8 @@ func inspectServer(ctx context.Context, c redis.UniversalClient) (s serverInfo, 
 	text, err := c.Info(ctx).Result()
 	if err != nil {
 		var refused redis.Error
-		if errors.As(err, &refused) && !redis.HasErrorPrefix(err, "NOAUTH") && !redis.HasErrorPrefix(err, "WRONGPASS") {
+		if errors.As(err, &refused) && !redis.HasErrorPrefix(err, "NOAUTH") &&
+			!redis.HasErrorPrefix(err, "WRONGPASS") {
 			return greet(ctx, c), nil
 		}
 		return serverInfo{}, err
@@ -37,7 +38,7 @@ func inspectServer(ctx context.Context, c redis.UniversalClient) (s serverInfo, 
 	return parseServerInfo(text), nil
 }
 
-// greet asks with HELLO, which no ACL can forbid, what a server is that refuses INFO.
+// greet asks a server that refuses INFO what it is, with HELLO, which no ACL can forbid.
 func greet(ctx context.Context, c redis.UniversalClient) (s serverInfo) {
 	v, err := c.Do(ctx, "hello").Result()
 	if err != nil {
@@ -86,7 +87,8 @@ var errCluster = errors.New("the server is a node of a Redis Cluster, and a *red
 func (s serverInfo) check() error {
 	major, _, _ := strings.Cut(s.version, ".")
 	if n, err := strconv.Atoi(major); err == nil && n < oldestMajor {
-		return fmt.Errorf("the server is Redis %s, too old: %d.0 or later is needed", s.version, oldestMajor)
+		return fmt.Errorf("the server is Redis %s, too old: %d.0 or later is needed",
+			s.version, oldestMajor)
 	}
 	if s.cluster {
 		return errCluster

@@ -31,8 +31,9 @@ type Config struct {
 	Info                                                 string // JSON, for operators
 	Capacity, Min, Max, Weight, MaxWaiters, WaitReplicas int
 	TTL, RetryInterval                                   time.Duration
-	Patience                                             time.Duration // bounds a wait whose ctx has no earlier end; 0: nothing does
-	Logger                                               *slog.Logger
+	// Patience bounds a wait whose ctx has no earlier end; 0: nothing does.
+	Patience time.Duration
+	Logger   *slog.Logger
 }
 
 // A Session is one process's membership in a fleet that shares a capacity. All methods can be
@@ -74,16 +75,18 @@ type Session struct {
 
 func newSession(client redis.UniversalClient, own bool, cfg Config) *Session {
 	s := &Session{
-		cfg: cfg, name: core.SessionName(uuid.New(), cfg.Weight), keys: redisscript.NewKeys(cfg.Base), start: time.Now(),
+		cfg: cfg, name: core.SessionName(uuid.New(), cfg.Weight),
+		keys: redisscript.NewKeys(cfg.Base), start: time.Now(),
 		clients: clientsLike(client, cfg.TTL), caller: client, ownCaller: own,
 		recording: make(chan struct{}, maxRecords), callEnded: make(chan struct{}),
 	}
 	s.changed = sync.NewCond(&s.mu)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.core = core.New(core.Config{
-		Base: cfg.Base, Session: s.name, Info: cfg.Info, TTL: cfg.TTL, Margin: cfg.TTL / 10, RetryInterval: cfg.RetryInterval,
-		Capacity: cfg.Capacity, Min: cfg.Min, Max: cfg.Max, MaxWaiters: cfg.MaxWaiters, Replicated: cfg.WaitReplicas > 0,
-		NewPermit: s.newPermit, NewEpoch: uuid.NewString,
+		Base: cfg.Base, Session: s.name, Info: cfg.Info,
+		TTL: cfg.TTL, Margin: cfg.TTL / 10, RetryInterval: cfg.RetryInterval,
+		Capacity: cfg.Capacity, Min: cfg.Min, Max: cfg.Max, MaxWaiters: cfg.MaxWaiters,
+		Replicated: cfg.WaitReplicas > 0, NewPermit: s.newPermit, NewEpoch: uuid.NewString,
 		Random: func(below time.Duration) time.Duration { return rand.N(below + 1) },
 	})
 	return s
@@ -92,7 +95,7 @@ func newSession(client redis.UniversalClient, own bool, cfg Config) *Session {
 func (s *Session) now() time.Duration { return time.Since(s.start) }
 
 // step runs f on the core with the lock held, and then carries out what follows. It does not tell
-// pools itself, and so may be called by those that are.
+// pools itself, so a pool that is being told may call it.
 func (s *Session) step(f func(c *core.Core, now time.Duration)) {
 	if s.stepLocked(f) {
 		go s.deliver()
@@ -106,8 +109,7 @@ func (s *Session) stepAndTell(f func(c *core.Core, now time.Duration)) {
 	}
 }
 
-// stepLocked is the way to the core. It reports whether the caller has to see to it that events are
-// delivered.
+// stepLocked is the way to the core. It reports whether the caller has to deliver events.
 func (s *Session) stepLocked(f func(c *core.Core, now time.Duration)) (deliver bool) {
 	s.mu.Lock()
 	f(s.core, s.now())
@@ -165,7 +167,7 @@ func (s *Session) background(f func()) {
 	}()
 }
 
-// setTimer has tick called when the core wants it. A timer that fires early costs a look. s.mu is
+// setTimer has tick called when the core wants it. A timer that fires early does no harm. s.mu is
 // held.
 func (s *Session) setTimer() {
 	at := s.core.WakeAt()
@@ -222,7 +224,7 @@ func (s *Session) expected() int64 {
 	return s.core.Expected(s.now())
 }
 
-// SetCapacity sets the capacity for the whole fleet, 0 withdraws it.
+// SetCapacity sets the capacity for the whole fleet; 0 withdraws it.
 func (s *Session) SetCapacity(ctx context.Context, n int) error {
 	capacity, err := redisscript.SetCapacity(ctx, s.clients.operator, s.keys, s.expected(), n)
 	if err != nil {

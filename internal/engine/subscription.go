@@ -30,13 +30,15 @@ func (s *Session) subscribe(ctx context.Context, ps *redis.PubSub) {
 	select {
 	case <-answered:
 	case <-ctx.Done():
-		s.warn("no subscription yet: waiters ask again every RetryInterval instead of being pushed to")
+		s.warn("no subscription yet: " +
+			"waiters ask again every RetryInterval instead of being pushed to")
 	}
 }
 
 // connectSubscription opens the connection of the subscription, so that New need not wait for that
-// after it has joined. Only then does it subscribe: to a newcomer that finds no state, a session
-// that is subscribed holds permits. In a Cluster the channel decides about the connection.
+// after it has joined. The session subscribes only after it has joined: a newcomer that finds no
+// state takes a subscribed session for one that holds permits. In a Cluster the channel decides
+// about the connection.
 func (s *Session) connectSubscription(ctx context.Context) *redis.PubSub {
 	if _, single := s.clients.own.(*redis.Client); !single {
 		return nil
@@ -76,7 +78,7 @@ func (s *Session) reopenSubscription() {
 	old := s.pubsub
 	s.mu.Unlock()
 	_ = old.Close()
-	_ = s.takeUnheard() // that was of the old one
+	_ = s.takeUnheard() // that was about the old one
 	ps := s.openSubscription(nil)
 	s.mu.Lock()
 	s.pubsub = ps
@@ -91,9 +93,10 @@ func (s *Session) setConfirmed(yes bool) {
 	s.step(func(c *core.Core, now time.Duration) { c.SetConfirmed(now, yes) })
 }
 
-// listen receives pushes until the session ends, and handles each where it is read: another
-// goroutine between, as in go-redis's Channel, would cost a grant as much as the way here. A
-// connection on which nothing comes is asked for a sign of life, and replaced if it gives none.
+// listen receives pushes until the session ends, and handles each where it reads it. Another
+// goroutine in between, as in go-redis's Channel, would delay a grant as much as its way here does.
+// If nothing comes, listen asks the connection for a sign of life, and replaces it if it gives
+// none.
 func (s *Session) listen(answered chan struct{}) {
 	quiet := max(s.cfg.TTL/3, 100*time.Millisecond)
 	answer := sync.OnceFunc(func() { close(answered) })
@@ -115,7 +118,7 @@ func (s *Session) listen(answered chan struct{}) {
 			}
 		case *redis.Subscription:
 			if strings.HasSuffix(m.Kind, "unsubscribe") {
-				// Nobody asked for it: in a Cluster the slot has moved to another node.
+				// The session did not ask for it: in a Cluster the slot has moved to another node.
 				s.setConfirmed(false)
 				reloadSlots(s.ctx, s.clients.own)
 				s.reopenSubscription()
@@ -154,7 +157,7 @@ func (s *Session) takeUnheard() (unheard bool) {
 	return unheard
 }
 
-// brokenSubscription handles an error of the subscription that is no silence.
+// brokenSubscription handles an error of the subscription other than silence.
 func (s *Session) brokenSubscription(err error, answer func(), pause time.Duration) {
 	confirmed := false
 	s.step(func(c *core.Core, now time.Duration) {
@@ -176,9 +179,9 @@ func (s *Session) brokenSubscription(err error, answer func(), pause time.Durati
 	}
 }
 
-// refuses reports whether err means that Redis, or a proxy, refuses the subscription for good. It
-// may do so by an ACL, or because it knows no such command. Or it hangs up on each connection that
-// asks, while it answers everything else.
+// refuses reports whether err means that Redis, or a proxy, refuses the subscription for good. An
+// ACL may forbid it, or the server may not know the command. Or it hangs up on each connection that
+// subscribes, while it answers everything else.
 func (s *Session) refuses(err error, confirmed bool) bool {
 	var answer redis.Error
 	if errors.As(err, &answer) {
@@ -194,8 +197,8 @@ func (s *Session) afterRefusal(err error) time.Duration {
 	n := s.refusals
 	s.refusals++
 	if n == 0 {
-		s.warn("Redis refuses the subscription: waiters ask again every RetryInterval instead of being pushed to",
-			"error", err)
+		s.warn("Redis refuses the subscription: "+
+			"waiters ask again every RetryInterval instead of being pushed to", "error", err)
 	}
 	return min(core.MaxRetryPause<<min(n, 20), core.MaxRefusedPause)
 }

@@ -48,8 +48,8 @@ type Ask struct {
 	Request string // made by Permits
 }
 
-// Exchange is what a session wants of one round trip. It names plain permits apart, each for
-// itself: they are the common case, and cost Redis least.
+// Exchange is what a session wants of one round trip. It lists plain permits apart, one by one:
+// they are the common case, and cost Redis least.
 type Exchange struct {
 	Expected       int64 // Redis's clock as the session expects it; 0 if it never heard of it
 	Session, Epoch string
@@ -67,14 +67,16 @@ type Exchange struct {
 
 // Exchanged is Redis's answer.
 type Exchanged struct {
-	All       bool  // everything was done: all that was wanted is granted, and nobody waits
-	Now, Wake int64 // Now: 0 if Redis did not look; Wake: when to ask again if a request of this session is left waiting; 0 unknown
+	All bool // everything was done: all that was wanted is granted, and no request waits
+	// Now is 0 if Redis did not look. Wake is when to ask again, if a request of this session is
+	// left waiting; 0: unknown.
+	Now, Wake int64
 	Waiting   int64 // requests of anyone left in the queue
 	Promised  Tally // of the pool that offers, if some of what it offered is needed; else zero
 	Granted   []string
 	Refused   []string // first UUIDs
 	Crowded   []string // first UUIDs of requests for which the queue has no place
-	Free      int64    // permits held by nobody, though somebody may wait: those are held back
+	Free      int64    // permits not held; if requests wait all the same, these are held back
 	Full      bool     // Redis has reached maxmemory: see memory.lua
 	NoMemory  []string // first UUIDs of requests that were therefore neither granted nor queued
 }
@@ -118,18 +120,24 @@ type Renewed struct {
 	Sharded     bool  // pushes go by sharded pub/sub
 	PausedUntil int64 // nothing new is granted before, because state was lost
 	Missing     []string
-	Limit       int64    // an operator's capacity, 0 if none
-	Recalls     []Tally  // for each pool
-	Min         int64    // permits kept for the session: fewer than it wants if the minima of all would exceed the capacity
-	Sessions    int64    // live ones
-	Quarantine  []string // for a session that recorded backends: "<UUID>", "<pid> <start> <until>", ...
-	Subscribers int64    // the session's subscriptions at this server; -1 if unknown, or if it joins only now
-	Full        bool     // Redis has reached maxmemory: see memory.lua
+	Limit       int64   // an operator's capacity, 0 if none
+	Recalls     []Tally // for each pool
+	// Min permits are kept for the session: fewer than it wants if the minima of all would exceed
+	// the capacity.
+	Min      int64
+	Sessions int64 // live ones
+	// Quarantine is for a session that recorded backends: "<UUID>", "<pid> <start> <until>", ...
+	Quarantine []string
+	// Subscribers counts the session's subscriptions at this server; -1 if unknown, or if it joins
+	// only now.
+	Subscribers int64
+	Full        bool // Redis has reached maxmemory: see memory.lua
 }
 
 // A RefusedMin refuses a session that joins with a minimum for which the others' leave no room.
 type RefusedMin struct{ Others, Capacity int64 }
 
 func (e RefusedMin) Error() string {
-	return fmt.Sprintf("the minima of the other sessions are %d in sum, and the capacity is %d", e.Others, e.Capacity)
+	return fmt.Sprintf("the minima of the other sessions are %d in sum, and the capacity is %d",
+		e.Others, e.Capacity)
 }

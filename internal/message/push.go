@@ -6,19 +6,29 @@ import (
 )
 
 // A PushKind is the first word of a push. Pushes are hints that save time: what they say is in
-// Redis too, and is found by asking again.
+// Redis too, and a session finds it by asking again.
 type PushKind string
 
 // The kinds of pushes, and the words that follow.
 const (
-	PushGrant     PushKind = "g" // <epoch> <Redis's time> <UUID>...
-	PushWanted    PushKind = "w" // <pool>: somebody waits, so offer what lies idle
-	PushRecall    PushKind = "b" // <epoch> <pool> <recalled> <withdrawn> <ms>: its tally; what is new is due in ms
-	PushRetry     PushKind = "r" // ask again
-	PushLost      PushKind = "l" // the state was lost: re-assert what is held
-	PushHeartbeat PushKind = "h" // in each heartbeat, to the session itself, so that Redis counts its subscriptions
-	PushFence     PushKind = "f" // [<UUID> <pid> <start>]...: end these backends, whose permits are in quarantine
-	PushLook      PushKind = "s" // <epoch> [<UUID> <pid> <start> <server> <n>]...: see whether these backends are gone
+	// PushGrant: <epoch> <Redis's time> <UUID>...
+	PushGrant PushKind = "g"
+	// PushWanted: <pool>. A request waits, so offer what lies idle.
+	PushWanted PushKind = "w"
+	// PushRecall: <epoch> <pool> <recalled> <withdrawn> <ms>. The pool's tally; what is new in it
+	// is due in ms.
+	PushRecall PushKind = "b"
+	// PushRetry: ask again.
+	PushRetry PushKind = "r"
+	// PushLost: the state was lost, so re-assert what is held.
+	PushLost PushKind = "l"
+	// PushHeartbeat: each heartbeat sends it to the session itself, so that Redis counts its
+	// subscriptions.
+	PushHeartbeat PushKind = "h"
+	// PushFence: [<UUID> <pid> <start>]... End these backends, whose permits are in quarantine.
+	PushFence PushKind = "f"
+	// PushLook: <epoch> [<UUID> <pid> <start> <server> <n>]... See whether these backends are gone.
+	PushLook PushKind = "s"
 )
 
 // A Push is one parsed push. Fields that its kind does not have are zero.

@@ -1,8 +1,8 @@
 // Package redisscript holds the Lua scripts of the semaphore, its key schema, and one typed
-// function for each script. Only this package knows what a reply looks like; what it says is in
-// package message.
+// function for each script. Only this package knows what a reply looks like; package message has
+// its contents.
 //
-// Every script is safe to run twice with the same arguments, decides by Redis's clock alone, and
+// Every script is safe to run twice with the same arguments. It decides by Redis's clock alone, and
 // names all its keys, which share one Cluster slot. Scripts run by EVALSHA and fall back on EVAL,
 // so the server's script cache holds as many texts as there are scripts here.
 package redisscript
@@ -54,7 +54,8 @@ var (
 	goneText string
 
 	// The shared parts: each uses what those before it define.
-	common = commonText + opening + repairText + stateText + levelsText + quarantineText + queueText +
+	common = commonText + opening + repairText + stateText + levelsText + quarantineText +
+		queueText +
 		recallsText
 
 	exchangeScript = redis.NewScript(plain + memoryText + common + exchangeText + closing)
@@ -68,7 +69,7 @@ var (
 
 // The parts behind common run in a function of their own. Lua makes a script's functions anew in
 // each run. It searches for each variable that a function captures, among all captured variables of
-// the function around it; variables of functions further out it copies. Nearly every function
+// the function around it. It copies the variables of functions further out. Nearly every function
 // captures names of common, and the search took 30 % of an exchange's instructions. Lua allows that
 // function 60 captured variables, which are names of common, and 200 local ones.
 const (
@@ -87,8 +88,10 @@ type Keys struct {
 // slot.
 func NewKeys(base string) Keys {
 	k := Keys{all: []string{base}, push: "{" + base + "}:push:"}
-	for _, part := range []string{"queue", "meta", "sessions", "info", "capacities", "levels", "held", "debts", "promises", "reserves",
-		"backends", "quarantine", "recalls", "moves"} {
+	for _, part := range []string{
+		"queue", "meta", "sessions", "info", "capacities", "levels", "held", "debts", "promises",
+		"reserves", "backends", "quarantine", "recalls", "moves",
+	} {
 		k.all = append(k.all, "{"+base+"}:"+part)
 	}
 	return k
@@ -100,16 +103,20 @@ func (k Keys) All() []string { return append([]string(nil), k.all...) }
 // Channel is where pushes to a session go.
 func (k Keys) Channel(session string) string { return k.push + session }
 
-// Exchange runs one. It returns message.ErrGone if the session must renew first.
-func Exchange(ctx context.Context, c redis.Scripter, k Keys, x message.Exchange) (message.Exchanged, error) {
+// Exchange runs an exchange. It returns message.ErrGone if the session must renew first.
+func Exchange(
+	ctx context.Context, c redis.Scripter, k Keys, x message.Exchange,
+) (message.Exchanged, error) {
 	args := make([]any, 0, 12+len(x.Release)+len(x.Waits)+len(x.Tries)+len(x.Drop)+2*len(x.Ask))
-	args = append(args, x.Expected, x.Session, x.Epoch, x.TTLMillis, len(x.Release), len(x.Waits), len(x.Tries), x.MaxWaiting)
+	args = append(args, x.Expected, x.Session, x.Epoch, x.TTLMillis, len(x.Release), len(x.Waits),
+		len(x.Tries), x.MaxWaiting)
 	for _, list := range [][]string{x.Release, x.Waits, x.Tries} {
 		for _, id := range list {
 			args = append(args, id)
 		}
 	}
-	nothing := len(x.Release)+len(x.Waits)+len(x.Tries) == 0 // which the script's first part does not know
+	// The script's first part does not know an exchange without these.
+	nothing := len(x.Release)+len(x.Waits)+len(x.Tries) == 0
 	if len(x.Drop)+len(x.Ask)+x.Offered > 0 || x.MoveMicros > 0 || nothing {
 		args = append(args, len(x.Drop), len(x.Ask), x.Offered, x.Offerer, x.MoveMicros)
 		for _, d := range x.Drop {
@@ -149,7 +156,9 @@ func tallies(list []int64) []message.Tally {
 
 // Renew runs a heartbeat, or has a session join. It returns a message.RefusedMin if there is no
 // room for the minimum of a session that joins.
-func Renew(ctx context.Context, c redis.Scripter, k Keys, n message.Renewal) (message.Renewed, error) {
+func Renew(
+	ctx context.Context, c redis.Scripter, k Keys, n message.Renewal,
+) (message.Renewed, error) {
 	args := make([]any, 0, 14+len(n.Permits)+5*len(n.Pools))
 	covered := 0
 	for _, b := range n.Backends {
@@ -157,8 +166,8 @@ func Renew(ctx context.Context, c redis.Scripter, k Keys, n message.Renewal) (me
 			covered++
 		}
 	}
-	args = append(args, n.Expected, n.Session, n.Epoch, n.TTLMillis, n.Capacity, n.Info, n.NewEpoch, len(n.Permits), len(n.Pools), n.Limit,
-		n.Min, n.Sessions, covered, n.MoveMicros)
+	args = append(args, n.Expected, n.Session, n.Epoch, n.TTLMillis, n.Capacity, n.Info, n.NewEpoch,
+		len(n.Permits), len(n.Pools), n.Limit, n.Min, n.Sessions, covered, n.MoveMicros)
 	for _, p := range n.Permits {
 		args = append(args, p)
 	}
@@ -179,31 +188,40 @@ func Renew(ctx context.Context, c redis.Scripter, k Keys, n message.Renewal) (me
 		refused := message.RefusedMin{Others: r.int(), Capacity: r.int()}
 		return message.Renewed{}, cmp.Or[error](r.err, refused)
 	}
-	out := message.Renewed{Now: r.int(), Epoch: r.text(), Capacity: r.int(), Waiting: r.int(), Sharded: r.int() == 1, PausedUntil: r.int(),
-		Missing: r.texts(), Limit: r.int(), Recalls: tallies(r.ints()), Min: r.int(), Sessions: r.int(),
-		Quarantine: r.texts(), Subscribers: r.int(), Full: r.int() == 1}
+	out := message.Renewed{ // in the order of the reply
+		Now: r.int(), Epoch: r.text(), Capacity: r.int(), Waiting: r.int(),
+		Sharded: r.int() == 1, PausedUntil: r.int(), Missing: r.texts(), Limit: r.int(),
+		Recalls: tallies(r.ints()), Min: r.int(), Sessions: r.int(),
+		Quarantine: r.texts(), Subscribers: r.int(), Full: r.int() == 1,
+	}
 	return out, r.err
 }
 
-// RecordBackend records the backend, "<pid> <start> <server> <n>", that a permit covers: the n-th record. It
-// returns message.ErrGone if the session must renew first.
-func RecordBackend(ctx context.Context, c redis.Scripter, k Keys, expected int64, session, epoch, id, backend string) error {
-	marked, err := recordScript.Run(ctx, c, k.all, expected, session, epoch, id, backend).Int64()
+// RecordBackend records the backend, "<pid> <start> <server> <n>", that a permit covers: the n-th
+// record. It returns message.ErrGone if the session must renew first.
+func RecordBackend(
+	ctx context.Context, c redis.Scripter, k Keys,
+	expected int64, session, epoch, id, backend string,
+) error {
+	recorded, err := recordScript.Run(ctx, c, k.all, expected, session, epoch, id, backend).Int64()
 	switch {
 	case err != nil:
 		return fmt.Errorf("script record: %w", err)
-	case marked < 0:
+	case recorded < 0:
 		return message.ErrGone
-	case marked == 0:
+	case recorded == 0:
 		return message.ErrNotHeld
 	}
 	return nil
 }
 
-// Gone frees those permits whose backend was seen gone, unless another backend is recorded for them
-// by now. records holds for each the record that named its backend. It returns how many are free by
-// that.
-func Gone(ctx context.Context, c redis.Scripter, k Keys, expected int64, epoch string, ids, records []string) (freed int64, err error) {
+// Gone frees the permits whose backends were seen gone, except those for which another backend is
+// recorded by now. records has for each permit the record that named its backend. Gone returns how
+// many permits it has freed.
+func Gone(
+	ctx context.Context, c redis.Scripter, k Keys,
+	expected int64, epoch string, ids, records []string,
+) (freed int64, err error) {
 	args := make([]any, 0, 2+2*len(ids))
 	args = append(args, expected, epoch)
 	for i, id := range ids {
@@ -216,9 +234,12 @@ func Gone(ctx context.Context, c redis.Scripter, k Keys, expected int64, epoch s
 }
 
 // Leave ends a session and drops the requests given. expected is Redis's clock as the session
-// expects it, ms: without it, a clock that was set would end the leases of all. load: Redis is not
-// expected to know the script.
-func Leave(ctx context.Context, c redis.Scripter, k Keys, load bool, expected int64, session, epoch string, drop []string) error {
+// expects it, ms: without it, a step of that clock would end the leases of all sessions. load:
+// Redis is not expected to know the script.
+func Leave(
+	ctx context.Context, c redis.Scripter, k Keys,
+	load bool, expected int64, session, epoch string, drop []string,
+) error {
 	args := []any{expected, session, epoch, len(drop)}
 	for _, d := range drop {
 		args = append(args, d)
@@ -231,7 +252,9 @@ func Leave(ctx context.Context, c redis.Scripter, k Keys, load bool, expected in
 
 // SetCapacity sets the operator's capacity, or withdraws it with 0, and returns the one in force.
 // expected is as for Leave.
-func SetCapacity(ctx context.Context, c redis.Scripter, k Keys, expected int64, n int) (int64, error) {
+func SetCapacity(
+	ctx context.Context, c redis.Scripter, k Keys, expected int64, n int,
+) (int64, error) {
 	capacity, err := capacityScript.Run(ctx, c, k.all, expected, n).Int64()
 	if err != nil {
 		return 0, fmt.Errorf("script capacity: %w", explain(ctx, c, k, err))
@@ -256,7 +279,8 @@ func Load(ctx context.Context, c redis.Scripter, k Keys) (Snapshot, error) {
 	if err != nil {
 		return Snapshot{}, err
 	}
-	s := Snapshot{Now: r.int(), Capacity: r.int(), Limit: r.int(), Gate: r.int(), Permits: r.scores()}
+	s := Snapshot{Now: r.int(), Capacity: r.int(), Limit: r.int(), Gate: r.int(),
+		Permits: r.scores()}
 	for _, request := range r.texts() {
 		if fields := strings.Fields(request); len(fields) > 1 {
 			s.Queue = append(s.Queue, fields[1:])
@@ -279,14 +303,18 @@ func Load(ctx context.Context, c redis.Scripter, k Keys) (Snapshot, error) {
 
 // runOrLoad runs a script. load sends its text at once: one round trip where a script that Redis
 // does not know costs two.
-func runOrLoad(ctx context.Context, s *redis.Script, load bool, c redis.Scripter, keys []string, args []any) *redis.Cmd {
+func runOrLoad(
+	ctx context.Context, s *redis.Script, load bool, c redis.Scripter, keys []string, args []any,
+) *redis.Cmd {
 	if load {
 		return s.Eval(ctx, c, keys, args...)
 	}
 	return s.Run(ctx, c, keys, args...)
 }
 
-func run(ctx context.Context, s *redis.Script, c redis.Scripter, k Keys, args []any) (*reply, error) {
+func run(
+	ctx context.Context, s *redis.Script, c redis.Scripter, k Keys, args []any,
+) (*reply, error) {
 	v, err := s.Run(ctx, c, k.all, args...).Result()
 	if err != nil {
 		return nil, explain(ctx, c, k, err)
@@ -294,5 +322,6 @@ func run(ctx context.Context, s *redis.Script, c redis.Scripter, k Keys, args []
 	return newReply(v), nil
 }
 
-// RenewHash is the digest by which the heartbeat's script is called, for tests that hold it back.
+// RenewHash is the digest by which go-redis calls the heartbeat's script, for tests that hold it
+// back.
 func RenewHash() string { return renewScript.Hash() }
