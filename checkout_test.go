@@ -273,22 +273,22 @@ func TestDialErrorsReachTheCaller(t *testing.T) {
 func TestRefusedConnUnderMaxOpenConns(t *testing.T) {
 	bubble(t, 2, full, Config{Scope: PerCheckout, AcquireTimeout: time.Second},
 		func(t *testing.T, b *bench) {
-		b.db.SetMaxOpenConns(2)
-		b.atOnce(t, 2)
-		b.fleet.take(2)
-		c, err := b.db.Conn(context.Background())
-		if err == nil {
-			err = c.PingContext(context.Background())
-			_ = c.Close()
-		}
-		if !errors.Is(err, semaphore.ErrCapacity) || errors.Is(err, driver.ErrBadConn) {
-			t.Error(err)
-		}
-		b.fleet.giveBack(2)
-		if err := b.db.Ping(); err != nil {
-			t.Error(err)
-		}
-	})
+			b.db.SetMaxOpenConns(2)
+			b.atOnce(t, 2)
+			b.fleet.take(2)
+			c, err := b.db.Conn(context.Background())
+			if err == nil {
+				err = c.PingContext(context.Background())
+				_ = c.Close()
+			}
+			if !errors.Is(err, semaphore.ErrCapacity) || errors.Is(err, driver.ErrBadConn) {
+				t.Error(err)
+			}
+			b.fleet.giveBack(2)
+			if err := b.db.Ping(); err != nil {
+				t.Error(err)
+			}
+		})
 }
 
 // TestRefusalIsToldOnce: the third try of a checkout is its last.

@@ -89,39 +89,39 @@ func TestAcquireTimeoutIsOneForACheckout(t *testing.T) {
 		t.Run(scope.String(), func(t *testing.T) {
 			bubble(t, 1, full, Config{Scope: scope, AcquireTimeout: most},
 				func(t *testing.T, b *bench) {
-				var dead atomic.Bool
-				b.server.onClose = func() {
-					if dead.Load() {
-						time.Sleep(time.Minute)
+					var dead atomic.Bool
+					b.server.onClose = func() {
+						if dead.Load() {
+							time.Sleep(time.Minute)
+						}
 					}
-				}
-				b.server.onReset = func(*fakeConn) error {
-					if dead.Load() {
-						return driver.ErrBadConn
+					b.server.onReset = func(*fakeConn) error {
+						if dead.Load() {
+							return driver.ErrBadConn
+						}
+						return nil
 					}
-					return nil
-				}
-				held := b.conn(t)
-				waited := make(chan time.Duration, 1)
-				go func() {
-					began := time.Now()
-					_, err := b.db.Exec("x")
-					if scope == PerConnection && !errors.Is(err, semaphore.ErrCapacity) {
+					held := b.conn(t)
+					waited := make(chan time.Duration, 1)
+					go func() {
+						began := time.Now()
+						_, err := b.db.Exec("x")
+						if scope == PerConnection && !errors.Is(err, semaphore.ErrCapacity) {
 							t.Errorf(
 								"%v, want at capacity: the dead connection's backend lives for a "+
 									"minute", err)
+						}
+						waited <- time.Since(began)
+					}()
+					time.Sleep(most - 100*time.Millisecond)
+					dead.Store(true)
+					_ = held.Close()
+					if d := <-waited; d > most+time.Second {
+						t.Errorf("waited %v, AcquireTimeout is %v", d, most)
 					}
-					waited <- time.Since(began)
-				}()
-				time.Sleep(most - 100*time.Millisecond)
-				dead.Store(true)
-				_ = held.Close()
-				if d := <-waited; d > most+time.Second {
-					t.Errorf("waited %v, AcquireTimeout is %v", d, most)
-				}
-				dead.Store(false)
-				time.Sleep(5 * time.Minute)
-			})
+					dead.Store(false)
+					time.Sleep(5 * time.Minute)
+				})
 		})
 	}
 }
