@@ -344,6 +344,7 @@ func (c *Core) confirm(
 		missing[id] = true
 	}
 	trusted := k.sent + c.cfg.TTL - c.cfg.Margin
+	var over []*Permit
 	for i, p := range k.said {
 		id := k.X.Permits[i]
 		switch {
@@ -356,12 +357,13 @@ func (c *Core) confirm(
 			}
 		case again, !latest && got.Epoch != c.epoch: // it speaks of a state that is gone
 		case missing[id] && (latest || got.Now >= c.heart.at):
-			c.lose(now, p)
+			over = append(over, p)
 		case missing[id]:
 		default:
 			c.trust(p, trusted)
 		}
 	}
+	c.loseAll(now, over)
 }
 
 // holdsOtherThan reports whether a permit is held that is not in ids.

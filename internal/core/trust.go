@@ -1,6 +1,7 @@
 package core
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"time"
@@ -176,13 +177,23 @@ func (c *Core) trust(p *Permit, until time.Duration) {
 // may be stuck.
 func (c *Core) expire(now time.Duration) {
 	c.expireAt = 0
+	var over []*Permit
 	for _, p := range c.permits {
 		switch {
 		case p.trusted <= now:
-			c.lose(now, p)
+			over = append(over, p)
 		case c.expireAt == 0 || p.trusted < c.expireAt:
 			c.expireAt = p.trusted
 		}
+	}
+	c.loseAll(now, over)
+}
+
+// loseAll loses permits in the order of their UUIDs: the same history has the same effects.
+func (c *Core) loseAll(now time.Duration, permits []*Permit) {
+	slices.SortFunc(permits, func(a, b *Permit) int { return cmp.Compare(a.ID, b.ID) })
+	for _, p := range permits {
+		c.lose(now, p)
 	}
 }
 
