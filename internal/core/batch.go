@@ -59,15 +59,29 @@ func (c *Core) nothingToSend() bool {
 // flush asks the shell to send what is queued. If a batch is in flight, the next one takes it
 // along.
 func (c *Core) flush(now time.Duration) {
+	if c.maySend(now) {
+		c.blockedSince = 0
+		c.fx.Flush = true
+	}
+}
+
+// maySend reports whether there is a batch to send, and nothing in its way. If batches are blocked,
+// it makes sure that a call which ends that is on its way. If Redis answers none for a while,
+// failBlocked fails what waits for it.
+func (c *Core) maySend(now time.Duration) bool {
 	if c.inFlight != nil || c.left || c.nothingToSend() {
-		return
+		return false
 	}
-	if c.blocked(now) {
-		c.unblock(now)
-		return
+	if !c.blocked(now) {
+		return true
 	}
-	c.blockedSince = 0
-	c.fx.Flush = true
+	if !c.heart.onTheWay(max(c.needsCall, 1)) {
+		c.fx.Heartbeat = true
+	}
+	if c.blockedSince == 0 {
+		c.blockedSince = max(now, 1)
+	}
+	return false
 }
 
 // blocked reports whether batches must wait until Redis has answered a call of the heartbeat. They
@@ -78,24 +92,9 @@ func (c *Core) blocked(now time.Duration) bool {
 	return c.heart.answered < c.needsCall || now-c.renewed >= c.cfg.TTL
 }
 
-// unblock makes sure that a call which ends blocked is on its way. If Redis answers none for a
-// while, failBlocked fails what waits for it.
-func (c *Core) unblock(now time.Duration) {
-	if !c.heart.onTheWay(max(c.needsCall, 1)) {
-		c.fx.Heartbeat = true
-	}
-	if c.blockedSince == 0 {
-		c.blockedSince = max(now, 1)
-	}
-}
-
 // NextBatch takes the next batch from the outbox, or returns nil if there is nothing to send now.
 func (c *Core) NextBatch(now time.Duration) *Batch {
-	if c.inFlight != nil || c.left || c.nothingToSend() {
-		return nil
-	}
-	if c.blocked(now) {
-		c.unblock(now)
+	if !c.maySend(now) {
 		return nil
 	}
 	b := &Batch{sent: now}
