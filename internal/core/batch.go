@@ -75,7 +75,7 @@ func (c *Core) maySend(now time.Duration) bool {
 	if !c.blocked(now) {
 		return true
 	}
-	if !c.heart.onTheWay(max(c.needsCall, 1)) {
+	if !c.heart.onTheWay(c.needsCall, c.heart.last) {
 		c.fx.Heartbeat = true
 	}
 	if c.blockedSince == 0 {

@@ -91,20 +91,10 @@ type heart struct {
 	due      time.Duration    // when beatIfDue has to act next, 0 before the session has joined
 }
 
-// onTheWay reports whether a call with that number, or a later one, is on its way.
-func (h *heart) onTheWay(from uint64) bool {
+// onTheWay reports whether a call is on its way whose number is one of those, both included.
+func (h *heart) onTheWay(first, last uint64) bool {
 	for n := range h.calls {
-		if n >= from {
-			return true
-		}
-	}
-	return false
-}
-
-// anyUpTo reports whether a call with that number, or an earlier one, is on its way.
-func (h *heart) anyUpTo(last uint64) bool {
-	for n := range h.calls {
-		if n <= last {
+		if first <= n && n <= last {
 			return true
 		}
 	}
@@ -121,7 +111,7 @@ func (c *Core) LastCall() uint64 { return c.heart.last }
 // later one. failed: neither it nor a later one is on its way. err is that of the last call that
 // failed.
 func (c *Core) CallState(n uint64) (answered, failed bool, err error) {
-	return c.heart.answered >= n, !c.heart.onTheWay(n), c.heart.err
+	return c.heart.answered >= n, !c.heart.onTheWay(n, c.heart.last), c.heart.err
 }
 
 // Joined starts the heartbeat, now that a first call was answered.
@@ -234,7 +224,7 @@ func (c *Core) NextCall(now time.Duration, owed map[*Pool]int) *Call {
 		})
 		if pool.busy() {
 			pool.said = k.n
-		} else if !h.anyUpTo(pool.said) && now >= h.strays {
+		} else if !h.onTheWay(1, pool.said) && now >= h.strays {
 			k.ended = append(k.ended, i)
 		}
 	}
@@ -281,7 +271,7 @@ func (c *Core) CallFailed(now time.Duration, k *Call, err error) {
 		}
 	}
 	c.ends(now, k)
-	if !h.onTheWay(max(c.needsCall, 1)) {
+	if !h.onTheWay(c.needsCall, h.last) {
 		c.failBlocked(now, err)
 	}
 }
