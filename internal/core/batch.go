@@ -47,7 +47,7 @@ type Batch struct {
 func (c *Core) Again(now time.Duration, b *Batch) message.Exchange {
 	b.again = now
 	x := b.X
-	x.Offered, x.Expected = 0, c.anchor.expected(now)
+	x.Offered, x.Expected = 0, c.Expected(now)
 	return x
 }
 
@@ -120,7 +120,7 @@ func (c *Core) NextBatch(now time.Duration) *Batch {
 	}
 	b.X.Session, b.X.TTLMillis, b.X.MaxWaiting = c.cfg.Session, c.ttlMillis(), c.cfg.MaxWaiters
 	b.X.MoveMicros = c.takeMoveCost()
-	b.X.Epoch, b.X.Expected = c.epoch, c.anchor.expected(now)
+	b.X.Epoch, b.X.Expected = c.epoch, c.Expected(now)
 	// Permits of a session with a minimum are counted one by one.
 	lean := c.cfg.Min == 0
 	for _, d := range b.drops {

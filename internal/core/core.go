@@ -210,7 +210,7 @@ func (c *Core) blockedDue() time.Duration {
 	if c.blockedSince == 0 {
 		return 0
 	}
-	return c.blockedSince + c.silence()
+	return c.blockedSince + c.Silence()
 }
 
 // MaxRetryPause bounds the pause before what Redis did not answer is sent again.
@@ -290,17 +290,13 @@ func (a anchor) bound(t int64, now time.Duration) time.Duration {
 	return min(now, a.local+time.Duration(t-a.redis-1)*time.Millisecond)
 }
 
-// expected is what Redis's clock should show at the local time at, in ms, or 0 if it was never
-// heard of.
-func (a anchor) expected(at time.Duration) int64 {
-	if a.redis == 0 {
+// Expected is what Redis's clock should show now, in ms, or 0 if it was never heard of.
+func (c *Core) Expected(now time.Duration) int64 {
+	if c.anchor.redis == 0 {
 		return 0
 	}
-	return a.redis + (at - a.local).Milliseconds()
+	return c.anchor.redis + (now - c.anchor.local).Milliseconds()
 }
-
-// Expected is what Redis's clock should show now, in ms, or 0 if it was never heard of.
-func (c *Core) Expected(now time.Duration) int64 { return c.anchor.expected(now) }
 
 func (c *Core) ttlMillis() int64 { return c.cfg.TTL.Milliseconds() }
 

@@ -66,7 +66,8 @@ func FuzzAnchor(f *testing.F) {
 		if got := a.bound(at, time.Duration(now)); got > time.Duration(now) {
 			t.Errorf("%v, which is after %v", got, time.Duration(now))
 		}
-		_ = strconv.FormatInt(a.expected(time.Duration(now)), 10)
+		c := Core{anchor: a}
+		_ = strconv.FormatInt(c.Expected(time.Duration(now)), 10)
 	})
 }
 

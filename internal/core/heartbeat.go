@@ -143,7 +143,7 @@ func (c *Core) schedule(now time.Duration) {
 		}
 	}
 	if h.silent > 0 && c.down == nil {
-		at = min(at, h.silent+c.silence())
+		at = min(at, h.silent+c.Silence())
 	}
 	h.due = max(at, 1)
 }
@@ -155,8 +155,8 @@ func (c *Core) beatIfDue(now time.Duration) {
 	if now < h.due {
 		return
 	}
-	if h.silent > 0 && c.down == nil && now >= h.silent+c.silence() {
-		c.warn("heartbeat: no answer", "for", c.silence())
+	if h.silent > 0 && c.down == nil && now >= h.silent+c.Silence() {
+		c.warn("heartbeat: no answer", "for", c.Silence())
 		c.setDown(errSilent)
 		c.failBlocked(now, errSilent)
 		c.schedule(now)
@@ -181,14 +181,11 @@ func (c *Core) allowance() time.Duration {
 	return max(c.cfg.TTL*45/100, min(2*c.heart.rtt, c.cfg.TTL))
 }
 
-// silence is how long Redis may be silent before it counts as away. A Redis that is slow, but
+// Silence is how long Redis may be silent before it counts as away. A Redis that is slow, but
 // renews leases in time, replies sooner than that.
-func (c *Core) silence() time.Duration {
+func (c *Core) Silence() time.Duration {
 	return max(c.cfg.TTL/2, min(c.heart.rtt*5/2, c.cfg.TTL-c.cfg.Margin))
 }
-
-// Silence is how long Redis may be silent before it counts as away.
-func (c *Core) Silence() time.Duration { return c.silence() }
 
 // NextCall makes the next call, of what is held now. owed is how many permits each pool still has
 // to give back, of those that it was told of. It returns nil if the session has left, or if so many
@@ -202,7 +199,7 @@ func (c *Core) NextCall(now time.Duration, owed map[*Pool]int) *Call {
 		Session: c.cfg.Session, TTLMillis: c.ttlMillis(), Info: c.cfg.Info,
 		Capacity: c.cfg.Capacity, Min: c.cfg.Min, Limit: c.limit, Sessions: c.sessions,
 		Epoch: c.epoch, NewEpoch: c.cfg.NewEpoch(), Load: c.epoch == "",
-		Expected: c.anchor.expected(now), MoveMicros: c.takeMoveCost(),
+		Expected: c.Expected(now), MoveMicros: c.takeMoveCost(),
 	}}
 	k.said = make([]*Permit, 0, len(c.permits))
 	for id, p := range c.permits {
