@@ -23,7 +23,7 @@ func (c *Core) Close(now time.Duration) {
 		c.withdraw(now, r, fmt.Errorf("%w", ErrClosed))
 	}
 	c.offers, c.retryAt = nil, 0
-	c.tellAll(Closing)
+	c.tellAll(Event{Kind: Closing})
 }
 
 // Returned reports whether the pools hold nothing any more, and nothing is on its way to Redis. If

@@ -248,7 +248,7 @@ func (c *Core) setDown(err error) (changed bool) {
 	changed = (err == nil) != (c.down == nil)
 	c.down = err
 	if changed {
-		c.tellAll(Changed)
+		c.tellAll(Event{Kind: Changed})
 	}
 	return changed
 }
@@ -273,7 +273,7 @@ func (c *Core) setNoMemory(full bool, at int64) (changed bool) {
 		c.noMemory = errNoMemory
 		c.warn("Redis has reached maxmemory: leases are renewed, but nothing new is granted")
 	}
-	c.tellAll(Changed)
+	c.tellAll(Event{Kind: Changed})
 	return true
 }
 

@@ -94,10 +94,11 @@ const (
 
 func (c *Core) tell(e Event) { c.fx.Events = append(c.fx.Events, e) }
 
-// tellAll tells every pool.
-func (c *Core) tellAll(kind EventKind) {
+// tellAll tells every pool of e.
+func (c *Core) tellAll(e Event) {
 	for _, p := range c.pools {
-		c.tell(Event{Kind: kind, Pool: p})
+		e.Pool = p
+		c.tell(e)
 	}
 }
 
@@ -105,11 +106,8 @@ func (c *Core) tellAll(kind EventKind) {
 // sent at that time. If a push has said since that a request waits, an answer that says otherwise
 // is old.
 func (c *Core) tellWaiting(waiting bool, sent time.Duration) {
-	if !waiting && c.toldAt >= sent {
-		return
-	}
-	for _, p := range c.pools {
-		c.tell(Event{Kind: Waiting, Pool: p, Waiting: waiting})
+	if waiting || c.toldAt < sent {
+		c.tellAll(Event{Kind: Waiting, Waiting: waiting})
 	}
 }
 
