@@ -2,7 +2,6 @@ package core
 
 import (
 	"fmt"
-	"slices"
 	"time"
 )
 
@@ -50,7 +49,7 @@ func (c *Core) settleBelowMax(now time.Duration, r *Request) {
 	case c.cfg.Max == 0 || r.Extends:
 		return
 	case r.belowMax:
-		c.waiting = slices.DeleteFunc(c.waiting, func(other *Request) bool { return other == r })
+		c.waiting = without(c.waiting, r)
 	default:
 		c.wants -= len(r.ids)
 	}
@@ -91,7 +90,7 @@ func (c *Core) madeRoom(now time.Duration) {
 		if len(r.ids) > room {
 			break
 		}
-		c.waiting = slices.DeleteFunc(c.waiting, func(other *Request) bool { return other == r })
+		c.waiting = without(c.waiting, r)
 		r.belowMax = false
 		c.wants += len(r.ids)
 		c.enqueue(r)

@@ -107,6 +107,11 @@ func (c *Core) enqueue(r *Request) {
 	}
 }
 
+// without takes r out of list.
+func without(list []*Request, r *Request) []*Request {
+	return slices.DeleteFunc(list, func(other *Request) bool { return other == r })
+}
+
 // settle ends r.
 func (c *Core) settle(now time.Duration, r *Request, err error) {
 	r.settled = true
@@ -130,7 +135,7 @@ func (c *Core) withdraw(now time.Duration, r *Request, err error) {
 	}
 	c.settle(now, r, err)
 	if r.queued {
-		c.outbox = slices.DeleteFunc(c.outbox, func(other *Request) bool { return other == r })
+		c.outbox = without(c.outbox, r)
 		r.queued = false
 	}
 	if !r.sent || r.Extends {
