@@ -295,7 +295,7 @@ func (c *Core) CallAnswered(now time.Duration, k *Call, got message.Renewed) {
 	c.confirm(now, k, got, reasserted, latest, again)
 	if latest {
 		changed = c.setNoMemory(got.Full, got.Now) || changed
-		again = lostState && (c.holdsOtherThan(k.X.Permits) || c.coversOtherThan(k))
+		again = lostState && c.changedSince(k)
 		c.applyFleet(now, k, got, again, changed)
 	}
 	switch {
@@ -353,26 +353,20 @@ func (c *Core) confirm(
 	c.loseAll(now, over)
 }
 
-// holdsOtherThan reports whether a permit is held that is not in ids.
-func (c *Core) holdsOtherThan(ids []string) bool {
+// changedSince reports whether a permit is held that k did not name, or one that k named has
+// another record by now. If the state was lost, k has put its own, older record back.
+func (c *Core) changedSince(k *Call) bool {
 	still := 0
-	for _, id := range ids {
-		if c.permits[id] != nil {
-			still++
+	for i, p := range k.said {
+		if c.permits[p.ID] != p {
+			continue
 		}
-	}
-	return len(c.permits) > still
-}
-
-// coversOtherThan reports whether a permit that k named has another record by now. If the state was
-// lost, k has put its own, older record back.
-func (c *Core) coversOtherThan(k *Call) bool {
-	for i, record := range k.X.Backends {
-		if p := k.said[i]; c.permits[k.X.Permits[i]] == p && p.record() != record {
+		if k.X.Backends != nil && p.record() != k.X.Backends[i] {
 			return true
 		}
+		still++
 	}
-	return false
+	return len(c.permits) > still
 }
 
 // applyFleet takes what the latest reply says of the fleet. again: the state was lost, and the
