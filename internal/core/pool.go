@@ -42,7 +42,6 @@ type Pool struct {
 	withdrawAt time.Duration // when its request is withdrawn if it wants nothing then; 0: it does
 	known      bool          // Redis may know it
 	said       uint64        // the last call of the heartbeat that spoke of it as open, or holding
-	closed     bool
 }
 
 // Held is how many permits p holds.
@@ -391,10 +390,9 @@ func (c *Core) ClosePool(now time.Duration, p *Pool) {
 	}
 	// The next heartbeat that finds nothing held takes it out, here and in Redis. Redis knows
 	// nothing of a pool that never asked.
-	if !p.closed && !p.known {
+	if !p.known {
 		c.removePool(p)
 	}
-	p.closed = true
 }
 
 func (c *Core) poolNamed(name string) *Pool {
