@@ -84,7 +84,7 @@ func (c *Core) GiveUp(now time.Duration, r *Request, waited time.Duration) error
 	case r.noMemory:
 		reason = Unavailable(errNoMemory)
 	case !r.answered:
-		reason = fmt.Errorf("%w: no answer", ErrUnavailable)
+		reason = Unavailable(errSilent)
 	}
 	switch {
 	case r.settled && r.Extends:

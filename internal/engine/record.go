@@ -144,7 +144,7 @@ func (s *Session) record(ctx context.Context, p *Permit, text string) error {
 	case s.recording <- struct{}{}:
 		defer func() { <-s.recording }()
 	case <-ctx.Done():
-		return GiveUp(ctx, fmt.Errorf("%w: no answer", core.ErrUnavailable))
+		return GiveUp(ctx, core.Unavailable(errSilent))
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.TTL) // its own, not that of those before it
 	defer cancel()
@@ -157,7 +157,7 @@ func (s *Session) record(ctx context.Context, p *Permit, text string) error {
 	// repeated. A connection that was just made should not end because one reply was lost; once the
 	// lease is lost, the pool ends it.
 	answers := make(chan error, maxRecordTries)
-	err := fmt.Errorf("%w: no answer", core.ErrUnavailable)
+	err := core.Unavailable(errSilent)
 	for underWay := 0; ; {
 		if underWay < most {
 			underWay++
