@@ -23,8 +23,6 @@ const maxPools = 0xfff
 
 func (c *Core) poolName(n int) string { return fmt.Sprintf("%s-8%03x", c.cfg.Session, n) }
 
-func (c *Core) plainName() string { return c.cfg.Session + "-" + message.Plain }
-
 // nextID returns a UUID that was never used before, and begins with owner.
 func (c *Core) nextID(owner string) string {
 	const hex = "0123456789abcdef"
@@ -44,7 +42,7 @@ func (c *Core) nextID(owner string) string {
 func (c *Core) NewPermit() *Permit { return c.newPermit(nil) }
 
 func (c *Core) newPermit(pool *Pool) *Permit {
-	owner := c.plainName()
+	owner := c.cfg.Session + "-" + message.Plain
 	if pool != nil {
 		owner = pool.name
 	}
