@@ -117,11 +117,8 @@ var ErrManyPools = errors.New("semaphore: a session can have 4095 connection poo
 // HasNumber reports whether a pool could have a number now.
 func (c *Core) HasNumber() bool { return c.numbers < maxPools || len(c.vacant) > 0 }
 
-// Join seats a new pool, if there is a number for it.
-func (c *Core) Join(p *Pool) bool { return c.seat(p) }
-
-// seat sees to it that p has a number, if there is one.
-func (c *Core) seat(p *Pool) bool {
+// Join seats p, if it has no number and there is one, and reports whether it has one now.
+func (c *Core) Join(p *Pool) bool {
 	if p.seated {
 		return true
 	}
@@ -154,7 +151,7 @@ func (c *Core) Ask(now time.Duration, p *Pool, n int) {
 	case c.closed && n > 0 && !p.seated:
 		c.tell(Event{Kind: Closing, Pool: p}) // it was away when the others were told
 	case c.closed:
-	case n > 0 && !c.seat(p):
+	case n > 0 && !c.Join(p):
 		if p.numberAt == 0 {
 			p.numberAt = now + MaxRetryPause
 			c.standing = append(c.standing, p)
@@ -216,7 +213,7 @@ func (c *Core) Stay(p *Pool, yes bool) {
 	case c.closed:
 		c.tell(Event{Kind: Closing, Pool: p}) // it was away when the others were told
 	default:
-		c.seat(p)
+		c.Join(p)
 	}
 }
 
@@ -369,7 +366,7 @@ func (c *Core) removePool(p *Pool) {
 // PoolRequest is a request of p that does not wait, or nil if there is no number for p. TryEnds
 // must be called when it is settled.
 func (c *Core) PoolRequest(p *Pool) *Request {
-	if !c.seat(p) {
+	if !c.Join(p) {
 		return nil
 	}
 	p.known = true
