@@ -7,6 +7,7 @@ import (
 
 	"github.com/passbuddy/passbuddy/internal/core"
 	"github.com/passbuddy/passbuddy/internal/message"
+	"github.com/passbuddy/passbuddy/internal/redisscript"
 )
 
 // call sends a call of the heartbeat and takes its reply, for which it waits for limit at most.
@@ -43,7 +44,8 @@ func (s *Session) finish(k *core.Call, limit time.Duration) error {
 	var got message.Renewed
 	var err error
 	for range 3 { // a connection that broke while it lay idle says nothing of the next
-		if got, err = s.renewScript(ctx, k.X); !isBroken(err) || ctx.Err() != nil {
+		got, err = redisscript.Renew(ctx, s.scripter(s.clients.own), s.keys, k.X)
+		if !isBroken(err) || ctx.Err() != nil {
 			break
 		}
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/passbuddy/passbuddy/internal/core"
 	"github.com/passbuddy/passbuddy/internal/message"
+	"github.com/passbuddy/passbuddy/internal/redisscript"
 )
 
 // This file is how a session begins. close.go is how it ends.
@@ -85,7 +86,7 @@ func (s *Session) loadExchange(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, max(s.cfg.TTL, startTimeout/2))
 	defer cancel()
-	_, _ = s.exchangeScript(ctx, x)
+	_, _ = redisscript.Exchange(ctx, s.scripter(s.clients.batches), s.keys, x)
 }
 
 func (s *Session) join(ctx context.Context) error {

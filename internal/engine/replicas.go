@@ -6,9 +6,6 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
-
-	"github.com/passbuddy/passbuddy/internal/message"
-	"github.com/passbuddy/passbuddy/internal/redisscript"
 )
 
 // replicated runs scripts for Config.WaitReplicas, each followed by WAIT on the same connection. A
@@ -99,14 +96,4 @@ func (s *Session) scripter(c redis.UniversalClient) redis.Scripter {
 		return c
 	}
 	return replicated{c, s.cfg.Base, s.cfg.WaitReplicas, max(s.cfg.TTL/10, 10*time.Millisecond)}
-}
-
-func (s *Session) exchangeScript(
-	ctx context.Context, x message.Exchange,
-) (message.Exchanged, error) {
-	return redisscript.Exchange(ctx, s.scripter(s.clients.batches), s.keys, x)
-}
-
-func (s *Session) renewScript(ctx context.Context, x message.Renewal) (message.Renewed, error) {
-	return redisscript.Renew(ctx, s.scripter(s.clients.own), s.keys, x)
 }

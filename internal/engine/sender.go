@@ -11,6 +11,7 @@ import (
 
 	"github.com/passbuddy/passbuddy/internal/core"
 	"github.com/passbuddy/passbuddy/internal/message"
+	"github.com/passbuddy/passbuddy/internal/redisscript"
 )
 
 // send sends batches until there is nothing to send. Several senders can begin; the core gives out
@@ -72,7 +73,7 @@ func (s *Session) run(b *core.Batch, again bool) (message.Exchanged, error) {
 	}
 	ctx, cancel := context.WithTimeout(s.ctx, s.batchTimeout())
 	defer cancel()
-	return s.exchangeScript(ctx, x)
+	return redisscript.Exchange(ctx, s.scripter(s.clients.batches), s.keys, x)
 }
 
 // batchTimeout bounds the wait for the reply to a batch. A reply is worth nothing once the trust of
