@@ -3,7 +3,6 @@ package engine
 import (
 	"context"
 	"errors"
-	"io"
 	"net"
 	"strings"
 	"sync"
@@ -189,7 +188,7 @@ func (s *Session) refuses(err error, confirmed bool) bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return (isBroken(err) || errors.Is(err, io.ErrClosedPipe)) && !confirmed && s.core.Down() == nil
+	return isBroken(err) && !confirmed && s.core.Down() == nil
 }
 
 // afterRefusal counts a refusal, and returns how long to pause.
