@@ -10,13 +10,12 @@ import (
 	"github.com/passbuddy/passbuddy/internal/redisscript"
 )
 
-// call sends a call of the heartbeat and takes its reply, for which it waits for limit at most.
-func (s *Session) call(limit time.Duration) error {
-	k := s.nextCall()
-	if k == nil {
-		return core.ErrClosed // or so many calls are on their way that the last of those has to do
+// call sends a call of the heartbeat and takes its reply, unless so many calls are on their way
+// that the last of those has to do.
+func (s *Session) call() {
+	if k := s.nextCall(); k != nil {
+		s.finish(k, 2*s.cfg.TTL)
 	}
-	return s.finish(k, limit)
 }
 
 // nextCall makes a call. It asks the pools what they owe while none is told anything, so that this
@@ -37,8 +36,8 @@ func (s *Session) nextCall() (k *core.Call) {
 	return k
 }
 
-// finish sends k, and takes its reply.
-func (s *Session) finish(k *core.Call, limit time.Duration) error {
+// finish sends k and takes its reply, for which it waits for limit at most.
+func (s *Session) finish(k *core.Call, limit time.Duration) {
 	ctx, cancel := context.WithTimeout(s.ctx, limit)
 	defer cancel()
 	var got message.Renewed
@@ -63,7 +62,6 @@ func (s *Session) finish(k *core.Call, limit time.Duration) error {
 	close(s.callEnded) // only now: a caller that waits for k finds its work done
 	s.callEnded = make(chan struct{})
 	s.mu.Unlock()
-	return err
 }
 
 var errSilent = errors.New("no answer")
@@ -91,7 +89,7 @@ func (s *Session) beatWithin(ctx context.Context, limit time.Duration) error {
 	}
 	if k != nil {
 		n = k.Number()
-		s.background(func() { _ = s.finish(k, limit) })
+		s.background(func() { s.finish(k, limit) })
 	}
 	s.mu.Unlock()
 	for {

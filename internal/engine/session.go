@@ -124,7 +124,7 @@ func (s *Session) stepLocked(f func(c *core.Core, now time.Duration)) (deliver b
 			s.background(s.send)
 		}
 		if fx.Heartbeat {
-			s.background(func() { _ = s.call(2 * s.cfg.TTL) })
+			s.background(s.call)
 		}
 		if fx.Resend != nil {
 			s.background(func() { s.sendAgain(fx.Resend) })

@@ -273,9 +273,9 @@ func TestRepliesInAnotherOrder(t *testing.T) {
 			first, second := s.nextCall(), s.nextCall()
 			w.Redis.FlushAll()
 			s.step(func(c *core.Core, now time.Duration) { c.CallFailed(now, second, errSilent) })
-			_ = s.finish(first, time.Second) // re-asserts it
+			s.finish(first, time.Second) // re-asserts it
 			release(t, p)
-			_ = s.finish(s.nextCall(), time.Second)
+			s.finish(s.nextCall(), time.Second)
 			synctest.Wait()
 			if got := s.state(t).Held; got != 0 {
 				t.Errorf("%d held", got)
@@ -295,7 +295,7 @@ func TestRepliesInAnotherOrder(t *testing.T) {
 			if err := s.beat(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			_ = s.finish(first, time.Second)
+			s.finish(first, time.Second)
 			if err := s.beat(t.Context()); err != nil {
 				t.Fatal(err)
 			}
