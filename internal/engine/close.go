@@ -74,18 +74,13 @@ func (s *Session) leaveForGood(requests []string) error {
 	ctx, cancel := context.WithTimeout(context.Background(),
 		max(closeTimeout, min(4*rtt, 2*closeTimeout)))
 	defer cancel()
-	crossing := func() bool {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return s.core.Crossing()
-	}
-	crossed := crossing()
+	crossed := read(s, (*core.Core).Crossing)
 	if err := s.leave(ctx, requests); err != nil || !crossed {
 		return err
 	}
 	late := time.NewTimer(min(closeTimeout/3, max(4*s.rtt(), time.Second/2)))
 	defer late.Stop()
-	for waiting := true; waiting && crossing(); {
+	for waiting := true; waiting && read(s, (*core.Core).Crossing); {
 		select {
 		case <-time.After(5 * time.Millisecond):
 		case <-late.C:

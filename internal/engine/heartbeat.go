@@ -23,11 +23,8 @@ func (s *Session) call() {
 func (s *Session) nextCall() (k *core.Call) {
 	s.telling.Lock()
 	defer s.telling.Unlock()
-	s.mu.Lock()
-	pools := s.core.Pools()
-	s.mu.Unlock()
-	owed := make(map[*core.Pool]int, len(pools))
-	for _, p := range pools {
+	owed := make(map[*core.Pool]int)
+	for _, p := range read(s, (*core.Core).Pools) {
 		if n := p.Owner.(*Pool).listener.Owed(); n > 0 {
 			owed[p] = n
 		}
@@ -70,10 +67,7 @@ var errSilent = errors.New("no answer")
 // began, or such a call has failed. It also returns if Redis is silent for about half a lease.
 // Calls go on without it.
 func (s *Session) beat(ctx context.Context) error {
-	s.mu.Lock()
-	limit := s.core.Silence()
-	s.mu.Unlock()
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, errSilent)
+	ctx, cancel := context.WithTimeoutCause(ctx, read(s, (*core.Core).Silence), errSilent)
 	defer cancel()
 	return s.beatWithin(ctx, 2*s.cfg.TTL)
 }

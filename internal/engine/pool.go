@@ -101,11 +101,7 @@ func (p *Pool) Full() bool {
 }
 
 // Err is why Redis cannot be asked now, matching core.ErrUnavailable, or nil.
-func (p *Pool) Err() error {
-	p.s.mu.Lock()
-	defer p.s.mu.Unlock()
-	return p.s.core.Err()
-}
+func (p *Pool) Err() error { return read(p.s, (*core.Core).Err) }
 
 // Try acquires one permit for the pool without waiting. It does not pass through Listener.Granted.
 func (p *Pool) Try(ctx context.Context) (*Permit, error) {

@@ -92,11 +92,7 @@ func (s *Session) patience() time.Duration {
 }
 
 // rtt is what replies take.
-func (s *Session) rtt() time.Duration {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.core.RoundTrip()
-}
+func (s *Session) rtt() time.Duration { return read(s, (*core.Core).RoundTrip) }
 
 // isBroken reports whether err is of a connection that another one may not have.
 func isBroken(err error) bool {

@@ -158,6 +158,13 @@ func (s *Session) stepLocked(f func(c *core.Core, now time.Duration)) (deliver b
 	return deliver
 }
 
+// read returns what f reads of the core.
+func read[T any](s *Session, f func(*core.Core) T) T {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return f(s.core)
+}
+
 // background runs f, and has Close wait for it. s.mu is held, and the session has not left.
 func (s *Session) background(f func()) {
 	s.wg.Add(1)
@@ -208,11 +215,7 @@ func (s *Session) Client() redis.UniversalClient { return s.caller }
 
 // KnownCapacity is the capacity in force as last heard, or what this session declares if that is
 // more.
-func (s *Session) KnownCapacity() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.core.KnownCapacity()
-}
+func (s *Session) KnownCapacity() int { return read(s, (*core.Core).KnownCapacity) }
 
 // Capacity is what this session declares.
 func (s *Session) Capacity() int { return s.cfg.Capacity }

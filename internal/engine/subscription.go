@@ -53,9 +53,7 @@ func (s *Session) connectSubscription(ctx context.Context) *redis.PubSub {
 // openSubscription subscribes on the connection of ps, or on one of its own if ps is nil. An error
 // closes the connection; listen finds that, and go-redis subscribes again.
 func (s *Session) openSubscription(ps *redis.PubSub) *redis.PubSub {
-	s.mu.Lock()
-	sharded := s.core.Sharded()
-	s.mu.Unlock()
+	sharded := read(s, (*core.Core).Sharded)
 	channel := s.keys.Channel(s.name)
 	switch {
 	case ps == nil && sharded:
@@ -186,9 +184,7 @@ func (s *Session) refuses(err error, confirmed bool) bool {
 	if errors.As(err, &answer) {
 		return !isPassing(err)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return isBroken(err) && !confirmed && s.core.Down() == nil
+	return isBroken(err) && !confirmed && read(s, (*core.Core).Down) == nil
 }
 
 // afterRefusal counts a refusal, and returns how long to pause.
