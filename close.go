@@ -102,11 +102,9 @@ func (cn *connector) awaitCloses() {
 	}
 	none := cn.noCloses
 	cn.mu.Unlock()
-	timer := time.NewTimer(closeTimeout)
-	defer timer.Stop()
 	select {
 	case <-none:
-	case <-timer.C:
+	case <-time.After(closeTimeout):
 	}
 }
 

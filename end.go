@@ -83,12 +83,10 @@ func (ph *physical) awaitBackend() {
 		<-ph.link.Gone() // as late as its owner likes, where it was hijacked
 	} else {
 		if ph.pgx != nil {
-			timer := time.NewTimer(cleanUpTimeout)
 			select {
 			case <-ph.pgx.PgConn().CleanupDone():
-			case <-timer.C:
+			case <-time.After(cleanUpTimeout):
 			}
-			timer.Stop()
 		}
 		time.Sleep(ph.cn.linger.duration())
 	}

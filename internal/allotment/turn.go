@@ -70,9 +70,7 @@ func (a *Allotment) queueForTurn(ctx context.Context, claim bool) (*waiter, erro
 
 // awaitTurn waits until the caller is served, or may wait no longer. It takes the lock.
 func (a *Allotment) awaitTurn(ctx context.Context, w *waiter) error {
-	timer := time.NewTimer(a.left(ctx))
-	defer timer.Stop()
-	served, cause := w.await(ctx, timer.C)
+	served, cause := w.await(ctx, time.After(a.left(ctx)))
 	if served {
 		return w.err
 	}

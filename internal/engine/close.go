@@ -78,12 +78,11 @@ func (s *Session) leaveForGood(requests []string) error {
 	if err := s.leave(ctx, requests); err != nil || !crossed {
 		return err
 	}
-	late := time.NewTimer(min(closeTimeout/3, max(4*s.rtt(), time.Second/2)))
-	defer late.Stop()
+	late := time.After(min(closeTimeout/3, max(4*s.rtt(), time.Second/2)))
 	for waiting := true; waiting && read(s, (*core.Core).Crossing); {
 		select {
 		case <-time.After(5 * time.Millisecond):
-		case <-late.C:
+		case <-late:
 			waiting = false
 		}
 	}

@@ -125,9 +125,7 @@ func (s *Session) wait(ctx context.Context, r *core.Request) error {
 	}
 	var timeout <-chan time.Time
 	if limit > 0 {
-		timer := time.NewTimer(limit)
-		defer timer.Stop()
-		timeout = timer.C
+		timeout = time.After(limit)
 	}
 	select {
 	case <-r.Done:
@@ -176,12 +174,10 @@ func (s *Session) Release(p *Permit, due func() bool) error {
 	if d == nil {
 		return nil
 	}
-	timer := time.NewTimer(s.cfg.TTL)
-	defer timer.Stop()
 	select {
 	case <-d.Done:
 		return d.Err
-	case <-timer.C:
+	case <-time.After(s.cfg.TTL):
 		return fmt.Errorf("release: %w", core.Unavailable(context.DeadlineExceeded))
 	}
 }

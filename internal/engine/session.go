@@ -198,10 +198,8 @@ func (s *Session) tick() {
 
 // pause waits for d, or for the end of the session.
 func (s *Session) pause(d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
 	select {
-	case <-timer.C:
+	case <-time.After(d):
 	case <-s.ctx.Done():
 	}
 }

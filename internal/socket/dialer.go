@@ -168,12 +168,10 @@ func (d *Dialer) settle(ctx context.Context, l *Link) (next *allotment.Slot, err
 }
 
 func waitGone(ctx context.Context, l *Link, most time.Duration) (gone bool, err error) {
-	timer := time.NewTimer(most)
-	defer timer.Stop()
 	select {
 	case <-l.Gone():
 		return true, nil
-	case <-timer.C:
+	case <-time.After(most):
 		return false, nil
 	case <-ctx.Done():
 		return false, fmt.Errorf("passbuddy: waiting for the end of the previous try: %w",

@@ -142,18 +142,14 @@ func (l *Link) reset() {
 // drainTimeout and some seconds.
 func (l *Link) Abort() {
 	l.Close()
-	timer := time.NewTimer(firstCancel)
-	defer timer.Stop()
-	for pause := firstCancel; ; {
+	// We repeat the cancel: one that arrives between two statements of a batch stops neither.
+	for pause := firstCancel; ; pause = min(2*pause, maxCancelPause) {
 		select {
 		case <-l.gone:
 			return
-		case <-timer.C:
+		case <-time.After(pause):
 		}
-		// We repeat the cancel: one that arrives between two statements of a batch stops neither.
 		l.sendCancel()
-		pause = min(2*pause, maxCancelPause)
-		timer.Reset(pause)
 	}
 }
 
@@ -294,12 +290,10 @@ func (l *Link) giveUp() {
 	}
 	if l.cancel.Load() != nil {
 		l.sendCancel()
-		timer := time.NewTimer(drainAfterCancel)
-		defer timer.Stop()
 		select {
 		case <-l.gone:
 			return
-		case <-timer.C:
+		case <-time.After(drainAfterCancel):
 		}
 	}
 	l.reset()
