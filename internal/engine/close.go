@@ -70,21 +70,16 @@ func (s *Session) awaitReturns() {
 // waits for the replies for as long as they can be expected to take. Then it leaves a second time,
 // whether they came or not.
 func (s *Session) leaveForGood(requests []string) error {
-	rtt := s.rtt()
 	ctx, cancel := context.WithTimeout(context.Background(),
-		max(closeTimeout, min(4*rtt, 2*closeTimeout)))
+		max(closeTimeout, min(4*s.rtt(), 2*closeTimeout)))
 	defer cancel()
 	crossed := read(s, (*core.Core).Crossing)
 	if err := s.leave(ctx, requests); err != nil || !crossed {
 		return err
 	}
-	late := time.After(min(closeTimeout/3, max(4*s.rtt(), time.Second/2)))
-	for waiting := true; waiting && read(s, (*core.Core).Crossing); {
-		select {
-		case <-time.After(5 * time.Millisecond):
-		case <-late:
-			waiting = false
-		}
+	late := time.Now().Add(min(closeTimeout/3, max(4*s.rtt(), time.Second/2)))
+	for read(s, (*core.Core).Crossing) && time.Now().Before(late) {
+		time.Sleep(5 * time.Millisecond)
 	}
 	// Drop all of it again: what crossed may have brought back what the first leave dropped.
 	s.step(func(c *core.Core, _ time.Duration) { requests = append(requests, c.Leftover()...) })
