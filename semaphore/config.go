@@ -1,6 +1,7 @@
 package semaphore
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
 	"os"
@@ -100,35 +101,19 @@ type Config struct {
 
 // withDefaults returns the Config with its defaults filled in, or the first field that is refused.
 func (c Config) withDefaults() (Config, error) {
-	if c.Prefix == "" {
-		c.Prefix = DefaultPrefix
-	}
-	if c.Name == "" {
-		c.Name = DefaultName
-	}
-	if c.Capacity == 0 {
-		c.Capacity = DefaultCapacity
-	}
-	if c.Weight == 0 {
-		c.Weight = 1
-	}
-	if c.TTL == 0 {
-		c.TTL = DefaultTTL
-	}
-	if c.MaxAttempts == 0 {
-		c.MaxAttempts = DefaultMaxAttempts
-	}
-	if c.RetryInterval == 0 {
-		c.RetryInterval = DefaultRetryInterval
-	}
+	c.Prefix = cmp.Or(c.Prefix, DefaultPrefix)
+	c.Name = cmp.Or(c.Name, DefaultName)
+	c.Capacity = cmp.Or(c.Capacity, DefaultCapacity)
+	c.Weight = cmp.Or(c.Weight, 1)
+	c.TTL = cmp.Or(c.TTL, DefaultTTL)
+	c.MaxAttempts = cmp.Or(c.MaxAttempts, DefaultMaxAttempts)
+	c.RetryInterval = cmp.Or(c.RetryInterval, DefaultRetryInterval)
+	c.Logger = cmp.Or(c.Logger, slog.Default())
 	if c.Owner == "" {
 		host, _ := os.Hostname()
 		c.Owner = fmt.Sprintf("%s/%s/%d", host, filepath.Base(os.Args[0]), os.Getpid())
 	}
 	c.Owner = clean(c.Owner)
-	if c.Logger == nil {
-		c.Logger = slog.Default()
-	}
 
 	if err := checkName("Prefix", c.Prefix); err != nil {
 		return c, err
