@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -115,59 +116,38 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	c.Owner = clean(c.Owner)
 
-	if err := checkName("Prefix", c.Prefix); err != nil {
-		return c, err
-	}
-	if err := checkName("Name", c.Name); err != nil {
-		return c, err
-	}
-	switch {
-	case c.Capacity < 0:
-		return c, refuse("Capacity", c.Capacity, "must not be negative")
-	case c.Capacity > maxCapacity:
-		return c, refuse("Capacity", c.Capacity,
-			fmt.Sprintf("is too large, the most is %d", maxCapacity))
-	case c.Min < 0:
-		return c, refuse("Min", c.Min, "must not be negative")
-	case c.Min > c.Capacity:
-		return c, refuse("Min", c.Min, fmt.Sprintf("is more than Config.Capacity, %d", c.Capacity))
-	case c.Max < 0:
-		return c, refuse("Max", c.Max, "must not be negative")
-	case c.Max > 0 && c.Max < c.Min:
-		return c, refuse("Max", c.Max, fmt.Sprintf("is less than Config.Min, %d", c.Min))
-	case c.Max > maxCapacity:
-		return c, refuse("Max", c.Max, fmt.Sprintf("is too large, the most is %d", maxCapacity))
-	case c.Weight < 0 || c.Weight > maxWeight:
-		return c, refuse("Weight", c.Weight, fmt.Sprintf("must be from 1 to %d", maxWeight))
-	case c.MaxWaiters < 0:
-		return c, refuse("MaxWaiters", c.MaxWaiters, "must not be negative")
-	case c.MaxWaiters > maxCapacity:
-		return c, refuse("MaxWaiters", c.MaxWaiters,
-			fmt.Sprintf("is too large, the most is %d", maxCapacity))
-	case c.WaitReplicas < 0:
-		return c, refuse("WaitReplicas", c.WaitReplicas, "must not be negative")
-	case c.WaitReplicas > maxReplicas:
-		return c, refuse("WaitReplicas", c.WaitReplicas,
-			fmt.Sprintf("is too large, the most is %d", maxReplicas))
-	case c.TTL < 0:
-		return c, refuse("TTL", c.TTL, "must not be negative")
-	case c.TTL < minTTL:
-		return c, refuse("TTL", c.TTL, "is too short to renew, the least is "+minTTL.String())
-	case c.TTL > maxTTL:
-		return c, refuse("TTL", c.TTL, "is too long, the most is "+maxTTL.String())
-	case c.MaxAttempts > maxAttempts:
-		return c, refuse("MaxAttempts", c.MaxAttempts,
-			fmt.Sprintf("is too large, the most is %d; below zero it is any number", maxAttempts))
-	case c.RetryInterval < 0:
-		return c, refuse("RetryInterval", c.RetryInterval, "must not be negative")
-	case c.RetryInterval < minRetryInterval:
-		return c, refuse("RetryInterval", c.RetryInterval,
-			"is too short, the least is "+minRetryInterval.String())
-	case c.RetryInterval > maxRetryInterval:
-		return c, refuse("RetryInterval", c.RetryInterval,
-			"is too long, the most is "+maxRetryInterval.String())
-	}
-	return c, nil
+	return c, cmp.Or(
+		checkName("Prefix", c.Prefix),
+		checkName("Name", c.Name),
+		checkCount("Capacity", c.Capacity, maxCapacity),
+		refuseIf(c.Min > c.Capacity, "Min", c.Min, "is more than Config.Capacity, %d", c.Capacity),
+		checkCount("Min", c.Min, maxCapacity),
+		refuseIf(c.Max > 0 && c.Max < c.Min, "Max", c.Max, "is less than Config.Min, %d", c.Min),
+		checkCount("Max", c.Max, maxCapacity),
+		refuseIf(c.Weight < 0 || c.Weight > maxWeight, "Weight", c.Weight, "must be from 1 to %d",
+			maxWeight),
+		checkCount("MaxWaiters", c.MaxWaiters, maxCapacity),
+		checkCount("WaitReplicas", c.WaitReplicas, maxReplicas),
+		checkLength("TTL", c.TTL, minTTL, maxTTL),
+		refuseIf(c.MaxAttempts > maxAttempts, "MaxAttempts", c.MaxAttempts,
+			"is too large, the most is %d; below zero it is any number", maxAttempts),
+		checkLength("RetryInterval", c.RetryInterval, minRetryInterval, maxRetryInterval),
+	)
+}
+
+func checkCount(field string, n, most int) error {
+	return cmp.Or(
+		refuseIf(n < 0, field, n, "must not be negative"),
+		refuseIf(n > most, field, n, "is too large, the most is %d", most),
+	)
+}
+
+func checkLength(field string, d, least, most time.Duration) error {
+	return cmp.Or(
+		refuseIf(d < 0, field, d, "must not be negative"),
+		refuseIf(d < least, field, d, "is too short, the least is %v", least),
+		refuseIf(d > most, field, d, "is too long, the most is %v", most),
+	)
 }
 
 // forEngine is c, with its defaults filled in, as the engine takes it.
@@ -185,24 +165,29 @@ func (c Config) forEngine(base string) engine.Config {
 }
 
 func refuse(field string, value any, why string) error {
-	return fmt.Errorf("semaphore: Config.%s is %v: it %s",
-		field, value, strings.TrimPrefix(why, "it "))
+	return fmt.Errorf("semaphore: Config.%s is %v: it %s", field, value, why)
+}
+
+func refuseIf(yes bool, field string, value any, why string, args ...any) error {
+	if !yes {
+		return nil
+	}
+	return refuse(field, value, fmt.Sprintf(why, args...))
 }
 
 func checkName(field, s string) error {
-	switch {
-	case len(s) > maxNameBytes:
+	if len(s) > maxNameBytes {
 		return refuse(field, fmt.Sprintf("%q... (%d bytes)", s[:16], len(s)),
 			fmt.Sprintf("is too long, the most is %d bytes", maxNameBytes))
-	case !utf8.ValidString(s):
-		return refuse(field, fmt.Sprintf("%q", s), "is not valid UTF-8")
-	case strings.ContainsFunc(s, unicode.IsControl):
-		return refuse(field, fmt.Sprintf("%q", s), "must not hold control characters")
-	case strings.ContainsAny(s, "{}"):
-		return refuse(field, fmt.Sprintf("%q", s),
-			"must not hold braces, they would move its keys to other Cluster slots")
 	}
-	return nil
+	quoted := strconv.Quote(s)
+	return cmp.Or(
+		refuseIf(!utf8.ValidString(s), field, quoted, "is not valid UTF-8"),
+		refuseIf(strings.ContainsFunc(s, unicode.IsControl), field, quoted,
+			"must not hold control characters"),
+		refuseIf(strings.ContainsAny(s, "{}"), field, quoted,
+			"must not hold braces, they would move its keys to other Cluster slots"),
+	)
 }
 
 func clean(owner string) string {
