@@ -196,16 +196,15 @@ func (p *Permit) leave(ctx context.Context, keep bool) error {
 // The caller must call the function, which ends the context.
 func (p *Permit) whileHeld(ctx context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	done := make(chan struct{})
 	lost := p.Lost()
 	go func() {
 		select {
 		case <-lost:
 			cancel(ErrLost)
-		case <-done:
+		case <-ctx.Done():
 		}
 	}()
-	return ctx, func() { close(done); cancel(context.Canceled) }
+	return ctx, func() { cancel(nil) }
 }
 
 // Do uses the permit (see Use), runs fn, and releases it. If the lease is lost meanwhile, fn's
