@@ -59,13 +59,13 @@ func (s *Semaphore) Snapshot(ctx context.Context) (Snapshot, error) {
 	if err != nil {
 		return Snapshot{}, err
 	}
-	owners := make(map[string]string, len(raw.Info))
 	infos := make(map[string]info, len(raw.Info))
 	for id, text := range raw.Info {
 		var i info
 		// If another version wrote it differently, the session has no owner here.
 		_ = json.Unmarshal([]byte(text), &i)
-		infos[id], owners[id] = i, clean(i.Owner)
+		i.Owner = clean(i.Owner)
+		infos[id] = i
 	}
 	out := Snapshot{
 		Capacity: int(raw.Capacity), OperatorCapacity: int(raw.Limit),
@@ -75,14 +75,14 @@ func (s *Semaphore) Snapshot(ctx context.Context) (Snapshot, error) {
 	holders := make(map[string][]string)
 	for id := range raw.Permits {
 		session := sessionOf(id)
-		if _, known := raw.Sessions[session]; !known && owners[session] == "" {
+		if _, known := raw.Sessions[session]; !known && infos[session].Owner == "" {
 			session = ""
 		}
 		holders[session] = append(holders[session], id)
 	}
 	for session, ids := range holders {
 		slices.Sort(ids)
-		holder := Holder{Session: session, Owner: owners[session], Permits: ids}
+		holder := Holder{Session: session, Owner: infos[session].Owner, Permits: ids}
 		out.Holders = append(out.Holders, holder)
 	}
 	slices.SortFunc(out.Holders, func(a, b Holder) int {
@@ -91,12 +91,12 @@ func (s *Semaphore) Snapshot(ctx context.Context) (Snapshot, error) {
 	})
 	for _, ids := range raw.Queue {
 		session := sessionOf(ids[0])
-		waiter := Waiter{Session: session, Owner: owners[session], N: len(ids)}
+		waiter := Waiter{Session: session, Owner: infos[session].Owner, N: len(ids)}
 		out.Waiters = append(out.Waiters, waiter)
 	}
 	for id, expiry := range raw.Sessions {
 		out.Sessions = append(out.Sessions, Session{
-			ID: id, Owner: owners[id],
+			ID: id, Owner: infos[id].Owner,
 			Capacity: int(raw.Declared[id]), Lease: core.Until(expiry, raw.Now),
 			Min: infos[id].Min, Max: infos[id].Max, Weight: max(1, infos[id].Weight),
 		})
