@@ -41,52 +41,28 @@ func (r *reply) fail(want string, v any) {
 	}
 }
 
-func (r *reply) int() int64 {
-	v := r.next("an integer")
-	n, ok := v.(int64)
+func (r *reply) int() int64      { return read[int64](r, "an integer") }
+func (r *reply) ints() []int64   { return readList[int64](r, "an integer") }
+func (r *reply) text() string    { return read[string](r, "a string") }
+func (r *reply) texts() []string { return readList[string](r, "a string") }
+
+func read[T any](r *reply, want string) T {
+	v := r.next(want)
+	value, ok := v.(T)
 	if !ok {
-		r.fail("an integer", v)
+		r.fail(want, v)
 	}
-	return n
+	return value
 }
 
-func (r *reply) text() string {
-	v := r.next("a string")
-	s, ok := v.(string)
-	if !ok {
-		r.fail("a string", v)
-	}
-	return s
-}
-
-func (r *reply) texts() []string {
-	v := r.next("a list")
-	list, ok := v.([]any)
-	if !ok {
-		r.fail("a list", v)
-		return nil
-	}
-	out := make([]string, len(list))
-	for i, e := range list {
-		if out[i], ok = e.(string); !ok {
-			r.fail("a string", e)
-			return nil
-		}
-	}
-	return out
-}
-
-func (r *reply) ints() []int64 {
-	v := r.next("a list")
-	list, ok := v.([]any)
-	if !ok {
-		r.fail("a list", v)
-		return nil
-	}
-	out := make([]int64, len(list))
-	for i, e := range list {
-		if out[i], ok = e.(int64); !ok {
-			r.fail("an integer", e)
+// readList reads a list whose elements are what is wanted.
+func readList[T any](r *reply, want string) []T {
+	rest := read[[]any](r, "a list")
+	out := make([]T, len(rest))
+	for i, v := range rest {
+		var ok bool
+		if out[i], ok = v.(T); !ok {
+			r.fail(want, v)
 			return nil
 		}
 	}
