@@ -275,10 +275,11 @@ type Snapshot struct {
 
 // Load reads a Snapshot.
 func Load(ctx context.Context, c redis.Scripter, k Keys) (Snapshot, error) {
-	r, err := run(ctx, snapshotScript, c, k, []any{0})
+	v, err := snapshotScript.Run(ctx, c, k.all, 0).Result()
 	if err != nil {
-		return Snapshot{}, err
+		return Snapshot{}, explain(ctx, c, k, err)
 	}
+	r := newReply(v)
 	s := Snapshot{Now: r.int(), Capacity: r.int(), Limit: r.int(), Gate: r.int(),
 		Permits: r.scores()}
 	for _, request := range r.texts() {
@@ -310,16 +311,6 @@ func runOrLoad(
 		return s.Eval(ctx, c, keys, args...)
 	}
 	return s.Run(ctx, c, keys, args...)
-}
-
-func run(
-	ctx context.Context, s *redis.Script, c redis.Scripter, k Keys, args []any,
-) (*reply, error) {
-	v, err := s.Run(ctx, c, k.all, args...).Result()
-	if err != nil {
-		return nil, explain(ctx, c, k, err)
-	}
-	return newReply(v), nil
 }
 
 // RenewHash is the digest by which go-redis calls the heartbeat's script, for tests that hold it
