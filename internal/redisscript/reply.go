@@ -22,19 +22,6 @@ func newReply(v any) *reply {
 	return r
 }
 
-func (r *reply) next(want string) any {
-	if r.err != nil {
-		return nil
-	}
-	if len(r.rest) == 0 {
-		r.err = fmt.Errorf("script reply ends where %s was expected", want)
-		return nil
-	}
-	v := r.rest[0]
-	r.rest = r.rest[1:]
-	return v
-}
-
 func (r *reply) fail(want string, v any) {
 	if r.err == nil {
 		r.err = fmt.Errorf("script reply holds %T where %s was expected", v, want)
@@ -46,11 +33,19 @@ func (r *reply) ints() []int64   { return readList[int64](r, "an integer") }
 func (r *reply) text() string    { return read[string](r, "a string") }
 func (r *reply) texts() []string { return readList[string](r, "a string") }
 
-func read[T any](r *reply, want string) T {
-	v := r.next(want)
-	value, ok := v.(T)
-	if !ok {
-		r.fail(want, v)
+// read reads the next value.
+func read[T any](r *reply, want string) (value T) {
+	switch {
+	case r.err != nil:
+	case len(r.rest) == 0:
+		r.err = fmt.Errorf("script reply ends where %s was expected", want)
+	default:
+		v := r.rest[0]
+		r.rest = r.rest[1:]
+		var ok bool
+		if value, ok = v.(T); !ok {
+			r.fail(want, v)
+		}
 	}
 	return value
 }
