@@ -88,20 +88,40 @@ func (s *Slot) underPermit(first func(recorder) record) (record, error) {
 	return first(e), nil
 }
 
-// BackendsGone passes on what the engine asks for, if the pool can do it.
+// BackendsGone passes on what the engine asks for.
 func (a *Allotment) BackendsGone(ctx context.Context, tags []string) []bool {
-	if e, ok := a.pool.(BackendEnder); ok {
-		return askOf(tags, func(b []Backend) []bool { return e.BackendsGone(a.urgent(ctx), b) })
-	}
-	return nil
+	return a.askPool(ctx, tags, BackendEnder.BackendsGone)
 }
 
-// EndBackends passes on what the engine asks for, if the pool can do it.
+// EndBackends passes on what the engine asks for.
 func (a *Allotment) EndBackends(ctx context.Context, tags []string) []bool {
-	if e, ok := a.pool.(BackendEnder); ok {
-		return askOf(tags, func(b []Backend) []bool { return e.EndBackends(a.urgent(ctx), b) })
+	return a.askPool(ctx, tags, BackendEnder.EndBackends)
+}
+
+// askPool asks the pool about the backends of those tags that are well formed. The others are not
+// gone. It returns nil if the pool cannot ask Postgres.
+func (a *Allotment) askPool(
+	ctx context.Context, tags []string,
+	ask func(BackendEnder, context.Context, []Backend) (gone []bool),
+) []bool {
+	pool, ok := a.pool.(BackendEnder)
+	if !ok {
+		return nil
 	}
-	return nil
+	var backends []Backend
+	var at []int
+	for i, tag := range tags {
+		if b, ok := parseTag(tag); ok {
+			backends, at = append(backends, b), append(at, i)
+		}
+	}
+	out := make([]bool, len(tags))
+	if len(backends) > 0 {
+		for i, gone := range ask(pool, a.urgent(ctx), backends) {
+			out[at[i]] = gone
+		}
+	}
+	return out
 }
 
 // urgentKey marks the context of a checkout that ends backends, or looks for them: it goes to the

@@ -27,21 +27,3 @@ func parseTag(tag string) (b Backend, ok bool) {
 	server, err3 := strconv.ParseInt(words[2], 10, 64)
 	return Backend{PID: uint32(pid), Start: start, Server: server}, err1 == nil && err2 == nil && err3 == nil
 }
-
-// askOf has ask look at the backends of those tags that are well formed. The others are not gone.
-func askOf(tags []string, ask func([]Backend) (gone []bool)) []bool {
-	var backends []Backend
-	var at []int
-	for i, tag := range tags {
-		if b, ok := parseTag(tag); ok {
-			backends, at = append(backends, b), append(at, i)
-		}
-	}
-	out := make([]bool, len(tags))
-	if len(backends) > 0 {
-		for i, gone := range ask(backends) {
-			out[at[i]] = gone
-		}
-	}
-	return out
-}
