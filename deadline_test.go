@@ -138,8 +138,6 @@ func (f recordingFleet) RecordBackend(
 	return f.record
 }
 
-func (f recordingFleet) ClearBackend(*engine.Permit) (record func(context.Context) error) { return nil }
-
 // fencedDB is a DB with Fence and one permit, over pgx and pg. dialling runs before each connect,
 // and record is the record in Redis.
 func fencedDB(

@@ -122,7 +122,19 @@ func (f *fakeFleet) Give(p *engine.Permit) {
 	f.grant()
 }
 
-func (f *fakeFleet) Offer(int) {}
+func (f *fakeFleet) Offer(int)           {}
+func (f *fakeFleet) Moved(time.Duration) {}
+func (f *fakeFleet) Stay(bool)           {}
+
+func (f *fakeFleet) Try(context.Context) (*engine.Permit, error) {
+	return nil, semaphore.ErrCapacity
+}
+
+func (f *fakeFleet) RecordBackend(*engine.Permit, string) func(context.Context) error {
+	return func(context.Context) error { return nil }
+}
+
+func (f *fakeFleet) ClearBackend(*engine.Permit) func(context.Context) error { return nil }
 
 func (f *fakeFleet) Full() bool {
 	f.mu.Lock()

@@ -82,10 +82,12 @@ func (e *onePermit) Give(p *engine.Permit) {
 	e.grant()
 }
 
-func (e *onePermit) Offer(int)  {}
-func (e *onePermit) Full() bool { return true }
-func (e *onePermit) Err() error { return nil }
-func (e *onePermit) Close()     {}
+func (e *onePermit) Offer(int)           {}
+func (e *onePermit) Moved(time.Duration) {}
+func (e *onePermit) Stay(bool)           {}
+func (e *onePermit) Full() bool          { return true }
+func (e *onePermit) Err() error          { return nil }
+func (e *onePermit) Close()              {}
 
 func (e *onePermit) Try(context.Context) (*engine.Permit, error) {
 	return nil, semaphore.ErrCapacity

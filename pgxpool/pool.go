@@ -7,8 +7,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/passbuddy/passbuddy/internal/engine"
-
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -22,7 +20,6 @@ import (
 // share is the engine's side of a pool. [*engine.Pool] is one.
 type share interface {
 	allotment.Engine
-	Try(ctx context.Context) (*engine.Permit, error)
 	Close()
 }
 

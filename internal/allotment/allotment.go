@@ -1,6 +1,7 @@
 package allotment
 
 import (
+	"context"
 	"fmt"
 	"sync"
 	"time"
@@ -8,14 +9,21 @@ import (
 	"github.com/passbuddy/passbuddy/internal/engine"
 )
 
-// Engine is the engine as an allotment sees it. [*engine.Pool] is one. No method blocks, and
-// each may be called with the allotment's lock held.
+// Engine is the engine as an allotment sees it: an [*engine.Pool], which says what the methods do.
+// No method but Try blocks, and each of the others may be called with the allotment's lock held.
 type Engine interface {
-	Ask(n int)             // want n permits more; a level, not an increment
-	Give(p *engine.Permit) // release it, off the caller's path
-	Offer(n int)           // n permits lie unused: does any pool need them?
-	Full() bool            // Redis has answered the last Ask, and had nothing free
-	Err() error            // why the engine cannot ask Redis now, or nil
+	Ask(n int)                // want n permits more; a level, not an increment
+	Give(p *engine.Permit)    // release it, off the caller's path
+	Offer(n int)              // n permits lie unused: does any pool need them?
+	Moved(cost time.Duration) // what it has just cost to move a permit here
+	Stay(yes bool)            // stay in the session, without a permit or a wish for one
+	Full() bool               // Redis has answered the last Ask, and had nothing free
+	Err() error               // why the engine cannot ask Redis now, or nil
+	Try(ctx context.Context) (*engine.Permit, error)
+
+	// For Options.Fence.
+	RecordBackend(p *engine.Permit, tag string) record
+	ClearBackend(p *engine.Permit) record
 }
 
 // Pool is the integration's side. Both methods run without the allotment's lock.

@@ -2,7 +2,6 @@ package allotment
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/passbuddy/passbuddy/internal/core"
@@ -12,14 +11,6 @@ import (
 // This file is Options.Fence, for pools that record in Redis which Postgres backend each connection
 // is. Should this process be stopped past its leases, others can end its backends; should it be
 // killed, they can see that they are gone. Such a pool does both for others in turn.
-
-// recorder is an [Engine] that keeps backends. [*engine.Pool] is one.
-type recorder interface {
-	RecordBackend(p *engine.Permit, tag string) record
-	ClearBackend(p *engine.Permit) record
-}
-
-var _ recorder = (*engine.Pool)(nil)
 
 // record is the second half of a record, which asks Redis.
 type record = func(context.Context) error
@@ -43,9 +34,9 @@ var _ engine.Reaper = (*Allotment)(nil)
 // connections say what they are in the order in which they have the permit. So the first half is
 // done under the lock, while the permit is certainly that of s.
 func (s *Slot) RecordBackend(ctx context.Context, b Backend) error {
-	record, err := s.underPermit(func(e recorder) record {
+	record, err := s.underPermit(func() record {
 		s.recorded = &b
-		return e.RecordBackend(s.permit, b.Tag())
+		return s.a.engine.RecordBackend(s.permit, b.Tag())
 	})
 	if err != nil {
 		return fmt.Errorf("passbuddy: while connecting: %w", err)
@@ -63,7 +54,7 @@ func (s *Slot) vacate(ctx context.Context) error {
 	if !s.a.opts.Fence {
 		return nil
 	}
-	record, err := s.underPermit(func(e recorder) record { return e.ClearBackend(s.permit) })
+	record, err := s.underPermit(func() record { return s.a.engine.ClearBackend(s.permit) })
 	if err == nil && record != nil {
 		err = record(ctx)
 	}
@@ -75,17 +66,13 @@ func (s *Slot) vacate(ctx context.Context) error {
 
 // underPermit is the first half of a record, while the permit is certainly that of s. It takes the
 // lock.
-func (s *Slot) underPermit(first func(recorder) record) (record, error) {
+func (s *Slot) underPermit(first func() record) (record, error) {
 	s.a.mu.Lock()
 	defer s.a.mu.Unlock()
-	e, ok := s.a.engine.(recorder)
-	switch {
-	case !ok:
-		return nil, errors.New("bug: this engine keeps no backends")
-	case s.permit == nil:
+	if s.permit == nil {
 		return nil, core.ErrLost
 	}
-	return first(e), nil
+	return first(), nil
 }
 
 // BackendsGone passes on what the engine asks for.

@@ -61,11 +61,7 @@ func (a *Allotment) moveCost() time.Duration {
 }
 
 // moved tells the engine what a move costs, and that one has ended.
-func (a *Allotment) moved() {
-	if e, ok := a.engine.(interface{ Moved(time.Duration) }); ok {
-		e.Moved(a.moveCost())
-	}
-}
+func (a *Allotment) moved() { a.engine.Moved(a.moveCost()) }
 
 // backlog is how long callers have been waiting without a break, and how often one is served.
 type backlog struct {

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/passbuddy/passbuddy/internal/core"
-	"github.com/passbuddy/passbuddy/internal/engine"
 )
 
 // newSlot opens a slot under a spare permit. There is one.
@@ -98,13 +97,7 @@ func (a *Allotment) queueToOpen(ctx context.Context) (*Slot, *waiter, error) {
 // OpenExtra opens a slot beyond those that callers have turns for, if the engine has a permit to
 // spare. Otherwise it returns nil.
 func (a *Allotment) OpenExtra(ctx context.Context) *Slot {
-	e, ok := a.engine.(interface {
-		Try(context.Context) (*engine.Permit, error)
-	})
-	if !ok {
-		return nil
-	}
-	p, err := e.Try(ctx)
+	p, err := a.engine.Try(ctx)
 	if err != nil {
 		return nil
 	}

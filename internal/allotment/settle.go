@@ -126,9 +126,7 @@ func (a *Allotment) ask() {
 	}
 	if stays := missing > 0; stays != a.stays {
 		a.stays = stays
-		if e, ok := a.engine.(interface{ Stay(bool) }); ok {
-			e.Stay(stays)
-		}
+		a.engine.Stay(stays)
 	}
 	a.engine.Ask(n)
 }

@@ -1,10 +1,12 @@
 package allotment
 
 import (
+	"context"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/passbuddy/passbuddy/internal/core"
 	"github.com/passbuddy/passbuddy/internal/engine"
 )
 
@@ -35,11 +37,16 @@ func TestSettleInKeepsTheEarlierTime(t *testing.T) {
 // quiet is an engine that never answers.
 type quiet struct{}
 
-func (quiet) Ask(int)             {}
-func (quiet) Give(*engine.Permit) {}
-func (quiet) Offer(int)           {}
-func (quiet) Full() bool          { return false }
-func (quiet) Err() error          { return nil }
+func (quiet) Ask(int)                                     {}
+func (quiet) Give(*engine.Permit)                         {}
+func (quiet) Offer(int)                                   {}
+func (quiet) Moved(time.Duration)                         {}
+func (quiet) Stay(bool)                                   {}
+func (quiet) Full() bool                                  { return false }
+func (quiet) Err() error                                  { return nil }
+func (quiet) Try(context.Context) (*engine.Permit, error) { return nil, core.ErrCapacity }
+func (quiet) RecordBackend(*engine.Permit, string) record { return nil }
+func (quiet) ClearBackend(*engine.Permit) record          { return nil }
 
 // A recall that came for a permit which had just been given back is void after a moment. A
 // withdrawal is not for that one.

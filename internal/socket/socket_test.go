@@ -24,13 +24,19 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // fleet is a fleet without Redis. The allotment uses its FallbackConns, so it needs no engine.
 type fleet struct{}
 
-func (fleet) Ask(int)                 {}
-func (fleet) Give(*engine.Permit)     {}
-func (fleet) Offer(int)               {}
-func (fleet) Full() bool              { return true }
-func (fleet) Err() error              { return semaphore.ErrUnavailable }
-func (fleet) Evict() bool             { return false }
-func (fleet) Abort(c *allotment.Slot) { c.Attached().(*socket.Link).Abort() }
+func (fleet) Ask(int)                                     {}
+func (fleet) Give(*engine.Permit)                         {}
+func (fleet) Offer(int)                                   {}
+func (fleet) Moved(time.Duration)                         {}
+func (fleet) Stay(bool)                                   {}
+func (fleet) Full() bool                                  { return true }
+func (fleet) Err() error                                  { return semaphore.ErrUnavailable }
+func (fleet) Try(context.Context) (*engine.Permit, error) { return nil, semaphore.ErrUnavailable }
+func (fleet) Evict() bool                                 { return false }
+func (fleet) Abort(c *allotment.Slot)                     { c.Attached().(*socket.Link).Abort() }
+
+func (fleet) RecordBackend(*engine.Permit, string) func(context.Context) error { return nil }
+func (fleet) ClearBackend(*engine.Permit) func(context.Context) error          { return nil }
 
 // one returns an allotment that may hold one connection, and a caller that has the turn for it.
 func one(t *testing.T) *allotment.Allotment {
