@@ -6,6 +6,8 @@ import (
 	"io"
 	"sync"
 	"time"
+
+	"github.com/passbuddy/passbuddy/internal/allotment"
 )
 
 // This file closes a DB.
@@ -44,14 +46,7 @@ func (cn *connector) Close() error {
 }
 
 // isClosed reports whether the DB was closed.
-func (cn *connector) isClosed() bool {
-	select {
-	case <-cn.closing:
-		return true
-	default:
-		return false
-	}
-}
+func (cn *connector) isClosed() bool { return allotment.IsClosed(cn.closing) }
 
 func (cn *connector) begin() {
 	cn.mu.Lock()

@@ -63,7 +63,7 @@ func (p *pool) meet(pool *pgxpool.Pool) {
 	}
 	if before != nil {
 		last := p.closings.last.Load()
-		if last == nil || last.pool != before || !isClosed(last.done) {
+		if last == nil || last.pool != before || !allotment.IsClosed(last.done) {
 			p.closings.several.Store(true)
 		}
 	}
@@ -117,7 +117,7 @@ func (p *pool) poll(asked *poll) {
 	c := &p.closings
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	closed := isClosed(p.look(asked.pool))
+	closed := allotment.IsClosed(p.look(asked.pool))
 	if closed {
 		close(asked.closed)
 	}
@@ -156,15 +156,6 @@ func (p *pool) look(pool *pgxpool.Pool) <-chan struct{} {
 	}
 	p.closings.last.Store(found)
 	return found.done
-}
-
-func isClosed(c <-chan struct{}) bool {
-	select {
-	case <-c:
-		return true
-	default:
-		return false
-	}
 }
 
 // asClosed is err in pgx's words, if it says that pool was closed.

@@ -7,6 +7,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/multitracer"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/passbuddy/passbuddy/internal/allotment"
 )
 
 // tracer is where a checkout waits and ends. Everything else goes to the user's tracer.
@@ -47,7 +49,7 @@ func (t *tracer) TraceAcquireStart(
 	if !t.allot.TryEnter() {
 		t.watch()
 		closing := t.closingOf(pool)
-		if isClosed(closing) {
+		if allotment.IsClosed(closing) {
 			return t.refuse(ctx, errClosedPool(pool))
 		}
 		if !c.asksServer() {

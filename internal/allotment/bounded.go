@@ -50,8 +50,8 @@ func (a *Allotment) left(ctx context.Context) time.Duration {
 	return a.opts.AcquireTimeout
 }
 
-// isClosed reports whether c is closed. Nil is not.
-func isClosed(c <-chan struct{}) bool {
+// IsClosed reports whether c is closed. Nil is not.
+func IsClosed(c <-chan struct{}) bool {
 	select {
 	case <-c:
 		return true

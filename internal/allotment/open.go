@@ -63,7 +63,7 @@ func (a *Allotment) open(ctx context.Context) (*Slot, error) {
 		w.slot.end()
 	}
 	a.settle()
-	if isClosed(w.closing) {
+	if IsClosed(w.closing) {
 		return nil, ErrPoolClosed
 	}
 	return nil, a.refusal(ctx, cause)
@@ -86,7 +86,7 @@ func (a *Allotment) queueToOpen(ctx context.Context) (*Slot, *waiter, error) {
 		return a.newSlot(), nil, nil
 	}
 	w := a.newWaiter(ctx)
-	if isClosed(w.closing) {
+	if IsClosed(w.closing) {
 		return nil, nil, ErrPoolClosed
 	}
 	a.openers.add(w)

@@ -57,7 +57,7 @@ func (a *Allotment) queueForTurn(ctx context.Context, claim bool) (*waiter, erro
 		return w, fmt.Errorf("passbuddy: %w", core.ErrClosed)
 	case ctx.Err() != nil:
 		return w, ctx.Err()
-	case isClosed(w.closing):
+	case IsClosed(w.closing):
 		return w, ErrPoolClosed
 	}
 	w.began, w.returns = time.Now(), a.slots.returns
@@ -87,7 +87,7 @@ func (a *Allotment) awaitTurn(ctx context.Context, w *waiter) error {
 		a.slots.untie()
 	}
 	a.settle()
-	if isClosed(w.closing) {
+	if IsClosed(w.closing) {
 		return ErrPoolClosed
 	}
 	err := a.refusal(ctx, cause)
