@@ -29,8 +29,7 @@ const closeTimeout = 5 * time.Second
 // closed, so that a program that ends after it leaves nothing behind.
 func (cn *connector) Close() error {
 	cn.mu.Lock()
-	if !cn.closed {
-		cn.closed = true
+	if !cn.isClosed() {
 		close(cn.closing)
 	}
 	cn.busy++ // the allotment stays in the engine until the end of Close
@@ -57,9 +56,9 @@ func (cn *connector) begin() {
 func (cn *connector) done() {
 	cn.mu.Lock()
 	cn.busy--
-	leave := cn.leaveEngine
-	if cn.busy > 0 || !cn.closed || leave == nil {
-		leave = nil
+	var leave func()
+	if cn.busy == 0 && cn.isClosed() {
+		leave = cn.leaveEngine
 	}
 	cn.mu.Unlock()
 	if leave != nil {

@@ -41,13 +41,12 @@ type connector struct {
 	evictions atomic.Int32 // calls of evictThroughDB under way
 
 	joined  atomic.Bool   // a is attached to the engine; see join
-	closing chan struct{} // closed by Close: see close.go
+	closing chan struct{} // closed by Close, with mu held: see close.go
 
 	mu sync.Mutex
 
 	// Guarded by mu.
-	leaveEngine func() // takes the allotment out of the engine
-	closed      bool
+	leaveEngine func()        // takes the allotment out of the engine
 	busy        int           // callers inside acquire, and connections whose backend may live
 	closes      int           // of those: closed, and their backend may live
 	noCloses    chan struct{} // closed when closes falls to 0; nil when nobody waits for that

@@ -30,7 +30,7 @@ func (cn *connector) park(slot *allotment.Slot) bool {
 		return false
 	}
 	cn.mu.Lock()
-	closed, arm := cn.closed, !cn.sweeping
+	closed, arm := cn.isClosed(), !cn.sweeping
 	cn.sweeping = true
 	cn.mu.Unlock()
 	if closed {
