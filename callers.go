@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -16,13 +17,8 @@ import (
 // it and us, errs on the safe side. TestCallers holds them to the real one.
 
 // callers calls visit with the functions of database/sql on the stack, innermost first and without
-// the package's name, until it returns false.
-func callers(visit func(name string) bool) {
-	callersAt(func(name string, _ int) bool { return visit(name) })
-}
-
-// callersAt is callers with the line in database/sql that each function has come to.
-func callersAt(visit func(name string, line int) bool) {
+// the package's name, and with the line that each has come to, until visit returns false.
+func callers(visit func(name string, line int) bool) {
 	var pcs [48]uintptr
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(3, pcs[:])])
 	for {
@@ -37,6 +33,15 @@ func callersAt(visit func(name string, line int) bool) {
 	}
 }
 
+// calledBy reports whether a function of database/sql with one of those names is on the stack.
+func calledBy(names ...string) (yes bool) {
+	callers(func(name string, _ int) bool {
+		yes = slices.Contains(names, name)
+		return !yes
+	})
+	return yes
+}
+
 // connCalls is where database/sql's conn calls Connect, once that was seen: the place of callers
 // that wait.
 var connCalls atomic.Uintptr
@@ -44,20 +49,16 @@ var connCalls atomic.Uintptr
 // calledByOpener reports whether database/sql's opener calls Connect, for no caller in particular.
 // An unknown caller is not the opener. Connect calls this, and a saturated pool calls Connect at
 // each checkout: there one frame instead of all of them saves 8 µs of some 50.
-func calledByOpener() (yes bool) {
+func calledByOpener() bool {
 	var caller [1]uintptr // Connect's
 	if runtime.Callers(3, caller[:]) == 1 && caller[0] == connCalls.Load() {
 		return false
 	}
-	callers(func(name string) bool {
-		yes = yes || name == "(*DB).openNewConnection"
-		return !yes
-	})
 	frame, _ := runtime.CallersFrames(caller[:]).Next()
 	if frame.Function == "database/sql.(*DB).conn" {
 		connCalls.Store(caller[0])
 	}
-	return yes
+	return calledBy("(*DB).openNewConnection")
 }
 
 // statementKind says who closes a prepared statement, and when.
@@ -73,7 +74,7 @@ const (
 // preparedFor tells what a statement is prepared for. An unknown caller keeps it.
 func preparedFor() (kind statementKind) {
 	kind = keptByConn
-	callers(func(name string) bool {
+	callers(func(name string, _ int) bool {
 		switch name {
 		case "(*DB).execDC", "(*DB).queryDC":
 			kind = closedByCall
@@ -97,7 +98,7 @@ func preparedFor() (kind statementKind) {
 // operation follows.
 func operationFollows(empty bool) (yes bool) {
 	below := false // database/sql's conn, which does the checkout for all of them
-	callers(func(name string) bool {
+	callers(func(name string, _ int) bool {
 		if name == "(*DB).conn" {
 			below = true
 			return true
@@ -121,24 +122,12 @@ func operationFollows(empty bool) (yes bool) {
 // fails with ErrBadConn. It does so for the operations of an sql.DB, and not for those of an sql.Tx
 // or sql.Conn. An unknown caller does not. A prepared statement of an sql.Tx is inside its retry
 // too, but does not pass through the wrapper.
-func retriedByDB() (yes bool) {
-	callers(func(name string) bool {
-		yes = yes || name == "(*DB).retry"
-		return !yes
-	})
-	return yes
-}
+func retriedByDB() bool { return calledBy("(*DB).retry") }
 
 // endedByUser reports whether a connection is returned because the user has committed or rolled
 // back its transaction, and not because the transaction's context ended. An unknown caller is not
 // the user.
-func endedByUser() (yes bool) {
-	callers(func(name string) bool {
-		yes = yes || name == "(*Tx).Commit" || name == "(*Tx).Rollback"
-		return !yes
-	})
-	return yes
-}
+func endedByUser() bool { return calledBy("(*Tx).Commit", "(*Tx).Rollback") }
 
 // closedForAge reports whether database/sql closes a wrapper that lies at rest because of
 // SetConnMaxLifetime. conn does that in place of a checkout, and putConn after a return. An unknown
@@ -149,7 +138,7 @@ func endedByUser() (yes bool) {
 // putConn closes a wrapper in two places: one for those that are bad or too old, one for those that
 // are too many. They differ by their lines, see putConnLines.
 func closedForAge() (yes bool) {
-	callersAt(func(name string, line int) bool {
+	callers(func(name string, line int) bool {
 		switch name {
 		case "(*DB).conn":
 			yes = true
@@ -197,7 +186,7 @@ func (p *putConnProbe) IsValid() bool                                { return p.
 
 // Close is also database/sql's Close of the connector.
 func (p *putConnProbe) Close() error {
-	callersAt(func(name string, line int) bool {
+	callers(func(name string, line int) bool {
 		if name == "(*DB).putConn" {
 			p.line = line
 		}
