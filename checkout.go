@@ -154,7 +154,7 @@ func (c *conn) resetCheckout(ctx context.Context) error {
 		c.cn.idle.checkedOut(c)
 	}
 	empty := c.ph == nil
-	if err, last := c.cn.refusals.again(ctx); err != nil {
+	if err, last := c.cn.refusals.again(ctx, false); err != nil {
 		if !last || !empty {
 			return driver.ErrBadConn
 		}

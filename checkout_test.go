@@ -297,11 +297,11 @@ func TestRefusalIsToldOnce(t *testing.T) {
 	ctx, refused := context.Background(), errors.New("refused")
 	r.add(ctx, refused)
 	for i, want := range []bool{false, true} {
-		if err, last := r.again(ctx); err != refused || last != want {
+		if err, last := r.again(ctx, false); err != refused || last != want {
 			t.Errorf("retry %d: %v, last %v", i+1, err, last)
 		}
 	}
-	if err, _ := r.again(ctx); err != nil {
+	if err, _ := r.again(ctx, false); err != nil {
 		t.Errorf("after the last: %v", err)
 	}
 }

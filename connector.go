@@ -108,7 +108,7 @@ func (cn *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	if ctx.Value(evictKey{}) != nil {
 		return nil, errEvicting
 	}
-	if err := cn.refusals.of(ctx, true); err != nil {
+	if err, _ := cn.refusals.again(ctx, true); err != nil {
 		return nil, err
 	}
 	perCheckout := cn.cfg.Scope == PerCheckout

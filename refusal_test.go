@@ -128,17 +128,21 @@ func TestRefusalIsOneCheckouts(t *testing.T) {
 	ctx, refused := context.Background(), errors.New("refused")
 	r.add(ctx, refused)
 	others := make(chan error)
-	go func() { others <- r.of(ctx, true) }()
+	again := func(ctx context.Context, byConnect bool) error {
+		err, _ := r.again(ctx, byConnect)
+		return err
+	}
+	go func() { others <- again(ctx, true) }()
 	if err := <-others; err != nil {
 		t.Errorf("another goroutine: %v", err)
 	}
-	if err := r.of(context.TODO(), true); err != nil {
+	if err := again(context.TODO(), true); err != nil {
 		t.Errorf("another context: %v", err)
 	}
-	if r.of(ctx, false) != refused || r.of(ctx, true) != refused {
+	if again(ctx, false) != refused || again(ctx, true) != refused {
 		t.Error("the checkout's own retries are not refused")
 	}
-	if err := r.of(ctx, false); err != nil {
+	if err := again(ctx, false); err != nil {
 		t.Errorf("after the last: %v", err)
 	}
 }

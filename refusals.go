@@ -52,23 +52,10 @@ func (r *refusals) add(ctx context.Context, err error) {
 // more with an idle connection, then with a new one.
 const retries = 2
 
-// of returns why this checkout was refused just now, or nil. With last, it will not be tried again.
-func (r *refusals) of(ctx context.Context, last bool) error {
-	err, _ := r.find(ctx, func(*refusal) bool { return last })
-	return err
-}
-
-// again is of for a retry, and reports whether it is the last.
-func (r *refusals) again(ctx context.Context) (err error, last bool) {
-	return r.find(ctx, func(known *refusal) bool {
-		known.tries++
-		return known.tries >= retries
-	})
-}
-
-// find returns why this checkout was refused, or nil, and whether last says that it will not be
-// tried again. The refusal is then forgotten.
-func (r *refusals) find(ctx context.Context, last func(*refusal) bool) (err error, over bool) {
+// again is called when a checkout is tried. It returns why that was refused just now, or nil, and
+// whether this try is the last: the refusal is then forgotten. A try by Connect is the last for
+// sure.
+func (r *refusals) again(ctx context.Context, byConnect bool) (err error, last bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.list) == 0 {
@@ -82,11 +69,13 @@ func (r *refusals) find(ctx context.Context, last func(*refusal) bool) (err erro
 	if i < 0 {
 		return nil, false
 	}
-	err, over = r.list[i].err, last(&r.list[i])
-	if over {
+	known := &r.list[i]
+	known.tries++
+	err, last = known.err, byConnect || known.tries >= retries
+	if last {
 		r.list = slices.Delete(r.list, i, i+1)
 	}
-	return err, over
+	return err, last
 }
 
 // sameContext compares contexts, of which some cannot be compared.
