@@ -71,7 +71,7 @@ func (cn *connector) acquireOnce(ctx context.Context) (checkout, error) {
 		}
 		// If its socket was closed under us, the turn has ended with it, and we queue for another.
 		turn := slot.Discard()
-		ph.close(inBackground)
+		ph.close()
 		if turn {
 			break
 		}
@@ -98,7 +98,7 @@ func (cn *connector) acquireOnce(ctx context.Context) (checkout, error) {
 	}
 	if err != nil {
 		slot.Leave()
-		ph.close(inBackground)
+		ph.close()
 		return checkout{}, err
 	}
 	tied = true
@@ -113,12 +113,12 @@ func (cn *connector) giveBack(held checkout) {
 		if ph.valid() && cn.idle.put(nil, ph) {
 			held.slot.Gone() // after put: see returnCheckout
 		} else {
-			_ = ph.close(inBackground)
+			ph.close()
 		}
 		return
 	}
 	if !ph.valid() || !cn.park(held.slot) {
 		held.slot.Leave()
-		_ = ph.close(inBackground)
+		ph.close()
 	}
 }

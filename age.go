@@ -57,9 +57,9 @@ func (c *conn) handOver() bool {
 	ph.statements = false // those of a transaction, which were closed with it
 	if c.cn.tooOld(ph) {
 		slot.LeaveAt(c.generation)
-		_ = ph.close(inBackground)
+		ph.close()
 	} else if !c.cn.park(slot) {
-		_ = ph.close(inBackground)
+		ph.close()
 	}
 	return true
 }
@@ -134,6 +134,6 @@ func (cn *connector) expire(ph *physical) {
 	case !cn.tooOld(ph):
 		cn.setExpiry(ph)
 	case ph.slot.LeaveIdle():
-		_ = ph.close(inBackground)
+		ph.close()
 	}
 }

@@ -43,7 +43,7 @@ func (cn *connector) acquireCheckout(ctx context.Context) (checkout, error) {
 	// under slot.
 	if !slot.Attach(ph) {
 		if !cn.idle.put(nil, ph) {
-			_ = ph.close(inBackground)
+			ph.close()
 		}
 		slot.Gone()
 		return checkout{}, fmt.Errorf("passbuddy: while connecting: %w", semaphore.ErrLost)
@@ -62,7 +62,7 @@ func (cn *connector) takeOrDial(ctx context.Context, slot *allotment.Slot) (*phy
 			return ph, nil
 		}
 		cn.idle.setSlot(ph, nil) // the permit stays here
-		_ = ph.close(inBackground)
+		ph.close()
 		if ctx.Err() != nil {
 			// The driver may have failed because of that, and would fail with all the others too.
 			return nil, fmt.Errorf("passbuddy: while resetting an idle connection: %w",
@@ -198,7 +198,7 @@ func (c *conn) returnCheckout() bool {
 	slot := c.slot
 	c.ph, c.slot, c.held = nil, nil, false
 	if !c.cn.idle.put(c, ph) {
-		_ = ph.close(inBackground) // the permit comes back with the end of the backend
+		ph.close() // the permit comes back with the end of the backend
 		return true
 	}
 	slot.Gone() // after put, so that the caller that gets the permit finds the connection
@@ -229,5 +229,5 @@ func (c *conn) closeCheckout() error {
 	}
 	// The permit of a connection that is closed while checked out is given back when its backend is
 	// gone: the backend may still be at work.
-	return ph.close(ph.where())
+	return ph.closeByWrapper()
 }

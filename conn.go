@@ -130,7 +130,7 @@ func (c *conn) empty() {
 		return
 	}
 	if !c.cn.park(c.slot) {
-		_ = c.ph.close(inBackground)
+		c.ph.close()
 	}
 	c.ph, c.slot, c.held = nil, nil, false
 }
@@ -264,7 +264,7 @@ func (c *conn) Close() error {
 	if !slot.LeaveAt(c.generation) {
 		return nil // claimed: another wrapper has it
 	}
-	return ph.close(ph.where())
+	return ph.closeByWrapper()
 }
 
 // Raw implements [RawConn].

@@ -21,20 +21,42 @@ import (
 // Of an allotment's slot, Leave says that the close of its connection has begun, and Gone that the
 // backend has ended: the permit is free. Between the two, awaitBackend waits.
 
-// closePlace is where the driver's Close is called.
-type closePlace uint8
-
-const (
-	// inBackground: database/sql may hold its lock on the DB, and the driver's Close is I/O.
-	inBackground closePlace = iota
-	inline
-)
-
 // close closes the connection, once. Its permit comes back when the backend is gone. The caller
-// must be the only one that may call inner.
-func (ph *physical) close(where closePlace) error {
-	if !ph.closeBegun.CompareAndSwap(false, true) {
+// must be the only one that may call inner. It does not wait for the driver's Close, which is I/O:
+// database/sql may hold its lock on the DB.
+func (ph *physical) close() {
+	if ph.beginClose() {
+		go func() {
+			_ = ph.inner.Close() // as database/sql does on most of its paths
+			ph.awaitBackend()
+		}()
+	}
+}
+
+// closeByWrapper is close for database/sql, which closes the wrapper of ph. If statements are left,
+// the user may close them at any time, under the lock that database/sql holds for us now. Then the
+// driver's Close is called here, as without PassBuddy.
+func (ph *physical) closeByWrapper() error {
+	if !ph.statements {
+		ph.close()
 		return nil
+	}
+	if !ph.beginClose() {
+		return nil
+	}
+	evicted := ph.link != nil && ph.link.Closed()
+	err := ph.inner.Close()
+	go ph.awaitBackend()
+	if evicted {
+		return nil // we closed the socket: the driver's error is not its user's concern
+	}
+	return err
+}
+
+// beginClose prepares the close of the connection. It reports false if that has begun already.
+func (ph *physical) beginClose() bool {
+	if !ph.closeBegun.CompareAndSwap(false, true) {
+		return false
 	}
 	if timer := ph.expiry.Load(); timer != nil {
 		timer.Stop()
@@ -47,30 +69,7 @@ func (ph *physical) close(where closePlace) error {
 		}
 		ph.link.Leaving()
 	}
-	if where == inline {
-		evicted := ph.link != nil && ph.link.Closed()
-		err := ph.inner.Close()
-		go ph.awaitBackend()
-		if evicted {
-			return nil // we closed the socket: the driver's error is not its user's concern
-		}
-		return err
-	}
-	go func() {
-		_ = ph.inner.Close() // as database/sql does on most of its paths
-		ph.awaitBackend()
-	}()
-	return nil
-}
-
-// where tells where the driver's Close may be called. If statements are left, the user may close
-// them at any time, under the lock that database/sql holds for us now: then here, as without
-// PassBuddy. Otherwise not in the caller's time.
-func (ph *physical) where() closePlace {
-	if ph.statements {
-		return inline
-	}
-	return inBackground
+	return true
 }
 
 // cleanUpTimeout is how long pgx may go on with a connection that it has closed (pgconn's
@@ -100,7 +99,7 @@ func (ph *physical) awaitBackend() {
 // to leave. Its wrapper, if there is one, finds out at its next checkout.
 func (ph *physical) closeIdle() {
 	if ph.pinned == allotment.Free {
-		_ = ph.close(inBackground)
+		ph.close()
 		return
 	}
 	// The wrapper will call inner's Close, at its next checkout or with the DB; the backend ends
@@ -127,7 +126,7 @@ func (ph *physical) abort(slot *allotment.Slot) {
 	} else {
 		ph.broken.Store(true)
 		if slot.LeaveIdle() {
-			_ = ph.close(inBackground)
+			ph.close()
 		}
 	}
 	if ph.link != nil {

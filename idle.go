@@ -232,6 +232,6 @@ func (l *idleList) trim() {
 // closeAll closes connections that were removed from the list. database/sql may hold its lock.
 func closeAll(old []*physical) {
 	for _, ph := range old {
-		_ = ph.close(inBackground)
+		ph.close()
 	}
 }

@@ -49,7 +49,7 @@ func (cn *connector) sweep(maxIdle time.Duration) {
 	cn.sweeping = more
 	cn.mu.Unlock()
 	for _, slot := range old {
-		slot.Attached().(*physical).close(inBackground)
+		slot.Attached().(*physical).close()
 	}
 	if more {
 		time.AfterFunc(maxIdle, func() { cn.sweep(maxIdle) })
