@@ -65,7 +65,7 @@ func (cn *connector) acquireOnce(ctx context.Context) (checkout, error) {
 		// The turn came with an idle connection: parked, or claimed from a wrapper that lies in
 		// database/sql's free list.
 		ph := slot.Attached().(*physical)
-		if !cn.tooOld(ph) && ph.reset(ctx) {
+		if !cn.tooOld(ph) && ph.valid() && ph.resetSession(ctx) {
 			cn.moves(ph)
 			return checkout{ph, slot, slot.Generation()}, nil
 		}

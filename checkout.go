@@ -58,7 +58,8 @@ func (cn *connector) takeOrDial(ctx context.Context, slot *allotment.Slot) (*phy
 		if ph == nil {
 			break
 		}
-		if ph.resetForCheckout(ctx) {
+		// IsValid was asked at the return, and nobody had the connection since.
+		if (ph.pgx == nil || !ph.pgx.IsClosed()) && ph.resetSession(ctx) {
 			return ph, nil
 		}
 		cn.idle.setSlot(ph, nil) // the permit stays here
@@ -93,12 +94,6 @@ func (cn *connector) enterCheckout(ctx context.Context) (*allotment.Slot, error)
 		return nil, err
 	}
 	return slot, nil
-}
-
-// resetForCheckout is the driver's part of a checkout. IsValid was asked at the return, and nobody
-// had the connection since.
-func (ph *physical) resetForCheckout(ctx context.Context) bool {
-	return (ph.pgx == nil || !ph.pgx.IsClosed()) && ph.resetSession(ctx)
 }
 
 // checkOut makes the wrapper hold a connection under a permit.

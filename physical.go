@@ -86,12 +86,8 @@ func newPhysical(cn *connector, inner driver.Conn, link *socket.Link) *physical 
 	return ph
 }
 
-// reset does for a connection that changes hands past database/sql what that does before it hands
-// out a used one.
-func (ph *physical) reset(ctx context.Context) bool {
-	return ph.valid() && ph.resetSession(ctx)
-}
-
+// resetSession does for a connection that changes hands past database/sql what that does before it
+// hands out a used one.
 func (ph *physical) resetSession(ctx context.Context) bool {
 	return ph.resetter == nil || !errors.Is(ph.resetter.ResetSession(ctx), driver.ErrBadConn)
 }
