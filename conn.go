@@ -154,11 +154,7 @@ func (c *conn) useSlow(ctx context.Context) error {
 		return neverBadConn(c.checkOut(ctx))
 	case c.ph == nil:
 		// Opened by database/sql's opener, and this is its first use.
-		l, err := c.cn.acquire(ctx)
-		if err != nil {
-			return neverBadConn(err)
-		}
-		c.hold(l)
+		return neverBadConn(c.checkOut(ctx))
 	case !c.slot.Retake(c.generation):
 		return driver.ErrBadConn
 	default:
