@@ -37,7 +37,7 @@ func (t *tracer) TraceConnectStart(
 ) context.Context {
 	cfg := data.ConnConfig // pgx's own copy, for this connection
 	h := new(byHand)
-	h.init(t.pool, t.user.tracer)
+	h.init(t.pool, t.userTracer)
 	cfg.Tracer, h.config = h.user, cfg
 	if user, ok := h.user.(pgx.ConnectTracer); ok {
 		ctx = user.TraceConnectStart(ctx, data)
@@ -122,7 +122,7 @@ func (h *byHand) connected(pc *pgconn.PgConn) error {
 		return errUntracked
 	}
 	slot := l.Slot()
-	if h.p.fence {
+	if h.p.opts.Fence {
 		if err := h.recordBackend(slot, pc); err != nil {
 			return err
 		}

@@ -98,7 +98,7 @@ func (p *pool) closingOf(pool *pgxpool.Pool) <-chan struct{} {
 	c := &p.closings
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	until := time.Now().Add(p.acquireTimeout)
+	until := time.Now().Add(p.opts.AcquireTimeout)
 	for _, asked := range c.polls {
 		if asked.pool == pool {
 			asked.until = until

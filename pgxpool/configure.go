@@ -126,25 +126,9 @@ func configureWith(config *pgxpool.Config, cfg passbuddy.Config, join joinFunc) 
 		return nil, err
 	}
 	opts.MaxConns = int(config.MaxConns)
-	p := &pool{
-		perCheckout:    opts.PerCheckout,
-		fence:          opts.Fence,
-		acquireTimeout: opts.AcquireTimeout,
-		minConns:       int(config.MinConns),
-		maxIdle:        config.MaxConnIdleTime,
-		user: hooks{
-			tracer:        config.ConnConfig.Tracer,
-			beforeConnect: config.BeforeConnect,
-			afterConnect:  config.AfterConnect,
-			prepareConn:   config.PrepareConn,
-			afterRelease:  config.AfterRelease,
-			beforeClose:   config.BeforeClose,
-			shouldPing:    config.ShouldPing,
-		},
-	}
-	if p.user.prepareConn == nil && config.BeforeAcquire != nil {
-		before := config.BeforeAcquire
-		p.user.prepareConn = func(ctx context.Context, conn *pgx.Conn) (bool, error) {
+	p := &pool{opts: opts, user: *config, userTracer: config.ConnConfig.Tracer}
+	if before := config.BeforeAcquire; p.user.PrepareConn == nil && before != nil {
+		p.user.PrepareConn = func(ctx context.Context, conn *pgx.Conn) (bool, error) {
 			return before(ctx, conn), nil
 		}
 	}
@@ -156,33 +140,22 @@ func configureWith(config *pgxpool.Config, cfg passbuddy.Config, join joinFunc) 
 	p.allot.Attach(p.share)
 
 	t := &tracer{Tracer: new(multitracer.Tracer), pool: p}
-	if p.user.tracer != nil {
-		t.Tracer = multitracer.New(p.user.tracer)
-		t.acquire, _ = p.user.tracer.(pgxpool.AcquireTracer)
-		t.release, _ = p.user.tracer.(pgxpool.ReleaseTracer)
+	if p.userTracer != nil {
+		t.Tracer = multitracer.New(p.userTracer)
+		t.acquire, _ = p.userTracer.(pgxpool.AcquireTracer)
+		t.release, _ = p.userTracer.(pgxpool.ReleaseTracer)
 	}
-	t.plain = t.acquire == nil && !p.perCheckout
+	t.plain = t.acquire == nil && !opts.PerCheckout
 	config.ConnConfig.Tracer, p.tracer = t, t
 	config.BeforeConnect = p.beforeConnect
 	config.AfterConnect = p.afterConnect
 	config.BeforeClose = p.beforeClose
 	config.PrepareConn = p.prepareConn
 	config.ShouldPing = p.shouldPing
-	if p.user.afterRelease != nil {
+	if p.user.AfterRelease != nil {
 		config.AfterRelease = p.afterRelease
 	}
 	return p, nil
-}
-
-// hooks are the user's own, as they were when we were called. Each may be nil.
-type hooks struct {
-	tracer        pgx.QueryTracer
-	beforeConnect func(context.Context, *pgx.ConnConfig) error
-	afterConnect  func(context.Context, *pgx.Conn) error
-	prepareConn   func(context.Context, *pgx.Conn) (bool, error)
-	afterRelease  func(*pgx.Conn) bool
-	beforeClose   func(*pgx.Conn)
-	shouldPing    func(context.Context, pgxpool.ShouldPingParams) bool
 }
 
 // pingAfter is pgx's default: connections that were idle for longer are pinged at checkout.

@@ -49,9 +49,9 @@ func (p *pool) beforeConnect(ctx context.Context, cfg *pgx.ConnConfig) error {
 		return errReclaimed // nothing is idle, and the checkout must not open anything
 	}
 	c.endArrival()
-	cfg.Tracer = p.user.tracer
-	if p.user.beforeConnect != nil {
-		if err := p.user.beforeConnect(ctx, cfg); err != nil {
+	cfg.Tracer = p.userTracer
+	if p.user.BeforeConnect != nil {
+		if err := p.user.BeforeConnect(ctx, cfg); err != nil {
 			return err
 		}
 	}
@@ -61,7 +61,7 @@ func (p *pool) beforeConnect(ctx context.Context, cfg *pgx.ConnConfig) error {
 	// pgx opens for a caller with a context that has no deadline (it outlives the caller), and for
 	// MinConns and MinIdleConns with one.
 	_, background := ctx.Deadline()
-	if !p.perCheckout {
+	if !p.opts.PerCheckout {
 		at.dialer.Open, at.dialer.OpenExtra = p.open, p.allot.OpenExtra
 		if background {
 			at.ended = p.background.begin()
@@ -101,7 +101,7 @@ func (at *connectAttempt) TraceConnectStart(
 	if t, ok := at.user.(pgx.ConnectTracer); ok {
 		ctx = t.TraceConnectStart(ctx, data)
 	}
-	if at.ended == nil && !at.p.perCheckout {
+	if at.ended == nil && !at.p.opts.PerCheckout {
 		ctx = at.p.allot.Bounded(ctx, nil)
 	}
 	at.ctx = ctx
@@ -115,7 +115,7 @@ func (at *connectAttempt) TraceConnectEnd(ctx context.Context, data pgx.TraceCon
 		if at.ended != nil {
 			at.ended()
 		}
-	case at.ended != nil || at.p.fence:
+	case at.ended != nil || at.p.opts.Fence:
 		data.Conn.PgConn().CustomData()[attemptData] = at // for afterConnect
 	}
 	if t, ok := at.user.(pgx.ConnectTracer); ok {
@@ -247,7 +247,7 @@ func (p *pool) openBackground(ctx context.Context) (*allotment.Slot, error) {
 		}
 	}
 	if err != nil {
-		closeInPlace(p.allot.SweepIdle(p.maxIdle, p.minConns)...)
+		closeInPlace(p.allot.SweepIdle(p.user.MaxConnIdleTime, int(p.user.MinConns))...)
 		return nil, fmt.Errorf("pgxpool: a background connection: %w", err)
 	}
 	return slot, nil
@@ -259,7 +259,7 @@ func (p *pool) afterConnect(ctx context.Context, conn *pgx.Conn) error {
 	l := linkOf(conn)
 	data := conn.PgConn().CustomData()
 	at, ok := data[attemptData].(*connectAttempt)
-	if l == nil || p.fence && !ok {
+	if l == nil || p.opts.Fence && !ok {
 		return errUntracked
 	}
 	if ok {
@@ -268,14 +268,14 @@ func (p *pool) afterConnect(ctx context.Context, conn *pgx.Conn) error {
 			defer at.ended()
 		}
 	}
-	if p.fence {
+	if p.opts.Fence {
 		// Before anything else: until it is recorded, nobody else can end it.
 		if err := at.recordBackend(l.Slot(), conn.PgConn()); err != nil {
 			return err // pgx closes it
 		}
 	}
-	if p.user.afterConnect != nil {
-		if err := p.user.afterConnect(ctx, conn); err != nil {
+	if p.user.AfterConnect != nil {
+		if err := p.user.AfterConnect(ctx, conn); err != nil {
 			return err // pgx closes it
 		}
 	}
@@ -286,8 +286,8 @@ func (p *pool) afterConnect(ctx context.Context, conn *pgx.Conn) error {
 }
 
 func (p *pool) beforeClose(conn *pgx.Conn) {
-	if p.user.beforeClose != nil {
-		p.user.beforeClose(conn)
+	if p.user.BeforeClose != nil {
+		p.user.BeforeClose(conn)
 	}
 	if l := linkOf(conn); l != nil {
 		if slot := l.Slot(); slot != nil {

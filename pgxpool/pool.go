@@ -39,15 +39,12 @@ const (
 // pool is one configured pool: the integration's side of its allotment.
 type pool struct {
 	backend.Lender
-	allot          *allotment.Allotment
-	share          share
-	user           hooks
-	tracer         *tracer
-	perCheckout    bool
-	fence          bool
-	acquireTimeout time.Duration
-	minConns       int
-	maxIdle        time.Duration
+	allot      *allotment.Allotment
+	share      share
+	opts       allotment.Options
+	user       pgxpool.Config  // as it was when we were called: its hooks are the user's
+	userTracer pgx.QueryTracer // its tracer, or nil
+	tracer     *tracer
 
 	// known is the pool that pgx made of the config. Configure does not see it; the first checkout
 	// tells.

@@ -59,11 +59,11 @@ func (t *tracer) TraceAcquireStart(
 		if err != nil {
 			return t.refuse(ctx, asClosed(err, pool))
 		}
-		if warm && !t.perCheckout { // a checkout's turn comes with a permit, not with a connection
+		if warm && !t.opts.PerCheckout { // a checkout's turn comes with a permit, not with a connection
 			ctx = t.arrive(ctx, pool)
 		}
 	}
-	if t.perCheckout {
+	if t.opts.PerCheckout {
 		return t.bindTurn(ctx, pool)
 	}
 	return ctx
@@ -83,7 +83,7 @@ func (t *tracer) TraceAcquireEnd(
 		t.acquire.TraceAcquireEnd(ctx, pool, data)
 	}
 	switch {
-	case t.perCheckout:
+	case t.opts.PerCheckout:
 		c.endTurn(data)
 	case data.Err != nil && (c == nil || c.err == nil):
 		t.allot.Exit()
@@ -97,7 +97,7 @@ func (t *tracer) TraceRelease(pool *pgxpool.Pool, data pgxpool.TraceReleaseData)
 		t.release.TraceRelease(pool, data)
 	}
 	ok := healthy(data.Conn)
-	if ok && t.user.afterRelease != nil {
+	if ok && t.user.AfterRelease != nil {
 		return // not idle before the user's hook is done with it: see afterRelease
 	}
 	if t.plain { // giveBack, inlined
@@ -114,7 +114,7 @@ func (t *tracer) TraceRelease(pool *pgxpool.Pool, data pgxpool.TraceReleaseData)
 
 // giveBack ends a checkout and reports whether conn stays in the pool.
 func (p *pool) giveBack(conn *pgx.Conn, ok bool) bool {
-	if p.perCheckout {
+	if p.opts.PerCheckout {
 		return endCheckout(linkOf(conn), ok)
 	}
 	slot := slotOf(conn)
@@ -135,7 +135,7 @@ func closeConn(conn *pgx.Conn) {
 // closed, and so leaves the allotment, be it because the connection has expired, which pgx decides
 // before the hook, or because the hook refuses it.
 func (p *pool) afterRelease(conn *pgx.Conn) bool {
-	if !p.user.afterRelease(conn) {
+	if !p.user.AfterRelease(conn) {
 		return false
 	}
 	return p.giveBack(conn, healthy(conn))
@@ -149,12 +149,12 @@ func (p *pool) prepareConn(ctx context.Context, conn *pgx.Conn) (bool, error) {
 	if c.reclaims() {
 		return c.reclaim(conn)
 	}
-	if p.user.prepareConn != nil && !c.asksServer() {
-		if ok, err := p.user.prepareConn(ctx, conn); !ok || err != nil {
+	if p.user.PrepareConn != nil && !c.asksServer() {
+		if ok, err := p.user.PrepareConn(ctx, conn); !ok || err != nil {
 			return ok, err
 		}
 	}
-	if p.perCheckout {
+	if p.opts.PerCheckout {
 		return p.prepareTurn(c, linkOf(conn))
 	}
 	slot := slotOf(conn)
@@ -164,11 +164,11 @@ func (p *pool) prepareConn(ctx context.Context, conn *pgx.Conn) (bool, error) {
 // shouldPing spares the search for idle connections a round trip to the server. A checkout that
 // asks the server needs no ping either: its own query follows, and has a bound.
 func (p *pool) shouldPing(ctx context.Context, params pgxpool.ShouldPingParams) bool {
-	if p.user.shouldPing == nil && params.IdleDuration <= pingAfter {
+	if p.user.ShouldPing == nil && params.IdleDuration <= pingAfter {
 		return false
 	}
 	if c := p.checkoutOf(ctx); c.reclaims() || c.asksServer() {
 		return false
 	}
-	return p.user.shouldPing == nil || p.user.shouldPing(ctx, params)
+	return p.user.ShouldPing == nil || p.user.ShouldPing(ctx, params)
 }
