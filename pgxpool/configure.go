@@ -137,7 +137,6 @@ func configureWith(config *pgxpool.Config, cfg passbuddy.Config, join joinFunc) 
 	if p.share, err = join(p.allot); err != nil {
 		return nil, fmt.Errorf("pgxpool: %w", err)
 	}
-	p.allot.Attach(p.share)
 
 	t := &tracer{Tracer: new(multitracer.Tracer), pool: p}
 	if p.userTracer != nil {

@@ -137,6 +137,7 @@ func newStations(t *testing.T, cfg passbuddy.Config) *stations {
 	cfg.AcquireTimeout = stationsTimeout
 	p, err := configureWith(config, cfg, func(a *allotment.Allotment) (share, error) {
 		s.engine.allot = a
+		a.Attach(s.engine)
 		return s.engine, nil
 	})
 	if err != nil {

@@ -51,23 +51,16 @@ func NewHooks(sem *semaphore.Semaphore, cfg passbuddy.Config) *Hooks {
 	if sem == nil {
 		return &Hooks{err: errors.New("pgxpool: sem is nil")}
 	}
-	return newHooks(cfg, func(a *allotment.Allotment) (share, error) { return a.Join(sem.Engine(engine.Seam{})) })
-}
-
-func newHooks(cfg passbuddy.Config, join joinFunc) *Hooks {
 	cfg.Scope = passbuddy.PerCheckout
 	opts, err := options(cfg)
 	if err != nil {
 		return &Hooks{err: err}
 	}
-	h := &Hooks{}
-	h.allot = allotment.New(holders{}, opts)
-	sh, err := join(h.allot)
-	if err != nil {
+	a := allotment.New(holders{}, opts)
+	if _, err := a.Join(sem.Engine(engine.Seam{})); err != nil {
 		return &Hooks{err: fmt.Errorf("pgxpool: %w", err)}
 	}
-	h.allot.Attach(sh)
-	return h
+	return &Hooks{allot: a}
 }
 
 // PrepareConn waits for a permit. If there is none for as long as the caller, or AcquireTimeout,
