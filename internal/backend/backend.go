@@ -82,14 +82,7 @@ func End(ctx context.Context, pc *pgconn.PgConn, backends []allotment.Backend) (
 		where usename = session_user and pid <> pg_backend_pid() and (pid, `+start+`) in (`+
 			strings.Join(pairs, ",")+`)`)
 
-	look := shows(backends)
-	deadline := time.Now().Add(goneTimeout)
-	for pause := minPause; ; pause = min(2*pause, maxPause) {
-		alive, err := query(ctx, pc, look)
-		if err != nil {
-			return make([]bool, len(backends))
-		}
-		left := 0
+	err := watch(ctx, pc, backends, func(alive []allotment.Backend) (left int) {
 		for i, b := range backends {
 			gone[i] = !isAmong(b, alive)
 			// else it is our own: its owner lost the lease and is about to close it
@@ -97,15 +90,33 @@ func End(ctx context.Context, pc *pgconn.PgConn, backends []allotment.Backend) (
 				left++
 			}
 		}
-		if left == 0 || time.Now().After(deadline) {
-			return gone
+		return left
+	})
+	if err != nil {
+		return make([]bool, len(backends))
+	}
+	return gone
+}
+
+// watch shows what lives of the given backends, again and again, until none is left to wait for,
+// for goneTimeout at most.
+func watch(
+	ctx context.Context, pc *pgconn.PgConn, backends []allotment.Backend,
+	show func(alive []allotment.Backend) (left int),
+) error {
+	deadline := time.Now().Add(goneTimeout)
+	for pause := minPause; ; pause = min(2*pause, maxPause) {
+		alive, err := query(ctx, pc, shows(backends))
+		if err != nil {
+			return err
 		}
-		timer := time.NewTimer(pause)
+		if show(alive) == 0 || time.Now().After(deadline) {
+			return nil
+		}
 		select {
-		case <-timer.C:
+		case <-time.After(pause):
 		case <-ctx.Done():
-			timer.Stop()
-			return gone
+			return nil
 		}
 	}
 }

@@ -4,8 +4,8 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -100,35 +100,32 @@ func endByAddr(ctx context.Context, pc *pgconn.PgConn,
 	suspects []*allotment.Suspect) (gone []bool, err error) {
 	gone = make([]bool, len(suspects))
 	addr := pc.Conn().RemoteAddr()
-	var pids, which []string
+	var here []allotment.Backend // all that is known of them is the pid
+	var which []string
 	for _, s := range suspects {
 		if addr == nil || s.Addr != addr.String() {
 			continue
 		}
-		pid := strconv.FormatUint(uint64(s.PID), 10)
-		age := strconv.FormatInt((time.Since(s.Since) - sinceSlack).Microseconds(), 10)
-		pids = append(pids, pid)
-		which = append(which, "(pid = "+pid+" and clock_timestamp() - backend_start >= "+age+
-			" * interval '1 microsecond')")
+		here = append(here, allotment.Backend{PID: s.PID})
+		which = append(which, fmt.Sprintf("(pid = %d and "+
+			"clock_timestamp() - backend_start >= %d * interval '1 microsecond')",
+			s.PID, (time.Since(s.Since)-sinceSlack).Microseconds()))
 	}
-	if len(pids) == 0 {
+	if len(here) == 0 {
 		return gone, nil
 	}
-	self := strconv.FormatUint(uint64(pc.PID()), 10)
 	first, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	look := `select pid, 0 from pg_catalog.pg_stat_activity where pid in (` +
-		strings.Join(pids, ",") + `)`
-	before, err := query(first, pc, look)
+	before, err := query(first, pc, shows(here))
 	if err != nil {
 		return nil, err
 	}
-	rows, err := query(first, pc,
+	rows, err := query(first, pc, fmt.Sprintf(
 		`select pg_backend_pid(), count(pg_catalog.pg_terminate_backend(pid)) `+
 			`from pg_catalog.pg_stat_activity
-		where pg_backend_pid() = `+self+
-			` and usename = session_user and pid <> pg_backend_pid() and (`+
-			strings.Join(which, " or ")+`)`)
+		where pg_backend_pid() = %d`+
+			` and usename = session_user and pid <> pg_backend_pid() and (%s)`,
+		pc.PID(), strings.Join(which, " or ")))
 	if err != nil {
 		return nil, err
 	}
@@ -139,12 +136,7 @@ func endByAddr(ctx context.Context, pc *pgconn.PgConn,
 		return gone, nil
 	}
 	spared := len(before) - int(rows[0].Start) // not ours to end, so we do not wait for them
-	deadline := time.Now().Add(goneTimeout)
-	for pause := minPause; ; pause = min(2*pause, maxPause) {
-		rows, err := query(ctx, pc, look)
-		if err != nil {
-			return nil, err
-		}
+	err = watch(ctx, pc, here, func(rows []allotment.Backend) (left int) {
 		alive := make(map[uint32]bool, len(rows))
 		for _, b := range rows {
 			alive[b.PID] = true
@@ -152,15 +144,7 @@ func endByAddr(ctx context.Context, pc *pgconn.PgConn,
 		for i, s := range suspects {
 			gone[i] = s.Addr == addr.String() && !alive[s.PID]
 		}
-		if len(alive) <= spared || time.Now().After(deadline) {
-			return gone, nil
-		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return gone, nil
-		}
-	}
+		return max(0, len(alive)-spared)
+	})
+	return gone, err
 }
