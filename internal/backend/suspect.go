@@ -1,7 +1,6 @@
 package backend
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,29 +32,14 @@ func EndSuspects(ctx context.Context, pc *pgconn.PgConn,
 	suspects []*allotment.Suspect) (gone []bool, err error) {
 	gone = make([]bool, len(suspects))
 	here, err := recordedHere(ctx, pc, suspects)
+	if err == nil {
+		err = endRecorded(ctx, pc, suspects, here, gone)
+	}
+	if err == nil {
+		err = endByAddr(ctx, pc, suspects, here, gone)
+	}
 	if err != nil {
 		return nil, err
-	}
-	var others []*allotment.Suspect
-	for i, s := range suspects {
-		if !here[i] {
-			others = append(others, s)
-		}
-	}
-	ended, err := endRecorded(ctx, pc, suspects, here)
-	if err != nil {
-		return nil, err
-	}
-	rest, err := endByAddr(ctx, pc, others)
-	if err != nil {
-		return nil, err
-	}
-	for i := range suspects {
-		from := &rest
-		if here[i] {
-			from = &ended
-		}
-		gone[i], *from = (*from)[0], (*from)[1:]
 	}
 	return gone, nil
 }
@@ -81,44 +65,46 @@ func recordedHere(ctx context.Context, pc *pgconn.PgConn,
 
 // endRecorded is EndSuspects for backends recorded here, by pid and start.
 func endRecorded(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.Suspect,
-	here []bool) (gone []bool, err error) {
+	here, gone []bool) error {
 	var backends []allotment.Backend
+	var at []int // of each, in suspects
 	for i, s := range suspects {
 		if here[i] {
-			backends = append(backends, s.Recorded)
+			backends, at = append(backends, s.Recorded), append(at, i)
 		}
 	}
-	gone = End(ctx, pc, backends)
-	if pc.IsClosed() {
-		err = errors.New("passbuddy: the connection broke")
+	for i, ended := range End(ctx, pc, backends) {
+		gone[at[i]] = ended
 	}
-	return gone, cmp.Or(err, ctx.Err())
+	if pc.IsClosed() {
+		return errors.New("passbuddy: the connection broke")
+	}
+	return ctx.Err()
 }
 
 // endByAddr is EndSuspects for all other backends.
-func endByAddr(ctx context.Context, pc *pgconn.PgConn,
-	suspects []*allotment.Suspect) (gone []bool, err error) {
-	gone = make([]bool, len(suspects))
+func endByAddr(ctx context.Context, pc *pgconn.PgConn, suspects []*allotment.Suspect,
+	here, gone []bool) error {
 	addr := pc.Conn().RemoteAddr()
-	var here []allotment.Backend // all that is known of them is the pid
+	var backends []allotment.Backend // all that is known of them is the pid
 	var which []string
-	for _, s := range suspects {
-		if addr == nil || s.Addr != addr.String() {
+	for i, s := range suspects {
+		if here[i] || addr == nil || s.Addr != addr.String() {
 			continue
 		}
-		here = append(here, allotment.Backend{PID: s.PID})
+		backends = append(backends, allotment.Backend{PID: s.PID})
 		which = append(which, fmt.Sprintf("(pid = %d and "+
 			"clock_timestamp() - backend_start >= %d * interval '1 microsecond')",
 			s.PID, (time.Since(s.Since)-sinceSlack).Microseconds()))
 	}
-	if len(here) == 0 {
-		return gone, nil
+	if len(backends) == 0 {
+		return nil
 	}
 	first, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	before, err := query(first, pc, shows(here))
+	before, err := query(first, pc, shows(backends))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	rows, err := query(first, pc, fmt.Sprintf(
 		`select pg_backend_pid(), count(pg_catalog.pg_terminate_backend(pid)) `+
@@ -127,24 +113,25 @@ func endByAddr(ctx context.Context, pc *pgconn.PgConn,
 			` and usename = session_user and pid <> pg_backend_pid() and (%s)`,
 		pc.PID(), strings.Join(which, " or ")))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if len(rows) != 1 {
-		return nil, errors.New("passbuddy: bug: a count has one row")
+		return errors.New("passbuddy: bug: a count has one row")
 	}
 	if rows[0].PID != pc.PID() { // a pooler's number
-		return gone, nil
+		return nil
 	}
 	spared := len(before) - int(rows[0].Start) // not ours to end, so we do not wait for them
-	err = watch(ctx, pc, here, func(rows []allotment.Backend) (left int) {
+	return watch(ctx, pc, backends, func(rows []allotment.Backend) (left int) {
 		alive := make(map[uint32]bool, len(rows))
 		for _, b := range rows {
 			alive[b.PID] = true
 		}
 		for i, s := range suspects {
-			gone[i] = s.Addr == addr.String() && !alive[s.PID]
+			if !here[i] {
+				gone[i] = s.Addr == addr.String() && !alive[s.PID]
+			}
 		}
 		return max(0, len(alive)-spared)
 	})
-	return gone, err
 }
