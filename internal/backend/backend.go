@@ -36,29 +36,25 @@ const (
 
 // Of returns the backend of pc. It runs one query, as pc's first use. A pooler at the other end is
 // an error: a backend behind a pooler serves other clients too, so we must not end it.
-func Of(ctx context.Context, pc *pgconn.PgConn) (allotment.Backend, error) {
+func Of(ctx context.Context, pc *pgconn.PgConn) (b allotment.Backend, err error) {
 	rows, at, err := ofServer(ctx, pc, `select pid, `+start+
 		` from pg_catalog.pg_stat_activity where pid = pg_backend_pid()`)
-	if err != nil {
-		return allotment.Backend{},
-			fmt.Errorf("passbuddy: Config.Fence: asking for the backend of a new connection: %w",
-				err)
+	switch {
+	case err != nil:
+		err = fmt.Errorf("passbuddy: Config.Fence: asking for the backend of a new connection: %w",
+			err)
+	case len(rows) != 1 || rows[0].Start == 0:
+		err = errors.New("passbuddy: Config.Fence: " +
+			"pg_stat_activity does not show a new connection's own backend")
+	case rows[0].PID != pc.PID():
+		err = fmt.Errorf("passbuddy: Config.Fence: the connection to backend %d goes through a "+
+			"pooler, which calls it %d: Fence needs connections to Postgres itself",
+			rows[0].PID, pc.PID())
+	default:
+		b = rows[0]
+		b.Server = at
 	}
-	if len(rows) != 1 || rows[0].Start == 0 {
-		return allotment.Backend{},
-			errors.New(
-				"passbuddy: Config.Fence: pg_stat_activity does not show a new connection's own " +
-					"backend")
-	}
-	rows[0].Server = at
-	if b := rows[0]; b.PID != pc.PID() {
-		return allotment.Backend{},
-			fmt.Errorf(
-				"passbuddy: Config.Fence: the connection to backend %d goes through a pooler, "+
-					"which calls it %d: "+
-					"Fence needs connections to Postgres itself", b.PID, pc.PID())
-	}
-	return rows[0], nil
+	return b, err
 }
 
 // End has Postgres end the given backends, and reports which are gone. The pid, the start and the
@@ -139,7 +135,7 @@ func Gone(ctx context.Context, pc *pgconn.PgConn, backends []allotment.Backend) 
 func shows(backends []allotment.Backend) string {
 	pids := make([]string, len(backends))
 	for i, b := range backends {
-		pids[i] = strconv.FormatUint(uint64(b.PID), 10)
+		pids[i] = fmt.Sprint(b.PID)
 	}
 	return `select pid, coalesce(` + start +
 		`, 0) from pg_catalog.pg_stat_activity where pid in (` + strings.Join(pids, ",") + `)`
