@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/passbuddy/passbuddy/internal/allotment"
+	"github.com/passbuddy/passbuddy/internal/engine"
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
@@ -67,7 +68,7 @@ func (cn *connector) takeOrDial(ctx context.Context, slot *allotment.Slot) (*phy
 		if ctx.Err() != nil {
 			// The driver may have failed because of that, and would fail with all the others too.
 			return nil, fmt.Errorf("passbuddy: while resetting an idle connection: %w",
-				contextError(ctx))
+				engine.ContextError(ctx))
 		}
 	}
 	ph, err := cn.dial(ctx, nil)

@@ -1,7 +1,6 @@
 package passbuddy
 
 import (
-	"context"
 	"database/sql/driver"
 	"errors"
 	"fmt"
@@ -25,16 +24,6 @@ func neverBadConn(err error) error {
 		return fmt.Errorf("passbuddy: connect: %v", err)
 	}
 	return err
-}
-
-// contextError is why ctx ended. It matches the context's own error too, where the cause is
-// another.
-func contextError(ctx context.Context) error {
-	err, cause := ctx.Err(), context.Cause(ctx)
-	if errors.Is(cause, err) {
-		return cause
-	}
-	return fmt.Errorf("%w: %w", err, cause)
 }
 
 // told returns err, with which an operation failed, or the reason behind it. An operation whose

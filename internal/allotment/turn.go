@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/passbuddy/passbuddy/internal/core"
+	"github.com/passbuddy/passbuddy/internal/engine"
 )
 
 // Enter takes a turn, waiting in the local queue while none is free. With claim, an idle slot comes
@@ -115,11 +116,8 @@ func (a *Allotment) refusal(ctx context.Context, cause error) error {
 	if cause == nil {
 		return fmt.Errorf("passbuddy: no connection permit within %v: %w", a.opts.AcquireTimeout, reason)
 	}
-	const gaveUp = "passbuddy: gave up waiting for a connection permit: %w"
-	if err := ctx.Err(); err != nil && !errors.Is(cause, err) {
-		return fmt.Errorf(gaveUp+" (%w: %w)", reason, err, cause)
-	}
-	return fmt.Errorf(gaveUp+" (%w)", reason, cause)
+	return engine.GiveUp(ctx,
+		fmt.Errorf("passbuddy: gave up waiting for a connection permit: %w", reason))
 }
 
 // Exit gives back a turn that is tied to no slot.

@@ -145,14 +145,20 @@ func (s *Session) wait(ctx context.Context, r *core.Request) error {
 // GiveUp adds to reason why the caller stopped waiting. Both the context's error and its cause can
 // be matched.
 func GiveUp(ctx context.Context, reason error) error {
-	err := ctx.Err()
-	if err == nil || reason == nil {
+	if ctx.Err() == nil || reason == nil {
 		return reason
 	}
-	if cause := context.Cause(ctx); !errors.Is(cause, err) {
-		return fmt.Errorf("%w (%w: %w)", reason, err, cause)
+	return fmt.Errorf("%w (%w)", reason, ContextError(ctx))
+}
+
+// ContextError is why ctx ended. It matches the context's own error too, where the cause is
+// another.
+func ContextError(ctx context.Context) error {
+	err, cause := ctx.Err(), context.Cause(ctx)
+	if errors.Is(cause, err) {
+		return cause
 	}
-	return fmt.Errorf("%w (%w)", reason, err)
+	return fmt.Errorf("%w: %w", err, cause)
 }
 
 // Release frees p if due says so in the instant of the release, and waits until Redis has confirmed
