@@ -125,24 +125,6 @@ func (c *conn) CheckNamedValue(v *driver.NamedValue) error {
 
 func (c *execConn) ExecContext(
 	ctx context.Context, query string, args []driver.NamedValue,
-) (driver.Result, error) {
-	return c.exec(ctx, query, args)
-}
-
-func (c *queryConn) QueryContext(
-	ctx context.Context, query string, args []driver.NamedValue,
-) (driver.Rows, error) {
-	return c.query(ctx, query, args)
-}
-
-func (c *execQueryConn) QueryContext(
-	ctx context.Context, query string, args []driver.NamedValue,
-) (driver.Rows, error) {
-	return c.query(ctx, query, args)
-}
-
-func (c *conn) exec(
-	ctx context.Context, query string, args []driver.NamedValue,
 ) (res driver.Result, err error) {
 	if args, err = c.useChecked(ctx, args); err != nil {
 		return nil, err
@@ -160,6 +142,18 @@ func (c *conn) exec(
 		return res, c.told(err)
 	}
 	return nil, driver.ErrSkip
+}
+
+func (c *queryConn) QueryContext(
+	ctx context.Context, query string, args []driver.NamedValue,
+) (driver.Rows, error) {
+	return c.query(ctx, query, args)
+}
+
+func (c *execQueryConn) QueryContext(
+	ctx context.Context, query string, args []driver.NamedValue,
+) (driver.Rows, error) {
+	return c.query(ctx, query, args)
 }
 
 func (c *conn) query(
