@@ -8,8 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/passbuddy/passbuddy/internal/allotment"
 	"github.com/passbuddy/passbuddy/internal/socket"
 )
@@ -89,10 +87,8 @@ func (at *connectAttempt) dial(
 // succeeded ends an attempt that inner came of. It returns inner's socket, or nil.
 func (at *connectAttempt) succeeded(inner driver.Conn) *socket.Link {
 	var own *socket.Link
-	if c, ok := inner.(interface{ Conn() *pgx.Conn }); ok {
-		if c := c.Conn(); c != nil {
-			own = socket.Of(c.PgConn().Conn())
-		}
+	if c := pgxConn(inner); c != nil {
+		own = socket.Of(c.PgConn().Conn())
 	}
 	return at.dialer.End(own)
 }

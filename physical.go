@@ -78,12 +78,18 @@ func newPhysical(cn *connector, inner driver.Conn, link *socket.Link) *physical 
 	if o.queryer != nil || o.oldQuery != nil {
 		ph.shape |= queries
 	}
-	if c, ok := inner.(interface{ Conn() *pgx.Conn }); ok {
-		if ph.pgx = c.Conn(); ph.pgx != nil && link != nil {
-			link.Opened(ph.pgx.PgConn())
-		}
+	if ph.pgx = pgxConn(inner); ph.pgx != nil && link != nil {
+		link.Opened(ph.pgx.PgConn())
 	}
 	return ph
+}
+
+// pgxConn is inner's own, or nil if it has none.
+func pgxConn(inner driver.Conn) *pgx.Conn {
+	if c, ok := inner.(interface{ Conn() *pgx.Conn }); ok {
+		return c.Conn()
+	}
+	return nil
 }
 
 // resetSession does for a connection that changes hands past database/sql what that does before it
