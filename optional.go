@@ -132,16 +132,15 @@ func (c *execConn) ExecContext(
 	switch {
 	case c.ph.execer != nil:
 		res, err = c.ph.execer.ExecContext(ctx, query, args)
-		return res, c.told(err)
 	case c.ph.oldExecer != nil:
-		values, err := plainValues(ctx, args)
-		if err != nil {
-			return nil, err
+		var values []driver.Value
+		if values, err = plainValues(ctx, args); err == nil {
+			res, err = c.ph.oldExecer.Exec(query, values)
 		}
-		res, err = c.ph.oldExecer.Exec(query, values)
-		return res, c.told(err)
+	default:
+		err = driver.ErrSkip
 	}
-	return nil, driver.ErrSkip
+	return res, c.told(err)
 }
 
 func (c *queryConn) QueryContext(
@@ -165,16 +164,15 @@ func (c *conn) query(
 	switch {
 	case c.ph.queryer != nil:
 		rows, err = c.ph.queryer.QueryContext(ctx, query, args)
-		return rows, c.told(err)
 	case c.ph.oldQuery != nil:
-		values, err := plainValues(ctx, args)
-		if err != nil {
-			return nil, err
+		var values []driver.Value
+		if values, err = plainValues(ctx, args); err == nil {
+			rows, err = c.ph.oldQuery.Query(query, values)
 		}
-		rows, err = c.ph.oldQuery.Query(query, values)
-		return rows, c.told(err)
+	default:
+		err = driver.ErrSkip
 	}
-	return nil, driver.ErrSkip
+	return rows, c.told(err)
 }
 
 // useChecked is use for an operation with arguments, which it returns as the driver is to get them.
