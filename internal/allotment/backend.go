@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	"github.com/passbuddy/passbuddy/internal/core"
-	"github.com/passbuddy/passbuddy/internal/engine"
 )
 
 // This file is Options.Fence, for pools that record in Redis which Postgres backend each connection
@@ -18,13 +17,11 @@ type record = func(context.Context) error
 // BackendEnder is a [Pool] that can end backends it did not open.
 type BackendEnder interface {
 	Pool
-	// EndBackends is engine.Reaper's, with an urgent ctx (see Enter).
+	// EndBackends is engine.Listener's, with an urgent ctx (see Enter).
 	EndBackends(ctx context.Context, backends []Backend) (gone []bool)
-	// BackendsGone is engine.Reaper's, likewise.
+	// BackendsGone is engine.Listener's, likewise.
 	BackendsGone(ctx context.Context, backends []Backend) (gone []bool)
 }
-
-var _ engine.Reaper = (*Allotment)(nil)
 
 // RecordBackend records the backend of s, which must not be handed out before, and must be closed
 // if this fails. Unlike the other methods it asks Redis.

@@ -1,6 +1,7 @@
 package bubble
 
 import (
+	"context"
 	"slices"
 	"strings"
 	"sync"
@@ -119,6 +120,9 @@ func (l *Listener[P]) Wanted(yes bool) {
 func (l *Listener[P]) Promised(int) { l.note("promised") }
 func (l *Listener[P]) Lost(P)       { l.note("lost") }
 func (l *Listener[P]) Changed()     { l.note("changed") }
+
+func (*Listener[P]) EndBackends(context.Context, []string) []bool  { return nil }
+func (*Listener[P]) BackendsGone(context.Context, []string) []bool { return nil }
 
 func (l *Listener[P]) Closed() {
 	l.note("closed")

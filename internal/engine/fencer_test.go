@@ -54,7 +54,7 @@ func (pg *postgres) live() int {
 	return len(pg.alive)
 }
 
-// A fencer is a pool whose permits cover backends, and a Reaper.
+// A fencer is a pool whose permits cover backends.
 type fencer struct {
 	*pool
 	t  *testing.T

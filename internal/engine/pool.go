@@ -9,7 +9,8 @@ import (
 )
 
 // A Listener is a connection pool as the engine sees it. It holds permits through a Pool. The
-// session tells it what the fleet wants of it, one thing after the other. No method may block.
+// session tells it what the fleet wants of it, one thing after the other. No method may block, but
+// for the last two.
 type Listener interface {
 	Granted(permits []*Permit)         // permits asked for have arrived
 	Recall(n int, after time.Duration) // give n back, at the first occasion after that time
@@ -20,6 +21,17 @@ type Listener interface {
 	Changed()                          // Redis went away, or came back: see Pool.Err
 	Closed()                           // the session is being closed: give everything back
 	Owed() int                         // permits recalled or promised, and not given back yet
+
+	// The session asks a pool whose permits cover backends about those of other pools, over a
+	// connection that the pool holds a permit for. It knows them by the tags that their pools gave
+	// to RecordBackend. These two may block, for as long as ctx allows.
+
+	// EndBackends has Postgres end those backends, and reports which are gone. Their tags lack the
+	// last word.
+	EndBackends(ctx context.Context, tags []string) (gone []bool)
+	// BackendsGone reports which of those backends are gone, and ends none. A backend that the
+	// server may not show, or that another server has had, is not gone.
+	BackendsGone(ctx context.Context, tags []string) (gone []bool)
 }
 
 // A Pool is one connection pool's part of the session. Its methods send nothing themselves and call

@@ -40,6 +40,9 @@ func (*critic) Lost(*Permit)     {}
 func (*critic) Owed() int        { return 0 }
 func (*critic) Keep(int)         {}
 
+func (*critic) EndBackends(context.Context, []string) []bool  { return nil }
+func (*critic) BackendsGone(context.Context, []string) []bool { return nil }
+
 // No push makes a session hold a permit that it did not ask for, or trust one for longer than a
 // lease.
 func FuzzPush(f *testing.F) {

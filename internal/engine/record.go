@@ -11,41 +11,21 @@ import (
 	"github.com/passbuddy/passbuddy/internal/redisscript"
 )
 
-// A Reaper is a Listener whose pool can end Postgres backends that it did not open, and look for
-// them. It knows them by the tags that pools gave to RecordBackend; the tags of backends to be
-// ended lack the last word. The session asks only a pool whose permits cover backends.
-type Reaper interface {
-	Listener
-	// BackendsGone reports which of those backends are gone, and ends none. It asks Postgres over a
-	// connection that the pool holds a permit for. A backend that the server may not show, or that
-	// another server has had, is not gone. It may block, for as long as ctx allows.
-	BackendsGone(ctx context.Context, tags []string) (gone []bool)
-	// EndBackends has Postgres end those backends, over a connection that the pool holds a permit
-	// for, and reports which are gone. It may block, for as long as ctx allows.
-	EndBackends(ctx context.Context, tags []string) (gone []bool)
-}
-
-// reapTimeout bounds one call of a Reaper: a checkout, and a query or the end of a backend. Redis
-// asks again for what it did not achieve.
+// reapTimeout bounds a reap: a checkout, and a query or the end of a backend. Redis asks again for
+// what it did not achieve.
 const reapTimeout = 5 * time.Second
 
 // reap has a pool end backends, or look for them.
 func (s *Session) reap(fx core.Effects) {
-	r, ok := fx.Reaper.Owner.(*Pool).listener.(Reaper)
+	l := fx.Reaper.Owner.(*Pool).listener
 	ctx, cancel := context.WithTimeout(s.ctx, reapTimeout)
 	defer cancel()
-	var gone []bool
 	if len(fx.End) > 0 {
-		if ok {
-			gone = r.EndBackends(ctx, tags(fx.End))
-		}
+		gone := l.EndBackends(ctx, tags(fx.End))
 		s.stepAndTell(func(c *core.Core, now time.Duration) { c.Ended(now, fx.End, gone) })
 	}
 	if len(fx.Look) > 0 {
-		if ok {
-			gone = r.BackendsGone(ctx, tags(fx.Look))
-			s.freeGone(ctx, fx.LookEpoch, fx.Look, gone)
-		}
+		s.freeGone(ctx, fx.LookEpoch, fx.Look, l.BackendsGone(ctx, tags(fx.Look)))
 		s.step(func(c *core.Core, _ time.Duration) { c.Looked() })
 	}
 }
