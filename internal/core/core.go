@@ -112,7 +112,7 @@ type Core struct {
 	sessions int64 // live ones
 	anchor   anchor
 	down     error // why Redis did not answer the last call, or nil
-	noMemory error // why Redis grants nothing new although it answers, or nil
+	noMemory bool  // Redis grants nothing new, although it answers
 	memoryAt int64 // Redis's time of the last word on that
 
 	closed bool // nothing is acquired any more
@@ -265,12 +265,11 @@ func (c *Core) setNoMemory(full bool, at int64) (changed bool) {
 		return false
 	}
 	c.memoryAt = at
-	if full == (c.noMemory != nil) {
+	if full == c.noMemory {
 		return false
 	}
-	c.noMemory = nil
+	c.noMemory = full
 	if full {
-		c.noMemory = errNoMemory
 		c.warn("Redis has reached maxmemory: leases are renewed, but nothing new is granted")
 	}
 	c.tellAll(Event{Kind: Changed})
@@ -312,8 +311,8 @@ func (c *Core) Err() error {
 	switch {
 	case c.down != nil:
 		return Unavailable(c.down)
-	case c.noMemory != nil:
-		return Unavailable(c.noMemory)
+	case c.noMemory:
+		return Unavailable(errNoMemory)
 	}
 	return nil
 }
