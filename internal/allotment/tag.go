@@ -1,10 +1,6 @@
 package allotment
 
-import (
-	"fmt"
-	"strconv"
-	"strings"
-)
+import "fmt"
 
 // A Backend is one Postgres backend, for all time: pids are used again, but not with the same start.
 type Backend struct {
@@ -18,12 +14,6 @@ func (b Backend) Tag() string { return fmt.Sprintf("%d %d %d", b.PID, b.Start, b
 
 // parseTag reads a tag; the server is 0 where it lacks one.
 func parseTag(tag string) (b Backend, ok bool) {
-	words := append(strings.Fields(tag), "0")
-	if len(words) < 3 {
-		return b, false
-	}
-	pid, err1 := strconv.ParseUint(words[0], 10, 32)
-	start, err2 := strconv.ParseInt(words[1], 10, 64)
-	server, err3 := strconv.ParseInt(words[2], 10, 64)
-	return Backend{PID: uint32(pid), Start: start, Server: server}, err1 == nil && err2 == nil && err3 == nil
+	_, err := fmt.Sscanf(tag+" 0", "%d %d %d", &b.PID, &b.Start, &b.Server)
+	return b, err == nil
 }
