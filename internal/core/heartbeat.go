@@ -101,9 +101,6 @@ func (h *heart) onTheWay(first, last uint64) bool {
 	return false
 }
 
-// measured notes what a round trip took.
-func (h *heart) measured(took time.Duration) { h.rtt = max(took, h.rtt-h.rtt/16) }
-
 // LastCall is the number of the last call.
 func (c *Core) LastCall() uint64 { return c.heart.last }
 
@@ -277,7 +274,7 @@ func (c *Core) CallFailed(now time.Duration, k *Call, err error) {
 func (c *Core) CallAnswered(now time.Duration, k *Call, got message.Renewed) {
 	h := &c.heart
 	changed := c.setDown(nil)
-	h.measured(now - k.sent)
+	h.rtt = max(now-k.sent, h.rtt-h.rtt/16)
 	c.renewed = max(c.renewed, k.sent)
 	h.silent, h.hedges = 0, 0
 	for _, other := range h.calls {
