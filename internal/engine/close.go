@@ -14,10 +14,7 @@ import (
 const closeTimeout = 3 * time.Second
 
 // Close releases all permits and ends the session. Closing twice does nothing.
-func (s *Session) Close() error {
-	s.closeOnce.Do(func() { s.closeErr = s.close() })
-	return s.closeErr
-}
+func (s *Session) Close() error { return s.closeOnce() }
 
 func (s *Session) close() error {
 	s.stepAndTell(func(c *core.Core, now time.Duration) { c.Close(now) })

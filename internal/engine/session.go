@@ -51,8 +51,7 @@ type Session struct {
 	ctx       context.Context // ends with Close
 	cancel    context.CancelFunc
 	wg        sync.WaitGroup
-	closeOnce sync.Once
-	closeErr  error
+	closeOnce func() error // close
 
 	// telling is held while events are told to pools, and while a call of the heartbeat is made. It
 	// is taken before the pools' locks, and those before mu.
@@ -81,6 +80,7 @@ func newSession(client redis.UniversalClient, own bool, cfg Config) *Session {
 		recording: make(chan struct{}, maxRecords), callEnded: make(chan struct{}),
 	}
 	s.changed = sync.NewCond(&s.mu)
+	s.closeOnce = sync.OnceValue(s.close)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.core = core.New(core.Config{
 		Base: cfg.Base, Session: s.name, Info: cfg.Info,
