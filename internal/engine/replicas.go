@@ -52,21 +52,16 @@ func (r replicated) eval(ctx context.Context, script func(redis.Pipeliner) *redi
 	case err != nil:
 		cmd.SetErr(err)
 	case count < int64(r.replicas):
-		cmd.SetErr(unacknowledged{count, r.replicas, r.patience})
+		cmd.SetErr(unacknowledged(fmt.Sprintf("%d of %d replicas acknowledged within %v",
+			count, r.replicas, r.patience)))
 	}
 	return cmd
 }
 
 // unacknowledged is the error of an answer that too few replicas have acknowledged.
-type unacknowledged struct {
-	count    int64
-	replicas int
-	patience time.Duration
-}
+type unacknowledged string
 
-func (e unacknowledged) Error() string {
-	return fmt.Sprintf("%d of %d replicas acknowledged within %v", e.count, e.replicas, e.patience)
-}
+func (e unacknowledged) Error() string { return string(e) }
 
 func (r replicated) once(
 	ctx context.Context, script func(redis.Pipeliner) *redis.Cmd,
