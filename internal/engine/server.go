@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -29,8 +30,7 @@ func inspectServer(ctx context.Context, c redis.UniversalClient) (s serverInfo, 
 	text, err := c.Info(ctx).Result()
 	if err != nil {
 		var refused redis.Error
-		if errors.As(err, &refused) && !redis.HasErrorPrefix(err, "NOAUTH") &&
-			!redis.HasErrorPrefix(err, "WRONGPASS") {
+		if errors.As(err, &refused) && !beginsWith(err, "NOAUTH", "WRONGPASS") {
 			return greet(ctx, c), nil
 		}
 		return serverInfo{}, err
@@ -99,26 +99,24 @@ func (s serverInfo) check() error {
 // explainCluster turns a MOVED and its like, to a client of one node, into errCluster. It is for
 // servers that refuse both INFO and HELLO.
 func explainCluster(c redis.UniversalClient, err error) error {
-	if _, single := c.(*redis.Client); !single {
-		return err
-	}
-	for _, prefix := range []string{"MOVED", "ASK", "CROSSSLOT", "CLUSTERDOWN"} {
-		if redis.HasErrorPrefix(err, prefix) {
-			return fmt.Errorf("%w (%w)", errCluster, err)
-		}
+	_, single := c.(*redis.Client)
+	if single && beginsWith(err, "MOVED", "ASK", "CROSSSLOT", "CLUSTERDOWN") {
+		return fmt.Errorf("%w (%w)", errCluster, err)
 	}
 	return err
 }
 
 // isPassing reports whether Redis has answered that it cannot serve now, but will.
 func isPassing(err error) bool {
-	for _, prefix := range []string{"LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "READONLY",
-		"BUSY", "NOREPLICAS", "MOVED", "ASK", "max number of clients reached"} {
-		if redis.HasErrorPrefix(err, prefix) {
-			return true
-		}
-	}
-	return false
+	return beginsWith(err, "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "READONLY", "BUSY",
+		"NOREPLICAS", "MOVED", "ASK", "max number of clients reached")
+}
+
+// beginsWith reports whether err is an answer of Redis that begins with one of those words.
+func beginsWith(err error, prefixes ...string) bool {
+	return slices.ContainsFunc(prefixes, func(prefix string) bool {
+		return redis.HasErrorPrefix(err, prefix)
+	})
 }
 
 func (s serverInfo) mayEvict() bool {
