@@ -1,6 +1,7 @@
 package passbuddy
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -153,16 +154,13 @@ func (l *idleList) wrapperClosed(c *conn, aged bool) {
 		if age := time.Since(c.born); l.maxAge == 0 || age < l.maxAge {
 			l.maxAge = age
 		}
-		kept := l.free[:0]
-		for _, ph := range l.free {
-			if l.tooOld(ph) {
+		l.free = slices.DeleteFunc(l.free, func(ph *physical) bool {
+			tooOld := l.tooOld(ph)
+			if tooOld {
 				old = append(old, ph)
-			} else {
-				kept = append(kept, ph)
 			}
-		}
-		clear(l.free[len(kept):])
-		l.free = kept
+			return tooOld
+		})
 	}
 	old = append(old, l.removeOldest(len(l.free)-l.wrappers)...)
 	l.watch()
@@ -197,10 +195,8 @@ func (l *idleList) removeOldest(n int) []*physical {
 	if n <= 0 {
 		return nil
 	}
-	old := append([]*physical(nil), l.free[:n]...)
-	kept := copy(l.free, l.free[n:])
-	clear(l.free[kept:])
-	l.free = l.free[:kept]
+	old := slices.Clone(l.free[:n])
+	l.free = slices.Delete(l.free, 0, n)
 	return old
 }
 
