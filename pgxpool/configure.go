@@ -10,7 +10,6 @@ import (
 	"github.com/passbuddy/passbuddy/internal/engine"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/multitracer"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/passbuddy/passbuddy"
@@ -138,12 +137,9 @@ func configureWith(config *pgxpool.Config, cfg passbuddy.Config, join joinFunc) 
 		return nil, fmt.Errorf("pgxpool: %w", err)
 	}
 
-	t := &tracer{Tracer: new(multitracer.Tracer), pool: p}
-	if p.userTracer != nil {
-		t.Tracer = multitracer.New(p.userTracer)
-		t.acquire, _ = p.userTracer.(pgxpool.AcquireTracer)
-		t.release, _ = p.userTracer.(pgxpool.ReleaseTracer)
-	}
+	t := &tracer{Tracer: allOf(p.userTracer), pool: p}
+	t.acquire, _ = p.userTracer.(pgxpool.AcquireTracer)
+	t.release, _ = p.userTracer.(pgxpool.ReleaseTracer)
 	t.plain = t.acquire == nil && !opts.PerCheckout
 	config.ConnConfig.Tracer, p.tracer = t, t
 	config.BeforeConnect = p.beforeConnect

@@ -32,13 +32,18 @@ type connectAttempt struct {
 	ended  func()          // for a background attempt: see backgroundDials
 }
 
+func (at *connectAttempt) init(p *pool, user pgx.QueryTracer) {
+	at.p, at.user, at.Tracer = p, user, allOf(user)
+}
+
 var noTracer = new(multitracer.Tracer)
 
-func (at *connectAttempt) init(p *pool, user pgx.QueryTracer) {
-	at.p, at.user, at.Tracer = p, user, noTracer
-	if user != nil {
-		at.Tracer = multitracer.New(user)
+// allOf is user, which may be nil, as a tracer of everything.
+func allOf(user pgx.QueryTracer) *multitracer.Tracer {
+	if user == nil {
+		return noTracer
 	}
+	return multitracer.New(user)
 }
 
 func (p *pool) beforeConnect(ctx context.Context, cfg *pgx.ConnConfig) error {
