@@ -56,13 +56,10 @@ func (cn *connector) begin() {
 func (cn *connector) done() {
 	cn.mu.Lock()
 	cn.busy--
-	var leave func()
-	if cn.busy == 0 && cn.isClosed() {
-		leave = cn.leaveEngine
-	}
+	leaves := cn.busy == 0 && cn.isClosed() && cn.joined.Load()
 	cn.mu.Unlock()
-	if leave != nil {
-		leave()
+	if leaves {
+		cn.a.Close()
 	}
 }
 

@@ -46,11 +46,10 @@ type connector struct {
 	mu sync.Mutex
 
 	// Guarded by mu.
-	leaveEngine func()        // takes the allotment out of the engine
-	busy        int           // callers inside acquire, and connections whose backend may live
-	closes      int           // of those: closed, and their backend may live
-	noCloses    chan struct{} // closed when closes falls to 0; nil when nobody waits for that
-	sweeping    bool
+	busy     int           // callers inside acquire, and connections whose backend may live
+	closes   int           // of those: closed, and their backend may live
+	noCloses chan struct{} // closed when closes falls to 0; nil when nobody waits for that
+	sweeping bool
 }
 
 var (
@@ -84,11 +83,9 @@ func (cn *connector) join() error {
 	if cn.joined.Load() {
 		return nil
 	}
-	leave, err := cn.engine(cn.a)
-	if err != nil {
+	if err := cn.engine(cn.a); err != nil {
 		return err
 	}
-	cn.leaveEngine = leave
 	cn.joined.Store(true)
 	return nil
 }

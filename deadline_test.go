@@ -151,10 +151,10 @@ func fencedDB(
 	cfg, err := Config{Fence: true, AcquireTimeout: stationsTimeout}.withDefaults()
 	must(t)(cfg, err)
 	fleet := newFleet(t, 1)
-	engine := func(a *allotment.Allotment) (func(), error) {
-		leave, err := fleet.source()(a)
+	engine := func(a *allotment.Allotment) error {
+		err := fleet.source()(a)
 		a.Attach(recordingFleet{fleet, record})
-		return leave, err
+		return err
 	}
 	return sql.OpenDB(newConnector(inner, inner.Driver(), engine, cfg))
 }

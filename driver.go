@@ -168,17 +168,11 @@ func (c *refusedConnector) Driver() driver.Driver {
 	return c.inner.Driver()
 }
 
-// engineSource joins an allotment to the engine. leave takes it out again, once it holds nothing.
-type engineSource func(*allotment.Allotment) (leave func(), err error)
+// engineSource joins an allotment to the engine.
+type engineSource func(*allotment.Allotment) error
 
 func fromSemaphore(sem *semaphore.Semaphore) engineSource {
-	return func(a *allotment.Allotment) (func(), error) {
-		share, err := a.Join(sem.Engine(engine.Seam{}))
-		if err != nil {
-			return nil, err
-		}
-		return share.Close, nil
-	}
+	return func(a *allotment.Allotment) error { return a.Join(sem.Engine(engine.Seam{})) }
 }
 
 func isNil(v any) bool {

@@ -73,12 +73,14 @@ func newFleet(t testing.TB, capacity int) *fakeFleet {
 }
 
 func (f *fakeFleet) source() engineSource {
-	return func(a *allotment.Allotment) (func(), error) {
+	return func(a *allotment.Allotment) error {
 		f.a = a
 		a.Attach(f)
-		return func() { f.mu.Lock(); f.left++; f.mu.Unlock() }, nil
+		return nil
 	}
 }
+
+func (f *fakeFleet) Close() { f.mu.Lock(); f.left++; f.mu.Unlock() }
 
 func (f *fakeFleet) Ask(n int) {
 	f.mu.Lock()

@@ -43,7 +43,7 @@ func NewWithConfig(
 	}
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
-		p.share.Close()
+		p.allot.Close()
 		return nil, err
 	}
 	p.known.Store(pool)
@@ -109,13 +109,13 @@ func options(cfg passbuddy.Config) (allotment.Options, error) {
 }
 
 // joinFunc joins an allotment to the engine.
-type joinFunc func(*allotment.Allotment) (share, error)
+type joinFunc func(*allotment.Allotment) error
 
 func configure(
 	config *pgxpool.Config, sem *semaphore.Semaphore, cfg passbuddy.Config,
 ) (*pool, error) {
 	return configureWith(config, cfg,
-		func(a *allotment.Allotment) (share, error) { return a.Join(sem.Engine(engine.Seam{})) })
+		func(a *allotment.Allotment) error { return a.Join(sem.Engine(engine.Seam{})) })
 }
 
 // configureWith is configure with any engine.
@@ -133,7 +133,7 @@ func configureWith(config *pgxpool.Config, cfg passbuddy.Config, join joinFunc) 
 	}
 	p.Lend = p.lend
 	p.allot = allotment.New(p, opts)
-	if p.share, err = join(p.allot); err != nil {
+	if err := join(p.allot); err != nil {
 		return nil, fmt.Errorf("pgxpool: %w", err)
 	}
 

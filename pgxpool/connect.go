@@ -243,14 +243,7 @@ func (p *pool) open(ctx context.Context) (*allotment.Slot, error) {
 // pgx answers a refusal by not ending idle connections that are past MaxConnIdleTime, not until the
 // wish for MinConns is fulfilled. At capacity that can be never, so they are ended here.
 func (p *pool) openBackground(ctx context.Context) (*allotment.Slot, error) {
-	slot, err := p.allot.OpenBackground(ctx, nil)
-	if errors.Is(err, allotment.ErrNoSpare) {
-		if permit, tryErr := p.share.Try(ctx); tryErr != nil {
-			err = tryErr
-		} else {
-			slot, err = p.allot.OpenBackground(ctx, permit)
-		}
-	}
+	slot, err := p.allot.OpenBackground(ctx)
 	if err != nil {
 		closeInPlace(p.allot.SweepIdle(p.user.MaxConnIdleTime, int(p.user.MinConns))...)
 		return nil, fmt.Errorf("pgxpool: a background connection: %w", err)

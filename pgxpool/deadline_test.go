@@ -135,10 +135,10 @@ func newStations(t *testing.T, cfg passbuddy.Config) *stations {
 		return pg.Dial(ctx, network, addr)
 	}
 	cfg.AcquireTimeout = stationsTimeout
-	p, err := configureWith(config, cfg, func(a *allotment.Allotment) (share, error) {
+	p, err := configureWith(config, cfg, func(a *allotment.Allotment) error {
 		s.engine.allot = a
 		a.Attach(s.engine)
-		return s.engine, nil
+		return nil
 	})
 	if err != nil {
 		t.Fatal(err)

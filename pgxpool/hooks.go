@@ -57,7 +57,7 @@ func NewHooks(sem *semaphore.Semaphore, cfg passbuddy.Config) *Hooks {
 		return &Hooks{err: err}
 	}
 	a := allotment.New(holders{}, opts)
-	if _, err := a.Join(sem.Engine(engine.Seam{})); err != nil {
+	if err := a.Join(sem.Engine(engine.Seam{})); err != nil {
 		return &Hooks{err: fmt.Errorf("pgxpool: %w", err)}
 	}
 	return &Hooks{allot: a}

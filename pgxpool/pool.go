@@ -17,12 +17,6 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// share is the engine's side of a pool. [*engine.Pool] is one.
-type share interface {
-	allotment.Engine
-	Close()
-}
-
 const (
 	// reclaimTimeout bounds the search for one idle connection. It takes microseconds, unless all
 	// of MaxConns are out.
@@ -40,7 +34,6 @@ const (
 type pool struct {
 	backend.Lender
 	allot      *allotment.Allotment
-	share      share
 	opts       allotment.Options
 	user       pgxpool.Config  // as it was when we were called: its hooks are the user's
 	userTracer pgx.QueryTracer // its tracer, or nil

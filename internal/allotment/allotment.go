@@ -20,6 +20,7 @@ type Engine interface {
 	Full() bool               // Redis has answered the last Ask, and had nothing free
 	Err() error               // why the engine cannot ask Redis now, or nil
 	Try(ctx context.Context) (*engine.Permit, error)
+	Close() // leave the session, once the last permit is given back
 
 	// For Options.Fence.
 	RecordBackend(p *engine.Permit, tag string) record
@@ -121,15 +122,15 @@ func New(pool Pool, opts Options) *Allotment {
 // Join connects the allotment to the engine. It, or Attach, is called once, before the first Enter.
 // Join holds the lock all along: what the engine tells the new pool meanwhile waits until the
 // allotment can answer.
-func (a *Allotment) Join(session *engine.Session) (*engine.Pool, error) {
+func (a *Allotment) Join(session *engine.Session) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	pool, err := session.NewPool(a)
 	if err != nil {
-		return nil, fmt.Errorf("passbuddy: %w", err)
+		return fmt.Errorf("passbuddy: %w", err)
 	}
 	a.engine = pool
-	return pool, nil
+	return nil
 }
 
 // Attach is Join for an engine that is there already.
@@ -137,6 +138,13 @@ func (a *Allotment) Attach(e Engine) {
 	a.mu.Lock()
 	a.engine = e
 	a.mu.Unlock()
+}
+
+// Close takes the allotment out of the engine, once it holds nothing.
+func (a *Allotment) Close() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.engine.Close()
 }
 
 // owned is how many permits this pool has.

@@ -48,13 +48,25 @@ func (a *Allotment) OpenNow() *Slot {
 	return a.newSlot()
 }
 
-// ErrNoSpare is returned by [Allotment.OpenBackground], which does not wait: no permit is spare.
-var ErrNoSpare = errors.New("passbuddy: no connection permit is free for a background connection")
+var errNoSpare = errors.New("passbuddy: no connection permit is free for a background connection")
 
-// OpenBackground is Open for a connection that no caller waits for. It never waits itself, takes no
-// permit from a local caller, and returns ErrNoSpare when none is free. p, if not nil, is a permit
-// acquired for it. With Options.Fence it asks Redis, as Open does.
-func (a *Allotment) OpenBackground(ctx context.Context, p *engine.Permit) (*Slot, error) {
+// OpenBackground is Open for a connection that no caller waits for. It never waits itself, and
+// takes no permit from a local caller: where none is spare it asks Redis for one. With
+// Options.Fence it asks Redis for more, as Open does.
+func (a *Allotment) OpenBackground(ctx context.Context) (*Slot, error) {
+	s, err := a.openSpare(ctx, nil)
+	if !errors.Is(err, errNoSpare) {
+		return s, err
+	}
+	p, err := a.engine.Try(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return a.openSpare(ctx, p)
+}
+
+// openSpare is OpenBackground under a spare permit. p, if not nil, is one more. It takes the lock.
+func (a *Allotment) openSpare(ctx context.Context, p *engine.Permit) (*Slot, error) {
 	a.mu.Lock()
 	if p != nil {
 		a.permits.add(p)
@@ -63,7 +75,7 @@ func (a *Allotment) OpenBackground(ctx context.Context, p *engine.Permit) (*Slot
 	if a.closed || a.waiters.n > 0 || a.openers.n > 0 || len(a.permits.spare) == 0 || a.available() <= 0 {
 		a.settle()
 		a.mu.Unlock()
-		return nil, ErrNoSpare
+		return nil, errNoSpare
 	}
 	s := a.newSlot()
 	a.mu.Unlock()

@@ -45,6 +45,7 @@ func (quiet) Stay(bool)                                   {}
 func (quiet) Full() bool                                  { return false }
 func (quiet) Err() error                                  { return nil }
 func (quiet) Try(context.Context) (*engine.Permit, error) { return nil, core.ErrCapacity }
+func (quiet) Close()                                      {}
 func (quiet) RecordBackend(*engine.Permit, string) record { return nil }
 func (quiet) ClearBackend(*engine.Permit) record          { return nil }
 

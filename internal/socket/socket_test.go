@@ -32,6 +32,7 @@ func (fleet) Stay(bool)                                   {}
 func (fleet) Full() bool                                  { return true }
 func (fleet) Err() error                                  { return semaphore.ErrUnavailable }
 func (fleet) Try(context.Context) (*engine.Permit, error) { return nil, semaphore.ErrUnavailable }
+func (fleet) Close()                                      {}
 func (fleet) Evict() bool                                 { return false }
 func (fleet) Abort(c *allotment.Slot)                     { c.Attached().(*socket.Link).Abort() }
 
