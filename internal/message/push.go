@@ -51,51 +51,31 @@ func ParsePush(payload string) (p Push, ok bool) {
 	}
 	p.Kind = PushKind(words[0])
 	words = words[1:]
-	switch p.Kind {
-	case PushGrant:
-		if len(words) < 3 {
-			return p, false
-		}
+	var err error
+	switch {
+	case p.Kind == PushGrant && len(words) > 2:
 		p.Epoch, p.IDs = words[0], words[2:]
-		var err error
 		p.Now, err = strconv.ParseInt(words[1], 10, 64)
-		return p, err == nil
-	case PushWanted:
-		if len(words) != 1 {
-			return p, false
-		}
+	case p.Kind == PushWanted && len(words) == 1:
 		p.Pool = words[0]
-		return p, true
-	case PushRecall:
-		if len(words) != 5 {
-			return p, false
-		}
+	case p.Kind == PushRecall && len(words) == 5:
 		p.Epoch, p.Pool = words[0], words[1]
-		var numbers [3]int64
-		for i, text := range words[2:] {
-			n, err := strconv.ParseInt(text, 10, 64)
-			if err != nil {
+		for i, to := range []*int64{&p.Tally.Recalled, &p.Tally.Withdrawn, &p.Millis} {
+			if *to, err = strconv.ParseInt(words[2+i], 10, 64); err != nil {
 				return p, false
 			}
-			numbers[i] = n
 		}
-		p.Tally = Tally{Recalled: numbers[0], Withdrawn: numbers[1]}
-		p.Millis = min(max(numbers[2], 0), 1<<31)
-		return p, true
-	case PushFence:
+		p.Millis = min(max(p.Millis, 0), 1<<31)
+	case p.Kind == PushFence:
 		p.backends(words, 2)
-		return p, true
-	case PushLook:
-		if len(words) == 0 {
-			return p, false
-		}
+	case p.Kind == PushLook && len(words) > 0:
 		p.Epoch = words[0]
 		p.backends(words[1:], 4)
-		return p, true
-	case PushRetry, PushLost, PushHeartbeat:
-		return p, true
+	case p.Kind == PushRetry, p.Kind == PushLost, p.Kind == PushHeartbeat:
+	default:
+		return p, false
 	}
-	return p, false
+	return p, err == nil
 }
 
 // backends reads groups of a UUID and the words of a record. A group that is cut off is left out.
