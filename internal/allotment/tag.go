@@ -13,7 +13,7 @@ type Backend struct {
 	Server int64 // pg_postmaster_start_time() of its server, likewise: only a server that shows the same can say that it is gone; 0 if unknown
 }
 
-// Tag is what the engine knows b by.
+// Tag returns the engine's name for b.
 func (b Backend) Tag() string { return fmt.Sprintf("%d %d %d", b.PID, b.Start, b.Server) }
 
 // parseTag reads a tag; the server is 0 where it lacks one.

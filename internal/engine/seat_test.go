@@ -55,7 +55,7 @@ func TestAPoolThatHoldsNothingLeaves(t *testing.T) {
 
 // A recall whose push was lost must not reach the next pool with that number: the permit was given
 // back all the same. The answer to an offer made under that number must not reach it either.
-func TestANumberComesWithoutDebts(t *testing.T) {
+func TestANumberIsReusedWithoutDebts(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		cfg := Config{Capacity: 2, TTL: 3 * time.Second}
 		s := w.join(cfg)

@@ -10,7 +10,7 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// serverInfo is what INFO tells. Fields it does not tell, or may not by its ACL, are empty.
+// serverInfo holds the fields of INFO. A field that the server lacks, or an ACL hides, is empty.
 type serverInfo struct {
 	version, policy, maxMemory string
 	cluster                    bool // a node of a Cluster, and the client that asked stays there
