@@ -90,7 +90,7 @@ func (s *Session) patience() time.Duration {
 	return max(s.cfg.TTL/4, min(3*s.rtt(), s.cfg.TTL-s.cfg.TTL/10))
 }
 
-// rtt is how long replies take.
+// rtt is what replies take.
 func (s *Session) rtt() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
