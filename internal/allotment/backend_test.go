@@ -14,7 +14,7 @@ import (
 
 // The leases of backends that are recorded do not end by themselves. A process that lost them while
 // Redis was away says when those backends are gone. No other has to look, or to wait for the bound.
-func TestWhatIsRecordedAndLostIsGivenBack(t *testing.T) {
+func TestALostRecordedPermitIsGivenBack(t *testing.T) {
 	for _, what := range []string{"connection", "spare permit"} {
 		t.Run(what, func(t *testing.T) {
 			inFleet(t, 1, func(t *testing.T, fl *fleet) {
@@ -64,7 +64,7 @@ func TestWhatIsRecordedAndLostIsGivenBack(t *testing.T) {
 // A permit covers one connection after another. Before the next one is opened, Redis knows that the
 // former is gone. If another session had seen that before and freed the permit, the caller gets
 // another permit.
-func TestAPermitIsVacatedBeforeItCoversTheNextConnection(t *testing.T) {
+func TestARecordIsClearedBeforeTheNextConnection(t *testing.T) {
 	for _, what := range []string{"held", "freed"} {
 		t.Run(what, func(t *testing.T) {
 			inFleet(t, 1, func(t *testing.T, fl *fleet) {

@@ -37,7 +37,7 @@ func (a *Allotment) Open(ctx context.Context) (*Slot, error) {
 		if err != nil {
 			return nil, err
 		}
-		err = s.vacate(ctx)
+		err = s.clearRecord(ctx)
 		if err == nil {
 			return s, nil
 		}
@@ -127,7 +127,7 @@ func (s *Slot) CheckOut() bool {
 	if ok {
 		a.slots.tie()
 		if s.state == idle {
-			s.lift(out)
+			s.endIdle(out)
 		} else {
 			s.connected()
 			s.become(out)
@@ -153,5 +153,5 @@ func (s *Slot) connected() {
 	}
 	a.costs.connected, a.costs.failing = time.Now(), false
 	smooth(&a.costs.connect, a.costs.connected.Sub(s.since))
-	a.moved()
+	a.reportMove()
 }

@@ -11,7 +11,7 @@ import (
 
 // available is derived. It must be what counting says: what the pool owns, but for turns, for what
 // leaves or is to be evicted, and for slots that open without a turn.
-func TestAvailableIsWhatIsLeft(t *testing.T) {
+func TestAvailableAgreesWithACount(t *testing.T) {
 	seed := rand.Uint64()
 	r := rand.New(rand.NewPCG(seed, 0))
 	for range 10_000 {
