@@ -56,9 +56,9 @@ func (s *Slot) RecordBackend(ctx context.Context, b Backend) error {
 	return nil
 }
 
-// clearRecord makes sure, before the connection of s is dialled, that Redis knows of no other backend
-// under its permit: see engine.Pool.ClearBackend. It asks Redis only if the permit has covered a
-// backend before. It takes the lock.
+// clearRecord makes sure, before the connection of s is dialled, that Redis knows of no other
+// backend under its permit: see engine.Pool.ClearBackend. It asks Redis only if the permit has
+// covered a backend before. It takes the lock.
 func (s *Slot) clearRecord(ctx context.Context) error {
 	if !s.a.opts.Fence {
 		return nil

@@ -80,8 +80,8 @@ func (a *Allotment) serve() {
 // keepSpare is how long a permit that covers no connection is kept for the next caller, unused.
 const keepSpare = 50 * time.Millisecond
 
-// keepsSpare reports whether a permit that covers no connection stays for the next caller, who would
-// else ask Redis for it.
+// keepsSpare reports whether a permit that covers no connection stays for the next caller, who
+// would else ask Redis for it.
 func (a *Allotment) keepsSpare() bool {
 	rest := keepSpare - time.Since(a.usedAt)
 	ok := a.opts.PerCheckout && !a.closed && rest > 0
@@ -133,8 +133,8 @@ func (a *Allotment) ask() {
 	a.engine.Ask(n)
 }
 
-// turnsWithoutPermit is how many turns have lost the spare permit, or the idle slot, that was free when they
-// were given. The permits of slots that are leaving come back, so they are not missing.
+// turnsWithoutPermit is how many turns have lost the spare permit, or the idle slot, that was free
+// when they were given. The permits of slots that are leaving come back, so they are not missing.
 func (a *Allotment) turnsWithoutPermit() int {
 	if a.openers.n == 0 {
 		return 0

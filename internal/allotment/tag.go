@@ -6,7 +6,8 @@ import (
 	"strings"
 )
 
-// A Backend is one Postgres backend, for all time: pids are used again, but not with the same start.
+// A Backend is one Postgres backend, for all time: pids are used again, but not with the same
+// start.
 type Backend struct {
 	PID    uint32
 	Start  int64 // pg_stat_activity.backend_start, in microseconds since 1970
