@@ -51,7 +51,7 @@ func TestALostRecordedPermitIsGivenBack(t *testing.T) {
 				fl.redis.SetError("")
 				time.Sleep(3 * time.Second) // a heartbeat
 				if n := fl.held(); n != 0 {
-					t.Errorf("%d permits are held, or in quarantine", n)
+					t.Errorf("%d permits are held, or in quarantine, want none", n)
 				}
 				if what == "spare permit" {
 					p.Exit()
@@ -102,7 +102,7 @@ func TestARecordIsClearedBeforeTheNextConnection(t *testing.T) {
 					t.Errorf("%q is recorded while a connection is opened", record)
 				}
 				if n := fl.held(); n != 1 {
-					t.Errorf("%d permits are held", n)
+					t.Errorf("%d permits are held, want 1", n)
 				}
 				if err := c.RecordBackend(t.Context(), allotment.Backend{PID: 2, Start: 2, Server: 1}); err != nil {
 					t.Error(err)

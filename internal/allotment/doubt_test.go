@@ -176,7 +176,7 @@ func TestAllInDoubt(t *testing.T) {
 			p.lose(pid)
 		}
 		if took := p.served(4); took > time.Second {
-			t.Errorf("served after %v", took)
+			t.Errorf("served after %v, want at most 1s", took)
 		}
 		if now, _, _ := fl.witness(); now > 4 || len(p.asked) != 1 || len(p.asked[0]) != 4 {
 			t.Errorf("%d backends, asked %v", now, p.asked)
@@ -233,7 +233,7 @@ func TestSomeInDoubt(t *testing.T) {
 			p.lose(pid)
 		}
 		if took := p.served(4); took > 100*time.Millisecond {
-			t.Errorf("served after %v", took)
+			t.Errorf("served after %v, want at most 100ms", took)
 		}
 	})
 }
@@ -258,7 +258,7 @@ func TestDoubtIsBounded(t *testing.T) {
 			t.Errorf("after 16s: %+v", f)
 		}
 		if took := p.served(3); took > time.Second {
-			t.Errorf("served after %v", took)
+			t.Errorf("served after %v, want at most 1s", took)
 		}
 	})
 }
@@ -288,7 +288,7 @@ func TestDoubtAndServerDown(t *testing.T) {
 			t.Errorf("asked %v", p.asked)
 		}
 		if now, _, _ := fl.witness(); now > 3 {
-			t.Errorf("%d backends", now)
+			t.Errorf("%d backends, want at most 3", now)
 		}
 	})
 }
@@ -303,7 +303,7 @@ func TestDoubtThatEnds(t *testing.T) {
 		fl.count(-1)
 		p.conns[0].Gone()
 		if took := p.served(1); took > 50*time.Millisecond {
-			t.Errorf("served after %v", took)
+			t.Errorf("served after %v, want at most 50ms", took)
 		}
 		p.conns[1].Return(true)
 		time.Sleep(time.Minute)

@@ -192,7 +192,7 @@ func TestRequestForManyRecallsAsMany(t *testing.T) {
 			t.Fatal(err)
 		}
 		if n := recalls() - before; n > 8 {
-			t.Errorf("%d permits were recalled for a request for 8", n)
+			t.Errorf("%d permits were recalled for a request for 8, want at most 8", n)
 		}
 		for _, p := range permits {
 			if err := p.Release(t.Context()); err != nil {
@@ -234,7 +234,8 @@ func TestLastIdleConnectionIsGivenHoweverOftenItIsMissed(t *testing.T) {
 						t.Fatal(err)
 					}
 					if took := time.Since(began); took > 1500*time.Millisecond {
-						t.Fatalf("waited %v for what lies idle in the other process", took)
+						t.Fatalf("waited %v for what lies idle in the other process, want at "+
+							"most 1500ms", took)
 					}
 				}
 			})

@@ -183,7 +183,7 @@ func TestReleaseThatFailsDuringCloseIsRepeated(t *testing.T) {
 					t.Error("bug in the test: the release was not sent")
 				}
 				if got := b.state(t).Held; got != 0 {
-					t.Errorf("%d held after Close", got)
+					t.Errorf("%d held after Close, want none", got)
 				}
 			})
 		})

@@ -117,7 +117,7 @@ func TestASessionWithoutSubscriptionLosesNothing(t *testing.T) {
 			}
 		}
 		if n := deaf.Heard("lost"); n > 0 {
-			t.Errorf("%d leases are lost", n)
+			t.Errorf("%d leases are lost, want none", n)
 		}
 		looks := other.looks.Load()
 		if looks == 0 || looks > int32(long/lookEvery)+1 {
@@ -250,14 +250,14 @@ func TestNobodyLooksInVain(t *testing.T) {
 		a.s.loseSubscription(t)
 		time.Sleep(longTTL)
 		if n := b.looks.Load(); n > 0 {
-			t.Errorf("%d looks while no session waits", n)
+			t.Errorf("%d looks while no session waits, want none", n)
 		}
 	})
 	inWorld(t, func(t *testing.T, w *world) {
 		a, b, _ := looked(t, w, Config{})
 		time.Sleep(longTTL)
 		if n := a.looks.Load() + b.looks.Load(); n > 0 {
-			t.Errorf("%d looks while all are subscribed", n)
+			t.Errorf("%d looks while all are subscribed, want none", n)
 		}
 	})
 	inWorld(t, func(t *testing.T, w *world) {
