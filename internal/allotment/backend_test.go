@@ -12,8 +12,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/allotment"
 )
 
-// The leases of backends that are recorded do not end by themselves. A process that lost them while
-// Redis was away says when those backends are gone. No other has to look, or to wait for the bound.
+// A process lost the leases of recorded backends while Redis was away. It tells Redis when those
+// backends are gone: no other process has to look for them, or to wait for the bound.
 func TestALostRecordedPermitIsGivenBack(t *testing.T) {
 	for _, what := range []string{"connection", "spare permit"} {
 		t.Run(what, func(t *testing.T) {
@@ -62,8 +62,8 @@ func TestALostRecordedPermitIsGivenBack(t *testing.T) {
 }
 
 // A permit covers one connection after another. Before the next one is opened, Redis knows that the
-// former is gone. If another session had seen that before and freed the permit, the caller gets
-// another permit.
+// former is gone. If another session saw that first and freed the permit, the caller gets another
+// permit.
 func TestARecordIsClearedBeforeTheNextConnection(t *testing.T) {
 	for _, what := range []string{"held", "freed"} {
 		t.Run(what, func(t *testing.T) {
@@ -117,7 +117,7 @@ func TestARecordIsClearedBeforeTheNextConnection(t *testing.T) {
 	}
 }
 
-// A caller that ends backends passes those that wait for a turn.
+// A caller that ends backends overtakes those that wait for a turn.
 func TestUrgentTurn(t *testing.T) {
 	inFleet(t, 1, func(t *testing.T, fl *fleet) {
 		p := &ender{}

@@ -11,9 +11,9 @@ import (
 	"github.com/passbuddy/passbuddy/internal/allotment"
 )
 
-// The first process to come back after an outage is granted all there is, and asked for most of it
-// before it hears of the grant. If one of those recalls were lost, the permits would stay uneven
-// until the next heartbeat.
+// The first process to come back after an outage is granted all permits, and is asked for most of
+// them before it hears of the grant. If one of those recalls were lost, the permits would stay
+// uneven until the next heartbeat.
 func TestRecallsThatOvertakeTheirGrant(t *testing.T) {
 	const capacity, processes = 20, 5
 	inFleet(t, capacity, func(t *testing.T, fl *fleet) {
