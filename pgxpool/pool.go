@@ -19,8 +19,8 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// share is the engine's side of a pool. [*engine.Pool] is one.
-type share interface {
+// enginePool is the engine's side of a pool. [*engine.Pool] is one.
+type enginePool interface {
 	allotment.Engine
 	Try(ctx context.Context) (*engine.Permit, error)
 	Close()
@@ -43,7 +43,7 @@ const (
 type pool struct {
 	backend.Lender
 	allot          *allotment.Allotment
-	share          share
+	enginePool     enginePool
 	user           hooks
 	tracer         *tracer
 	perCheckout    bool

@@ -171,12 +171,12 @@ func (e *ender) EndBackends(ctx context.Context, _ []allotment.Backend) []bool {
 	return []bool{true}
 }
 
-// fleetOf is a share of the process's session for another allotment.
+// fleetOf returns another pool of the process's session, for the allotment a.
 func (p *process) fleetOf(t *testing.T, a *allotment.Allotment) *engine.Pool {
 	t.Helper()
-	share, err := p.sem.Engine(engine.Seam{}).NewPool(a)
+	pool, err := p.sem.Engine(engine.Seam{}).NewPool(a)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return share
+	return pool
 }

@@ -21,11 +21,11 @@ func TestRecallsThatOvertakeTheirGrant(t *testing.T) {
 		for range processes {
 			p := &process{fl: fl, sem: fl.start(allotment.Options{}).sem}
 			p.Allotment = allotment.New(p, allotment.Options{AcquireTimeout: time.Minute})
-			share, err := p.sem.Engine(engine.Seam{}).NewPool(hearsLate{p.Allotment})
+			pool, err := p.sem.Engine(engine.Seam{}).NewPool(hearsLate{p.Allotment})
 			if err != nil {
 				t.Fatal(err)
 			}
-			p.Attach(share)
+			p.Attach(pool)
 			fleet = append(fleet, p)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)

@@ -87,11 +87,11 @@ func (fl *fleet) startAs(cfg semaphore.Config, opts allotment.Options) *process 
 	}
 	p := &process{fl: fl, sem: sem}
 	p.Allotment = allotment.New(p, opts)
-	share, err := sem.Engine(engine.Seam{}).NewPool(p.Allotment)
+	pool, err := sem.Engine(engine.Seam{}).NewPool(p.Allotment)
 	if err != nil {
 		fl.t.Fatal(err)
 	}
-	p.Attach(share)
+	p.Attach(pool)
 	fl.t.Cleanup(func() {
 		if err := sem.Close(); err != nil {
 			fl.t.Errorf("Close: %v", err)
