@@ -173,11 +173,11 @@ type engineSource func(*allotment.Allotment) (leave func(), err error)
 
 func fromSemaphore(sem *semaphore.Semaphore) engineSource {
 	return func(a *allotment.Allotment) (func(), error) {
-		pool, err := a.Join(sem.Engine(engine.Seam{}))
+		share, err := a.Join(sem.Engine(engine.Seam{}))
 		if err != nil {
 			return nil, err
 		}
-		return pool.Close, nil
+		return share.Close, nil
 	}
 }
 

@@ -44,7 +44,7 @@ func NewWithConfig(
 	}
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
-		p.enginePool.Close()
+		p.share.Close()
 		return nil, err
 	}
 	p.known.Store(pool)
@@ -110,13 +110,13 @@ func options(cfg passbuddy.Config) (allotment.Options, error) {
 }
 
 // joinFunc joins an allotment to the engine.
-type joinFunc func(*allotment.Allotment) (enginePool, error)
+type joinFunc func(*allotment.Allotment) (share, error)
 
 func configure(
 	config *pgxpool.Config, sem *semaphore.Semaphore, cfg passbuddy.Config,
 ) (*pool, error) {
 	return configureWith(config, cfg,
-		func(a *allotment.Allotment) (enginePool, error) { return a.Join(sem.Engine(engine.Seam{})) })
+		func(a *allotment.Allotment) (share, error) { return a.Join(sem.Engine(engine.Seam{})) })
 }
 
 // configureWith is configure with any engine.
@@ -150,10 +150,10 @@ func configureWith(config *pgxpool.Config, cfg passbuddy.Config, join joinFunc) 
 	}
 	p.Lend = p.lend
 	p.allot = allotment.New(p, opts)
-	if p.enginePool, err = join(p.allot); err != nil {
+	if p.share, err = join(p.allot); err != nil {
 		return nil, fmt.Errorf("pgxpool: %w", err)
 	}
-	p.allot.Attach(p.enginePool)
+	p.allot.Attach(p.share)
 
 	t := &tracer{Tracer: new(multitracer.Tracer), pool: p}
 	if p.user.tracer != nil {

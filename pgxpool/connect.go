@@ -240,7 +240,7 @@ func (p *pool) open(ctx context.Context) (*allotment.Slot, error) {
 func (p *pool) openBackground(ctx context.Context) (*allotment.Slot, error) {
 	slot, err := p.allot.OpenBackground(ctx, nil)
 	if errors.Is(err, allotment.ErrNoSpare) {
-		if permit, tryErr := p.enginePool.Try(ctx); tryErr != nil {
+		if permit, tryErr := p.share.Try(ctx); tryErr != nil {
 			err = tryErr
 		} else {
 			slot, err = p.allot.OpenBackground(ctx, permit)

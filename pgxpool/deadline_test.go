@@ -133,7 +133,7 @@ func newStations(t *testing.T, cfg passbuddy.Config) *stations {
 		return pg.Dial(ctx, network, addr)
 	}
 	cfg.AcquireTimeout = stationsTimeout
-	p, err := configureWith(config, cfg, func(a *allotment.Allotment) (enginePool, error) {
+	p, err := configureWith(config, cfg, func(a *allotment.Allotment) (share, error) {
 		s.engine.allot = a
 		return s.engine, nil
 	})

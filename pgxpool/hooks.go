@@ -51,7 +51,7 @@ func NewHooks(sem *semaphore.Semaphore, cfg passbuddy.Config) *Hooks {
 	if sem == nil {
 		return &Hooks{err: errors.New("pgxpool: sem is nil")}
 	}
-	return newHooks(cfg, func(a *allotment.Allotment) (enginePool, error) { return a.Join(sem.Engine(engine.Seam{})) })
+	return newHooks(cfg, func(a *allotment.Allotment) (share, error) { return a.Join(sem.Engine(engine.Seam{})) })
 }
 
 func newHooks(cfg passbuddy.Config, join joinFunc) *Hooks {

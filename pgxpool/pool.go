@@ -19,8 +19,8 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// enginePool is the engine's side of a pool. [*engine.Pool] is one.
-type enginePool interface {
+// share is the engine's side of a pool. [*engine.Pool] is one.
+type share interface {
 	allotment.Engine
 	Try(ctx context.Context) (*engine.Permit, error)
 	Close()
@@ -43,7 +43,7 @@ const (
 type pool struct {
 	backend.Lender
 	allot          *allotment.Allotment
-	enginePool     enginePool
+	share          share
 	user           hooks
 	tracer         *tracer
 	perCheckout    bool

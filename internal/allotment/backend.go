@@ -56,10 +56,10 @@ func (s *Slot) RecordBackend(ctx context.Context, b Backend) error {
 	return nil
 }
 
-// clearRecord makes sure, before the connection of s is dialled, that Redis knows of no other
-// backend under its permit: see engine.Pool.ClearBackend. It asks Redis only if the permit has
-// covered a backend before. It takes the lock.
-func (s *Slot) clearRecord(ctx context.Context) error {
+// vacate makes sure, before the connection of s is dialled, that Redis knows of no other backend
+// under its permit: see engine.Pool.ClearBackend. It asks Redis only if the permit has covered a
+// backend before. It takes the lock.
+func (s *Slot) vacate(ctx context.Context) error {
 	if !s.a.opts.Fence {
 		return nil
 	}
@@ -91,7 +91,7 @@ func (s *Slot) underPermit(first func(recorder) record) (record, error) {
 // BackendsGone passes on what the engine asks for, if the pool can do it.
 func (a *Allotment) BackendsGone(ctx context.Context, tags []string) []bool {
 	if e, ok := a.pool.(BackendEnder); ok {
-		return askByTags(tags, func(b []Backend) []bool { return e.BackendsGone(a.urgent(ctx), b) })
+		return askOf(tags, func(b []Backend) []bool { return e.BackendsGone(a.urgent(ctx), b) })
 	}
 	return nil
 }
@@ -99,7 +99,7 @@ func (a *Allotment) BackendsGone(ctx context.Context, tags []string) []bool {
 // EndBackends passes on what the engine asks for, if the pool can do it.
 func (a *Allotment) EndBackends(ctx context.Context, tags []string) []bool {
 	if e, ok := a.pool.(BackendEnder); ok {
-		return askByTags(tags, func(b []Backend) []bool { return e.EndBackends(a.urgent(ctx), b) })
+		return askOf(tags, func(b []Backend) []bool { return e.EndBackends(a.urgent(ctx), b) })
 	}
 	return nil
 }

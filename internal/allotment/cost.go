@@ -60,8 +60,8 @@ func (a *Allotment) moveCost() time.Duration {
 	return a.costs.connect + a.costs.end + grantCost
 }
 
-// reportMove tells the engine what a move costs, and that one has ended.
-func (a *Allotment) reportMove() {
+// moved tells the engine what a move costs, and that one has ended.
+func (a *Allotment) moved() {
 	if e, ok := a.engine.(interface{ Moved(time.Duration) }); ok {
 		e.Moved(a.moveCost())
 	}

@@ -65,7 +65,7 @@ func (s *Slot) Retake(generation uint32) bool {
 	if ok {
 		a.slots.turns++
 		if s.pin == Free {
-			s.endIdle(out) // the warm path
+			s.lift(out) // the warm path
 		} else {
 			s.become(out)
 		}
@@ -88,7 +88,7 @@ func (s *Slot) Keep() bool {
 	if ok {
 		a.slots.turns-- // returns need not count it: see explainNested
 		if s.pin == Free {
-			s.makeIdle()
+			s.lay()
 		} else {
 			s.become(idle)
 		}

@@ -82,8 +82,8 @@ func (s *Slot) AbortCause() error {
 	return nil
 }
 
-// addUncounted adds one uncounted permit, where FallbackConns allows it and Redis cannot be asked.
-func (a *Allotment) addUncounted() bool {
+// fallBack adds one uncounted permit, where FallbackConns allows it and Redis cannot be asked.
+func (a *Allotment) fallBack() bool {
 	if a.owned() >= a.opts.FallbackConns || a.engine.Err() == nil {
 		return false
 	}

@@ -37,7 +37,7 @@ func (a *Allotment) Open(ctx context.Context) (*Slot, error) {
 		if err != nil {
 			return nil, err
 		}
-		err = s.clearRecord(ctx)
+		err = s.vacate(ctx)
 		if err == nil {
 			return s, nil
 		}
@@ -127,7 +127,7 @@ func (s *Slot) CheckOut() bool {
 	if ok {
 		a.slots.tie()
 		if s.state == idle {
-			s.endIdle(out)
+			s.lift(out)
 		} else {
 			s.connected()
 			s.become(out)
@@ -153,5 +153,5 @@ func (s *Slot) connected() {
 	}
 	a.costs.connected, a.costs.failing = time.Now(), false
 	smooth(&a.costs.connect, a.costs.connected.Sub(s.since))
-	a.reportMove()
+	a.moved()
 }

@@ -17,7 +17,7 @@ func (a *Allotment) TryEnter() bool {
 	a.mu.Lock()
 	ok := a.mayEnter()
 	if ok {
-		a.takeTurn(false)
+		a.take(false)
 	}
 	a.mu.Unlock()
 	return ok
@@ -67,7 +67,7 @@ func (a *Allotment) OpenBackground(ctx context.Context, p *engine.Permit) (*Slot
 	}
 	s := a.newSlot()
 	a.mu.Unlock()
-	if err := s.clearRecord(ctx); err != nil {
+	if err := s.vacate(ctx); err != nil {
 		s.Gone()
 		return nil, err
 	}
@@ -103,7 +103,7 @@ func (s *Slot) Return(healthy bool) bool {
 	if s.state == out {
 		a.slots.endCheckout()
 		if healthy && !s.lost && s.permit != nil && a.debts.owed == 0 && a.debts.evicting == 0 && !a.closed {
-			s.makeIdle()
+			s.lay()
 			if a.waiters.n > 0 || a.openers.n > 0 ||
 				a.offers.wanted && (!a.offers.timed || a.available() > 1) {
 				a.settle()

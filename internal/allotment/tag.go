@@ -29,8 +29,8 @@ func parseTag(tag string) (b Backend, ok bool) {
 	return Backend{PID: uint32(pid), Start: start, Server: server}, err1 == nil && err2 == nil && err3 == nil
 }
 
-// askByTags has ask examine the backends of the well-formed tags. The others are not gone.
-func askByTags(tags []string, ask func([]Backend) (gone []bool)) []bool {
+// askOf has ask look at the backends of those tags that are well formed. The others are not gone.
+func askOf(tags []string, ask func([]Backend) (gone []bool)) []bool {
 	var backends []Backend
 	var at []int
 	for i, tag := range tags {

@@ -16,7 +16,7 @@ import (
 func (a *Allotment) Enter(ctx context.Context, claim bool) (*Slot, error) {
 	a.mu.Lock()
 	if a.mayEnter() {
-		s := a.takeTurn(claim)
+		s := a.take(claim)
 		a.mu.Unlock()
 		return s, nil
 	}
@@ -33,8 +33,8 @@ func (a *Allotment) mayEnter() bool {
 	return !a.closed && a.waiters.n == 0 && a.debts.owed == 0 && a.mayTake()
 }
 
-// takeTurn gives a turn that is known to be available.
-func (a *Allotment) takeTurn(claim bool) (s *Slot) {
+// take gives a turn that is known to be available.
+func (a *Allotment) take(claim bool) (s *Slot) {
 	if !a.slots.idleLeft() && a.slots.dials() == 0 {
 		a.dialing = time.Now()
 	}
@@ -70,7 +70,7 @@ func (a *Allotment) queueForTurn(ctx context.Context, claim bool) (*waiter, erro
 
 // awaitTurn waits until the caller is served, or may wait no longer. It takes the lock.
 func (a *Allotment) awaitTurn(ctx context.Context, w *waiter) error {
-	timer := time.NewTimer(a.timeLeft(ctx))
+	timer := time.NewTimer(a.left(ctx))
 	defer timer.Stop()
 	served, cause := w.await(ctx, timer.C)
 	if served {

@@ -10,7 +10,7 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// serverInfo holds the fields of INFO. A field that the server lacks, or an ACL hides, is empty.
+// serverInfo is what INFO tells. Fields it does not tell, or may not by its ACL, are empty.
 type serverInfo struct {
 	version, policy, maxMemory string
 	cluster                    bool // a node of a Cluster, and the client that asked stays there
@@ -31,15 +31,15 @@ func inspectServer(ctx context.Context, c redis.UniversalClient) (s serverInfo, 
 		var refused redis.Error
 		if errors.As(err, &refused) && !redis.HasErrorPrefix(err, "NOAUTH") &&
 			!redis.HasErrorPrefix(err, "WRONGPASS") {
-			return askHello(ctx, c), nil
+			return greet(ctx, c), nil
 		}
 		return serverInfo{}, err
 	}
 	return parseServerInfo(text), nil
 }
 
-// askHello asks a server that refuses INFO what it is, with HELLO, which no ACL can forbid.
-func askHello(ctx context.Context, c redis.UniversalClient) (s serverInfo) {
+// greet asks a server that refuses INFO what it is, with HELLO, which no ACL can forbid.
+func greet(ctx context.Context, c redis.UniversalClient) (s serverInfo) {
 	v, err := c.Do(ctx, "hello").Result()
 	if err != nil {
 		return s
@@ -110,8 +110,8 @@ func explainCluster(c redis.UniversalClient, err error) error {
 	return err
 }
 
-// isTemporary reports whether Redis has answered that it cannot serve now, but will.
-func isTemporary(err error) bool {
+// isPassing reports whether Redis has answered that it cannot serve now, but will.
+func isPassing(err error) bool {
 	for _, prefix := range []string{"LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "READONLY",
 		"BUSY", "NOREPLICAS", "MOVED", "ASK", "max number of clients reached"} {
 		if redis.HasErrorPrefix(err, prefix) {

@@ -165,7 +165,7 @@ func (s *Session) brokenSubscription(err error, answer func(), pause time.Durati
 		c.SetConfirmed(now, false)
 	})
 	reloadSlots(s.ctx, s.clients.own)
-	if s.isRefusal(err, confirmed) {
+	if s.refuses(err, confirmed) {
 		answer()
 		s.pause(s.afterRefusal(err))
 		s.reopenSubscription()
@@ -179,13 +179,13 @@ func (s *Session) brokenSubscription(err error, answer func(), pause time.Durati
 	}
 }
 
-// isRefusal reports whether err means that Redis, or a proxy, refuses the subscription for good. An
+// refuses reports whether err means that Redis, or a proxy, refuses the subscription for good. An
 // ACL may forbid it, or the server may not know the command. Or it hangs up on each connection that
 // subscribes, while it answers everything else.
-func (s *Session) isRefusal(err error, confirmed bool) bool {
+func (s *Session) refuses(err error, confirmed bool) bool {
 	var answer redis.Error
 	if errors.As(err, &answer) {
-		return !isTemporary(err)
+		return !isPassing(err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
