@@ -139,6 +139,6 @@ func TestRefusalIsOneCheckouts(t *testing.T) {
 		t.Error("the checkout's own retries are not refused")
 	}
 	if err := r.of(ctx, false); err != nil {
-		t.Errorf("the checkout after the last retry is refused: %v", err)
+		t.Errorf("after the last: %v", err)
 	}
 }

@@ -87,11 +87,11 @@ func (fl *fleet) startAs(cfg semaphore.Config, opts allotment.Options) *process 
 	}
 	p := &process{fl: fl, sem: sem}
 	p.Allotment = allotment.New(p, opts)
-	pool, err := sem.Engine(engine.Seam{}).NewPool(p.Allotment)
+	share, err := sem.Engine(engine.Seam{}).NewPool(p.Allotment)
 	if err != nil {
 		fl.t.Fatal(err)
 	}
-	p.Attach(pool)
+	p.Attach(share)
 	fl.t.Cleanup(func() {
 		if err := sem.Close(); err != nil {
 			fl.t.Errorf("Close: %v", err)

@@ -50,8 +50,8 @@ func TestABatchThatIsGoneWaitsForALaterCall(t *testing.T) {
 	}
 }
 
-// The answer to a call shows another state. The core sends nothing until a call that re-asserts
-// everything is answered.
+// While calls answer that the state is another one still, nothing is sent: the call that puts all
+// back has not been answered.
 func TestABatchThatIsGoneWaitsUntilAllIsReasserted(t *testing.T) {
 	s := start(t, Config{Capacity: 3})
 	s.acquire()

@@ -59,7 +59,7 @@ func TestExtensionDoesNotAcquireAnew(t *testing.T) {
 	r := s.extend(p)
 	b := s.batch()
 	if len(b.X.Ask) != 1 || b.X.Ask[0].Kind != message.Hold {
-		t.Errorf("the batch asks for %+v, want an extension alone", b.X.Ask)
+		t.Errorf("it asks for %+v, want only what holds", b.X.Ask)
 	}
 	s.seen = Effects{}
 	s.answer(b, message.Exchanged{Free: 1, Refused: []string{p.ID}})
