@@ -26,10 +26,10 @@ func TestAPermitLostWhileConnecting(t *testing.T) {
 					}
 					began := time.Now()
 					if err := b.db.Ping(); err != nil {
-						t.Errorf("Ping: %v", err)
+						t.Errorf("Ping fails although a permit is free: %v", err)
 					}
 					if took := time.Since(began); took > 4*time.Second {
-						t.Errorf("took %v", took)
+						t.Errorf("Ping took %v, want at most 4s", took)
 					}
 				})
 		})
@@ -54,7 +54,8 @@ func TestAPermitLostAgainAndAgain(t *testing.T) {
 						!errors.Is(err, semaphore.ErrCapacity) || took > 12*time.Second {
 						// PerCheckout finds the connections that earlier tries made.
 						if scope != PerCheckout || err != nil {
-							t.Errorf("%v after %v", err, took)
+							t.Errorf("Ping ended with %v after %v, want ErrLost or ErrCapacity "+
+								"within 12s", err, took)
 						}
 					}
 					ctx, cancel := context.WithTimeout(context.Background(), 2500*time.Millisecond)
@@ -63,7 +64,7 @@ func TestAPermitLostAgainAndAgain(t *testing.T) {
 					err = b.db.PingContext(ctx)
 					if took := time.Since(began); err == nil && scope != PerCheckout ||
 						took > 4*time.Second {
-						t.Errorf("with a deadline: %v after %v", err, took)
+						t.Errorf("Ping with a deadline ended with %v after %v", err, took)
 					}
 				})
 		})

@@ -93,10 +93,10 @@ func TestOpenFollowsPermits(t *testing.T) {
 						most = 2 * 3 // a connection returned while no caller waits keeps its permit
 					}
 					if n := b.server.peak.Load(); n > most {
-						t.Errorf("%d connections were open on 3 permits", n)
+						t.Errorf("%d connections were open on 3 permits, want at most %d", n, most)
 					}
 					if n := b.server.dials.Load(); n > 2*most {
-						t.Errorf("dialled %d times", n)
+						t.Errorf("dialled %d times, want at most %d", n, 2*most)
 					}
 					_ = st.Close()
 				})
@@ -111,15 +111,15 @@ func TestIdleStaysWarm(t *testing.T) {
 		b.atOnce(t, 4)
 		time.Sleep(time.Hour)
 		if n := b.server.open.Load(); n != 4 {
-			t.Errorf("%d connections are open", n)
+			t.Errorf("%d connections are open, want 4", n)
 		}
 		b.atOnce(t, 4)
 		if n := b.server.dials.Load(); n != 4 {
-			t.Errorf("dialled %d times", n)
+			t.Errorf("dialled %d times, want 4", n)
 		}
 		time.Sleep(100 * time.Millisecond) // permits are kept for a moment
 		if n := b.fleet.holds(); n != 0 {
-			t.Errorf("%d permits are held", n)
+			t.Errorf("%d permits are held, want none", n)
 		}
 	})
 }
@@ -160,11 +160,11 @@ func TestSurplusEnds(t *testing.T) {
 		}
 		time.Sleep(2*parkTimeout + 10*time.Millisecond)
 		if n := b.server.open.Load(); n != 1 {
-			t.Errorf("%d connections are open on one permit", n)
+			t.Errorf("%d connections are open on one permit, want 1", n)
 		}
 		wg.Wait()
 		if n := b.server.dials.Load(); n != 4 {
-			t.Errorf("dialled %d times", n)
+			t.Errorf("dialled %d times, want 4", n)
 		}
 		b.fleet.giveBack(3)
 	})
@@ -187,7 +187,7 @@ func TestDeadIdleConnections(t *testing.T) {
 		}
 		synctest.Wait()
 		if open, dials := b.server.open.Load(), b.server.dials.Load(); open != 1 || dials != 3 {
-			t.Errorf("%d connections are open, dialled %d times", open, dials)
+			t.Errorf("%d connections are open, dialled %d times; want 1 and 3", open, dials)
 		}
 	})
 }
@@ -208,7 +208,7 @@ func TestCancelledResetCostsOneConnection(t *testing.T) {
 		}
 		synctest.Wait()
 		if n := b.server.open.Load(); n != 2 {
-			t.Errorf("%d connections are open", n)
+			t.Errorf("%d connections are open, want 2", n)
 		}
 	})
 }
@@ -256,11 +256,11 @@ func TestDialErrorsReachTheCaller(t *testing.T) {
 				}
 				err = use(b.db, st)
 				if err == nil || errors.Is(err, driver.ErrBadConn) {
-					t.Errorf("%v", err)
+					t.Errorf("the caller is told %v, want an error other than ErrBadConn", err)
 				}
 				b.server.onReset, b.server.connectErr = nil, nil
 				if err := use(b.db, st); err != nil {
-					t.Errorf("afterwards: %v", err)
+					t.Errorf("the next use fails: %v", err)
 				}
 				_ = st.Close()
 			})
@@ -340,7 +340,7 @@ func TestAbortBeforeReturn(t *testing.T) {
 		_ = c.Close()
 		time.Sleep(time.Second)
 		if n := b.server.open.Load(); n != 0 {
-			t.Errorf("%d connections are open", n)
+			t.Errorf("%d connections are open, want none", n)
 		}
 		if err := b.db.Ping(); err != nil {
 			t.Error(err)
@@ -368,7 +368,7 @@ func TestPinnedStaysWithItsWrapper(t *testing.T) {
 			}
 		}
 		if n := b.server.dials.Load(); n != 1 {
-			t.Errorf("dialled %d times", n)
+			t.Errorf("dialled %d times, want 1", n)
 		}
 		_ = st.Close()
 	})
@@ -384,7 +384,7 @@ func TestCloseEndsIdleConnections(t *testing.T) {
 			t.Error(err)
 		}
 		if n := b.server.open.Load(); n != 1 {
-			t.Errorf("%d connections are open after Close", n)
+			t.Errorf("%d connections are open after Close, want 1", n)
 		}
 		if err := out.PingContext(context.Background()); err != nil {
 			t.Error(err)
@@ -393,7 +393,7 @@ func TestCloseEndsIdleConnections(t *testing.T) {
 		synctest.Wait()
 		time.Sleep(100 * time.Millisecond)
 		if n := b.server.open.Load(); n != 0 {
-			t.Errorf("%d connections are open in the end", n)
+			t.Errorf("%d connections are open in the end, want none", n)
 		}
 	})
 }

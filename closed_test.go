@@ -41,13 +41,13 @@ func TestCloseWakesCallers(t *testing.T) {
 					}
 				}
 				if d := time.Since(start); d > 0 {
-					t.Errorf("after %v", d)
+					t.Errorf("the waiting callers returned after %v, want at once", d)
 				}
 				must(t)(nil, out.PingContext(ctx)) // a caller that has a connection keeps it
 				must(t)(nil, out.Close())
 				time.Sleep(time.Minute)
 				if n := s.dials.Load(); n != 1 {
-					t.Errorf("%d connections were opened, one of them before Close", n)
+					t.Errorf("%d connections were opened, want only the 1 from before Close", n)
 				}
 				if n := s.open.Load(); n != 0 {
 					t.Errorf("%d connections are left", n)

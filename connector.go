@@ -135,9 +135,9 @@ func (cn *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	return outer, nil
 }
 
-// Abort implements [allotment.Pool]: the lease that covers slot is lost. A connection whose socket we
-// follow ends at once, and an idle one too. Nothing may call another driver's connection while an
-// operation runs on it: that one fails at its next operation, and is closed when it is returned.
+// Abort implements [allotment.Pool]: the lease that covers slot is lost. A connection whose socket
+// we follow ends at once, and an idle one too. Nothing may call another driver's connection while
+// an operation runs on it: that one fails at its next operation, and is closed when it is returned.
 func (cn *connector) Abort(slot *allotment.Slot) {
 	switch v := slot.Attached().(type) {
 	case *physical:

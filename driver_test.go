@@ -139,7 +139,8 @@ func TestWrapRefuses(t *testing.T) {
 func TestConfigDefaults(t *testing.T) {
 	if passbuddy.DefaultAcquireTimeout != 30*time.Second ||
 		(passbuddy.Config{}).Scope != passbuddy.PerConnection {
-		t.Errorf("%v, %v", passbuddy.DefaultAcquireTimeout, passbuddy.Config{}.Scope)
+		t.Errorf("the defaults are %v and %v",
+			passbuddy.DefaultAcquireTimeout, passbuddy.Config{}.Scope)
 	}
 	if s := fmt.Sprint(passbuddy.PerConnection,
 		passbuddy.PerCheckout); s != "PerConnection PerCheckout" {

@@ -26,7 +26,7 @@ func TestCloseWhileOut(t *testing.T) {
 					t.Error(err)
 				}
 				if n := b.server.open.Load(); n != 1 {
-					t.Errorf("%d connections are open after Close", n)
+					t.Errorf("%d connections are open after Close, want 1", n)
 				}
 				if err := out.PingContext(context.Background()); err != nil {
 					t.Error(err)
@@ -97,7 +97,7 @@ func TestAbort(t *testing.T) {
 					wantOpen = 2 // no permit covers an idle connection
 				}
 				if n := b.server.open.Load(); n != wantOpen {
-					t.Errorf("%d connections are open", n)
+					t.Errorf("%d connections are open, want %d", n, wantOpen)
 				}
 				if err := out.PingContext(context.Background()); !errors.Is(err,
 					driver.ErrBadConn) {
@@ -121,13 +121,13 @@ func TestClosedSemaphore(t *testing.T) {
 		b.cn.a.Closed()
 		time.Sleep(time.Second)
 		if n := b.server.open.Load(); n != 1 {
-			t.Errorf("%d connections are open", n)
+			t.Errorf("%d connections are open, want 1", n)
 		}
 		if err := b.db.Ping(); !errors.Is(err, semaphore.ErrClosed) {
-			t.Errorf("%v", err)
+			t.Errorf("a new checkout ends with %v, want ErrClosed", err)
 		}
 		if err := out.PingContext(context.Background()); !errors.Is(err, driver.ErrBadConn) {
-			t.Errorf("%v", err)
+			t.Errorf("the checked-out connection answers %v, want ErrBadConn", err)
 		}
 		_ = out.Close()
 	})
@@ -183,10 +183,10 @@ func TestRandomUse(t *testing.T) {
 						_ = st.Close()
 						if scope == PerConnection {
 							if n := b.server.peak.Load(); n > 3 {
-								t.Errorf("%d connections at once", n)
+								t.Errorf("%d connections at once, want at most 3", n)
 							}
 						} else if n := b.server.mostRuns.Load(); n > 8 {
-							t.Errorf("%d operations at once", n)
+							t.Errorf("%d operations at once, want at most 8", n)
 						}
 					})
 				})

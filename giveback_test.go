@@ -30,7 +30,7 @@ func TestIdleIsGivenBack(t *testing.T) {
 				time.Sleep(100 * time.Millisecond)
 				synctest.Wait()
 				if open, held := b.server.open.Load(), b.fleet.holds(); open != 0 || held != 0 {
-					t.Errorf("%d connections, %d permits", open, held)
+					t.Errorf("%d connections are open and %d permits held, want none", open, held)
 				}
 				if prepare {
 					if _, err := st.Exec(); err != nil {
@@ -61,7 +61,7 @@ func TestPinnedGivesBackAtItsNextUse(t *testing.T) {
 		_ = st.Close()
 		synctest.Wait()
 		if n := b.server.dials.Load(); n != 2 {
-			t.Errorf("dialled %d times", n)
+			t.Errorf("dialled %d times, want 2", n)
 		}
 	})
 }
@@ -80,7 +80,7 @@ func TestReturnPaysTheFleetFirst(t *testing.T) {
 		time.Sleep(time.Second)
 		synctest.Wait()
 		if open, held := b.server.open.Load(), b.fleet.holds(); open != 0 || held != 0 {
-			t.Errorf("%d connections, %d permits", open, held)
+			t.Errorf("%d connections are open and %d permits held, want none", open, held)
 		}
 	})
 }
@@ -124,7 +124,7 @@ func TestOpener(t *testing.T) {
 				}
 				time.Sleep(time.Second)
 				if n := b.fleet.holds(); n != 0 {
-					t.Errorf("%d permits are held", n)
+					t.Errorf("%d permits are held, want none", n)
 				}
 				if err := b.db.Ping(); err != nil {
 					t.Error(err)

@@ -75,7 +75,8 @@ func TestLostLeaseIsNamed(t *testing.T) {
 					err := use(t, b, func() { b.fleet.lose(t); synctest.Wait() })
 					if !errors.Is(err, semaphore.ErrLost) ||
 						!strings.Contains(err.Error(), "lease lost") {
-						t.Errorf("told %v", err)
+						t.Errorf("the caller is told %v, want ErrLost in the words of the library",
+							err)
 					}
 					b.server.onExec = nil
 					time.Sleep(time.Minute)

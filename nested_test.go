@@ -58,10 +58,10 @@ func TestPanicInConnect(t *testing.T) {
 		b.server.connectErr = nil
 		time.Sleep(5 * time.Second)
 		if err := b.db.Ping(); err != nil {
-			t.Errorf("after panics: %v", err)
+			t.Errorf("Ping after panics: %v", err)
 		}
 		if f := b.cn.a.Figures(); f.Turns != 0 {
-			t.Errorf("%+v", f)
+			t.Errorf("the panics leave turns behind: %+v", f)
 		}
 		_ = b.db.Close()
 	})

@@ -37,11 +37,11 @@ func TestCallersContext(t *testing.T) {
 				for _, want := range []error{semaphore.ErrCapacity, context.DeadlineExceeded,
 					cause} {
 					if !errors.Is(err, want) {
-						t.Errorf("%v is not %v", err, want)
+						t.Errorf("the caller is told %v, want %v", err, want)
 					}
 				}
 				if d := time.Since(start); d != time.Second {
-					t.Errorf("took %v", d)
+					t.Errorf("the checkout took %v, want 1s", d)
 				}
 				if f := b.cn.a.Figures(); f.Waiting != 0 {
 					t.Errorf("callers left in the queue: %+v", f)
@@ -102,13 +102,13 @@ func TestAcquireTimeout(t *testing.T) {
 						err = use(b, st)
 						if !errors.Is(err, semaphore.ErrCapacity) ||
 							errors.Is(err, driver.ErrBadConn) {
-							t.Errorf("%v", err)
+							t.Errorf("the caller is told %v, want at capacity", err)
 						}
 						if d := time.Since(start); d != 3*time.Second {
-							t.Errorf("took %v", d)
+							t.Errorf("the checkout took %v, want 3s", d)
 						}
 						if n := b.server.dials.Load() - dials; n != 0 {
-							t.Errorf("dialled %d times", n)
+							t.Errorf("dialled %d times, want 0", n)
 						}
 						_ = out.Close()
 						if _, err := st.Exec(); err != nil {

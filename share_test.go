@@ -24,13 +24,13 @@ func bubble(t *testing.T, capacity int, kind func(fakeConn) driver.Conn, cfg Con
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if n := b.fleet.holds(); n != 0 {
-			t.Errorf("%d permits are held at the end; %+v", n, b.cn.a.Figures())
+			t.Errorf("%d permits are held at the end, want none: %+v", n, b.cn.a.Figures())
 		}
 		if n := b.server.open.Load(); n != 0 {
-			t.Errorf("%d connections are open at the end", n)
+			t.Errorf("%d connections are open at the end, want none", n)
 		}
 		if b.cn.joined.Load() && b.fleet.left != 1 {
-			t.Errorf("the pool left the engine %d times", b.fleet.left)
+			t.Errorf("the pool left the engine %d times, want once", b.fleet.left)
 		}
 		if got := b.cn.a.Figures(); got.Turns != 0 || got.Owned != 0 || got.Waiting != 0 {
 			t.Errorf("left over: %+v", got)
@@ -79,10 +79,10 @@ func TestNoSelfStarvation(t *testing.T) {
 				}
 				wg.Wait()
 				if n := b.server.dials.Load(); n > 2 {
-					t.Errorf("dialled %d times", n)
+					t.Errorf("dialled %d times, want at most 2", n)
 				}
 				if n := b.server.mostRuns.Load(); n != 1 {
-					t.Errorf("%d operations at once", n)
+					t.Errorf("%d operations at once, want 1", n)
 				}
 			})
 		})
@@ -110,7 +110,7 @@ func TestHandOverIsFirstComeFirstServed(t *testing.T) {
 			t.Errorf("served in the order %v", order)
 		}
 		if n := b.server.dials.Load(); n != 1 {
-			t.Errorf("dialled %d times", n)
+			t.Errorf("dialled %d times, want 1", n)
 		}
 	})
 }
@@ -133,10 +133,10 @@ func TestParking(t *testing.T) {
 		}
 		wg.Wait()
 		if n := b.server.dials.Load(); n > 15 {
-			t.Errorf("dialled %d times for 5000 operations", n)
+			t.Errorf("dialled %d times for 5000 operations, want at most 15", n)
 		}
 		if n := b.server.peak.Load(); n > 5 {
-			t.Errorf("%d connections at once", n)
+			t.Errorf("%d connections at once, want at most 5", n)
 		}
 	})
 }
@@ -160,7 +160,7 @@ func TestParkedIsSwept(t *testing.T) {
 		_ = w.Close()
 		synctest.Wait()
 		if n := b.server.open.Load(); n != 1 {
-			t.Fatalf("%d connections, none is parked", n)
+			t.Fatalf("%d connections are open, want 1, parked", n)
 		}
 		time.Sleep(3 * parkTimeout)
 		synctest.Wait()
@@ -187,7 +187,7 @@ func TestClaim(t *testing.T) {
 			t.Fatal(err)
 		}
 		if n := b.server.dials.Load(); n != 1 {
-			t.Errorf("dialled %d times", n)
+			t.Errorf("dialled %d times, want 1", n)
 		}
 		lost := func(when string) {
 			t.Helper()
@@ -264,7 +264,7 @@ func TestClaimedSocketCloses(t *testing.T) {
 			t.Fatal(err)
 		}
 		if f := b.cn.a.Figures(); f.Turns != 1 || f.Out != 1 {
-			t.Errorf("%+v", f)
+			t.Errorf("after the claim: %+v, want 1 turn, and its slot out", f)
 		}
 		_ = old.Close()
 		_ = now.Close()
@@ -286,7 +286,7 @@ func TestWaiterBehindStatement(t *testing.T) {
 			t.Fatal(err)
 		}
 		if d := time.Since(start); d > 100*time.Millisecond {
-			t.Errorf("the caller waited %v", d)
+			t.Errorf("the caller waited %v, want at most 100ms", d)
 		}
 		_ = w.Close()
 		_ = st.Close()
@@ -308,7 +308,7 @@ func TestStatementsKeepTheirConnection(t *testing.T) {
 					t.Fatal(err)
 				}
 				if n := b.server.dials.Load(); n != 2 {
-					t.Errorf("dialled %d times", n)
+					t.Errorf("dialled %d times, want 2", n)
 				}
 				_ = w.Close()
 				if _, err := st.Exec(); err != nil {
@@ -344,7 +344,7 @@ func TestOperationsOwnStatementDoesNotPin(t *testing.T) {
 			t.Fatal(err)
 		}
 		if n := b.server.dials.Load(); n != 1 {
-			t.Errorf("dialled %d times", n)
+			t.Errorf("dialled %d times, want 1", n)
 		}
 		_ = w.Close()
 	})

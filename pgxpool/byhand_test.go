@@ -48,7 +48,7 @@ func TestOpenedByHand(t *testing.T) {
 				}
 			}
 			if n := f.backends(); n != capacity {
-				t.Errorf("%d backends", n)
+				t.Errorf("%d backends, want %d", n, capacity)
 			}
 			conn.Release()
 			// An idle connection of the pool gives its permit up.
@@ -56,11 +56,11 @@ func TestOpenedByHand(t *testing.T) {
 				listen, err := pgx.ConnectConfig(ctxb, pool.Config().ConnConfig)
 				ok(t, err)
 				if n := f.backends(); n > capacity {
-					t.Errorf("%d backends", n)
+					t.Errorf("%d backends, want at most %d", n, capacity)
 				}
 				again, err := pgx.ConnectConfig(ctxb, listen.Config())
 				if !errors.Is(err, semaphore.ErrCapacity) {
-					t.Errorf("%v, %v", again, err)
+					t.Errorf("one connection more: %v, %v; want ErrCapacity", again, err)
 				}
 				ok(t, listen.Close(ctxb))
 			}

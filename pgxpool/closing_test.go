@@ -30,7 +30,7 @@ func told(t *testing.T, got <-chan error, want error) {
 	select {
 	case err := <-got:
 		if err != want {
-			t.Errorf("told %v, want %v", err, want)
+			t.Errorf("the caller is told %v, want %v", err, want)
 		}
 	case <-time.After(10 * time.Second):
 		t.Fatal("the caller still waits")
@@ -203,7 +203,7 @@ func TestCloseWhileOpening(t *testing.T) {
 	<-dialling
 	pool.Close()
 	if err := <-a; err == nil || !errors.Is(err, context.Canceled) && !errors.Is(err, want) {
-		t.Errorf("told %v", err)
+		t.Errorf("the caller is told %v, want its own cancellation or the pool's close", err)
 	}
 	eventually(t, "nothing is open or held", func() bool {
 		return passpool.Figures(pool).Owned == 0 && f.backends() == 0

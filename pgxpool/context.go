@@ -8,8 +8,9 @@ import (
 )
 
 // checkout is the context of one checkout. Our hooks use it to tell each other, through pgx, what
-// only they know. pgx passes the context that TraceAcquireStart returns to ShouldPing, PrepareConn
-// and TraceAcquireEnd as it is, and to BeforeConnect as the parent of another.
+// only they know. It is the context that TraceAcquireStart returns. The pool passes it to
+// ShouldPing, PrepareConn and TraceAcquireEnd as it is, and to BeforeConnect as the parent of
+// another.
 //
 // A warm checkout of PerConnection has none: it keeps its caller's own context, and allocates
 // nothing. A nil checkout stands for that.

@@ -106,7 +106,7 @@ func TestFenceOfAFrozenProcess(t *testing.T) {
 				return err == nil
 			})
 			if most := peak(); most > f.capacity {
-				t.Errorf("%d backends", most)
+				t.Errorf("%d backends, want at most %d", most, f.capacity)
 			}
 			sleeper.Close()
 			awake.Close()

@@ -29,14 +29,14 @@ func TestIdleGiveBack(t *testing.T) {
 			// The time depends on the cost of moves on this machine. internal/allotment tests the
 			// bound, in fake time.
 			if d := time.Since(start); d > 10*time.Second {
-				t.Errorf("took %v", d)
+				t.Errorf("the permits came after %v, want at most 10s", d)
 			}
 			if capacity > 1 {
 				break
 			}
 		}
 		if p := peak(); p > capacity {
-			t.Errorf("%d backends at the peak", p)
+			t.Errorf("%d backends at the peak, want at most %d", p, capacity)
 		}
 		// The pool itself destroyed the connections that it gave back, so pgx counts none of them.
 		eventually(t, "both pools know what they have", func() bool {
@@ -75,7 +75,7 @@ func TestProgress(t *testing.T) {
 		})
 	}
 	if p := peak(); p > 1 {
-		t.Errorf("%d backends", p)
+		t.Errorf("%d backends, want at most 1", p)
 	}
 }
 
@@ -115,7 +115,7 @@ func TestMinConnsOnlyTries(t *testing.T) {
 		f.works(min)
 	}
 	if p := peak(); p > 2 {
-		t.Errorf("%d backends at the peak", p)
+		t.Errorf("%d backends at the peak, want at most 2", p)
 	}
 }
 

@@ -128,7 +128,7 @@ func TestCallerGivesUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := passpool.Figures(pool); got.Turns != 0 || got.Opening != 1 {
-		t.Errorf("%+v", got)
+		t.Errorf("after the caller gave up: %+v, want no turn and 1 opening", got)
 	}
 	close(proceed)
 	eventually(t, "the late connection lies idle", func() bool {
@@ -281,12 +281,12 @@ func cancelledStatement(t *testing.T, scope passbuddy.Scope) {
 		t.Error("the permit was given back before the backend was gone: ", err)
 	}
 	if n := f.backends(); n != 1 {
-		t.Errorf("%d backends", n)
+		t.Errorf("%d backends, want 1", n)
 	}
 	close(proceed)
 	f.works(other)
 	if n := f.backends(); n != 1 {
-		t.Errorf("%d backends", n)
+		t.Errorf("%d backends, want 1", n)
 	}
 }
 
@@ -334,7 +334,7 @@ func TestPoolDestroys(t *testing.T) {
 		"BeforeAcquire and AcquireAllIdle": func(t *testing.T, pool *pgxpool.Pool) {
 			for _, c := range pool.AcquireAllIdle(ctxb) {
 				if got := passpool.Figures(pool); got.Out != 1 || got.Turns != 1 {
-					t.Errorf("%+v", got)
+					t.Errorf("%+v, want 1 turn, and its slot out", got)
 				}
 				c.Release()
 			}
@@ -380,7 +380,7 @@ func TestLifetime(t *testing.T) {
 		t.Error("no connection expired")
 	}
 	if n := f.backends(); n > 1 {
-		t.Errorf("%d backends", n)
+		t.Errorf("%d backends, want at most 1", n)
 	}
 	f.works(f.process(passbuddy.Config{}))
 }
@@ -401,10 +401,10 @@ func TestFallbackWithoutTLS(t *testing.T) {
 		pool.Reset()
 	}
 	if got := passpool.Figures(pool); got.Opening != 0 {
-		t.Errorf("%+v", got)
+		t.Errorf("%+v, want nothing opening", got)
 	}
 	if p := peak(); p > 1 {
-		t.Errorf("%d backends", p)
+		t.Errorf("%d backends, want at most 1", p)
 	}
 }
 

@@ -71,7 +71,7 @@ func TestLeaseLost(t *testing.T) {
 			} else {
 				ok(t, pool.Ping(ctxb))
 				if n := f.backends(); n > 3 {
-					t.Errorf("%d backends", n)
+					t.Errorf("%d backends, want at most 3", n)
 				}
 			}
 			ok(t, rd.Restart(ctxb))

@@ -67,7 +67,7 @@ func TestWarmCheckoutAllocatesNothing(t *testing.T) {
 		}
 		c.Release()
 	}); n != 0 {
-		t.Errorf("%v allocations", n)
+		t.Errorf("%v allocations, want 0", n)
 	}
 }
 
@@ -96,7 +96,7 @@ func TestContendedReturns(t *testing.T) {
 				}
 				if got := passpool.Figures(pool); got.Opening+got.Idle+got.Out+
 					got.Leaving > got.Owned || got.Owned > capacity {
-					t.Errorf("%+v", got)
+					t.Errorf("the counts do not add up: %+v", got)
 				}
 				c.Release()
 				ops++
@@ -108,7 +108,7 @@ func TestContendedReturns(t *testing.T) {
 	}
 	wg.Wait()
 	if p := peak(); p > capacity {
-		t.Errorf("%d backends at the peak", p)
+		t.Errorf("%d backends at the peak, want at most %d", p, capacity)
 	}
 	t.Logf("%d contended checkouts, %d connections opened", n, pool.Stat().NewConnsCount())
 	pool.Close()

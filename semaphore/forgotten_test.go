@@ -64,7 +64,7 @@ func TestStepBelowSTEP(t *testing.T) {
 	})
 }
 
-func TestCountDriftHidesALostSet(t *testing.T) {
+func TestADriftingCountDoesNotHideALostSet(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		cfg := Config{Capacity: 4, MaxAttempts: -1}
 		a, b, c := w.join(cfg), w.join(cfg), w.join(cfg)
@@ -91,7 +91,7 @@ func TestCountDriftHidesALostSet(t *testing.T) {
 	})
 }
 
-func TestDeadWaitersFillTheQueue(t *testing.T) {
+func TestDeadWaitersDoNotFillTheQueue(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		cfg := Config{Capacity: 1, MaxAttempts: -1, MaxWaiters: 2}
 		a := w.join(cfg)
@@ -111,7 +111,7 @@ func TestDeadWaitersFillTheQueue(t *testing.T) {
 	})
 }
 
-func TestWithdrawnDuringAnOutageStaysQueued(t *testing.T) {
+func TestARequestWithdrawnDuringAnOutageLeavesTheQueue(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		cfg := Config{Capacity: 1, MaxAttempts: -1}
 		a, b := w.join(cfg), w.join(cfg)
@@ -123,7 +123,7 @@ func TestWithdrawnDuringAnOutageStaysQueued(t *testing.T) {
 		time.Sleep(6 * time.Second)
 		b.link.SetCut(false)
 		if !q.IsDone() {
-			t.Fatal("bug in the test")
+			t.Fatal("bug in the test: the cancelled waiter has not returned")
 		}
 		since := subset.Length(time.Minute, time.Hour)
 		time.Sleep(since)

@@ -68,7 +68,7 @@ func TestMinimaNeverExceedTheCapacity(t *testing.T) {
 			t.Fatalf("minima of 3 and 3 at capacity 5: %v", err)
 		}
 		if got := len(w.Redis.Keys()); got == 0 {
-			t.Fatal("bug in the test")
+			t.Fatal("bug in the test: Redis has no keys")
 		}
 		b := w.join(Config{Capacity: 5, Min: 2})
 		if snap := b.snapshot(t); len(snap.Sessions) != 2 {
@@ -101,7 +101,7 @@ func TestMaxBoundsASession(t *testing.T) {
 			t.Fatal("the second request was not granted")
 		}
 		if p.Held() {
-			t.Fatal("bug in the test")
+			t.Fatal("bug in the test: the released permit is held")
 		}
 		if err := second.Result.Acquire(t.Context()); err != nil {
 			t.Errorf("extending at Max: %v", err)

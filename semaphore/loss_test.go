@@ -161,7 +161,7 @@ func TestAnyKeyDeleted(t *testing.T) {
 				for range 100 {
 					time.Sleep(100 * time.Millisecond)
 					if got := a.snapshot(t).Held; got > 3 {
-						t.Fatalf("%d held", got)
+						t.Fatalf("%d held, want at most 3", got)
 					}
 				}
 				if !p.Held() || !q.Held() {

@@ -31,7 +31,7 @@ func TestAnIdlePoolFallsBackAndIsCountedIn(t *testing.T) {
 				time.Sleep(time.Second)
 				synctest.Wait()
 				if n, _, _ := fl.witness(); n != 0 {
-					t.Errorf("%d backends live after the session was closed", n)
+					t.Errorf("%d backends live after the session was closed, want none", n)
 				}
 				return
 			}

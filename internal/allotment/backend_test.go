@@ -12,9 +12,9 @@ import (
 	"github.com/passbuddy/passbuddy/internal/allotment"
 )
 
-// The leases of backends that are recorded do not end by themselves. A process that lost them while
-// Redis was away says when those backends are gone. No other has to look, or to wait for the bound.
-func TestWhatIsRecordedAndLostIsGivenBack(t *testing.T) {
+// A process lost the leases of recorded backends while Redis was away. It tells Redis when those
+// backends are gone: no other process has to look for them, or to wait for the bound.
+func TestALostRecordedPermitIsGivenBack(t *testing.T) {
 	for _, what := range []string{"connection", "spare permit"} {
 		t.Run(what, func(t *testing.T) {
 			inFleet(t, 1, func(t *testing.T, fl *fleet) {
@@ -51,7 +51,7 @@ func TestWhatIsRecordedAndLostIsGivenBack(t *testing.T) {
 				fl.redis.SetError("")
 				time.Sleep(3 * time.Second) // a heartbeat
 				if n := fl.held(); n != 0 {
-					t.Errorf("%d permits are held, or in quarantine", n)
+					t.Errorf("%d permits are held, or in quarantine, want none", n)
 				}
 				if what == "spare permit" {
 					p.Exit()
@@ -62,9 +62,9 @@ func TestWhatIsRecordedAndLostIsGivenBack(t *testing.T) {
 }
 
 // A permit covers one connection after another. Before the next one is opened, Redis knows that the
-// former is gone. If another session had seen that before and freed the permit, the caller gets
-// another permit.
-func TestAPermitIsVacatedBeforeItCoversTheNextConnection(t *testing.T) {
+// former is gone. If another session saw that first and freed the permit, the caller gets another
+// permit.
+func TestARecordIsClearedBeforeTheNextConnection(t *testing.T) {
 	for _, what := range []string{"held", "freed"} {
 		t.Run(what, func(t *testing.T) {
 			inFleet(t, 1, func(t *testing.T, fl *fleet) {
@@ -102,7 +102,7 @@ func TestAPermitIsVacatedBeforeItCoversTheNextConnection(t *testing.T) {
 					t.Errorf("%q is recorded while a connection is opened", record)
 				}
 				if n := fl.held(); n != 1 {
-					t.Errorf("%d permits are held", n)
+					t.Errorf("%d permits are held, want 1", n)
 				}
 				if err := c.RecordBackend(t.Context(), allotment.Backend{PID: 2, Start: 2, Server: 1}); err != nil {
 					t.Error(err)
@@ -117,7 +117,7 @@ func TestAPermitIsVacatedBeforeItCoversTheNextConnection(t *testing.T) {
 	}
 }
 
-// A caller that ends backends passes those that wait for a turn.
+// A caller that ends backends overtakes those that wait for a turn.
 func TestUrgentTurn(t *testing.T) {
 	inFleet(t, 1, func(t *testing.T, fl *fleet) {
 		p := &ender{}
@@ -171,12 +171,12 @@ func (e *ender) EndBackends(ctx context.Context, _ []allotment.Backend) []bool {
 	return []bool{true}
 }
 
-// fleetOf is a share of the process's session for another allotment.
+// fleetOf returns another pool of the process's session, for the allotment a.
 func (p *process) fleetOf(t *testing.T, a *allotment.Allotment) *engine.Pool {
 	t.Helper()
-	share, err := p.sem.Engine(engine.Seam{}).NewPool(a)
+	pool, err := p.sem.Engine(engine.Seam{}).NewPool(a)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return share
+	return pool
 }

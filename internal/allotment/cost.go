@@ -19,8 +19,8 @@ import "time"
 // With demand below capacity and a permit for each pool, bursts are over before the second and
 // third rule strike, and nothing moves. The holder's side is in offer.go.
 //
-// The engine hears of m with each connect (engine.Pool.Moved) and spaces the moves of rotation by it; see
-// next_turn in recalls.lua.
+// The engine hears of m with each connect (engine.Pool.Moved) and spaces the moves of rotation by
+// it; see next_turn in recalls.lua.
 type costs struct {
 	connect, end time.Duration // smoothed; 0: not measured yet
 	connected    time.Time     // when a connection was last opened

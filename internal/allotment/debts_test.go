@@ -8,7 +8,7 @@ import (
 )
 
 // Each step of a recall on its way, by name.
-func TestDebtsVerbs(t *testing.T) {
+func TestDebtsStepByStep(t *testing.T) {
 	now := time.Unix(1000, 0)
 	later := now.Add(time.Second)
 	for name, c := range map[string]struct {

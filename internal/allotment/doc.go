@@ -6,9 +6,9 @@
 //
 // # Invariant
 //
-// At every instant, open + opening + closing connections <= permits owned. newSlot is the only door
-// to a new connection, and takes a spare permit under the lock. [Slot.Gone] is the only way back,
-// after the server's backend has ended. The one exception is lend, in doubt.go.
+// At every instant, open + opening + closing connections <= permits owned. The only door to a new
+// connection is newSlot, which takes a spare permit under the lock. [Slot.Gone] is the only way
+// back, after the server's backend has ended. The one exception is lend, in doubt.go.
 //
 // # Turns
 //

@@ -39,7 +39,7 @@ func (fl *fleet) startLosingAs(opts allotment.Options) *losing {
 	return l
 }
 
-// Fence does nothing where the network has lost the connection: lose follows.
+// Abort does nothing where the network has lost the connection: lose follows.
 func (l *losing) Abort(c *allotment.Slot) {
 	if l.unable == nil {
 		l.process.Abort(c)
@@ -134,8 +134,8 @@ func (l *losing) served(n int) time.Duration {
 	return time.Since(began)
 }
 
-// With Fence a lease that is lost stays in quarantine while its backend is in doubt, whatever frees
-// its place in the pool. Only a backend that was seen gone frees the permit for others.
+// With Fence a lost lease stays in quarantine while its backend is in doubt, whatever frees its
+// place in the pool. The permit is free for others only once the backend was seen gone.
 func TestALostLeaseInDoubtStaysInQuarantine(t *testing.T) {
 	for _, seen := range []bool{false, true} {
 		inFleet(t, 1, func(t *testing.T, fl *fleet) {
@@ -164,8 +164,8 @@ func TestALostLeaseInDoubtStaysInQuarantine(t *testing.T) {
 	}
 }
 
-// All permits are in doubt: one is lent to ask by, and nobody else's connection is opened before
-// the answer.
+// All permits are in doubt. One is lent for the query that ends the backends, and no other
+// connection is opened before the answer.
 func TestAllInDoubt(t *testing.T) {
 	inFleet(t, 4, func(t *testing.T, fl *fleet) {
 		fl.over = 1
@@ -176,7 +176,7 @@ func TestAllInDoubt(t *testing.T) {
 			p.lose(pid)
 		}
 		if took := p.served(4); took > time.Second {
-			t.Errorf("served after %v", took)
+			t.Errorf("served after %v, want at most 1s", took)
 		}
 		if now, _, _ := fl.witness(); now > 4 || len(p.asked) != 1 || len(p.asked[0]) != 4 {
 			t.Errorf("%d backends, asked %v", now, p.asked)
@@ -187,7 +187,8 @@ func TestAllInDoubt(t *testing.T) {
 	})
 }
 
-// A caller with a turn, whose own connection is one of those in doubt, does not take what was lent.
+// A caller with a turn, whose own connection is one of those in doubt, does not take the lent
+// permit.
 func TestAllInDoubtAndAnOpenerWaits(t *testing.T) {
 	inFleet(t, 3, func(t *testing.T, fl *fleet) {
 		fl.over = 1
@@ -221,7 +222,7 @@ func TestAllInDoubtAndAnOpenerWaits(t *testing.T) {
 	})
 }
 
-// While another connection serves, nothing is lent.
+// While another connection serves, the pool lends no permit.
 func TestSomeInDoubt(t *testing.T) {
 	inFleet(t, 4, func(t *testing.T, fl *fleet) {
 		p := fl.startLosing()
@@ -233,13 +234,13 @@ func TestSomeInDoubt(t *testing.T) {
 			p.lose(pid)
 		}
 		if took := p.served(4); took > 100*time.Millisecond {
-			t.Errorf("served after %v", took)
+			t.Errorf("served after %v, want at most 100ms", took)
 		}
 	})
 }
 
-// Where the server does not end a backend its permit is counted until doubtTimeout has passed, but
-// for the one that was lent.
+// Where the server does not end a backend, its permit is counted until doubtTimeout has passed. The
+// lent permit is the exception.
 func TestDoubtIsBounded(t *testing.T) {
 	inFleet(t, 3, func(t *testing.T, fl *fleet) {
 		fl.over = 3
@@ -258,13 +259,13 @@ func TestDoubtIsBounded(t *testing.T) {
 			t.Errorf("after 16s: %+v", f)
 		}
 		if took := p.served(3); took > time.Second {
-			t.Errorf("served after %v", took)
+			t.Errorf("served after %v, want at most 1s", took)
 		}
 	})
 }
 
-// A server that cannot be reached has callers fail by that, not wait; and is asked as soon as a
-// connection succeeds.
+// While the server cannot be reached, callers fail with that error and do not wait. The pool asks
+// again as soon as a connection succeeds.
 func TestDoubtAndServerDown(t *testing.T) {
 	inFleet(t, 3, func(t *testing.T, fl *fleet) {
 		fl.over = 3
@@ -288,12 +289,12 @@ func TestDoubtAndServerDown(t *testing.T) {
 			t.Errorf("asked %v", p.asked)
 		}
 		if now, _, _ := fl.witness(); now > 3 {
-			t.Errorf("%d backends", now)
+			t.Errorf("%d backends, want at most 3", now)
 		}
 	})
 }
 
-// The server's end shows at the socket after all: nobody is asked for what is gone.
+// The server's end shows at the socket after all: the pool does not ask for a backend that is gone.
 func TestDoubtThatEnds(t *testing.T) {
 	inFleet(t, 2, func(t *testing.T, fl *fleet) {
 		p := fl.startLosing()
@@ -303,7 +304,7 @@ func TestDoubtThatEnds(t *testing.T) {
 		fl.count(-1)
 		p.conns[0].Gone()
 		if took := p.served(1); took > 50*time.Millisecond {
-			t.Errorf("served after %v", took)
+			t.Errorf("served after %v, want at most 50ms", took)
 		}
 		p.conns[1].Return(true)
 		time.Sleep(time.Minute)

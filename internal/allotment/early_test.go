@@ -11,9 +11,9 @@ import (
 	"github.com/passbuddy/passbuddy/internal/allotment"
 )
 
-// The first process to come back after an outage is granted all there is, and asked for most of it
-// before it hears of the grant. If one of those recalls were lost, the permits would stay uneven
-// until the next heartbeat.
+// The first process to come back after an outage is granted all permits, and is asked for most of
+// them before it hears of the grant. If one of those recalls were lost, the permits would stay
+// uneven until the next heartbeat.
 func TestRecallsThatOvertakeTheirGrant(t *testing.T) {
 	const capacity, processes = 20, 5
 	inFleet(t, capacity, func(t *testing.T, fl *fleet) {
@@ -21,11 +21,11 @@ func TestRecallsThatOvertakeTheirGrant(t *testing.T) {
 		for range processes {
 			p := &process{fl: fl, sem: fl.start(allotment.Options{}).sem}
 			p.Allotment = allotment.New(p, allotment.Options{AcquireTimeout: time.Minute})
-			share, err := p.sem.Engine(engine.Seam{}).NewPool(hearsLate{p.Allotment})
+			pool, err := p.sem.Engine(engine.Seam{}).NewPool(hearsLate{p.Allotment})
 			if err != nil {
 				t.Fatal(err)
 			}
-			p.Attach(share)
+			p.Attach(pool)
 			fleet = append(fleet, p)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)

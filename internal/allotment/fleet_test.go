@@ -256,7 +256,7 @@ func TestTheOnlyPermitGoesBackAndForth(t *testing.T) {
 	}
 }
 
-func TestIdlePermitGoesToWhoeverWaits(t *testing.T) {
+func TestIdlePermitGoesToAWaiter(t *testing.T) {
 	for _, capacity := range []int{1, 5} {
 		t.Run(fmt.Sprint(capacity), func(t *testing.T) {
 			inFleet(t, capacity, func(t *testing.T, fl *fleet) {

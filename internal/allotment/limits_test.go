@@ -80,7 +80,7 @@ func TestRotationSharesByWeight(t *testing.T) {
 	})
 }
 
-// A process with a minimum joins busy ones: it has its minimum as soon as they return something,
+// A process with a minimum joins busy ones. It has its minimum as soon as they return connections,
 // and keeps it while it is idle.
 func TestMinIsServedAndKept(t *testing.T) {
 	inFleet(t, 10, func(t *testing.T, fl *fleet) {

@@ -106,7 +106,8 @@ func TestBusyFleetSettlesWithoutAStorm(t *testing.T) {
 				ops := total(all)
 				wg.Wait()
 				if _, _, connects := fl.witness(); connects > 30 {
-					t.Errorf("%d connects from the start, for 20 permits", connects)
+					t.Errorf("%d connects from the start, for 20 permits, want at most 30",
+						connects)
 				}
 				// 20 permits make 12,000 operations of 5ms in 3s.
 				if n := total(all) - ops; n < 12_000*97/100 {
@@ -143,7 +144,7 @@ func TestColdStartOpensHardlyMoreThanTheCapacity(t *testing.T) {
 		time.Sleep(1900 * time.Millisecond) // at the end some processes are done before others
 		defer wg.Wait()
 		if _, _, connects := fl.witness(); connects > 22 {
-			t.Errorf("%d connects for 20 permits", connects)
+			t.Errorf("%d connects for 20 permits, want at most 22", connects)
 		}
 	})
 }

@@ -12,8 +12,9 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// TestNestedCheckoutsAreNamed: a caller that is refused while nothing came back learns that callers
-// may be waiting for each other. One that waited in a busy pool does not.
+// TestNestedCheckoutsAreNamed: a caller is refused after a wait in which nothing came back. Its
+// error says that callers may wait for each other. The error of a caller that waited in a busy pool
+// does not.
 func TestNestedCheckoutsAreNamed(t *testing.T) {
 	const named = "came back in the"
 	for name, c := range map[string]struct {

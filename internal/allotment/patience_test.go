@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// Patience doubles with each permit that is missed soon after it was given, up to a bound, and
-// halves with each calm.
+// Patience doubles with each permit that is missed soon after it was given away, up to a bound. It
+// halves after each calm.
 func TestPatience(t *testing.T) {
 	const first, soon = 10 * time.Millisecond, time.Second
 	now := time.Unix(1000, 0)

@@ -7,7 +7,7 @@ import (
 	"github.com/passbuddy/passbuddy/internal/engine"
 )
 
-func TestPermitsVerbs(t *testing.T) {
+func TestPermitsStepByStep(t *testing.T) {
 	p, q := new(engine.Permit), new(engine.Permit)
 	check := func(ps *permits, uncounted, spares int, spare ...*engine.Permit) {
 		t.Helper()

@@ -53,8 +53,7 @@ func TestFailingDialsGiveThePermitUp(t *testing.T) {
 	}
 }
 
-// Each recall has a due time of its own: one that follows a withdrawal is not held up by the one
-// that was withdrawn.
+// Each recall has a due time of its own: a withdrawn recall does not hold up the one after it.
 func TestRecallAfterKeepIsDueInItsOwnTime(t *testing.T) {
 	inFleet(t, 1, func(t *testing.T, fl *fleet) {
 		p := fl.start(allotment.Options{})
@@ -79,7 +78,7 @@ func TestRecallAfterKeepIsDueInItsOwnTime(t *testing.T) {
 	})
 }
 
-// Pods that join one after the other, for long, do not hold up those that are there.
+// Processes that join one after the other, for long, do not hold up those that are there.
 func TestJoiningEnds(t *testing.T) {
 	inFleet(t, 20, func(t *testing.T, fl *fleet) {
 		p := fl.start(allotment.Options{})
@@ -98,8 +97,8 @@ func TestJoiningEnds(t *testing.T) {
 	})
 }
 
-// The mean time between two returns says nothing of operations that take longer than those it was
-// measured with. Permits are free.
+// The mean time between two returns says nothing about operations that take longer than those
+// before. Permits are free, so the pool asks for them.
 func TestLongOperationsDoNotHideThatCallersWait(t *testing.T) {
 	inFleet(t, 20, func(t *testing.T, fl *fleet) {
 		fl.connect = time.Second
@@ -125,8 +124,8 @@ func TestLongOperationsDoNotHideThatCallersWait(t *testing.T) {
 	})
 }
 
-// A session that counts connections in again dials nothing: turns must not wait for the end of its
-// connect.
+// A session that counts its connections in again dials nothing. So turns of rotation must not wait
+// for the end of its connect.
 func TestRotationGoesOnAfterKeepOnLoss(t *testing.T) {
 	inFleet(t, 30, func(t *testing.T, fl *fleet) { // the capacity of the witness: with KeepOnLoss both sides have connections for a while
 		fl.capacity = 6
@@ -158,7 +157,8 @@ func TestRotationGoesOnAfterKeepOnLoss(t *testing.T) {
 	})
 }
 
-// As many permits are recalled for a request as it wants, and not anew for each that is on its way.
+// As many permits are recalled for a request as it wants, and a permit that is already on its way
+// is not recalled again.
 func TestRequestForManyRecallsAsMany(t *testing.T) {
 	inFleet(t, 20, func(t *testing.T, fl *fleet) {
 		a, b := fl.start(allotment.Options{}), fl.start(allotment.Options{})
@@ -203,8 +203,8 @@ func TestRequestForManyRecallsAsMany(t *testing.T) {
 	})
 }
 
-// A process whose only connection is busy for long is given what lies idle elsewhere, within about
-// a second, however often that was missed there before.
+// A process whose only connection is busy for long is given an idle connection of another process,
+// within about a second, however often that one was missed there before.
 func TestLastIdleConnectionIsGivenHoweverOftenItIsMissed(t *testing.T) {
 	for _, busy := range []int{0, 1} { // connections of the holder that are in use beside the idle one
 		t.Run(fmt.Sprint(busy), func(t *testing.T) {
@@ -234,7 +234,8 @@ func TestLastIdleConnectionIsGivenHoweverOftenItIsMissed(t *testing.T) {
 						t.Fatal(err)
 					}
 					if took := time.Since(began); took > 1500*time.Millisecond {
-						t.Fatalf("waited %v for what lies idle in the other process", took)
+						t.Fatalf("waited %v for what lies idle in the other process, want at "+
+							"most 1500ms", took)
 					}
 				}
 			})

@@ -10,8 +10,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/engine"
 )
 
-// A late timer must not stand in the way of an earlier one. With connects of 1 s the look at the
-// backlog is seconds away, and the next dial is due in milliseconds.
+// A later timer must not replace an earlier one. With connects of 1 s the next look at the backlog
+// is seconds away, and the next dial is due in milliseconds.
 func TestSettleInKeepsTheEarlierTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := New(nil, Options{})
@@ -50,7 +50,7 @@ func (quiet) RecordBackend(*engine.Permit, string) record { return nil }
 func (quiet) ClearBackend(*engine.Permit) record          { return nil }
 
 // A recall that came for a permit which had just been given back is void after a moment. A
-// withdrawal is not for that one.
+// withdrawal is not for that recall.
 func TestKeepIsNotForVoidRecalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := New(nil, Options{})

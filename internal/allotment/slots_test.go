@@ -9,9 +9,10 @@ import (
 	"github.com/passbuddy/passbuddy/internal/engine"
 )
 
-// available is derived. It must be what counting says: what the pool owns, but for turns, for what
-// leaves or is to be evicted, and for slots that open without a turn.
-func TestAvailableIsWhatIsLeft(t *testing.T) {
+// available is derived from other counts. It must agree with a count of the permits: those of the
+// pool, less the turns, less those that are leaving or to be evicted, less the slots that open
+// without a turn.
+func TestAvailableAgreesWithACount(t *testing.T) {
 	seed := rand.Uint64()
 	r := rand.New(rand.NewPCG(seed, 0))
 	for range 10_000 {
@@ -33,7 +34,8 @@ func TestAvailableIsWhatIsLeft(t *testing.T) {
 	}
 }
 
-// A slot that is out has a turn, whoever hands slots out past the queue, and whoever gives up.
+// A slot that is out has a turn, even if the pool hands slots out past the queue, and callers give
+// up.
 func TestTurnsCoverTheSlotsThatAreOut(t *testing.T) {
 	seed := rand.Uint64()
 	r := rand.New(rand.NewPCG(seed, 0))
@@ -62,8 +64,8 @@ func TestTurnsCoverTheSlotsThatAreOut(t *testing.T) {
 	}
 }
 
-// A caller gives up at the moment in which it is served, and the pool has handed the slot out past
-// the queue meanwhile: the slot has the caller's turn, and keeps it.
+// A caller gives up at the moment in which it is served, and the pool has meanwhile handed the slot
+// out past the queue. The slot has taken the caller's turn, and keeps it.
 func TestATurnThatAnotherSlotTookIsNotGivenBackTwice(t *testing.T) {
 	for range 50 { // a caller that is served and cancelled at once sees either
 		a := New(nil, Options{AcquireTimeout: time.Minute})

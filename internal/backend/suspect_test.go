@@ -108,7 +108,7 @@ func TestEndSuspects(t *testing.T) {
 			}
 		}
 		if took := time.Since(began); took > 10*time.Second {
-			t.Errorf("waited %v for backends that it must not end", took)
+			t.Errorf("waited %v for backends that it must not end, want at most 10s", took)
 		}
 	})
 	t.Run("behind a pooler", func(t *testing.T) {

@@ -21,7 +21,7 @@ type offer struct {
 	n    int
 }
 
-// A Batch is what travels in one exchange:
+// A Batch holds the requests, drops and offers of one exchange:
 //
 //	outbox, drops, offers --> NextBatch --> in flight --> BatchAnswered
 //	     ^                                      |

@@ -8,9 +8,9 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// A caller that waits below Config.Max was never asked for: when its patience ends, that is for want
-// of capacity, and says nothing of Redis.
-func TestPatienceThatEndsBelowMaxIsNoSilenceOfRedis(t *testing.T) {
+// The core never sends a request that waits below Config.Max. So when its caller's patience ends,
+// the reason is a lack of capacity, and says nothing about Redis.
+func TestGivingUpBelowMaxIsAtCapacity(t *testing.T) {
 	c := New(Config{
 		Base: "b", Session: "s", TTL: time.Second, RetryInterval: time.Second, Capacity: 2, Max: 1,
 		NewPermit: func() *Permit { return new(Permit) },
@@ -20,9 +20,9 @@ func TestPatienceThatEndsBelowMaxIsNoSilenceOfRedis(t *testing.T) {
 	c.Submit(0, first)
 	c.Submit(0, second)
 	if err := c.GiveUp(1, second, time.Second); !errors.Is(err, ErrCapacity) || errors.Is(err, ErrUnavailable) {
-		t.Errorf("%v, want that the session holds its Max", err)
+		t.Errorf("the request below Max ends with %v, want ErrCapacity alone", err)
 	}
 	if err := c.GiveUp(1, first, time.Second); !errors.Is(err, ErrUnavailable) {
-		t.Errorf("%v, want that Redis has not answered", err)
+		t.Errorf("the request that was sent ends with %v, want ErrUnavailable", err)
 	}
 }

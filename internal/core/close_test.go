@@ -9,9 +9,9 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// A session is closed while all that can be under way is. Close settles every request. Leave gives
-// out every UUID that Redis may count or have in its queue, and none that was never sent.
-func TestLeaveGivesOutAllThatRedisMayCount(t *testing.T) {
+// A session is closed while an operation of every kind is under way. Close settles every request.
+// Leave returns every UUID that Redis may count or have in its queue, and none that was never sent.
+func TestLeaveReturnsAllThatRedisMayCount(t *testing.T) {
 	s := start(t, Config{Capacity: 20})
 	failedLate := s.acquire()
 	unsent, flying := s.acquire(), s.acquire()
@@ -44,10 +44,10 @@ func TestLeaveGivesOutAllThatRedisMayCount(t *testing.T) {
 		}
 	}
 	if pool.times("closed") != 1 {
-		t.Errorf("the pool is told %q", pool.told)
+		t.Errorf("the pool is told %q, want one that the session closes", pool.told)
 	}
 	if s.Returned() {
-		t.Error("all is returned, while a pool holds permits and a batch is in flight")
+		t.Error("Returned, although a pool holds permits and a batch is in flight")
 	}
 	requests := s.Leave(s.now)
 	s.take()
@@ -56,12 +56,13 @@ func TestLeaveGivesOutAllThatRedisMayCount(t *testing.T) {
 	want = append(want, poolWaits.ids...)
 	slices.Sort(want)
 	if got := named(requests); !slices.Equal(got, want) {
-		t.Errorf("left with\n%q, want\n%q; %q covers a backend that may live, %q was never sent",
+		t.Errorf("Leave returns\n%q, want\n%q; %q covers a backend that may live, %q was never sent",
 			got, want, covers.ID, never.ID)
 	}
 	// The queue holds a pool's request under its first UUID alone.
 	if !slices.Contains(requests, message.Permits(ttl.Milliseconds(), poolWaits.ids[0])) {
-		t.Errorf("left with %q, which does not take the pool's request out of the queue", requests)
+		t.Errorf("Leave returns %q, which does not take the pool's request out of the queue",
+			requests)
 	}
 	for _, p := range []*Permit{held, covers, kept[0]} {
 		if p.State() != Lost || p.TrustedUntil() != 0 || !slices.Contains(s.seen.Trust, p) {
@@ -69,45 +70,45 @@ func TestLeaveGivesOutAllThatRedisMayCount(t *testing.T) {
 		}
 	}
 
-	// The batch in flight crosses the end, and brings back what Leave has removed.
+	// The batch in flight crosses the end, and Redis grants again what Leave has removed.
 	if !s.Crossing() {
-		t.Error("nothing crosses the end, although a batch is in flight")
+		t.Error("Crossing is false, although a batch is in flight")
 	}
 	s.seen = Effects{}
 	s.answer(b, message.Exchanged{Granted: []string{inFlight.ID, tried.ID}})
 	if s.seen.Flush || s.NextBatch(s.now) != nil || s.NextCall(s.now, nil) != nil {
-		t.Error("something is sent by a session that has left")
+		t.Error("a session that has left sends something")
 	}
 	if got := named(s.Leftover()); !slices.Contains(got, inFlight.ID) || !slices.Contains(got, tried.ID) {
-		t.Errorf("left over are %q, want what was granted meanwhile", got)
+		t.Errorf("Leftover returns %q, want the permits that were granted meanwhile", got)
 	}
 	if s.Crossing() {
-		t.Error("something crosses the end, although all was answered")
+		t.Error("Crossing is true, although all batches and calls are answered")
 	}
 }
 
-// The drops of a batch in flight may not arrive. They are left over until the batch is answered,
-// and after it has failed.
-func TestLeftoverHasWhatIsInFlight(t *testing.T) {
+// The drops of a batch in flight may never arrive. Leave returns them while the batch is
+// unanswered, and Leftover returns them once it has failed.
+func TestLeftoverHasTheDropsInFlight(t *testing.T) {
 	s := start(t, Config{Capacity: 2})
 	p := s.acquire()
 	s.release(p)
 	b := s.batch()
 	s.Close(s.now)
 	if got := named(s.Leave(s.now)); !slices.Equal(got, []string{p.ID}) {
-		t.Errorf("left with %q, want what is in flight", got)
+		t.Errorf("Leave returns %q, want the drop in flight", got)
 	}
 	s.BatchFailed(s.now, b, Failed, errors.New("connection reset"))
 	if got := named(s.Leftover()); !slices.Equal(got, []string{p.ID}) {
-		t.Errorf("left over are %q, want what failed", got)
+		t.Errorf("Leftover returns %q, want the drop that failed", got)
 	}
 	if got := s.Leftover(); len(got) != 0 {
-		t.Errorf("left over are %q for the second time", got)
+		t.Errorf("Leftover returns %q for the second time", got)
 	}
 }
 
-// While Close waits for pools, a release fails that Redis did not answer. It is said again as the
-// session leaves, and not before: there is no time for a pause.
+// Redis does not answer a release while Close waits for pools. The session repeats the release as
+// it leaves, and not before: there is no time for a pause.
 func TestReleaseThatFailsDuringCloseIsRepeated(t *testing.T) {
 	s := start(t, Config{})
 	p := s.acquire()
@@ -118,7 +119,7 @@ func TestReleaseThatFailsDuringCloseIsRepeated(t *testing.T) {
 	s.BatchFailed(s.now, b, Failed, errors.New("connection reset"))
 	s.take()
 	if !slices.Contains(s.seen.Dropped, d) || !errors.Is(d.Err, ErrUnavailable) {
-		t.Errorf("its caller is told %v", d.Err)
+		t.Errorf("the caller of the release is told %v, want ErrUnavailable", d.Err)
 	}
 	if s.retryAt != 0 {
 		t.Error("a closed session pauses to try again")
@@ -127,7 +128,7 @@ func TestReleaseThatFailsDuringCloseIsRepeated(t *testing.T) {
 		t.Error("Close waits, although Redis does not answer")
 	}
 	if got := named(s.Leave(s.now)); !slices.Equal(got, []string{p.ID}) {
-		t.Errorf("left with %q, want the release", got)
+		t.Errorf("Leave returns %q, want the release", got)
 	}
 }
 
@@ -149,11 +150,11 @@ func TestCloseDoesNotWaitForADeadRedis(t *testing.T) {
 	}
 	want := []string{p.ID, q.ID}
 	if got := named(s.Leave(s.now)); !slices.Equal(got, want) {
-		t.Errorf("left with %q, want %q", got, want)
+		t.Errorf("Leave returns %q, want %q", got, want)
 	}
 }
 
-// A caller waits for the outcome of its release. It hears of it at the latest when the session
+// A caller waits for the outcome of its release. At the latest, it hears of it when the session
 // leaves.
 func TestLeaveSettlesReleases(t *testing.T) {
 	s := start(t, Config{})
@@ -162,12 +163,13 @@ func TestLeaveSettlesReleases(t *testing.T) {
 	s.Close(s.now)
 	s.Leave(s.now)
 	if s.take(); !d.known || d.Err != nil || !slices.Contains(s.seen.Dropped, d) {
-		t.Errorf("known %v, %v", d.known, d.Err)
+		t.Errorf("the outcome of the release: known %v, %v; want known, without error",
+			d.known, d.Err)
 	}
 }
 
-// Requests are withdrawn while the session still listens, by the drops of a last batch. A grant
-// that crosses that is dropped with it, and held by nobody.
+// The session withdraws its requests while it still listens, by the drops of a last batch. A grant
+// that crosses the batch is dropped with it, and nobody holds the permit.
 func TestAGrantThatCrossesCloseIsDropped(t *testing.T) {
 	for name, grant := range map[string]func(s *stage, b *Batch, id string){
 		"by a reply": func(s *stage, b *Batch, id string) { s.answer(b, all) },
@@ -196,13 +198,13 @@ func TestAGrantThatCrossesCloseIsDropped(t *testing.T) {
 				t.Errorf("the last batch is %+v, want the withdrawal", last.X)
 			}
 			if s.answer(last, all); !s.Returned() {
-				t.Error("Close waits for nothing")
+				t.Error("Close still waits, although nothing is left to wait for")
 			}
 		})
 	}
 }
 
-// Close waits for pools that hold permits. They give them back, and Redis is told by batches.
+// Close waits for pools that hold permits. The pools give them back, and batches tell Redis.
 func TestCloseWaitsForPools(t *testing.T) {
 	s := start(t, Config{Capacity: 2})
 	p := s.pool()
@@ -221,18 +223,18 @@ func TestCloseWaitsForPools(t *testing.T) {
 	}
 	p.give()
 	if s.take(); s.Returned() {
-		t.Error("Close does not wait until Redis is told")
+		t.Error("Close does not wait until Redis has heard of the last release")
 	}
 	if s.answer(s.batch(), all); !s.Returned() {
-		t.Error("Close waits for nothing")
+		t.Error("Close still waits, although nothing is left to wait for")
 	}
 	if got := s.Leave(s.now); len(got) != 0 {
-		t.Errorf("left with %q, want nothing", got)
+		t.Errorf("Leave returns %q, want nothing", got)
 	}
 }
 
-// Calls cross the end. Redis may have executed them after the session left, which then would have
-// joined anew: the shell has it leave again. Nothing that replies say begins anything.
+// Calls cross the end. Redis may execute them after the session has left, which makes the session
+// join anew: the shell has it leave once more. No reply starts anything.
 func TestACallThatCrossesTheEnd(t *testing.T) {
 	s := start(t, Config{Capacity: 2})
 	s.acquire()
@@ -240,20 +242,20 @@ func TestACallThatCrossesTheEnd(t *testing.T) {
 	s.Close(s.now)
 	s.Leave(s.now)
 	if s.take(); !s.Crossing() {
-		t.Error("nothing crosses the end, although calls are on their way")
+		t.Error("Crossing is false, although calls are in flight")
 	}
 	s.seen = Effects{}
 	s.replied(k, message.Renewed{Epoch: "another", PausedUntil: redis(s.now) + 1000})
 	s.replied(another, message.Renewed{Epoch: "a third"})
 	if s.Crossing() {
-		t.Error("something crosses the end, although all was answered")
+		t.Error("Crossing is true, although all calls are answered")
 	}
 	if s.seen.Heartbeat || s.seen.Flush || s.seen.Replace || len(s.permits) != 0 {
-		t.Errorf("a session that has left begins %+v", s.seen)
+		t.Errorf("a session that has left has the effects %+v", s.seen)
 	}
 }
 
-// A closed session acquires nothing: a pool that asks is not heard, and an offer is not made.
+// A closed session acquires nothing: it sends no request of a pool, and no offer.
 func TestNothingIsAcquiredAfterClose(t *testing.T) {
 	s := start(t, Config{})
 	p := s.pool()
@@ -264,6 +266,6 @@ func TestNothingIsAcquiredAfterClose(t *testing.T) {
 	s.Offer(s.now, &p.Pool, 1)
 	s.pass(time.Second)
 	if p.request != nil || s.NextBatch(s.now) != nil {
-		t.Error("something is asked for, or offered, after Close")
+		t.Error("the session sends a request or an offer after Close")
 	}
 }

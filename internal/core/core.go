@@ -44,7 +44,7 @@ var (
 // Unavailable is ErrUnavailable with its cause.
 func Unavailable(cause error) error { return fmt.Errorf("%w: %w", ErrUnavailable, cause) }
 
-// Config is what a Core is made of.
+// Config configures a Core.
 type Config struct {
 	Base          string // "<prefix>-<name>", for error texts
 	Session       string // see SessionName
@@ -81,7 +81,7 @@ type Core struct {
 	roundTrip    time.Duration // of the last batch
 	gone         bool          // Redis did not know the session when the last batch came
 	needsCall    uint64        // nothing is sent before this call of the heartbeat was answered ...
-	blockedSince time.Duration // ... and since when something waits for that, 0: nothing does
+	blockedSince time.Duration // ... and since when a batch waits for that, 0: none does
 	retryAt      time.Duration // when what is unanswered is asked for again, 0: never
 
 	heart     heart
@@ -132,7 +132,7 @@ func New(cfg Config) *Core {
 	}
 }
 
-// Effects are what the shell has to do, once it holds no lock. Everything else a Core does by
+// Effects tell the shell what to do, once it holds no lock. Everything else a Core does by
 // itself.
 type Effects struct {
 	Flush bool // start sending batches, unless that is under way

@@ -27,9 +27,9 @@ func inOrder(events []Event, want ...EventKind) bool {
 	return at == len(want)
 }
 
-// A pool that hears of a recall before it hears of the grant may take the recall for one of a
-// permit that it gave back. So events are in the order in which the core has seen what they are
-// about, also if the shell has taken no effects in between.
+// A pool that hears of a recall before the grant may take it for the recall of a permit that it
+// gave back. So events come in the order in which the core saw their causes, even if the shell has
+// taken no effects in between.
 func TestAGrantIsToldBeforeItsRecall(t *testing.T) {
 	for name, grant := range map[string]func(s *stage, b *Batch, id string){
 		"by a reply": func(s *stage, b *Batch, id string) { s.BatchAnswered(s.now, b, all, false) },
@@ -54,13 +54,14 @@ func TestAGrantIsToldBeforeItsRecall(t *testing.T) {
 				s.deliver(e)
 			}
 			if len(p.permits) != 1 || p.owed != 1 || p.after != 30*time.Millisecond {
-				t.Errorf("it has %d permits, and owes %d after %v", len(p.permits), p.owed, p.after)
+				t.Errorf("the pool has %d permits, and owes %d after %v; want 1 and 1 after 30ms",
+					len(p.permits), p.owed, p.after)
 			}
 		})
 	}
 }
 
-// All that one reply grants to a pool is told at once, and each pool hears of its own.
+// A pool is told of all grants of one reply at once, and of its own grants only.
 func TestAPoolIsToldItsGrantsTogether(t *testing.T) {
 	s := start(t, Config{Capacity: 5})
 	a, b := s.pool(), s.pool()
@@ -73,13 +74,13 @@ func TestAPoolIsToldItsGrantsTogether(t *testing.T) {
 	for _, p := range []*pool{a, b} {
 		for _, permit := range p.permits {
 			if permit.Pool != &p.Pool {
-				t.Errorf("%s is told to another pool than it is of", permit.ID)
+				t.Errorf("a pool is told of the grant of %s, which is another pool's", permit.ID)
 			}
 		}
 	}
 }
 
-// Redis grants a part of what a pool asks for. The rest is not asked for any more: the pool does so
+// Redis grants a part of a pool's request. The core does not ask for the rest: the pool asks again
 // itself.
 func TestAPoolTakesAPart(t *testing.T) {
 	s := start(t, Config{Capacity: 2})
@@ -88,15 +89,16 @@ func TestAPoolTakesAPart(t *testing.T) {
 	r := p.request
 	s.answer(s.batch(), message.Exchanged{Granted: r.ids[:2]})
 	if len(p.permits) != 2 || p.held != 2 || p.request != nil || !r.settled || len(s.asked) != 0 {
-		t.Errorf("it has %d permits, holds %d, and %d UUIDs are asked for", len(p.permits), p.held, len(s.asked))
+		t.Errorf("the pool has %d permits and holds %d, and the core asks for %d UUIDs; want 2, "+
+			"2 and 0", len(p.permits), p.held, len(s.asked))
 	}
 	if r.Permits[2].State() != Fresh {
-		t.Error("it holds what was not granted")
+		t.Error("the permit that was not granted is not Fresh")
 	}
 }
 
-// A loss is told after the grant. Here one reply does both: it grants one permit to a pool, and
-// does not find the other, which was to be extended.
+// A pool hears of a loss after the grant. Here one reply tells both: it grants one permit, and
+// refuses the extension of another.
 func TestALossFollowsItsGrant(t *testing.T) {
 	s := start(t, Config{Capacity: 3})
 	p := s.pool()
@@ -113,30 +115,30 @@ func TestALossFollowsItsGrant(t *testing.T) {
 	}
 }
 
-// Redis goes away and comes back, and each pool is told each of that once, before what it is asked
-// to do next.
+// Redis goes away and comes back. Each pool is told of each change once, and of the second one
+// before the grant that follows it.
 func TestPoolsHearThatRedisIsBack(t *testing.T) {
 	s := start(t, Config{})
 	p := s.pool()
 	p.ask(1)
 	s.BatchFailed(s.now, s.batch(), Failed, errors.New("connection reset"))
 	if s.take(); p.times("changed") != 1 || s.Err() == nil || !errors.Is(s.Err(), ErrUnavailable) {
-		t.Errorf("told %q, error %v", p.told, s.Err())
+		t.Errorf("after the first failure: told %q, error %v", p.told, s.Err())
 	}
 	s.pass(MaxRetryPause)
 	s.BatchFailed(s.now, s.batch(), Failed, errors.New("connection reset"))
 	if s.take(); p.times("changed") != 1 {
-		t.Errorf("told %q, want no news", p.told)
+		t.Errorf("after the second failure: told %q, want no second \"changed\"", p.told)
 	}
 	s.seen = Effects{}
 	s.pass(MaxRetryPause)
 	s.answer(s.batch(), all)
 	if p.times("changed") != 2 || s.Err() != nil || !inOrder(s.seen.Events, Changed, Granted) {
-		t.Errorf("told %q, error %v", p.told, s.Err())
+		t.Errorf("Redis is back: told %q, error %v", p.told, s.Err())
 	}
 }
 
-// Redis runs out of memory and grants nothing new, but answers. Of two replies that tell of that,
+// Redis runs out of memory: it answers, but grants nothing new. Of two replies about its memory,
 // the one that Redis gave later counts.
 func TestPoolsHearThatRedisIsFull(t *testing.T) {
 	s := start(t, Config{})
@@ -147,20 +149,21 @@ func TestPoolsHearThatRedisIsFull(t *testing.T) {
 	none := []string{try.ids[0], wait.ids[0]}
 	s.answer(s.batch(), message.Exchanged{Full: true, Now: redis(s.now) + 2, NoMemory: none})
 	if !errors.Is(s.Err(), ErrUnavailable) || p.times("changed") != 1 || s.Down() != nil {
-		t.Errorf("error %v, told %q", s.Err(), p.told)
+		t.Errorf("without memory: error %v, told %q, down %v", s.Err(), p.told, s.Down())
 	}
 	if !errors.Is(try.err, ErrUnavailable) || wait.settled {
-		t.Errorf("the one that does not wait: %v; the one that waits: settled %v", try.err, wait.settled)
+		t.Errorf("the request that does not wait ends with %v; the one that waits is settled: %v",
+			try.err, wait.settled)
 	}
 	if err := s.GiveUp(s.now, wait, time.Second); !errors.Is(err, ErrUnavailable) {
-		t.Errorf("its patience ends: %v", err)
+		t.Errorf("its patience ends with %v, want ErrUnavailable", err)
 	}
 	s.replied(s.call(), message.Renewed{Now: redis(s.now) - 1})
 	if p.times("changed") != 1 {
-		t.Error("a reply that Redis gave earlier has the last word")
+		t.Error("a reply that Redis gave earlier overrules a later one")
 	}
 	s.replied(s.call(), message.Renewed{Now: redis(s.now) + 3})
 	if s.Err() != nil || p.times("changed") != 2 {
-		t.Errorf("error %v, told %q", s.Err(), p.told)
+		t.Errorf("memory again: error %v, told %q", s.Err(), p.told)
 	}
 }

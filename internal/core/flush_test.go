@@ -8,8 +8,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// The shell is told twice to send, before it has begun. Both senders ask for a batch, and one gets
-// it: batches never overlap. A request that is made meanwhile travels in the next one.
+// The shell is told twice to send, before its sender has begun. Both senders ask for a batch, and
+// one gets it: batches never overlap. A request that is made meanwhile travels in the next batch.
 func TestTwoFlushesStartOneBatch(t *testing.T) {
 	s := start(t, Config{Capacity: 3})
 	ask := func() string {
@@ -19,33 +19,33 @@ func TestTwoFlushesStartOneBatch(t *testing.T) {
 	}
 	p := ask()
 	if !s.Take().Flush {
-		t.Fatal("nothing is sent")
+		t.Fatal("the core does not tell the shell to send")
 	}
 	q := ask()
 	if !s.Take().Flush {
-		t.Fatal("bug in the test: the core takes it that a sender has begun")
+		t.Fatal("bug in the test: the core believes that a sender has begun")
 	}
 	b := s.NextBatch(s.now)
 	if s.NextBatch(s.now) != nil {
-		t.Fatal("a second batch beside the first")
+		t.Fatal("a second batch begins beside the first")
 	}
 	if !slices.Equal(b.asks(), []string{p, q}) {
 		t.Errorf("the batch asks for %q, want %q and %q", b.asks(), p, q)
 	}
 	r := ask()
 	if s.Take().Flush || s.NextBatch(s.now) != nil {
-		t.Error("sent beside the batch in flight")
+		t.Error("a request is sent beside the batch in flight")
 	}
 	s.BatchAnswered(s.now, b, all, false)
 	if !s.Take().Flush {
-		t.Error("what waited for the batch is not sent")
+		t.Error("the request that waited for the batch is not sent")
 	}
 	if next := s.batch(); !slices.Equal(next.asks(), []string{r}) {
 		t.Errorf("the next batch asks for %q, want %q", next.asks(), r)
 	}
 }
 
-// A sender that begins when there is nothing left to send is not told to.
+// The core does not tell the shell to send once nothing is left to send.
 func TestNoFlushOfNothing(t *testing.T) {
 	s := start(t, Config{})
 	r := &Request{Kind: message.Wait, Permits: []*Permit{s.NewPermit()}}
@@ -56,8 +56,8 @@ func TestNoFlushOfNothing(t *testing.T) {
 	}
 }
 
-// No script keeps Redis from others for long: what is more than maxBatch goes with the batches that
-// follow, in its order.
+// No script keeps Redis busy for long: a batch has at most maxBatch permits, and the rest goes with
+// the next batches, in order.
 func TestABatchIsBounded(t *testing.T) {
 	s := start(t, Config{Capacity: 1000})
 	var want, got []string
@@ -93,9 +93,9 @@ func TestABatchIsBounded(t *testing.T) {
 	}
 }
 
-// Redis did not answer, so it is unknown what it did. Requests that do not wait fail, and what they
-// may have been granted is dropped at once; requests that wait, and releases, are repeated after a
-// pause.
+// Redis did not answer, so nobody knows what it executed. Requests that do not wait fail, and the
+// core drops at once what they may have been granted. Requests that wait, and releases, are
+// repeated after a pause.
 func TestAFailedBatchIsRepeatedAfterAPause(t *testing.T) {
 	s := start(t, Config{Capacity: 3})
 	held := s.acquire()
@@ -107,18 +107,19 @@ func TestAFailedBatchIsRepeatedAfterAPause(t *testing.T) {
 	s.BatchFailed(s.now, s.batch(), Failed, errors.New("connection reset"))
 	s.take()
 	if !errors.Is(failing.err, ErrUnavailable) || !errors.Is(extends.err, ErrUnavailable) || waiting.settled {
-		t.Errorf("try %v, extension %v, the one that waits %v", failing.err, extends.err, waiting.err)
+		t.Errorf("the try ends with %v, the extension with %v, the request that waits with %v",
+			failing.err, extends.err, waiting.err)
 	}
 	if !s.holds(extended) {
-		t.Error("what was to be extended is held as long as it is trusted")
+		t.Error("the permit to be extended is lost, although it is trusted")
 	}
 	if !drop.known || !errors.Is(drop.Err, ErrUnavailable) {
-		t.Errorf("the release: %v", drop.Err)
+		t.Errorf("the release ends with %v, want ErrUnavailable", drop.Err)
 	}
 	at := s.now
 	b := s.batch()
 	if !slices.Equal(b.dropped(), []string{try.ID}) || len(b.asks()) != 0 {
-		t.Errorf("sent %+v at once, want what may have been granted to be dropped", b.X)
+		t.Errorf("sent %+v at once, want a drop of what may have been granted", b.X)
 	}
 	s.answer(b, all)
 	s.seen = Effects{}
@@ -132,8 +133,8 @@ func TestAFailedBatchIsRepeatedAfterAPause(t *testing.T) {
 	}
 }
 
-// After a lease there is nothing left to drop, unless Redis counts on after the lease, for a
-// backend.
+// A failed drop is repeated for a lease. Only if the permit covers a backend, which Redis counts
+// beyond the lease, does the session repeat it for longer.
 func TestDropsAreRepeatedForALease(t *testing.T) {
 	for _, covered := range []bool{false, true} {
 		s := start(t, Config{Capacity: 3})

@@ -40,7 +40,7 @@ func FuzzPush(f *testing.F) {
 		s.Pushed(s.now, push)
 		s.take()
 		if len(s.permits) != 2 || s.permits[held.ID] != held || p.times("granted") != 0 {
-			t.Errorf("holds %v, told %q", s.permits, p.told)
+			t.Errorf("the push has an effect: held %v, the pool is told %q", s.permits, p.told)
 		}
 		for _, permit := range s.permits {
 			if permit.TrustedUntil() > s.now+s.cfg.TTL {
@@ -71,8 +71,8 @@ func FuzzAnchor(f *testing.F) {
 	})
 }
 
-// A time that is further off than a Duration reaches is far off, not past: a waiter that took it
-// for past asked again every millisecond.
+// A time beyond the range of a Duration is far off, not past: a waiter that took it for past asked
+// again every millisecond.
 func TestUntil(t *testing.T) {
 	const most = math.MaxInt64 / 1_000_000 * 1_000_000
 	for _, c := range []struct {

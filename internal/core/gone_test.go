@@ -9,9 +9,9 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// Redis does not know the session, so it has done nothing of the batch. All of it goes back to
-// where it was, before what came since, and waits for a call that was made after that. One that was
-// made before may have been executed before Redis forgot.
+// Redis does not know the session, so it has executed nothing of the batch. All of it goes back
+// into the outbox, ahead of later requests. It waits for a call that was made afterwards: Redis may
+// have executed an earlier one before it forgot the session.
 func TestABatchThatIsGoneWaitsForALaterCall(t *testing.T) {
 	s := start(t, Config{Capacity: 3})
 	held := s.acquire()
@@ -27,25 +27,25 @@ func TestABatchThatIsGoneWaitsForALaterCall(t *testing.T) {
 	s.BatchFailed(s.now, b, Gone, message.ErrGone)
 	s.take()
 	if !s.seen.Heartbeat || s.seen.Flush || s.Down() != nil || len(s.seen.Settled) != 0 {
-		t.Errorf("want a call, and nothing else: %+v", s.seen)
+		t.Errorf("the effects are %+v, want a call of the heartbeat alone", s.seen)
 	}
 	if s.NextBatch(s.now) != nil {
-		t.Fatal("sent without a call")
+		t.Fatal("the batch is sent before a call is answered")
 	}
 	s.renew(before)
 	if s.NextBatch(s.now) != nil {
-		t.Fatal("sent after the answer to a call that was made before")
+		t.Fatal("the batch is sent after the answer to an earlier call")
 	}
 	after := s.call()
 	if s.renew(after); !s.seen.Flush {
-		t.Fatal("not sent after the answer to a call that was made since")
+		t.Fatal("the batch is not sent after the answer to a later call")
 	}
 	again := s.batch()
 	if !slices.Equal(again.dropped(), []string{held.ID}) || !slices.Equal(again.asks(), []string{p.ID, q.ID}) {
-		t.Errorf("sent %+v, want what was sent, then what came since", again.X)
+		t.Errorf("sent %+v, want the former batch, then the later request", again.X)
 	}
 	if after.X.MoveMicros+again.X.MoveMicros != 1000 {
-		t.Errorf("a move is said to cost %d us by the call and %d by the batch, want 1000 once",
+		t.Errorf("the call reports %d us for a move, the batch %d; want 1000 once",
 			after.X.MoveMicros, again.X.MoveMicros)
 	}
 }
@@ -64,17 +64,17 @@ func TestABatchThatIsGoneWaitsUntilAllIsReasserted(t *testing.T) {
 	s.state = "another"
 	s.renew(k)
 	if s.NextBatch(s.now) != nil {
-		t.Fatal("sent before all that is held is put back")
+		t.Fatal("a batch is sent before all permits are re-asserted")
 	}
 	s.renew(s.call())
 	if b := s.batch(); b.X.Epoch != "another" || len(b.requests) != 1 {
-		t.Errorf("sent %+v", b.X)
+		t.Errorf("sent %+v, want one request, in the new state", b.X)
 	}
 }
 
-// A call has been answered, and Redis does not know the session all the same: perhaps calls reach
-// another server than batches. The batch is repeated after a pause. Both would be asked in turn
-// otherwise, as fast as they answer, and nobody would be told.
+// A call has been answered, and still Redis does not know the session: perhaps calls reach another
+// server than batches. The batch is repeated after a pause. Otherwise the core would send batches
+// and calls in turn, as fast as they are answered, and no caller would hear of it.
 func TestABatchThatIsGoneTwiceIsRepeatedAfterAPause(t *testing.T) {
 	s := start(t, Config{Capacity: 3})
 	s.beat = s.renew
@@ -85,21 +85,22 @@ func TestABatchThatIsGoneTwiceIsRepeatedAfterAPause(t *testing.T) {
 		s.take()
 	}
 	if !errors.Is(try.err, ErrUnavailable) || wait.settled {
-		t.Errorf("the request that does not wait: %v; the one that waits: settled %v", try.err, wait.settled)
+		t.Errorf("the request that does not wait ends with %v; the one that waits is settled: %v",
+			try.err, wait.settled)
 	}
 	s.batch() // which drops what may have been granted
 	s.BatchFailed(s.now, s.inFlight, Gone, message.ErrGone)
 	s.take()
 	if got := s.batch().asks(); len(got) != 0 {
-		t.Errorf("asked for %q at once", got)
+		t.Errorf("the core asks for %q at once", got)
 	}
 	s.answer(s.inFlight, all)
 	s.seen = Effects{}
 	if s.pass(MaxRetryPause - 1); s.seen.Flush {
-		t.Error("repeated without a pause")
+		t.Error("the batch is repeated without a pause")
 	}
 	if s.pass(MaxRetryPause / 4); !slices.Equal(s.batch().asks(), []string{p.ID}) {
-		t.Error("not repeated after a pause")
+		t.Error("the batch is not repeated after a pause")
 	}
 }
 
@@ -118,17 +119,18 @@ func blocks(t *testing.T) (s *stage, try, wait *Request, drop *Drop) {
 	return s, try, wait, drop
 }
 
-// failed checks that what waited has failed, and that the rest is repeated.
+// failed checks that the release and the request that does not wait have failed. The next batch
+// drops their permits, and asks again for the request that waits.
 func failed(t *testing.T, s *stage, try, wait *Request, drop *Drop) {
 	t.Helper()
 	if !errors.Is(try.err, ErrUnavailable) {
-		t.Errorf("the request that does not wait: settled %v, %v", try.settled, try.err)
+		t.Errorf("the request that does not wait: settled %v, with %v", try.settled, try.err)
 	}
 	if !errors.Is(drop.Err, ErrUnavailable) || !slices.Contains(s.seen.Dropped, drop) {
-		t.Errorf("the release: %v", drop.Err)
+		t.Errorf("the release ends with %v, want ErrUnavailable", drop.Err)
 	}
 	if wait.settled {
-		t.Errorf("the request that waits has failed, too: %v", wait.err)
+		t.Errorf("the request that waits has failed: %v", wait.err)
 	}
 	s.beat = s.renew
 	s.pass(ttl / 2)
@@ -139,8 +141,8 @@ func failed(t *testing.T, s *stage, try, wait *Request, drop *Drop) {
 	}
 }
 
-// The call fails that everything waits for.
-func TestWhatIsBlockedFailsWithTheCall(t *testing.T) {
+// All calls that the batch could go on with fail.
+func TestABlockedBatchFailsWithTheCall(t *testing.T) {
 	s, try, wait, drop := blocks(t)
 	first := s.call()
 	s.pass(time.Second)
@@ -148,7 +150,7 @@ func TestWhatIsBlockedFailsWithTheCall(t *testing.T) {
 	reset := errors.New("connection reset")
 	s.CallFailed(s.now, hedge, reset)
 	if s.take(); try.settled {
-		t.Fatal("failed while another call is on its way that would do")
+		t.Fatal("the batch fails while a call that suffices is in flight")
 	}
 	s.CallFailed(s.now, first, reset)
 	s.take()
@@ -156,37 +158,38 @@ func TestWhatIsBlockedFailsWithTheCall(t *testing.T) {
 }
 
 // No call fails, and none is answered: Redis is silent.
-func TestWhatIsBlockedFailsAfterASilence(t *testing.T) {
+func TestABlockedBatchFailsAfterASilence(t *testing.T) {
 	s, try, wait, drop := blocks(t)
 	s.beat = func(*Call) {}
 	s.call()
 	if s.pass(s.Silence() - 1); try.settled {
-		t.Fatal("failed before Redis was silent for that long")
+		t.Fatal("the batch fails before Redis was silent for that long")
 	}
 	s.pass(1)
 	failed(t, s, try, wait, drop)
 }
 
-// One call that would do is answered in time, after another has failed.
-func TestWhatIsBlockedGoesOnWithAnyCall(t *testing.T) {
+// A call fails, but an earlier one, which also suffices, is answered in time.
+func TestABlockedBatchGoesOnWithAnyCall(t *testing.T) {
 	s, try, wait, drop := blocks(t)
 	first, second := s.call(), s.call()
 	s.CallFailed(s.now, second, errors.New("connection reset"))
 	s.seen = Effects{}
 	s.renew(first)
 	if try.settled || wait.settled || drop.known {
-		t.Error("failed although a call is answered")
+		t.Error("the batch fails, although a call is answered")
 	}
 	if b := s.batch(); len(b.requests) != 2 || len(b.drops) != 1 {
-		t.Errorf("sent %+v, want all of it", b.X)
+		t.Errorf("sent %+v, want the whole batch", b.X)
 	}
 	if s.pass(2 * ttl); try.settled {
-		t.Error("failed later, while it is in flight")
+		t.Error("the batch fails later, while it is in flight")
 	}
 }
 
-// No call was answered for a lease. Redis may have forgotten the session, so nothing is sent; any
-// call that was sent within a lease ends that, also one that is on its way already.
+// No call was answered for a lease, so Redis may have forgotten the session. The core sends nothing
+// until an answer comes to a call that was sent within a lease. A call that is in flight already
+// suffices.
 func TestNothingIsSentForALeaseWithoutACall(t *testing.T) {
 	s := start(t, Config{})
 	s.pass(ttl - time.Second)
@@ -195,13 +198,13 @@ func TestNothingIsSentForALeaseWithoutACall(t *testing.T) {
 	s.seen = Effects{}
 	s.wantsOne(message.Wait)
 	if s.seen.Flush || s.NextBatch(s.now) != nil {
-		t.Fatal("sent, although no call was answered for a lease")
+		t.Fatal("a batch is sent, although no call was answered for a lease")
 	}
 	if s.seen.Heartbeat {
-		t.Error("another call is made, although one is on its way that would do")
+		t.Error("another call is made, although a call that suffices is in flight")
 	}
 	if s.renew(k); !s.seen.Flush {
-		t.Error("not sent although the call is answered")
+		t.Error("no batch is sent, although the call is answered")
 	}
 	s.batch()
 
@@ -209,12 +212,13 @@ func TestNothingIsSentForALeaseWithoutACall(t *testing.T) {
 	s.pass(ttl)
 	s.seen = Effects{}
 	if s.wantsOne(message.Wait); s.seen.Flush || !s.seen.Heartbeat {
-		t.Errorf("sent: %v; want a call: %v", s.seen.Flush, s.seen.Heartbeat)
+		t.Errorf("no call is in flight: a batch %v, a call %v; want a call alone",
+			s.seen.Flush, s.seen.Heartbeat)
 	}
 }
 
-// The reply comes a lease after its call was sent. It proves nothing of now, and another call is
-// made.
+// The reply comes a lease after its call was sent. It proves nothing about the present, so the core
+// makes another call.
 func TestACallThatTookALeaseProvesNothing(t *testing.T) {
 	s := start(t, Config{})
 	k := s.call()
@@ -222,9 +226,10 @@ func TestACallThatTookALeaseProvesNothing(t *testing.T) {
 	s.wantsOne(message.Wait)
 	s.seen = Effects{}
 	if s.renew(k); s.seen.Flush || !s.seen.Heartbeat {
-		t.Errorf("sent: %v; want another call: %v", s.seen.Flush, s.seen.Heartbeat)
+		t.Errorf("after the late reply: a batch %v, a call %v; want a call alone",
+			s.seen.Flush, s.seen.Heartbeat)
 	}
 	if s.renew(s.call()); !s.seen.Flush {
-		t.Error("not sent after a call that was answered in time")
+		t.Error("no batch is sent after a call that was answered in time")
 	}
 }

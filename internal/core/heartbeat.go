@@ -39,7 +39,7 @@ const (
 //	                                            +--> CallFailed
 //
 // Calls have numbers in the order in which they were made. Redis can execute them, and replies can
-// arrive, in any other order. Whatever the order, these hold:
+// arrive, in any other order. In any order, these hold:
 //
 //   - Trust only grows. A reply proves, from when its call was sent, the leases that the call names
 //     and Redis still has. A permit that was released or lost since is not held under that UUID any
@@ -366,10 +366,10 @@ func (c *Core) changedSince(k *Call) bool {
 	return len(c.permits) > still
 }
 
-// applyFleet takes what the latest reply says of the fleet. again: the state was lost, and the
-// session takes the new epoch only once it has re-asserted all that it holds. changed: the pools
-// are being told that Redis is back. A pool that lives without permits may then ask for some, so no
-// pool leaves now.
+// applyFleet takes what the latest reply says of the fleet. With again, the state was lost, and the
+// session takes the new epoch only once it has re-asserted all that it holds. With changed, the
+// pools are being told that Redis is back. A pool that lives without permits may then ask for some,
+// so no pool leaves now.
 func (c *Core) applyFleet(now time.Duration, k *Call, got message.Renewed, again, changed bool) {
 	h := &c.heart
 	h.applied, h.at = k.n, got.Now

@@ -5,9 +5,9 @@ import (
 	"testing"
 )
 
-// A permit's UUID says what it is of: the session, and the pool. It is a UUID of version 8, and
-// none comes twice, also if a pool's number does.
-func TestUUIDsSayWhatTheyAreOf(t *testing.T) {
+// A permit's UUID names its session and its pool. It is of version 8, and never occurs twice, even
+// if a pool's number does.
+func TestUUIDsNameTheirSessionAndPool(t *testing.T) {
 	s := start(t, Config{})
 	version8 := regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-8[0-9a-f]{3}-[0-9a-f]{12}$`)
 	p := s.pool()
@@ -15,7 +15,8 @@ func TestUUIDsSayWhatTheyAreOf(t *testing.T) {
 	check := func(id, owner string) {
 		t.Helper()
 		if !version8.MatchString(id) || id[:23] != owner || seen[id] {
-			t.Errorf("%s, of %s; it came before: %v", id, owner, seen[id])
+			t.Errorf("the UUID %s of %s is malformed, names another owner, or occurs twice (%v)",
+				id, owner, seen[id])
 		}
 		seen[id] = true
 	}
@@ -26,13 +27,13 @@ func TestUUIDsSayWhatTheyAreOf(t *testing.T) {
 	s.removePool(&p.Pool)
 	q := s.pool()
 	if check(s.newPermit(&q.Pool).ID, s.cfg.Session+"-8001"); q.number != 1 {
-		t.Errorf("bug in the test: it has the number %d", q.number)
+		t.Errorf("bug in the test: the pool has the number %d, want 1", q.number)
 	}
 	s.numbers = maxPools - 1
 	last := s.pool()
 	check(s.newPermit(&last.Pool).ID, s.cfg.Session+"-8fff")
 	if s.HasNumber() || s.Join(new(Pool)) || s.PoolRequest(new(Pool)) != nil {
-		t.Error("there are more numbers than the UUID has room for")
+		t.Error("a pool gets a number beyond the last that a UUID has room for")
 	}
 }
 
@@ -43,7 +44,7 @@ func TestTheWeightIsInTheName(t *testing.T) {
 		1: "00010203-0405-8017", 100: "00010203-0405-8647", 255: "00010203-0405-8ff7",
 	} {
 		if got := SessionName(random, weight); got != want {
-			t.Errorf("weight %d: %s, want %s", weight, got, want)
+			t.Errorf("the session of weight %d is named %s, want %s", weight, got, want)
 		}
 	}
 }

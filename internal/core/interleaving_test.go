@@ -9,9 +9,9 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// The trust of a permit ends while its extension is on its way, and Redis extends the lease. The
-// permit stays lost: the shell has told its owner. The lease is not given away, for the connection
-// under it is still being ended.
+// The trust of a permit ends while its extension is in flight, and Redis extends the lease. The
+// permit stays lost, because the shell has told its owner. The session does not release the lease,
+// because its connection is still closing.
 func TestExtensionThatCrossesALossDoesNotRevive(t *testing.T) {
 	s := start(t, Config{Capacity: 2})
 	p := s.acquire()
@@ -23,17 +23,18 @@ func TestExtensionThatCrossesALossDoesNotRevive(t *testing.T) {
 	}
 	s.answer(b, all)
 	if !r.settled || !errors.Is(r.err, ErrLost) || p.State() != Lost || s.holds(p) {
-		t.Errorf("extended what was lost: %v, state %d", r.err, p.State())
+		t.Errorf("the extension of a lost permit ends with %v, and the permit is in state %d",
+			r.err, p.State())
 	}
 	s.Close(s.now)
 	if left := s.Leave(s.now); len(left) != 0 {
-		t.Errorf("Redis is to remove %q: the connection under that lease is still being ended", left)
+		t.Errorf("Leave returns %q, although the connection under that lease is still closing",
+			left)
 	}
 }
 
-// The same, and the caller has given up, too. Its withdrawal is of the request, and not of the
-// permit.
-func TestWithdrawnExtensionDoesNotReleaseWhatWasLost(t *testing.T) {
+// The same, and the caller has given up. It withdraws the request, not the permit.
+func TestWithdrawnExtensionDoesNotReleaseALostPermit(t *testing.T) {
 	s := start(t, Config{Capacity: 2})
 	p := s.acquire()
 	r := s.extend(p)
@@ -45,12 +46,13 @@ func TestWithdrawnExtensionDoesNotReleaseWhatWasLost(t *testing.T) {
 	s.answer(b, message.Exchanged{Granted: []string{p.ID}})
 	s.Close(s.now)
 	if left := s.Leave(s.now); len(left) != 0 {
-		t.Errorf("Redis is to remove %q: the connection under that lease is still being ended", left)
+		t.Errorf("Leave returns %q, although the connection under that lease is still closing",
+			left)
 	}
 }
 
-// Redis forgot the permit. That is a loss, even where there is room: no new lease begins under the
-// old name.
+// Redis forgot the permit. The permit is lost even if another one is free: no new lease begins
+// under its UUID.
 func TestExtensionDoesNotAcquireAnew(t *testing.T) {
 	s := start(t, Config{Capacity: 2})
 	p := s.acquire()
@@ -62,14 +64,15 @@ func TestExtensionDoesNotAcquireAnew(t *testing.T) {
 	s.seen = Effects{}
 	s.answer(b, message.Exchanged{Free: 1, Refused: []string{p.ID}})
 	if !errors.Is(r.err, ErrLost) || p.State() != Lost {
-		t.Errorf("extending what Redis forgot: %v, state %d", r.err, p.State())
+		t.Errorf("the extension of a forgotten permit ends with %v, and the permit is in state %d",
+			r.err, p.State())
 	}
 	if !slices.Contains(s.seen.Trust, p) {
 		t.Error("the shell is not told of the loss")
 	}
 }
 
-// The caller's patience ends while the grant is on its way. The grant goes back.
+// The caller's patience ends while the grant is in flight. The core returns the permit.
 func TestGrantThatCrossesTheEndOfPatienceGoesBack(t *testing.T) {
 	for _, c := range []struct {
 		name  string
@@ -94,7 +97,7 @@ func TestGrantThatCrossesTheEndOfPatienceGoesBack(t *testing.T) {
 				s.take()
 			})
 			if s.holds(p) {
-				t.Error("nobody waits for the permit, and it is held")
+				t.Error("the permit is held, although nobody waits for it")
 			}
 			if got := s.batch().dropped(); !slices.Contains(got, p.ID) {
 				t.Errorf("the next batch drops %q, want the permit among them", got)
@@ -103,7 +106,7 @@ func TestGrantThatCrossesTheEndOfPatienceGoesBack(t *testing.T) {
 	}
 }
 
-// A withdrawal reaches Redis after the request: batches do not overlap, and it is in a later one.
+// A withdrawal reaches Redis after its request: it is in a later batch, and batches do not overlap.
 func TestWithdrawalFollowsItsRequest(t *testing.T) {
 	s := start(t, Config{})
 	p, r := s.wantsOne(message.Wait)
@@ -118,18 +121,18 @@ func TestWithdrawalFollowsItsRequest(t *testing.T) {
 	}
 }
 
-// A request that was never sent is withdrawn without a word to Redis.
+// The core withdraws a request that was never sent without telling Redis.
 func TestUnsentRequestIsWithdrawnHere(t *testing.T) {
 	s := start(t, Config{})
 	_, r := s.wantsOne(message.Wait)
 	_ = s.GiveUp(s.now, r, time.Second)
 	if s.take(); s.NextBatch(s.now) != nil {
-		t.Error("something is sent of a request of which Redis knows nothing")
+		t.Error("a batch is sent for a request of which Redis knows nothing")
 	}
 }
 
-// A pool that hears of a loss before it hears of the grant would keep the permit for good. Here
-// both happen before the shell has told the pool anything.
+// A pool that hears of a loss before the grant would keep the permit for ever. Here both happen
+// before the shell has told the pool anything.
 func TestLossIsToldAfterTheGrant(t *testing.T) {
 	s := start(t, Config{})
 	p := s.pool()
@@ -144,8 +147,8 @@ func TestLossIsToldAfterTheGrant(t *testing.T) {
 	}
 }
 
-// A request can be in the outbox again when the reply to its first time settles it. It must not be
-// sent then: the permit may even be released by now.
+// A request can be in the outbox again when the reply to its first batch settles it. Then it must
+// not be sent: the permit may even be released by now.
 func TestSettledRequestIsNotSentAgain(t *testing.T) {
 	s := start(t, Config{})
 	p, _ := s.wantsOne(message.Wait)
@@ -159,7 +162,7 @@ func TestSettledRequestIsNotSentAgain(t *testing.T) {
 	}
 }
 
-// A push says that a caller waits. The answer to a batch that was sent before must not cancel that.
+// A push says that a caller waits. The answer to an earlier batch must not overrule the push.
 func TestStaleCalmDoesNotCancelAPush(t *testing.T) {
 	s := start(t, Config{Capacity: 2})
 	p := s.pool()
@@ -176,16 +179,16 @@ func TestStaleCalmDoesNotCancelAPush(t *testing.T) {
 		s.take()
 	})
 	if p.times("wanted") != 1 || p.times("calm") != before {
-		t.Errorf("told %q: calmed by an answer older than the push", p.told)
+		t.Errorf("told %q, want no \"calm\" by an answer older than the push", p.told)
 	}
 	s.pass(time.Millisecond)
 	if answer(func() {}); p.times("calm") != before+1 {
-		t.Errorf("told %q: never calmed", p.told)
+		t.Errorf("told %q, want one more \"calm\"", p.told)
 	}
 }
 
-// A waiter asks again within RetryInterval, not some time after, whatever the jitter: a grant whose
-// push was lost waits no longer than that.
+// A waiter asks again within RetryInterval, never later, whatever the jitter: so a grant whose push
+// was lost waits no longer.
 func TestAskingAgainIsWithinRetryInterval(t *testing.T) {
 	for _, latest := range []bool{false, true} {
 		s := start(t, Config{RetryInterval: 400 * time.Millisecond})
@@ -195,29 +198,29 @@ func TestAskingAgainIsWithinRetryInterval(t *testing.T) {
 		s.seen = Effects{}
 		s.pass(400 * time.Millisecond)
 		if !s.seen.Flush {
-			t.Fatal("it does not ask again")
+			t.Fatal("the waiter does not ask again")
 		}
 		b := s.batch()
 		if !slices.Equal(b.X.Waits, []string{p.ID}) {
-			t.Errorf("it asks for %q, want the same again", b.X.Waits)
+			t.Errorf("the batch asks for %q, want the same request again", b.X.Waits)
 		}
 		if s.answer(b, all); !s.holds(p) || !r.settled {
-			t.Error("the grant whose push was lost is not found")
+			t.Error("the waiter does not find the grant whose push was lost")
 		}
 	}
 }
 
-// Redis says when the next lease of the fleet expires. A waiter asks again then, if that is
-// earlier.
+// Redis says when the next lease of the fleet expires. A waiter asks again then, if that is earlier
+// than its next retry.
 func TestAskingAgainWhenSomethingExpires(t *testing.T) {
 	s := start(t, Config{})
 	s.wantsOne(message.Wait)
 	s.answer(s.batch(), message.Exchanged{Waiting: 1, Wake: redis(s.now + 7*time.Millisecond)})
 	s.seen = Effects{}
 	if s.pass(7 * time.Millisecond); s.seen.Flush {
-		t.Error("it asks before Redis's clock can show that time")
+		t.Error("the waiter asks before Redis's clock can show that time")
 	}
 	if s.pass(time.Millisecond); !s.seen.Flush {
-		t.Error("it does not ask again")
+		t.Error("the waiter does not ask again")
 	}
 }

@@ -7,8 +7,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// A push that tells once more of a grant does not answer the request that is to extend it. If it
-// did, the extension would be sent one batch later, which a slow Redis may answer too late.
+// A repeated push of a grant does not answer the request that extends its permit. If it did, the
+// extension would be sent one batch later, and a slow Redis could answer it too late.
 func TestAnOldGrantExtendsNothing(t *testing.T) {
 	s := start(t, Config{})
 	p := s.acquire()
@@ -17,19 +17,20 @@ func TestAnOldGrantExtendsNothing(t *testing.T) {
 	r := s.extend(p)
 	s.grantPushed(granted, p.ID)
 	if r.settled {
-		t.Error("settled by what was granted before it was asked for")
+		t.Error("an earlier grant settles the extension")
 	}
 	b := s.batch()
 	if len(b.requests) != 1 {
 		t.Errorf("%d requests in the next batch, want the extension", len(b.requests))
 	}
 	if s.answer(b, all); !r.settled || r.err != nil {
-		t.Error("not settled by its own answer")
+		t.Error("the extension is not settled by its own answer")
 	}
 }
 
-// A grant of which a session hears so late that no renewal can be answered in time is asked for
-// again, not held and lost. But where every reply takes that long, it is held.
+// A session may hear of a grant so late that no renewal can be answered in time. Then it asks
+// again, instead of holding the permit and losing it. But where every reply takes that long, it
+// holds the permit.
 func TestALateGrantIsAskedForAgain(t *testing.T) {
 	for _, c := range []struct {
 		rtt, left time.Duration
@@ -50,24 +51,26 @@ func TestALateGrantIsAskedForAgain(t *testing.T) {
 		s.batch()
 		s.grantPushed(s.now+c.left-ttl+margin, p.ID)
 		if held := s.permits[p.ID] != nil; held != c.held {
-			t.Errorf("held with %v left, at %v a reply: %v", c.left, c.rtt, held)
+			t.Errorf("with %v of trust left and replies that take %v, held is %v",
+				c.left, c.rtt, held)
 		}
 		if r.queued == c.held {
-			t.Errorf("asked for again with %v left, at %v a reply: %v", c.left, c.rtt, r.queued)
+			t.Errorf("with %v of trust left and replies that take %v, asked for again is %v",
+				c.left, c.rtt, r.queued)
 		}
 	}
 }
 
-// A grant that was long on its way is held, and extended with the next batch: the heartbeat would
+// A grant that was in flight for long is held, and the next batch extends it: the heartbeat would
 // have to make a connection first.
-func TestAHastyGrantIsExtendedAtOnce(t *testing.T) {
+func TestAGrantWithLittleTrustIsExtendedAtOnce(t *testing.T) {
 	s := start(t, Config{})
 	p, _ := s.wantsOne(message.Wait)
 	b := s.batch()
 	s.pass(3 * time.Second) // which leaves 1.5 of 4.5 s
 	s.answer(b, all)
 	if !s.holds(p) {
-		t.Fatal("not held")
+		t.Fatal("the grant is not held")
 	}
 	next := s.batch()
 	if len(next.requests) != 1 || !next.requests[0].Extends || next.requests[0].Permits[0] != p {
@@ -75,7 +78,7 @@ func TestAHastyGrantIsExtendedAtOnce(t *testing.T) {
 	}
 	s.answer(next, all)
 	if left := p.TrustedUntil() - s.now; left != ttl-margin {
-		t.Errorf("trusted for %v more after the extension", left)
+		t.Errorf("trusted for %v after the extension, want 0.9 TTL", left)
 	}
 }
 
@@ -88,14 +91,16 @@ func TestTrustCountsFromBeforeTheRequest(t *testing.T) {
 	s.pass(time.Second)
 	s.answer(b, all)
 	if p.TrustedUntil() != sent+ttl-margin {
-		t.Errorf("trusted until %v, the batch was sent at %v", p.TrustedUntil(), sent)
+		t.Errorf("trusted until %v, want 0.9 TTL from the batch's sending at %v",
+			p.TrustedUntil(), sent)
 	}
 	k := s.call()
 	sent = s.now
 	s.pass(time.Second)
 	s.renew(k)
 	if p.TrustedUntil() != sent+ttl-margin {
-		t.Errorf("trusted until %v, the call was sent at %v", p.TrustedUntil(), sent)
+		t.Errorf("trusted until %v, want 0.9 TTL from the call's sending at %v",
+			p.TrustedUntil(), sent)
 	}
 	q, _ := s.wantsOne(message.Wait)
 	s.answer(s.batch(), queued)
@@ -103,12 +108,13 @@ func TestTrustCountsFromBeforeTheRequest(t *testing.T) {
 	s.pass(100 * time.Millisecond)
 	s.grantPushed(granted, q.ID)
 	if !s.holds(q) || q.TrustedUntil() > granted+ttl-margin {
-		t.Errorf("trusted until %v, Redis granted it at %v", q.TrustedUntil(), granted)
+		t.Errorf("trusted until %v, want at most 0.9 TTL from Redis's grant at %v",
+			q.TrustedUntil(), granted)
 	}
 }
 
-// A reply that comes with a moment of trust left counts: 2.7 s after its call, and 4.3 s after the
-// grant.
+// A reply counts even if it comes with a moment of trust left: 2.7 s after its call, and 4.3 s
+// after the grant.
 func TestALateReplyCounts(t *testing.T) {
 	s := start(t, Config{})
 	p := s.acquire()
@@ -121,32 +127,33 @@ func TestALateReplyCounts(t *testing.T) {
 	s.renew(k)
 	s.pass(1700 * time.Millisecond)
 	if !s.holds(p) {
-		t.Error("lost, although Redis answered in time")
+		t.Error("the permit is lost, although Redis answered in time")
 	}
 	if s.pass(100 * time.Millisecond); s.holds(p) || p.State() != Lost {
-		t.Error("held for longer than the call proves")
+		t.Error("the permit is held for longer than the call proves")
 	}
 }
 
-// Redis is away for longer than a lease. Leases are lost once they cannot be proven, some calls
-// wait, and no more than some. All is as it should be once Redis answers.
+// Redis is away for longer than a lease. Leases are lost once they cannot be proven. Several calls
+// are in flight, up to a bound. The session works again once Redis answers.
 func TestLeasesAreLostWhenRedisIsSilent(t *testing.T) {
 	s := start(t, Config{})
 	p := s.acquire()
 	var calls []*Call
 	s.beat = func(k *Call) { calls = append(calls, k) }
 	if s.pass(ttl - margin - 1); !s.holds(p) {
-		t.Error("lost while it is trusted")
+		t.Error("the permit is lost while it is trusted")
 	}
 	if s.pass(1); s.holds(p) || p.State() != Lost {
-		t.Error("held without proof")
+		t.Error("the permit is held without proof")
 	}
 	if s.Down() == nil || len(calls) < 3 {
-		t.Errorf("down: %v, after %d calls", s.Down(), len(calls))
+		t.Errorf("Down is %v after %d calls, want an error, and at least 3 calls",
+			s.Down(), len(calls))
 	}
 	s.pass(time.Minute)
 	if len(s.heart.calls) > MaxCalls {
-		t.Errorf("%d calls on their way, the most is %d", len(s.heart.calls), MaxCalls)
+		t.Errorf("%d calls are in flight, the most is %d", len(s.heart.calls), MaxCalls)
 	}
 	for _, k := range calls {
 		s.CallFailed(s.now, k, errSilent)
@@ -154,17 +161,17 @@ func TestLeasesAreLostWhenRedisIsSilent(t *testing.T) {
 	s.beat = s.renew
 	s.pass(ttl)
 	if s.Down() != nil {
-		t.Errorf("down: %v, although Redis answers", s.Down())
+		t.Errorf("Down is %v, although Redis answers", s.Down())
 	}
 	s.release(p)
 	q, _ := s.wantsOne(message.Wait)
 	if s.answer(s.batch(), all); !s.holds(q) {
-		t.Error("nothing is granted any more")
+		t.Error("a grant after the outage is not held")
 	}
 }
 
-// Leases are renewed in time as long as replies take 40 % of a lease, from the start or all of a
-// sudden.
+// Leases are renewed in time as long as replies take at most 40 % of a lease, whether from the
+// start or suddenly.
 func TestSlowRepliesLoseNoLease(t *testing.T) {
 	for _, sudden := range []bool{false, true} {
 		s := start(t, Config{})
@@ -190,7 +197,7 @@ func TestSlowRepliesLoseNoLease(t *testing.T) {
 				s.renew(k)
 			}
 			if !s.holds(p) {
-				t.Fatalf("lost at %v, although Redis answered in time", s.now)
+				t.Fatalf("the permit is lost at %v, although Redis answered in time", s.now)
 			}
 		}
 	}

@@ -7,9 +7,9 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// Redis granted, forgot everything, and is heard of in this order: a call that finds the new state,
-// then the grant. The grant is of the state that is lost, so another session may be granted the
-// same permit.
+// Redis granted a permit, then forgot everything. The session first hears, by a call, of the new
+// state, then of the grant. That grant is of the lost state, and the new one may grant the same
+// permit to another session.
 func TestAGrantFromBeforeTheLossIsAskedForAgain(t *testing.T) {
 	for name, grant := range map[string]func(s *stage, b *Batch, id string){
 		"reply": func(s *stage, b *Batch, id string) {
@@ -30,20 +30,20 @@ func TestAGrantFromBeforeTheLossIsAskedForAgain(t *testing.T) {
 			s := start(t, Config{})
 			p, r := s.wantsOne(message.Wait)
 			if grant(s, s.batch(), p.ID); s.holds(p) || r.settled {
-				t.Error("believed in a grant that Redis forgot")
+				t.Error("the session relies on a grant that Redis forgot")
 			}
 			b := s.batch()
 			if !slices.Equal(b.X.Waits, []string{p.ID}) || b.X.Epoch != s.state {
 				t.Errorf("sent %+v, want the request again", b.X)
 			}
 			if s.answer(b, all); !s.holds(p) || !r.settled {
-				t.Error("not granted anew")
+				t.Error("the permit is not granted anew")
 			}
 		})
 	}
 }
 
-// pushFrom pushes a grant of the state of that epoch.
+// pushFrom pushes a grant of the state with that epoch.
 func (s *stage) pushFrom(epoch, id string) {
 	s.tb.Helper()
 	s.Pushed(s.now, message.Push{
@@ -59,10 +59,10 @@ func (s *stage) findsAnotherState() {
 	s.renew(k)
 }
 
-// A call is made, Redis forgets, and a grant from before arrives while the call is on its way. The
-// call puts back all that it names, which is not all that is held. The new state does not count
-// before another call has put back the rest: nothing is asked of it, so nothing can be granted
-// twice.
+// Redis forgets everything while a call is in flight, and an earlier grant arrives. The call
+// re-asserts all permits that it names, but not that one. The session accepts the new state only
+// once another call has re-asserted the rest. Until then it asks for nothing, so nothing can be
+// granted twice.
 func TestAGrantThatTheCallMissedIsReasserted(t *testing.T) {
 	s := start(t, Config{Capacity: 2})
 	p := s.acquire()
@@ -74,7 +74,8 @@ func TestAGrantThatTheCallMissedIsReasserted(t *testing.T) {
 	s.seen = Effects{}
 	s.renew(k)
 	if s.Epoch() != "e" || !s.seen.Heartbeat {
-		t.Errorf("epoch %q, another call: %v; want a call first that names both", s.Epoch(), s.seen.Heartbeat)
+		t.Errorf("epoch %q, another call: %v; want a call that names both permits first",
+			s.Epoch(), s.seen.Heartbeat)
 	}
 	next := s.call()
 	got := slices.Sorted(slices.Values(next.X.Permits))
@@ -82,15 +83,17 @@ func TestAGrantThatTheCallMissedIsReasserted(t *testing.T) {
 		t.Errorf("the next call names %q, want %q", got, want)
 	}
 	if next.X.Epoch != "e" {
-		t.Errorf("the next call knows the epoch %q, want the one before: it is to re-assert", next.X.Epoch)
+		t.Errorf("the next call has the epoch %q, want the former one, so that it re-asserts",
+			next.X.Epoch)
 	}
 	if s.renew(next); s.Epoch() != "another" || !s.holds(p) || !s.holds(q) {
-		t.Errorf("epoch %q, held: %v and %v", s.Epoch(), s.holds(p), s.holds(q))
+		t.Errorf("after the second call: epoch %q, held %v and %v",
+			s.Epoch(), s.holds(p), s.holds(q))
 	}
 }
 
-// The state is lost. The session asks again for its waiting requests, of which the new state knows
-// nothing.
+// The state is lost. The session repeats its waiting requests, because the new state knows nothing
+// of them.
 func TestWaitersSurviveALoss(t *testing.T) {
 	s := start(t, Config{})
 	p, _ := s.wantsOne(message.Wait)
@@ -102,7 +105,8 @@ func TestWaitersSurviveALoss(t *testing.T) {
 	}
 }
 
-// Grants are paused after a loss of state. Waiting requests are sent again when the pause is over.
+// Grants are paused after a loss of state. The core sends waiting requests again when the pause is
+// over.
 func TestWaitersAskWhenGrantsAreNotPausedAnyMore(t *testing.T) {
 	s := start(t, Config{RetryInterval: ttl})
 	s.wantsOne(message.Wait)
@@ -112,40 +116,40 @@ func TestWaitersAskWhenGrantsAreNotPausedAnyMore(t *testing.T) {
 	s.replied(s.call(), message.Renewed{PausedUntil: redis(s.now + pause)})
 	s.seen = Effects{}
 	if s.pass(pause); s.seen.Flush {
-		t.Error("asked while grants are paused")
+		t.Error("the request is repeated while grants are paused")
 	}
 	if s.pass(pause / 4); !s.seen.Flush {
-		t.Error("not asked for when grants begin again")
+		t.Error("the request is not repeated when grants begin again")
 	}
 }
 
-// Recalls are counted anew with a new state. Debts to the old one are forgotten, and a late push of
-// the old one recalls nothing.
+// A new state counts recalls anew. A pool owes nothing to the old state, and a late push of the old
+// state recalls nothing.
 func TestRecallsAreCountedAnewAfterALoss(t *testing.T) {
 	s := start(t, Config{Capacity: 3})
 	p := s.pool()
 	p.gets(3)
 	s.recall(p, 2)
 	if p.owed != 2 {
-		t.Fatalf("bug in the test: it owes %d", p.owed)
+		t.Fatalf("bug in the test: the pool owes %d, want 2", p.owed)
 	}
 	s.tallies[p.name] = message.Tally{}
 	s.findsAnotherState()
 	if p.owed != 0 {
-		t.Errorf("it owes %d to a state that is lost", p.owed)
+		t.Errorf("the pool owes %d to a state that is lost", p.owed)
 	}
 	old := message.Push{Kind: message.PushRecall, Epoch: "e", Pool: p.name}
 	old.Tally.Recalled = 3
 	s.Pushed(s.now, old)
 	if s.take(); p.owed != 0 {
-		t.Errorf("it owes %d by a push of the state that is lost", p.owed)
+		t.Errorf("the pool owes %d because of a push of the lost state", p.owed)
 	}
 	if s.recall(p, 1); p.owed != 1 {
-		t.Errorf("it owes %d, want the 1 of the new state", p.owed)
+		t.Errorf("the pool owes %d, want the 1 of the new state", p.owed)
 	}
 }
 
-// An operator deletes the counts. That they have become less is no reason to recall a permit.
+// An operator deletes the counts of recalls. A smaller count is no reason to recall a permit.
 func TestDeletedCountsRecallNothing(t *testing.T) {
 	s := start(t, Config{Capacity: 3})
 	p := s.pool()
@@ -154,9 +158,9 @@ func TestDeletedCountsRecallNothing(t *testing.T) {
 	s.tallies[p.name] = message.Tally{}
 	s.renew(s.call())
 	if p.owed != 0 {
-		t.Errorf("it owes %d, although Redis counts none", p.owed)
+		t.Errorf("the pool owes %d, although Redis counts none", p.owed)
 	}
 	if s.recall(p, 1); p.owed != 1 {
-		t.Errorf("it owes %d, want the 1 that is new", p.owed)
+		t.Errorf("the pool owes %d, want the 1 that is new", p.owed)
 	}
 }

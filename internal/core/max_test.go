@@ -12,59 +12,60 @@ import (
 // stage.take checks the invariant of Config.Max after every step of these tests: permits held +
 // permits asked for <= Max.
 
-// Redis is not asked for a request that Max leaves no room for. The request fails if it does not
-// wait; otherwise it is admitted in its order as room is made. An extension needs no room.
-func TestMaxBoundsWhatIsAskedFor(t *testing.T) {
+// The core sends no request that Max leaves no room for. The request fails if it does not wait.
+// Otherwise the core admits it, in order, once there is room. An extension needs no room.
+func TestMaxBoundsRequests(t *testing.T) {
 	s := start(t, Config{Capacity: 5, Max: 2})
 	p := s.acquire()
 	s.acquire()
 	_, try := s.wantsOne(message.Try)
 	together := s.request(message.Try, s.NewPermit(), s.NewPermit(), s.NewPermit())
 	if !errors.Is(try.err, ErrCapacity) || !errors.Is(together.err, ErrCapacity) {
-		t.Errorf("more than Max: %v; more than Max together: %v", try.err, together.err)
+		t.Errorf("beyond Max: one permit ends with %v, several with %v; want ErrCapacity",
+			try.err, together.err)
 	}
 	first, waits := s.wantsOne(message.Wait)
 	_, second := s.wantsOne(message.Wait)
 	if s.NextBatch(s.now) != nil {
-		t.Error("Redis is asked for more than Max")
+		t.Error("the core asks Redis for more than Max")
 	}
 	s.release(p)
 	b := s.batch()
 	if len(b.drops) != 1 || len(b.requests) != 1 || b.requests[0] != waits {
-		t.Errorf("sent %+v, want the release, and the first of those that wait", b.X)
+		t.Errorf("sent %+v, want the release and the first waiting request", b.X)
 	}
 	s.answer(b, all)
 	s.release(first)
 	b = s.batch()
 	if len(b.requests) != 1 || b.requests[0] != second {
-		t.Fatalf("sent %+v, want the second", b.X)
+		t.Fatalf("sent %+v, want the second waiting request", b.X)
 	}
 	s.answer(b, all)
 	s.extend(second.Permits[0])
 	if b := s.batch(); len(b.requests) != 1 {
-		t.Error("extending at Max is refused")
+		t.Error("an extension at Max is not sent")
 	}
 }
 
-// One that asks for more than there is room for is not overtaken by a smaller one; once it is given
-// up, those behind it are admitted.
+// A smaller request does not overtake one for more permits than there is room for. Once that one's
+// caller gives up, the core admits the requests behind it.
 func TestAGivenUpRequestLeavesItsPlaceBelowMax(t *testing.T) {
 	s := start(t, Config{Capacity: 5, Max: 2})
 	s.acquire()
 	large := s.request(message.Wait, s.NewPermit(), s.NewPermit())
 	_, small := s.wantsOne(message.Wait)
 	if s.NextBatch(s.now) != nil {
-		t.Fatal("the small one has overtaken the large one")
+		t.Fatal("the small request has overtaken the large one")
 	}
 	_ = s.GiveUp(s.now, large, time.Second)
 	if b := s.batch(); len(b.requests) != 1 || b.requests[0] != small || len(b.drops) != 0 {
-		t.Errorf("sent %+v, want the small one", b.X)
+		t.Errorf("sent %+v, want the small request", b.X)
 	}
 }
 
-// A request in Redis's queue counts as asked for. It leaves room when its caller gives up, and when
-// Redis refuses it. A permit leaves room when its lease is lost.
-func TestWhatEndsMakesRoomBelowMax(t *testing.T) {
+// A request in Redis's queue uses room below Max. Its room is free again when its caller gives up,
+// and when Redis refuses it. A permit's room is free again when its lease is lost.
+func TestARequestThatEndsMakesRoomBelowMax(t *testing.T) {
 	for name, end := range map[string]func(s *stage, b *Batch, r *Request){
 		"given up": func(s *stage, b *Batch, r *Request) {
 			s.answer(b, queued)
@@ -88,34 +89,34 @@ func TestWhatEndsMakesRoomBelowMax(t *testing.T) {
 			_, next := s.wantsOne(message.Wait)
 			end(s, b, r)
 			if b := s.batch(); len(b.requests) != 1 || b.requests[0] != next {
-				t.Errorf("sent %+v, want the next", b.X)
+				t.Errorf("sent %+v, want the next request", b.X)
 			}
 			if s.wants != 1 {
-				t.Errorf("%d permits count as asked for, want 1", s.wants)
+				t.Errorf("requests use the room of %d permits, want 1", s.wants)
 			}
 		})
 	}
 }
 
-// One pool holds all that the session may; another of its pools must not starve. No other session
-// would ever ask for a permit back, so this one does.
+// One pool holds all permits that the session may hold, and another of its pools must not starve.
+// No other session would ever recall a permit for it, so this session does.
 func TestMaxIsSharedByThePoolsOfASession(t *testing.T) {
 	s := start(t, Config{Capacity: 5, Max: 1})
 	a, b := s.pool(), s.pool()
 	a.ask(3)
 	s.answer(s.batch(), all)
 	if a.times("granted") != 1 || a.held != 1 {
-		t.Fatal("bug in the test: nothing granted")
+		t.Fatal("bug in the test: the pool was granted nothing")
 	}
 	a.ask(0)
 	b.ask(1)
 	if a.times("recall") != 1 || a.owed != 1 || a.after != turnBelowMax {
-		t.Errorf("told %q, to give %d after %v; want 1 recalled after a turn", a.told, a.owed, a.after)
+		t.Errorf("told %q, owes %d after %v; want 1 recalled after a turn", a.told, a.owed, a.after)
 	}
-	s.wantsOne(message.Wait) // which waits, too
+	s.wantsOne(message.Wait) // this one waits as well
 	s.pass(time.Second)
 	if a.times("recall") != 1 {
-		t.Errorf("told %q: one permit is recalled twice", a.told)
+		t.Errorf("told %q, want the permit recalled once", a.told)
 	}
 	a.obey = true
 	a.pay()
@@ -124,12 +125,12 @@ func TestMaxIsSharedByThePoolsOfASession(t *testing.T) {
 		t.Fatalf("a told %q, b told %q, %d held: no room was made", a.told, b.told, len(s.permits))
 	}
 	if s.wants != 0 && len(s.waiting) == 0 {
-		t.Errorf("%d permits counted as asked for", s.wants)
+		t.Errorf("no request waits, and requests use the room of %d permits", s.wants)
 	}
 }
 
-// The pool that holds most gives up what it asks for first, then permits: at once while it has two
-// more than the one that waits.
+// The largest pool makes room: first it gives up its request for more, then permits. It gives them
+// at once while it holds two more than the pool that waits.
 func TestTheLargestPoolMakesRoom(t *testing.T) {
 	s := start(t, Config{Capacity: 9, Max: 4})
 	a, b := s.pool(), s.pool()
@@ -139,24 +140,26 @@ func TestTheLargestPoolMakesRoom(t *testing.T) {
 	r := a.request
 	b.ask(1)
 	if a.request != nil || !r.settled || a.times("recall") != 0 {
-		t.Fatalf("told %q: a permit is recalled while a request for more waits", a.told)
+		t.Fatalf("told %q, want the request for more given up, and no permit recalled", a.told)
 	}
 	s.answer(s.batch(), all)
 	if b.held != 1 {
-		t.Fatalf("b holds %d", b.held)
+		t.Fatalf("b holds %d, want 1", b.held)
 	}
 	a.obey = true
 	b.ask(1)
 	if a.times("recall") != 1 || a.after != 0 || a.held != 2 {
-		t.Errorf("told %q after %v: want one of 3 at once for a pool that holds 1", a.told, a.after)
+		t.Errorf("told %q after %v, want one of 3 recalled at once for a pool that holds 1",
+			a.told, a.after)
 	}
 	s.answer(s.batch(), all)
 	if b.ask(1); a.times("recall") != 1 {
-		t.Errorf("told %q: recalled from a pool that holds as many", a.told)
+		t.Errorf("told %q, want no recall from a pool that holds as many", a.told)
 	}
 }
 
-// A pool is welcome to a part of what it asks for. So its request is cut to the room that there is.
+// A pool can use a part of what it asks for. So the core cuts its request to the room that there
+// is.
 func TestAPoolsRequestIsCutToTheRoom(t *testing.T) {
 	s := start(t, Config{Capacity: 9, Max: 3})
 	s.acquire()
@@ -165,14 +168,16 @@ func TestAPoolsRequestIsCutToTheRoom(t *testing.T) {
 	a := s.pool()
 	a.ask(5)
 	if n := len(a.request.ids); n != 2 || s.NextBatch(s.now) != nil {
-		t.Fatalf("bug in the test: it asks for %d, want what there is room for now, behind the others", n)
+		t.Fatalf("bug in the test: the pool asks for %d, want the 2 that there is room for, "+
+			"behind the others", n)
 	}
 	_ = s.GiveUp(s.now, large, time.Second)
 	b := s.batch()
 	if want := append([]string{small.ID}, a.request.ids...); len(want) != 2 || !slices.Equal(b.asks(), want) {
-		t.Errorf("asked for %q, want 1 permit, and 1 more for the pool", b.asks())
+		t.Errorf("the batch asks for %q, want 1 permit, and 1 more for the pool", b.asks())
 	}
 	if s.answer(b, all); a.held != 1 || len(s.asked) != 0 {
-		t.Errorf("it holds %d, and %d UUIDs are asked for", a.held, len(s.asked))
+		t.Errorf("the pool holds %d, and the core asks for %d UUIDs; want 1 and 0",
+			a.held, len(s.asked))
 	}
 }

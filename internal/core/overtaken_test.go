@@ -8,8 +8,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// A process that slept finds the answer to an extension before its watchdog has looked. The lease
-// may be over by then, so the caller must not hear that it holds it.
+// A process that slept finds the answer to an extension before its watchdog has checked the lease.
+// The lease may be over by then, so the caller must not hear that it holds the permit.
 func TestAnExtensionThatIsAnsweredAfterTheTrust(t *testing.T) {
 	c := joinedCore()
 	p := c.NewPermit()
@@ -20,7 +20,8 @@ func TestAnExtensionThatIsAnsweredAfterTheTrust(t *testing.T) {
 	b := c.NextBatch(4)
 	c.BatchAnswered(2*time.Second, b, message.Exchanged{Now: 1000, Granted: []string{p.ID}}, false)
 	if ended, err := extension.Settled(); !ended || !errors.Is(err, ErrLost) || p.State() != Lost {
-		t.Errorf("ended %v with %v, the permit is in state %d", ended, err, p.State())
+		t.Errorf("the extension ended: %v, with %v; the permit is in state %d; want ErrLost",
+			ended, err, p.State())
 	}
 }
 
@@ -37,8 +38,9 @@ func joinedCore() *Core {
 	return c
 }
 
-// Redis has forgotten what it recalled, for the session was away. Of two calls, it executes the
-// later one first. Its answer comes last, and must not set back what was recalled since.
+// Redis has forgotten what it recalled, because the session was away. It executes the later of two
+// calls first. The answer to that call comes last, and must not undo the recalls that the pool has
+// heard since.
 func TestARecallIsHeardOnceThoughCallsOvertake(t *testing.T) {
 	c, p := joinedCore(), new(Pool)
 	c.Join(p)
@@ -75,6 +77,6 @@ func TestARecallIsHeardOnceThoughCallsOvertake(t *testing.T) {
 	hear()
 	c.Pushed(22, push(3))
 	if n := hear(); n != 0 {
-		t.Errorf("%d recalls are heard twice", n)
+		t.Errorf("the pool hears of %d recalls twice", n)
 	}
 }

@@ -33,7 +33,7 @@ type Pool struct {
 	want     int
 	request  *Request // the one that waits, or nil
 	held     int
-	everHeld bool          // it was granted something, once
+	everHeld bool          // it was granted a permit, once
 	heard    message.Tally // of recalls
 	anew     int           // how often that was set back: see HearAnew
 	// moving: a permit was granted to it from the queue, and it has not said since that it is
@@ -59,7 +59,7 @@ type vacancy struct {
 // every query of a busy pool; asking and withdrawing each time would send two commands for each.
 const withdrawAfter = 25 * time.Millisecond
 
-// An Event is what the shell has to tell a pool.
+// An Event is news that the shell has to tell a pool.
 type Event struct {
 	Kind    EventKind
 	Pool    *Pool
@@ -76,7 +76,7 @@ type Event struct {
 	anew        int  // Pool.anew when the call was made that this answers
 }
 
-// An EventKind is what an Event is about.
+// An EventKind is the kind of an Event.
 type EventKind uint8
 
 // The kinds of events.
@@ -256,7 +256,8 @@ func (c *Core) Moved(now time.Duration, p *Pool, cost time.Duration) {
 	}
 }
 
-// takeMoveCost is what a move was measured to cost since it was last taken, in microseconds, or 0.
+// takeMoveCost takes the cost of a move that was measured since the last call, in microseconds, or
+// returns 0.
 func (c *Core) takeMoveCost() int64 {
 	cost := c.moveCost.Microseconds()
 	c.moveCost, c.confirms = 0, false

@@ -4,8 +4,8 @@ import (
 	"time"
 )
 
-// pool notes what it is told. With obey it gives back what is recalled, also what is granted only
-// afterwards: a recall can overtake the grant that it is about.
+// pool notes what it is told. With obey it gives back recalled permits, even one that is granted
+// after its recall: a recall can overtake its grant.
 type pool struct {
 	Pool
 	s    *stage
@@ -33,7 +33,7 @@ func (s *stage) pool() *pool {
 func (s *stage) deliver(e Event) {
 	p, ok := e.Pool.Owner.(*pool)
 	if !ok {
-		s.tb.Fatalf("an event for a pool of the core's own: %+v", e)
+		s.tb.Fatalf("an event for a pool that the test did not make: %+v", e)
 	}
 	switch e.Kind {
 	case Granted:
@@ -76,7 +76,7 @@ func (s *stage) deliver(e Event) {
 
 func (p *pool) note(what string) { p.told = append(p.told, what) }
 
-// times counts how often p was told that.
+// times counts how often p was told what.
 func (p *pool) times(what string) (n int) {
 	for _, t := range p.told {
 		if t == what {
@@ -98,7 +98,7 @@ func (p *pool) keep(n int) {
 	p.owed -= min(n, p.owed)
 }
 
-// pay gives back what is owed, as far as the pool has it.
+// pay gives back as many owed permits as the pool has.
 func (p *pool) pay() {
 	for p.obey && p.owed > 0 && len(p.permits) > 0 {
 		p.owed--
@@ -106,7 +106,7 @@ func (p *pool) pay() {
 	}
 }
 
-// give gives a permit back, which Redis is not told before the next batch.
+// give gives a permit back. Redis hears of it with the next batch.
 func (p *pool) give() {
 	if n := len(p.permits); n > 0 {
 		permit := p.permits[n-1]
@@ -115,7 +115,7 @@ func (p *pool) give() {
 	}
 }
 
-// ask says how many permits more p could use.
+// ask says how many more permits p could use.
 func (p *pool) ask(n int) {
 	p.s.tb.Helper()
 	p.s.Ask(p.s.now, &p.Pool, n)
@@ -133,7 +133,7 @@ func (p *pool) gets(n int) {
 	}
 }
 
-// returns has p give everything back, and Redis confirm that.
+// returns has p give all permits back, and Redis confirm that.
 func (p *pool) returns() {
 	p.s.tb.Helper()
 	for len(p.permits) > 0 {

@@ -19,7 +19,7 @@ import (
 // the shell has to tell Redis. It must be called before another connection can be opened under p.
 // ok is false if p is not held.
 //
-// What can cross the record on its way:
+// Four messages can cross the record:
 //
 //   - A loss of p. If it comes first, the shell returns it. If it comes later, the backend is
 //     recorded, and the pool ends it.
@@ -43,11 +43,11 @@ func (c *Core) RecordBackend(p *Permit, tag string) (record string, ok bool) {
 }
 
 // ClearBackend notes that p covers no backend any more, because another connection is about to be
-// opened under p. record is what the shell must tell Redis before that, "" if Redis knows of no
-// backend. Another session that sees the recorded backend gone frees p, and must never do that
-// while p covers a connection of which it knows nothing. That session compares the record in the
-// step that frees p. So either this record comes first, and p stays held; or p is free first, and
-// Redis answers that it is not held.
+// opened under p. The shell must tell Redis the record before that, unless it is "": then Redis
+// knows of no backend. Another session that sees the recorded backend gone frees p, and must never
+// do that while p covers a connection of which it knows nothing. That session compares the record
+// in the step that frees p. So either this record comes first, and p stays held; or p is free
+// first, and Redis answers that it is not held.
 func (c *Core) ClearBackend(p *Permit) (record string, ok bool) {
 	if p.state != Held {
 		return "", false
@@ -69,9 +69,9 @@ func (c *Core) BackendCleared(p *Permit, record string) {
 	}
 }
 
-// record is what Redis is told of the backend that p covers: "" if p never covered one, and a tag
-// of zeros between two of them. The number orders the records: a later one can overtake an earlier
-// one on its way.
+// record returns what Redis is told of the backend that p covers: "" if p never covered one, and a
+// tag of zeros between two of them. The number orders the records: a later one can overtake an
+// earlier one on its way.
 func (p *Permit) record() string {
 	if p.records == 0 {
 		return ""

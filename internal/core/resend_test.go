@@ -9,8 +9,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// hangs is a session whose batch, with one request, gets no reply over its first connection. A call
-// that was made after the batch is answered over another one. So the core has the batch sent once
+// hangs is a session whose batch, with one request, gets no reply on its first connection. A call
+// that was made after the batch is answered on another one. So the core has the batch sent once
 // more.
 func hangs(t *testing.T, kind message.Kind) (s *stage, p *Permit, r *Request, b *Batch) {
 	t.Helper()
@@ -26,7 +26,7 @@ func hangs(t *testing.T, kind message.Kind) (s *stage, p *Permit, r *Request, b 
 	return s, p, r, b
 }
 
-// Both copies are answered. The first reply counts, whichever copy it is of. The second changes
+// Both copies are answered. The first reply counts, whichever copy it answers. The second changes
 // nothing, whatever it says, and does not end the batch that is in flight by then.
 func TestOfTwoRepliesTheFirstCounts(t *testing.T) {
 	for name, again := range map[string]bool{"of the first copy": false, "of the second": true} {
@@ -42,7 +42,7 @@ func TestOfTwoRepliesTheFirstCounts(t *testing.T) {
 			s.pass(time.Millisecond)
 			s.BatchAnswered(s.now, b, message.Exchanged{Now: redis(s.now), Refused: []string{p.ID}}, !again)
 			if s.take(); !s.holds(p) || p.TrustedUntil() != trusted || len(s.seen.Trust)+len(s.seen.Settled) != 0 {
-				t.Errorf("the second reply counts, too: held %v", s.holds(p))
+				t.Errorf("the second reply counts as well: held %v", s.holds(p))
 			}
 			s.release(p)
 			next := s.batch()
@@ -50,14 +50,14 @@ func TestOfTwoRepliesTheFirstCounts(t *testing.T) {
 			s.BatchFailed(s.now, b, Gone, message.ErrGone)
 			s.BatchFailed(s.now, b, Failed, errors.New("connection reset"))
 			if s.take(); s.inFlight != next || s.holds(p) || s.Down() != nil {
-				t.Error("what becomes of a batch that was answered ends the batch after it")
+				t.Error("a late outcome of an answered batch ends the batch after it")
 			}
 		})
 	}
 }
 
-// While a copy is on its way the next batch waits, as it does for the first: a withdrawal must not
-// overtake its request.
+// While a copy is in flight, the next batch waits for it as well: a withdrawal must not overtake
+// its request.
 func TestNoBatchBesideACopy(t *testing.T) {
 	s, _, r, b := hangs(t, message.Wait)
 	s.Again(s.now, b)
@@ -67,10 +67,10 @@ func TestNoBatchBesideACopy(t *testing.T) {
 	}
 }
 
-// The copy says the same as the batch. Only Redis's clock has moved on, and an offer is not made
-// twice: the reply that was lost may have promised what another pool has been granted since. A call
-// tells of that.
-func TestACopySaysTheSame(t *testing.T) {
+// A copy repeats its batch, but tells the present time and makes no offer: the lost reply may have
+// promised permits that another pool has been granted since. A call asks for the answer to the
+// offer.
+func TestACopyRepeatsItsBatch(t *testing.T) {
 	s := start(t, Config{Capacity: 2})
 	p := s.pool()
 	p.gets(1)
@@ -80,11 +80,12 @@ func TestACopySaysTheSame(t *testing.T) {
 	s.pass(time.Second)
 	again := s.Again(s.now, b)
 	if again.Offered != 0 || b.X.Offered != 1 || again.Expected != redis(s.now) {
-		t.Errorf("the copy offers %d at %d", again.Offered, again.Expected)
+		t.Errorf("the copy offers %d permits at %d, want none, at the present time",
+			again.Offered, again.Expected)
 	}
 	if !slices.Equal(again.Waits, []string{q.ID}) || again.Epoch != b.X.Epoch || again.Session != b.X.Session ||
 		again.TTLMillis != b.X.TTLMillis {
-		t.Errorf("the copy is %+v of %+v", again, b.X)
+		t.Errorf("the copy is %+v, want the batch %+v", again, b.X)
 	}
 	s.seen = Effects{}
 	s.BatchAnswered(s.now, b, all, true)
@@ -93,7 +94,7 @@ func TestACopySaysTheSame(t *testing.T) {
 	}
 }
 
-// While Redis answers nothing at all, its reply to the batch may come, too.
+// While Redis answers nothing at all, its reply to the batch may still come.
 func TestASilentRedisGetsNoCopy(t *testing.T) {
 	s := start(t, Config{})
 	s.wantsOne(message.Wait)
@@ -104,11 +105,11 @@ func TestASilentRedisGetsNoCopy(t *testing.T) {
 		t.Errorf("%d calls ask whether Redis answers, want 1", calls)
 	}
 	if s.pass(ttl); s.seen.Resend != nil {
-		t.Error("sent once more, although nothing shows that the connection is dead")
+		t.Error("the batch is sent once more, although nothing shows that its connection is dead")
 	}
 }
 
-// A call that was sent before the batch proves nothing of the time since.
+// A call that was sent before the batch proves nothing about the time since.
 func TestAnEarlierCallProvesNothing(t *testing.T) {
 	s := start(t, Config{})
 	k := s.call()
@@ -117,12 +118,12 @@ func TestAnEarlierCallProvesNothing(t *testing.T) {
 	s.batch()
 	s.renew(k)
 	if s.pass(2 * s.deadAfter()); s.seen.Resend != nil {
-		t.Error("sent once more by the proof of an earlier call")
+		t.Error("the batch is sent once more, because of an earlier call")
 	}
 }
 
-// A copy hangs, too. It takes another call to prove that, sent after the copy, and there are no
-// more than MaxResends copies.
+// A copy hangs as well. Only a call that was sent after the copy can prove that, and there are at
+// most MaxResends copies.
 func TestEachCopyNeedsItsProof(t *testing.T) {
 	s, _, _, b := hangs(t, message.Wait)
 	for copies := 1; copies < MaxResends; copies++ {
@@ -130,18 +131,19 @@ func TestEachCopyNeedsItsProof(t *testing.T) {
 		var k *Call
 		s.beat = func(call *Call) { k = call }
 		if s.pass(s.deadAfter() + minHedge); s.seen.Resend != nil || k == nil {
-			t.Fatalf("sent once more by the proof that the copy before needed; a call asks: %v", k != nil)
+			t.Fatalf("the batch is sent once more by the proof for the copy before; a call "+
+				"asks: %v", k != nil)
 		}
 		s.renew(k)
 		s.beat = s.renew
 		if s.pass(minHedge); s.seen.Resend != b {
-			t.Fatalf("%d copies hang, and there is no other", copies)
+			t.Fatalf("%d copies hang, and no other is sent", copies)
 		}
 		s.seen = Effects{}
 	}
 	s.Again(s.now, b)
 	if s.pass(3 * s.deadAfter()); s.seen.Resend != nil {
-		t.Errorf("more than %d copies", MaxResends)
+		t.Errorf("more than %d copies are sent", MaxResends)
 	}
 }
 
@@ -152,26 +154,26 @@ func TestABatchFailsWithItsLastCopy(t *testing.T) {
 	s.Again(s.now, b)
 	s.BatchFailed(s.now, b, Failed, reset)
 	if s.take(); r.settled || s.Down() != nil {
-		t.Fatalf("failed with its first copy: %v", r.err)
+		t.Fatalf("the batch fails with its first copy: %v", r.err)
 	}
 	s.BatchFailed(s.now, b, Failed, reset)
 	if s.take(); !errors.Is(r.err, ErrUnavailable) || !errors.Is(r.err, reset) || s.Down() == nil {
-		t.Errorf("not failed with its last copy: %v", r.err)
+		t.Errorf("the batch does not fail with its last copy: %v", r.err)
 	}
 	if got := s.batch().X.Drop; !slices.Equal(named(got), []string{p.ID}) {
-		t.Errorf("dropped %q, want what may have been granted all the same", got)
+		t.Errorf("the batch drops %q, want the permit that may have been granted", got)
 	}
 
 	s, p, r, b = hangs(t, message.Try)
 	s.BatchFailed(s.now, b, Failed, reset)
 	s.BatchAnswered(s.now, b, all, true)
 	if s.take(); !s.holds(p) || r.err != nil {
-		t.Errorf("the copy that was answered does not count: %v", r.err)
+		t.Errorf("the answered copy does not count: %v", r.err)
 	}
 }
 
-// The time that a dead connection takes says nothing of how long replies take. If it did, the next
-// dead one would be found three times later.
+// The wait for a dead connection says nothing about how long replies take. If it counted, the next
+// dead connection would be found three times later.
 func TestADeadConnectionDoesNotCountAsSlow(t *testing.T) {
 	s, p, _, b := hangs(t, message.Wait)
 	before, rtt := s.deadAfter(), s.RoundTrip()
@@ -179,7 +181,8 @@ func TestADeadConnectionDoesNotCountAsSlow(t *testing.T) {
 	s.pass(time.Millisecond)
 	s.BatchAnswered(s.now, b, all, true)
 	if s.take(); s.RoundTrip() > max(rtt, time.Millisecond) || s.deadAfter() != before {
-		t.Errorf("replies count as taking %v, and a connection as dead after %v", s.RoundTrip(), s.deadAfter())
+		t.Errorf("a reply counts as taking %v, and a connection as dead after %v; want neither "+
+			"to grow", s.RoundTrip(), s.deadAfter())
 	}
 	if p.TrustedUntil() != b.sent+ttl-margin {
 		t.Errorf("trusted until %v, the first copy was sent at %v and may have been executed then",
@@ -187,13 +190,13 @@ func TestADeadConnectionDoesNotCountAsSlow(t *testing.T) {
 	}
 }
 
-// A reply of a slow Redis, to the first copy, is measured as what it is.
+// The reply to the first copy comes from a slow Redis, and its whole time counts.
 func TestASlowReplyCountsAsSlow(t *testing.T) {
 	s, _, _, b := hangs(t, message.Wait)
 	s.Again(s.now, b)
 	s.pass(time.Millisecond)
 	s.answer(b, all)
 	if s.RoundTrip() != s.now-b.sent {
-		t.Errorf("replies count as taking %v, want %v", s.RoundTrip(), s.now-b.sent)
+		t.Errorf("a reply counts as taking %v, want %v", s.RoundTrip(), s.now-b.sent)
 	}
 }

@@ -7,8 +7,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// Nothing stays of a pool that holds nothing and asks for nothing, whether anybody closed it or
-// not. It comes back with its next request, under any number, and is told what concerns it and
+// A pool that holds nothing and asks for nothing leaves the session without a trace, closed or not.
+// It comes back with its next request, under any number. Then it is told what concerns it, and
 // nothing else.
 func TestAPoolThatHoldsNothingLeaves(t *testing.T) {
 	s := start(t, Config{Capacity: 4})
@@ -37,14 +37,14 @@ func TestAPoolThatHoldsNothingLeaves(t *testing.T) {
 		}
 	}
 	if s.numbers > 2 {
-		t.Errorf("%d numbers were used", s.numbers)
+		t.Errorf("the pools used %d numbers, want at most 2", s.numbers)
 	}
 }
 
-// A recall whose push was lost, of a permit that was given back all the same, is not news to the
-// pool that has the number next. An offer that was made under that number is not sent for the other
-// pool.
-func TestANumberComesWithoutDebts(t *testing.T) {
+// A recall whose push was lost, of a permit that was given back all the same, must not reach the
+// next pool with that number. The session does not send an offer of the former pool for the next
+// one.
+func TestANumberIsReusedWithoutDebts(t *testing.T) {
 	s := start(t, Config{Capacity: 2})
 	s.beat = s.renew
 	a := s.pool()
@@ -58,26 +58,27 @@ func TestANumberComesWithoutDebts(t *testing.T) {
 	s.Offer(s.now, &a.Pool, 1) // waits for the batch in flight
 	s.renew(s.call())
 	if n := len(s.Pools()); n != 0 {
-		t.Fatalf("%d pools have numbers", n)
+		t.Fatalf("%d pools have numbers, want none", n)
 	}
 	s.Offer(s.now, &a.Pool, 1)
 	before := a.times("recall")
 	b := s.pool()
 	if b.name != name {
-		t.Fatalf("bug in the test: it has the number of %q, want %q", b.name, name)
+		t.Fatalf("bug in the test: the pool has the name %q, want %q", b.name, name)
 	}
 	s.answer(flight, all)
 	if s.NextBatch(s.now) != nil {
-		t.Error("what the pool before has offered is sent under the name of another")
+		t.Error("the offer of the former pool is sent for the next one")
 	}
 	b.gets(1)
 	s.pass(2 * ttl)
 	if b.times("recall") != 0 || a.times("recall") != before {
-		t.Errorf("%d recalls of a pool that nobody wants anything of", b.times("recall"))
+		t.Errorf("the next pool hears of %d recalls, want none", b.times("recall"))
 	}
 }
 
-// A push that names a pool can be late: another one has that name by now, in another role.
+// A push that names a pool can be late: another pool may have that name by now, or the pool another
+// name.
 func TestAnEventForAnotherPoolOfThatNumberIsVoid(t *testing.T) {
 	s := start(t, Config{Capacity: 2})
 	a := s.pool()
@@ -87,15 +88,16 @@ func TestAnEventForAnotherPoolOfThatNumberIsVoid(t *testing.T) {
 	b := s.pool()
 	s.Join(&a.Pool) // under the next number
 	if s.deliver(late); a.owed != 0 || b.owed != 0 {
-		t.Errorf("%d and %d are owed for what was said of a pool that is away", a.owed, b.owed)
+		t.Errorf("the pools owe %d and %d, want nothing by an event for a former name",
+			a.owed, b.owed)
 	}
 	late.Kind = Forget
 	if s.deliver(late); a.Pool.heard != (message.Tally{}) {
-		t.Errorf("it has heard %+v, which was said under another name", a.Pool.heard)
+		t.Errorf("the pool has heard %+v, which was sent under its former name", a.Pool.heard)
 	}
 }
 
-// One that waits stays, however long.
+// A pool that waits keeps its number, however long it waits.
 func TestAPoolThatWaitsStays(t *testing.T) {
 	s := start(t, Config{})
 	s.beat = s.renew
@@ -108,17 +110,17 @@ func TestAPoolThatWaitsStays(t *testing.T) {
 	}
 	s.grantPushed(s.now, p.request.ids[0])
 	if p.times("granted") != 1 || p.held != 1 {
-		t.Error("it is not granted what became free")
+		t.Error("the pool is not granted the free permit")
 	}
 }
 
-// A pool whose Try is under way stays, too, and one that has said that it stays.
+// A pool keeps its number while its Try is under way, and after it has called Stay.
 func TestAPoolThatTriesOrHasToHearStays(t *testing.T) {
 	s := start(t, Config{Capacity: 2})
 	s.beat = s.renew
 	tries, hears := s.pool(), s.pool()
 	if s.PoolRequest(&tries.Pool) == nil {
-		t.Fatal("no number")
+		t.Fatal("there is no number for the pool")
 	}
 	s.Stay(&hears.Pool, true)
 	if s.pass(5 * ttl); len(s.Pools()) != 2 {
@@ -127,7 +129,7 @@ func TestAPoolThatTriesOrHasToHearStays(t *testing.T) {
 	s.TryEnds(&tries.Pool)
 	s.Stay(&hears.Pool, false)
 	if s.pass(5 * ttl); len(s.Pools()) != 0 {
-		t.Errorf("%d pools have numbers", len(s.Pools()))
+		t.Errorf("%d pools have numbers, want none", len(s.Pools()))
 	}
 }
 
@@ -148,28 +150,28 @@ func TestClosedPoolLeavesWithItsLastPermit(t *testing.T) {
 	}
 }
 
-// A pool that was away when the session was closed is told so when it asks, or wants to stay.
+// A pool that was away when the session was closed is told of that when it asks, or calls Stay.
 func TestAPoolThatWasAwayHearsOfTheClose(t *testing.T) {
 	s := start(t, Config{})
 	s.beat = s.renew
 	asks, stays := s.pool(), s.pool()
 	if s.pass(ttl); len(s.Pools()) != 0 {
-		t.Fatalf("%d pools have numbers", len(s.Pools()))
+		t.Fatalf("%d pools have numbers, want none", len(s.Pools()))
 	}
 	s.Close(s.now)
 	if s.take(); asks.times("closed")+stays.times("closed") != 0 {
-		t.Fatal("bug in the test: it was told with the others")
+		t.Fatal("bug in the test: a pool that was away is told with the others")
 	}
 	asks.ask(1)
 	s.Stay(&stays.Pool, true)
 	s.take()
 	if asks.times("closed") != 1 || stays.times("closed") != 1 {
-		t.Error("it waits for a permit of a session that is closed")
+		t.Error("a pool waits for a permit of a closed session")
 	}
 }
 
-// A request outlives its last local waiter by a moment, for waiters come and go with every query.
-// It is withdrawn once; a waiter that comes in between keeps it.
+// A request outlives its last local waiter by a moment, because waiters come and go with every
+// query. The core withdraws it once; a waiter that comes in between keeps it.
 func TestARequestOutlivesItsLastWaiter(t *testing.T) {
 	s := start(t, Config{})
 	p := s.pool()
@@ -180,18 +182,18 @@ func TestARequestOutlivesItsLastWaiter(t *testing.T) {
 	s.pass(withdrawAfter - time.Millisecond)
 	p.ask(1)
 	if s.pass(withdrawAfter); p.request != r || r.settled {
-		t.Fatal("withdrawn although somebody waits")
+		t.Fatal("the request is withdrawn, although a caller waits")
 	}
 	p.ask(0)
 	if s.pass(withdrawAfter); p.request != nil || !r.settled {
-		t.Fatal("nobody waits, and it is not withdrawn")
+		t.Fatal("the request is not withdrawn, although no caller waits")
 	}
 	if got := s.batch().dropped(); len(got) != 1 || got[0] != r.ids[0] {
-		t.Errorf("dropped %q, want %q", got, r.ids)
+		t.Errorf("the batch drops %q, want %q", got, r.ids)
 	}
 }
 
-// The queue holds only the first UUID of a pool's request. So the others are dropped apart from it.
+// The queue holds only the first UUID of a pool's request. So the core drops the others separately.
 func TestAPoolsRequestIsWithdrawnUnderItsFirstUUID(t *testing.T) {
 	s := start(t, Config{Capacity: 5})
 	p := s.pool()
@@ -202,12 +204,12 @@ func TestAPoolsRequestIsWithdrawnUnderItsFirstUUID(t *testing.T) {
 	got := s.batch().X.Drop
 	if len(got) != 2 || got[0] != message.Permits(ttl.Milliseconds(), r.ids[0]) ||
 		got[1] != message.Permits(ttl.Milliseconds(), r.ids[1:]...) {
-		t.Errorf("dropped %q, want the first of %q alone, and the others", got, r.ids)
+		t.Errorf("the batch drops %q, want the first of %q alone, then the others", got, r.ids)
 	}
 }
 
-// A pool's rank in the queue follows from what it holds. So a pool that gives a permit back sends
-// its request again.
+// A pool's rank in the queue depends on how many permits it holds. So a pool that gives one back
+// sends its request again.
 func TestGivingAPermitBackAsksAgain(t *testing.T) {
 	s := start(t, Config{Capacity: 2})
 	p := s.pool()
@@ -217,6 +219,6 @@ func TestGivingAPermitBackAsksAgain(t *testing.T) {
 	p.give()
 	b := s.batch()
 	if len(b.drops) != 1 || len(b.requests) != 1 || b.requests[0] != p.request {
-		t.Errorf("sent %+v, want the permit back and the request again", b.X)
+		t.Errorf("sent %+v, want the release and the request again", b.X)
 	}
 }

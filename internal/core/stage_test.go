@@ -19,9 +19,10 @@ type stage struct {
 	tb    testing.TB
 	now   time.Duration
 	state string  // the epoch of the replies
-	seen  Effects // what the core has wanted since the test last cleared this
+	seen  Effects // all effects since the test last cleared this
 
-	// beat plays Redis for the calls that the core wants. If it is nil, the test makes them.
+	// beat plays Redis for the calls that the core makes. If it is nil, the test plays Redis
+	// itself.
 	beat    func(k *Call)
 	tallies map[string]message.Tally // what Redis counts of recalls, by pool
 	latest  bool                     // Config.Random returns the most that it may, not 0
@@ -65,7 +66,7 @@ func start(tb testing.TB, cfg Config) *stage {
 // redis converts a local time to Redis's clock.
 func redis(at time.Duration) int64 { return 1_790_000_000_000 + at.Milliseconds() }
 
-// take carries out what the core wants now, as far as that concerns pools, and notes it.
+// take delivers to the pools the events that the core has for them, and adds all effects to seen.
 func (s *stage) take() {
 	s.tb.Helper()
 	fx := s.Take()
@@ -91,15 +92,16 @@ func (s *stage) take() {
 		}
 	}
 	if s.cfg.Max > 0 && len(s.permits)+s.wants > s.cfg.Max {
-		s.tb.Errorf("%d permits are held and %d asked for, Config.Max is %d", len(s.permits), s.wants, s.cfg.Max)
+		s.tb.Errorf("the session holds %d permits and asks for %d, Config.Max is %d",
+			len(s.permits), s.wants, s.cfg.Max)
 	}
 	if len(fx.Events) > 0 {
 		s.take()
 	}
 }
 
-// pass lets time pass, with a Tick whenever the core wants one. Before each it also tries one that
-// is early, which must do nothing.
+// pass lets time pass, with a Tick whenever the core is due. Before each it also tries an early
+// Tick, which must do nothing.
 func (s *stage) pass(d time.Duration) {
 	s.tb.Helper()
 	s.take()
@@ -125,7 +127,7 @@ func (s *stage) pass(d time.Duration) {
 	s.now = until
 }
 
-// batch takes the next batch, which there must be.
+// batch takes the next batch. There must be one.
 func (s *stage) batch() *Batch {
 	s.tb.Helper()
 	s.take()
@@ -147,10 +149,10 @@ func (s *stage) answer(b *Batch, got message.Exchanged) {
 	s.take()
 }
 
-// all is the reply that everything was granted.
+// all is the reply that grants everything.
 var all = message.Exchanged{All: true}
 
-// queued is the reply that nothing was free.
+// queued is the reply that no permit is free.
 var queued = message.Exchanged{Waiting: 1}
 
 // nextCall makes a call if the core makes one.
@@ -167,7 +169,7 @@ func (s *stage) nextCall() *Call {
 	return k
 }
 
-// call makes a call, which there must be.
+// call makes a call of the heartbeat. The core must make one.
 func (s *stage) call() *Call {
 	s.tb.Helper()
 	k := s.nextCall()
@@ -241,7 +243,7 @@ func (s *stage) acquire() *Permit {
 	return p
 }
 
-// release gives p back, which Redis is not told before the next batch.
+// release gives p back. Redis hears of it with the next batch.
 func (s *stage) release(p *Permit) *Drop {
 	s.tb.Helper()
 	d := s.Release(s.now, p)
@@ -255,12 +257,12 @@ func (s *stage) holds(p *Permit) bool { return p.State() == Held && s.now < p.Tr
 // grantPushed pushes a grant that Redis made when our clock showed at.
 func (s *stage) grantPushed(at time.Duration, ids ...string) {
 	s.tb.Helper()
-	// bound takes a millisecond off, for Redis's clock has no finer ones.
+	// bound subtracts a millisecond, because Redis's clock is no finer.
 	s.Pushed(s.now, message.Push{Kind: message.PushGrant, Epoch: s.state, Now: redis(at) + 1, IDs: ids})
 	s.take()
 }
 
-// recall has Redis count n more recalls of a pool, and push that.
+// recall has Redis count n more recalls of a pool, and push the new count.
 func (s *stage) recall(p *pool, n int64) {
 	s.tb.Helper()
 	tally := s.tallies[p.name]
@@ -270,7 +272,7 @@ func (s *stage) recall(p *pool, n int64) {
 	s.take()
 }
 
-// named are the UUIDs in requests, which message.Permits made.
+// named returns the UUIDs in requests, which message.Permits made.
 func named(requests []string) (ids []string) {
 	for _, r := range requests {
 		ids = append(ids, strings.Fields(r)[1:]...)
@@ -279,7 +281,7 @@ func named(requests []string) (ids []string) {
 	return ids
 }
 
-// asks are the UUIDs that b asks for, in the order of b.
+// asks returns the UUIDs that b asks for, in the order of b.
 func (b *Batch) asks() (ids []string) {
 	for _, r := range b.requests {
 		ids = append(ids, r.ids...)
@@ -287,7 +289,7 @@ func (b *Batch) asks() (ids []string) {
 	return ids
 }
 
-// dropped are the UUIDs that b drops, in the order of b.
+// dropped returns the UUIDs that b drops, in the order of b.
 func (b *Batch) dropped() (ids []string) {
 	for _, d := range b.drops {
 		ids = append(ids, d.ids...)

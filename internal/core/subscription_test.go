@@ -17,8 +17,8 @@ func (s *stage) unheard() {
 	s.take()
 }
 
-// Another server answers the heartbeats than the one that has the subscription. The subscription is
-// replaced; if the new one is unheard, too, the pauses double, up to a bound.
+// One server answers the heartbeats, and another has the subscription. The session replaces the
+// subscription. If the new one is unheard as well, the pauses double, up to a bound.
 func TestAnUnheardSubscriptionIsReplaced(t *testing.T) {
 	s := start(t, Config{})
 	s.SetConfirmed(s.now, true)
@@ -26,16 +26,16 @@ func TestAnUnheardSubscriptionIsReplaced(t *testing.T) {
 	for pause := ttl / 4; ; pause = min(2*pause, MaxRefusedPause) {
 		s.seen = Effects{}
 		if s.unheard(); !s.seen.Replace || s.Confirmed() {
-			t.Fatalf("not replaced; the pause before it is %v", pause)
+			t.Fatalf("the subscription is not replaced after a pause of %v", pause)
 		}
 		if !s.TakeUnheard() || s.TakeUnheard() {
-			t.Error("that it was closed for being unheard is told once")
+			t.Error("TakeUnheard is not true exactly once")
 		}
 		s.SetConfirmed(s.now, true)
 		s.pass(pause - 1)
 		s.seen = Effects{}
 		if s.unheard(); s.seen.Replace {
-			t.Fatalf("replaced again before a pause of %v", pause)
+			t.Fatalf("the subscription is replaced again before a pause of %v", pause)
 		}
 		s.pass(1)
 		if pause == MaxRefusedPause {
@@ -44,13 +44,14 @@ func TestAnUnheardSubscriptionIsReplaced(t *testing.T) {
 	}
 }
 
-// A subscription counts that Redis confirmed before the call was sent. Of one that was confirmed
-// since, of one that is not confirmed, and where the server does not say, a call says nothing.
+// The answer to a call counts only for a subscription that Redis confirmed before the call was
+// sent. It says nothing about one that was confirmed later or not at all, or if the server does not
+// count.
 func TestACallSaysNothingOfALaterSubscription(t *testing.T) {
 	const yes, no, unsaid = 1, -1, 0
 	for name, c := range map[string]struct {
-		before, since int   // what Redis has confirmed before the call was sent, and while it was on its way
-		counts        int64 // subscriptions, as the answer says
+		before, since int   // what Redis confirmed before the call was sent, and afterwards
+		counts        int64 // subscriptions, by the answer
 		replaced      bool
 	}{
 		"confirmed since":   {before: unsaid, since: yes, counts: 0},
@@ -75,14 +76,14 @@ func TestACallSaysNothingOfALaterSubscription(t *testing.T) {
 				Now: redis(s.now), Epoch: "e", Capacity: 1, Subscribers: c.counts}
 			s.CallAnswered(s.now, k, got)
 			if s.take(); s.seen.Replace != c.replaced {
-				t.Errorf("replaced: %v, want %v", s.seen.Replace, c.replaced)
+				t.Errorf("replaced is %v, want %v", s.seen.Replace, c.replaced)
 			}
 		})
 	}
 }
 
-// Redis's pushes are lost while there is no subscription. So the session asks again for its waiting
-// requests, and a call learns of recalls.
+// Pushes are lost while there is no subscription. So the session repeats its waiting requests, and
+// a call learns of recalls.
 func TestASubscriptionThatIsBackAsksAgain(t *testing.T) {
 	s := start(t, Config{})
 	p, _ := s.wantsOne(message.Wait)
@@ -90,14 +91,14 @@ func TestASubscriptionThatIsBackAsksAgain(t *testing.T) {
 	s.seen = Effects{}
 	s.Resubscribed(s.now)
 	if s.take(); !s.seen.Heartbeat {
-		t.Error("no call is made")
+		t.Error("the core makes no call")
 	}
 	if b := s.batch(); !slices.Equal(b.X.Waits, []string{p.ID}) {
-		t.Errorf("sent %+v, want what waits", b.X)
+		t.Errorf("sent %+v, want the waiting request", b.X)
 	}
 }
 
-// Some pushes only have the session ask Redis: for its grants, or whether the state is lost.
+// Some pushes only make the session ask Redis: for its grants, or whether the state is lost.
 func TestPushesThatAsk(t *testing.T) {
 	s := start(t, Config{})
 	p, _ := s.wantsOne(message.Wait)
@@ -105,20 +106,20 @@ func TestPushesThatAsk(t *testing.T) {
 	s.seen = Effects{}
 	s.Pushed(s.now, message.Push{Kind: message.PushHeartbeat})
 	if s.take(); s.seen.Flush || s.seen.Heartbeat {
-		t.Errorf("a push to itself has effects: %+v", s.seen)
+		t.Errorf("a push that only proves the subscription has effects: %+v", s.seen)
 	}
 	s.Pushed(s.now, message.Push{Kind: message.PushLost})
 	if s.take(); !s.seen.Heartbeat {
-		t.Error("no call looks whether the state is lost")
+		t.Error("no call finds out whether the state is lost")
 	}
 	s.Pushed(s.now, message.Push{Kind: message.PushRetry})
 	if b := s.batch(); !slices.Equal(b.X.Waits, []string{p.ID}) {
-		t.Errorf("sent %+v, want what waits", b.X)
+		t.Errorf("sent %+v, want the waiting request", b.X)
 	}
 }
 
-// A grant is relied on only once a call of the session's own was acknowledged by replicas. So a
-// push of it has the session ask.
+// With replicas, a session relies on a grant only once they have acknowledged a call of its own. So
+// a push of the grant makes the session ask.
 func TestAReplicatedGrantIsAskedFor(t *testing.T) {
 	s := start(t, Config{Replicated: true})
 	p, r := s.wantsOne(message.Wait)
@@ -126,9 +127,9 @@ func TestAReplicatedGrantIsAskedFor(t *testing.T) {
 	s.pass(time.Millisecond)
 	s.grantPushed(s.now, p.ID)
 	if s.holds(p) || r.settled {
-		t.Error("relied on a push")
+		t.Error("the session relies on a push")
 	}
 	if s.answer(s.batch(), all); !s.holds(p) {
-		t.Error("not held once its own batch was acknowledged")
+		t.Error("the permit is not held after a batch was acknowledged")
 	}
 }

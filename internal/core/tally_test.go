@@ -6,7 +6,7 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// However tallies come, the pool owes what was recalled and not withdrawn.
+// In whatever order tallies come, the pool owes what was recalled and not withdrawn.
 func TestTalliesInAnyOrder(t *testing.T) {
 	tally := func(recalled, withdrawn int64) message.Tally {
 		return message.Tally{Recalled: recalled, Withdrawn: withdrawn}
@@ -38,15 +38,14 @@ func TestTalliesInAnyOrder(t *testing.T) {
 					Offered: told.offered})
 			}
 			if p.owed != c.owes {
-				t.Errorf("owes %d, want %d", p.owed, c.owes)
+				t.Errorf("the pool owes %d, want %d", p.owed, c.owes)
 			}
 		})
 	}
 }
 
-// A tally comes by a push, by the answer to an offer, and by a call, each in its own way, and
-// counts once.
-func TestATallyCountsOnceByWhicheverWay(t *testing.T) {
+// A tally comes by a push, by the answer to an offer, and by the answer to a call. It counts once.
+func TestATallyCountsOnceWhicheverWayItComes(t *testing.T) {
 	s := start(t, Config{Capacity: 3})
 	p := s.pool()
 	p.gets(3)
@@ -58,12 +57,12 @@ func TestATallyCountsOnceByWhicheverWay(t *testing.T) {
 	s.renew(k)
 	s.renew(s.call())
 	if p.owed != 1 {
-		t.Errorf("owes %d, want the 1 that was recalled; told %q", p.owed, p.told)
+		t.Errorf("the pool owes %d, want the 1 that was recalled; it was told %q", p.owed, p.told)
 	}
 }
 
-// A call reports what a pool has heard together with what it owes of that. Redis takes the rest for
-// given.
+// A call reports how many recalls a pool has heard of, and how many of those it still owes. Redis
+// counts the rest as given back.
 func TestACallReportsWhatIsOwed(t *testing.T) {
 	s := start(t, Config{Capacity: 3})
 	p := s.pool()
@@ -71,11 +70,11 @@ func TestACallReportsWhatIsOwed(t *testing.T) {
 	s.recall(p, 1)
 	want := message.PoolReport{Name: p.name, Held: 2, Owed: 1, Heard: message.Tally{Recalled: 1}}
 	if got := s.call().X.Pools; len(got) != 1 || got[0] != want {
-		t.Errorf("said %+v, want %+v", got, want)
+		t.Errorf("the call reports %+v, want %+v", got, want)
 	}
 	p.owed = 5 // more than it holds: recalls that came before their grants
 	want.Owed = 2
 	if got := s.call().X.Pools; len(got) != 1 || got[0] != want {
-		t.Errorf("said %+v, want %+v", got, want)
+		t.Errorf("the call reports %+v, want %+v", got, want)
 	}
 }

@@ -8,8 +8,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// WakeAt is no later than any timer of the core. A Tick at that timer does its work, and no Tick
-// does it earlier. pass checks besides, in all tests, that a Tick that is early does nothing.
+// WakeAt is no later than any timer of the core. A Tick at that timer does its work, and no earlier
+// Tick does. In all tests, pass also checks that an early Tick does nothing.
 func TestTimers(t *testing.T) {
 	for name, arm := range map[string]func(s *stage) (in time.Duration, fired func() bool){
 		"trust ends": func(s *stage) (time.Duration, func() bool) {
@@ -48,7 +48,7 @@ func TestTimers(t *testing.T) {
 			s.numbers = maxPools
 			p.ask(1)
 			if p.seated || !s.seen.Heartbeat {
-				s.tb.Error("there is no number, and no call that could have others leave")
+				s.tb.Error("the pool has a number already, or no call is made that could free one")
 			}
 			s.vacant = append(s.vacant, vacancy{number: 7})
 			return MaxRetryPause, func() bool { return p.seated && p.request != nil }
@@ -89,19 +89,19 @@ func TestTimers(t *testing.T) {
 			s := start(t, Config{})
 			in, fired := arm(s)
 			if s.take(); s.WakeAt() == 0 || s.WakeAt() > s.now+in {
-				t.Errorf("WakeAt is %v, something is due at %v", s.WakeAt(), s.now+in)
+				t.Errorf("WakeAt is %v, the timer is due at %v", s.WakeAt(), s.now+in)
 			}
 			if s.pass(in - 1); fired() {
-				t.Error("done before it is due")
+				t.Error("the work is done before it is due")
 			}
 			if s.pass(1); !fired() {
-				t.Errorf("not done when it is due, in %v", in)
+				t.Errorf("the work is not done when it is due, in %v", in)
 			}
 		})
 	}
 }
 
-// A permit that is renewed is not lost at its first end of trust. The timer finds a later one.
+// A renewed permit is not lost when its first trust ends. The timer finds the later end.
 func TestTrustThatIsExtendedMovesTheTimer(t *testing.T) {
 	s := start(t, Config{Capacity: 2})
 	p := s.acquire()
@@ -111,15 +111,15 @@ func TestTrustThatIsExtendedMovesTheTimer(t *testing.T) {
 	s.release(q)
 	s.pass(p.TrustedUntil() - s.now - 1)
 	if p.State() != Held {
-		t.Fatal("lost while it is trusted")
+		t.Fatal("the permit is lost while it is trusted")
 	}
 	if s.pass(1); p.State() != Lost || q.State() != Released {
-		t.Errorf("states %d and %d", p.State(), q.State())
+		t.Errorf("the permits are in states %d and %d, want Lost and Released",
+			p.State(), q.State())
 	}
 }
 
-// A session of which nothing is known yet has no heartbeat, nor has one that has left anything to
-// do.
+// A session that has not joined has no heartbeat. A session that has left does nothing.
 func TestNoTimersBeforeJoiningAndAfterLeaving(t *testing.T) {
 	c := New(Config{TTL: ttl, Margin: margin, Capacity: 1})
 	if c.WakeAt() != 0 {
@@ -139,11 +139,11 @@ func TestNoTimersBeforeJoiningAndAfterLeaving(t *testing.T) {
 		s.take()
 	}
 	if s.seen.Flush || s.seen.Heartbeat || s.seen.Resend != nil || len(s.seen.Settled)+len(s.seen.Events) != 0 {
-		t.Errorf("a session that has left does %+v", s.seen)
+		t.Errorf("a session that has left has the effects %+v", s.seen)
 	}
 }
 
-// With jitter the heartbeat comes earlier, never later: so sessions spread, and no lease is renewed
+// Jitter makes the heartbeat earlier, never later: sessions spread out, and no lease is renewed
 // late.
 func TestJitterMakesTheHeartbeatEarlier(t *testing.T) {
 	s := start(t, Config{})
@@ -151,14 +151,14 @@ func TestJitterMakesTheHeartbeatEarlier(t *testing.T) {
 	s.renew(s.call())
 	s.seen = Effects{}
 	if s.pass(ttl/3 - ttl/24 - 1); s.seen.Heartbeat {
-		t.Error("earlier than by its jitter")
+		t.Error("the heartbeat comes earlier than its jitter allows")
 	}
 	if s.pass(2); !s.seen.Heartbeat {
-		t.Error("not earlier by its jitter")
+		t.Error("the heartbeat is not earlier by its jitter")
 	}
 }
 
-// Hedges come ever more slowly, and no more than MaxCalls are on their way.
+// Hedges come ever more slowly, and at most MaxCalls calls are in flight.
 func TestHedgesSlowDown(t *testing.T) {
 	s := start(t, Config{})
 	s.heart.rtt = 50 * time.Millisecond
@@ -168,14 +168,14 @@ func TestHedgesSlowDown(t *testing.T) {
 	sent := s.now
 	s.pass(20 * ttl)
 	if len(at) != MaxCalls-1 || s.nextCall() != nil {
-		t.Fatalf("%d hedges, and perhaps another call; want %d", len(at), MaxCalls-1)
+		t.Fatalf("%d hedges, or one more is allowed; want %d", len(at), MaxCalls-1)
 	}
 	if at[0] != sent+100*time.Millisecond || at[1] != at[0]+400*time.Millisecond || at[2] != at[1]+ttl/5 {
-		t.Errorf("hedges at %v, the first call was sent at %v", at, sent)
+		t.Errorf("the hedges are sent at %v, the first call at %v", at, sent)
 	}
 	for i := 3; i < len(at); i++ {
 		if at[i]-at[i-1] != ttl/5 {
-			t.Errorf("a hedge %v after the one before, want %v", at[i]-at[i-1], ttl/5)
+			t.Errorf("a hedge comes %v after the one before, want %v", at[i]-at[i-1], ttl/5)
 		}
 	}
 }

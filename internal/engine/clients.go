@@ -32,8 +32,8 @@ const (
 	// have no time. Few stay, and not for long: a network forgets idle connections, and each dead
 	// one costs a call before the heartbeat opens a new one.
 	maxIdle = 3
-	// maxOwn is what the heartbeat's client may open: for its calls, for records of backends, and
-	// for leaving. The subscription's connection does not count.
+	// maxOwn bounds the connections of the heartbeat's client: for its calls, for records of
+	// backends, and for leaving. The subscription's connection does not count.
 	maxOwn = core.MaxCalls + maxRecords*maxRecordTries + 2
 	// maxIdleBatch is maxIdle for batches. They never overlap, so one connection is enough. A batch
 	// that hangs on a dead connection is sent once more over a new one, not over another dead one.

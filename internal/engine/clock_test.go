@@ -30,10 +30,10 @@ func TestASleeperDoesNotTurnTheClockBack(t *testing.T) {
 		// The skew must be below a heartbeat interval, the time since the others' last heartbeat,
 		// because it lengthens the leases.
 		if skew, _ := strconv.Atoi(w.Redis.HGet(keyBase+"meta", "skew")); skew < 0 || skew > 2000 {
-			t.Errorf("skew %d ms", skew)
+			t.Errorf("the clock's skew is %d ms, want 0 to 2000", skew)
 		}
 		if a.state(t).Held != 1 {
-			t.Error("not held")
+			t.Error("the permit is not held")
 		}
 	})
 }

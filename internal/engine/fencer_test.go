@@ -177,8 +177,8 @@ func (w *world) recordedPermits() []string {
 	return ids
 }
 
-// reckoned fails the test unless all counts in Redis agree with the held permits.
-func (w *world) reckoned(t *testing.T) {
+// checkCounts fails the test unless all counts in Redis agree with the held permits.
+func (w *world) checkCounts(t *testing.T) {
 	t.Helper()
 	synctest.Wait()
 	ids, _ := w.Redis.ZMembers(base)
@@ -218,7 +218,7 @@ func frozen(t *testing.T, w *world,
 	sleeper, awake = w.join(cfg).fencer(t, pg), w.join(cfg).fencer(t, pg)
 	sleeper.open(2)
 	awake.open(2)
-	w.reckoned(t)
+	w.checkCounts(t)
 	waiting = w.join(Config{Capacity: 4, Patience: forever}).later(t.Context())
 	if waiting.IsDone() {
 		t.Fatal("bug in the test: not at capacity")

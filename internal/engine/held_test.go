@@ -10,7 +10,7 @@ import (
 
 // Redis is slow for 60 ms once, and one caller's context ends. The session must not take Redis for
 // down.
-func TestOneCancelledCallerDeclaresRedisDown(t *testing.T) {
+func TestACancelledCallerDoesNotDeclareRedisDown(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s, l := w.stallJoin(Config{Capacity: 5})
 		p := s.pool(t)
@@ -22,10 +22,10 @@ func TestOneCancelledCallerDeclaresRedisDown(t *testing.T) {
 		_, err := s.get(ctx)
 		t.Logf("%v", err)
 		if err := p.Err(); err != nil {
-			t.Errorf("Err: %v: FallbackConns may open connections now", err)
+			t.Errorf("Err is %v, so FallbackConns may open connections", err)
 		}
 		if p.Heard("changed") > 0 {
-			t.Errorf("told %q", p.Told())
+			t.Errorf("the pool is told %q, want no change", p.Told())
 		}
 	})
 }

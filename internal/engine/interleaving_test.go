@@ -183,7 +183,7 @@ func TestReleaseThatFailsDuringCloseIsRepeated(t *testing.T) {
 					t.Error("bug in the test: the release was not sent")
 				}
 				if got := b.state(t).Held; got != 0 {
-					t.Errorf("%d held after Close", got)
+					t.Errorf("%d held after Close, want none", got)
 				}
 			})
 		})
@@ -250,7 +250,7 @@ func TestLostRecall(t *testing.T) {
 		p.Obey = true
 		p.Ask(1)
 		if p.Heard("granted") != 1 {
-			t.Fatal("bug in the test")
+			t.Fatal("bug in the test: the pool was not granted the permit")
 		}
 		a.link.SetCut(true) // for an instant, in which Redis pushes the recall
 		q := b.later(t.Context())

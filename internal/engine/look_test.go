@@ -37,7 +37,7 @@ func looked(t *testing.T, w *world,
 	if waiting.IsDone() {
 		t.Fatal("bug in the test: not at capacity")
 	}
-	w.reckoned(t)
+	w.checkCounts(t)
 	return one, other, waiting
 }
 
@@ -51,13 +51,14 @@ func TestAKilledHolderCostsNoLease(t *testing.T) {
 		victim.s.link.SetCut(true)
 		time.Sleep(2 * time.Second)
 		if waiting.IsDone() {
-			t.Fatal("granted while its backend lives")
+			t.Fatal("a permit was granted while its backend lives")
 		}
 		began := time.Now()
 		victim.kill()
 		for !waiting.IsDone() || !second.IsDone() {
 			if time.Since(began) > time.Second {
-				t.Fatalf("not granted %v after the backends' end", time.Since(began))
+				t.Fatalf("the permits were not granted %v after the backends' end",
+					time.Since(began))
 			}
 			time.Sleep(time.Millisecond)
 		}
@@ -66,11 +67,11 @@ func TestAKilledHolderCostsNoLease(t *testing.T) {
 			t.Errorf("the waiters were not granted: %v, %v", waiting.Err, second.Err)
 		}
 		if n := other.asked.Load(); n > 0 {
-			t.Errorf("asked %d times to end backends", n)
+			t.Errorf("the pool was asked %d times to end backends, want never", n)
 		}
-		w.reckoned(t)
+		w.checkCounts(t)
 		if snap := other.s.state(t); snap.Held != 4 || snap.Quarantined != 0 {
-			t.Errorf("%+v, want 4 held and none in quarantine", snap)
+			t.Errorf("the state is %+v, want 4 held and none in quarantine", snap)
 		}
 	})
 }
@@ -94,7 +95,7 @@ func TestBackendsOfAKilledHolderEndOneByOne(t *testing.T) {
 		if !second.IsDone() {
 			t.Error("the second permit is not granted")
 		}
-		w.reckoned(t)
+		w.checkCounts(t)
 	})
 }
 
@@ -116,14 +117,14 @@ func TestASessionWithoutSubscriptionLosesNothing(t *testing.T) {
 			}
 		}
 		if n := deaf.Heard("lost"); n > 0 {
-			t.Errorf("%d leases are lost", n)
+			t.Errorf("%d leases are lost, want none", n)
 		}
 		looks := other.looks.Load()
 		if looks == 0 || looks > int32(long/lookEvery)+1 {
-			t.Errorf("%d looks in %v", looks, long)
+			t.Errorf("%d looks in %v, want one at most every %v", looks, long, lookEvery)
 		}
 		t.Logf("%d looks in %v", looks, long)
-		w.reckoned(t)
+		w.checkCounts(t)
 	})
 }
 
@@ -173,13 +174,13 @@ func TestASessionWithoutSubscriptionReconnects(t *testing.T) {
 			t.Errorf("%d backends, want 3", n)
 		}
 		time.Sleep(longTTL)
-		w.reckoned(t)
+		w.checkCounts(t)
 	})
 }
 
 // The request that clears a record is lost and repeated. A record of the former backend that
 // arrives late changes nothing.
-func TestVacateIsOvertaken(t *testing.T) {
+func TestClearingARecordIsOvertaken(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
 		f.open(1)
@@ -189,7 +190,7 @@ func TestVacateIsOvertaken(t *testing.T) {
 		}
 		f.s.link.SetCut(true)
 		if err := f.ClearBackend(p)(t.Context()); !errors.Is(err, core.ErrUnavailable) {
-			t.Errorf("%v, want ErrUnavailable", err)
+			t.Errorf("clearing the record: %v, want ErrUnavailable", err)
 		}
 		f.s.link.SetCut(false)
 		time.Sleep(5 * time.Second)
@@ -204,19 +205,19 @@ func TestVacateIsOvertaken(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got := w.recorded(p); !strings.HasPrefix(got, "0 0 0 ") {
-			t.Errorf("%q is recorded", got)
+			t.Errorf("%q is recorded, want no backend", got)
 		}
 		time.Sleep(2 * time.Second) // a heartbeat
 		if got := w.recorded(p); !strings.HasPrefix(got, "0 0 0 ") {
-			t.Errorf("%q is recorded", got)
+			t.Errorf("%q is recorded after a heartbeat, want no backend", got)
 		}
-		w.reckoned(t)
+		w.checkCounts(t)
 	})
 }
 
 // A permit that covers no backend any more is free when its lease expires, because there is no
 // backend to end.
-func TestAVacantPermitIsNotQuarantined(t *testing.T) {
+func TestAPermitWithoutABackendIsNotQuarantined(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		sleeper, awake, waiting := frozen(t, w, Config{})
 		_ = waiting
@@ -229,10 +230,10 @@ func TestAVacantPermitIsNotQuarantined(t *testing.T) {
 		awake.deaf.Store(true)
 		w.expire(t, awake.s, p)
 		if !waiting.IsDone() {
-			t.Error("not granted")
+			t.Error("the permit was not granted")
 		}
 		if snap := awake.s.state(t); snap.Quarantined != 0 {
-			t.Errorf("%+v, want none in quarantine", snap)
+			t.Errorf("the state is %+v, want none in quarantine", snap)
 		}
 	})
 }
@@ -249,14 +250,14 @@ func TestNobodyLooksInVain(t *testing.T) {
 		a.s.loseSubscription(t)
 		time.Sleep(longTTL)
 		if n := b.looks.Load(); n > 0 {
-			t.Errorf("%d looks while no session waits", n)
+			t.Errorf("%d looks while no session waits, want none", n)
 		}
 	})
 	inWorld(t, func(t *testing.T, w *world) {
 		a, b, _ := looked(t, w, Config{})
 		time.Sleep(longTTL)
 		if n := a.looks.Load() + b.looks.Load(); n > 0 {
-			t.Errorf("%d looks while all are subscribed", n)
+			t.Errorf("%d looks while all are subscribed, want none", n)
 		}
 	})
 	inWorld(t, func(t *testing.T, w *world) {
@@ -268,7 +269,7 @@ func TestNobodyLooksInVain(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		fields, err := w.Redis.HKeys(keyBase + "meta")
 		if err != nil || slices.Contains(fields, "look") {
-			t.Errorf("meta has the fields %q, %v", fields, err)
+			t.Errorf("meta has the fields %q, %v; want no look", fields, err)
 		}
 	})
 }
@@ -282,14 +283,14 @@ func TestALookThatFailsChangesNothing(t *testing.T) {
 		victim.kill()
 		time.Sleep(longTTL / 2)
 		if waiting.IsDone() {
-			t.Error("granted, though no session has seen the backend gone")
+			t.Error("the permit was granted, though no session has seen the backend gone")
 		}
 		other.deaf.Store(false)
 		time.Sleep(time.Second)
 		if !waiting.IsDone() {
-			t.Error("not granted after a look")
+			t.Error("the permit was not granted after a look")
 		}
-		w.reckoned(t)
+		w.checkCounts(t)
 	})
 }
 
@@ -314,7 +315,8 @@ func TestTheLookComesBeforeTheLastConnectionMoves(t *testing.T) {
 			newcomer.Ask(1)
 			time.Sleep(700 * time.Millisecond)
 			if n := asked() - before; n > 0 {
-				t.Errorf("asked %d times for the only connection, which the look needs", n)
+				t.Errorf("the pool was asked %d times for its only connection, which the look "+
+					"needs", n)
 			}
 			if keeper.looks.Load() == 0 {
 				t.Error("the session did not look")
@@ -329,7 +331,7 @@ func TestTheLookComesBeforeTheLastConnectionMoves(t *testing.T) {
 			if got := newcomer.Heard("granted") > 0; got == lives {
 				t.Errorf("other session alive: %v, but newcomer granted its permit: %v", lives, got)
 			}
-			w.reckoned(t)
+			w.checkCounts(t)
 		})
 	}
 }

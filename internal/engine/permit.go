@@ -17,7 +17,7 @@ type Permit struct {
 
 	s       *Session
 	trusted atomic.Int64  // mirrors core.Permit.TrustedUntil, so that Held needs no lock
-	lost    chan struct{} // made when somebody asks for it; guarded by s.mu
+	lost    chan struct{} // made at the first call of Lost; guarded by s.mu
 }
 
 func (s *Session) newPermit() *core.Permit {

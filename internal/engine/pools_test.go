@@ -30,14 +30,14 @@ func TestMaxIsSharedByThePoolsOfASession(t *testing.T) {
 	})
 }
 
-func TestMaxStarvesBehindTheHog(t *testing.T) {
+func TestMaxDoesNotStarveAPoolBehindAnother(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s := w.join(Config{Capacity: 5, Max: 1})
 		a, b := s.pool(t), s.pool(t)
 		a.Obey, b.Obey = true, true
 		a.Ask(3) // 3 callers wait in pool a
 		if a.Heard("granted") != 1 {
-			t.Fatal("bug in the test")
+			t.Fatal("bug in the test: the pool was not granted its permit")
 		}
 		a.Ask(2) // two callers still wait, as allotment.settle reports after a grant
 		b.Ask(1)
@@ -48,7 +48,7 @@ func TestMaxStarvesBehindTheHog(t *testing.T) {
 	})
 }
 
-func TestMaxStarvesWhileTheHogAsks(t *testing.T) {
+func TestMaxDoesNotStarveAPoolWhileAnotherAsks(t *testing.T) {
 	for _, most := range []int{0, 2} {
 		t.Run(fmt.Sprint("Max ", most), func(t *testing.T) {
 			inWorld(t, func(t *testing.T, w *world) {
@@ -59,7 +59,7 @@ func TestMaxStarvesWhileTheHogAsks(t *testing.T) {
 				synctest.Wait()
 				a.Ask(1)
 				if a.Heard("granted") != 1 || c.Heard("granted") != 1 {
-					t.Fatal("bug in the test")
+					t.Fatal("bug in the test: the pool was not granted its permit")
 				}
 				a.Ask(1) // it waits in Redis, unserved, because both pools hold the same number
 				synctest.Wait()
@@ -73,7 +73,7 @@ func TestMaxStarvesWhileTheHogAsks(t *testing.T) {
 	}
 }
 
-func TestBehindAsksForMoreThanThereIs(t *testing.T) {
+func TestMaxServesTheRequestBehindALargeOne(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s := w.join(Config{Capacity: 20, Max: 10, Patience: forever})
 		var plain []*Permit
@@ -100,14 +100,14 @@ func TestBehindAsksForMoreThanThereIs(t *testing.T) {
 }
 
 // The script that finds the largest holder looks beyond the first 64.
-func TestRichestLooksAt64(t *testing.T) {
+func TestLargestHolderIsFoundBeyond64(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		a := w.join(Config{Capacity: 130, Min: 128, Patience: forever})
 		for range 64 {
 			p := a.pool(t)
 			p.Ask(2)
 			if p.Heard("granted") != 1 {
-				t.Fatal("bug in the test")
+				t.Fatal("bug in the test: the pool was not granted its permit")
 			}
 		}
 		time.Sleep(time.Second)
@@ -116,7 +116,7 @@ func TestRichestLooksAt64(t *testing.T) {
 		hog.Obey = true
 		hog.Ask(2)
 		if hog.Heard("granted") != 1 {
-			t.Fatal("bug in the test")
+			t.Fatal("bug in the test: the pool was not granted its permit")
 		}
 		c := w.join(Config{Capacity: 130, Patience: forever})
 		q := c.later(t.Context())

@@ -55,7 +55,7 @@ func TestAPoolThatHoldsNothingLeaves(t *testing.T) {
 
 // A recall whose push was lost must not reach the next pool with that number: the permit was given
 // back all the same. The answer to an offer made under that number must not reach it either.
-func TestANumberComesWithoutDebts(t *testing.T) {
+func TestANumberIsReusedWithoutDebts(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		cfg := Config{Capacity: 2, TTL: 3 * time.Second}
 		s := w.join(cfg)
@@ -68,7 +68,7 @@ func TestANumberComesWithoutDebts(t *testing.T) {
 		w.Redis.HSet(keyBase+"recalls", "+"+name, "1") // as the script counts
 		time.Sleep(2 * cfg.TTL)
 		if n := s.seated(); n != 0 {
-			t.Fatalf("%d pools have numbers", n)
+			t.Fatalf("%d pools have numbers, want none", n)
 		}
 		a.Offer(1)
 		before := a.Heard("recall")
@@ -111,7 +111,7 @@ func TestAPoolThatWasAwayHearsOfTheClose(t *testing.T) {
 		p := s.pool(t)
 		time.Sleep(5 * time.Second)
 		if n := s.seated(); n != 0 {
-			t.Fatalf("%d pools have numbers", n)
+			t.Fatalf("%d pools have numbers, want none", n)
 		}
 		if err := s.Close(); err != nil {
 			t.Fatal(err)

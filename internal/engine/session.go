@@ -215,10 +215,10 @@ func (s *Session) Client() redis.UniversalClient { return s.caller }
 // more.
 func (s *Session) KnownCapacity() int { return read(s, (*core.Core).KnownCapacity) }
 
-// Capacity is what this session declares.
+// Capacity is the capacity that this session declares.
 func (s *Session) Capacity() int { return s.cfg.Capacity }
 
-// expected is what Redis's clock should show now.
+// expected returns the time that Redis's clock should show now.
 func (s *Session) expected() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()

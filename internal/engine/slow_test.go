@@ -278,7 +278,7 @@ func TestRepliesInAnotherOrder(t *testing.T) {
 			s.finish(s.nextCall(), time.Second)
 			synctest.Wait()
 			if got := s.state(t).Held; got != 0 {
-				t.Errorf("%d held", got)
+				t.Errorf("%d held, want none", got)
 			}
 		})
 	})

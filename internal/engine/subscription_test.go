@@ -76,7 +76,7 @@ func TestRefusedSubscription(t *testing.T) {
 				count()
 				time.Sleep(10 * time.Minute)
 				if n := count(); n > 40 {
-					t.Errorf("%d tries in 10 minutes", n)
+					t.Errorf("%d tries in 10 minutes, want at most 40", n)
 				}
 				logging.Lock()
 				warned := strings.Count(log.String(), "level=WARN")
@@ -90,7 +90,7 @@ func TestRefusedSubscription(t *testing.T) {
 				time.Sleep(time.Minute + time.Second)
 				channel := s.keys.Channel(s.name)
 				if n := w.Redis.PubSubNumSub(channel)[channel]; n != 1 {
-					t.Errorf("%d subscriptions a minute after it was allowed", n)
+					t.Errorf("%d subscriptions a minute after it was allowed, want 1", n)
 				}
 			})
 		})
@@ -151,10 +151,10 @@ func TestSubscriptionFollowsADemotion(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		channel := s.keys.Channel(s.name)
 		if n := next.PubSubNumSub(channel)[channel]; n != 1 {
-			t.Errorf("%d subscriptions at the new primary", n)
+			t.Errorf("%d subscriptions at the new primary, want 1", n)
 		}
 		if n := w.Redis.PubSubNumSub(channel)[channel]; n != 0 {
-			t.Errorf("%d subscriptions at the old one", n)
+			t.Errorf("%d subscriptions at the old one, want none", n)
 		}
 		if !p.Held() {
 			t.Error("the lease is lost")
@@ -184,7 +184,7 @@ func TestUnheardSubscriptionIsTriedRarely(t *testing.T) {
 		mu.Lock()
 		defer mu.Unlock()
 		if tries > 20 {
-			t.Errorf("%d subscriptions in 10 minutes", tries)
+			t.Errorf("%d subscriptions in 10 minutes, want at most 20", tries)
 		}
 	})
 }

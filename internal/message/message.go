@@ -1,6 +1,6 @@
-// Package message is what travels between a session and Redis: the arguments and the replies of the
-// scripts as Go values, and the pushes. It knows neither how they are sent (see redisscript) nor
-// what a session makes of them (see core).
+// Package message defines what travels between a session and Redis: the arguments and the replies
+// of the scripts as Go values, and the pushes. It knows neither how they are sent (see redisscript)
+// nor what a session makes of them (see core).
 //
 // Times are milliseconds of Redis's clock.
 package message
@@ -48,8 +48,8 @@ type Ask struct {
 	Request string // made by Permits
 }
 
-// Exchange is what a session wants of one round trip. It lists plain permits apart, one by one:
-// they are the common case, and cost Redis least.
+// Exchange holds all that a session wants done in one round trip. Plain permits stand apart, one by
+// one: they are the common case, and cost Redis least.
 type Exchange struct {
 	Expected       int64 // Redis's clock as the session expects it; 0 if it never heard of it
 	Session, Epoch string
@@ -86,7 +86,7 @@ type Exchanged struct {
 // knows what is new, however often and in what order it is told.
 type Tally struct{ Recalled, Withdrawn int64 }
 
-// PoolReport is what a session says of one of its connection pools.
+// PoolReport is a session's report on one of its connection pools.
 type PoolReport struct {
 	Name       string
 	Held, Owed int   // permits it holds; of those, how many it is still to give back

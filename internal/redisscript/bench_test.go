@@ -8,8 +8,9 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// What scripts cost the server, by its own account (INFO commandstats), without the way there.
-func BenchrecordScriptTime(b *testing.B) {
+// BenchmarkScriptTime measures what scripts cost the server by its own account, INFO commandstats,
+// without the network.
+func BenchmarkScriptTime(b *testing.B) {
 	k := NewKeys("p-n")
 	const capacity = 20
 	s := "000000a0-0001-8010"
@@ -94,7 +95,7 @@ func (p *realServer) clock(b *testing.B) int64 {
 	return t.UnixMilli()
 }
 
-// scriptTime is the mean time of a script since the statistics were reset, µs.
+// scriptTime returns the mean time of a script since the statistics were reset, in µs.
 func (p *realServer) scriptTime(b *testing.B) (mean float64) {
 	for line := range strings.Lines(p.client.Info(b.Context(), "commandstats").Val()) {
 		var calls, total int64

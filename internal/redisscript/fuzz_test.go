@@ -32,7 +32,8 @@ func (s says) EvalSha(ctx context.Context, _ string, _ []string, _ ...any) *redi
 
 var claimsMuch = regexp.MustCompile(`[$*]\+?\d{6}`)
 
-// Whatever Redis answers, its reader gets a value of the right shape or an error, and not both nothing and no error.
+// Redis may answer anything. The reader of the answer returns a value of the right shape or an
+// error, and never neither.
 func FuzzReply(f *testing.F) {
 	for _, seed := range []string{
 		":1790000000000\r\n", // exchange: all done; capacity
@@ -50,7 +51,7 @@ func FuzzReply(f *testing.F) {
 	k := NewKeys("p-n")
 	f.Fuzz(func(t *testing.T, resp string) {
 		if strings.Count(resp, "*") > 50 || claimsMuch.MatchString(resp) {
-			t.Skip("miniredis, which is only to read it, nests as deep and reserves as much as it is told")
+			t.Skip("miniredis parses the answer, and reserves as much memory as the answer claims")
 		}
 		v, err := server.ParseReply(bufio.NewReader(strings.NewReader(resp)))
 		if err != nil {
@@ -93,8 +94,8 @@ func FuzzReply(f *testing.F) {
 	})
 }
 
-// What is asked for can have any name: a name costs its owner at most his own turn. Whatever was asked, no more than the capacity is held, and
-// those who ask next are served.
+// A session may ask under any name: an odd name costs its owner at most one turn. After any
+// request, no more permits are held than the capacity, and the next session to ask is served.
 func FuzzArguments(f *testing.F) {
 	s := "000000a0-0001-8010"
 	for _, seed := range []struct {
@@ -137,13 +138,14 @@ func FuzzArguments(f *testing.F) {
 		_ = Leave(ctx, redis, k, false, modelStart, sharer, "e", x.Release)
 		got, err := Load(ctx, redis, k)
 		if err != nil {
-			t.Fatalf("what was asked leaves a state that cannot be read: %v", err)
+			t.Fatalf("the calls leave a state that cannot be read: %v", err)
 		}
 		if len(got.Permits) > capacity {
 			t.Fatalf("%d held, the capacity is %d: %v", len(got.Permits), capacity, got.Permits)
 		}
-		// Some leases later nothing of it is in anybody's way, unless it asked for a longer one. A name that our clients never make can upset
-		// the count, and that is taken for lost state: then the next to ask waits for a lease.
+		// Some leases later the odd names are in nobody's way, unless their lease is longer. A name
+		// that our clients never make can upset the count. The scripts take that for lost state,
+		// and the next session to ask waits for a lease.
 		join.Session = "000000b0-0002-8010"
 		id := join.Session + "-8000-000000000001"
 		for now := int64(modelStart + 5000); ; now += 2500 {
@@ -171,8 +173,8 @@ func FuzzArguments(f *testing.F) {
 	})
 }
 
-// Somebody puts anything anywhere. Scripts may refuse to go on, in words, but do not grant more than there is, and
-// do not destroy what they do not know.
+// An operator writes any value into any key. Scripts may refuse to go on, with an error text, but
+// they grant no more than the capacity, and delete nothing that they do not know.
 func FuzzState(f *testing.F) {
 	type hostile struct {
 		key                uint8
@@ -230,7 +232,7 @@ func FuzzState(f *testing.F) {
 		default:
 			_ = redis.do("SET", name, value)
 		}
-		// What somebody says the capacity is, it is.
+		// An operator's figure for the capacity is the capacity.
 		if name == k.all[2] && (field == "cap" || field == "limit") || name == k.all[5] {
 			capacity = math.MaxInt
 		}
@@ -253,7 +255,7 @@ func FuzzState(f *testing.F) {
 				},
 			} {
 				if err := call(); err != nil && err.Error() == "" {
-					t.Error("an error without words")
+					t.Error("an error has no text")
 				}
 				if n := held(t, redis, k); n > most {
 					t.Fatalf("%s %q in %s: %d are held, the capacity is %d", kind, field+"="+value, name, n, capacity)
@@ -273,7 +275,7 @@ func kindOf(kind string) byte {
 	return '-'
 }
 
-// held counts the permits, whatever else is there.
+// held counts the permits in Redis.
 func held(t *testing.T, p place, k Keys) int {
 	t.Helper()
 	s, err := p.load()

@@ -7,9 +7,11 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// A heartbeat of before the loss reaches Redis when all is settled anew: what it asserts must not be held beside what was granted since. That takes
-// a call which was on its way for a whole lease, so the model hardly ever meets it.
-func TestAnAssertionThatStrayedPastTheGate(t *testing.T) {
+// A session makes a call of the heartbeat before Redis loses its state, and Redis executes the call
+// once the pause after the loss is over. The permits that it re-asserts must not be held beside
+// those granted since. The call has to be in flight for a whole lease, so the model hardly ever
+// meets this case.
+func TestALateCallAfterALossReassertsNothing(t *testing.T) {
 	k := NewKeys("p-n")
 	redis := newInProcess(t, k)
 	redis.setTime(modelStart)
@@ -48,8 +50,9 @@ func TestAnAssertionThatStrayedPastTheGate(t *testing.T) {
 	}
 }
 
-// A batch that holds nothing but an offer is sent again without it, if its connection broke. Redis answers.
-func TestAnExchangeOfNothing(t *testing.T) {
+// A batch with nothing but an offer is sent once more if its connection broke, without the offer.
+// Redis answers the empty batch.
+func TestAnEmptyExchange(t *testing.T) {
 	k := NewKeys("p-n")
 	redis := newInProcess(t, k)
 	redis.setTime(modelStart)

@@ -11,9 +11,10 @@
 // data in them.
 //
 // [Sentinel] and [RedisCluster] are several Redis servers that fail over. A test can disturb a
-// server by Kill, Restart, Pause, StepClock and CutReplication. [Proxy] is a TCP proxy between a
-// client and a server: it stalls, refuses, cuts and loses traffic. [Proxies] starts one
-// for each server that a client dials.
+// server by its methods Kill, Restart, Pause, StepClock and CutReplication.
+//
+// [Proxy] is a TCP proxy between a client and a server: it stalls, refuses, cuts and loses traffic.
+// [Proxies] starts one for each server that a client dials.
 package throwaway
 
 import (

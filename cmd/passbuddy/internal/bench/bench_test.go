@@ -204,3 +204,71 @@ func TestSessionsAreCounted(t *testing.T) {
 		}
 	}
 }
+
+// A small run of each table has figures, no failures, and timelines where they belong.
+func TestBenchOfEveryTable(t *testing.T) {
+	t.Parallel() // beside the other whole benchmark: each waits half of its time
+	needServers(t)
+	o := parse(t, "-cap", "4", "-duration", "800ms", "-warmup", "200ms", "-rounds", "1",
+		"-json", filepath.Join(t.TempDir(), "bench.json"), "-svg",
+		filepath.Join(t.TempDir(), "pictures"))
+	grow := &change{"growth", "from 1 to 2 processes", 1, 2, scaleSteps(1, 2), 3}
+	both := []strategy{perConn, static}
+	o.plan = []scenario{
+		{table: openTable, integration: fleet.Pgxpool, workload: sleep20,
+			shape:      shape{"2", []group{{2, 10}}},
+			strategies: []strategy{perConnSQL, uncapped}, load: load{percent: 40, skewed: true}},
+		{table: trafficTable, integration: fleet.SQL, workload: sleep2, shape: mustShape("2x2"),
+			strategies: both, load: load{pause: 5 * time.Millisecond}},
+		{table: coldTable, integration: fleet.Pgxpool, workload: sleep5, shape: mustShape("2x3"),
+			strategies: both},
+		{table: changesTable, integration: fleet.Pgxpool, workload: sleep5,
+			shape: shape{grow.name, []group{{1, 3}}}, strategies: both, change: grow},
+	}
+	var out, status bytes.Buffer
+	if err := Run(testContext(t), o, &out, &status); err != nil {
+		t.Errorf("%v\n%s%s", err, &out, &status)
+	}
+	text, err := os.ReadFile(o.json)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r report
+	if err := json.Unmarshal(text, &r); err != nil {
+		t.Fatal(err)
+	}
+	if !r.Complete || len(r.Cells) != 8 {
+		t.Fatalf("complete %v, %d cells", r.Complete, len(r.Cells))
+	}
+	for _, c := range r.Cells {
+		if len(c.Rounds) != 1 || c.Rounds[0].Error != "" {
+			t.Errorf("%s %s: %+v", c.Table, c.Strategy, c)
+			continue
+		}
+		m := c.Rounds[0]
+		if m.Values[opsPerSecond] <= 0 || m.Values[operationsFailed] != 0 ||
+			m.Values[latencyP99] <= 0 || m.Values[connectsTotal] < 1 {
+			t.Errorf("%s %s: %v", c.Table, c.Strategy, m.Values)
+		}
+		drawn := c.Table == coldTable.name || c.Table == changesTable.name
+		if (m.Timeline != nil) != drawn {
+			t.Errorf("%s %s: timeline %+v", c.Table, c.Strategy, m.Timeline)
+		}
+		if drawn &&
+			(len(m.Timeline.Operations) != 8 ||
+				(len(m.Timeline.OnTheirWay) == 8) != (c.Strategy == perConn.name) ||
+				m.Values[steadyOps] <= 0) {
+			t.Errorf("%s %s: %+v, %v", c.Table, c.Strategy, m.Timeline, m.Values)
+		}
+		if c.Table == openTable.name && m.Values[offeredPerSecond] != 80 {
+			t.Errorf("%v operations/s offered, want 80", m.Values[offeredPerSecond])
+		}
+		if c.Table == changesTable.name && len(m.PerProcess) != 2 {
+			t.Errorf("%d processes reported, want 2", len(m.PerProcess))
+		}
+	}
+	if pictures, err := filepath.Glob(filepath.Join(o.svg, "timeline-*.svg")); err != nil ||
+		len(pictures) != 2 {
+		t.Errorf("pictures %v, %v", pictures, err)
+	}
+}

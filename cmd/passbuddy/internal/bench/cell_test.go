@@ -123,3 +123,66 @@ func TestMeasureTellsTheModestFromTheGreedy(t *testing.T) {
 		t.Errorf("the modest ones alone: %v, %v", m.Values, err)
 	}
 }
+
+// reportsOf returns reports of two workers, with n latencies each.
+func reportsOf(t *testing.T, n int, since time.Time) (reports []fleet.Report) {
+	t.Helper()
+	l := fleet.NewLatency()
+	for i := range n {
+		l.Record(time.Duration(1+i) * time.Microsecond)
+	}
+	encoded, err := l.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		r := fleet.Report{Total: encoded, Wait: encoded}
+		r.Counts = fleet.Counts{Operations: 10, Shed: 3, Unfinished: 2}
+		r.Connects.Since = since
+		r.Connects.Bins = make([]int64, 100) // 5 s
+		r.Connects.Bins[0], r.Connects.Bins[59], r.Connects.Bins[60], r.Connects.Bins[99] =
+			5, 7, 11, 100
+		r.Progress.Bins = []int64{1, 2, 3, 4}
+		reports = append(reports, r)
+	}
+	return reports
+}
+
+func TestFewOperationsHaveNoHighPercentile(t *testing.T) {
+	sp := spec{capacity: 20, scenario: scenario{
+		table: openTable, workload: sleep20, shape: shape{"2", []group{{2, 10}}},
+		load: load{percent: 30},
+	}}
+	for n, want := range map[int]bool{499: false, 500: true} {
+		m, err := measure(sp, Options{duration: time.Second}, reportsOf(t, n, time.Now()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, got := m.Values[latencyP999]; got != want || m.Values[latencyP99] <= 0 {
+			t.Errorf("p99.9 of %d operations: %v, want %v", 2*n, got, want)
+		}
+		v := m.Values
+		if v[operationsShed] != 6 || v[operationsUnfinished] != 4 || v[offeredPerSecond] != 300 {
+			t.Errorf("%v", v)
+		}
+	}
+}
+
+// Connects after the measured time only cancel queries. Connects of the first 3 s belong to the
+// start.
+func TestConnectsOfTheStartAreTold(t *testing.T) {
+	begin := time.Unix(1_000_000, 0)
+	m := measurement{Values: make(map[string]float64)}
+	span := fleet.Span{Begin: begin, From: begin.Add(time.Second),
+		Until: begin.Add(4950 * time.Millisecond)}
+	m.addConnects(reportsOf(t, 1, begin), span)
+	if m.Values[connectsTotal] != 46 || m.Values[connectsSettled] != 22/1.95 {
+		t.Errorf("%v, want 46 connects, and 22 of them in the 1.95s after 3s", m.Values)
+	}
+	m = measurement{Values: make(map[string]float64)}
+	span.Until = begin.Add(settled)
+	m.addConnects(reportsOf(t, 1, begin), span)
+	if _, there := m.Values[connectsSettled]; there {
+		t.Error("a run of 3s has connects after 3s")
+	}
+}

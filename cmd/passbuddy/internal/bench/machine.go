@@ -55,9 +55,9 @@ func (m machine) caution() string {
 // autogroupText says what division of the CPU by session means here. PostgreSQL makes each backend
 // a session. All other programs that the benchmarks start are in the benchmarks' session.
 const autogroupText = "The kernel shares the CPU out by session " +
-	"(kernel.sched_autogroup_enabled is 1). Each backend of Postgres is a session of its own; " +
-	"the workers, PgBouncer and Redis are in one together, so where the CPU is short each " +
-	"backend may get as much of it as all of those."
+	"(kernel.sched_autogroup_enabled is 1). Each backend of Postgres is a session of its own. " +
+	"The workers, PgBouncer and Redis share one. So where the CPU is short, one backend may get " +
+	"as much of it as all of those together."
 
 func describeMachine(ctx context.Context, s *servers) machine {
 	m := machine{

@@ -4,6 +4,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/fleet"
 )
 
 func TestPools(t *testing.T) {
@@ -60,5 +62,23 @@ func TestExecModeForPgBouncer(t *testing.T) {
 		if got := execModeFor(version); got != want {
 			t.Errorf("PgBouncer %q: %s, want %s", version, got, want)
 		}
+	}
+}
+
+// A strategy with an integration of its own runs through that one, beside the others.
+func TestStrategiesWithTheirOwnIntegration(t *testing.T) {
+	o := parse(t, "-tables", "open", "-match", "2 ms.*even.*10 %")
+	cells := newCells(o, &servers{pgBouncerVersion: "1.21.0"})
+	for _, c := range cells {
+		want := fleet.Pgxpool
+		if c.Strategy == perConnSQL.name {
+			want = fleet.SQL
+		}
+		if c.Integration != want || string(c.spec.integration()) != want {
+			t.Errorf("%s runs through %s", c.Strategy, c.Integration)
+		}
+	}
+	if groups := (&report{Cells: cells}).groups(); len(groups) != 1 || len(groups[0]) != 5 {
+		t.Errorf("%d groups of %d cells, want one", len(groups), len(cells))
 	}
 }

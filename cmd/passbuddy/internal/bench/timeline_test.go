@@ -1,11 +1,14 @@
 package bench
 
 import (
+	"bytes"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/backends"
+	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/fleet"
 )
 
 const ms = time.Millisecond
@@ -109,5 +112,84 @@ func TestTimelineOfPermitsOnTheirWay(t *testing.T) {
 	}
 	if got := newTimeline([]int64{1}, 0, open, nil, nil); got.OnTheirWay != nil {
 		t.Errorf("without permits, on their way are %v", got.OnTheirWay)
+	}
+}
+
+func TestTimelinePictures(t *testing.T) {
+	r := testReport(t, parse(t, "-tables", "changes,cold"))
+	for _, c := range r.Cells {
+		if c.Note != "" {
+			continue
+		}
+		c.Rounds[0].Timeline = &timeline{
+			Operations: []int64{300, 400, 0, 350}, Backends: []float64{20, 19.5, -1, 18},
+			OnTheirWay: []float64{0, 3, -1, 1}, Changes: []float64{100, 200},
+		}
+		if c.Strategy != perConn.name {
+			c.Rounds[0].Timeline.OnTheirWay = nil
+		}
+	}
+	pictures := drawPictures(r)
+	var files []string
+	for _, p := range pictures {
+		files = append(files, p.name)
+		text, bars := inspect(t, p.document)
+		if bars != 0 {
+			t.Errorf("%s has bars of throughput", p.name)
+		}
+		for _, part := range []string{"PassBuddy", "PgBouncer, transaction", "backends",
+			"permits on their way", "operations per second", "cap 20"} {
+			if !strings.Contains(text, part) {
+				t.Errorf("%s has no text %q", p.name, part)
+			}
+		}
+		// The gap cuts each line in two, and only PassBuddy has permits.
+		strategies := 3
+		if strings.Contains(p.name, "40x5") || strings.Contains(p.name, "100x2") {
+			strategies = 2 // a static split is impossible
+		}
+		if got, want := bytes.Count(p.document, []byte("<polyline")), 2*strategies+strategies+
+			2; got != want {
+			t.Errorf("%s has %d lines, want %d", p.name, got, want)
+		}
+		if got := bytes.Count(p.document, []byte(`class="change"`)); got != 3*2 {
+			t.Errorf("%s has %d changes drawn, want 2 in each of 3 panels", p.name, got)
+		}
+	}
+	if got, want := strings.Join(files, " "),
+		"timeline-cold-8x40.svg timeline-cold-20x10.svg timeline-cold-40x5.svg "+
+			"timeline-cold-100x2.svg "+
+			"timeline-rolling-deploy.svg timeline-scale-out.svg "+
+			"timeline-scale-in.svg"; got != want {
+		t.Errorf("pictures %s, want %s", got, want)
+	}
+	document := markdown("BENCHMARKS.md", "pictures", pictures, r)
+	for _, file := range files {
+		if strings.Count(document, "](pictures/"+file+")") != 1 {
+			t.Errorf("%s is not in the document, or more than once", file)
+		}
+	}
+	if got := drawTimelines(testReport(t, parse(t, "-tables", "changes"))); len(got) != 0 {
+		t.Errorf("%d pictures without a timeline", len(got))
+	}
+}
+
+func TestTimelinesUseTheSpansBins(t *testing.T) {
+	sp := spec{scenario: scenario{table: coldTable}}
+	o := Options{duration: 200 * time.Millisecond}
+	m := measurement{Values: make(map[string]float64)}
+	m.addTimeline(sp, o, fleet.Span{}, reportsOf(t, 1, time.Now()), nil, nil)
+	if m.Timeline == nil || !slices.Equal(m.Timeline.Operations, []int64{6, 14}) {
+		t.Errorf("bins of 50 ms: %+v", m.Timeline)
+	}
+	m.addTimeline(sp, o, fleet.Span{BinWidth: 100 * time.Millisecond}, reportsOf(t, 1, time.Now()),
+		nil, nil)
+	if !slices.Equal(m.Timeline.Operations, []int64{2, 4, 6, 8}) {
+		t.Errorf("bins of 100 ms: %+v", m.Timeline)
+	}
+	m = measurement{Values: make(map[string]float64)}
+	m.addTimeline(spec{}, o, fleet.Span{}, reportsOf(t, 1, time.Now()), nil, nil)
+	if m.Timeline != nil || len(m.Values) != 0 {
+		t.Errorf("a saturated cell has a timeline: %+v", m)
 	}
 }

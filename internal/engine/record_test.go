@@ -13,7 +13,7 @@ import (
 	"github.com/passbuddy/passbuddy/internal/core"
 )
 
-func TestCoverOfWhatIsNotHeldAnyMore(t *testing.T) {
+func TestARecordOfAPermitThatIsNotHeld(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
 		f.open(1)
@@ -22,13 +22,13 @@ func TestCoverOfWhatIsNotHeldAnyMore(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := f.connect(p); !errors.Is(err, core.ErrLost) {
-			t.Errorf("of a permit that Redis does not know: %v, want ErrLost", err)
+			t.Errorf("the record of a permit that Redis does not know: %v, want ErrLost", err)
 		}
 		if p.Held() || f.Heard("lost") != 1 {
 			t.Error("the permit is still held")
 		}
 		if err := f.connect(p); !errors.Is(err, core.ErrLost) {
-			t.Errorf("of a lost permit: %v, want ErrLost", err)
+			t.Errorf("the record of a lost permit: %v, want ErrLost", err)
 		}
 		f.s.link.SetCut(true)
 	})
@@ -36,7 +36,7 @@ func TestCoverOfWhatIsNotHeldAnyMore(t *testing.T) {
 
 // Four connections open at once, and the session records each within its own lease. Records do not
 // wait for one another when a reply takes 2 s.
-func TestCoversOnASlowRedis(t *testing.T) {
+func TestRecordsOnASlowRedis(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s, l := w.slowJoin(Config{Capacity: 4, Patience: forever}, bubble.Always(0))
 		f := s.fencer(t, &postgres{})
@@ -55,7 +55,7 @@ func TestCoversOnASlowRedis(t *testing.T) {
 		// Each record may need a new connection to Redis first. The session gives up the first
 		// records, because replies were fast before.
 		if took := time.Since(began); took > 9*time.Second {
-			t.Errorf("took %v", took)
+			t.Errorf("the four records took %v, want at most 9s", took)
 		}
 		l.SetDelay(bubble.Always(0))
 		time.Sleep(5 * time.Second)
@@ -76,7 +76,7 @@ func TestARecordEndsWithItsLease(t *testing.T) {
 		lost := make(chan time.Time, 1)
 		go func() { <-p.Lost(); lost <- time.Now() }()
 		if err := f.connect(p); !errors.Is(err, core.ErrUnavailable) {
-			t.Errorf("%v, want ErrUnavailable", err)
+			t.Errorf("the record: %v, want ErrUnavailable", err)
 		}
 		// record checks the lease this often
 		if late := time.Since(<-lost); late > defaultTTL/4+time.Millisecond {
@@ -86,19 +86,19 @@ func TestARecordEndsWithItsLease(t *testing.T) {
 	})
 }
 
-func TestCoverWithoutRedis(t *testing.T) {
+func TestARecordWithoutRedis(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
 		f.open(1)
 		f.s.link.SetCut(true)
 		if err := f.connect(f.granted()[0]); !errors.Is(err, core.ErrUnavailable) {
-			t.Errorf("%v, want ErrUnavailable", err)
+			t.Errorf("the record: %v, want ErrUnavailable", err)
 		}
 	})
 }
 
 // A new connection survives a lost reply, and an outage of Redis that is shorter than a lease.
-func TestCoverOutlastsAnOutage(t *testing.T) {
+func TestARecordOutlastsAnOutage(t *testing.T) {
 	for name, away := range map[string]func(*bubble.Link, bool){
 		"cut off": (*bubble.Link).SetCut, "unheard": (*bubble.Link).SetDeaf,
 	} {
@@ -112,9 +112,9 @@ func TestCoverOutlastsAnOutage(t *testing.T) {
 					t.Error(err)
 				}
 				if w.recorded(f.granted()[0]) == "" {
-					t.Error("not recorded")
+					t.Error("the backend is not recorded")
 				}
-				w.reckoned(t)
+				w.checkCounts(t)
 			})
 		})
 	}
@@ -122,7 +122,7 @@ func TestCoverOutlastsAnOutage(t *testing.T) {
 
 // The record of a closed connection arrives after the record of the next connection under the same
 // permit.
-func TestCoverIsOvertaken(t *testing.T) {
+func TestARecordIsOvertaken(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
 		f.open(1)
@@ -154,14 +154,14 @@ func TestCoverIsOvertaken(t *testing.T) {
 		f.end()
 		synctest.Wait()
 		if err := third(t.Context()); !errors.Is(err, core.ErrLost) {
-			t.Errorf("of a released permit: %v, want ErrLost", err)
+			t.Errorf("the record of a released permit: %v, want ErrLost", err)
 		}
-		w.reckoned(t)
+		w.checkCounts(t)
 	})
 }
 
 // A caller that gives up a slow request does not disturb the callers that connect.
-func TestCoverOutlivesACallerThatGivesUp(t *testing.T) {
+func TestARecordOutlivesACallerThatGivesUp(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s := w.join(Config{Capacity: 1})
 		f := s.fencer(t, &postgres{})
@@ -184,7 +184,7 @@ func TestCoverOutlivesACallerThatGivesUp(t *testing.T) {
 }
 
 // A session that finds Redis's state lost during a record re-asserts the permit first.
-func TestCoverFindsTheStateLost(t *testing.T) {
+func TestARecordFindsTheStateLost(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
 		f.open(1)
@@ -193,8 +193,8 @@ func TestCoverFindsTheStateLost(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !f.granted()[0].Held() || f.s.state(t).Held != 1 {
-			t.Error("not held any more")
+			t.Error("the permit is not held any more")
 		}
-		w.reckoned(t)
+		w.checkCounts(t)
 	})
 }
