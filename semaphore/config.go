@@ -87,7 +87,7 @@ type Config struct {
 	// zero, ctx alone bounds it.
 	MaxAttempts int
 
-	// RetryInterval is also how often a waiter looks again by itself, should the push that
+	// RetryInterval is also how often a waiter asks again by itself, should the push that
 	// grants it be lost. From 1ms to 1h, default 500ms.
 	RetryInterval time.Duration
 
