@@ -79,3 +79,21 @@ func TestACallReportsWhatIsOwed(t *testing.T) {
 		t.Errorf("said %+v, want %+v", got, want)
 	}
 }
+
+// A push of the next state overtakes the reply in which the session finds that state. What the pool
+// owes is forgotten with that reply; the recall is heard once, by the call after it.
+func TestARecallOfTheNextStateIsHeardOnce(t *testing.T) {
+	s := start(t, Config{Capacity: 3})
+	p := s.pool()
+	p.gets(3)
+	p.obey = true
+	k := s.call()
+	tally := message.Tally{Recalled: 1}
+	s.Pushed(s.now, message.Push{Kind: message.PushRecall, Epoch: "another", Pool: p.name, Tally: tally})
+	s.replied(k, message.Renewed{Epoch: "another", Recalls: make([]message.Tally, len(k.X.Pools))})
+	s.state, s.tallies[p.name] = "another", tally
+	s.renew(s.call())
+	if n := p.times("recall"); n != 1 || len(p.permits) != 2 {
+		t.Errorf("%d recalls, and %d permits are left of 3; told %q", n, len(p.permits), p.told)
+	}
+}
