@@ -333,6 +333,8 @@ func (c *Core) CallAnswered(now time.Duration, k *Call, got message.Renewed) {
 	if latest {
 		c.tellWaiting(got.Waiting > 0, k.sent)
 		c.quarantined(now, got.Quarantine)
+	}
+	if latest && !again { // else the next call tells, by which the new state is taken
 		c.tellTallies(k, got, reasserted, lostState)
 	}
 	c.ends(now, k)

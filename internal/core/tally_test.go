@@ -97,3 +97,26 @@ func TestARecallOfTheNextStateIsHeardOnce(t *testing.T) {
 		t.Errorf("%d recalls, and %d permits are left of 3; told %q", n, len(p.permits), p.told)
 	}
 }
+
+// A call finds the next state before all that is held was put back. A push of the state before, which
+// comes then, is not heard as news.
+func TestARecallOfTheStateBeforeIsHeardOnce(t *testing.T) {
+	s := start(t, Config{Capacity: 3})
+	p := s.pool()
+	p.gets(2)
+	s.recall(p, 2)
+	k := s.call()
+	other := s.NewPermit()
+	s.hold(s.now, other, s.now+ttl-margin) // granted while the call was on its way
+	s.state = "another"
+	s.replied(k, message.Renewed{Recalls: make([]message.Tally, len(k.X.Pools))})
+	s.Pushed(s.now, message.Push{Kind: message.PushRecall, Epoch: "e", Pool: p.name, Tally: message.Tally{Recalled: 2}})
+	s.take()
+	if n := p.times("recall"); n != 1 {
+		t.Errorf("told of it %d times: %q", n, p.told)
+	}
+	s.tallies[p.name] = message.Tally{}
+	if s.renew(s.call()); p.owed != 0 {
+		t.Errorf("owes %d to a state that is lost", p.owed)
+	}
+}
