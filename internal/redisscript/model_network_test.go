@@ -126,6 +126,12 @@ func (t *trial) luckOf(s *session, what string) luck {
 	}
 	key := fmt.Sprintf("%s: %s %d", short(s.name), what, s.messages)
 	r := t.chance(key)
+	if late := s.crosses[what]; late > 0 {
+		delete(s.crosses, what)
+		l.fate, l.countsAsWell = slow, false
+		l.back += late
+		return l
+	}
 	if r.IntN(100) >= t.plan.faults || t.plan.calmed[key] {
 		return l
 	}
@@ -156,7 +162,7 @@ func (t *trial) luckOf(s *session, what string) luck {
 	case n < 86:
 		l.fate = doubled
 	case n < 94 && t.plan.late:
-		l.fate, l.later = strayed, t.plan.ttl/10+time.Duration(r.Int64N(int64(2*t.plan.ttl)))
+		l.fate, l.later = strayed, t.plan.ttl/10+time.Duration(r.Int64N(int64(t.plan.ttl*19/10)))
 	default:
 		l.fate, l.later = echoed, some()
 	}

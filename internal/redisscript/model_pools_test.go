@@ -92,6 +92,9 @@ func (t *trial) tell(s *session, e core.Event) {
 	case core.Told:
 		n := 0
 		t.step(s, func(c *core.Core, _ time.Duration) { n = c.Hear(e) })
+		if n != 0 && e.Epoch != s.core.Epoch() {
+			t.failf("heard: %s hears of recalls of a state that is lost", shownPool(s, p))
+		}
 		t.checkHeard(s, p, n)
 		t.recall(s, p, n, e.After)
 	case core.Forget:

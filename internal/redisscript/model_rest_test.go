@@ -1,6 +1,7 @@
 package redisscript
 
 import (
+	"maps"
 	"time"
 
 	"github.com/passbuddy/passbuddy/internal/core"
@@ -34,7 +35,12 @@ func (t *trial) finish() {
 	// By now every count has been put right, whatever happened.
 	t.damaged = false
 	clear(t.adrift)
-	clear(t.astray)
+	queued := make(map[string]bool) // what went astray there is granted one day, and dropped then
+	for request := range t.before.Queue {
+		_, ids := parsed(request)
+		queued[ids[0]] = true
+	}
+	maps.DeleteFunc(t.astray, func(id string, _ bool) bool { return !queued[id] })
 	for sharer := range t.before.sharers() {
 		if !t.before.isLive(sessionOf(sharer), t.scriptClock()) {
 			t.adrift[sharer] = true // until the next heartbeat of anybody

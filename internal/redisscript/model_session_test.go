@@ -6,8 +6,6 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
-	"sort"
-	"strings"
 	"time"
 
 	"github.com/passbuddy/passbuddy/internal/core"
@@ -37,8 +35,9 @@ type session struct {
 	everSubscribed    bool
 	lastPush          time.Duration // when the last push arrives
 	pushesLost        int
-	held              []func()      // what happens once it runs again
-	resumed           time.Duration // when it last went on
+	crosses           map[string]time.Duration // by how much the answer to the next message of a kind is late
+	held              []func()                 // what happens once it runs again
+	resumed           time.Duration            // when it last went on
 	messages          int
 	travelling        int           // messages whose end it waits for
 	trouble           int           // how often something went wrong
@@ -52,34 +51,19 @@ type session struct {
 	delivering bool
 	starting   bool
 	latest     *core.Batch
-	leaves     bool // it is being closed
+	done       map[*core.Batch]bool // those that were answered
+	renewed    time.Duration        // when the latest call was sent that was answered
+	leaves     bool                 // it is being closed
 }
 
 // A permit, and the backend that a pool has under it.
 type permit struct {
 	core.Permit
+	trusted    time.Duration
 	told       bool // its pool knows that it holds it
 	connecting bool // its pool waits for a record
 	covered    bool // it was said to cover a backend, once
 	vacated    bool // since then Redis has confirmed that it covers none
-}
-
-// A request of a caller, of a pool, or of the core itself.
-type request struct {
-	*core.Request
-	trouble int           // of its session, when it was made
-	seen    bool          // Redis has executed it
-	asked   time.Duration // when an answer to it was last heard
-	ofPool  *pool         // whose try it is
-	trying  bool          // that try has not ended
-	caller  bool          // a caller waits for it
-}
-
-// A dropping is a release that Redis has not executed yet.
-type dropping struct {
-	id      string
-	since   time.Duration
-	trouble int
 }
 
 // local is the time that a session's clock shows.
@@ -136,7 +120,7 @@ func (t *trial) join(slot int, j joining) {
 	s := &session{
 		name: fmt.Sprintf("%08x-%04x-8%02x0", 0xa0+slot, t.born, j.weight), joining: j,
 		began: t.now, offset: []time.Duration{time.Nanosecond, 7 * time.Millisecond, 3 * time.Hour}[t.born%3],
-		timeout: max(t.plan.ttl-t.plan.ttl/10, 20*time.Millisecond), over: make(map[*core.Request]bool), ended: make(map[string]time.Duration),
+		timeout: max(t.plan.ttl-t.plan.ttl/10, 20*time.Millisecond), over: make(map[*core.Request]bool), ended: make(map[string]time.Duration), crosses: make(map[string]time.Duration), done: make(map[*core.Batch]bool),
 	}
 	if t.plan.drifts {
 		s.drift = time.Duration(t.born%3-1) * 5
@@ -176,7 +160,7 @@ func (t *trial) join(slot int, j joining) {
 			t.step(s, func(c *core.Core, now time.Duration) { c.CallFailed(now, k, errBroken) })
 			continue
 		}
-		t.sessions[slot] = s
+		t.sessions[slot], s.renewed = s, t.now
 		t.step(s, func(c *core.Core, now time.Duration) {
 			c.CallAnswered(now, k, got)
 			c.Joined(now)
@@ -200,6 +184,7 @@ func (t *trial) step(s *session, f func(c *core.Core, now time.Duration)) {
 		if p.State() == core.Lost {
 			t.checkLoss(s, p, fx.Events)
 		}
+		p.Owner.(*permit).trusted = p.TrustedUntil()
 	}
 	if !s.core.Left() {
 		if fx.Flush && !s.starting {
@@ -237,409 +222,6 @@ func (t *trial) step(s *session, f func(c *core.Core, now time.Duration)) {
 
 func (t *trial) tick(s *session) { t.step(s, (*core.Core).Tick) }
 
-// sendNext begins to send batches.
-func (t *trial) sendNext(s *session) {
-	var b *core.Batch
-	t.step(s, func(c *core.Core, now time.Duration) {
-		s.starting = false
-		b = c.NextBatch(now)
-	})
-	t.sendBatch(s, b, false, true)
-}
-
-// sendBatch sends a batch, has the core take what becomes of it, and sends the next. A batch whose connection
-// was broken is sent again at once.
-func (t *trial) sendBatch(s *session, b *core.Batch, again, mayBreak bool) {
-	if b == nil {
-		return
-	}
-	s.latest = b
-	x := b.X
-	if again {
-		t.step(s, func(c *core.Core, now time.Duration) { x = c.Again(now, b) })
-	}
-	l := t.luckOf(s, "batch")
-	var got message.Exchanged
-	var err error
-	failed := func(err error) {
-		if errors.Is(err, errBroken) && mayBreak {
-			t.sendBatch(s, b, true, false)
-			return
-		}
-		t.say("%s: a batch fails: %v", s.name, err)
-		s.troubled(t)
-		t.batchEnds(s, func(c *core.Core, now time.Duration) { c.BatchFailed(now, b, core.Failed, err) })
-	}
-	run := func() {
-		got, err = t.exchangeOf(s, b, x)
-		if l.fate == doubled && err == nil && x.Offered == 0 {
-			t.twice(func() { got, err = t.exchangeOf(s, b, x) })
-		}
-	}
-	answered := func() {
-		t.batchEnds(s, func(c *core.Core, now time.Duration) {
-			if err != nil {
-				c.BatchFailed(now, b, core.Gone, err)
-				return
-			}
-			for _, r := range s.requests {
-				if names(x, r.Permits[0].ID) {
-					r.asked = t.now
-				}
-			}
-			c.BatchAnswered(now, b, got, again)
-		})
-	}
-	t.sayLuck(s, "a batch", l)
-	t.send(s, l, s.timeout, run, answered, failed)
-}
-
-func (t *trial) sayLuck(s *session, what string, l luck) {
-	if l.fate != arrives {
-		t.say("%s: %s%s, %v there, %v back, %v later", s.name, what, fates[l.fate], l.there, l.back, l.later)
-	}
-}
-
-// batchEnds takes the end of a batch, and sends the next one.
-func (t *trial) batchEnds(s *session, how func(c *core.Core, now time.Duration)) {
-	var next *core.Batch
-	t.step(s, func(c *core.Core, now time.Duration) {
-		how(c, now)
-		next = c.NextBatch(now)
-	})
-	t.sendBatch(s, next, false, true)
-}
-
-// asksFor are the UUIDs that x asks for.
-func asksFor(x message.Exchange) []string {
-	ids := slices.Concat(x.Waits, x.Tries)
-	for _, a := range x.Ask {
-		_, more := parsed(a.Request)
-		ids = append(ids, more...)
-	}
-	return ids
-}
-
-func names(x message.Exchange, id string) bool { return slices.Contains(asksFor(x), id) }
-
-// exchangeOf executes a batch. Where the order of UUIDs is of no importance it is made the same in each run
-// of a history: cores keep some in maps.
-func (t *trial) exchangeOf(s *session, b *core.Batch, x message.Exchange) (message.Exchanged, error) {
-	x.Load = false
-	x.Release, x.Drop = slices.Sorted(slices.Values(x.Release)), slices.Sorted(slices.Values(x.Drop))
-	got, err := t.exchange(x)
-	if err == nil {
-		dropped := slices.Clone(x.Release)
-		for _, d := range x.Drop {
-			_, ids := parsed(d)
-			dropped = append(dropped, ids...)
-		}
-		s.dropping = slices.DeleteFunc(s.dropping, func(d *dropping) bool { return slices.Contains(dropped, d.id) })
-	}
-	for _, id := range asksFor(x) {
-		if b != s.latest || s.dead || !s.core.Accounts(id) {
-			t.astray[id] = true // its sender has given it up
-		}
-	}
-	if b == s.latest && err == nil {
-		t.executed(s, x)
-	}
-	return got, err
-}
-
-// executed notes that Redis has seen what s waits for.
-func (t *trial) executed(s *session, x message.Exchange) {
-	for _, id := range asksFor(x) {
-		if r := s.requestOf(id); r != nil && !r.seen {
-			t.checkOrder(s, r, x)
-			r.seen, r.asked = true, t.now
-		}
-	}
-}
-
-func (s *session) requestOf(id string) *request {
-	for _, r := range s.requests {
-		for _, p := range r.Permits {
-			if p.ID == id {
-				return r
-			}
-		}
-	}
-	return nil
-}
-
-// call sends a call of the heartbeat.
-func (t *trial) call(s *session) {
-	owed := make(map[*core.Pool]int)
-	for _, p := range s.core.Pools() {
-		if n := p.Owner.(*pool).owed; n > 0 {
-			owed[p] = n
-		}
-	}
-	var k *core.Call
-	t.step(s, func(c *core.Core, now time.Duration) { k = c.NextCall(now, owed) })
-	if k != nil {
-		t.sendCall(s, k, 3)
-	}
-}
-
-func (t *trial) sendCall(s *session, k *core.Call, tries int) {
-	l := t.luckOf(s, "call")
-	var got message.Renewed
-	var asserted []string
-	run := func() {
-		x := inOrder(k.X)
-		asserted = nil
-		got, _ = t.renew(x)
-		if l.fate == doubled && x.Epoch != "" {
-			t.twice(func() { got, _ = t.renew(x) })
-		}
-		// What was released meanwhile is dropped once more when the answer comes.
-		for _, id := range x.Permits {
-			if s.permitOf(id) == nil || s.permitOf(id).State() != core.Held {
-				asserted = append(asserted, id)
-				t.astray[id] = true
-			}
-		}
-	}
-	answered := func() {
-		t.step(s, func(c *core.Core, now time.Duration) { c.CallAnswered(now, k, got) })
-		if k.X.Epoch != got.Epoch {
-			for _, id := range asserted {
-				delete(t.astray, id)
-			}
-		}
-	}
-	failed := func(err error) {
-		if errors.Is(err, errBroken) && tries > 1 {
-			t.sendCall(s, k, tries-1)
-			return
-		}
-		t.say("%s: a call fails: %v", s.name, err)
-		s.troubled(t)
-		t.step(s, func(c *core.Core, now time.Duration) { c.CallFailed(now, k, err) })
-	}
-	t.sayLuck(s, "a call", l)
-	t.send(s, l, 2*t.plan.ttl, run, answered, failed)
-}
-
-// inOrder is x with its permits in one order. Cores keep them in maps.
-func inOrder(x message.Renewal) message.Renewal {
-	x.Load = false
-	x.Permits, x.Backends = slices.Clone(x.Permits), slices.Clone(x.Backends)
-	sort.Sort(permitsOf(x))
-	return x
-}
-
-type permitsOf message.Renewal
-
-func (x permitsOf) Len() int           { return len(x.Permits) }
-func (x permitsOf) Less(i, j int) bool { return x.Permits[i] < x.Permits[j] }
-func (x permitsOf) Swap(i, j int) {
-	x.Permits[i], x.Permits[j] = x.Permits[j], x.Permits[i]
-	if x.Backends != nil {
-		x.Backends[i], x.Backends[j] = x.Backends[j], x.Backends[i]
-	}
-}
-
-// permitOf is nil for one that was released.
-func (s *session) permitOf(id string) *permit {
-	for _, p := range s.permits {
-		if p.ID == id {
-			return p
-		}
-	}
-	return nil
-}
-
-// hear takes a push.
-func (t *trial) hear(s *session, text string) {
-	if s.cut {
-		return
-	}
-	t.say("%s hears %s", s.name, text)
-	m, ok := message.ParsePush(text)
-	if !ok {
-		t.failf("bug: a push that cannot be read: %q", text)
-	}
-	before := s.core.Held()
-	t.step(s, func(c *core.Core, now time.Duration) { c.Pushed(now, m) })
-	if s.joining.replicated && s.core.Held() > before {
-		t.failf("settled: %s relies on a push, and wants replicas to have acknowledged what it holds", s.name)
-	}
-}
-
-func setConfirmed(yes bool) func(c *core.Core, now time.Duration) {
-	return func(c *core.Core, now time.Duration) { c.SetConfirmed(now, yes) }
-}
-
-// subscribe has a session listen, unless it cannot.
-func (t *trial) subscribe(s *session) {
-	if s.cut || s.refused || s.dead {
-		return
-	}
-	t.place.listen(s.name)
-	s.subscribed = true
-	again := s.everSubscribed
-	s.everSubscribed = true
-	t.at(t.now+t.plan.roundTrip, s, func() {
-		if s.cut || !s.subscribed {
-			return
-		}
-		t.step(s, func(c *core.Core, now time.Duration) {
-			c.SetConfirmed(now, true)
-			if again {
-				c.Resubscribed(now)
-			}
-		})
-	})
-}
-
-func (t *trial) loseSubscription(s *session) {
-	t.place.deafen(s.name)
-	s.subscribed = false
-}
-
-// replaceSubscription is what the core wants when nothing is heard.
-func (t *trial) replaceSubscription(s *session) {
-	t.step(s, func(c *core.Core, _ time.Duration) { c.TakeUnheard() })
-	t.loseSubscription(s)
-	t.subscribe(s)
-}
-
-// want makes a request of a caller, that waits for it as long as patience.
-func (t *trial) want(s *session, kind message.Kind, patience time.Duration, permits ...*core.Permit) *request {
-	return t.submit(s, nil, patience, &core.Request{Kind: kind, Permits: permits, Extends: kind == message.Hold})
-}
-
-// tryFor makes a request of a pool that does not wait.
-func (t *trial) tryFor(s *session, p *pool, r *core.Request) { t.submit(s, p, 0, r) }
-
-func (t *trial) submit(s *session, of *pool, patience time.Duration, asks *core.Request) *request {
-	r := t.noteRequest(s, asks)
-	r.caller, r.ofPool, r.trying = true, of, of != nil
-	t.step(s, func(c *core.Core, now time.Duration) {
-		if !asks.Kind.Waits() {
-			patience = c.TryPatience()
-		}
-		c.Submit(now, asks)
-	})
-	if patience > 0 {
-		t.at(t.now+patience, s, func() {
-			if !t.calm {
-				t.giveUp(s, r)
-			}
-		})
-	}
-	return r
-}
-
-func (t *trial) noteRequest(s *session, r *core.Request) *request {
-	q := &request{Request: r, trouble: s.trouble, asked: t.now}
-	s.requests = append(s.requests, q)
-	return q
-}
-
-// giveUp ends the patience of a caller.
-func (t *trial) giveUp(s *session, r *request) {
-	if !r.caller {
-		return
-	}
-	r.caller = false
-	t.say("%s gives up what it asked for: %s", s.name, ids(r.Permits))
-	was := make([]core.State, len(r.Permits))
-	for i, p := range r.Permits {
-		was[i] = p.State()
-	}
-	t.step(s, func(c *core.Core, now time.Duration) { _ = c.GiveUp(now, r.Request, 0) })
-	for i, p := range r.Permits {
-		if p.State() == core.Released && was[i] != core.Released {
-			t.dropped(s, p.ID)
-		}
-	}
-	t.tryEnds(s, r)
-}
-
-func ids(list []*core.Permit) string {
-	var out []string
-	for _, p := range list {
-		out = append(out, p.ID)
-	}
-	return strings.Join(out, " ")
-}
-
-// settled is the end of a request, as the core sees it. Its caller goes on a little later.
-func (t *trial) settled(s *session, r *core.Request) {
-	_, err := r.Settled()
-	t.say("%s: settled, %s: %v", s.name, ids(r.Permits), err)
-	t.checkSettled(s, r, err)
-	s.over[r] = true
-	if err != nil && !r.Extends {
-		for _, p := range r.Permits {
-			s.ended[p.ID] = t.now
-		}
-	}
-	i := slices.IndexFunc(s.requests, func(q *request) bool { return q.Request == r })
-	if i < 0 {
-		return // it was made in this very step
-	}
-	q := s.requests[i]
-	s.requests = slices.Delete(s.requests, i, i+1)
-	switch {
-	case !q.caller:
-	case s.random.IntN(30) == 0 && !t.calm:
-		t.soon(s, func() { t.giveUp(s, q) }) // it gave up at this very moment
-	default:
-		q.caller = false
-		t.tryEnds(s, q)
-		if p := q.ofPool; p != nil && err == nil {
-			got := r.Permits[0].Owner.(*permit)
-			if got.told = true; p.gone || s.leaves {
-				t.soon(s, func() { t.give(s, p, got) })
-			}
-		}
-	}
-}
-
-func (t *trial) tryEnds(s *session, r *request) {
-	if p := r.ofPool; p != nil && r.trying {
-		r.trying = false
-		t.step(s, func(c *core.Core, _ time.Duration) { c.TryEnds(&p.core) })
-	}
-}
-
-// dropped notes that Redis is to be told of a release.
-func (t *trial) dropped(s *session, id string) {
-	s.dropping = append(s.dropping, &dropping{id, t.now, s.trouble})
-	s.ended[id] = t.now
-}
-
-// release gives a permit back that no pool holds, held or lost.
-func (t *trial) release(s *session, p *permit) {
-	t.say("%s releases %s", s.name, p.ID)
-	var d *core.Drop
-	t.step(s, func(c *core.Core, now time.Duration) { d = c.Release(now, &p.Permit) })
-	if d != nil {
-		t.dropped(s, p.ID)
-	}
-}
-
-// mine are the permits in one of those states, of one pool or of none.
-func (s *session) mine(of *core.Pool, states ...core.State) (list []*permit) {
-	for _, p := range s.permits {
-		if p.Pool == of && slices.Contains(states, p.State()) {
-			list = append(list, p)
-		}
-	}
-	slices.SortFunc(list, func(a, b *permit) int { return strings.Compare(a.ID, b.ID) })
-	return list
-}
-
-// forgetReleased forgets what is over.
-func (s *session) forgetReleased() {
-	s.permits = slices.DeleteFunc(s.permits, func(p *permit) bool { return p.State() == core.Released })
-}
-
 // close begins to close a session. It leaves once its pools have given everything back, or after a while.
 func (t *trial) close(slot int, hasty bool) {
 	s := t.sessions[slot]
@@ -669,14 +251,19 @@ func (t *trial) leave(s *session) {
 	if s.dead || s.core.Left() {
 		return
 	}
-	var requests []string
+	var requests, known []string
+	for _, id := range byScore(t.before.Permits) {
+		if s.core.Accounts(id) {
+			known = append(known, id)
+		}
+	}
 	t.step(s, func(c *core.Core, now time.Duration) { requests = c.Leave(now) })
 	crossing := s.core.Crossing()
 	t.endsAll(s)
 	if !s.cut && t.luckOf(s, "leave").fate != requestLost {
 		t.leaveScript(s, requests)
 		if !crossing {
-			t.checkLeft(s)
+			t.checkLeft(s, known)
 		}
 	}
 	if !crossing {
@@ -687,6 +274,7 @@ func (t *trial) leave(s *session) {
 		t.step(s, func(c *core.Core, _ time.Duration) { requests = append(requests, c.Leftover()...) })
 		if !s.cut {
 			t.leaveScript(s, requests)
+			t.checkLeft(s, known)
 		}
 		t.gone(s)
 	})

@@ -47,7 +47,7 @@ func newPlan(seed uint64, length int) *plan {
 		weight int
 	}
 	choices := []choice{{"want", 30}, {"release", 22}, {"beat", 3}, {"advance", 24}, {"lose pushes", 2}, {"cancel", 5}, {"tick", 2},
-		{"join", 5}, {"leave", 2}, {"crash", 1}, {"resubscribe", 1}, {"snapshot", 1}}
+		{"join", 6}, {"leave", 3}, {"crash", 1}, {"resubscribe", 1}, {"snapshot", 1}}
 	if !p.others {
 		choices = append(choices, choice{"stall", 1})
 	}
@@ -68,7 +68,7 @@ func newPlan(seed uint64, length int) *plan {
 		choices = append(choices, choice{"pause", 2}, choice{"resume", 2})
 	}
 	if p.losses {
-		choices = append(choices, choice{"flush", 2}, choice{"delete", 1}, choice{"revoke", 1})
+		choices = append(choices, choice{"flush", 2}, choice{"cross", 3}, choice{"refuse", 1}, choice{"delete", 2}, choice{"revoke", 1})
 	}
 	if p.clocks {
 		choices = append(choices, choice{"set clock", 1})
@@ -169,6 +169,12 @@ func (t *trial) takeOf(p *session, s step) {
 		if !p.cut {
 			t.cutOff(p, s.n%2 == 0)
 		}
+		return
+	case "cross":
+		t.cross(p, s)
+		return
+	case "refuse":
+		t.refuse(p, s)
 		return
 	case "deafen":
 		t.say("%s loses its subscription", p.name)
@@ -302,8 +308,58 @@ func (t *trial) takeWant(s *session, st step) {
 			}
 		default:
 			t.ask(s, p, min(p.want+1+st.n%4, 20))
+			if st.n%7 == 0 { // and wants it no longer, when the answer may be on its way
+				t.at(t.now+time.Millisecond, s, func() {
+					if !p.gone && p.want > 0 {
+						t.ask(s, p, 0)
+					}
+				})
+			}
 		}
 	}
+}
+
+// cross has what a session is told by one state arrive when it knows the next one already: the answers to a batch
+// and to a call, and a push.
+func (t *trial) cross(s *session, st step) {
+	if s.paused || s.cut {
+		return
+	}
+	late := []time.Duration{20 * time.Millisecond, 100 * time.Millisecond, t.plan.ttl / 3}[st.n%3]
+	for _, what := range []string{"batch", "call", "push"} {
+		if st.m%4 > 0 {
+			s.crosses[what] = t.plan.roundTrip + late
+		}
+		st.m /= 4
+	}
+	beat := func() { t.step(s, func(c *core.Core, _ time.Duration) { c.BeatSoon() }) }
+	beat()
+	t.takeWant(s, st)
+	t.until(t.now + t.plan.roundTrip)
+	for _, other := range t.all() { // so that it is pushed what it waits for
+		if held := other.mine(nil, core.Held); other != s && !other.paused && len(held) > 0 {
+			t.release(other, held[0])
+			t.until(t.now + t.plan.roundTrip)
+			break
+		}
+	}
+	t.outside(step{do: "flush"})
+	beat()
+}
+
+// refuse has Redis not know a session any more that releases and wants something at the same time.
+func (t *trial) refuse(s *session, st step) {
+	if s.paused || s.cut {
+		return
+	}
+	t.say("DEL %s", t.keys.all[3])
+	t.must(t.place.do("DEL", t.keys.all[3]))
+	t.damaged = true
+	t.reload()
+	if held := s.mine(nil, core.Held); len(held) > 0 {
+		t.release(s, held[0])
+	}
+	t.takeWant(s, st)
 }
 
 // outside is what others do.
@@ -314,6 +370,9 @@ func (t *trial) outside(s step) {
 		t.must(t.place.do("FLUSHALL"))
 	case "delete":
 		key := t.keys.all[s.n%len(t.keys.all)]
+		if s.m%3 == 0 {
+			key = t.keys.all[3] // the sessions: a batch is refused then, and nothing else is lost
+		}
 		if t.damaged || len(t.before.Permits) <= 1 && key == t.keys.all[0] {
 			// Two keys gone can leave no trace of what they held; and one permit that is missing was revoked.
 			return
@@ -328,7 +387,7 @@ func (t *trial) outside(s step) {
 		id := byScore(t.before.Permits)[s.n%len(t.before.Permits)]
 		t.say("ZREM %s by hand", id)
 		t.must(t.place.do("ZREM", t.keys.all[0], id))
-		t.damaged, t.revoked[id] = true, true
+		t.damaged, t.tampered, t.revoked[id] = true, true, true
 	case "set clock":
 		by := []int64{3600_000, -3600_000, 5000, -5000, 1500, -1500, 86400_000}[s.n%7]
 		t.say("Redis's clock is set by %d ms", by)

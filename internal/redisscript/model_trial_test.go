@@ -63,6 +63,7 @@ type trial struct {
 	toldRecalled, toldWithdrawn map[string]int64         // and those that its pools were told of
 	damaged                     bool                     // somebody deleted a key: what is counted may be wrong for a while
 	revoked                     map[string]bool          // permits that somebody removed: their holders do not know yet
+	tampered                    bool                     // somebody has removed one, ever
 	faults                      []string                 // messages that something happened to
 	trace                       func(string)
 }
@@ -94,7 +95,8 @@ func (t *trial) run(steps []step, finish bool) (why string, failedAt int) {
 		}
 	}()
 	t.place.restart()
-	t.adrift, t.astray, t.revoked = make(map[string]bool), make(map[string]bool), make(map[string]bool)
+	t.adrift, t.revoked = make(map[string]bool), make(map[string]bool)
+	t.astray = make(map[string]bool)
 	t.recalled, t.withdrawn = make(map[string]int64), make(map[string]int64)
 	t.toldRecalled, t.toldWithdrawn = make(map[string]int64), make(map[string]int64)
 	t.postgres, t.ends = make(map[string]*backend), make(map[string]time.Duration)
