@@ -9,35 +9,49 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// The part of the model that is the callers of a session: they ask for permits, wait for them, give up and release.
+// The part of the model that is the callers of a session. They ask for permits, wait for them, give
+// up and release.
 
 // A request of a caller, of a pool, or of the core itself.
 type request struct {
 	*core.Request
 	trouble int           // of its session, when it was made
 	seen    bool          // Redis has executed it
-	asked   time.Duration // when an answer to it was last heard
-	ofPool  *pool         // whose try it is
-	trying  bool          // that try has not ended
+	heard   time.Duration // when an answer to it was last heard
+	ofPool  *pool         // that tries, or nil
+	trying  bool          // the try has not ended
 	caller  bool          // a caller waits for it
 }
 
 // A dropping is a release that Redis has not executed yet.
 type dropping struct {
 	id      string
-	since   time.Duration
-	trouble int
+	trouble int // of its session, when it was made
 }
 
-// want makes a request of a caller, that waits for it as long as patience.
-func (t *trial) want(s *session, kind message.Kind, patience time.Duration, permits ...*core.Permit) *request {
-	return t.submit(s, nil, patience, &core.Request{Kind: kind, Permits: permits, Extends: kind == message.Hold})
+// want makes a request of a caller, which gives up after its patience; 0: never.
+func (t *trial) want(
+	s *session, kind message.Kind, patience time.Duration, permits ...*core.Permit,
+) *request {
+	return t.submit(s, nil, patience, &core.Request{
+		Kind: kind, Permits: permits, Extends: kind == message.Hold,
+	})
+}
+
+// plain makes permits that no pool holds.
+func (s *session) plain(n int) (list []*core.Permit) {
+	for range n {
+		list = append(list, s.core.NewPermit())
+	}
+	return list
 }
 
 // tryFor makes a request of a pool that does not wait.
 func (t *trial) tryFor(s *session, p *pool, r *core.Request) { t.submit(s, p, 0, r) }
 
-func (t *trial) submit(s *session, of *pool, patience time.Duration, asks *core.Request) *request {
+func (t *trial) submit(
+	s *session, of *pool, patience time.Duration, asks *core.Request,
+) *request {
 	r := t.noteRequest(s, asks)
 	r.caller, r.ofPool, r.trying = true, of, of != nil
 	t.step(s, func(c *core.Core, now time.Duration) {
@@ -48,7 +62,7 @@ func (t *trial) submit(s *session, of *pool, patience time.Duration, asks *core.
 	})
 	if patience > 0 {
 		t.at(t.now+patience, s, func() {
-			if !t.calm {
+			if !t.faultless {
 				t.giveUp(s, r)
 			}
 		})
@@ -57,7 +71,7 @@ func (t *trial) submit(s *session, of *pool, patience time.Duration, asks *core.
 }
 
 func (t *trial) noteRequest(s *session, r *core.Request) *request {
-	q := &request{Request: r, trouble: s.trouble, asked: t.now}
+	q := &request{Request: r, trouble: s.trouble, heard: t.now}
 	s.requests = append(s.requests, q)
 	return q
 }
@@ -73,7 +87,7 @@ func (s *session) requestOf(id string) *request {
 	return nil
 }
 
-// giveUp ends the patience of a caller.
+// giveUp has a caller give up. It does nothing if no caller waits any more.
 func (t *trial) giveUp(s *session, r *request) {
 	if !r.caller {
 		return
@@ -102,7 +116,7 @@ func ids(list []*core.Permit) string {
 	return strings.Join(out, " ")
 }
 
-// settled is the end of a request, as the core sees it. Its caller goes on a little later.
+// settled takes the end of a request. Its caller goes on, unless it gives up at this very moment.
 func (t *trial) settled(s *session, r *core.Request) {
 	_, err := r.Settled()
 	t.say("%s: settled, %s: %v", s.name, ids(r.Permits), err)
@@ -115,14 +129,14 @@ func (t *trial) settled(s *session, r *core.Request) {
 	}
 	i := slices.IndexFunc(s.requests, func(q *request) bool { return q.Request == r })
 	if i < 0 {
-		return // it was made in this very step
+		return // the core has made it in this step
 	}
 	q := s.requests[i]
 	s.requests = slices.Delete(s.requests, i, i+1)
 	switch {
 	case !q.caller:
-	case s.random.IntN(30) == 0 && !t.calm:
-		t.soon(s, func() { t.giveUp(s, q) }) // it gave up at this very moment
+	case s.random.IntN(30) == 0 && !t.faultless:
+		t.soon(s, func() { t.giveUp(s, q) })
 	default:
 		q.caller = false
 		t.tryEnds(s, q)
@@ -144,11 +158,11 @@ func (t *trial) tryEnds(s *session, r *request) {
 
 // dropped notes that Redis is to be told of a release.
 func (t *trial) dropped(s *session, id string) {
-	s.dropping = append(s.dropping, &dropping{id, t.now, s.trouble})
+	s.dropping = append(s.dropping, &dropping{id, s.trouble})
 	s.ended[id] = t.now
 }
 
-// release gives a permit back that no pool holds, held or lost.
+// release gives back a permit that no pool holds. It is held or lost.
 func (t *trial) release(s *session, p *permit) {
 	t.say("%s releases %s", s.name, p.ID)
 	var d *core.Drop
@@ -158,7 +172,7 @@ func (t *trial) release(s *session, p *permit) {
 	}
 }
 
-// permitOf is nil for one that was released.
+// permitOf returns nil for a permit that was released.
 func (s *session) permitOf(id string) *permit {
 	for _, p := range s.permits {
 		if p.ID == id {
@@ -168,8 +182,8 @@ func (s *session) permitOf(id string) *permit {
 	return nil
 }
 
-// mine are the permits in one of those states, of one pool or of none.
-func (s *session) mine(of *core.Pool, states ...core.State) (list []*permit) {
+// owned lists the permits in one of those states, of one pool or of none.
+func (s *session) owned(of *core.Pool, states ...core.State) (list []*permit) {
 	for _, p := range s.permits {
 		if p.Pool == of && slices.Contains(states, p.State()) {
 			list = append(list, p)
@@ -179,7 +193,9 @@ func (s *session) mine(of *core.Pool, states ...core.State) (list []*permit) {
 	return list
 }
 
-// forgetReleased forgets what is over.
+// forgetReleased forgets the permits that were released.
 func (s *session) forgetReleased() {
-	s.permits = slices.DeleteFunc(s.permits, func(p *permit) bool { return p.State() == core.Released })
+	s.permits = slices.DeleteFunc(s.permits, func(p *permit) bool {
+		return p.State() == core.Released
+	})
 }

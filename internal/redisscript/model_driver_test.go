@@ -10,8 +10,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// The part of the model that sends what a core wants sent, and receives what comes: batches one at a time, calls of
-// the heartbeat as they are made, and pushes. As package engine does in sender.go, heartbeat.go and subscription.go.
+// The part of the model that sends batches and calls of the heartbeat, and receives replies and
+// pushes, as package engine does in sender.go, heartbeat.go and subscription.go.
 
 // sendNext begins to send batches.
 func (t *trial) sendNext(s *session) {
@@ -23,8 +23,8 @@ func (t *trial) sendNext(s *session) {
 	t.sendBatch(s, b, false, true)
 }
 
-// sendBatch sends a batch, has the core take what becomes of it, and sends the next. A batch whose connection
-// was broken is sent again at once.
+// sendBatch sends a batch, has the core take what becomes of it, and sends the next one. A batch
+// whose connection broke is sent again at once.
 func (t *trial) sendBatch(s *session, b *core.Batch, again, mayBreak bool) {
 	if b == nil {
 		return
@@ -47,7 +47,9 @@ func (t *trial) sendBatch(s *session, b *core.Batch, again, mayBreak bool) {
 		}
 		t.say("%s: a batch fails: %v", s.name, err)
 		s.troubled(t)
-		t.batchEnds(s, func(c *core.Core, now time.Duration) { c.BatchFailed(now, b, core.Failed, err) })
+		t.batchEnds(s, func(c *core.Core, now time.Duration) {
+			c.BatchFailed(now, b, core.Failed, err)
+		})
 	}
 	run := func() {
 		got, err = t.exchangeOf(s, b, x)
@@ -56,23 +58,27 @@ func (t *trial) sendBatch(s *session, b *core.Batch, again, mayBreak bool) {
 		}
 	}
 	answered := func() {
+		believed := !s.done[b] && err == nil && x.Epoch == s.core.Epoch()
+		s.done[b] = true
 		t.batchEnds(s, func(c *core.Core, now time.Duration) {
-			first := !s.done[b]
-			s.done[b] = true
 			if err != nil {
 				c.BatchFailed(now, b, core.Gone, err)
 				return
 			}
-			if first && x.Epoch == c.Epoch() {
-				t.heardOf(s, got)
+			if believed {
+				t.told(s, got.Granted, got.Refused)
 			}
+			asked := asksFor(x)
 			for _, r := range s.requests {
-				if names(x, r.Permits[0].ID) {
-					r.asked = t.now
+				if slices.Contains(asked, r.Permits[0].ID) {
+					r.heard = t.now
 				}
 			}
 			c.BatchAnswered(now, b, got, again)
 		})
+		if believed {
+			t.checkOffer(s, x.Offerer, got.Promised)
+		}
 	}
 	t.sayLuck(s, "a batch", l)
 	t.send(s, l, s.timeout, run, answered, failed)
@@ -80,7 +86,8 @@ func (t *trial) sendBatch(s *session, b *core.Batch, again, mayBreak bool) {
 
 func (t *trial) sayLuck(s *session, what string, l luck) {
 	if l.fate != arrives {
-		t.say("%s: %s%s, %v there, %v back, %v later", s.name, what, fates[l.fate], l.there, l.back, l.later)
+		t.say("%s: %s%s, %v there, %v back, %v later", s.name, what, fates[l.fate], l.there,
+			l.back, l.later)
 	}
 }
 
@@ -97,32 +104,30 @@ func (t *trial) batchEnds(s *session, how func(c *core.Core, now time.Duration))
 // asksFor are the UUIDs that x asks for.
 func asksFor(x message.Exchange) []string {
 	ids := slices.Concat(x.Waits, x.Tries)
-	for _, a := range x.Ask {
-		_, more := parsed(a.Request)
+	for _, r := range x.Requests {
+		_, more := parsed(r.Permits)
 		ids = append(ids, more...)
 	}
 	return ids
 }
 
-func names(x message.Exchange, id string) bool { return slices.Contains(asksFor(x), id) }
-
-// exchangeOf executes a batch. Where the order of UUIDs is of no importance it is made the same in each run
-// of a history: cores keep some in maps.
-func (t *trial) exchangeOf(s *session, b *core.Batch, x message.Exchange) (message.Exchanged, error) {
+// exchangeOf executes a batch. Cores keep some UUIDs in maps: their order does not matter, and is
+// the same in each run of a history.
+func (t *trial) exchangeOf(
+	s *session, b *core.Batch, x message.Exchange,
+) (message.Exchanged, error) {
 	x.Load = false
 	x.Release, x.Drop = slices.Sorted(slices.Values(x.Release)), slices.Sorted(slices.Values(x.Drop))
 	got, err := t.exchange(x)
 	if err == nil {
-		dropped := slices.Clone(x.Release)
-		for _, d := range x.Drop {
-			_, ids := parsed(d)
-			dropped = append(dropped, ids...)
-		}
-		s.dropping = slices.DeleteFunc(s.dropping, func(d *dropping) bool { return slices.Contains(dropped, d.id) })
+		dropped := slices.Concat(x.Release, idsOf(x.Drop))
+		s.dropping = slices.DeleteFunc(s.dropping, func(d *dropping) bool {
+			return slices.Contains(dropped, d.id)
+		})
 	}
 	for _, id := range asksFor(x) {
 		if b != s.latest || s.dead || !s.core.Accounts(id) {
-			t.astray[id] = true // its sender has given it up
+			t.excused[id] = true // its session has given it up
 		}
 	}
 	if b == s.latest && err == nil {
@@ -131,23 +136,24 @@ func (t *trial) exchangeOf(s *session, b *core.Batch, x message.Exchange) (messa
 	return got, err
 }
 
-// heardOf notes what a session has been told: of that it knows from now on, though it may have given it up.
-func (t *trial) heardOf(s *session, got message.Exchanged) {
-	for _, id := range got.Granted {
-		delete(t.astray, id)
+// told notes that a session was told of a grant or a refusal. It accounts for what it was granted
+// from now on, even if it has given that up.
+func (t *trial) told(s *session, granted, refused []string) {
+	for _, id := range granted {
+		delete(t.excused, id)
 		delete(s.ended, id)
 	}
-	for _, id := range got.Refused {
+	for _, id := range refused {
 		delete(t.revoked, id)
 	}
 }
 
-// executed notes that Redis has seen what s waits for.
+// executed notes that Redis has seen what s asks for.
 func (t *trial) executed(s *session, x message.Exchange) {
 	for _, id := range asksFor(x) {
 		if r := s.requestOf(id); r != nil && !r.seen {
-			t.checkOrder(s, r, x)
-			r.seen, r.asked = true, t.now
+			t.checkOrder(s, r)
+			r.seen, r.heard = true, t.now
 		}
 	}
 }
@@ -167,10 +173,11 @@ func (t *trial) call(s *session) {
 	}
 }
 
+// sendCall sends a call. A call whose connection broke is sent again at once.
 func (t *trial) sendCall(s *session, k *core.Call, tries int) {
 	l := t.luckOf(s, "call")
 	var got message.Renewed
-	var asserted []string
+	var asserted []string // what was not held any more when Redis executed the call
 	run := func() {
 		x := inOrder(k.X)
 		asserted = nil
@@ -178,11 +185,10 @@ func (t *trial) sendCall(s *session, k *core.Call, tries int) {
 		if l.fate == doubled && x.Epoch != "" {
 			t.twice(func() { got, _ = t.renew(x) })
 		}
-		// What was released meanwhile is dropped once more when the answer comes.
 		for _, id := range x.Permits {
 			if s.permitOf(id) == nil || s.permitOf(id).State() != core.Held {
 				asserted = append(asserted, id)
-				t.astray[id] = true
+				t.excused[id] = true // until the reply, with which it is dropped once more
 			}
 		}
 	}
@@ -197,7 +203,7 @@ func (t *trial) sendCall(s *session, k *core.Call, tries int) {
 		}
 		if k.X.Epoch != got.Epoch {
 			for _, id := range asserted {
-				delete(t.astray, id)
+				delete(t.excused, id)
 			}
 		}
 	}
@@ -215,19 +221,19 @@ func (t *trial) sendCall(s *session, k *core.Call, tries int) {
 	t.send(s, l, 2*t.plan.ttl, run, answered, failed)
 }
 
-// inOrder is x with its permits in one order. Cores keep them in maps.
+// inOrder sorts the permits of x. Cores keep them in maps.
 func inOrder(x message.Renewal) message.Renewal {
 	x.Load = false
 	x.Permits, x.Backends = slices.Clone(x.Permits), slices.Clone(x.Backends)
-	sort.Sort(permitsOf(x))
+	sort.Sort(byUUID(x))
 	return x
 }
 
-type permitsOf message.Renewal
+type byUUID message.Renewal
 
-func (x permitsOf) Len() int           { return len(x.Permits) }
-func (x permitsOf) Less(i, j int) bool { return x.Permits[i] < x.Permits[j] }
-func (x permitsOf) Swap(i, j int) {
+func (x byUUID) Len() int           { return len(x.Permits) }
+func (x byUUID) Less(i, j int) bool { return x.Permits[i] < x.Permits[j] }
+func (x byUUID) Swap(i, j int) {
 	x.Permits[i], x.Permits[j] = x.Permits[j], x.Permits[i]
 	if x.Backends != nil {
 		x.Backends[i], x.Backends[j] = x.Backends[j], x.Backends[i]
@@ -246,24 +252,22 @@ func (t *trial) hear(s *session, text string) {
 	}
 	before := s.core.Held()
 	t.step(s, func(c *core.Core, now time.Duration) { c.Pushed(now, m) })
-	if m.Epoch == s.core.Epoch() && !s.joining.replicated {
-		t.heardOf(s, message.Exchanged{Granted: m.IDs})
+	if m.Kind == message.PushGrant && m.Epoch == s.core.Epoch() && !s.joining.replicated {
+		t.told(s, m.IDs, nil)
 	}
-	if s.joining.replicated && s.core.Held() > before {
-		t.failf("settled: %s relies on a push, and wants replicas to have acknowledged what it holds", s.name)
-	}
+	t.checkPushed(s, before)
 }
 
 func setConfirmed(yes bool) func(c *core.Core, now time.Duration) {
 	return func(c *core.Core, now time.Duration) { c.SetConfirmed(now, yes) }
 }
 
-// subscribe has a session listen, unless it cannot.
+// subscribe subscribes a session, if it can be.
 func (t *trial) subscribe(s *session) {
 	if s.cut || s.refused || s.dead {
 		return
 	}
-	t.place.listen(s.name)
+	t.place.subscribe(s.name)
 	s.subscribed = true
 	again := s.everSubscribed
 	s.everSubscribed = true
@@ -274,6 +278,7 @@ func (t *trial) subscribe(s *session) {
 		t.step(s, func(c *core.Core, now time.Duration) {
 			c.SetConfirmed(now, true)
 			if again {
+				s.resubscribed = t.now
 				c.Resubscribed(now)
 			}
 		})
@@ -281,11 +286,11 @@ func (t *trial) subscribe(s *session) {
 }
 
 func (t *trial) loseSubscription(s *session) {
-	t.place.deafen(s.name)
+	t.place.unsubscribe(s.name)
 	s.subscribed = false
 }
 
-// replaceSubscription is what the core wants when nothing is heard.
+// replaceSubscription closes a subscription by which nothing is heard, and opens another one.
 func (t *trial) replaceSubscription(s *session) {
 	t.step(s, func(c *core.Core, _ time.Duration) { c.TakeUnheard() })
 	t.loseSubscription(s)

@@ -1,235 +1,214 @@
 package redisscript
 
 import (
+	"context"
+	"errors"
 	"maps"
+	"reflect"
 	"slices"
-	"strings"
+	"time"
+
+	"github.com/passbuddy/passbuddy/internal/core"
+	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// The part of the specification that is of scripts alone.
+// The part of the model that runs scripts. Each run is judged: see judge.
 
-// checkLease: a lease is ended by its holder, or by time.
-func (t *trial) checkLease(before, after *state, a act) {
-	for id, expiry := range before.Permits {
-		if _, held := after.Permits[id]; !held && expiry > a.now && !slices.Contains(a.released, id) {
-			t.failf("lease: %s revoked %s, which had %d ms left", a.name, id, expiry-a.now)
-		}
-	}
+// An answer is a reply, or one of the errors by which a script answers.
+type answer struct {
+	reply any
+	err   error
 }
 
-// checkTurns: among requests of equal kind, first come is first served, whoever asks and for however many.
-func (t *trial) checkTurns(before, after *state, a act, granted []string) {
-	ordinary := func(id string) bool {
-		_, has := before.Reserves["min "+sessionOf(id)]
-		return !isShared(id) && !has
+func answered(reply any, err error) any {
+	if err != nil {
+		return err
 	}
-	waited := make(map[string]int64)
-	for request, score := range before.Queue {
+	return shown{reply}
+}
+
+// known returns the errors that are answers. Any other one fails the history.
+func known(t *trial, err error) error {
+	var refused message.RefusedMin
+	if err == nil || errors.Is(err, message.ErrGone) || errors.As(err, &refused) {
+		return err
+	}
+	t.failf("error %v", err)
+	return nil
+}
+
+// expected is what Redis's clock should show as the session can tell. It may have left.
+func (t *trial) expected(s *session) int64 { return s.core.Expected(s.local(t.now)) }
+
+func (t *trial) exchange(x message.Exchange) (message.Exchanged, error) {
+	t.place.setTime(t.clock())
+	got, err := Exchange(context.Background(), t.place, t.keys, x)
+	t.say("%s -> %s", shown{x}, answered(got, err))
+	a := act{
+		name: "Exchange", session: x.Session, served: err == nil && !got.All,
+		promised: got.Promised.Recalled, timeless: got.All && got.Now == 0,
+		released: slices.Concat(x.Release, idsOf(x.Drop)),
+	}
+	t.judge(a, answer{got, known(t, err)}, func(time int64) (*oracle, any) {
+		if s, want, ok := plainExchange(t.before, time, x); ok {
+			return &oracle{state: s, now: time - s.num("skew")}, answer{want, nil}
+		}
+		o := t.begin(time, x.Expected)
+		want, err := o.exchange(x)
+		return o, answer{want, err}
+	})
+	return got, err
+}
+
+// idsOf lists the UUIDs of stored requests.
+func idsOf(requests []string) (all []string) {
+	for _, request := range requests {
 		_, ids := parsed(request)
-		for _, id := range ids {
-			waited[id] = score
-		}
+		all = append(all, ids...)
 	}
-	for request, score := range before.Queue {
-		_, ids := parsed(request)
-		_, waits := after.Queue[request]
-		if !waits || !ordinary(ids[0]) || !before.isLive(sessionOf(ids[0]), a.now) || score/oracleRank != oracleLevels {
-			continue
-		}
-		for _, id := range granted {
-			if turn, queued := waited[id]; ordinary(id) && (!queued || turn > score) {
-				t.failf("turns: %s granted %s, and passed %q, which waited before it", a.name, id, request)
-			}
-		}
-	}
-}
-
-// checkServed: when a script ends, there is no room for the head of the queue.
-func (t *trial) checkServed(s *state, a act) {
-	line := s.line()
-	if len(line) == 0 || t.damaged {
-		return
-	}
-	_, ids := parsed(line[0])
-	if isShared(ids[0]) && min(s.num("calm")+oracleCalm, s.num("calm0")+oracleJoining) > a.now || isShared(ids[0]) && min(s.num("young")+oracleYoung, s.num("young0")+oracleJoining) > a.now {
-		return // a pool may wait for the end of the calm
-	}
-	n, session, room := int64(len(ids)), sessionOf(ids[0]), s.num("cap")-s.live(a.now)
-	if !s.isLive(session, a.now) && room > 0 {
-		t.failf("served: %s left a dead request at the head of the queue, and there is room", a.name)
-	}
-	lacks := int64(0)
-	if _, has := s.Reserves["min "+session]; has {
-		lacks = max(0, t.free(s, session))
-	}
-	// What has expired is not in live, but was counted against the minimum of its session: so only without it this is exact.
-	if n <= room && n <= lacks+max(0, room-t.kept(s)) && len(s.Permits) == int(s.live(a.now)) || n <= room && len(s.Reserves) == 0 {
-		t.failf("served: %s left %q at the head of the queue: %d are free", a.name, line[0], room)
-	}
-}
-
-// checkCounts: what is counted is what there is.
-func (t *trial) checkCounts(s *state, a act) {
-	if s.Meta["epoch"] == "" {
-		return
-	}
-	actual := make(map[string]int64)
-	for _, id := range s.held() {
-		if isShared(id) && isOurs(id) {
-			actual[sharerOf(id)]++
-		}
-	}
-	for sharer := range s.Held {
-		actual[sharer] += 0
-	}
-	for sharer, n := range actual {
-		switch {
-		case s.Held[sharer] == n:
-			delete(t.adrift, sharer)
-		case a.counts || t.damaged:
-			t.adrift[sharer] = true // a heartbeat that crossed a grant or a release; the next puts it right
-		case !t.adrift[sharer]:
-			t.failf("counts: %s: %s is said to hold %d, and holds %d", a.name, sharer, s.Held[sharer], n)
-		}
-		if t.damaged || t.adrift[sharer] {
-			continue
-		}
-		if s.Debts[sharer] > n {
-			t.failf("counts: %s: %s owes %d, and holds %d", a.name, sharer, s.Debts[sharer], n)
-		}
-		if _, can := s.Shares[sharer]; can != (n > s.Debts[sharer]) {
-			t.failf("counts: %s: %s holds %d and owes %d, but is among those that can give: %v", a.name, sharer, n, s.Debts[sharer], can)
-		}
-	}
-	if t.damaged {
-		return
-	}
-	for request := range s.Queue {
-		_, ids := parsed(request)
-		for _, id := range ids {
-			if _, held := s.Permits[id]; held {
-				t.failf("counts: %s: %s is held, and waits", a.name, id)
-			}
-		}
-	}
-	// Other clients remove what has expired, too. A count that is put right then takes theirs for ours, until those are gone.
-	if n := int64(len(s.Permits) - t.foreign(s)); s.num("count") < n || s.num("count") > n+int64(t.counted) {
-		t.failf("counts: %s: count is %d, there are %d", a.name, s.num("count"), n)
-	}
-	sum, any := int64(0), false
-	for field, n := range s.Reserves {
-		if session, ok := strings.CutPrefix(field, "free "); ok {
-			any = true
-			sum += max(0, n)
-			if free := t.free(s, session); free != n {
-				t.failf("counts: %s: %s is said to lack %d, and lacks %d", a.name, session, n, free)
-			}
-		}
-	}
-	if _, is := s.Meta["reserve"]; is != any || s.num("reserve") != sum {
-		t.failf("counts: %s: reserve is %q, the sum is %d", a.name, s.Meta["reserve"], sum)
-	}
-}
-
-// checkRecalls: nobody is asked for what nobody waits for and is not too much, nor for what he may keep.
-func (t *trial) checkRecalls(before, s *state, a act) {
-	asked := a.promised
-	for _, p := range a.pushes {
-		if strings.HasPrefix(p.text, "b ") {
-			asked++
-			if _, has := s.Reserves["min "+p.session]; has && !t.damaged && t.free(s, p.session) > 0 {
-				t.failf("recalls: %s: %s is asked for what is kept for it", a.name, p.session)
-			}
-		}
-	}
-	if asked == 0 {
-		return
-	}
-	// What is too much is asked for and promised to nobody: promises from before may outlive those who waited.
-	wanted := int64(0)
-	for _, score := range s.Queue {
-		wanted += wants(score)
-	}
-	if promised := int64(len(s.Promises)); promised > wanted && len(s.Promises) > len(before.Promises) {
-		t.failf("recalls: %s: %d permits are promised, %d are wanted", a.name, promised, wanted)
-	}
-	t.checkNeed(before, s, a)
-}
-
-// checkNeed: nobody is asked for the sake of pools that owe, for they still hold what they owe; and a promise that nobody needs is taken back.
-func (t *trial) checkNeed(before, s *state, a act) {
-	if t.damaged || len(s.Permits) > int(s.num("cap")) {
-		return // what is too much goes first
-	}
-	needed := int64(0)
-	for request, score := range s.Queue {
-		_, ids := parsed(request)
-		if sharer := sharerOf(ids[0]); !isShared(ids[0]) || before.Debts[sharer] == 0 || s.Debts[sharer] == 0 {
-			needed += wants(score)
-		}
-	}
-	if promised := int64(len(s.Promises)); promised > needed {
-		t.failf("recalls: %s: %d permits are promised, pools that owe nothing want %d", a.name, promised, needed)
-	}
-}
-
-// countRecalls counts those that a script made, and took back.
-func (t *trial) countRecalls(before, after *state) {
-	for field, n := range after.Recalls {
-		if more := n - before.Recalls[field]; more > 0 && field[0] == '+' {
-			t.recalled[sessionOf(field[1:])] += more
-		} else if more > 0 {
-			t.withdrawn[sessionOf(field[1:])] += more
-		}
-	}
-}
-
-// minima are those that were accepted, by session.
-func minima(s *state) map[string]int64 {
-	all := maps.Clone(s.Reserves)
-	maps.DeleteFunc(all, func(field string, _ int64) bool { return !strings.HasPrefix(field, "min ") })
 	return all
 }
 
-// owed is how many permits were recalled, and are not given back yet.
-func owed(s *state) (sum int64) {
-	for _, n := range s.Debts {
-		sum += n
+func (t *trial) renew(n message.Renewal) (message.Renewed, error) {
+	t.place.setTime(t.clock())
+	got, err := Renew(context.Background(), t.place, t.keys, n)
+	slices.Sort(got.Missing)
+	t.say("%s -> %s", shown{n}, answered(got, err))
+	a := act{
+		name: "Renew", session: n.Session, asserted: n.Permits, counts: true,
+		served: err == nil && got.PausedUntil <= got.Now,
 	}
-	return sum
+	t.judge(a, answer{got, known(t, err)}, func(time int64) (*oracle, any) {
+		o := t.begin(time, n.Expected)
+		want, err := o.renew(n)
+		slices.Sort(want.Missing)
+		return o, answer{want, err}
+	})
+	return got, err
 }
 
-// free is what a session's minimum lacks, counted from the permits themselves.
-func (t *trial) free(s *state, session string) int64 {
-	n := s.Reserves["min "+session]
-	for _, id := range s.held() {
-		if sessionOf(id) == session {
-			n--
-		}
+func (t *trial) recordBackend(s *session, epoch string, expected int64, id, record string) error {
+	t.place.setTime(t.clock())
+	err := RecordBackend(context.Background(), t.place, t.keys, expected, s.name, epoch, id, record)
+	t.say("RecordBackend(%s, %s) -> %v", id, record, err)
+	answered := err
+	if !errors.Is(err, message.ErrNotHeld) {
+		answered = known(t, err)
 	}
-	for sharer, debt := range s.Debts {
-		if sessionOf(sharer) == session {
-			n += debt
-		}
-	}
-	return n
+	a := act{name: "RecordBackend", session: s.name}
+	t.judge(a, answer{nil, answered}, func(time int64) (*oracle, any) {
+		o := t.begin(time, expected)
+		return o, answer{nil, o.record(s.name, epoch, id, record)}
+	})
+	return err
 }
 
-func (t *trial) kept(s *state) (sum int64) {
-	for field := range s.Reserves {
-		if session, ok := strings.CutPrefix(field, "min "); ok {
-			sum += max(0, t.free(s, session))
-		}
-	}
-	return sum
+// freeGone says that s has seen backends gone.
+func (t *trial) freeGone(s *session, epoch string, expected int64, ids, records []string) {
+	t.place.setTime(t.clock())
+	freed, err := Gone(context.Background(), t.place, t.keys, expected, epoch, ids, records)
+	t.say("Gone(%q, %q) -> %d", ids, records, freed)
+	a := act{name: "Gone", session: s.name, released: ids}
+	t.judge(a, answer{freed, known(t, err)}, func(time int64) (*oracle, any) {
+		o := t.begin(time, expected)
+		return o, answer{o.gone(epoch, ids, records), nil}
+	})
 }
 
-// foreign counts permits of other clients.
-func (t *trial) foreign(s *state) (n int) {
-	for id := range s.Permits {
-		if !isOurs(id) {
-			n++
+func (t *trial) leaveScript(s *session, drop []string) {
+	drop = slices.Sorted(slices.Values(drop))
+	t.place.setTime(t.clock())
+	epoch, expected := s.core.Epoch(), t.expected(s)
+	err := Leave(context.Background(), t.place, t.keys, false, expected, s.name, epoch, drop)
+	t.say("Leave(%s, drop %q)", s.name, drop)
+	a := act{name: "Leave", session: s.name, counts: true, released: idsOf(drop)}
+	t.judge(a, known(t, err), func(time int64) (*oracle, any) {
+		o := t.begin(time, expected)
+		o.leave(s.name, epoch, drop)
+		return o, nil
+	})
+}
+
+func (t *trial) setCapacity(s *session, n int) {
+	t.place.setTime(t.clock())
+	expected := t.expected(s)
+	got, err := SetCapacity(context.Background(), t.place, t.keys, expected, n)
+	t.say("SetCapacity(%d) -> %d", n, got)
+	t.judge(act{name: "SetCapacity"}, answer{got, known(t, err)}, func(time int64) (*oracle, any) {
+		o := t.begin(time, expected)
+		return o, answer{o.setCapacity(int64(n)), nil}
+	})
+	t.step(s, func(c *core.Core, _ time.Duration) { c.CapacitySet(got, int64(n)) })
+}
+
+// snapshot reads. It may change only what every script may: the skew, and the note that the set of
+// permits was deleted.
+func (t *trial) snapshot() {
+	t.place.setTime(t.clock())
+	got, err := Load(context.Background(), t.place, t.keys)
+	slices.Sort(got.Quarantined)
+	t.say("Load() -> %d held, %d waiting", len(got.Permits), len(got.Queue))
+	a := act{name: "Load", timeless: true}
+	t.judge(a, answer{got, known(t, err)}, func(time int64) (*oracle, any) {
+		o := t.begin(time, 0)
+		return o, answer{o.snapshot(), nil}
+	})
+}
+
+func (o *oracle) snapshot() Snapshot {
+	live := func(expiries map[string]int64) map[string]int64 {
+		out := maps.Clone(expiries)
+		maps.DeleteFunc(out, func(_ string, expiry int64) bool { return expiry <= o.now })
+		return out
+	}
+	out := Snapshot{
+		Now: o.now, Capacity: o.capacity, Limit: o.num("limit"), PausedUntil: o.pausedUntil,
+		Permits: live(o.Permits), Sessions: live(o.Sessions), Info: o.Info, Declared: o.Capacities,
+	}
+	for _, id := range slices.Sorted(maps.Keys(o.Quarantine)) {
+		if _, counted := out.Permits[id]; counted && o.fence {
+			out.Quarantined = append(out.Quarantined, id)
 		}
 	}
-	return n
+	for _, request := range o.queued() {
+		_, ids := parsed(request)
+		out.Queue = append(out.Queue, ids)
+	}
+	return out
 }
+
+// twice runs a script again, as after a lost reply. The second run must change nothing.
+func (t *trial) twice(run func()) {
+	once := t.before
+	run()
+	// A heartbeat that grants its own session something says the second time what was held before
+	// that. The next one corrects it.
+	correct := func(held map[string]int64) map[string]int64 {
+		held = maps.Clone(held)
+		maps.DeleteFunc(held, func(pool string, _ int64) bool { return t.miscounted[pool] })
+		return held
+	}
+	queue := (*state).queued
+	if len(once.Debts) > 0 || t.plan.minima {
+		// A request that is repeated is ranked anew. The first run may have recalled a permit from
+		// a pool that waits itself, and so ranks better now. Or it has granted what the minimum of
+		// its session lacked.
+		queue = func(s *state) []string { return keysInOrder(s.Queue) }
+	}
+	for _, part := range []struct {
+		name        string
+		once, again any
+	}{
+		{"permits", keysInOrder(once.Permits), keysInOrder(t.before.Permits)},
+		{"queue", queue(once), queue(t.before)},
+		{"held", correct(once.Held), correct(t.before.Held)},
+		{"sessions", keysInOrder(once.Sessions), keysInOrder(t.before.Sessions)},
+	} {
+		if !reflect.DeepEqual(part.once, part.again) {
+			t.failf("run twice, it changed the %s from %v to %v", part.name, part.once, part.again)
+		}
+	}
+}
+
+// keysInOrder lists the keys of a map.
+func keysInOrder[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

@@ -3,7 +3,6 @@ package redisscript
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -12,67 +11,72 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// The part of the model that is a session: the core that ships, and a driver that does what package engine
-// does around it. There are no goroutines here. What engine does in one, is an occurrence.
+// The part of the model that is a session: the core that ships, in a shell that does what package
+// engine does. There are no goroutines here. What engine does in one is an occurrence.
 
 // A session is one process of the fleet.
 type session struct {
 	name    string
 	joining joining
 	core    *core.Core
+	random  *rand.Rand
+	epochs  int           // epochs that it has proposed
 	began   time.Duration // the world's time when its clock showed offset
 	offset  time.Duration
 	drift   time.Duration // ‰ by which its clock is fast
 	timeout time.Duration // of a batch
-	random  *rand.Rand
-	epochs  int
-	over    map[*core.Request]bool   // settled
-	ended   map[string]time.Duration // when a permit was released, or its request withdrawn
 
-	paused, cut, dead bool
-	subscribed        bool // as the server sees it
-	refused           bool // it cannot subscribe at present
+	// Its process and its connections.
+	dead, cut, paused bool
+	leaves            bool          // it is being closed
+	resumed           time.Duration // when it last went on
+	held              []func()      // what happens once it goes on
+	subscribed        bool          // as the server sees it
+	refused           bool          // it cannot subscribe at present
 	everSubscribed    bool
-	lastPush          time.Duration // when the last push arrives
-	pushesLost        int
-	crosses           map[string]time.Duration // by how much the answer to the next message of a kind is late
-	held              []func()                 // what happens once it runs again
-	resumed           time.Duration            // when it last went on
-	messages          int
-	travelling        int           // messages whose end it waits for
-	trouble           int           // how often something went wrong
-	troubleAt         time.Duration // when it did last
+	resubscribed      time.Duration     // when it was last told that its subscription is new
+	lastPush          time.Duration     // when the last push arrives
+	pushesLost        int               // how often those on their way were lost
+	messages          int               // that it has sent
+	travelling        int               // messages whose end it waits for
+	forced            map[string][]luck // what a scenario has happen to its next messages
+	trouble           int               // how often something went wrong, or its consequence was seen
+	troubleAt         time.Duration     // when that was last
+	mishaps           []time.Duration   // when its messages were lost or late
+	disturbedAt       time.Duration     // when anything else last went wrong
 
-	permits    []*permit  // that are held, lost, or asked for
-	requests   []*request // not settled, in the order in which they were made
+	permits    []*permit                // those held, lost, or asked for
+	requests   []*request               // those that are not settled, in their order
+	over       map[*core.Request]bool   // those that are settled
+	ended      map[string]time.Duration // when a permit was released, or its request withdrawn
 	dropping   []*dropping
 	pools      []*pool
-	events     []core.Event
+	events     []core.Event // for pools that are not told yet
 	delivering bool
-	starting   bool
+	starting   bool // to send batches
 	latest     *core.Batch
 	done       map[*core.Batch]bool // those that were answered
 	renewed    time.Duration        // when the latest call was sent that was answered
-	leaves     bool                 // it is being closed
 }
 
 // A permit, and the backend that a pool has under it.
 type permit struct {
 	core.Permit
-	trusted    time.Duration
-	told       bool // its pool knows that it holds it
-	connecting bool // its pool waits for a record
-	covered    bool // it was said to cover a backend, once
-	vacated    bool // since then Redis has confirmed that it covers none
+	heldWith   time.Duration // the trust that it had when it became held
+	trusted    time.Duration // until when it was last trusted
+	told       bool          // its pool knows that it holds it
+	connecting bool          // its pool waits for a record
+	covered    bool          // a backend was recorded, ever
+	vacated    bool          // since then Redis has confirmed that it covers none
 }
 
-// local is the time that a session's clock shows.
+// local is what a session's clock shows.
 func (s *session) local(now time.Duration) time.Duration {
 	d := now - s.began
 	return s.offset + d + d/1000*s.drift
 }
 
-// world is the first time of the world at which a session's clock shows at least that.
+// world is the first time of the world at which a session's clock shows at least local.
 func (s *session) world(local time.Duration) time.Duration {
 	d := local - s.offset
 	at := s.began + d*1000/(1000+s.drift)
@@ -82,10 +86,16 @@ func (s *session) world(local time.Duration) time.Duration {
 	return at
 }
 
-// troubled notes that something went wrong.
+// troubled notes that something went wrong, or that a consequence of it was seen.
 func (s *session) troubled(t *trial) {
 	s.trouble++
 	s.troubleAt = t.now
+}
+
+// disturbed notes that something went wrong that is not a message.
+func (s *session) disturbed(t *trial) {
+	s.troubled(t)
+	s.disturbedAt = t.now
 }
 
 // all are the sessions that live.
@@ -118,29 +128,46 @@ type joining struct {
 func (t *trial) join(slot int, j joining) {
 	t.born++
 	s := &session{
-		name: fmt.Sprintf("%08x-%04x-8%02x0", 0xa0+slot, t.born, j.weight), joining: j,
-		began: t.now, offset: []time.Duration{time.Nanosecond, 7 * time.Millisecond, 3 * time.Hour}[t.born%3],
-		timeout: max(t.plan.ttl-t.plan.ttl/10, 20*time.Millisecond), over: make(map[*core.Request]bool), ended: make(map[string]time.Duration), crosses: make(map[string]time.Duration), done: make(map[*core.Batch]bool),
+		name:    fmt.Sprintf("%08x-%04x-8%02x0", 0xa0+slot, t.born, j.weight),
+		joining: j, began: t.now,
+		offset:  []time.Duration{time.Nanosecond, 7 * time.Millisecond, 3 * time.Hour}[t.born%3],
+		timeout: max(t.plan.ttl-t.plan.ttl/10, 20*time.Millisecond),
+		forced:  make(map[string][]luck), over: make(map[*core.Request]bool),
+		ended: make(map[string]time.Duration), done: make(map[*core.Batch]bool),
 	}
 	if t.plan.drifts {
 		s.drift = time.Duration(t.born%3-1) * 5
 	}
 	s.random = t.chance(s.name)
 	s.core = core.New(core.Config{
-		Base: "p-n", Session: s.name, Info: "{}", TTL: t.plan.ttl, Margin: t.plan.ttl / 10, RetryInterval: t.plan.retry,
-		Capacity: j.capacity, Min: j.min, Max: j.max, MaxWaiters: j.maxWaiters, Replicated: j.replicated,
+		Base: "p-n", Session: s.name, Info: "{}", TTL: t.plan.ttl, Margin: t.plan.ttl / 10,
+		RetryInterval: t.plan.retry, Capacity: j.capacity, Min: j.min, Max: j.max,
+		MaxWaiters: j.maxWaiters, Replicated: j.replicated,
 		NewPermit: func() *core.Permit {
 			p := &permit{}
 			p.Owner = p
 			s.permits = append(s.permits, p)
 			return &p.Permit
 		},
-		NewEpoch: func() string { s.epochs++; return fmt.Sprintf("epoch-%s-%d", s.name, s.epochs) },
-		Random:   func(below time.Duration) time.Duration { return time.Duration(s.random.Int64N(int64(below) + 1)) },
+		NewEpoch: func() string {
+			s.epochs++
+			return fmt.Sprintf("epoch-%s-%d", s.name, s.epochs)
+		},
+		Random: func(below time.Duration) time.Duration {
+			return time.Duration(s.random.Int64N(int64(below) + 1))
+		},
 	})
 	t.say("%s joins: %+v", s.name, j)
 	t.unnoticed = t.unnoticed || t.set != t.lastSet && len(t.place.listeners()) == 0
-	// The first call has what luck a call has, but time does not pass.
+	if t.firstCall(s) {
+		t.sessions[slot] = s
+		t.subscribe(s)
+	}
+}
+
+// firstCall has a session join. It reports false if Redis refuses the session's minimum. The calls
+// can be lost, but time does not pass.
+func (t *trial) firstCall(s *session) bool {
 	for tries := 0; ; tries++ {
 		var k *core.Call
 		t.step(s, func(c *core.Core, now time.Duration) { k = c.NextCall(now, nil) })
@@ -148,29 +175,31 @@ func (t *trial) join(slot int, j joining) {
 		if tries == 3 {
 			l.fate = arrives
 		}
+		failed := func(err error) {
+			t.step(s, func(c *core.Core, now time.Duration) { c.CallFailed(now, k, err) })
+		}
 		if l.fate == requestLost {
-			t.step(s, func(c *core.Core, now time.Duration) { c.CallFailed(now, k, errLate) })
+			failed(errLate)
 			continue
 		}
 		got, err := t.renew(inOrder(k.X))
-		if errors.As(err, new(message.RefusedMin)) {
-			return
+		switch {
+		case errors.As(err, new(message.RefusedMin)):
+			return false
+		case l.fate == answerLost || l.fate == breaks:
+			failed(errBroken)
+		default:
+			s.renewed = t.now
+			t.step(s, func(c *core.Core, now time.Duration) {
+				c.CallAnswered(now, k, got)
+				c.Joined(now)
+			})
+			return true
 		}
-		if l.fate == answerLost || l.fate == breaks {
-			t.step(s, func(c *core.Core, now time.Duration) { c.CallFailed(now, k, errBroken) })
-			continue
-		}
-		t.sessions[slot], s.renewed = s, t.now
-		t.step(s, func(c *core.Core, now time.Duration) {
-			c.CallAnswered(now, k, got)
-			c.Joined(now)
-		})
-		break
 	}
-	t.subscribe(s)
 }
 
-// step is the only way to a core, as in package engine, and the one place where its effects are carried out.
+// step is the only way to a core, as in package engine. It carries out all of its effects.
 func (t *trial) step(s *session, f func(c *core.Core, now time.Duration)) {
 	if s.dead {
 		return
@@ -180,12 +209,7 @@ func (t *trial) step(s *session, f func(c *core.Core, now time.Duration)) {
 	if s.core.Down() != nil {
 		s.troubled(t)
 	}
-	for _, p := range fx.Trust {
-		if p.State() == core.Lost {
-			t.checkLoss(s, p, fx.Events)
-		}
-		p.Owner.(*permit).trusted = p.TrustedUntil()
-	}
+	t.noteTrust(s, fx)
 	if !s.core.Left() {
 		if fx.Flush && !s.starting {
 			s.starting = true
@@ -220,9 +244,26 @@ func (t *trial) step(s *session, f func(c *core.Core, now time.Duration)) {
 	}
 }
 
+// noteTrust notes until when permits are trusted, and checks the losses.
+func (t *trial) noteTrust(s *session, fx core.Effects) {
+	for _, changed := range fx.Trust {
+		p := changed.Owner.(*permit)
+		switch p.State() {
+		case core.Lost:
+			t.checkLoss(s, p, fx.Events)
+		case core.Held:
+			if p.trusted == 0 {
+				p.heldWith = p.TrustedUntil() - s.local(t.now)
+			}
+		}
+		p.trusted = p.TrustedUntil()
+	}
+}
+
 func (t *trial) tick(s *session) { t.step(s, (*core.Core).Tick) }
 
-// close begins to close a session. It leaves once its pools have given everything back, or after a while.
+// close begins to close a session. It leaves once its pools have given everything back, or after a
+// while.
 func (t *trial) close(slot int, hasty bool) {
 	s := t.sessions[slot]
 	t.say("%s closes", s.name)
@@ -237,7 +278,7 @@ func (t *trial) close(slot int, hasty bool) {
 	t.at(t.now+wait, s, func() { t.leave(s) })
 }
 
-// leaveIfReturned lets sessions leave that have given everything back.
+// leaveIfReturned has those sessions leave that have given everything back.
 func (t *trial) leaveIfReturned() {
 	for _, s := range slices.Clone(t.leaving) {
 		if !s.paused && !s.core.Left() && s.core.Returned() && len(s.events) == 0 {
@@ -246,7 +287,8 @@ func (t *trial) leaveIfReturned() {
 	}
 }
 
-// leave ends a session. What was on its way may bring back what the script removed: then it leaves twice.
+// leave ends a session. Messages on their way may bring back what the script removed: then the
+// session leaves once more.
 func (t *trial) leave(s *session) {
 	if s.dead || s.core.Left() {
 		return
@@ -271,7 +313,9 @@ func (t *trial) leave(s *session) {
 		return
 	}
 	t.at(t.now+time.Second, s, func() {
-		t.step(s, func(c *core.Core, _ time.Duration) { requests = append(requests, c.Leftover()...) })
+		t.step(s, func(c *core.Core, _ time.Duration) {
+			requests = append(requests, c.Leftover()...)
+		})
 		if !s.cut {
 			t.leaveScript(s, requests)
 			t.checkLeft(s, known)
@@ -287,8 +331,8 @@ func (t *trial) gone(s *session) {
 	t.leaving = slices.DeleteFunc(t.leaving, func(other *session) bool { return other == s })
 }
 
-// crash ends a session as SIGKILL does: its connections end with it, at once or a moment later, and Redis
-// hears nothing.
+// crash ends a session as SIGKILL does. Its connections end with it, at once or a moment later, and
+// Redis hears nothing.
 func (t *trial) crash(slot int, atOnce bool) {
 	s := t.sessions[slot]
 	t.say("%s crashes", s.name)
@@ -306,6 +350,3 @@ func (t *trial) crash(slot int, atOnce bool) {
 	}
 	t.gone(s)
 }
-
-// keysInOrder lists the keys of a map.
-func keysInOrder[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
