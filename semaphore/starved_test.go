@@ -9,7 +9,7 @@ import (
 
 // The head of the queue wants two permits, and one is free: a dead session still has the lease of
 // the other. The waiter asks again neither in a busy loop nor too late.
-func TestAHeadThatDoesNotFitAsksAtTheRightTime(t *testing.T) {
+func TestBigHeadSpins(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		cfg := Config{Capacity: 3, TTL: time.Minute, MaxAttempts: -1}
 		a, b, d := w.join(cfg), w.join(cfg), w.join(cfg)

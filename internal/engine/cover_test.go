@@ -13,7 +13,7 @@ import (
 	"github.com/passbuddy/passbuddy/internal/core"
 )
 
-func TestRecordOfWhatIsNotHeldAnyMore(t *testing.T) {
+func TestCoverOfWhatIsNotHeldAnyMore(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
 		f.open(1)
@@ -36,7 +36,7 @@ func TestRecordOfWhatIsNotHeldAnyMore(t *testing.T) {
 
 // Four connections open at once, and the session records each within its own lease. Records do not
 // wait for one another when a reply takes 2 s.
-func TestRecordsOnASlowRedis(t *testing.T) {
+func TestCoversOnASlowRedis(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s, l := w.slowJoin(Config{Capacity: 4, Patience: forever}, bubble.Always(0))
 		f := s.fencer(t, &postgres{})
@@ -86,7 +86,7 @@ func TestARecordEndsWithItsLease(t *testing.T) {
 	})
 }
 
-func TestRecordWithoutRedis(t *testing.T) {
+func TestCoverWithoutRedis(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
 		f.open(1)
@@ -98,7 +98,7 @@ func TestRecordWithoutRedis(t *testing.T) {
 }
 
 // A new connection survives a lost reply, and an outage of Redis that is shorter than a lease.
-func TestRecordOutlastsAnOutage(t *testing.T) {
+func TestCoverOutlastsAnOutage(t *testing.T) {
 	for name, away := range map[string]func(*bubble.Link, bool){
 		"cut off": (*bubble.Link).SetCut, "unheard": (*bubble.Link).SetDeaf,
 	} {
@@ -122,7 +122,7 @@ func TestRecordOutlastsAnOutage(t *testing.T) {
 
 // The record of a closed connection arrives after the record of the next connection under the same
 // permit.
-func TestRecordIsOvertaken(t *testing.T) {
+func TestCoverIsOvertaken(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
 		f.open(1)
@@ -161,7 +161,7 @@ func TestRecordIsOvertaken(t *testing.T) {
 }
 
 // A caller that gives up a slow request does not disturb the callers that connect.
-func TestRecordOutlivesACallerThatGivesUp(t *testing.T) {
+func TestCoverOutlivesACallerThatGivesUp(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s := w.join(Config{Capacity: 1})
 		f := s.fencer(t, &postgres{})
@@ -184,7 +184,7 @@ func TestRecordOutlivesACallerThatGivesUp(t *testing.T) {
 }
 
 // A session that finds Redis's state lost during a record re-asserts the permit first.
-func TestRecordFindsTheStateLost(t *testing.T) {
+func TestCoverFindsTheStateLost(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		f := w.join(Config{Capacity: 2}).fencer(t, &postgres{})
 		f.open(1)

@@ -100,7 +100,7 @@ func TestBehindAsksForMoreThanThereIs(t *testing.T) {
 }
 
 // The script that finds the largest holder looks beyond the first 64.
-func TestTheLargestHolderIsFoundBeyond64Pools(t *testing.T) {
+func TestRichestLooksAt64(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		a := w.join(Config{Capacity: 130, Min: 128, Patience: forever})
 		for range 64 {

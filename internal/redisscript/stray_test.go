@@ -7,10 +7,9 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// A session made a call of the heartbeat before Redis lost its state. The call reaches Redis when
-// the pause is over. Redis must not hold what the call asserts beside what it has granted since. The
-// call was on its way for a whole lease, so the model hardly ever meets this.
-func TestAnAssertionThatComesAfterThePause(t *testing.T) {
+// A heartbeat of before the loss reaches Redis when all is settled anew: what it asserts must not be held beside what was granted since. That takes
+// a call which was on its way for a whole lease, so the model hardly ever meets it.
+func TestAnAssertionThatStrayedPastTheGate(t *testing.T) {
 	k := NewKeys("p-n")
 	redis := newInProcess(t, k)
 	redis.setTime(modelStart)
@@ -35,15 +34,11 @@ func TestAnAssertionThatComesAfterThePause(t *testing.T) {
 		redis.setTime(now)
 		renew(message.Renewal{Session: b, Epoch: "second", Expected: now})
 	}
-	got, err := Exchange(t.Context(), redis, k, message.Exchange{
-		Expected: now, Session: b, Epoch: "second", TTLMillis: 2000, Waits: []string{y},
-	})
+	got, err := Exchange(t.Context(), redis, k, message.Exchange{Expected: now, Session: b, Epoch: "second", TTLMillis: 2000, Waits: []string{y}})
 	if err != nil || !got.All {
 		t.Fatalf("bug in the test: %+v, %v", got, err)
 	}
-	late := renew(message.Renewal{
-		Session: a, Epoch: "first", NewEpoch: "third", Permits: []string{x}, Expected: modelStart,
-	})
+	late := renew(message.Renewal{Session: a, Epoch: "first", NewEpoch: "third", Permits: []string{x}, Expected: modelStart})
 	all, err := Load(t.Context(), redis, k)
 	if err != nil {
 		t.Fatal(err)
@@ -53,20 +48,16 @@ func TestAnAssertionThatComesAfterThePause(t *testing.T) {
 	}
 }
 
-// If the connection of a batch broke, the session sends the batch again without its offer. Redis
-// answers even if the offer was all.
+// A batch that holds nothing but an offer is sent again without it, if its connection broke. Redis answers.
 func TestAnExchangeOfNothing(t *testing.T) {
 	k := NewKeys("p-n")
 	redis := newInProcess(t, k)
 	redis.setTime(modelStart)
 	s := "000000a0-0001-8010"
-	join := message.Renewal{Session: s, TTLMillis: 2000, Capacity: 1, Info: "{}", NewEpoch: "e"}
-	if _, err := Renew(t.Context(), redis, k, join); err != nil {
+	if _, err := Renew(t.Context(), redis, k, message.Renewal{Session: s, TTLMillis: 2000, Capacity: 1, Info: "{}", NewEpoch: "e"}); err != nil {
 		t.Fatal(err)
 	}
-	got, err := Exchange(t.Context(), redis, k, message.Exchange{
-		Session: s, Epoch: "e", TTLMillis: 2000, Offerer: s + "-8001",
-	})
+	got, err := Exchange(t.Context(), redis, k, message.Exchange{Session: s, Epoch: "e", TTLMillis: 2000, Offerer: s + "-8001"})
 	if err != nil || got.Free != 1 {
 		t.Errorf("%+v, %v", got, err)
 	}
