@@ -50,8 +50,8 @@ func TestABatchThatIsGoneWaitsForALaterCall(t *testing.T) {
 	}
 }
 
-// A call finds first that Redis forgot, and all that waits is asked for again. What is in flight then
-// was asked for before what came since, and stays before it.
+// A call finds first that Redis lost its state, and the session asks again for all that waits. A
+// request that is in flight then was made before those that came since, and stays before them.
 func TestABatchThatIsGoneKeepsItsTurn(t *testing.T) {
 	s := start(t, Config{Capacity: 3})
 	p, _ := s.wantsOne(message.Wait)

@@ -263,8 +263,8 @@ func (c *Core) ends(now time.Duration, k *Call) {
 	}
 }
 
-// CallBroke notes that the connection of a call broke, and that the shell sends the call again. Redis
-// may execute both, the first one late: see Call.
+// CallBroke notes that the connection of a call broke, and that the shell sends the call again.
+// Redis may execute both, the first one late: see Call.
 func (c *Core) CallBroke(now time.Duration) { c.heart.strays = now + 2*c.cfg.TTL }
 
 // CallFailed takes the end of a call that brought no reply, or an error. It counts against Redis

@@ -131,9 +131,9 @@ func TestAPoolThatTriesOrHasToHearStays(t *testing.T) {
 	}
 }
 
-// The connection of a call that names a pool's permits broke, and the call was answered over another
-// one. Redis may execute the first one yet, and then counts the permits of a pool that has left. So
-// the pool stays, and is named, for as long as that can happen.
+// The connection of a call that names a pool's permits broke, and Redis answered the call over
+// another one. Redis may still execute the first sending, and would then count the permits of a
+// pool that has left. So the pool stays, and calls name it, for as long as that can happen.
 func TestAPoolStaysWhileACallThatBrokeMayBeExecuted(t *testing.T) {
 	s := start(t, Config{})
 	s.beat = s.renew

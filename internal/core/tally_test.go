@@ -80,8 +80,8 @@ func TestACallReportsWhatIsOwed(t *testing.T) {
 	}
 }
 
-// A push of the next state overtakes the reply in which the session finds that state. What the pool
-// owes is forgotten with that reply; the recall is heard once, by the call after it.
+// A push of the next state overtakes the reply in which the session finds that state. The reply has
+// the pool forget what it owes. The pool hears of the recall once, by the call after it.
 func TestARecallOfTheNextStateIsHeardOnce(t *testing.T) {
 	s := start(t, Config{Capacity: 3})
 	p := s.pool()
@@ -98,8 +98,8 @@ func TestARecallOfTheNextStateIsHeardOnce(t *testing.T) {
 	}
 }
 
-// A call finds the next state before all that is held was put back. A push of the state before, which
-// comes then, is not heard as news.
+// A call finds the next state before the session has put back all that it holds. Then a push of the
+// state before comes, and is not news.
 func TestARecallOfTheStateBeforeIsHeardOnce(t *testing.T) {
 	s := start(t, Config{Capacity: 3})
 	p := s.pool()
@@ -110,7 +110,9 @@ func TestARecallOfTheStateBeforeIsHeardOnce(t *testing.T) {
 	s.hold(s.now, other, s.now+ttl-margin) // granted while the call was on its way
 	s.state = "another"
 	s.replied(k, message.Renewed{Recalls: make([]message.Tally, len(k.X.Pools))})
-	s.Pushed(s.now, message.Push{Kind: message.PushRecall, Epoch: "e", Pool: p.name, Tally: message.Tally{Recalled: 2}})
+	s.Pushed(s.now, message.Push{
+		Kind: message.PushRecall, Epoch: "e", Pool: p.name, Tally: message.Tally{Recalled: 2},
+	})
 	s.take()
 	if n := p.times("recall"); n != 1 {
 		t.Errorf("told of it %d times: %q", n, p.told)

@@ -12,7 +12,7 @@ import (
 // The evidence for the specification: notes of what happened, the exceptions that follow from them,
 // and sums.
 
-// evidence is what a trial notes for the specification.
+// The evidence of a trial. The maps by session and by pool go by their names.
 type evidence struct {
 	allowed     int                      // permits that may be held at present
 	ends        map[string]time.Duration // when each lease ends, if Redis's clock runs on evenly
@@ -28,9 +28,9 @@ type evidence struct {
 	lossesUntil time.Duration            // a grant of a lost state may be trusted until then
 	// unnoticed: the clock was set while no session was there that could tell. See state.lua.
 	unnoticed bool
-	damaged   bool            // somebody has deleted a key: counts may be wrong until they are settled
-	revoked   map[string]bool // permits that somebody has removed, and their holders do not know it
-	tampered  bool            // somebody has ever removed one
+	damaged   bool            // a key was deleted: counts may be wrong until they are settled
+	revoked   map[string]bool // permits that were removed by hand, and their holders do not know
+	tampered  bool            // one was, ever
 }
 
 func newEvidence() evidence {
@@ -152,12 +152,12 @@ func (t *trial) allow(after *state) {
 	}
 }
 
-// scriptClock is what a script would take for the time, if it ran now.
+// scriptClock returns the time that a script would go by, if it ran now.
 func (t *trial) scriptClock() int64 { return t.lastClock + (t.now - t.lastScript).Milliseconds() }
 
 // epochNow is the epoch of the state in Redis, "" if the next script finds that state lost.
 func (t *trial) epochNow() string {
-	if len(t.before.Permits) == 0 && t.before.num("count") > 1 { // somebody has deleted the set
+	if len(t.before.Permits) == 0 && t.before.num("count") > 1 { // the set was deleted
 		return ""
 	}
 	return t.before.Meta["epoch"]
@@ -173,9 +173,9 @@ func (t *trial) knows(s *session, id string) bool {
 // quiet is for how long nothing has gone wrong for a session.
 func (t *trial) quiet(s *session) time.Duration { return t.now - max(s.troubleAt, t.stalledUntil) }
 
-// survivesMishaps reports whether a lease must survive what happened to the last messages of its
-// session. Three leases long nothing else went wrong; at most two messages were lost or late; and
-// there was time for them, when the permit was granted and in a round trip.
+// survivesMishaps reports whether a lease must survive the faults of its session. That is so if for
+// three leases there was none but two messages that were lost or late. And there was time to repeat
+// them: the grant was not too late, and a round trip is short.
 func (t *trial) survivesMishaps(s *session, p *permit) bool {
 	since, mishaps := t.now-3*t.plan.ttl, 0
 	for _, at := range s.mishaps {
@@ -220,8 +220,7 @@ func (t *trial) keptFromOthers() bool {
 	return false
 }
 
-// repeats bounds the pause after something went wrong, before the session repeats what was not
-// answered.
+// repeats bounds the pause after a fault, before the session repeats what was not answered.
 func (t *trial) repeats() time.Duration {
 	pause := min(t.plan.retry, core.MaxRetryPause)
 	return pause + pause/8 + t.plan.ttl/4 + 2*maxLateness + time.Millisecond
@@ -246,8 +245,8 @@ func (s *state) minima() map[string]int64 {
 	return all
 }
 
-// lacks is what a session's minimum lacks, counted from the permits. Below zero, the session could
-// give so many back.
+// lacks returns what a session's minimum lacks, counted from the permits. Below zero, the session
+// could give so many back.
 func (s *state) lacks(session string) int64 {
 	n := s.Reserves["min "+session]
 	for _, id := range s.held() {

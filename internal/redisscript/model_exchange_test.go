@@ -179,7 +179,7 @@ func (e *exchange) grantOrQueue(kind message.Kind, request string) {
 		e.out.Granted = append(e.out.Granted, held...)
 		return
 	}
-	if len(held) > 0 { // somebody has removed the other permits
+	if len(held) > 0 { // an operator has removed the others
 		e.out.Refused = append(e.out.Refused, ids[0])
 		return
 	}

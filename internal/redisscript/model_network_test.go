@@ -13,7 +13,7 @@ import (
 // The part of the model that is the network. Messages and pushes are lost, late, doubled and out of
 // order.
 
-// A fate is what happens to a message on its way.
+// A fate says how a message goes.
 type fate int
 
 const (
@@ -32,14 +32,14 @@ var fates = [...]string{
 	", strayed", ", heard twice",
 }
 
-// luck is what happens to one message. It follows from the seed and the message's number alone. So
-// if steps of a history are left out, the other messages mostly keep theirs.
+// The luck of a message says how it goes, and when. It follows from the seed and the message's
+// number alone. So if steps of a history are left out, the other messages mostly keep their luck.
 type luck struct {
 	fate        fate
 	there, back time.Duration // how long it takes
 	later       time.Duration // strayed: when it arrives; echoed: when it is heard again
 	beforeRedis bool          // breaks: before Redis has read it
-	usual       bool          // nothing happens to it
+	usual       bool          // it goes as messages mostly do
 }
 
 func (t *trial) chance(key string) *rand.Rand {
@@ -48,7 +48,7 @@ func (t *trial) chance(key string) *rand.Rand {
 	return rand.New(rand.NewPCG(t.plan.seed, h.Sum64()))
 }
 
-// luckOf draws what happens to the next message of a session, unless a scenario has decided that.
+// luckOf draws the luck of the next message of a session, unless a scenario has decided it.
 func (t *trial) luckOf(s *session, what string) luck {
 	s.messages++
 	if t.faultless {
@@ -188,7 +188,7 @@ func (t *trial) execute(after time.Duration, run func()) {
 	})
 }
 
-// sendPushes carries pushes to their sessions, in order unless something happens to one.
+// sendPushes carries pushes to their sessions. They arrive in order if all go as usual.
 func (t *trial) sendPushes(pushes []push) {
 	for _, m := range pushes {
 		s := t.named(m.session)

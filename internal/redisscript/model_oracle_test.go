@@ -74,8 +74,8 @@ type oracle struct {
 	pushes      []push
 }
 
-// begin does what every script does first: it reads and corrects the clock, and notices if somebody
-// has deleted the set of permits.
+// begin does what every script does first. It reads and corrects the clock, and notices if the set
+// of permits was deleted.
 func begin(before *state, time, expected int64, sharded bool, listeners []string) *oracle {
 	o := &oracle{state: before.clone(), time: time, sharded: sharded, listeners: listeners}
 	o.epoch, o.pausedUntil, o.capacity = o.Meta["epoch"], o.num("gate"), o.num("cap")

@@ -32,7 +32,7 @@ type place interface {
 	sharded() bool
 }
 
-// A rawState is what both places read, by the key's number.
+// A rawState holds what a place has read, by the key's number.
 type rawState struct {
 	sets   [15]map[string]float64
 	hashes [15]map[string]string

@@ -5,16 +5,16 @@ import (
 	"time"
 )
 
-// A plan is what happens in a history. It follows from its seed.
+// A plan is a history as it is drawn from its seed.
 type plan struct {
 	seed       uint64
 	steps      []step
 	capacity   int
 	ttl, retry time.Duration
 	roundTrip  time.Duration   // what a message and its reply take, if nothing happens to them
-	faults     int             // % of the messages that something happens to
-	unharmed   map[string]bool // messages that nothing happens to all the same
-	// What can happen. A history in which few of these do is easier to read, and reaches further.
+	faults     int             // % of the messages that do not go as usual
+	unharmed   map[string]bool // messages that go as usual all the same
+	// A history in which few of these happen is easier to read, and reaches further.
 	pools, minima, maxima, replicas, moves bool
 	losses, clocks, operator               bool // of the state, of the clock; an operator's capacity
 	others                                 bool // clients of the original take permits, too
@@ -26,8 +26,8 @@ type plan struct {
 	windows bool
 }
 
-// A step of a history. What its numbers mean depends on what is there when it is taken, so that
-// steps can be left out. A step that has come to mean nothing does nothing.
+// A step of a history. The meaning of its numbers depends on what is there when it is taken, so
+// steps can be left out. A step that means nothing does nothing.
 type step struct {
 	do   string
 	who  int

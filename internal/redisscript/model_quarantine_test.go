@@ -97,8 +97,8 @@ func (o *oracle) awaitsLook() bool {
 	return o.fence && until > o.now && until <= o.now+oracleAwait
 }
 
-// askLook has one session look for the backends of sessions that are not subscribed. next is when
-// the next look may be, if it matters. fresh reports whether looks began a short time ago.
+// askLook has one session look for the backends of sessions that are not subscribed. It returns
+// when the next look may be, if that matters, and whether looks began a short time ago.
 func (o *oracle) askLook(own string) (next int64, fresh bool) {
 	if !o.fence {
 		return 0, false

@@ -96,7 +96,7 @@ func (o *oracle) largestHolder() string {
 		if o.keptBy(pool) > 0 {
 			return pool
 		}
-		delete(o.Levels, pool) // somebody has deleted its counts
+		delete(o.Levels, pool) // an operator has deleted its counts
 	}
 	return ""
 }
@@ -205,8 +205,8 @@ func (o *oracle) nextTurn(holder string, capacity int64) int64 {
 }
 
 // balance recalls a permit for each that is wanted and not promised, level by level, as long as the
-// largest holder has to give one. What is held beyond the capacity is recalled first. Promises
-// beyond what is wanted are withdrawn.
+// largest holder has to give one. It first recalls what is held beyond the capacity. It withdraws
+// promises beyond what is wanted.
 func (o *oracle) balance(capacity int64) {
 	if o.drain(capacity) {
 		return

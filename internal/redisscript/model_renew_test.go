@@ -218,7 +218,7 @@ func (r *renewal) keepSession() {
 	}
 	o.Sessions[r.own], o.Capacities[r.own] = o.now+n.TTLMillis, int64(n.Capacity)
 	o.Info[r.own] = n.Info
-	if len(o.Capacities) > len(o.Sessions) { // somebody has deleted the sessions
+	if len(o.Capacities) > len(o.Sessions) { // an operator has deleted the sessions
 		for session := range o.Capacities {
 			if _, known := o.Sessions[session]; !known {
 				o.Sessions[session] = o.now + n.TTLMillis

@@ -22,7 +22,7 @@ func (t *trial) finish() {
 			t.subscribe(s)
 		}
 	}
-	// What is on its way needs up to two leases, and what it brings back lasts for another one.
+	// Messages on their way need up to two leases. A lease that they bring back lasts as long again.
 	for range 12 {
 		t.rest()
 		t.until(t.now + t.plan.ttl/3)

@@ -10,7 +10,7 @@ import (
 // Scenarios are steps that make a situation likely which single steps meet once in a million. Each
 // was written because a fault that was put into package core on purpose stayed unnoticed.
 
-// force has something happen to the next messages of a kind.
+// force decides the luck of the next messages of a kind.
 func (s *session) force(what string, next ...luck) { s.forced[what] = next }
 
 func (t *trial) takeScenario(s *session, st step) {

@@ -37,7 +37,7 @@ func known(t *trial, err error) error {
 	return nil
 }
 
-// expected is what Redis's clock should show as the session can tell. It may have left.
+// expected returns the time of Redis's clock as the session expects it. It may have left.
 func (t *trial) expected(s *session) int64 { return s.core.Expected(s.local(t.now)) }
 
 func (t *trial) exchange(x message.Exchange) (message.Exchanged, error) {
@@ -181,8 +181,8 @@ func (o *oracle) snapshot() Snapshot {
 func (t *trial) twice(run func()) {
 	once := t.before
 	run()
-	// A heartbeat that grants its own session something says the second time what was held before
-	// that. The next one corrects it.
+	// A heartbeat can grant its own session a permit. The second run then says what the session
+	// held before that grant. The next heartbeat corrects it.
 	correct := func(held map[string]int64) map[string]int64 {
 		held = maps.Clone(held)
 		maps.DeleteFunc(held, func(pool string, _ int64) bool { return t.miscounted[pool] })

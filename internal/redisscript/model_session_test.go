@@ -12,7 +12,7 @@ import (
 )
 
 // The part of the model that is a session: the core that ships, in a shell that does what package
-// engine does. There are no goroutines here. What engine does in one is an occurrence.
+// engine does. There are no goroutines here: each thing that engine does in one is an occurrence.
 
 // A session is one process of the fleet.
 type session struct {
@@ -39,11 +39,11 @@ type session struct {
 	pushesLost        int               // how often those on their way were lost
 	messages          int               // that it has sent
 	travelling        int               // messages whose end it waits for
-	forced            map[string][]luck // what a scenario has happen to its next messages
-	trouble           int               // how often something went wrong, or its consequence was seen
-	troubleAt         time.Duration     // when that was last
+	forced            map[string][]luck // for its next messages, by a scenario
+	trouble           int               // faults, and consequences of faults, so far
+	troubleAt         time.Duration     // when the last of these was
 	mishaps           []time.Duration   // when its messages were lost or late
-	disturbedAt       time.Duration     // when anything else last went wrong
+	disturbedAt       time.Duration     // when the last other fault was
 
 	permits    []*permit                // those held, lost, or asked for
 	requests   []*request               // those that are not settled, in their order
@@ -70,7 +70,7 @@ type permit struct {
 	vacated    bool          // since then Redis has confirmed that it covers none
 }
 
-// local is what a session's clock shows.
+// local returns the time that a session's clock shows.
 func (s *session) local(now time.Duration) time.Duration {
 	d := now - s.began
 	return s.offset + d + d/1000*s.drift
@@ -86,13 +86,13 @@ func (s *session) world(local time.Duration) time.Duration {
 	return at
 }
 
-// troubled notes that something went wrong, or that a consequence of it was seen.
+// troubled notes a fault, or a consequence of one.
 func (s *session) troubled(t *trial) {
 	s.trouble++
 	s.troubleAt = t.now
 }
 
-// disturbed notes that something went wrong that is not a message.
+// disturbed notes a fault that is not of one message.
 func (s *session) disturbed(t *trial) {
 	s.troubled(t)
 	s.disturbedAt = t.now
@@ -118,7 +118,7 @@ func (t *trial) named(name string) *session {
 	return nil
 }
 
-// A joining is what a session declares.
+// A joining holds the values that a session declares.
 type joining struct {
 	capacity, min, max, weight, maxWaiters int
 	replicated                             bool

@@ -32,8 +32,8 @@ func (s shown) String() string {
 var uuids = regexp.MustCompile(`000000([0-9a-f]{2})-([0-9a-f]{4})-8[0-9a-f]{2}0` +
 	`(?:-8([0-9a-f]{3}))?(?:-([0-9a-f]{12}))?|\b179[0-9]{10}\b`)
 
-// short gives them short names. a1 is the first session, in slot a; a1/2 is its second pool, a1/2#7
-// a permit of that pool, and a1#7 one that no pool holds. Times count from the start.
+// short gives them short names. The first session, in slot a, is a1. Its second pool is a1/2, and
+// a1/2#7 is a permit of that pool; no pool holds a1#7. Times count from the start.
 func short(text string) string {
 	return uuids.ReplaceAllStringFunc(text, func(id string) string {
 		m := uuids.FindStringSubmatch(id)
@@ -57,8 +57,8 @@ func short(text string) string {
 var shrinkFor = flag.Duration("shrink", 20*time.Second,
 	"how long the model makes a history smaller that fails")
 
-// shrunk shows a history that fails, without steps and mishaps that it does not take. What is left
-// still breaks the same property.
+// shrunk shows a history that fails, without the steps and faults that it does not take. The rest
+// of it still breaks the same property.
 func shrunk(p *plan, at place, k Keys, failedAt int, why string, faults []string) string {
 	property, _, _ := strings.Cut(why, ":")
 	finish := failedAt == len(p.steps)

@@ -50,8 +50,8 @@ func (t *trial) checkRecord(s *session) {
 }
 
 // checkAccount: a session accounts for each of its permits that Redis counts, and for each of its
-// requests in the queue: it holds it, asks for it, or is about to drop it. A permit that was lost
-// stays counted until its holder gives it back.
+// requests in the queue. It holds the permit, asks for it, or is about to drop it. A permit that was
+// lost stays counted until its holder gives it back.
 func (t *trial) checkAccount(s *session) {
 	if s.core.Left() {
 		return
@@ -115,7 +115,7 @@ func (t *trial) checkExpiry(s *session) {
 	}
 }
 
-// checkSettled: a request ends once. What is granted is held, and what is refused is not.
+// checkSettled: a request ends once. Permits are held if it was granted, and not if it was refused.
 func (t *trial) checkSettled(s *session, r *core.Request, err error) {
 	if s.over[r] {
 		t.failf("settled: a request for %s ends twice", ids(r.Permits))
@@ -180,8 +180,8 @@ func (t *trial) checkKnown(s *session) {
 
 // checkPrompt: when nothing more happens at this moment and no message is on its way, the session
 // has said what it wants and releases. It asks again for what waits every RetryInterval, and when
-// its subscription is new. After something went wrong it may pause: trouble is then how often that
-// was, and what was made before is excepted.
+// its subscription is new. After a fault it may pause: trouble then counts the faults so far, and
+// requests and releases of before are excepted.
 func (t *trial) checkPrompt(s *session, trouble int) {
 	for _, d := range s.dropping {
 		if d.trouble >= trouble && s.core.Accounts(d.id) {

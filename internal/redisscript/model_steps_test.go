@@ -172,7 +172,7 @@ func (t *trial) takeOfPool(s *session, p *pool, st step) {
 	}
 }
 
-// takeWant asks for something. Most callers are patient.
+// takeWant has a caller or a pool ask for permits. Most callers are patient.
 func (t *trial) takeWant(s *session, st step) {
 	kind := st.m % 10
 	if t.plan.fence && kind < 6 || t.plan.looks && kind == 6 {
@@ -300,7 +300,7 @@ func (t *trial) revoke(id string, st step) {
 	}
 }
 
-// otherTakes is what a client of the original does. It removes permits that expired long ago, and
+// otherTakes does as a client of the original does: it removes permits that expired long ago, and
 // takes one if fewer are held than the capacity.
 func (t *trial) otherTakes(n int) {
 	const patience = 1000

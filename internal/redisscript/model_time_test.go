@@ -9,7 +9,7 @@ import (
 // The part of the model that is time. Nothing happens but the occurrences that are scheduled, and
 // the ticks that cores ask for. The time of the world moves on from one to the next.
 
-// An occurrence is something that will happen.
+// An occurrence is one thing that is going to happen.
 type occurrence struct {
 	at time.Duration
 	of *session // whose process has to run for it, or nil

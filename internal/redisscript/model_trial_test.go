@@ -19,7 +19,7 @@ type trial struct {
 
 	now          time.Duration // the world's time since the history began
 	set          int64         // by how many ms Redis's clock was set
-	scheduled    []occurrence  // what will happen, in that order
+	scheduled    []occurrence  // the next ones, in their order
 	stalledUntil time.Duration // Redis executes nothing before
 
 	before    *state      // what is stored
@@ -32,7 +32,7 @@ type trial struct {
 	faultless bool                // it is the end: nothing goes wrong any more
 	returning bool                // every session gives back what it is granted
 	calls     int                 // scripts that were run
-	faults    []string            // the messages that something happened to
+	faults    []string            // the messages that did not go as usual
 }
 
 // A broken is the panic that ends a trial.
@@ -94,7 +94,7 @@ func (t *trial) reload() {
 	t.before = s
 }
 
-// clock is what Redis's clock shows, in ms.
+// clock returns the time that Redis's clock shows, in ms.
 func (t *trial) clock() int64 { return modelStart + t.now.Milliseconds() + t.set }
 
 func (t *trial) ttlMillis() int64 { return t.plan.ttl.Milliseconds() }
