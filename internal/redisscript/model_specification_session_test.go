@@ -50,8 +50,8 @@ func (t *trial) checkRecord(s *session) {
 }
 
 // checkAccount: a session accounts for each of its permits that Redis counts, and for each of its
-// requests in the queue. It holds the permit, asks for it, or is about to drop it. A permit that was
-// lost stays counted until its holder gives it back.
+// requests in the queue. It holds the permit, asks for it, or is about to drop it. A permit that
+// was lost stays counted until its holder gives it back.
 func (t *trial) checkAccount(s *session) {
 	if s.core.Left() {
 		return
