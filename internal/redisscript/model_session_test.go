@@ -293,19 +293,15 @@ func (t *trial) leave(s *session) {
 	if s.dead || s.core.Left() {
 		return
 	}
-	var requests, known []string
-	for _, id := range byScore(t.before.Permits) {
-		if s.core.Accounts(id) {
-			known = append(known, id)
-		}
-	}
+	var requests []string
+	accountedFor := t.accountedFor(s)
 	t.step(s, func(c *core.Core, now time.Duration) { requests = c.Leave(now) })
 	crossing := s.core.Crossing()
 	t.endsAll(s)
 	if !s.cut && t.luckOf(s, "leave").fate != requestLost {
 		t.leaveScript(s, requests)
 		if !crossing {
-			t.checkLeft(s, known)
+			t.checkLeft(s, accountedFor)
 		}
 	}
 	if !crossing {
@@ -318,10 +314,23 @@ func (t *trial) leave(s *session) {
 		})
 		if !s.cut {
 			t.leaveScript(s, requests)
-			t.checkLeft(s, known)
+			t.checkLeft(s, accountedFor)
 		}
 		t.gone(s)
 	})
+}
+
+// accountedFor lists the permits of a session that it is about to leave behind free. A held permit
+// under which it has recorded a backend stays counted: the pool may not have ended that in time.
+func (t *trial) accountedFor(s *session) (list []string) {
+	for _, id := range byScore(t.before.Permits) {
+		p := s.permitOf(id)
+		covers := p != nil && p.State() == core.Held && p.covered
+		if s.core.Accounts(id) && !covers {
+			list = append(list, id)
+		}
+	}
+	return list
 }
 
 // gone ends what is left of a session.

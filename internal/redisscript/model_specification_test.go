@@ -304,12 +304,10 @@ func (t *trial) checkLeak(all bool) {
 	}
 }
 
-// checkLeft: Redis counts nothing of what a session held or was to drop when it left. Excepted are
-// permits that cover a backend: the pool may not have ended it.
-func (t *trial) checkLeft(s *session, known []string) {
-	for _, id := range known {
-		_, covers := t.before.Backends[id]
-		if t.before.counts(id) && !covers && !t.excused[id] {
+// checkLeft: Redis counts nothing of what a session accounted for when it left.
+func (t *trial) checkLeft(s *session, accountedFor []string) {
+	for _, id := range accountedFor {
+		if t.before.counts(id) && !t.excused[id] {
 			t.failf("leak: %s has left, and Redis counts %s", s.name, id)
 		}
 	}
