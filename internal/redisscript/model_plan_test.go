@@ -120,7 +120,7 @@ func (p *plan) choices() []choice {
 	add(p.pools && !p.others, choice{"withdraw", 1}, choice{"give all", 1})
 	add(p.cuts, choice{"cut", 2}, choice{"heal", 2})
 	add(p.pauses, choice{"pause", 2}, choice{"resume", 2})
-	add(p.losses, choice{"flush", 2}, choice{"delete", 2}, choice{"revoke", 2}, choice{"cross", 4},
+	add(p.losses, choice{"flush", 2}, choice{"delete", 2}, choice{"revoke", 2}, choice{"cross", 8},
 		choice{"refuse", 2})
 	add(p.clocks, choice{"set clock", 1})
 	add(p.operator, choice{"capacity", 3})

@@ -33,17 +33,24 @@ func (t *trial) takeScenario(s *session, st step) {
 	}
 }
 
-// cross has what one state told a session arrive when the session knows the next state already: a
-// reply, a push, or a call that puts back what was released.
+// cross has what one state told a session arrive when the session knows the next state already. Or
+// the call that finds the next state does not name what the session was granted meanwhile, or puts
+// back what it has released.
 func (t *trial) cross(s *session, st step) {
 	roundTrip := t.plan.roundTrip
 	late := roundTrip + []time.Duration{
 		20 * time.Millisecond, 100 * time.Millisecond, t.plan.ttl / 3,
 	}[st.n%3]
-	switch st.m % 4 {
+	lateCall := func() { // it is made now, and executed later
+		s.force("call", luck{fate: slow, there: late})
+		t.beat(s)
+		t.until(t.now)
+	}
+	findsNext := true // by a call of its own
+	switch st.m % 5 {
 	case 0:
 		s.force("batch", luck{fate: slow, back: late})
-		t.want(s, message.Wait, 0, s.plain(1)...)
+		t.exchangeOne(s)
 	case 1:
 		s.force("call", luck{fate: slow, back: late})
 		t.beat(s)
@@ -52,22 +59,31 @@ func (t *trial) cross(s *session, st step) {
 			return
 		}
 		s.force("push", luck{fate: slow, back: late})
-	case 3:
-		held := s.owned(nil, core.Held)
-		if len(held) == 0 {
-			return
-		}
-		s.force("call", luck{fate: slow, there: late})
-		t.beat(s)
-		t.until(t.now)
-		t.release(s, held[0])
-	}
-	if other := t.holderBeside(s); other != nil && st.m%4 == 2 {
+		other := t.holderBeside(s)
 		t.release(other, other.owned(nil, core.Held)[0])
+	case 3:
+		lateCall()
+		if held := s.owned(nil, core.Held); len(held) > 0 {
+			t.release(s, held[0])
+		}
+	case 4:
+		lateCall()
+		t.exchangeOne(s)
+		findsNext = false
 	}
 	t.until(t.now + roundTrip)
 	t.outside(step{do: "flush"})
-	t.beat(s)
+	if findsNext {
+		t.beat(s)
+	}
+}
+
+// exchangeOne has a session release a permit, if it holds one, and ask for one.
+func (t *trial) exchangeOne(s *session) {
+	if held := s.owned(nil, core.Held); len(held) > 0 {
+		t.release(s, held[0])
+	}
+	t.want(s, message.Wait, 0, s.plain(1)...)
 }
 
 // makeWait has a session wait in Redis's queue, while another one holds a permit that no pool
