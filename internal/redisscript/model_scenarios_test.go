@@ -59,8 +59,9 @@ func (t *trial) cross(s *session, st step) {
 			return
 		}
 		s.force("push", luck{fate: slow, back: late})
-		other := t.holderBeside(s)
-		t.release(other, other.owned(nil, core.Held)[0])
+		if other := t.holderBeside(s); other != nil {
+			t.release(other, other.owned(nil, core.Held)[0])
+		}
 	case 3:
 		lateCall()
 		if held := s.owned(nil, core.Held); len(held) > 0 {
