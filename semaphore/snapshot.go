@@ -70,7 +70,7 @@ func (s *Semaphore) Snapshot(ctx context.Context) (Snapshot, error) {
 	out := Snapshot{
 		Capacity: int(raw.Capacity), OperatorCapacity: int(raw.Limit),
 		Held: len(raw.Permits), Quarantined: len(raw.Quarantined),
-		GrantsPausedFor: max(0, core.Until(raw.Gate, raw.Now)),
+		GrantsPausedFor: max(0, core.Until(raw.PausedUntil, raw.Now)),
 	}
 	holders := make(map[string][]string)
 	for id := range raw.Permits {

@@ -143,8 +143,8 @@ func (c *Core) NextBatch(now time.Duration) *Batch {
 			if kind == message.Pool && !r.Pool.everHeld {
 				kind = message.Join
 			}
-			request := message.Permits(c.ttlMillis(), r.ids...)
-			b.X.Ask = append(b.X.Ask, message.Ask{Kind: kind, Request: request})
+			permits := message.Permits(c.ttlMillis(), r.ids...)
+			b.X.Requests = append(b.X.Requests, message.Request{Kind: kind, Permits: permits})
 		}
 	}
 	c.inFlight = b

@@ -229,7 +229,8 @@ func (c *Core) retryIn(now, pause time.Duration) {
 	c.retryAt = at
 }
 
-// repeat puts everything unanswered back into the outbox.
+// repeat puts everything unanswered back into the outbox, in the order in which it was asked for:
+// Redis may have forgotten the order in its queue.
 func (c *Core) repeat(now time.Duration) {
 	c.drops = append(c.drops, c.failedDrops...)
 	c.failedDrops = nil
@@ -239,6 +240,7 @@ func (c *Core) repeat(now time.Duration) {
 			c.enqueue(r)
 		}
 	}
+	slices.SortFunc(c.outbox, func(a, b *Request) int { return cmp.Compare(a.number, b.number) })
 	c.flush(now)
 }
 

@@ -50,6 +50,22 @@ func TestABatchThatIsGoneWaitsForALaterCall(t *testing.T) {
 	}
 }
 
+// A call finds first that Redis lost its state, and the session asks again for all that waits. A
+// request that is in flight then was made before those that came since, and stays before them.
+func TestABatchThatIsGoneKeepsItsTurn(t *testing.T) {
+	s := start(t, Config{Capacity: 3})
+	p, _ := s.wantsOne(message.Wait)
+	b := s.batch()
+	q, _ := s.wantsOne(message.Wait)
+	s.state = "another"
+	s.renew(s.call())
+	s.BatchFailed(s.now, b, Gone, message.ErrGone)
+	s.renew(s.call())
+	if again := s.batch(); !slices.Equal(again.asks(), []string{p.ID, q.ID}) {
+		t.Errorf("asks for %q, want %q first", again.asks(), p.ID)
+	}
+}
+
 // While calls answer that the state is another one still, nothing is sent: the call that puts all
 // back has not been answered.
 func TestABatchThatIsGoneWaitsUntilAllIsReasserted(t *testing.T) {

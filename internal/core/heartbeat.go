@@ -247,13 +247,17 @@ func (c *Core) ends(now time.Duration, k *Call) {
 	}
 }
 
+// CallBroke notes that the connection of a call broke, and that the shell sends the call again.
+// Redis may execute both, the first one late: see Call.
+func (c *Core) CallBroke(now time.Duration) { c.heart.strays = now + 2*c.cfg.TTL }
+
 // CallFailed takes the end of a call that brought no reply, or an error. It counts against Redis
 // only if no later call says more.
 func (c *Core) CallFailed(now time.Duration, k *Call, err error) {
 	h := &c.heart
 	c.returnMoveCost(k.X.MoveMicros)
 	h.err = err
-	h.strays = now + 2*c.cfg.TTL
+	c.CallBroke(now)
 	if k.n == h.last && h.answered < k.n {
 		h.failed = now
 		// Otherwise Redis may still answer the call that this one hedges: see beatIfDue.
@@ -313,6 +317,8 @@ func (c *Core) CallAnswered(now time.Duration, k *Call, got message.Renewed) {
 	if latest {
 		c.tellWaiting(got.Waiting > 0, k.sent)
 		c.quarantined(now, got.Quarantine)
+	}
+	if latest && !again { // else the next call tells, by which the new state is taken
 		c.tellTallies(k, got, reasserted, lostState)
 	}
 	c.ends(now, k)

@@ -58,8 +58,8 @@ func TestExtensionDoesNotAcquireAnew(t *testing.T) {
 	p := s.acquire()
 	r := s.extend(p)
 	b := s.batch()
-	if len(b.X.Ask) != 1 || b.X.Ask[0].Kind != message.Hold {
-		t.Errorf("it asks for %+v, want only what holds", b.X.Ask)
+	if len(b.X.Requests) != 1 || b.X.Requests[0].Kind != message.Hold {
+		t.Errorf("it asks for %+v, want only what holds", b.X.Requests)
 	}
 	s.seen = Effects{}
 	s.answer(b, message.Exchanged{Free: 1, Refused: []string{p.ID}})

@@ -36,6 +36,7 @@ type Pool struct {
 	everHeld bool          // it was granted a permit, once
 	heard    message.Tally // of recalls
 	anew     int           // how often that was set back: see HearAnew
+	forgets  int           // events of kind Forget that its owner has not been told yet
 	// moving: a permit was granted to it from the queue, and it has not said since that it is
 	// connected. See Moved.
 	moving     bool
@@ -281,7 +282,10 @@ func (c *Core) returnMoveCost(micros int64) {
 // the heartbeat. The call reports what was heard together with what the pool owes of it.
 func (c *Core) Hear(e Event) int {
 	p := e.Pool
-	if e.Epoch != c.epoch || e.Name != p.name { // it has another number by now
+	switch {
+	case e.Epoch != c.epoch, e.Name != p.name: // it has another number by now
+		return 0
+	case p.forgets > 0: // a push that overtook the reply in which this state was found
 		return 0
 	}
 	before := p.heard
@@ -296,6 +300,7 @@ func (c *Core) Hear(e Event) int {
 // what it owes. Of calls that were on their way together, one says so: Redis may have executed
 // another one before, and what was recalled since must not be heard twice.
 func (c *Core) HearAnew(e Event) bool {
+	e.Pool.forgets--
 	if e.Name != e.Pool.name || e.anew != e.Pool.anew {
 		return false
 	}
@@ -317,6 +322,7 @@ func (c *Core) tellTallies(k *Call, got message.Renewed, reasserted, lostState b
 		shrunk := tally.Recalled < said.Recalled || tally.Withdrawn < said.Withdrawn
 		if lostState || !reasserted && shrunk {
 			e.Kind = Forget
+			e.Pool.forgets++
 			if lostState {
 				e.anew = e.Pool.anew
 			}

@@ -133,6 +133,27 @@ func TestAPoolThatTriesOrHasToHearStays(t *testing.T) {
 	}
 }
 
+// The connection of a call that names a pool's permits broke, and Redis answered the call over
+// another one. Redis may still execute the first sending, and would then count the permits of a
+// pool that has left. So the pool stays, and calls name it, for as long as that can happen.
+func TestAPoolStaysWhileACallThatBrokeMayBeExecuted(t *testing.T) {
+	s := start(t, Config{})
+	s.beat = s.renew
+	p := s.pool()
+	p.gets(1)
+	k := s.call()
+	s.CallBroke(s.now)
+	s.renew(k)
+	p.give()
+	s.answer(s.batch(), all)
+	if s.pass(2*ttl - time.Millisecond); len(s.Pools()) != 1 {
+		t.Error("a pool left while a call that says it holds a permit may still be executed")
+	}
+	if s.pass(ttl); len(s.Pools()) != 0 {
+		t.Error("the pool is kept")
+	}
+}
+
 // A pool is closed while some of its connections are still ending.
 func TestClosedPoolLeavesWithItsLastPermit(t *testing.T) {
 	s := start(t, Config{Capacity: 2})

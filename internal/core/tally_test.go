@@ -78,3 +78,46 @@ func TestACallReportsWhatIsOwed(t *testing.T) {
 		t.Errorf("the call reports %+v, want %+v", got, want)
 	}
 }
+
+// A push of the next state overtakes the reply in which the session finds that state. The reply has
+// the pool forget what it owes. The pool hears of the recall once, by the call after it.
+func TestARecallOfTheNextStateIsHeardOnce(t *testing.T) {
+	s := start(t, Config{Capacity: 3})
+	p := s.pool()
+	p.gets(3)
+	p.obey = true
+	k := s.call()
+	tally := message.Tally{Recalled: 1}
+	s.Pushed(s.now, message.Push{Kind: message.PushRecall, Epoch: "another", Pool: p.name, Tally: tally})
+	s.replied(k, message.Renewed{Epoch: "another", Recalls: make([]message.Tally, len(k.X.Pools))})
+	s.state, s.tallies[p.name] = "another", tally
+	s.renew(s.call())
+	if n := p.times("recall"); n != 1 || len(p.permits) != 2 {
+		t.Errorf("%d recalls, and %d permits are left of 3; told %q", n, len(p.permits), p.told)
+	}
+}
+
+// A call finds the next state before the session has put back all that it holds. Then a push of the
+// state before comes, and is not news.
+func TestARecallOfTheStateBeforeIsHeardOnce(t *testing.T) {
+	s := start(t, Config{Capacity: 3})
+	p := s.pool()
+	p.gets(2)
+	s.recall(p, 2)
+	k := s.call()
+	other := s.NewPermit()
+	s.hold(s.now, other, s.now+ttl-margin) // granted while the call was on its way
+	s.state = "another"
+	s.replied(k, message.Renewed{Recalls: make([]message.Tally, len(k.X.Pools))})
+	s.Pushed(s.now, message.Push{
+		Kind: message.PushRecall, Epoch: "e", Pool: p.name, Tally: message.Tally{Recalled: 2},
+	})
+	s.take()
+	if n := p.times("recall"); n != 1 {
+		t.Errorf("told of it %d times: %q", n, p.told)
+	}
+	s.tallies[p.name] = message.Tally{}
+	if s.renew(s.call()); p.owed != 0 {
+		t.Errorf("owes %d to a state that is lost", p.owed)
+	}
+}

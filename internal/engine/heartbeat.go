@@ -44,6 +44,7 @@ func (s *Session) finish(k *core.Call, limit time.Duration) {
 		if !isBroken(err) || ctx.Err() != nil {
 			break
 		}
+		s.step(func(c *core.Core, now time.Duration) { c.CallBroke(now) })
 	}
 	if err != nil {
 		reloadSlots(s.ctx, s.clients.own)

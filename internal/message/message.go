@@ -42,10 +42,10 @@ func Permits(ttlMillis int64, ids ...string) string {
 	return strconv.FormatInt(ttlMillis, 10) + " " + strings.Join(ids, " ")
 }
 
-// Ask is a request and its kind.
-type Ask struct {
+// A Request asks for permits that are granted together.
+type Request struct {
 	Kind    Kind
-	Request string // made by Permits
+	Permits string // made by Permits
 }
 
 // Exchange holds all that a session wants done in one round trip. Plain permits stand apart, one by
@@ -57,7 +57,7 @@ type Exchange struct {
 	Release        []string // plain permits: UUIDs
 	Waits, Tries   []string // plain permits wanted: UUIDs
 	Drop           []string // made by Permits
-	Ask            []Ask
+	Requests       []Request
 	Offered        int    // permits that lie idle ...
 	Offerer        string // ... with this pool
 	MoveMicros     int64  // what a move was measured to cost, 0: nothing new

@@ -24,7 +24,7 @@ func BenchmarkScriptTime(b *testing.B) {
 	plainly.Waits = []string{id(message.Plain, 99)}
 	giveBack := x
 	giveBack.Release = plainly.Waits
-	shared.Ask = []message.Ask{{Kind: message.Pool, Request: message.Permits(60_000, id("8001", 99))}}
+	shared.Requests = []message.Request{{Kind: message.Pool, Permits: message.Permits(60_000, id("8001", 99))}}
 	dropped := x
 	dropped.Drop = []string{message.Permits(60_000, id("8001", 99))}
 	beat := message.Renewal{Session: s, TTLMillis: 60_000, Capacity: capacity, Info: "{}", NewEpoch: "e"}
@@ -52,7 +52,7 @@ func BenchmarkScriptTime(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			_, err = Exchange(b.Context(), p.client, k, message.Exchange{Session: s, Epoch: "e", TTLMillis: 60_000, Ask: []message.Ask{{Kind: message.Pool, Request: message.Permits(60_000, held...)}}})
+			_, err = Exchange(b.Context(), p.client, k, message.Exchange{Session: s, Epoch: "e", TTLMillis: 60_000, Requests: []message.Request{{Kind: message.Pool, Permits: message.Permits(60_000, held...)}}})
 			if err != nil {
 				b.Fatal(err)
 			}

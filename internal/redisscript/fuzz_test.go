@@ -99,7 +99,7 @@ func FuzzReply(f *testing.F) {
 func FuzzArguments(f *testing.F) {
 	s := "000000a0-0001-8010"
 	for _, seed := range []struct {
-		ids, requests, sharer string
+		ids, requests, pool string
 		n, owed               int
 	}{
 		{s + "-8000-000000000001", "w 2000 " + s + "-8000-000000000002 " + s + "-8000-000000000003", s + "-8001", 1, 0},
@@ -108,12 +108,12 @@ func FuzzArguments(f *testing.F) {
 		{"min a\nfree a\n8000\n" + strings.Repeat("x", 300), "w 99999999999999999999 a\nw 0 b\ns -5 c\nw 1e300 d", strings.Repeat("-", 40), 1000, 1000},
 		{"\x00\xff\n*\n%s%d\n'\"", "w 2000 \x00\ns 2000 \xff\xfe", "%", -3, 7},
 	} {
-		f.Add(seed.ids, seed.requests, seed.sharer, seed.n, seed.owed)
+		f.Add(seed.ids, seed.requests, seed.pool, seed.n, seed.owed)
 	}
 	k := NewKeys("p-n")
 	redis := newInProcess(f, k)
 	const capacity = 3
-	f.Fuzz(func(t *testing.T, ids, requests, sharer string, n, owed int) {
+	f.Fuzz(func(t *testing.T, ids, requests, pool string, n, owed int) {
 		redis.restart()
 		redis.setTime(modelStart)
 		ctx := t.Context()
@@ -121,21 +121,21 @@ func FuzzArguments(f *testing.F) {
 		if _, err := Renew(ctx, redis, k, join); err != nil {
 			t.Fatal(err)
 		}
-		x := message.Exchange{Expected: modelStart, Session: s, Epoch: "e", TTLMillis: 2000, MaxWaiting: 20, Offered: n, Offerer: sharer}
+		x := message.Exchange{Expected: modelStart, Session: s, Epoch: "e", TTLMillis: 2000, MaxWaiting: 20, Offered: n, Offerer: pool}
 		list := strings.Split(ids, "\n")
 		x.Waits, x.Release = list[:len(list)/2], list[len(list)/2:]
 		for _, line := range strings.Split(requests, "\n") {
 			kind, request, _ := strings.Cut(line, " ")
-			x.Ask, x.Drop = append(x.Ask, message.Ask{Kind: message.Kind(kind), Request: request}), append(x.Drop, request)
+			x.Requests, x.Drop = append(x.Requests, message.Request{Kind: message.Kind(kind), Permits: request}), append(x.Drop, request)
 		}
 		for range 2 {
 			_, _ = Exchange(ctx, redis, k, x) // an error is an answer, too
 			x.Drop = nil
 		}
 		beat := join
-		beat.Epoch, beat.Permits, beat.Pools = "e", list, []message.PoolReport{{Name: sharer, Held: n, Owed: owed}}
+		beat.Epoch, beat.Permits, beat.Pools = "e", list, []message.PoolReport{{Name: pool, Held: n, Owed: owed}}
 		_, _ = Renew(ctx, redis, k, beat)
-		_ = Leave(ctx, redis, k, false, modelStart, sharer, "e", x.Release)
+		_ = Leave(ctx, redis, k, false, modelStart, pool, "e", x.Release)
 		got, err := Load(ctx, redis, k)
 		if err != nil {
 			t.Fatalf("the calls leave a state that cannot be read: %v", err)
@@ -213,7 +213,7 @@ func FuzzState(f *testing.F) {
 		}
 		join.Epoch, join.Pools = "e", []message.PoolReport{{Name: s + "-8001", Held: 1}}
 		x := message.Exchange{Expected: modelStart, Session: s, Epoch: "e", TTLMillis: 2000, Waits: []string{s + "-8000-000000000001"},
-			Ask: []message.Ask{{Kind: message.Pool, Request: message.Permits(2000, s+"-8001-000000000002")}}}
+			Requests: []message.Request{{Kind: message.Pool, Permits: message.Permits(2000, s+"-8001-000000000002")}}}
 		if _, err := Exchange(ctx, redis, k, x); err != nil {
 			t.Fatal(err)
 		}
@@ -240,10 +240,10 @@ func FuzzState(f *testing.F) {
 		most := max(capacity, was)
 		for i := range 4 {
 			x.Waits = []string{fmt.Sprintf("%s-8000-%012x", s, 10+i)}
-			x.Ask = []message.Ask{{Kind: message.Pool, Request: message.Permits(2000, fmt.Sprintf("%s-8001-%012x", s, 20+i))}}
+			x.Requests = []message.Request{{Kind: message.Pool, Permits: message.Permits(2000, fmt.Sprintf("%s-8001-%012x", s, 20+i))}}
 			for _, call := range []func() error{
 				func() error { _, err := Exchange(ctx, redis, k, x); return err },
-				func() error { y := x; y.Ask = nil; _, err := Exchange(ctx, redis, k, y); return err },
+				func() error { y := x; y.Requests = nil; _, err := Exchange(ctx, redis, k, y); return err },
 				func() error { _, err := Renew(ctx, redis, k, join); return err },
 				func() error { _, err := Load(ctx, redis, k); return err },
 				func() error {

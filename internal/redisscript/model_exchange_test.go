@@ -6,23 +6,31 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// lane is what an exchange of plain permits alone answers while nobody waits and nothing is out of the ordinary.
-func lane(before *state, time int64, x message.Exchange) (*state, message.Exchanged, bool) {
+// The part of the oracle for plain.lua and exchange.lua: what a batch is answered.
+
+// plainExchange is the fast path for plain permits: nobody waits, and nothing is out of the
+// ordinary. ok is false if the batch cannot take it.
+func plainExchange(before *state, time int64, x message.Exchange) (
+	s *state, answer message.Exchanged, ok bool,
+) {
 	wanted := append(slices.Clone(x.Waits), x.Tries...)
-	if len(x.Drop)+len(x.Ask)+x.Offered > 0 || x.MoveMicros > 0 || len(before.Queue) > 0 || len(x.Release)+len(wanted) == 0 {
+	if len(x.Drop)+len(x.Requests)+x.Offered > 0 || x.MoveMicros > 0 || len(before.Queue) > 0 ||
+		len(x.Release)+len(wanted) == 0 {
 		return nil, message.Exchanged{}, false
 	}
-	s := before.clone()
+	s = before.clone()
 	now, count := time-s.num("skew"), int64(0)
 	if len(wanted) > 0 {
 		off := max(now-x.Expected, x.Expected-now)
 		held := int64(len(s.Permits))
-		if x.Epoch != s.Meta["epoch"] || held < s.num("count") || held+int64(len(wanted)) > s.num("cap")-s.num("reserve") ||
-			s.num("gate") > now || float64(off) > 0.08*float64(min(s.num("lease"), x.TTLMillis)) {
+		room := s.num("cap") - s.num("reserve") - held
+		if x.Epoch != s.Meta["epoch"] || held < s.num("count") || int64(len(wanted)) > room ||
+			s.num("gate") > now ||
+			float64(off) > 0.08*float64(min(s.num("lease"), x.TTLMillis)) {
 			return nil, message.Exchanged{}, false
 		}
 	} else {
-		now = 0 // it is not looked up
+		now = 0 // the script does not look
 	}
 	for _, id := range x.Release {
 		if _, ok := s.Permits[id]; ok {
@@ -42,192 +50,229 @@ func lane(before *state, time int64, x message.Exchange) (*state, message.Exchan
 	return s, message.Exchanged{All: true, Now: now}, true
 }
 
-// exchange is what it answers otherwise. It returns ErrGone where the session must renew.
+// An exchange is one run of the script exchange on its other path.
+type exchange struct {
+	*oracle
+	x       message.Exchange
+	own     string
+	out     message.Exchanged
+	paused  bool
+	expired bool // leases were ended, as far as they have expired
+	changed bool // the queue is another one than before
+}
+
+// exchange returns ErrGone where the session has to renew first.
 func (o *oracle) exchange(x message.Exchange) (message.Exchanged, error) {
-	own, capacity := x.Session, o.capacity
-	wanted := len(x.Waits) + len(x.Tries) + len(x.Ask)
-	if o.epoch != x.Epoch || wanted > 0 && !o.isLive(own, o.now) {
+	wanted := len(x.Waits) + len(x.Tries) + len(x.Requests)
+	if o.epoch != x.Epoch || wanted > 0 && !o.isLive(x.Session, o.now) {
 		return message.Exchanged{}, message.ErrGone
 	}
-	out := message.Exchanged{Now: o.now, Granted: []string{}, Refused: []string{}, Crowded: []string{}, NoMemory: []string{}}
-	shut := !o.openGate()
-	o.learn(own, x.MoveMicros)
-	for _, id := range x.Release {
-		o.drop(id)
+	e := &exchange{oracle: o, x: x, own: x.Session, paused: !o.mayGrant(), out: message.Exchanged{
+		Now: o.now, Granted: []string{}, Refused: []string{}, Crowded: []string{},
+		NoMemory: []string{},
+	}}
+	o.learnMove(e.own, x.MoveMicros)
+	e.releaseAll()
+	if len(o.Queue) > 0 && !e.paused {
+		e.expired = true
+		o.expireLeases(e.own)
+		e.grantHead()
 	}
-	for _, request := range x.Drop {
+	before := len(o.Queue)
+	e.askAll()
+	if e.changed && !e.paused {
+		e.grantHead()
+	}
+	look, fresh := int64(0), false
+	if len(o.Queue) > 0 && !e.paused {
+		look, fresh = o.askLook(e.own)
+	}
+	movesOn := !e.paused && !o.awaitsLook()
+	if movesOn && len(o.Queue) > 0 && (e.changed && before == 0 || fresh) {
+		for i, pool := range o.givers() {
+			if int64(i) < oracleTold {
+				o.push(sessionOf(pool), "w "+pool)
+			}
+		}
+	}
+	e.out.Waiting = int64(len(o.Queue))
+	needed := x.Offered > 0 && e.out.Waiting > 0 && movesOn && e.answerOffer()
+	if len(o.Queue)+len(o.Promises) > 0 && movesOn {
+		o.balance(o.capacity)
+	}
+	if needed {
+		e.out.Promised = o.tally(x.Offerer)
+	}
+	if e.out.Waiting > 0 {
+		e.out.Wake = e.wakeAt(look)
+	}
+	e.out.Free = max(0, o.free(o.capacity))
+	o.end()
+	return e.out, nil
+}
+
+func (e *exchange) grantHead() {
+	e.out.Granted = append(e.out.Granted, e.grantQueue(e.capacity, e.own)...)
+}
+
+// releaseAll releases permits, and takes withdrawn requests out of the queue.
+func (e *exchange) releaseAll() {
+	for _, id := range e.x.Release {
+		e.release(id)
+	}
+	for _, request := range e.x.Drop {
 		_, ids := parsed(request)
 		held := false
 		for _, id := range ids {
-			held = o.drop(id) || held
+			held = e.release(id) || held
 		}
 		if !held {
-			delete(o.Queue, request)
+			delete(e.Queue, request)
 		}
 	}
-
-	purged := false
-	room := func(n int64) int64 {
-		if !purged && o.grantable(n, o.free(capacity), own) < n {
-			purged = true
-			o.purge(own)
-		}
-		return o.grantable(n, o.free(capacity), own)
-	}
-	if len(o.Queue) > 0 && !shut {
-		purged = true
-		o.purge(own)
-		out.Granted = append(out.Granted, o.pump(capacity, own)...)
-	}
-
-	before, asked := len(o.Queue), false
-	ask := func(kind message.Kind, request string) {
-		joins := kind == message.Join
-		if joins {
-			kind = message.Pool
-		}
-		ttl, ids := parsed(request)
-		n := int64(len(ids))
-		var held []string
-		for _, id := range ids {
-			if o.isQuarantined(id) {
-				out.Refused = append(out.Refused, ids[0])
-				return
-			}
-			if _, ok := o.Permits[id]; ok {
-				held = append(held, id)
-			}
-		}
-		if len(held) == len(ids) || len(held) > 0 && kind == message.Pool {
-			for _, id := range held {
-				o.Permits[id] = o.now + ttl
-			}
-			out.Granted = append(out.Granted, held...)
-			return
-		}
-		if len(held) > 0 { // what is all or none was torn apart by somebody's hand
-			out.Refused = append(out.Refused, ids[0])
-			return
-		}
-		lacking, _ := o.lacking(own)
-		some := int64(0)
-		if (len(o.Queue) == 0 || lacking >= n) && !shut && kind != message.Hold {
-			some = room(n)
-			if kind == message.Pool && some > 0 {
-				some = o.atOnce(sharerOf(ids[0]), some, capacity, joins)
-			}
-		}
-		switch {
-		case some == n || kind == message.Pool && some > 0:
-			for _, id := range ids[:some] {
-				o.grant(id, ttl)
-			}
-			if kind == message.Pool {
-				request = message.Permits(ttl, ids[0])
-			}
-			delete(o.Queue, request) // who has a minimum can be served out of turn
-			out.Granted = append(out.Granted, ids[:some]...)
-		case kind == message.Pool:
-			asked = o.enqueue(&out, message.Permits(ttl, ids[0]), ids[0], n, x.MaxWaiting) || asked
-		case kind == message.Wait && n <= capacity:
-			asked = o.enqueue(&out, request, ids[0], n, x.MaxWaiting) || asked
-		default:
-			out.Refused = append(out.Refused, ids[0])
-		}
-	}
-	for _, id := range x.Waits {
-		ask(message.Wait, message.Permits(x.TTLMillis, id))
-	}
-	for _, id := range x.Tries {
-		ask(message.Try, message.Permits(x.TTLMillis, id))
-	}
-	for _, a := range x.Ask {
-		ask(a.Kind, a.Request)
-	}
-	if asked && !shut {
-		out.Granted = append(out.Granted, o.pump(capacity, own)...)
-	}
-	look, fresh := int64(0), false
-	if len(o.Queue) > 0 && !shut {
-		look, fresh = o.askLook(own)
-	}
-	movesOn := !shut && !o.awaitsLook()
-	if movesOn && len(o.Queue) > 0 && (asked && before == 0 || fresh) {
-		for i, sharer := range o.largest() {
-			if int64(i) < oracleTold {
-				o.push(sessionOf(sharer), "w "+sharer)
-			}
-		}
-	}
-
-	waiting := int64(len(o.Queue))
-	answers := false
-	if x.Offered > 0 && waiting > 0 && movesOn {
-		o.forgetPromises()
-		unpromised := -int64(len(o.Promises))
-		for _, w := range o.inNeed() {
-			if w.sharer != x.Offerer {
-				unpromised += w.wants
-			}
-		}
-		n := min(int64(x.Offered), max(0, unpromised), o.share(x.Offerer))
-		if lacking, ok := o.lacking(own); ok {
-			n = min(n, max(0, -lacking))
-		}
-		for range n {
-			o.promise(x.Offerer, o.now, " o")
-		}
-		answers = n > 0
-	}
-	if waiting+int64(len(o.Promises)) > 0 && movesOn {
-		o.balance(capacity)
-	}
-	if answers {
-		out.Promised = o.tally(x.Offerer)
-	}
-	if out.Waiting = waiting; waiting > 0 {
-		switch first := byScore(o.Permits); {
-		case shut && o.num("early") > o.now:
-			out.Wake = o.num("early")
-		case shut:
-			out.Wake = o.gate
-		case len(first) > 0:
-			out.Wake = o.Permits[first[0]]
-		}
-		if !shut && o.free(capacity) > 0 && o.calm() > o.now {
-			out.Wake = o.calm()
-		}
-		if look > 0 && (out.Wake == 0 || look < out.Wake) {
-			out.Wake = look
-		}
-	}
-	out.Free = max(0, o.free(capacity))
-	o.end()
-	return out, nil
 }
 
-// enqueue puts a request behind all others of its rank, and reports whether the queue is another now. What it waits for already, it keeps its turn for.
-func (o *oracle) enqueue(out *message.Exchanged, request, id string, n int64, most int) bool {
-	old, waits := o.Queue[request]
-	if !waits && most > 0 && len(o.Queue) >= most && !isShared(id) {
-		out.Crowded = append(out.Crowded, id)
-		return false
+// room returns how many of n permits are free for the session. If too few are, it looks for leases
+// that have expired.
+func (e *exchange) room(n int64) int64 {
+	if !e.expired && e.grantable(n, e.free(e.capacity), e.own) < n {
+		e.expired = true
+		e.expireLeases(e.own)
 	}
-	turn, rank := old%oracleRank/oracleWants, o.rank(id)
+	return e.grantable(n, e.free(e.capacity), e.own)
+}
+
+func (e *exchange) askAll() {
+	for _, id := range e.x.Waits {
+		e.grantOrQueue(message.Wait, message.Permits(e.x.TTLMillis, id))
+	}
+	for _, id := range e.x.Tries {
+		e.grantOrQueue(message.Try, message.Permits(e.x.TTLMillis, id))
+	}
+	for _, r := range e.x.Requests {
+		e.grantOrQueue(r.Kind, r.Permits)
+	}
+}
+
+// grantOrQueue grants a request, queues it or refuses it.
+func (e *exchange) grantOrQueue(kind message.Kind, request string) {
+	joins := kind == message.Join
+	if joins {
+		kind = message.Pool
+	}
+	ttl, ids := parsed(request)
+	n := int64(len(ids))
+	var held []string
+	for _, id := range ids {
+		if e.isQuarantined(id) {
+			e.out.Refused = append(e.out.Refused, ids[0])
+			return
+		}
+		if _, ok := e.Permits[id]; ok {
+			held = append(held, id)
+		}
+	}
+	if len(held) == len(ids) || len(held) > 0 && kind == message.Pool { // it is repeated
+		for _, id := range held {
+			e.Permits[id] = e.now + ttl
+		}
+		e.out.Granted = append(e.out.Granted, held...)
+		return
+	}
+	if len(held) > 0 { // an operator has removed the others
+		e.out.Refused = append(e.out.Refused, ids[0])
+		return
+	}
+	lacks, _ := e.minLacks(e.own)
+	some := int64(0)
+	if (len(e.Queue) == 0 || lacks >= n) && !e.paused && kind != message.Hold {
+		some = e.room(n)
+		if kind == message.Pool && some > 0 {
+			some = e.atOnce(poolOf(ids[0]), some, e.capacity, joins)
+		}
+	}
+	switch {
+	case some == n || kind == message.Pool && some > 0:
+		for _, id := range ids[:some] {
+			e.grant(id, ttl)
+		}
+		if kind == message.Pool {
+			request = message.Permits(ttl, ids[0])
+		}
+		delete(e.Queue, request) // a minimum is served out of turn
+		e.out.Granted = append(e.out.Granted, ids[:some]...)
+	case kind == message.Pool:
+		e.enqueue(message.Permits(ttl, ids[0]), ids[0], n)
+	case kind == message.Wait && n <= e.capacity:
+		e.enqueue(request, ids[0], n)
+	default:
+		e.out.Refused = append(e.out.Refused, ids[0])
+	}
+}
+
+// enqueue puts a request behind all others of its rank. A request that waits already keeps its
+// turn.
+func (e *exchange) enqueue(request, id string, n int64) {
+	old, waits := e.Queue[request]
+	most := e.x.MaxWaiting
+	if !waits && most > 0 && len(e.Queue) >= most && !isPooled(id) {
+		e.out.Crowded = append(e.out.Crowded, id)
+		return
+	}
+	turn, rank := old%oracleRank/oracleWants, e.rank(id)
 	if !waits || rank == oracleLevels && old/oracleRank > oracleLevels {
-		turn = o.seq()
+		turn = e.seq()
 	}
-	o.Queue[request] = rank*oracleRank + turn*oracleWants + min(n, oracleWants) - 1
-	return o.Queue[request] != old
+	e.Queue[request] = rank*oracleRank + turn*oracleWants + min(n, oracleWants) - 1
+	e.changed = e.changed || e.Queue[request] != old
 }
 
-// rank: what a minimum lacks goes first, then those who hold nothing, then those who hold least for their weight.
+// rank puts first what a minimum lacks, then pools that hold nothing, then those that hold least
+// for their weight.
 func (o *oracle) rank(id string) int64 {
-	if lacking, _ := o.lacking(sessionOf(id)); lacking > 0 {
+	if lacks, _ := o.minLacks(sessionOf(id)); lacks > 0 {
 		return 0
 	}
-	if held := o.Held[sharerOf(id)]; isShared(id) && held > 0 {
+	if held := o.Held[poolOf(id)]; isPooled(id) && held > 0 {
 		return min(8191, oracleLevels+max(1, oracleLevels*held/weightOf(id)))
 	}
 	return oracleLevels
+}
+
+// answerOffer promises what a pool offers, and reports whether anyone needs some of it.
+func (e *exchange) answerOffer() bool {
+	e.forgetPromises()
+	unpromised := -int64(len(e.Promises))
+	for _, w := range e.waitersInNeed() {
+		if w.pool != e.x.Offerer {
+			unpromised += w.wants
+		}
+	}
+	n := min(int64(e.x.Offered), max(0, unpromised), e.keptBy(e.x.Offerer))
+	if lacks, ok := e.minLacks(e.own); ok {
+		n = min(n, max(0, -lacks))
+	}
+	for range n {
+		e.promise(e.x.Offerer, e.now, " o")
+	}
+	return n > 0
+}
+
+// wakeAt returns when the session has to ask again, as long as requests wait.
+func (e *exchange) wakeAt(look int64) (at int64) {
+	switch first := byScore(e.Permits); {
+	case e.paused && e.num("early") > e.now:
+		at = e.num("early")
+	case e.paused:
+		at = e.pausedUntil
+	case len(first) > 0:
+		at = e.Permits[first[0]]
+	}
+	if !e.paused && e.free(e.capacity) > 0 && e.calmUntil() > e.now {
+		at = e.calmUntil()
+	}
+	if look > 0 && (at == 0 || look < at) {
+		at = look
+	}
+	return at
 }

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -16,40 +15,39 @@ import (
 	"github.com/alicebob/miniredis/v2"
 	"github.com/alicebob/miniredis/v2/server"
 	"github.com/redis/go-redis/v9"
-
-	"github.com/passbuddy/passbuddy/internal/throwaway"
 )
 
-// A place is where the scripts run, and where their clock can be set.
+// A place is where the scripts run, and where the model sets their clock.
 type place interface {
 	redis.Scripter
-	restart()              // everything is forgotten, nobody is subscribed
-	setTime(ms int64)      // what the clock shows at the next script, or a little later: see late
-	late() int64           // ms by which the clock may have gone on when a script reads it
-	do(args ...any) error  // a command of somebody else
-	listen(session string) // subscribes a session to its pushes
-	deafen(session string)
-	listeners() []string
-	pushed() []push // all since it was asked last
+	restart()             // forgets everything; no session is subscribed
+	setTime(ms int64)     // what the clock shows when the next script begins
+	late() int64          // ms by which the clock may run on before the script reads it
+	do(args ...any) error // runs a command that is not of a session
+	subscribe(session string)
+	unsubscribe(session string)
+	listeners() []string // the sessions that are subscribed
+	pushed() []push      // all since the last time
 	load() (*state, error)
 	sharded() bool
 }
 
-// rawState is what both places read a state from.
+// A rawState holds what a place has read, by the key's number.
 type rawState struct {
 	sets   [15]map[string]float64
 	hashes [15]map[string]string
 }
 
-// The kinds of keys, in the order of Keys.
+// kindsOfKeys says of each key, in the order of Keys, whether it is a sorted set or a hash.
 const kindsOfKeys = "zzhzhzzhhzhhhhz"
 
 func (r *rawState) state() *state {
 	return &state{
-		Permits: whole(r.sets[0]), Queue: whole(r.sets[1]), Meta: r.hashes[2], Sessions: whole(r.sets[3]), Info: r.hashes[4],
-		Capacities: whole(r.sets[5]), Shares: r.sets[6], Held: counts(r.hashes[7]), Debts: counts(r.hashes[8]),
-		Promises: whole(r.sets[9]), Reserves: counts(r.hashes[10]), Backends: r.hashes[11], Quarantine: r.hashes[12],
-		Recalls: counts(r.hashes[13]), Moves: whole(r.sets[14]),
+		Permits: whole(r.sets[0]), Queue: whole(r.sets[1]), Meta: r.hashes[2],
+		Sessions: whole(r.sets[3]), Info: r.hashes[4], Capacities: whole(r.sets[5]),
+		Levels: r.sets[6], Held: counts(r.hashes[7]), Debts: counts(r.hashes[8]),
+		Promises: whole(r.sets[9]), Reserves: counts(r.hashes[10]), Backends: r.hashes[11],
+		Quarantine: r.hashes[12], Recalls: counts(r.hashes[13]), Moves: whole(r.sets[14]),
 	}
 }
 
@@ -66,17 +64,15 @@ func counts(fields map[string]string) map[string]int64 {
 	for name, text := range fields {
 		n, err := strconv.ParseInt(text, 10, 64)
 		if err != nil {
-			n = -1 << 40 // nothing that the oracle expects
+			n = -1 << 40 // the oracle never expects that
 		}
 		out[name] = n
 	}
 	return out
 }
 
-var allScripts = []*redis.Script{exchangeScript, renewScript, leaveScript, capacityScript, snapshotScript, recordScript, goneScript}
-
-// inProcess is a miniredis that is called without a connection, for a million steps in minutes. Most of what a step takes is miniredis making
-// a Lua state for it.
+// inProcess is a miniredis that is called without a connection. A million steps take minutes. Most
+// of that time goes into the Lua state that miniredis makes for each script.
 type inProcess struct {
 	redis.Scripter
 	mini  *miniredis.Miniredis
@@ -101,9 +97,11 @@ func newInProcess(t testing.TB, k Keys) place {
 		_ = c.Close()
 		p.mini.Close()
 	})
-	for _, text := range []string{plain + memoryText + common + exchangeText, memoryText + common + renewText, memoryText + common + leaveText,
-		memoryText + common + capacityText, common + snapshotText, memoryText + common + recordText,
-		memoryText + common + goneText} {
+	for _, text := range []string{
+		plain + memoryText + common + exchangeText, memoryText + common + renewText,
+		memoryText + common + leaveText, memoryText + common + capacityText, common + snapshotText,
+		memoryText + common + recordText, memoryText + common + goneText,
+	} {
 		if err := p.do("SCRIPT", "LOAD", text+closing); err != nil {
 			t.Fatal(err)
 		}
@@ -111,7 +109,7 @@ func newInProcess(t testing.TB, k Keys) place {
 	return p
 }
 
-// hear takes what is published, in order.
+// hear notes what the scripts publish, in that order.
 func (p *inProcess) hear(c *server.Peer, cmd string, args ...string) bool {
 	if cmd != "PUBLISH" {
 		return false
@@ -137,7 +135,7 @@ func (p *inProcess) dispatch(args ...any) (any, error) {
 	return asClient(v), err
 }
 
-// asClient gives a reply the types that go-redis would.
+// asClient gives a reply the types that go-redis would give it.
 func asClient(v any) any {
 	switch v := v.(type) {
 	case int:
@@ -154,7 +152,9 @@ func asClient(v any) any {
 	return v
 }
 
-func (p *inProcess) EvalSha(ctx context.Context, sha string, keys []string, args ...any) *redis.Cmd {
+func (p *inProcess) EvalSha(
+	ctx context.Context, sha string, keys []string, args ...any,
+) *redis.Cmd {
 	cmd := redis.NewCmd(ctx)
 	words := []any{"EVALSHA", sha, len(keys)}
 	for _, k := range keys {
@@ -177,13 +177,13 @@ func (p *inProcess) restart() {
 	p.heard = nil
 }
 
-func (p *inProcess) setTime(ms int64)       { p.mini.SetTime(time.UnixMilli(ms)) }
-func (p *inProcess) late() int64            { return 0 }
-func (p *inProcess) do(args ...any) error   { _, err := p.dispatch(args...); return err }
-func (p *inProcess) listen(session string)  { p.sub.Subscribe(p.keys.Channel(session)) }
-func (p *inProcess) deafen(session string)  { p.sub.Unsubscribe(p.keys.Channel(session)) }
-func (p *inProcess) sharded() bool          { return false }
-func (p *inProcess) pushed() (heard []push) { heard, p.heard = p.heard, nil; return heard }
+func (p *inProcess) setTime(ms int64)           { p.mini.SetTime(time.UnixMilli(ms)) }
+func (p *inProcess) late() int64                { return 0 }
+func (p *inProcess) do(args ...any) error       { _, err := p.dispatch(args...); return err }
+func (p *inProcess) subscribe(session string)   { p.sub.Subscribe(p.keys.Channel(session)) }
+func (p *inProcess) unsubscribe(session string) { p.sub.Unsubscribe(p.keys.Channel(session)) }
+func (p *inProcess) sharded() bool              { return false }
+func (p *inProcess) pushed() (heard []push)     { heard, p.heard = p.heard, nil; return heard }
 
 func (p *inProcess) listeners() (sessions []string) {
 	for _, c := range p.sub.Channels() {
@@ -197,8 +197,8 @@ func (p *inProcess) load() (*state, error) {
 	for i, key := range p.keys.all {
 		if kindsOfKeys[i] == 'z' {
 			raw.sets[i] = make(map[string]float64)
-			set, _ := p.mini.SortedSet(key) // an error is that it is not there
-			maps.Copy(raw.sets[i], set)     // for it is miniredis's own
+			set, _ := p.mini.SortedSet(key) // an error says that it is not there
+			maps.Copy(raw.sets[i], set)     // the set is miniredis's own
 			continue
 		}
 		raw.hashes[i] = make(map[string]string)
@@ -209,186 +209,5 @@ func (p *inProcess) load() (*state, error) {
 	}
 	s := raw.state()
 	s.setSkew(s.num("skew"))
-	return s, nil
-}
-
-// realServer is a Redis of its own. Its clock cannot be set; but the scripts' clock is the server's less `skew`, so before each script a
-// setter gives skew the value by which they see the time of the model. It may have gone on by a few milliseconds then.
-type realServer struct {
-	redis.Scripter
-	t      testing.TB
-	client *redis.Client
-	keys   Keys
-	sub    *redis.PubSub
-	subbed map[string]bool
-	heard  []push
-	time   int64
-	skew   int64 // of the model
-	off    int64 // the server's time less the model's, when a script last ran
-	major  int
-}
-
-var setter = redis.NewScript(`
-local t = redis.call('TIME')
-local off = t[1] * 1000 + math.floor(t[2] / 1000) - ARGV[1]
-redis.call('HSET', KEYS[3], 'skew', string.format('%.0f', off + ARGV[2]))
-return off`)
-
-func newRealServer(t testing.TB, k Keys) place {
-	r, err := throwaway.StartRedis(t.Context(), throwaway.RedisOptions{})
-	if errors.Is(err, throwaway.ErrNotFound) {
-		t.Skip("Redis is not installed (scripts/setup.sh --need redis): ", err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &realServer{t: t, client: redis.NewClient(r.Options()), keys: k, subbed: make(map[string]bool)}
-	t.Cleanup(func() {
-		if p.sub != nil {
-			_ = p.sub.Close()
-		}
-		_ = p.client.Close()
-		if err := r.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
-	for _, s := range append(allScripts, setter) {
-		if err := s.Load(t.Context(), p.client).Err(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	info, err := p.client.Info(t.Context(), "server").Result()
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, version, _ := strings.Cut(info, "redis_version:")
-	major, _, _ := strings.Cut(version, ".")
-	if p.major, err = strconv.Atoi(major); err != nil {
-		t.Fatalf("what version is %.20q?", version)
-	}
-	p.restart()
-	return p
-}
-
-func (p *realServer) EvalSha(ctx context.Context, sha string, keys []string, args ...any) *redis.Cmd {
-	pipe := p.client.Pipeline()
-	off := pipe.EvalSha(ctx, setter.Hash(), keys, p.time, p.skew)
-	cmd := pipe.EvalSha(ctx, sha, keys, args...)
-	_, _ = pipe.Exec(ctx) // each command has its own error
-	p.off, _ = off.Int64()
-	if err := off.Err(); err != nil {
-		cmd.SetErr(err)
-	}
-	return cmd
-}
-
-func (p *realServer) restart() {
-	if err := p.client.FlushAll(p.t.Context()).Err(); err != nil {
-		p.t.Fatal(err)
-	}
-	if p.sub != nil {
-		_ = p.sub.Close()
-	}
-	p.sub = p.client.Subscribe(p.t.Context(), "nothing")
-	if _, err := p.sub.Receive(p.t.Context()); err != nil {
-		p.t.Fatal(err)
-	}
-	p.subbed, p.heard, p.skew = make(map[string]bool), nil, 0
-}
-
-func (p *realServer) setTime(ms int64) { p.time = ms }
-func (p *realServer) late() int64      { return 20 }
-func (p *realServer) sharded() bool    { return p.major >= 7 }
-
-func (p *realServer) do(args ...any) error { return p.client.Do(p.t.Context(), args...).Err() }
-
-func (p *realServer) listen(session string) {
-	subscribe := p.sub.Subscribe
-	if p.sharded() {
-		subscribe = p.sub.SSubscribe
-	}
-	if err := subscribe(p.t.Context(), p.keys.Channel(session)); err != nil {
-		p.t.Fatal(err)
-	}
-	p.subbed[session] = true
-	p.drain()
-}
-
-func (p *realServer) deafen(session string) {
-	unsubscribe := p.sub.Unsubscribe
-	if p.sharded() {
-		unsubscribe = p.sub.SUnsubscribe
-	}
-	if err := unsubscribe(p.t.Context(), p.keys.Channel(session)); err != nil {
-		p.t.Fatal(err)
-	}
-	delete(p.subbed, session)
-	p.drain()
-}
-
-func (p *realServer) listeners() (sessions []string) {
-	for s := range p.subbed {
-		sessions = append(sessions, s)
-	}
-	return sessions
-}
-
-// drain reads what was published up to now: all that comes before the answer to a ping.
-func (p *realServer) drain() {
-	if err := p.sub.Ping(p.t.Context()); err != nil {
-		p.t.Fatal(err)
-	}
-	for {
-		m, err := p.sub.Receive(p.t.Context())
-		if err != nil {
-			p.t.Fatal(err)
-		}
-		switch m := m.(type) {
-		case *redis.Message:
-			p.heard = append(p.heard, push{strings.TrimPrefix(m.Channel, p.keys.push), m.Payload})
-		case *redis.Pong:
-			return
-		}
-	}
-}
-
-func (p *realServer) pushed() (heard []push) {
-	p.drain()
-	heard, p.heard = p.heard, nil
-	return heard
-}
-
-func (p *realServer) load() (*state, error) {
-	pipe := p.client.Pipeline()
-	ctx := p.t.Context()
-	var sets [15]*redis.ZSliceCmd
-	var hashes [15]*redis.MapStringStringCmd
-	for i, key := range p.keys.all {
-		if kindsOfKeys[i] == 'z' {
-			sets[i] = pipe.ZRangeWithScores(ctx, key, 0, -1)
-		} else {
-			hashes[i] = pipe.HGetAll(ctx, key)
-		}
-	}
-	if _, err := pipe.Exec(ctx); err != nil {
-		return nil, err
-	}
-	var raw rawState
-	for i := range p.keys.all {
-		if kindsOfKeys[i] == 'h' {
-			raw.hashes[i] = hashes[i].Val()
-			continue
-		}
-		raw.sets[i] = make(map[string]float64)
-		for _, z := range sets[i].Val() {
-			raw.sets[i][z.Member.(string)] = z.Score
-		}
-	}
-	s := raw.state()
-	p.skew = 0
-	if _, ok := s.Meta["skew"]; ok {
-		p.skew = s.num("skew") - p.off
-	}
-	s.setSkew(p.skew)
 	return s, nil
 }

@@ -1,20 +1,17 @@
 package redisscript
 
 import (
-	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/passbuddy/passbuddy/internal/core"
-	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// The part of the model that is connection pools, as package allotment makes them, and the Postgres backends
-// under their permits.
+// The part of the model that is connection pools, as package allotment has them.
 
-// A pool holds permits, and gives back what it is asked for: at once, after a while, or when a step says so.
+// A pool holds permits, and gives back what is recalled: at once, after a while, or when a step
+// says so.
 type pool struct {
 	core core.Pool
 	want int
@@ -32,7 +29,7 @@ func (t *trial) newPool(s *session) {
 	}
 }
 
-// ask says what a pool wants.
+// ask says how many more permits a pool wants.
 func (t *trial) ask(s *session, p *pool, n int) {
 	p.want = n
 	t.say("%s asks for %d more", shownPool(s, p), n)
@@ -43,7 +40,7 @@ func shownPool(s *session, p *pool) string {
 	return fmt.Sprintf("pool %d of %s", 1+slices.Index(s.pools, p), s.name)
 }
 
-// tellAll tells pools what the core wants them to be told, in that order.
+// tellAll tells the pools what the core wants them to be told, in that order.
 func (t *trial) tellAll(s *session) {
 	events := s.events
 	s.events, s.delivering = nil, false
@@ -52,10 +49,10 @@ func (t *trial) tellAll(s *session) {
 	}
 }
 
-// untilTold is how long that takes: another goroutine does it.
+// untilTold is how long it takes until pools are told: another goroutine tells them.
 func (t *trial) untilTold(s *session) time.Duration {
-	if t.plan.lazy && !t.calm {
-		return lateness(s, t.now)
+	if t.plan.lateTimers && !t.faultless {
+		return lateness(t.now)
 	}
 	return 0
 }
@@ -78,7 +75,7 @@ func (t *trial) tell(s *session, e core.Event) {
 		}
 		if t.plan.fence {
 			for _, granted := range e.Permits {
-				if s.random.IntN(10) < 7 || t.plan.deaf {
+				if s.random.IntN(10) < 7 || t.plan.looks {
 					t.connect(s, granted.Owner.(*permit))
 				}
 			}
@@ -92,7 +89,7 @@ func (t *trial) tell(s *session, e core.Event) {
 	case core.Told:
 		n := 0
 		t.step(s, func(c *core.Core, _ time.Duration) { n = c.Hear(e) })
-		t.checkHeard(s, p, n)
+		t.checkHeard(s, p, e.Epoch, n)
 		t.recall(s, p, n, e.After)
 	case core.Forget:
 		anew := false
@@ -108,7 +105,7 @@ func (t *trial) tell(s *session, e core.Event) {
 	}
 }
 
-// recall takes what is recalled from a pool; below zero, recalls are withdrawn.
+// recall takes n recalls; below zero, so many are withdrawn.
 func (t *trial) recall(s *session, p *pool, n int, after time.Duration) {
 	p.owed = max(0, min(p.owed+n, p.core.Held()))
 	if n <= 0 {
@@ -116,7 +113,7 @@ func (t *trial) recall(s *session, p *pool, n int, after time.Duration) {
 	}
 	t.say("%s is to give %d, after %v; owes %d", shownPool(s, p), n, after, p.owed)
 	switch s.random.IntN(4) {
-	case 0: // when a step says so, or at the end
+	case 0: // it gives when a step says so, or at the end
 	case 1:
 		t.at(t.now+after+80*time.Millisecond, s, func() { t.pay(s, p) })
 	default:
@@ -133,9 +130,11 @@ func (t *trial) pay(s *session, p *pool) {
 	p.owed = 0
 }
 
-// ofPool are the permits in one of those states that a pool was told of.
+// ofPool lists the permits in one of those states of which a pool was told.
 func (s *session) ofPool(p *pool, states ...core.State) []*permit {
-	return slices.DeleteFunc(s.mine(&p.core, states...), func(held *permit) bool { return !held.told })
+	return slices.DeleteFunc(s.owned(&p.core, states...), func(held *permit) bool {
+		return !held.told
+	})
 }
 
 // give gives a permit back whose connection has ended.
@@ -150,7 +149,7 @@ func (t *trial) give(s *session, p *pool, held *permit) {
 	t.dropped(s, held.ID)
 }
 
-// giveAll gives back what a pool holds and has lost, and what it waits for.
+// giveAll gives back what a pool holds or has lost. The pool wants nothing more.
 func (t *trial) giveAll(s *session, p *pool) {
 	if p.want > 0 {
 		t.ask(s, p, 0)
@@ -160,145 +159,10 @@ func (t *trial) giveAll(s *session, p *pool) {
 	}
 }
 
-// closePool is the end of a pool, whose owner gives everything back and may be away when the heartbeat comes.
+// closePool ends a pool, which gives everything back.
 func (t *trial) closePool(s *session, p *pool) {
 	t.say("%s is closed", shownPool(s, p))
 	p.gone = true
 	t.giveAll(s, p)
 	t.step(s, func(c *core.Core, now time.Duration) { c.ClosePool(now, &p.core) })
-}
-
-// A backend is a connection of Postgres.
-type backend struct {
-	tag      string // "<pid> <start> <server>"
-	recorded bool   // its pool was told that Redis knows of it
-}
-
-// connect opens a connection under a permit whose former one has ended. If that one was recorded, it is
-// recorded first that there is none any more.
-func (t *trial) connect(s *session, p *permit) {
-	if p.connecting {
-		return
-	}
-	delete(t.postgres, p.ID)
-	text, held := "", false
-	t.step(s, func(c *core.Core, _ time.Duration) { text, held = c.ClearBackend(&p.Permit) })
-	switch {
-	case !held:
-	case text == "":
-		t.dial(s, p)
-	default:
-		p.connecting = true
-		t.record(s, p, text, func(err error) {
-			p.connecting = false
-			if err == nil {
-				t.step(s, func(c *core.Core, _ time.Duration) { c.BackendCleared(&p.Permit, text) })
-				p.vacated = true
-				t.dial(s, p)
-			}
-		})
-	}
-}
-
-// dial opens a connection, and records it. Without that it is closed.
-func (t *trial) dial(s *session, p *permit) {
-	if s.local(t.now) >= p.TrustedUntil() {
-		return
-	}
-	t.pids++
-	b := &backend{tag: fmt.Sprintf("%d %d %d", 100+t.pids, t.clock(), modelStart)}
-	t.postgres[p.ID] = b
-	t.say("%s opens %s under %s", s.name, b.tag, p.ID)
-	text, held := "", false
-	t.step(s, func(c *core.Core, _ time.Duration) { text, held = c.RecordBackend(&p.Permit, b.tag) })
-	if !held {
-		t.failf("%s trusts %s, and may not cover a backend by it", s.name, p.ID)
-	}
-	p.covered, p.vacated, p.connecting = true, false, true
-	t.record(s, p, text, func(err error) {
-		p.connecting = false
-		switch {
-		case t.postgres[p.ID] != b:
-		case err != nil:
-			delete(t.postgres, p.ID)
-		default:
-			b.recorded = true
-		}
-	})
-}
-
-// record has Redis told what is known of the backend under a permit.
-func (t *trial) record(s *session, p *permit, text string, then func(error)) {
-	l := t.luckOf(s, "record")
-	t.sayLuck(s, "a record", l)
-	epoch, expected := s.core.Epoch(), t.expected(s)
-	var err error
-	run := func() {
-		err = t.mark(s, epoch, expected, p.ID, text)
-		if l.fate == doubled && err == nil {
-			t.twice(func() { err = t.mark(s, epoch, expected, p.ID, text) })
-		}
-	}
-	answered := func() {
-		switch {
-		case errors.Is(err, message.ErrNotHeld):
-			t.step(s, func(c *core.Core, now time.Duration) { c.NotHeld(now, &p.Permit) })
-		case errors.Is(err, message.ErrGone):
-			t.step(s, func(c *core.Core, _ time.Duration) { c.BeatSoon() })
-		}
-		then(err)
-	}
-	t.send(s, l, t.plan.ttl/4, run, answered, then)
-}
-
-// reap ends backends for others, or looks for them. Of some it does not get through to the server.
-func (t *trial) reap(s *session, fx core.Effects) {
-	if len(fx.End) > 0 {
-		t.at(t.now+t.plan.roundTrip, s, func() {
-			gone := make([]bool, len(fx.End))
-			for i, r := range fx.End {
-				if stuck := strings.HasSuffix(strings.Fields(r.Tag)[0], "3"); stuck && !t.calm {
-					continue
-				}
-				gone[i] = true
-				if b := t.postgres[r.ID]; b != nil && strings.HasPrefix(b.tag, r.Tag+" ") {
-					t.say("%s ends backend %s under %s", s.name, r.Tag, r.ID)
-					delete(t.postgres, r.ID)
-				}
-			}
-			t.step(s, func(c *core.Core, now time.Duration) { c.Ended(now, fx.End, gone) })
-		})
-	}
-	if len(fx.Look) > 0 {
-		var ids, records []string
-		for _, r := range fx.Look {
-			if b := t.postgres[r.ID]; b == nil || b.tag != r.Tag {
-				ids, records = append(ids, r.ID), append(records, r.Text)
-			}
-		}
-		looked := func() { t.step(s, func(c *core.Core, _ time.Duration) { c.Looked() }) }
-		if len(ids) == 0 {
-			t.soon(s, looked)
-			return
-		}
-		l := t.luckOf(s, "look")
-		t.sayLuck(s, "what it saw", l)
-		expected := t.expected(s)
-		run := func() {
-			t.freeGone(s, fx.LookEpoch, expected, ids, records)
-			if l.fate == doubled {
-				t.twice(func() { t.freeGone(s, fx.LookEpoch, expected, ids, records) })
-			}
-		}
-		t.send(s, l, t.plan.ttl, run, looked, func(error) { looked() })
-	}
-}
-
-// endsAll ends the connections of a session.
-func (t *trial) endsAll(s *session) {
-	for _, id := range keysInOrder(t.postgres) {
-		if sessionOf(id) == s.name {
-			delete(t.postgres, id)
-		}
-	}
 }

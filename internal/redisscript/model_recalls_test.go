@@ -8,141 +8,101 @@ import (
 	"strings"
 )
 
-// The part of the oracle that says who is granted what is free, who is asked to give a permit back, and when.
+// The part of the oracle for recalls.lua: which pool gives a permit back, to whom, and when.
 
-// learn takes what a move was measured to cost.
-func (o *oracle) learn(session string, cost int64) {
+// learnMove takes what a session has measured a move to cost, in microseconds; 0 is nothing new.
+func (o *oracle) learnMove(session string, cost int64) {
 	if cost > 0 {
-		maps.DeleteFunc(o.Moves, func(sharer string, _ int64) bool { return sessionOf(sharer) == session })
-		known := o.pace("move", cost, oracleSlowest)
-		o.setNum("move", int64(math.Floor(float64(known)+float64(min(cost, oracleSlowest)-known)/8)))
+		maps.DeleteFunc(o.Moves, func(pool string, _ int64) bool {
+			return sessionOf(pool) == session
+		})
+		known := o.readMeta("move", cost, oracleSlowest)
+		smoothed := float64(known) + float64(min(cost, oracleSlowest)-known)/8
+		o.setNum("move", int64(math.Floor(smoothed)))
 	}
 }
 
-func (o *oracle) pace(field string, otherwise, most int64) int64 {
-	if _, ok := o.Meta[field]; !ok || o.num(field) > most {
-		return otherwise
-	}
-	return o.num(field)
+// promise recalls a permit. kind is "", " t" for a turn of rotation, or " o" for one that its pool
+// has offered.
+func (o *oracle) promise(pool string, due int64, kind string) {
+	name := fmt.Sprintf("%d %s%s", o.seq(), pool, kind)
+	moves := 3 * float64(o.readMeta("move", oracleMove, oracleSlowest)) / 1000
+	o.Promises[name] = int64(math.Floor(float64(due+oraclePromise) + moves))
+	o.owe(pool, 1)
 }
 
-// note notes an event of a row, which ends with a span without one.
-func (o *oracle) note(row string, span int64) {
-	if o.now-o.pace(row, 0, o.now) > span {
-		o.setNum(row+"0", o.now)
-	}
-	o.setNum(row, o.now)
-}
-
-func (o *oracle) goesOnUntil(row string, span int64) int64 {
-	return min(o.pace(row, 0, o.now)+span, o.pace(row+"0", 0, o.now)+oracleJoining)
-}
-
-func (o *oracle) young() int64 { return o.goesOnUntil("young", oracleYoung) }
-func (o *oracle) calm() int64  { return max(o.goesOnUntil("calm", oracleCalm), o.young()) }
-
-// atOnce is how many of n permits a pool may have before the calm is over: up to its even part.
-func (o *oracle) atOnce(sharer string, n, capacity int64, joins bool) int64 {
-	if joins {
-		o.note("calm", oracleCalm)
-	} else if o.calm() <= o.now {
-		return n
-	}
-	if n == 1 && o.Held[sharer] == 0 {
-		return n
-	}
-	sum := int64(0)
-	for session := range o.Sessions {
-		sum += weightOf(session)
-	}
-	lacking, _ := o.lacking(sessionOf(sharer))
-	part := max(1, capacity*weightOf(sharer)/max(1, sum))
-	if o.young() > o.now {
-		part = 1
-	}
-	return min(n, max(0, part-o.Held[sharer], lacking))
-}
-
-// heldBack reports whether a pool's request waits for the end of the calm.
-func (o *oracle) heldBack(id string, capacity int64) bool {
-	return isShared(id) && o.calm() > o.now && o.atOnce(sharerOf(id), 1, capacity, false) == 0
-}
-
-// promise recalls a permit; kind is "", " t" for a turn, or " o" for one that was offered.
-func (o *oracle) promise(sharer string, due int64, kind string) {
-	name := fmt.Sprintf("%d %s%s", o.seq(), sharer, kind)
-	o.Promises[name] = int64(math.Floor(float64(due+oraclePromise) + 3*float64(o.pace("move", oracleMove, oracleSlowest))/1000))
-	o.indebt(sharer, 1)
-}
-
-// keepPromise ends the first promise that rests on a sharer.
-func (o *oracle) keepPromise(sharer string) {
+// fulfilPromise ends the first promise that rests on a pool.
+func (o *oracle) fulfilPromise(pool string) {
 	for _, name := range byScore(o.Promises) {
-		if strings.Fields(name)[1] == sharer {
+		if strings.Fields(name)[1] == pool {
 			delete(o.Promises, name)
 			return
 		}
 	}
 }
 
-// withdrawPromise takes a promise back.
+// withdrawPromise takes a promise back, and its recall with it.
 func (o *oracle) withdrawPromise(name string) {
 	fields := strings.Fields(name)
 	delete(o.Promises, name)
 	if o.Debts[fields[1]] == 0 {
 		return
 	}
-	o.indebt(fields[1], -1)
+	o.owe(fields[1], -1)
 	if strings.HasSuffix(name, " t") {
-		length, _ := o.cycle(o.capacity)
-		turn := o.pace("turn", 0, o.now+oracleFar)
-		o.setNum("turn", max(0, turn-max(1, int64(math.Floor(length/float64(max(1, o.capacity)))))))
+		turn := o.readMeta("turn", 0, o.now+oracleFar)
+		o.setNum("turn", max(0, turn-o.turnLength(o.capacity)))
 	}
-	o.tell(fields[1], 0)
+	o.pushRecalls(fields[1], 0)
 }
 
-func (o *oracle) tell(sharer string, delay int64) {
-	t := o.tally(sharer)
-	o.push(sessionOf(sharer), fmt.Sprintf("b %s %s %d %d %d", o.epoch, sharer, t.Recalled, t.Withdrawn, delay))
-}
-
-func (o *oracle) indebt(sharer string, n int64) {
-	if n > 0 {
-		o.Recalls["+"+sharer]++
-	} else {
-		o.Recalls["-"+sharer]++
-	}
-	o.add(o.Debts, sharer, n)
-	o.place(sharer, o.Held[sharer]-o.Debts[sharer])
-	o.reckon(sessionOf(sharer), -n)
-}
-
+// forgetPromises ends promises that were not kept in time.
 func (o *oracle) forgetPromises() {
 	maps.DeleteFunc(o.Promises, func(_ string, expiry int64) bool { return expiry <= o.now })
 }
 
-// largest lists the sharers that can give a permit, of the highest level first.
-func (o *oracle) largest() []string {
-	all := byScore(o.Shares)
+// pushRecalls tells a pool the tally of its recalls.
+func (o *oracle) pushRecalls(pool string, delay int64) {
+	t := o.tally(pool)
+	o.push(sessionOf(pool),
+		fmt.Sprintf("b %s %s %d %d %d", o.epoch, pool, t.Recalled, t.Withdrawn, delay))
+}
+
+// owe recalls a permit of a pool, or withdraws a recall: n is 1 or -1.
+func (o *oracle) owe(pool string, n int64) {
+	if n > 0 {
+		o.Recalls["+"+pool]++
+	} else {
+		o.Recalls["-"+pool]++
+	}
+	o.add(o.Debts, pool, n)
+	o.place(pool, o.Held[pool]-o.Debts[pool])
+	o.adjustMin(sessionOf(pool), -n)
+}
+
+// givers lists the pools that can give a permit, the one of the highest level first.
+func (o *oracle) givers() []string {
+	all := byScore(o.Levels)
 	slices.Reverse(all)
 	return all
 }
 
-// richest is the first of them whose session's minimum it would not break.
-func (o *oracle) richest() string {
-	for _, sharer := range o.largest() {
-		if lacking, ok := o.lacking(sessionOf(sharer)); ok && lacking >= 0 {
+// largestHolder returns the first giver whose session stays above its minimum, or "".
+func (o *oracle) largestHolder() string {
+	for _, pool := range o.givers() {
+		if lacks, ok := o.minLacks(sessionOf(pool)); ok && lacks >= 0 {
 			continue
 		}
-		if o.share(sharer) > 0 {
-			return sharer
+		if o.keptBy(pool) > 0 {
+			return pool
 		}
-		delete(o.Shares, sharer) // its counts were deleted
+		delete(o.Levels, pool) // an operator has deleted its counts
 	}
 	return ""
 }
 
-// drain asks the largest for what is held beyond the capacity, and was not asked back yet.
+// drain recalls what is held beyond the capacity and not recalled yet. It reports whether more than
+// the capacity is held.
 func (o *oracle) drain(capacity int64) (over bool) {
 	excess := -o.free(capacity)
 	over = excess > 0
@@ -150,50 +110,52 @@ func (o *oracle) drain(capacity int64) (over bool) {
 		excess -= debt
 	}
 	for ; over && excess > 0; excess-- {
-		holder := o.richest()
+		holder := o.largestHolder()
 		if holder == "" {
 			break
 		}
-		o.indebt(holder, 1)
-		o.tell(holder, 0)
+		o.owe(holder, 1)
+		o.pushRecalls(holder, 0)
 	}
 	return over
 }
 
 // A waiter is a request in the queue whose pool owes nothing.
 type waiter struct {
-	id, sharer string
+	id, pool   string
 	has, wants int64
 }
 
-func (o *oracle) inNeed() (out []*waiter) {
-	line := o.line()
-	for _, request := range line[:min(int(oracleLine), len(line))] {
+// waitersInNeed lists the waiters at the head of the queue.
+func (o *oracle) waitersInNeed() (out []*waiter) {
+	requests := o.queued()
+	for _, request := range requests[:min(int(oracleLine), len(requests))] {
 		_, ids := parsed(request)
 		w := &waiter{id: ids[0], wants: wants(o.Queue[request])}
-		if isShared(ids[0]) {
-			w.sharer = sharerOf(ids[0])
-			w.has = o.Held[w.sharer]
+		if isPooled(ids[0]) {
+			w.pool = poolOf(ids[0])
+			w.has = o.Held[w.pool]
 		}
-		if w.sharer == "" || o.Debts[w.sharer] == 0 {
+		if w.pool == "" || o.Debts[w.pool] == 0 {
 			out = append(out, w)
 		}
 	}
 	return out
 }
 
-// claim recalls a permit for a waiter, if it may have one of the largest.
+// claim recalls the n-th permit for a waiter, if the largest holder has to give one to it. left
+// counts the turns of rotation that may still begin.
 func (o *oracle) claim(w *waiter, n, capacity int64, left *int64) bool {
-	holder := o.richest()
-	if holder == "" || holder == w.sharer || w.sharer != "" && o.Debts[w.sharer] > 0 {
+	holder := o.largestHolder()
+	if holder == "" || holder == w.pool || w.pool != "" && o.Debts[w.pool] > 0 {
 		return false
 	}
-	gives, has, due := o.share(holder), int64(0), o.now
-	if w.sharer != "" {
+	gives, has, due := o.keptBy(holder), int64(0), o.now
+	if w.pool != "" {
 		has = w.has + n - 1
 	}
-	lacking, _ := o.lacking(sessionOf(w.id))
-	if has > 0 && (gives-1)*weightOf(w.id) < (has+1)*weightOf(holder) && lacking < n {
+	lacks, _ := o.minLacks(sessionOf(w.id))
+	if has > 0 && (gives-1)*weightOf(w.id) < (has+1)*weightOf(holder) && lacks < n {
 		return false
 	}
 	kind := ""
@@ -206,13 +168,14 @@ func (o *oracle) claim(w *waiter, n, capacity int64, left *int64) bool {
 		due = o.nextTurn(holder, capacity)
 	}
 	o.promise(holder, due, kind)
-	o.tell(holder, due-o.now)
+	o.pushRecalls(holder, due-o.now)
 	return true
 }
 
-// cycle is how long a permit stays with a pool of weight 1 in rotation, and what a move costs.
+// cycle returns how long rotation leaves a permit with a pool of weight 1, and what a move costs,
+// in ms.
 func (o *oracle) cycle(capacity int64) (length, cost float64) {
-	cost = float64(o.pace("move", oracleMove, oracleSlowest)) / 1000
+	cost = float64(o.readMeta("move", oracleMove, oracleSlowest)) / 1000
 	needy := 0
 	for _, score := range o.Queue {
 		if score/oracleRank == oracleLevels {
@@ -220,34 +183,44 @@ func (o *oracle) cycle(capacity int64) (length, cost float64) {
 		}
 	}
 	length = max(float64(oracleRepay)*cost, float64(oraclePace*capacity))
-	return max(min(length, float64(oraclePatient*capacity)/float64(max(1, needy))), float64(oracleHaste)*cost), cost
+	length = min(length, float64(oraclePatient*capacity)/float64(max(1, needy)))
+	return max(length, float64(oracleHaste)*cost), cost
 }
 
-// nextTurn is when a permit moves in rotation.
+// turnLength returns the time between two turns of rotation.
+func (o *oracle) turnLength(capacity int64) int64 {
+	length, _ := o.cycle(capacity)
+	return max(1, int64(math.Floor(length/float64(max(1, capacity)))))
+}
+
+// nextTurn schedules a turn of rotation, and returns when the holder's permit is due.
 func (o *oracle) nextTurn(holder string, capacity int64) int64 {
 	length, cost := o.cycle(capacity)
-	turn := max(o.now, o.pace("turn", 0, o.now+oracleFar))
-	o.setNum("turn", min(turn+max(1, int64(math.Floor(length/float64(max(1, capacity))))), o.now+oracleFar))
-	since := min(-o.Shares[holder]*8796093022208, float64(o.now)+float64(weightOf(holder))*length)
-	return int64(math.Floor(min(max(float64(turn), since+4*cost), float64(o.now+oracleFar))))
+	turn := max(o.now, o.readMeta("turn", 0, o.now+oracleFar))
+	o.setNum("turn", min(turn+o.turnLength(capacity), o.now+oracleFar))
+	since := min(-o.Levels[holder]*8796093022208,
+		float64(o.now)+float64(weightOf(holder))*length)
+	due := min(max(float64(turn), since+4*cost), float64(o.now+oracleFar))
+	return int64(math.Floor(due))
 }
 
-// balance asks the largest for a permit, for each that is wanted and not promised, as long as there is a claim to it, level by level. What is
-// too much goes first; what is promised beyond what is wanted is taken back.
+// balance recalls a permit for each that is wanted and not promised, level by level, as long as the
+// largest holder has to give one. It first recalls what is held beyond the capacity. It withdraws
+// promises beyond what is wanted.
 func (o *oracle) balance(capacity int64) {
 	if o.drain(capacity) {
 		return
 	}
 	o.forgetPromises()
-	waiters := o.inNeed()
+	waiters := o.waitersInNeed()
 	top := -1.0
-	if best := o.richest(); best != "" {
-		top = float64(o.share(best)-1) / float64(weightOf(best))
+	if best := o.largestHolder(); best != "" {
+		top = float64(o.keptBy(best)-1) / float64(weightOf(best))
 	}
 	var turns, rest, offered []string
 	for _, name := range byScore(o.Promises) {
-		sharer := strings.Fields(name)[1]
-		top = max(top, float64(o.Held[sharer]-1)/float64(weightOf(sharer)))
+		pool := strings.Fields(name)[1]
+		top = max(top, float64(o.Held[pool]-1)/float64(weightOf(pool)))
 		switch {
 		case strings.HasSuffix(name, " t"):
 			turns = append(turns, name)
@@ -260,7 +233,7 @@ func (o *oracle) balance(capacity int64) {
 	without := int64(0)
 	for _, w := range waiters {
 		switch {
-		case w.sharer == "":
+		case w.pool == "":
 			without += w.wants
 		case w.has == 0:
 			without++
@@ -281,13 +254,13 @@ func (o *oracle) balance(capacity int64) {
 	for n := range oracleWants {
 		for _, w := range waiters {
 			level := -1.0
-			if w.sharer != "" && w.has+n > 0 {
+			if w.pool != "" && w.has+n > 0 {
 				level = float64(w.has+n+1) / float64(weightOf(w.id))
 			}
-			lacking, _ := o.lacking(sessionOf(w.id))
+			lacks, _ := o.minLacks(sessionOf(w.id))
 			switch {
 			case w.wants < n+1:
-			case needed < promised && (needed < free || level <= top || lacking >= n+1):
+			case needed < promised && (needed < free || level <= top || lacks >= n+1):
 				needed++
 			case o.claim(w, n+1, capacity, &left):
 				needed++

@@ -9,245 +9,48 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// The part of the oracle that says how sessions join, renew and leave.
+// The part of the oracle for renew.lua, leave.lua and capacity.lua: how a session joins, renews and
+// leaves.
 
-func (o *oracle) endSession(session string) {
-	delete(o.Sessions, session)
-	delete(o.Capacities, session)
-	delete(o.Info, session)
-}
-
-// others are the sessions that listen beside own.
-func (o *oracle) others(own string) []string {
-	return slices.DeleteFunc(slices.Clone(o.listeners), func(s string) bool { return s == own })
-}
-
-func (o *oracle) closeGate(ttl int64, others []string) {
-	for _, session := range others {
-		o.push(session, "l")
-	}
-	o.gate = o.now + ttl
-	o.setNum("gate", o.gate)
-	o.setNum("early", o.now+ttl*45/100)
-	o.setNum("known", 0)
-	o.setNum("news", 0)
+// A renewal is one run of the script renew.
+type renewal struct {
+	*oracle
+	n     message.Renewal
+	own   string
+	joins bool
+	lost  bool // the session knows another state than this one
+	fresh bool // the state is new, and nobody has anything to re-assert
 }
 
 func (o *oracle) renew(n message.Renewal) (message.Renewed, error) {
-	own, joins, sweeps := n.Session, n.Epoch == "", o.now/n.TTLMillis > o.last/n.TTLMillis
-	fresh := false
-	if joins && o.epoch != "" && 2*(o.now-o.num("last")) > min(n.TTLMillis, o.lease) && len(o.others(own)) > 0 {
-		o.now = o.num("last")
-		o.setSkew(o.time - o.now)
-	}
-	lost := !joins && n.Epoch != o.epoch
-	if o.epoch == "" {
-		o.epoch, o.gate = n.NewEpoch, 0
-		for _, m := range []map[string]int64{o.Sessions, o.Capacities, o.Held, o.Debts, o.Promises, o.Reserves, o.Recalls, o.Moves} {
-			clear(m)
-		}
-		clear(o.Info)
-		clear(o.Shares)
-		o.Meta["epoch"] = o.epoch
-		o.setNum("gate", 0)
-		count := int64(0)
-		for id := range o.Permits {
-			if isOurs(id) {
-				count++
-			}
-		}
-		o.setNum("count", count)
-		seq := o.num("seq")
-		for _, score := range o.Queue {
-			seq = max(seq, score%oracleRank/oracleWants)
-		}
-		o.setNum("seq", seq)
-		delete(o.Meta, "reserve")
-		if o.fence {
-			o.setNum("fence", 1)
-		}
-		if others := o.others(own); lost || len(others) > 0 {
-			o.closeGate(n.TTLMillis, others)
-		} else {
-			fresh = true
-		}
-	} else if lost && o.gate == 0 {
-		o.closeGate(n.TTLMillis, o.others(own))
-	}
-	if _, ok := o.Meta["limit"]; lost && n.Limit > 0 && !ok {
-		o.setNum("limit", n.Limit)
-	}
-
-	var gone []string
-	for session, expiry := range o.Sessions {
-		if expiry <= o.now {
-			gone = append(gone, session)
-			o.endSession(session)
-		}
-	}
-	if len(gone) > 0 {
-		o.forget(slices.DeleteFunc(slices.Clone(gone), func(s string) bool { return s == own })...)
-		for request := range o.Queue {
-			_, ids := parsed(request)
-			if session := sessionOf(ids[0]); slices.Contains(gone, session) || session == own && !o.isLive(own, o.now) {
-				delete(o.Queue, request)
-			}
-		}
-	}
-
+	r := &renewal{oracle: o, n: n, own: n.Session, joins: n.Epoch == ""}
+	sweeps := o.now/n.TTLMillis > o.last/n.TTLMillis
+	r.startState()
+	r.endSessions()
 	if sweeps {
-		maps.DeleteFunc(o.Promises, func(_ string, expiry int64) bool { return expiry > o.now+oraclePromise+oracleFar })
-		maps.DeleteFunc(o.Moves, func(_ string, until int64) bool { return until > o.now+oracleMoving })
-		maps.DeleteFunc(o.Reserves, func(field string, _ int64) bool {
-			_, session, _ := strings.Cut(field, " ")
-			_, known := o.Sessions[session]
-			return session != own && !known
-		})
-		if o.reserving() {
-			o.sumReserves()
-		}
+		r.sweep()
 	}
-
-	minimum := int64(n.Min)
-	if minimum > 0 {
-		room := int64(n.Capacity)
-		for _, c := range o.Capacities {
-			room = min(room, c)
-		}
-		if limit, ok := o.Meta["limit"]; ok {
-			room, _ = strconv.ParseInt(limit, 10, 64)
-		}
-		taken := int64(0)
-		for field, m := range o.Reserves {
-			if strings.HasPrefix(field, "min ") && field != "min "+own {
-				taken += m
-			}
-		}
-		if joins && taken+minimum > room {
-			return message.Renewed{}, message.RefusedMin{Others: taken, Capacity: room}
-		}
-		minimum = max(0, min(minimum, room-taken))
+	minimum, err := r.boundMinimum()
+	if err != nil {
+		return message.Renewed{}, err
 	}
-
-	if _, known := o.Sessions[own]; !known && o.gate > o.now && !lost {
-		o.setNum("news", o.num("news")+1)
-	}
-	o.Sessions[own], o.Capacities[own], o.Info[own] = o.now+n.TTLMillis, int64(n.Capacity), n.Info
-	if len(o.Capacities) > len(o.Sessions) {
-		for session := range o.Capacities {
-			if _, known := o.Sessions[session]; !known {
-				o.Sessions[session] = o.now + n.TTLMillis
-			}
-		}
-	}
-	o.setNum("last", o.now)
-	o.countLease(n.TTLMillis, fresh)
-	if joins {
-		o.note("young", oracleYoung)
-	}
-	o.learn(own, n.MoveMicros)
+	r.keepSession()
+	o.learnMove(r.own, n.MoveMicros)
 	capacity := o.effectiveCapacity()
-
-	o.purge(own)
+	o.expireLeases(r.own)
 	o.forgetPromises()
-	missing := []string{}
-	for _, id := range n.Permits {
-		_, there := o.Permits[id]
-		_, parted := o.Quarantine[id]
-		switch {
-		case parted && o.fence:
-			missing = append(missing, id)
-		case there:
-			o.Permits[id] = o.now + n.TTLMillis
-		case lost && (o.now < o.gate || o.free(capacity) > 0):
-			o.Permits[id] = o.now + n.TTLMillis
-			o.change++
-		default:
-			missing = append(missing, id)
-		}
-	}
+	missing := r.renewPermits(capacity)
+	told, owing, changed := r.settlePools()
+	r.settleMinimum(minimum, len(n.Permits)-len(missing), owing, changed)
+	quarantine := r.recordBackends(missing)
 
-	told, owing, redebted := make([]message.Tally, 0), int64(0), false
-	for _, s := range n.Pools {
-		held, debt, counted := int64(s.Held), int64(s.Owed), o.Debts[s.Name]
-		told = append(told, o.tally(s.Name))
-		switch {
-		case lost:
-			debt = counted
-		case s.Heard.Recalled > o.tally(s.Name).Recalled || s.Heard.Withdrawn > o.tally(s.Name).Withdrawn:
-			debt = counted
-		case s.Heard != o.tally(s.Name):
-			debt = max(debt, counted)
-		}
-		debt = min(held, debt)
-		owing += debt
-		if o.Held[s.Name] != held || counted != debt {
-			redebted = redebted || counted != debt
-			delete(o.Held, s.Name)
-			delete(o.Debts, s.Name)
-			o.add(o.Held, s.Name, held)
-			o.add(o.Debts, s.Name, debt)
-			o.place(s.Name, held-debt)
-			for range max(0, counted-debt) {
-				o.keepPromise(s.Name)
-			}
-		}
-	}
-
-	was, had := o.Reserves["min "+own]
-	if minimum > 0 || had {
-		free, counted := o.Reserves["free "+own]
-		if redebted || !counted || !had || was != minimum || free != minimum-int64(len(n.Permits)-len(missing))+owing {
-			free = minimum + owing
-			for _, id := range o.held() {
-				if sessionOf(id) == own {
-					free--
-				}
-			}
-			o.Reserves["min "+own], o.Reserves["free "+own] = minimum, free
-		}
-		o.sumReserves()
-	}
-
-	covered := 0
-	for i, backend := range n.Backends {
-		if backend == "" {
-			continue
-		}
-		covered++
-		if !slices.Contains(missing, n.Permits[i]) {
-			o.cover(n.Permits[i], backend)
-		}
-	}
-	if covered > 0 {
-		o.fence = true
-		o.setNum("fence", 1)
-	}
-	if o.fence && len(o.Backends) > len(o.Permits) {
-		maps.DeleteFunc(o.Backends, func(id, _ string) bool { _, held := o.Permits[id]; return !held })
-	}
-	quarantine := []string{}
-	if o.fence {
-		for _, id := range slices.Sorted(maps.Keys(o.Quarantine)) {
-			fields := strings.Fields(o.Quarantine[id])
-			if until, _ := strconv.ParseInt(fields[2], 10, 64); until < o.now {
-				delete(o.Quarantine, id)
-			} else if covered > 0 {
-				quarantine = append(quarantine, id, o.Quarantine[id])
-			}
-		}
-		if len(o.Backends)+len(o.Quarantine) == 0 {
-			delete(o.Meta, "fence")
-		}
-	}
-
-	if lost && o.gate > o.now && n.Sessions > o.num("known") {
+	if r.lost && o.pausedUntil > o.now && n.Sessions > o.num("known") {
 		o.setNum("known", n.Sessions)
 	}
-	if o.openGate() {
-		o.pump(capacity, "")
+	if o.mayGrant() {
+		o.grantQueue(capacity, "")
 		if len(o.Queue) > 0 {
-			o.askLook(own)
+			o.askLook(r.own)
 		}
 		if len(o.Queue)+len(o.Promises) > 0 && !o.awaitsLook() {
 			o.balance(capacity)
@@ -255,33 +58,314 @@ func (o *oracle) renew(n message.Renewal) (message.Renewed, error) {
 	}
 	o.drain(capacity)
 	o.end()
-	listeners := int64(-1)
-	if !joins {
-		o.push(own, "h")
-		listeners = 0
-		if slices.Contains(o.listeners, own) {
-			listeners = 1
+	subscribers := int64(-1)
+	if !r.joins {
+		o.push(r.own, "h")
+		subscribers = 0
+		if slices.Contains(o.listeners, r.own) {
+			subscribers = 1
 		}
 	}
-	return message.Renewed{Now: o.now, Epoch: o.epoch, Capacity: capacity, Waiting: int64(len(o.Queue)), Sharded: o.sharded, PausedUntil: o.gate,
-		Missing: missing, Limit: o.num("limit"), Recalls: told, Min: minimum, Sessions: int64(len(o.Sessions)),
-		Quarantine: quarantine, Subscribers: listeners}, nil
+	return message.Renewed{Now: o.now, Epoch: o.epoch, Capacity: capacity,
+		Waiting: int64(len(o.Queue)), Sharded: o.sharded, PausedUntil: o.pausedUntil,
+		Missing: missing, Limit: o.num("limit"), Recalls: told, Min: minimum,
+		Sessions: int64(len(o.Sessions)), Quarantine: quarantine, Subscribers: subscribers}, nil
 }
 
+// startState begins a new state if there is none. If another state was there, it pauses grants.
+func (r *renewal) startState() {
+	o, n := r.oracle, r.n
+	others := slices.DeleteFunc(slices.Clone(o.listeners), func(s string) bool { return s == r.own })
+	// A newcomer knows no time. If no heartbeat came for long, but others are subscribed, the clock
+	// was set.
+	if silent := o.now - o.num("last"); r.joins && o.epoch != "" &&
+		2*silent > min(n.TTLMillis, o.lease) && len(others) > 0 {
+		o.now = o.num("last")
+		o.setSkew(o.time - o.now)
+	}
+	r.lost = !r.joins && n.Epoch != o.epoch
+	switch {
+	case o.epoch == "":
+		r.clear()
+		if r.lost || len(others) > 0 {
+			o.pauseGrants(n.TTLMillis, others)
+		} else {
+			r.fresh = true
+		}
+	case r.lost && o.pausedUntil == 0:
+		o.pauseGrants(n.TTLMillis, others)
+	}
+	if _, ok := o.Meta["limit"]; r.lost && n.Limit > 0 && !ok {
+		o.setNum("limit", n.Limit)
+	}
+}
+
+// clear begins a state with what permits and requests are there.
+func (r *renewal) clear() {
+	o := r.oracle
+	o.epoch, o.pausedUntil = r.n.NewEpoch, 0
+	for _, m := range []map[string]int64{
+		o.Sessions, o.Capacities, o.Held, o.Debts, o.Promises, o.Reserves, o.Recalls, o.Moves,
+	} {
+		clear(m)
+	}
+	clear(o.Info)
+	clear(o.Levels)
+	o.Meta["epoch"] = o.epoch
+	o.setNum("gate", 0)
+	count := int64(0)
+	for id := range o.Permits {
+		if isOurs(id) {
+			count++
+		}
+	}
+	o.setNum("count", count)
+	seq := o.num("seq")
+	for _, score := range o.Queue {
+		seq = max(seq, score%oracleRank/oracleWants)
+	}
+	o.setNum("seq", seq)
+	delete(o.Meta, "reserve")
+	if o.fence {
+		o.setNum("fence", 1)
+	}
+}
+
+// pauseGrants pauses grants for a lease, and has those who listen re-assert what they hold.
+func (o *oracle) pauseGrants(ttl int64, listeners []string) {
+	for _, session := range listeners {
+		o.push(session, "l")
+	}
+	o.pausedUntil = o.now + ttl
+	o.setNum("gate", o.pausedUntil)
+	o.setNum("early", o.now+ttl*45/100)
+	o.setNum("known", 0)
+	o.setNum("news", 0)
+}
+
+// endSessions removes the sessions that have not renewed in time, and their requests.
+func (r *renewal) endSessions() {
+	o := r.oracle
+	var ended []string
+	for session, expiry := range o.Sessions {
+		if expiry <= o.now {
+			ended = append(ended, session)
+			o.removeSession(session)
+		}
+	}
+	if len(ended) == 0 {
+		return
+	}
+	isOwn := func(s string) bool { return s == r.own }
+	o.forgetSessions(slices.DeleteFunc(slices.Clone(ended), isOwn)...)
+	for request := range o.Queue {
+		_, ids := parsed(request)
+		session := sessionOf(ids[0])
+		if slices.Contains(ended, session) || session == r.own && !o.isLive(r.own, o.now) {
+			delete(o.Queue, request)
+		}
+	}
+}
+
+// sweep deletes what no script can have written, or what belongs to nobody.
+func (r *renewal) sweep() {
+	o := r.oracle
+	maps.DeleteFunc(o.Promises, func(_ string, expiry int64) bool {
+		return expiry > o.now+oraclePromise+oracleFar
+	})
+	maps.DeleteFunc(o.Moves, func(_ string, until int64) bool { return until > o.now+oracleMoving })
+	maps.DeleteFunc(o.Reserves, func(field string, _ int64) bool {
+		_, session, _ := strings.Cut(field, " ")
+		_, known := o.Sessions[session]
+		return session != r.own && !known
+	})
+	if o.anyMinimum() {
+		o.sumReserves()
+	}
+}
+
+// boundMinimum returns how many permits are kept for the session: what the minima of the others
+// leave. It refuses a newcomer for whose minimum there is no room.
+func (r *renewal) boundMinimum() (int64, error) {
+	o, minimum := r.oracle, int64(r.n.Min)
+	if minimum <= 0 {
+		return minimum, nil
+	}
+	room := int64(r.n.Capacity)
+	for _, c := range o.Capacities {
+		room = min(room, c)
+	}
+	if limit, ok := o.Meta["limit"]; ok {
+		room, _ = strconv.ParseInt(limit, 10, 64)
+	}
+	taken := int64(0)
+	for field, m := range o.Reserves {
+		if strings.HasPrefix(field, "min ") && field != "min "+r.own {
+			taken += m
+		}
+	}
+	if r.joins && taken+minimum > room {
+		return 0, message.RefusedMin{Others: taken, Capacity: room}
+	}
+	return max(0, min(minimum, room-taken)), nil
+}
+
+// keepSession has the session live for another lease.
+func (r *renewal) keepSession() {
+	o, n := r.oracle, r.n
+	if _, known := o.Sessions[r.own]; !known && o.pausedUntil > o.now && !r.lost {
+		o.setNum("news", o.num("news")+1)
+	}
+	o.Sessions[r.own], o.Capacities[r.own] = o.now+n.TTLMillis, int64(n.Capacity)
+	o.Info[r.own] = n.Info
+	if len(o.Capacities) > len(o.Sessions) { // an operator has deleted the sessions
+		for session := range o.Capacities {
+			if _, known := o.Sessions[session]; !known {
+				o.Sessions[session] = o.now + n.TTLMillis
+			}
+		}
+	}
+	o.setNum("last", o.now)
+	o.keepShortestLease(n.TTLMillis, r.fresh)
+	if r.joins {
+		o.note("young", oracleYoung)
+	}
+}
+
+// renewPermits extends the leases that the session names, and returns those that are not held.
+// After a loss of state it puts them back, as long as there is room.
+func (r *renewal) renewPermits(capacity int64) (missing []string) {
+	o, until := r.oracle, r.now+r.n.TTLMillis
+	missing = []string{}
+	for _, id := range r.n.Permits {
+		_, there := o.Permits[id]
+		switch {
+		case o.isQuarantined(id):
+			missing = append(missing, id)
+		case there:
+			o.Permits[id] = until
+		case r.lost && (o.now < o.pausedUntil || o.free(capacity) > 0):
+			o.Permits[id] = until
+			o.change++
+		default:
+			missing = append(missing, id)
+		}
+	}
+	return missing
+}
+
+// settlePools replaces the counts of pools by what the session says. It returns the tally of each,
+// how many permits they owe together, and whether a debt has changed.
+func (r *renewal) settlePools() (told []message.Tally, owing int64, changed bool) {
+	o := r.oracle
+	told = make([]message.Tally, 0)
+	for _, p := range r.n.Pools {
+		held, debt, counted := int64(p.Held), int64(p.Owed), o.Debts[p.Name]
+		tally := o.tally(p.Name)
+		told = append(told, tally)
+		switch {
+		case r.lost:
+			debt = counted
+		case p.Heard.Recalled > tally.Recalled || p.Heard.Withdrawn > tally.Withdrawn:
+			debt = counted
+		case p.Heard != tally:
+			debt = max(debt, counted)
+		}
+		debt = min(held, debt)
+		owing += debt
+		if o.Held[p.Name] == held && counted == debt {
+			continue
+		}
+		changed = changed || counted != debt
+		delete(o.Held, p.Name)
+		delete(o.Debts, p.Name)
+		o.add(o.Held, p.Name, held)
+		o.add(o.Debts, p.Name, debt)
+		o.place(p.Name, held-debt)
+		for range max(0, counted-debt) {
+			o.fulfilPromise(p.Name)
+		}
+	}
+	return told, owing, changed
+}
+
+// settleMinimum counts anew what the session's minimum lacks.
+func (r *renewal) settleMinimum(minimum int64, held int, owing int64, debtsChanged bool) {
+	o := r.oracle
+	was, had := o.Reserves["min "+r.own]
+	if minimum <= 0 && !had {
+		return
+	}
+	free, counted := o.Reserves["free "+r.own]
+	expected := minimum - int64(held) + owing
+	if debtsChanged || !counted || !had || was != minimum || free != expected {
+		free = minimum + owing
+		for _, id := range o.held() {
+			if sessionOf(id) == r.own {
+				free--
+			}
+		}
+		o.Reserves["min "+r.own], o.Reserves["free "+r.own] = minimum, free
+	}
+	o.sumReserves()
+}
+
+// recordBackends records again which backends the session's permits cover. It returns those in
+// quarantine, if the session can end backends.
+func (r *renewal) recordBackends(missing []string) (quarantine []string) {
+	o, covered := r.oracle, 0
+	for i, record := range r.n.Backends {
+		if record == "" {
+			continue
+		}
+		covered++
+		if !slices.Contains(missing, r.n.Permits[i]) {
+			o.recordBackend(r.n.Permits[i], record)
+		}
+	}
+	if covered > 0 {
+		o.fence = true
+		o.setNum("fence", 1)
+	}
+	if o.fence && len(o.Backends) > len(o.Permits) {
+		maps.DeleteFunc(o.Backends, func(id, _ string) bool {
+			_, held := o.Permits[id]
+			return !held
+		})
+	}
+	quarantine = []string{}
+	if !o.fence {
+		return quarantine
+	}
+	for _, id := range slices.Sorted(maps.Keys(o.Quarantine)) {
+		fields := strings.Fields(o.Quarantine[id])
+		if until, _ := strconv.ParseInt(fields[2], 10, 64); until < o.now {
+			delete(o.Quarantine, id)
+		} else if covered > 0 {
+			quarantine = append(quarantine, id, o.Quarantine[id])
+		}
+	}
+	if len(o.Backends)+len(o.Quarantine) == 0 {
+		delete(o.Meta, "fence")
+	}
+	return quarantine
+}
+
+// leave is the script leave.
 func (o *oracle) leave(session, epoch string, drop []string) {
 	for _, request := range drop {
 		delete(o.Queue, request)
 		_, ids := parsed(request)
 		for _, id := range ids {
-			o.drop(id)
+			o.release(id)
 		}
 	}
-	o.endSession(session)
-	o.forget(session)
-	o.purge("")
-	if o.epoch != "" && o.epoch == epoch && len(o.Sessions) > 0 && o.openGate() {
+	o.removeSession(session)
+	o.forgetSessions(session)
+	o.expireLeases("")
+	if o.epoch != "" && o.epoch == epoch && len(o.Sessions) > 0 && o.mayGrant() {
 		capacity := o.effectiveCapacity()
-		o.pump(capacity, session)
+		o.grantQueue(capacity, session)
 		if len(o.Promises) > 0 {
 			o.balance(capacity)
 		}
@@ -289,15 +373,16 @@ func (o *oracle) leave(session, epoch string, drop []string) {
 	o.end()
 }
 
+// setCapacity is the script capacity.
 func (o *oracle) setCapacity(n int64) int64 {
 	delete(o.Meta, "limit")
 	if n > 0 {
 		o.setNum("limit", n)
 	}
 	capacity := o.effectiveCapacity()
-	o.purge("")
-	if o.epoch != "" && o.openGate() {
-		o.pump(capacity, "")
+	o.expireLeases("")
+	if o.epoch != "" && o.mayGrant() {
+		o.grantQueue(capacity, "")
 	}
 	if o.epoch != "" {
 		o.drain(capacity)

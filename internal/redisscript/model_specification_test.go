@@ -4,594 +4,323 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/passbuddy/passbuddy/internal/core"
-	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// The specification: what holds whatever happens to messages, processes, clocks and Redis. Each property is
-// one function here, which fails the history. The rest of the model makes things happen.
+// The specification: what holds whatever happens to messages, processes, clocks and Redis. Each
+// property has a name, and a function that fails the history if the property does not hold.
 //
 // Of the fleet, after each script:
 //
-//	capacity  no more are held than the capacity, as Redis counts, and as holders believe
-//	lease     a lease ends by time, or by its holder's word
-//	turns     first come is first served
+//	capacity  sessions hold no more than the capacity, as Redis counts and as they believe
+//	lease     a lease ends by time, or because its holder says so
+//	backend   no permit is free while its backend lives
+//	turns     first come, first served
 //	served    no script leaves room for the head of the queue
-//	counts    what Redis counts of pools and minima is what there is
-//	recalls   nobody is asked for what nobody needs, nor for what it may keep
+//	counts    what Redis counts of pools and minima is right
+//	recalls   no pool is told to give what nobody needs, or what it may keep
 //
-// Of each session, after everything that happens to it:
+// Of each session, after anything happens to it:
 //
-//	trust     Redis counts what a holder trusts, until after the trust ends
-//	account   a session knows of each permit that Redis counts for it
-//	loss      a lease is lost when it ends, and is not lost while Redis answers in time
-//	settled   a request ends once, and held is what was granted
-//	order     the requests of a session reach Redis in their order
-//	prompt    what is to be said to Redis is said at once, and said again until it is answered
+//	trust     Redis counts what a session trusts, until after the trust ends
+//	account   a session accounts for each permit that Redis counts for it
+//	loss      a lease is lost when its trust ends, and not before, while Redis answers in time
+//	settled   a request ends once, and its permits are held if it was granted
+//	order     requests reach Redis in the order in which they were made
+//	prompt    a session says at once what is to be said, and repeats it until Redis answers
 //	heard     a pool hears of each recall once
-//	numbers   permits are counted right, and never exceed Config.Max
+//	numbers   a session counts its permits right, and never exceeds Config.Max
 //
-// At the end, when everything works again:
+// At the end, when nothing goes wrong any more:
 //
 //	rest      no pool waits for what another one has too much of
-//	waiters   everybody who waits is granted, once the others give back
-//	leak      nothing is held that its holder does not know, and nothing stays in Redis
+//	waiters   everyone that waits is granted, once the others give back
+//	leak      Redis counts what sessions hold, and nothing of sessions that have left
 //
-// What the scripts do in detail, the oracle says: model_oracle_test.go.
+// model_evidence_test.go has the sums and the exceptions. The oracle says what each script does in
+// detail.
 
-// An act is one script that was run.
-type act struct {
-	name     string
-	session  string
-	now      int64 // as the script saw it
-	timeless bool  // it did not look, or could not tell whether the clock was set
-	released []string
-	asserted []string // UUIDs said to be held
-	served   bool     // it was not refused, and the gate was open: the queue must have been served
-	counts   bool     // it replaced counts by what its caller says
-	pushes   []push
-	promised int64 // the offerer's recalls, if some of what it offered is needed
-}
+// Of the fleet.
 
-// checkScript looks whether what a script did keeps what is promised, however it came about.
-func (t *trial) checkScript(before, after *state, a act) {
-	var granted []string
-	for id := range after.Permits {
-		if _, held := before.Permits[id]; !held && !slices.Contains(a.asserted, id) {
-			granted = append(granted, id)
-		}
-	}
-	slices.Sort(granted)
-	t.checkLease(before, after, a)
-	t.checkCapacity(before, after, a, granted)
-	t.checkTurns(before, after, a, granted)
-	if a.served {
-		t.checkServed(after, a)
-	}
-	t.checkCounts(after, a)
-	t.checkRecalls(before, after, a)
-	t.countRecalls(before, after)
-}
-
-// checkNow looks at the sessions.
-func (t *trial) checkNow() {
-	t.leaveIfReturned()
-	t.checkBelief()
-	for _, s := range t.all() {
-		t.checkTrust(s)
-		t.checkAccount(s)
-		t.checkExpiry(s)
-		t.checkNumbers(s)
-		s.forgetReleased()
-	}
-}
-
-// believes reports whether a holder may use what p permits: it trusts the lease, and if it recorded a backend
-// that has ended, it has recorded that there is none. Without that it asks Redis before it opens another one.
-func (t *trial) believes(s *session, p *permit) bool {
-	lives := t.postgres[p.ID] != nil
-	return s.local(t.now) < p.TrustedUntil() && (lives || !p.covered || p.vacated)
-}
-
-func (t *trial) believed() map[string]bool {
-	out := make(map[string]bool)
-	for _, s := range t.all() {
-		for _, p := range s.permits {
-			if t.believes(s, p) {
-				out[p.ID] = true
-			}
-		}
-	}
-	return out
-}
-
-// checkLease: a lease is ended by its holder, or by time.
+// checkLease: no script ends a lease that has time left, unless it is told to release the permit.
 func (t *trial) checkLease(before, after *state, a act) {
 	for id, expiry := range before.Permits {
-		if _, held := after.Permits[id]; !held && expiry > a.now && !slices.Contains(a.released, id) {
-			t.failf("lease: %s revoked %s, which had %d ms left", a.name, id, expiry-a.now)
+		_, held := after.Permits[id]
+		if !held && expiry > a.now && !slices.Contains(a.released, id) {
+			t.failf("lease: %s ended the lease of %s, which had %d ms left",
+				a.name, id, expiry-a.now)
 		}
 	}
 }
 
-// checkCapacity: when something is granted, no more are held than the capacity. Held is what Redis counts, what
-// a holder believes, and what a recorded backend uses; what is kept for minima is kept.
-func (t *trial) checkCapacity(before, after *state, a act, granted []string) {
-	capacity := after.num("cap")
-	all := t.believed()
-	for id := range after.Permits {
-		all[id] = true
-	}
-	for id, b := range t.postgres {
-		_, quarantined := after.Quarantine[id]
-		if b.recorded && !quarantined { // else it is counted, or the bound has passed
-			all[id] = true
-		}
-	}
-	// A capacity that was lowered drains: what was held may be held on, and the number cannot grow.
-	// Of a state that was lost, grants may still be on their way.
-	if allowed := max(int(capacity), min(t.allowed, len(all))); t.now >= t.lossesUntil || allowed > t.allowed {
-		t.allowed = allowed
-	}
-	if len(granted) == 0 {
-		return
-	}
-	if held := int64(len(after.Permits)); held > capacity {
-		t.failf("capacity: %s granted %q: %d are held, the capacity is %d", a.name, granted, held, capacity)
-	}
-	if int64(len(all)) > capacity && !t.inWindow() {
-		t.failf("capacity: %s granted %q: with those that their holders still trust, or whose backend lives, %d are held, the capacity is %d\n%q",
-			a.name, granted, len(all), capacity, slices.Sorted(maps.Keys(all)))
-	}
-	short := func(s *state) int64 { return int64(len(s.Permits)) + t.kept(s) }
-	// A heartbeat keeps more before it grants anything, if it has a minimum accepted, or says that more is owed.
-	keepsMore := !maps.Equal(minima(before), minima(after)) || a.counts && owed(after) > owed(before)
-	if now := short(after); now > capacity && now > short(before) && !keepsMore && !t.damaged {
-		t.failf("capacity: %s granted %q out of what is kept for minima: %d held and kept, the capacity is %d", a.name, granted, now, capacity)
+// checkCapacity: a script that grants leaves no more in use than the capacity.
+func (t *trial) checkCapacity(after *state, a act) {
+	capacity, inUse := int(after.num("cap")), t.inUse(after)
+	switch {
+	case len(a.granted) == 0:
+	case len(after.Permits) > capacity:
+		t.failf("capacity: %s granted %q: %d are held of %d", a.name, a.granted,
+			len(after.Permits), capacity)
+	case len(inUse) > capacity && !t.inWindow():
+		t.failf("capacity: %s granted %q: %d are in use of %d: %q", a.name, a.granted,
+			len(inUse), capacity, keysInOrder(inUse))
 	}
 }
 
-// inWindow reports whether it is one of the cases in which more than the capacity can be held for a while.
-func (t *trial) inWindow() bool { return t.plan.windows || t.unnoticed || len(t.revoked) > 0 }
-
-// checkBelief: at every moment holders believe in no more than the capacity.
+// checkBelief: at every moment sessions believe that they hold no more than the capacity.
 func (t *trial) checkBelief() {
-	if n := len(t.believed()); n > t.allowed && !t.inWindow() {
-		t.failf("capacity: holders believe in %d permits, %d may be held: %q", n, t.allowed, keysInOrder(t.believed()))
+	if believed := t.believed(); len(believed) > t.allowed && !t.inWindow() {
+		t.failf("capacity: sessions believe in %d permits, %d may be held: %q",
+			len(believed), t.allowed, keysInOrder(believed))
 	}
 }
 
-// checkTrust: what a holder believes in, Redis counts for it, and goes on to count until after that trust ends
-// by itself. A session that does not know yet that the state was lost is excepted: see capacity.
-func (t *trial) checkTrust(s *session) {
-	epoch := t.before.Meta["epoch"]
-	if len(t.before.Permits) == 0 && t.before.num("count") > 1 {
-		epoch = "" // the set was deleted, and the next script will find that
-	}
-	if s.core.Epoch() != epoch || t.unnoticed {
-		return
-	}
-	for _, p := range s.permits {
-		if !t.believes(s, p) || t.revoked[p.ID] {
-			continue
-		}
-		expiry, counted := t.before.Permits[p.ID]
-		if _, quarantined := t.before.Quarantine[p.ID]; !counted || quarantined {
-			t.failf("trust: %s trusts %s for %v more, and Redis does not count it", s.name, p.ID, p.TrustedUntil()-s.local(t.now))
-		}
-		left := time.Duration(expiry-t.scriptClock()+t.place.late()) * time.Millisecond
-		if trusted := s.world(p.TrustedUntil()) - t.now; trusted > left {
-			t.failf("trust: %s trusts %s for %v longer than its lease lasts", s.name, p.ID, trusted-left)
-		}
+// checkKept: a script grants nothing of what is kept for minima. A heartbeat is excepted that has a
+// minimum accepted, or says that a pool owes more: it keeps more than before.
+func (t *trial) checkKept(before, after *state, a act) {
+	held := func(s *state) int64 { return int64(len(s.Permits)) + s.kept() }
+	keepsMore := !maps.Equal(before.minima(), after.minima()) ||
+		a.counts && after.owed() > before.owed()
+	if now := held(after); len(a.granted) > 0 && now > after.num("cap") && now > held(before) &&
+		!keepsMore && !t.damaged {
+		t.failf("capacity: %s granted %q of what is kept for minima: %d are held or kept of %d",
+			a.name, a.granted, now, after.num("cap"))
 	}
 }
 
-// checkAccount: each permit that Redis counts for a session, and each request in its queue, is known there: held,
-// asked for or on its way to be dropped. Or a permit was lost, and its holder has not given it back yet. Excepted
-// is what arrived though its sender had given it up, and what could not be dropped for a whole lease.
-func (t *trial) checkAccount(s *session) {
-	if s.core.Left() {
-		return
-	}
-	knows := func(id string) bool {
-		ended, is := s.ended[id]
-		return t.astray[id] || s.core.Accounts(id) || is && s.local(t.now)-s.local(ended) >= t.plan.ttl
-	}
-	for id := range t.before.Permits {
-		_, quarantined := t.before.Quarantine[id]
-		if sessionOf(id) != s.name || quarantined || t.ends[id] <= t.now || knows(id) {
-			continue
-		}
-		if p := s.permitOf(id); p == nil || p.State() != core.Lost {
-			t.failf("account: Redis counts %s for %v more, and %s knows nothing of it", id, t.ends[id]-t.now, s.name)
-		}
-	}
-	for request := range t.before.Queue {
-		if _, ids := parsed(request); sessionOf(ids[0]) == s.name && !knows(ids[0]) {
-			t.failf("account: %q is in Redis's queue, and %s knows nothing of it", request, s.name)
+// checkBackends: no script frees a permit whose recorded backend lives, before its lease or its
+// time in quarantine is over. A look frees none whose backend lives, recorded or not.
+func (t *trial) checkBackends(before, after *state, a act) {
+	for id, b := range t.postgres {
+		expiry, was := before.Permits[id]
+		_, is := after.Permits[id]
+		if was && !is && expiry > a.now && (b.recorded || a.name == "Gone") {
+			t.failf("backend: %s freed %s, and its backend %s lives", a.name, id, b.tag)
 		}
 	}
 }
 
-// steady is how long a session must have had no trouble before no lease can be lost by it any more.
-func (t *trial) steady() time.Duration { return t.plan.ttl }
-
-// checkLoss: a lease that Redis answers for in time is not lost. The pool that has lost one is told.
-func (t *trial) checkLoss(s *session, p *core.Permit, events []core.Event) {
-	if p.Pool != nil && !s.core.Left() && !slices.ContainsFunc(events, func(e core.Event) bool {
-		return e.Kind == core.LeaseLost && e.Permits[0] == p
-	}) {
-		t.failf("loss: %s has lost %s, and does not tell the pool", s.name, p.ID)
-	}
-	_, counted := t.before.Permits[p.ID]
-	_, quarantined := t.before.Quarantine[p.ID]
-	if s.core.Left() || s.cut || t.now < t.stalledUntil || t.now-s.troubleAt <= t.steady() {
-		return
-	}
-	if counted && !quarantined {
-		t.failf("loss: %s loses %s, and nothing has gone wrong for %v", s.name, p.ID, t.now-s.troubleAt)
-	}
-}
-
-// checkExpiry: a permit is lost when its trust ends. The core asks to be called then at the latest; and after
-// a call nothing is held that is not trusted.
-func (t *trial) checkExpiry(s *session) {
-	if s.paused || s.core.Left() {
-		return
-	}
-	for _, p := range s.permits {
-		if p.State() != core.Held {
-			continue
-		}
-		if wake := s.core.WakeAt(); wake == 0 || wake > p.TrustedUntil() {
-			t.failf("loss: %s wants to be called at %v, and the trust in %s ends at %v", s.name, wake, p.ID, p.TrustedUntil())
-		}
-		if now := s.local(t.now); now > max(p.TrustedUntil(), s.local(s.resumed))+2*maxLateness {
-			t.failf("loss: %s has not lost %s, the trust in which has ended %v ago", s.name, p.ID, now-p.TrustedUntil())
-		}
-	}
-}
-
-// checkSettled: a request ends once. If it was granted, its permits are held.
-func (t *trial) checkSettled(s *session, r *core.Request, err error) {
-	if s.over[r] {
-		t.failf("settled: a request for %s ends twice", ids(r.Permits))
-	}
-	some := false
-	for _, p := range r.Permits {
-		switch held := p.State() == core.Held; {
-		case held && err != nil && !r.Extends:
-			t.failf("settled: %s is held, and its caller is told %v", p.ID, err)
-		case err == nil && r.Pool == nil && p.TrustedUntil() <= s.local(t.now):
-			t.failf("settled: %s is not held, and its caller is told that it is", p.ID)
-		default:
-			some = some || held
-		}
-	}
-	if err == nil && !some {
-		t.failf("settled: a pool is granted nothing of %s", ids(r.Permits))
-	}
-}
-
-// checkOrder: what waits for single permits reaches Redis in the order in which it was asked for, as long as
-// nothing goes wrong. r arrives with x.
-func (t *trial) checkOrder(s *session, r *request, x message.Exchange) {
-	single := func(r *request) bool { return r.Kind == message.Wait && len(r.Permits) == 1 }
-	if s.joining.max > 0 || !single(r) || r.trouble < s.trouble {
-		return
-	}
-	for _, earlier := range s.requests {
-		if earlier == r {
-			return
-		}
-		if single(earlier) && !earlier.seen && earlier.trouble == s.trouble {
-			t.failf("order: %s asks for %s, and passes %s", s.name, r.Permits[0].ID, earlier.Permits[0].ID)
-		}
-	}
-}
-
-// repeats bounds the pause after something went wrong, before what was not answered is said again.
-func (t *trial) repeats() time.Duration {
-	pause := min(t.plan.retry, core.MaxRetryPause)
-	return pause + pause/8 + t.plan.ttl/4 + 2*maxLateness + time.Millisecond
-}
-
-// checkPrompt: when nothing more happens at this moment, and Redis can be reached, and nothing is on its way,
-// then no request and no release lies about. After something went wrong there may be a pause. And what waits
-// in Redis's queue is asked for again every RetryInterval.
-func (t *trial) checkPrompt() {
-	for _, s := range t.all() {
-		if s.paused || s.cut || s.leaves || s.travelling > 0 || t.now < t.stalledUntil {
-			continue
-		}
-		if late := t.now - s.troubleAt; late <= t.repeats() && s.troubleAt > 0 {
-			t.checkPromptAfter(s, s.trouble)
-		} else {
-			t.checkPromptAfter(s, 0)
-		}
-	}
-}
-
-// checkPromptAfter looks at what was said since s had so much trouble.
-func (t *trial) checkPromptAfter(s *session, trouble int) {
-	for _, d := range s.dropping {
-		// What the session does not know any more, account looks for.
-		if d.trouble >= trouble && s.core.Accounts(d.id) {
-			t.failf("prompt: %s has released %s, and does not say so", s.name, d.id)
-		}
-	}
-	for _, r := range s.requests {
-		switch {
-		case r.trouble < trouble || !r.Kind.Waits():
-		case !r.seen && s.joining.max == 0:
-			t.failf("prompt: %s wants %s, and does not say so", s.name, ids(r.Permits))
-		case r.seen && t.now-r.asked > t.plan.retry+t.plan.retry/8+t.repeats():
-			t.failf("prompt: %s waits for %s, and has not asked for %v", s.name, ids(r.Permits), t.now-r.asked)
-		}
-	}
-}
-
-// checkNumbers: what the core counts is what there is.
-func (t *trial) checkNumbers(s *session) {
-	held, byPool := 0, make(map[*core.Pool]int)
-	for _, p := range s.permits {
-		if p.State() == core.Held {
-			held++
-			byPool[p.Pool]++
-		}
-	}
-	if n := s.core.Held(); n != held && !s.core.Left() {
-		t.failf("numbers: %s counts %d permits, and holds %d", s.name, n, held)
-	}
-	if s.joining.max > 0 && held > s.joining.max {
-		t.failf("numbers: %s holds %d permits, its maximum is %d", s.name, held, s.joining.max)
-	}
-	for _, p := range s.pools {
-		if n := p.core.Held(); n != byPool[&p.core] && !s.core.Left() {
-			t.failf("numbers: %s counts %d permits, and holds %d", shownPool(s, p), n, byPool[&p.core])
-		}
-	}
-}
-
-// checkHeard: no recall is heard twice. n are new to a pool; below zero, they are taken back.
-func (t *trial) checkHeard(s *session, p *pool, n int) {
-	t.toldRecalled[s.name] += int64(max(0, n))
-	t.toldWithdrawn[s.name] += int64(max(0, -n))
-	if told, recalled := t.toldRecalled[s.name], t.recalled[s.name]; told > recalled {
-		t.failf("heard: %s is told of %d recalls, the last %d of them %s, and there were %d", s.name, told, n, shownPool(s, p), recalled)
-	}
-	if kept, withdrawn := t.toldWithdrawn[s.name], t.withdrawn[s.name]; kept > withdrawn {
-		t.failf("heard: %s is told of %d recalls that are taken back, and there were %d", s.name, kept, withdrawn)
-	}
-}
-
-// countRecalls counts those that a script made, and took back.
-func (t *trial) countRecalls(before, after *state) {
-	for field, n := range after.Recalls {
-		if more := n - before.Recalls[field]; more > 0 && field[0] == '+' {
-			t.recalled[sessionOf(field[1:])] += more
-		} else if more > 0 {
-			t.withdrawn[sessionOf(field[1:])] += more
-		}
-	}
-}
-
-// checkLeft: a session that has left is counted nothing, but what its holders could not say is free: a permit that
-// covers a backend which its pool has not ended.
-func (t *trial) checkLeft(s *session) {
-	for _, id := range byScore(t.before.Permits) {
-		if _, covers := t.before.Backends[id]; sessionOf(id) == s.name && !covers && !t.astray[id] && t.before.Quarantine[id] == "" {
-			t.failf("leak: %s has left, and Redis counts %s", s.name, id)
-		}
-	}
-}
-
-// The rest is of scripts alone.
-
-// minima are those that were accepted, by session.
-func minima(s *state) map[string]int64 {
-	all := maps.Clone(s.Reserves)
-	maps.DeleteFunc(all, func(field string, _ int64) bool { return !strings.HasPrefix(field, "min ") })
-	return all
-}
-
-// owed is how many permits were recalled, and are not given back yet.
-func owed(s *state) (sum int64) {
-	for _, n := range s.Debts {
-		sum += n
-	}
-	return sum
-}
-
-// free is what a session's minimum lacks, counted from the permits themselves.
-func (t *trial) free(s *state, session string) int64 {
-	n := s.Reserves["min "+session]
-	for _, id := range s.held() {
-		if sessionOf(id) == session {
-			n--
-		}
-	}
-	for sharer, debt := range s.Debts {
-		if sessionOf(sharer) == session {
-			n += debt
-		}
-	}
-	return n
-}
-
-func (t *trial) kept(s *state) (sum int64) {
-	for field := range s.Reserves {
-		if session, ok := strings.CutPrefix(field, "min "); ok {
-			sum += max(0, t.free(s, session))
-		}
-	}
-	return sum
-}
-
-// checkTurns: among requests of equal kind, first come is first served, whoever asks and for however many.
-func (t *trial) checkTurns(before, after *state, a act, granted []string) {
+// checkTurns: among requests of equal rank no script grants one that came later, whoever made it
+// and for however many permits.
+func (t *trial) checkTurns(before, after *state, a act) {
 	ordinary := func(id string) bool {
 		_, has := before.Reserves["min "+sessionOf(id)]
-		return !isShared(id) && !has
+		return !isPooled(id) && !has
 	}
-	waited := make(map[string]int64)
+	place := make(map[string]int64)
 	for request, score := range before.Queue {
 		_, ids := parsed(request)
 		for _, id := range ids {
-			waited[id] = score
+			place[id] = score
 		}
 	}
 	for request, score := range before.Queue {
 		_, ids := parsed(request)
-		_, waits := after.Queue[request]
-		if !waits || !ordinary(ids[0]) || !before.isLive(sessionOf(ids[0]), a.now) || score/oracleRank != oracleLevels {
+		if _, waits := after.Queue[request]; !waits || !ordinary(ids[0]) ||
+			!before.isLive(sessionOf(ids[0]), a.now) || score/oracleRank != oracleLevels {
 			continue
 		}
-		for _, id := range granted {
-			if turn, queued := waited[id]; ordinary(id) && (!queued || turn > score) {
-				t.failf("turns: %s granted %s, and passed %q, which waited before it", a.name, id, request)
+		for _, id := range a.granted {
+			if turn, queued := place[id]; ordinary(id) && (!queued || turn > score) {
+				t.failf("turns: %s granted %s, and passed %q, which waited before it",
+					a.name, id, request)
 			}
 		}
 	}
 }
 
-// checkServed: when a script ends, there is no room for the head of the queue.
+// checkServed: when a script ends, the request at the head of the queue does not fit. A pool's
+// request may wait for the end of the calm.
 func (t *trial) checkServed(s *state, a act) {
-	line := s.line()
-	if len(line) == 0 || t.damaged {
+	queue := s.queued()
+	if len(queue) == 0 || t.damaged {
 		return
 	}
-	_, ids := parsed(line[0])
-	if isShared(ids[0]) && min(s.num("calm")+oracleCalm, s.num("calm0")+oracleJoining) > a.now || isShared(ids[0]) && min(s.num("young")+oracleYoung, s.num("young0")+oracleJoining) > a.now {
-		return // a pool may wait for the end of the calm
-	}
+	_, ids := parsed(queue[0])
 	n, session, room := int64(len(ids)), sessionOf(ids[0]), s.num("cap")-s.live(a.now)
-	if !s.isLive(session, a.now) && room > 0 {
-		t.failf("served: %s left a dead request at the head of the queue, and there is room", a.name)
+	if s.waitsForCalm(ids[0], a.now) || room <= 0 {
+		return
+	}
+	if !s.isLive(session, a.now) {
+		t.failf("served: %s left a request of a dead session at the head, and %d are free",
+			a.name, room)
+	}
+	if n > room {
+		return
 	}
 	lacks := int64(0)
-	if _, has := s.Reserves["min "+session]; has {
-		lacks = max(0, t.free(s, session))
+	if _, has := s.minima()[session]; has {
+		lacks = max(0, s.lacks(session))
 	}
-	// What has expired is not in live, but was counted against the minimum of its session: so only without it this is exact.
-	if n <= room && n <= lacks+max(0, room-t.kept(s)) && len(s.Permits) == int(s.live(a.now)) || n <= room && len(s.Reserves) == 0 {
-		t.failf("served: %s left %q at the head of the queue: %d are free", a.name, line[0], room)
+	// A permit that has expired is free, but still counts towards the minimum of its session.
+	exact := len(s.Permits) == int(s.live(a.now))
+	if len(s.Reserves) == 0 || exact && n <= lacks+max(0, room-s.kept()) {
+		t.failf("served: %s left %q at the head of the queue: %d are free", a.name, queue[0], room)
 	}
 }
 
-// checkCounts: what is counted is what there is.
+// checkCounts: Redis counts the permits of pools, what they owe, and what minima lack. A heartbeat
+// that crossed a grant or a release may say what was; the next one corrects it.
 func (t *trial) checkCounts(s *state, a act) {
 	if s.Meta["epoch"] == "" {
 		return
 	}
-	actual := make(map[string]int64)
-	for _, id := range s.held() {
-		if isShared(id) && isOurs(id) {
-			actual[sharerOf(id)]++
-		}
-	}
-	for sharer := range s.Held {
-		actual[sharer] += 0
-	}
-	for sharer, n := range actual {
+	for pool, n := range s.heldByPool() {
+		debt := s.Debts[pool]
+		_, gives := s.Levels[pool]
 		switch {
-		case s.Held[sharer] == n:
-			delete(t.adrift, sharer)
+		case s.Held[pool] == n:
+			delete(t.miscounted, pool)
 		case a.counts || t.damaged:
-			t.adrift[sharer] = true // a heartbeat that crossed a grant or a release; the next puts it right
-		case !t.adrift[sharer]:
-			t.failf("counts: %s: %s is said to hold %d, and holds %d", a.name, sharer, s.Held[sharer], n)
+			t.miscounted[pool] = true
+		case !t.miscounted[pool]:
+			t.failf("counts: %s: %s is said to hold %d, and holds %d", a.name, pool, s.Held[pool], n)
 		}
-		if t.damaged || t.adrift[sharer] {
-			continue
-		}
-		if s.Debts[sharer] > n {
-			t.failf("counts: %s: %s owes %d, and holds %d", a.name, sharer, s.Debts[sharer], n)
-		}
-		if _, can := s.Shares[sharer]; can != (n > s.Debts[sharer]) {
-			t.failf("counts: %s: %s holds %d and owes %d, but is among those that can give: %v", a.name, sharer, n, s.Debts[sharer], can)
+		if !t.damaged && !t.miscounted[pool] && (debt > n || gives != (debt < n)) {
+			t.failf("counts: %s: %s holds %d and owes %d; is among those that can give: %v",
+				a.name, pool, n, debt, gives)
 		}
 	}
 	if t.damaged {
 		return
 	}
-	for request := range s.Queue {
-		_, ids := parsed(request)
-		for _, id := range ids {
-			if _, held := s.Permits[id]; held {
-				t.failf("counts: %s: %s is held, and waits", a.name, id)
-			}
+	for _, id := range idsOf(keysInOrder(s.Queue)) {
+		if _, held := s.Permits[id]; held {
+			t.failf("counts: %s: %s is held, and waits", a.name, id)
 		}
 	}
-	// Other clients remove what has expired, too. A count that is put right then takes theirs for ours, until those are gone.
-	if n := int64(len(s.Permits) - t.foreign(s)); s.num("count") < n || s.num("count") > n+int64(t.counted) {
+	// Other clients remove expired permits. A count that is corrected then takes their permits for
+	// ours.
+	if n := s.ours(); s.num("count") < n || s.num("count") > n+int64(t.foreign) {
 		t.failf("counts: %s: count is %d, there are %d", a.name, s.num("count"), n)
 	}
-	sum, any := int64(0), false
-	for field, n := range s.Reserves {
-		if session, ok := strings.CutPrefix(field, "free "); ok {
-			any = true
-			sum += max(0, n)
-			if free := t.free(s, session); free != n {
-				t.failf("counts: %s: %s is said to lack %d, and lacks %d", a.name, session, n, free)
-			}
+	for session := range s.minima() {
+		if n := s.Reserves["free "+session]; n != s.lacks(session) {
+			t.failf("counts: %s: %s is said to lack %d, and lacks %d", a.name, session, n,
+				s.lacks(session))
 		}
 	}
-	if _, is := s.Meta["reserve"]; is != any || s.num("reserve") != sum {
-		t.failf("counts: %s: reserve is %q, the sum is %d", a.name, s.Meta["reserve"], sum)
+	_, any := s.Meta["reserve"]
+	if any != (len(s.minima()) > 0) || s.num("reserve") != s.kept() {
+		t.failf("counts: %s: reserve is %q, the sum is %d", a.name, s.Meta["reserve"], s.kept())
 	}
 }
 
-// checkRecalls: nobody is asked for what nobody waits for and is not too much, nor for what he may keep.
+// checkRecalls: a script recalls no more than the queue wants, and nothing that is kept for the
+// holder's minimum. It recalls nothing for a pool that owes: that pool holds what it owes.
 func (t *trial) checkRecalls(before, s *state, a act) {
-	asked := a.promised
+	recalls := a.promised
 	for _, p := range a.pushes {
 		if strings.HasPrefix(p.text, "b ") {
-			asked++
-			if _, has := s.Reserves["min "+p.session]; has && !t.damaged && t.free(s, p.session) > 0 {
-				t.failf("recalls: %s: %s is asked for what is kept for it", a.name, p.session)
+			recalls++
+			if _, has := s.minima()[p.session]; has && !t.damaged && s.lacks(p.session) > 0 {
+				t.failf("recalls: %s: %s is to give what is kept for it", a.name, p.session)
 			}
 		}
 	}
-	if asked == 0 {
+	if recalls == 0 {
 		return
 	}
-	// What is too much is asked for and promised to nobody: promises from before may outlive those who waited.
-	wanted := int64(0)
-	for _, score := range s.Queue {
-		wanted += wants(score)
-	}
-	if promised := int64(len(s.Promises)); promised > wanted && len(s.Promises) > len(before.Promises) {
+	promised := int64(len(s.Promises))
+	wanted := s.wanted(func(string) bool { return true })
+	if promised > wanted && len(s.Promises) > len(before.Promises) {
 		t.failf("recalls: %s: %d permits are promised, %d are wanted", a.name, promised, wanted)
 	}
-	t.checkNeed(before, s, a)
+	needed := s.wanted(func(pool string) bool {
+		return before.Debts[pool] == 0 || s.Debts[pool] == 0
+	})
+	over := len(s.Permits) > int(s.num("cap")) // what is held beyond the capacity goes first
+	if promised > needed && !over && !t.damaged {
+		t.failf("recalls: %s: %d permits are promised, pools that owe nothing want %d",
+			a.name, promised, needed)
+	}
 }
 
-// checkNeed: nobody is asked for the sake of pools that owe, for they still hold what they owe; and a promise that nobody needs is taken back.
-func (t *trial) checkNeed(before, s *state, a act) {
-	if t.damaged || len(s.Permits) > int(s.num("cap")) {
-		return // what is too much goes first
-	}
-	needed := int64(0)
-	for request, score := range s.Queue {
+// At the end.
+
+// checkRest: when nothing moves any more, no pool waits while another one could give a permit and
+// still hold no less, for its weight, than the waiter would hold then.
+func (t *trial) checkRest() {
+	s := t.before
+	o := begin(s, t.clock(), 0, t.place.sharded(), nil)
+	for _, request := range s.queued() {
 		_, ids := parsed(request)
-		if sharer := sharerOf(ids[0]); !isShared(ids[0]) || before.Debts[sharer] == 0 || s.Debts[sharer] == 0 {
-			needed += wants(score)
+		if !isPooled(ids[0]) {
+			return // it counts as one of a pool that holds nothing; those before it had no claim
 		}
-	}
-	if promised := int64(len(s.Promises)); promised > needed {
-		t.failf("recalls: %s: %d permits are promised, pools that owe nothing want %d", a.name, promised, needed)
+		waiter := poolOf(ids[0])
+		if !s.isLive(sessionOf(waiter), o.now) {
+			continue
+		}
+		for holder := range s.Levels {
+			lacks, hasMin := o.minLacks(sessionOf(holder))
+			if holder == waiter || hasMin && lacks >= 0 || !s.isLive(sessionOf(holder), o.now) {
+				continue
+			}
+			gives, has := o.keptBy(holder), o.keptBy(waiter)
+			if (gives-1)*weightOf(waiter) >= (has+1)*weightOf(holder) {
+				t.failf("rest: %s holds %d, and %s, which waits, %d", holder, gives, waiter, has)
+			}
+		}
 	}
 }
 
-// foreign counts permits of other clients.
-func (t *trial) foreign(s *state) (n int) {
-	for id := range s.Permits {
-		if !isOurs(id) {
-			n++
+// checkWaiters: once every session gives back what it holds, no request waits any more. Excepted is
+// a request for more than the minima of others leave, and what waits behind it.
+func (t *trial) checkWaiters() {
+	for _, s := range t.all() {
+		for _, r := range s.requests {
+			if r.Kind.Waits() && !t.keptFromOthers() {
+				t.failf("waiters: %s waits for %s, and every session gives back",
+					s.name, ids(r.Permits))
+			}
 		}
 	}
-	return n
+}
+
+// checkLeak: Redis counts for a session what it holds, and no release is left unsaid. all: every
+// session has given back all that it held.
+func (t *trial) checkLeak(all bool) {
+	for _, s := range t.all() {
+		t.checkAccount(s)
+		for _, d := range s.dropping {
+			if s.core.Accounts(d.id) {
+				t.failf("leak: %s has not said of %s that it is released", s.name, d.id)
+			}
+		}
+		if all && s.core.Held() > 0 {
+			t.failf("leak: %s holds %d permits, and has given all back", s.name, s.core.Held())
+		}
+	}
+	for id := range t.before.Permits {
+		s := t.named(sessionOf(id))
+		if s == nil || t.before.inQuarantine(id) || t.ends[id] <= t.now {
+			continue
+		}
+		if p := s.permitOf(id); p == nil || p.State() != core.Held {
+			t.failf("leak: Redis counts %s, which %s does not hold", id, s.name)
+		}
+	}
+}
+
+// checkLeft: Redis counts nothing of what a session accounted for when it left.
+func (t *trial) checkLeft(s *session, accountedFor []string) {
+	for _, id := range accountedFor {
+		if t.before.counts(id) && !t.excused[id] {
+			t.failf("leak: %s has left, and Redis counts %s", s.name, id)
+		}
+	}
+}
+
+// checkEmpty: when all sessions are gone, Redis keeps nothing but meta, and that counts nothing.
+func (t *trial) checkEmpty() {
+	left := t.before.clone()
+	left.Meta = nil
+	if d := left.diff(&state{}); d != "" {
+		t.failf("leak: left when no session is there:\n%s", d)
+	}
+	if t.before.num("count") != 0 || t.before.num("reserve") != 0 {
+		t.failf("leak: left when no session is there: %v", t.before.Meta)
+	}
 }

@@ -2,128 +2,36 @@ package redisscript
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"time"
 
 	"github.com/passbuddy/passbuddy/internal/core"
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// A step of a history. What its numbers mean depends on what is there when it is taken, so that steps can be
-// left out: one that means nothing any more does nothing.
-type step struct {
-	do   string
-	who  int
-	n, m int
-}
-
-// newPlan makes the history of a seed.
-func newPlan(seed uint64, length int) *plan {
-	r := rand.New(rand.NewPCG(seed, 1))
-	some := func(percent int) bool { return r.IntN(100) < percent }
-	p := &plan{seed: seed, capacity: 1 + r.IntN(6), calmed: make(map[string]bool)}
-	p.ttl = []time.Duration{time.Second, 2 * time.Second, 3 * time.Second}[r.IntN(3)]
-	p.retry = []time.Duration{100 * time.Millisecond, 500 * time.Millisecond, p.ttl}[r.IntN(3)]
-	p.roundTrip = []time.Duration{0, 0, 0, 600 * time.Microsecond, 5 * time.Millisecond, 40 * time.Millisecond, p.ttl * 2 / 5}[r.IntN(7)]
-	p.faults = []int{0, 3, 10, 25}[r.IntN(4)]
-	p.pools, p.minima, p.late, p.cuts = some(60), some(35), some(50), some(35)
-	p.losses, p.clocks, p.operator, p.others = some(25), some(20), some(40), some(15)
-	p.maxima, p.replicas, p.moves, p.lazy, p.drifts, p.pauses = some(20), some(15), some(50), some(40), some(30), some(35)
-	// Other clients know nothing of a clock that was set. A call that comes late, a Redis that was stopped and a
-	// fleet that was away are taken for that. And nobody else re-asserts what other clients hold.
-	if p.others = p.others && !p.clocks && !p.losses; p.others {
-		p.faults, p.roundTrip, p.pauses, p.cuts = 0, min(p.roundTrip, 5*time.Millisecond), false, false
-	}
-	p.fence = p.pools && some(60)
-	if p.deaf = p.fence && some(80); p.deaf {
-		p.capacity = max(p.capacity, 3)
-	}
-	// A session that is cut off cannot say again what it holds, and a newcomer cannot know that. Nor can it of
-	// one that does not listen. And what a process that is stopped has open, it cannot say again.
-	p.windows = p.losses && (p.cuts || p.deaf || p.fence && p.pauses)
-
-	type choice struct {
-		do     string
-		weight int
-	}
-	choices := []choice{{"want", 30}, {"release", 22}, {"beat", 3}, {"advance", 24}, {"lose pushes", 2}, {"cancel", 5}, {"tick", 2},
-		{"join", 5}, {"leave", 2}, {"crash", 1}, {"resubscribe", 1}, {"snapshot", 1}}
-	if !p.others {
-		choices = append(choices, choice{"stall", 1})
-	}
-	if p.pools {
-		choices = append(choices, choice{"pay", 6}, choice{"offer", 6}, choice{"new pool", 2}, choice{"close pool", 1})
-	}
-	if p.fence {
-		choices = append(choices, choice{"connect", 20}, choice{"crash", 1})
-	}
-	if p.deaf { // somebody looks for backends only where two hold some, one of them does not listen, and somebody waits
-		choices = []choice{{"want", 40}, {"release", 7}, {"beat", 4}, {"advance", 24}, {"cancel", 2}, {"join", 8}, {"leave", 1},
-			{"crash", 2}, {"pay", 5}, {"offer", 2}, {"connect", 20}, {"deafen", 10}, {"listen", 3}}
-	}
-	if p.cuts {
-		choices = append(choices, choice{"cut", 2}, choice{"heal", 2})
-	}
-	if p.pauses {
-		choices = append(choices, choice{"pause", 2}, choice{"resume", 2})
-	}
-	if p.losses {
-		choices = append(choices, choice{"flush", 2}, choice{"delete", 1}, choice{"revoke", 1})
-	}
-	if p.clocks {
-		choices = append(choices, choice{"set clock", 1})
-	}
-	if p.operator {
-		choices = append(choices, choice{"capacity", 3})
-	}
-	if p.others {
-		choices = append(choices, choice{"other takes", 6}, choice{"other gives", 3})
-	}
-	sum := 0
-	for _, c := range choices {
-		sum += c.weight
-	}
-	for i := range length {
-		s := step{who: r.IntN(4), n: r.IntN(1000), m: r.IntN(1000)}
-		if i < 2 {
-			s.do, s.who = "join", i
-		} else {
-			at := r.IntN(sum)
-			for _, c := range choices {
-				if at -= c.weight; at < 0 {
-					s.do = c.do
-					break
-				}
-			}
-		}
-		p.steps = append(p.steps, s)
-	}
-	return p
-}
+// The steps of a history.
 
 func (t *trial) take(s step) {
 	p := t.sessions[s.who]
 	switch s.do {
 	case "join":
 		if p == nil {
-			t.join(s.who, t.joiningOf(s))
-			if p = t.sessions[s.who]; p != nil && t.plan.pools {
-				for range map[bool]int{true: 1 + s.m%2, false: s.m % 3}[t.plan.fence] {
-					t.newPool(p)
-				}
-			}
+			t.takeJoin(s)
 		}
 	case "advance":
-		by := []time.Duration{1, 7, 30, 60, 60, 110, 110, 250, 250, 500, time.Duration(t.ttlMillis()), time.Duration(2*t.ttlMillis() + 10)}[s.n%12]
-		t.say("%d ms pass", by)
-		t.until(t.now + by*time.Millisecond)
+		ttl := t.plan.ttl
+		by := []time.Duration{
+			time.Millisecond, 7 * time.Millisecond, 30 * time.Millisecond, 60 * time.Millisecond,
+			60 * time.Millisecond, 110 * time.Millisecond, 110 * time.Millisecond,
+			250 * time.Millisecond, 250 * time.Millisecond, 500 * time.Millisecond, ttl,
+			2*ttl + 10*time.Millisecond,
+		}[s.n%12]
+		t.say("%v pass", by)
+		t.until(t.now + by)
 	case "stall":
-		t.stalledUntil = t.now + []time.Duration{3 * time.Millisecond, 50 * time.Millisecond, t.plan.ttl / 4, t.plan.ttl, t.plan.ttl * 3 / 2}[s.n%5]
-		t.say("Redis stalls until %v", t.stalledUntil)
-		for _, p := range t.all() {
-			p.troubled(t)
-			t.at(t.stalledUntil+time.Microsecond, nil, func() { p.troubled(t) })
-		}
+		ttl := t.plan.ttl
+		t.stall([]time.Duration{
+			3 * time.Millisecond, 50 * time.Millisecond, ttl / 4, ttl, ttl * 3 / 2,
+		}[s.n%5])
 	case "snapshot":
 		t.snapshot()
 	case "flush", "delete", "revoke", "set clock", "capacity", "other takes", "other gives":
@@ -135,71 +43,58 @@ func (t *trial) take(s step) {
 	}
 }
 
-func (t *trial) joiningOf(s step) joining {
-	j := joining{capacity: t.plan.capacity, weight: 1}
-	if s.m%5 == 0 {
-		j.capacity += s.n % 3
+func (t *trial) takeJoin(s step) {
+	t.join(s.who, t.plan.joiningOf(s))
+	joined := t.sessions[s.who]
+	if joined == nil || !t.plan.pools {
+		return
 	}
-	if t.plan.minima && s.n%2 == 0 {
-		j.min = s.n / 2 % (t.plan.capacity + 1)
+	pools := s.m % 3
+	if t.plan.fence {
+		pools = 1 + s.m%2
 	}
-	if t.plan.maxima && s.m%3 > 0 {
-		j.max = max(1+s.n%3, j.min)
+	for range pools {
+		t.newPool(joined)
 	}
-	if t.plan.pools {
-		j.weight = []int{1, 1, 1, 2, 3, 10}[s.n%6]
-	}
-	if s.m%7 == 0 {
-		j.maxWaiters = 1 + s.m%3
-	}
-	j.replicated = t.plan.replicas && s.n%3 > 0
-	return j
 }
 
-// takeOf takes a step of one session.
+// takeOf takes a step of one session. Most steps need a process that runs.
 func (t *trial) takeOf(p *session, s step) {
-	switch s.do { // what happens to a process that is stopped, too
+	switch s.do {
 	case "resume":
 		t.resume(p)
-		return
 	case "heal":
 		t.heal(p)
-		return
 	case "cut":
 		if !p.cut {
 			t.cutOff(p, s.n%2 == 0)
 		}
-		return
-	case "deafen":
+	case "unsubscribe":
 		t.say("%s loses its subscription", p.name)
 		p.refused = true
 		t.loseSubscription(p)
-		return
 	case "lose pushes":
 		t.losePushes(p)
-		return
 	case "crash":
 		t.crash(s.who, s.n%2 == 0)
-		return
+	default:
+		if !p.paused {
+			t.takeOfRunning(p, s)
+		}
 	}
-	if p.paused {
-		return
-	}
+}
+
+func (t *trial) takeOfRunning(p *session, s step) {
 	switch s.do {
 	case "want":
 		t.takeWant(p, s)
 	case "release":
-		all := p.mine(nil, core.Held, core.Lost)
+		all := p.owned(nil, core.Held, core.Lost)
 		for _, pool := range p.pools {
 			all = append(all, p.ofPool(pool, core.Held, core.Lost)...)
 		}
 		if len(all) > 0 {
-			held := all[s.n%len(all)]
-			if held.Pool != nil {
-				t.give(p, held.Pool.Owner.(*pool), held)
-			} else {
-				t.release(p, held)
-			}
+			t.giveBack(p, all[s.n%len(all)])
 		}
 	case "cancel":
 		if len(p.requests) > 0 && s.m%3 > 0 {
@@ -210,11 +105,11 @@ func (t *trial) takeOf(p *session, s step) {
 	case "tick":
 		t.tick(p)
 	case "beat":
-		t.step(p, func(c *core.Core, _ time.Duration) { c.BeatSoon() })
+		t.beat(p)
 	case "resubscribe":
 		t.loseSubscription(p)
 		t.subscribe(p)
-	case "listen":
+	case "subscribe":
 		p.refused = false
 		if !p.subscribed {
 			t.say("%s is subscribed again", p.name)
@@ -228,6 +123,8 @@ func (t *trial) takeOf(p *session, s step) {
 		if len(p.pools) < 4 {
 			t.newPool(p)
 		}
+	case "cross", "refuse", "lose calls", "orphan", "reopen":
+		t.takeScenario(p, s)
 	default:
 		if len(p.pools) > 0 {
 			t.takeOfPool(p, p.pools[s.n%len(p.pools)], s)
@@ -235,7 +132,20 @@ func (t *trial) takeOf(p *session, s step) {
 	}
 }
 
-// takeOfPool takes a step of one pool.
+// beat has a session send a call of the heartbeat now.
+func (t *trial) beat(s *session) {
+	t.step(s, func(c *core.Core, _ time.Duration) { c.BeatSoon() })
+}
+
+// giveBack gives back a permit, of a pool or of none.
+func (t *trial) giveBack(s *session, p *permit) {
+	if p.Pool != nil {
+		t.give(s, p.Pool.Owner.(*pool), p)
+	} else {
+		t.release(s, p)
+	}
+}
+
 func (t *trial) takeOfPool(s *session, p *pool, st step) {
 	held := s.ofPool(p, core.Held)
 	switch st.do {
@@ -253,60 +163,65 @@ func (t *trial) takeOfPool(s *session, p *pool, st step) {
 		if !p.gone {
 			t.closePool(s, p)
 		}
+	case "withdraw":
+		t.withdraw(s, p, st)
+	case "give all":
+		t.giveAllAtOnce(s, p, st)
 	default:
 		panic("bug: no such step: " + st.do)
 	}
 }
 
-// takeWant asks for something. Most callers are patient.
+// takeWant has a caller or a pool ask for permits. Most callers are patient.
 func (t *trial) takeWant(s *session, st step) {
 	kind := st.m % 10
-	if t.plan.fence && kind < 6 || t.plan.deaf && kind == 6 {
-		kind = 9 // for pools cover backends
+	if t.plan.fence && kind < 6 || t.plan.looks && kind == 6 {
+		kind = 9 // only pools cover backends
 	}
-	patience := []time.Duration{0, 0, 0, t.plan.ttl, t.plan.ttl / 3, time.Millisecond}[st.n%6]
-	plain := func(n int) (list []*core.Permit) {
-		for range n {
-			list = append(list, s.core.NewPermit())
-		}
-		return list
-	}
+	ttl := t.plan.ttl
+	patience := []time.Duration{0, 0, 0, ttl, ttl / 3, time.Millisecond}[st.n%6]
 	switch kind {
 	default:
-		t.want(s, message.Wait, patience, plain(1)...)
+		t.want(s, message.Wait, patience, s.plain(1)...)
 	case 4, 5:
-		t.want(s, message.Try, patience, plain(1)...)
+		t.want(s, message.Try, patience, s.plain(1)...)
 	case 6:
 		if n := 2 + st.n%2; s.joining.max == 0 || n <= s.joining.max {
-			t.want(s, message.Wait, patience, plain(n)...)
+			t.want(s, message.Wait, patience, s.plain(n)...)
 		}
 	case 7:
-		held := s.mine(nil, core.Held)
-		if len(held) > 0 {
-			if p := held[st.n%len(held)]; s.requestOf(p.ID) == nil {
-				t.want(s, message.Hold, patience, &p.Permit)
-			}
+		if held := s.owned(nil, core.Held); len(held) > 0 {
+			t.extend(s, held[st.n%len(held)], patience)
 		}
 	case 0, 8, 9:
-		if len(s.pools) == 0 {
-			return
-		}
-		p := s.pools[st.n%len(s.pools)]
-		switch {
-		case p.gone:
-		case st.m%13 == 0:
-			var r *core.Request
-			t.step(s, func(c *core.Core, _ time.Duration) { r = c.PoolRequest(&p.core) })
-			if r != nil {
-				t.tryFor(s, p, r)
-			}
-		default:
-			t.ask(s, p, min(p.want+1+st.n%4, 20))
+		if len(s.pools) > 0 {
+			t.takeWantOfPool(s, s.pools[st.n%len(s.pools)], st)
 		}
 	}
 }
 
-// outside is what others do.
+// extend asks for a new lease of a permit, unless a request for it is there already.
+func (t *trial) extend(s *session, p *permit, patience time.Duration) {
+	if s.requestOf(p.ID) == nil {
+		t.want(s, message.Hold, patience, &p.Permit)
+	}
+}
+
+func (t *trial) takeWantOfPool(s *session, p *pool, st step) {
+	switch {
+	case p.gone:
+	case st.m%13 == 0:
+		var r *core.Request
+		t.step(s, func(c *core.Core, _ time.Duration) { r = c.PoolRequest(&p.core) })
+		if r != nil {
+			t.tryFor(s, p, r)
+		}
+	default:
+		t.ask(s, p, min(p.want+1+st.n%4, 20))
+	}
+}
+
+// outside takes a step of others than the sessions.
 func (t *trial) outside(s step) {
 	switch s.do {
 	case "flush":
@@ -314,27 +229,26 @@ func (t *trial) outside(s step) {
 		t.must(t.place.do("FLUSHALL"))
 	case "delete":
 		key := t.keys.all[s.n%len(t.keys.all)]
+		if s.m%3 == 0 {
+			key = t.keys.all[3] // the sessions: Redis refuses the next batch, and loses nothing else
+		}
 		if t.damaged || len(t.before.Permits) <= 1 && key == t.keys.all[0] {
-			// Two keys gone can leave no trace of what they held; and one permit that is missing was revoked.
+			// If two keys are gone, nothing may tell what they held. And one permit that is missing
+			// counts as revoked.
 			return
 		}
-		t.say("DEL %s", key)
-		t.must(t.place.do("DEL", key))
-		t.damaged = true
+		t.deleteKey(key)
 	case "revoke":
 		if len(t.before.Permits) < 2 {
 			return
 		}
-		id := byScore(t.before.Permits)[s.n%len(t.before.Permits)]
-		t.say("ZREM %s by hand", id)
-		t.must(t.place.do("ZREM", t.keys.all[0], id))
-		t.damaged, t.revoked[id] = true, true
+		t.revoke(byScore(t.before.Permits)[s.n%len(t.before.Permits)], s)
 	case "set clock":
 		by := []int64{3600_000, -3600_000, 5000, -5000, 1500, -1500, 86400_000}[s.n%7]
 		t.say("Redis's clock is set by %d ms", by)
 		t.set += by
-		// A Redis that was stopped counts on from where it was. A session that does not know that yet expects a
-		// later time; and scripts believe that if the clock is set just then.
+		// A Redis that was stopped counts on from where it was. A session that does not know that
+		// yet expects a later time. Scripts believe it if the clock is set just then.
 		for _, p := range t.all() {
 			t.unnoticed = t.unnoticed || t.expected(p)-t.scriptClock() > t.ttlMillis()*8/100
 		}
@@ -355,14 +269,39 @@ func (t *trial) outside(s step) {
 			}
 		}
 	}
+	t.changed()
+}
+
+// changed takes notice of a change that no script has made.
+func (t *trial) changed() {
 	t.reload()
 	t.lossesUntil = t.now + t.plan.ttl
-	for _, p := range t.all() {
-		p.troubled(t)
+	for _, s := range t.all() {
+		s.disturbed(t)
 	}
 }
 
-// otherTakes is what a client of the original does: it removes what expired long ago, and takes a permit if there are fewer than the capacity.
+func (t *trial) deleteKey(key string) {
+	t.say("DEL %s", key)
+	t.must(t.place.do("DEL", key))
+	t.damaged = true
+}
+
+// revoke removes a permit by hand. Its holder may ask to extend it, before any call tells that it
+// is gone.
+func (t *trial) revoke(id string, st step) {
+	t.say("ZREM %s by hand", id)
+	t.must(t.place.do("ZREM", t.keys.all[0], id))
+	t.damaged, t.tampered, t.revoked[id] = true, true, true
+	if s := t.named(sessionOf(id)); s != nil && !s.paused && !s.leaves && st.m%2 == 0 {
+		if p := s.permitOf(id); p != nil && p.State() == core.Held {
+			t.extend(s, p, 0)
+		}
+	}
+}
+
+// otherTakes does as a client of the original does: it removes permits that expired long ago, and
+// takes one if fewer are held than the capacity.
 func (t *trial) otherTakes(n int) {
 	const patience = 1000
 	held := len(t.before.Permits)
@@ -376,8 +315,9 @@ func (t *trial) otherTakes(n int) {
 		}
 	}
 	if int64(held) < t.before.num("cap") {
-		t.counted++
-		id := fmt.Sprintf("%08x-0000-4000-%s-%012x", t.counted, []string{"8000", "8a69"}[n%2], t.counted)
+		t.foreign++
+		group := []string{"8000", "8a69"}[n%2]
+		id := fmt.Sprintf("%08x-0000-4000-%s-%012x", t.foreign, group, t.foreign)
 		t.say("another client takes %s", id)
 		t.must(t.place.do("ZADD", t.keys.all[0], t.clock()+int64(500+n), id))
 	}

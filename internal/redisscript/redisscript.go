@@ -107,7 +107,8 @@ func (k Keys) Channel(session string) string { return k.push + session }
 func Exchange(
 	ctx context.Context, c redis.Scripter, k Keys, x message.Exchange,
 ) (message.Exchanged, error) {
-	args := make([]any, 0, 12+len(x.Release)+len(x.Waits)+len(x.Tries)+len(x.Drop)+2*len(x.Ask))
+	args := make([]any, 0,
+		12+len(x.Release)+len(x.Waits)+len(x.Tries)+len(x.Drop)+2*len(x.Requests))
 	args = append(args, x.Expected, x.Session, x.Epoch, x.TTLMillis, len(x.Release), len(x.Waits),
 		len(x.Tries), x.MaxWaiting)
 	for _, list := range [][]string{x.Release, x.Waits, x.Tries} {
@@ -117,13 +118,13 @@ func Exchange(
 	}
 	// The script's first part does not know an exchange without these.
 	nothing := len(x.Release)+len(x.Waits)+len(x.Tries) == 0
-	if len(x.Drop)+len(x.Ask)+x.Offered > 0 || x.MoveMicros > 0 || nothing {
-		args = append(args, len(x.Drop), len(x.Ask), x.Offered, x.Offerer, x.MoveMicros)
+	if len(x.Drop)+len(x.Requests)+x.Offered > 0 || x.MoveMicros > 0 || nothing {
+		args = append(args, len(x.Drop), len(x.Requests), x.Offered, x.Offerer, x.MoveMicros)
 		for _, d := range x.Drop {
 			args = append(args, d)
 		}
-		for _, a := range x.Ask {
-			args = append(args, string(a.Kind), a.Request)
+		for _, r := range x.Requests {
+			args = append(args, string(r.Kind), r.Permits)
 		}
 	}
 	v, err := runOrLoad(ctx, exchangeScript, x.Load, c, k.all, args).Result()
@@ -264,7 +265,8 @@ func SetCapacity(
 
 // Snapshot is the state as stored. Times are milliseconds of Redis's clock.
 type Snapshot struct {
-	Now, Capacity, Limit, Gate int64
+	Now, Capacity, Limit int64
+	PausedUntil          int64             // nothing new is granted before
 	Permits                    map[string]int64  // UUID -> expiry
 	Queue                      [][]string        // UUIDs of each request, first in line first
 	Sessions                   map[string]int64  // session -> expiry
@@ -280,7 +282,7 @@ func Load(ctx context.Context, c redis.Scripter, k Keys) (Snapshot, error) {
 		return Snapshot{}, explain(ctx, c, k, err)
 	}
 	r := newReply(v)
-	s := Snapshot{Now: r.int(), Capacity: r.int(), Limit: r.int(), Gate: r.int(),
+	s := Snapshot{Now: r.int(), Capacity: r.int(), Limit: r.int(), PausedUntil: r.int(),
 		Permits: r.scores()}
 	for _, request := range r.texts() {
 		if fields := strings.Fields(request); len(fields) > 1 {

@@ -1,6 +1,6 @@
 -- snapshot: runs behind the shared parts. The state for operators. Changes no permit or request.
 -- ARGV   none but common's
--- Returns {now, capacity in force, operator's limit or 0, gate, {UUID, expiry, ...},
+-- Returns {now, capacity in force, operator's limit or 0, end of a pause, {UUID, expiry, ...},
 --          {request, ...} in the order of the queue, {session, expiry, ...}, {session, JSON, ...},
 --          {session, declared capacity, ...}, {UUIDs in quarantine, or still asked for}}
 -- Clock: Redis's; what has expired is left out. Twice: reads only.

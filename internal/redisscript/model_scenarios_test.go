@@ -1,0 +1,229 @@
+package redisscript
+
+import (
+	"time"
+
+	"github.com/passbuddy/passbuddy/internal/core"
+	"github.com/passbuddy/passbuddy/internal/message"
+)
+
+// Scenarios are steps that make a situation likely which single steps meet once in a million. Each
+// was written because a fault that was put into package core on purpose stayed unnoticed.
+
+// force decides the luck of the next messages of a kind.
+func (s *session) force(what string, next ...luck) { s.forced[what] = next }
+
+func (t *trial) takeScenario(s *session, st step) {
+	if s.cut {
+		return
+	}
+	switch st.do {
+	case "cross":
+		t.cross(s, st)
+	case "refuse":
+		t.refuse(s, st)
+	case "lose calls":
+		t.say("%s loses two calls", s.name)
+		lost := []fate{requestLost, answerLost}[st.n%2]
+		s.force("call", luck{fate: lost}, luck{fate: lost})
+	case "orphan":
+		t.orphan(s)
+	case "reopen":
+		t.reopen(s)
+	}
+}
+
+// cross has what one state told a session arrive when the session knows the next state already. Or
+// the call that finds the next state does not name what the session was granted meanwhile, or puts
+// back what it has released.
+func (t *trial) cross(s *session, st step) {
+	roundTrip := t.plan.roundTrip
+	late := roundTrip + []time.Duration{
+		20 * time.Millisecond, 100 * time.Millisecond, t.plan.ttl / 3,
+	}[st.n%3]
+	lateCall := func() { // it is made now, and executed later
+		s.force("call", luck{fate: slow, there: late})
+		t.beat(s)
+		t.until(t.now)
+	}
+	findsNext := true // by a call of its own
+	switch st.m % 5 {
+	case 0:
+		s.force("batch", luck{fate: slow, back: late})
+		t.exchangeOne(s)
+	case 1:
+		s.force("call", luck{fate: slow, back: late})
+		t.beat(s)
+	case 2:
+		if !t.makeWait(s) {
+			return
+		}
+		s.force("push", luck{fate: slow, back: late})
+		if other := t.holderBeside(s); other != nil {
+			t.release(other, other.owned(nil, core.Held)[0])
+		}
+	case 3:
+		lateCall()
+		if held := s.owned(nil, core.Held); len(held) > 0 {
+			t.release(s, held[0])
+		}
+	case 4:
+		lateCall()
+		t.exchangeOne(s)
+		findsNext = false
+	}
+	t.until(t.now + roundTrip)
+	t.outside(step{do: "flush"})
+	if findsNext {
+		t.beat(s)
+	}
+}
+
+// exchangeOne has a session release a permit, if it holds one, and ask for one.
+func (t *trial) exchangeOne(s *session) {
+	if held := s.owned(nil, core.Held); len(held) > 0 {
+		t.release(s, held[0])
+	}
+	t.want(s, message.Wait, 0, s.plain(1)...)
+}
+
+// makeWait has a session wait in Redis's queue, while another one holds a permit that no pool
+// holds. It reports false if that does not come about.
+func (t *trial) makeWait(s *session) bool {
+	if t.plan.roundTrip > t.plan.ttl/20 {
+		return false // it would take leases
+	}
+	if t.holderBeside(s) == nil {
+		for _, other := range t.all() {
+			if other != s && !other.paused && !other.cut && !other.leaves {
+				t.want(other, message.Wait, 0, other.plain(1)...)
+				t.until(t.now + t.plan.roundTrip)
+				break
+			}
+		}
+	}
+	if t.holderBeside(s) == nil {
+		return false
+	}
+	for range t.plan.capacity + 3 {
+		t.want(s, message.Wait, 0, s.plain(1)...)
+		t.until(t.now + t.plan.roundTrip)
+		for _, r := range s.requests {
+			if r.seen && r.Kind == message.Wait {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// holderBeside returns another session that holds a permit which no pool holds, or nil.
+func (t *trial) holderBeside(s *session) *session {
+	for _, other := range t.all() {
+		if other != s && !other.paused && !other.cut && len(other.owned(nil, core.Held)) > 0 {
+			return other
+		}
+	}
+	return nil
+}
+
+// refuse has Redis refuse a batch, because it does not know the session. The batch releases a
+// permit and asks for one; another request follows while it is in flight.
+func (t *trial) refuse(s *session, st step) {
+	t.deleteKey(t.keys.all[3])
+	t.reload()
+	for _, s := range t.all() {
+		s.disturbedAt = t.now // but nothing keeps the requests of s from their order
+	}
+	held := s.owned(nil, core.Held)
+	for _, p := range s.pools {
+		held = append(held, s.ofPool(p, core.Held)...)
+	}
+	if len(held) > 0 {
+		t.giveBack(s, held[st.n%len(held)])
+	}
+	t.want(s, message.Wait, 0, s.plain(1)...)
+	t.until(t.now)
+	t.want(s, message.Wait, 0, s.plain(1)...)
+}
+
+// orphan has a request reach Redis a second time, after its caller has given it up and the session
+// has withdrawn it. Redis grants it one day, and the session drops that grant.
+func (t *trial) orphan(s *session) {
+	if !t.makeWait(s) {
+		return
+	}
+	s.force("batch", luck{fate: slow}, luck{fate: strayed, later: t.plan.ttl})
+	r := t.want(s, message.Wait, 0, s.plain(1)...)
+	t.until(t.now + t.plan.roundTrip)
+	t.step(s, func(c *core.Core, now time.Duration) { c.Resubscribed(now) })
+	t.until(t.now)
+	t.giveUp(s, r)
+}
+
+// reopen has a pool open a connection under a permit that covered another one. The new record is
+// late, and another session looks for the old backend meanwhile.
+func (t *trial) reopen(s *session) {
+	var covering *permit
+	for _, p := range s.permits {
+		b := t.postgres[p.ID]
+		if p.State() == core.Held && !p.connecting && b != nil && b.recorded {
+			covering = p
+		}
+	}
+	if covering == nil || t.plan.roundTrip > t.plan.ttl/20 {
+		return
+	}
+	s.refused = true
+	t.loseSubscription(s)
+	for _, other := range t.all() {
+		if other == s || other.paused || other.cut || !other.subscribed {
+			continue
+		}
+		for _, p := range other.pools {
+			if !p.gone && !other.leaves {
+				t.ask(other, p, t.plan.capacity+3)
+				break
+			}
+		}
+	}
+	t.until(t.now + time.Duration(oracleLook+1)*time.Millisecond)
+	if covering.State() != core.Held || covering.connecting {
+		return
+	}
+	s.force("record", luck{fate: slow, there: t.plan.ttl / 6})
+	t.connect(s, covering)
+	for _, other := range t.all() {
+		if other != s && !other.paused {
+			t.beat(other)
+		}
+	}
+}
+
+// withdraw has a pool ask for several permits, and want none any more while the reply is on its
+// way.
+func (t *trial) withdraw(s *session, p *pool, st step) {
+	if p.gone {
+		return
+	}
+	s.force("batch", luck{fate: slow, back: 100 * time.Millisecond})
+	t.ask(s, p, p.want+2+st.m%3)
+	t.at(t.now+time.Millisecond, s, func() {
+		if !p.gone && p.want > 0 {
+			t.ask(s, p, 0)
+		}
+	})
+}
+
+// giveAllAtOnce has a pool give all back while a call that says otherwise is late on its way to
+// Redis.
+func (t *trial) giveAllAtOnce(s *session, p *pool, st step) {
+	if len(s.ofPool(p, core.Held)) == 0 || s.cut {
+		return
+	}
+	late := []time.Duration{20 * time.Millisecond, t.plan.ttl / 4}[st.m%2]
+	s.force("call", luck{fate: slow, there: t.plan.roundTrip + late})
+	t.beat(s)
+	t.until(t.now)
+	t.giveAll(s, p)
+}

@@ -1,0 +1,265 @@
+package redisscript
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/passbuddy/passbuddy/internal/core"
+	"github.com/passbuddy/passbuddy/internal/message"
+)
+
+// The specification of a session, which model_specification_test.go begins.
+
+// checkTrust: Redis counts each permit that a session trusts, and its lease lasts until after the
+// trust ends. A session that does not know yet that the state was lost is excepted.
+func (t *trial) checkTrust(s *session) {
+	if s.core.Epoch() != t.epochNow() || t.unnoticed {
+		return
+	}
+	for _, p := range s.permits {
+		if !t.believes(s, p) || t.revoked[p.ID] {
+			continue
+		}
+		if !t.before.counts(p.ID) {
+			t.failf("trust: %s trusts %s for %v more, and Redis does not count it",
+				s.name, p.ID, p.TrustedUntil()-s.local(t.now))
+		}
+		millis := t.before.Permits[p.ID] - t.scriptClock() + t.place.late()
+		trusted := s.world(p.TrustedUntil()) - t.now
+		if left := time.Duration(millis) * time.Millisecond; trusted > left {
+			t.failf("trust: %s trusts %s for %v longer than its lease lasts",
+				s.name, p.ID, trusted-left)
+		}
+	}
+}
+
+// checkRecord: what Redis has confirmed to be the backend of a permit, it keeps on record.
+func (t *trial) checkRecord(s *session) {
+	if s.core.Epoch() != t.epochNow() || t.damaged {
+		return
+	}
+	for _, p := range s.permits {
+		b, record := t.postgres[p.ID], t.before.Backends[p.ID]
+		if b != nil && b.recorded && t.before.counts(p.ID) &&
+			!strings.HasPrefix(record, b.tag+" ") {
+			t.failf("backend: %s covers %s, and %q is recorded", p.ID, b.tag, record)
+		}
+	}
+}
+
+// checkAccount: a session accounts for each of its permits that Redis counts, and for each of its
+// requests in the queue. It holds the permit, asks for it, or is about to drop it. A permit that
+// was lost stays counted until its holder gives it back.
+func (t *trial) checkAccount(s *session) {
+	if s.core.Left() {
+		return
+	}
+	for id := range t.before.Permits {
+		if sessionOf(id) != s.name || !t.before.counts(id) || t.ends[id] <= t.now || t.knows(s, id) {
+			continue
+		}
+		if p := s.permitOf(id); p == nil || p.State() != core.Lost {
+			t.failf("account: Redis counts %s for %v more, and %s knows nothing of it",
+				id, t.ends[id]-t.now, s.name)
+		}
+	}
+	for request := range t.before.Queue {
+		if _, ids := parsed(request); sessionOf(ids[0]) == s.name && !t.knows(s, ids[0]) {
+			t.failf("account: %q is in Redis's queue, and %s knows nothing of it", request, s.name)
+		}
+	}
+}
+
+// checkLoss: a pool is told of its lost permit. A lease that Redis counts is not lost before its
+// trust ends, nor while nothing goes wrong, nor because two messages of the session were lost or
+// late.
+func (t *trial) checkLoss(s *session, p *permit, events []core.Event) {
+	if s.core.Left() {
+		return
+	}
+	told := func(e core.Event) bool { return e.Kind == core.LeaseLost && e.Permits[0] == &p.Permit }
+	left := p.trusted - s.local(t.now)
+	switch counted := t.before.counts(p.ID); {
+	case p.Pool != nil && !slices.ContainsFunc(events, told):
+		t.failf("loss: %s has lost %s, and does not tell the pool", s.name, p.ID)
+	case counted && left > 0:
+		t.failf("loss: %s loses %s, which Redis counts, and could trust it for %v more",
+			s.name, p.ID, left)
+	case counted && !s.cut && t.quiet(s) > t.plan.ttl:
+		t.failf("loss: %s loses %s, and nothing has gone wrong for %v", s.name, p.ID, t.quiet(s))
+	case counted && t.survivesMishaps(s, p):
+		t.failf("loss: %s loses %s because of messages at %v", s.name, p.ID, s.mishaps)
+	}
+}
+
+// checkExpiry: a core asks to be called no later than when a trust ends, and loses the lease then.
+func (t *trial) checkExpiry(s *session) {
+	if s.paused || s.core.Left() {
+		return
+	}
+	for _, p := range s.permits {
+		if p.State() != core.Held {
+			continue
+		}
+		if wake := s.core.WakeAt(); wake == 0 || wake > p.TrustedUntil() {
+			t.failf("loss: %s wants to be called at %v, and the trust in %s ends at %v",
+				s.name, wake, p.ID, p.TrustedUntil())
+		}
+		over := max(p.TrustedUntil(), s.local(s.resumed)) + 2*maxLateness
+		if now := s.local(t.now); now > over {
+			t.failf("loss: %s has not lost %s, the trust in which ended %v ago",
+				s.name, p.ID, now-p.TrustedUntil())
+		}
+	}
+}
+
+// checkSettled: a request ends once. Permits are held if it was granted, and not if it was refused.
+func (t *trial) checkSettled(s *session, r *core.Request, err error) {
+	if s.over[r] {
+		t.failf("settled: a request for %s ends twice", ids(r.Permits))
+	}
+	some := false
+	for _, p := range r.Permits {
+		held := p.State() == core.Held
+		some = some || held
+		switch {
+		case held && err != nil && (!r.Extends || errors.Is(err, core.ErrLost)):
+			t.failf("settled: %s is held, and its caller is told %v", p.ID, err)
+		case err == nil && r.Pool == nil && p.TrustedUntil() <= s.local(t.now):
+			t.failf("settled: %s is not held, and its caller is told that it is", p.ID)
+		}
+	}
+	if err == nil && !some {
+		t.failf("settled: a pool is granted nothing of %s", ids(r.Permits))
+	}
+}
+
+// checkGivenUp: a session holds nothing that its caller has given up.
+func (t *trial) checkGivenUp(r *request) {
+	for _, p := range r.Permits {
+		if p.State() == core.Held && !r.Extends {
+			t.failf("settled: %s is held, and its caller has given it up", p.ID)
+		}
+	}
+}
+
+// checkPushed: a session that wants replicas to acknowledge what it holds relies on no push.
+func (t *trial) checkPushed(s *session, heldBefore int) {
+	if s.joining.replicated && s.core.Held() > heldBefore {
+		t.failf("settled: %s relies on a push, and no replica has acknowledged it", s.name)
+	}
+}
+
+// checkOrder: requests for single permits reach Redis in the order in which they were made, as long
+// as nothing goes wrong. r arrives now.
+func (t *trial) checkOrder(s *session, r *request) {
+	single := func(r *request) bool { return r.Kind == message.Wait && len(r.Permits) == 1 }
+	if s.joining.max > 0 || !single(r) || r.trouble < s.trouble {
+		return
+	}
+	for _, earlier := range s.requests {
+		if earlier == r {
+			return
+		}
+		if single(earlier) && !earlier.seen && earlier.trouble == s.trouble {
+			t.failf("order: %s asks for %s, and passes %s",
+				s.name, r.Permits[0].ID, earlier.Permits[0].ID)
+		}
+	}
+}
+
+// checkKnown: a session sends no batch to a Redis that may have forgotten it. That is one that has
+// answered no call sent within the last lease.
+func (t *trial) checkKnown(s *session) {
+	if silent := s.local(t.now) - s.local(s.renewed); silent >= t.plan.ttl {
+		t.failf("order: %s sends a batch, and no call was answered for %v", s.name, silent)
+	}
+}
+
+// checkPrompt: when nothing more happens at this moment and no message is on its way, the session
+// has said what it wants and releases. It asks again for what waits every RetryInterval, and when
+// its subscription is new. After a fault it may pause: trouble then counts the faults so far, and
+// requests and releases of before are excepted.
+func (t *trial) checkPrompt(s *session, trouble int) {
+	for _, d := range s.dropping {
+		if d.trouble >= trouble && s.core.Accounts(d.id) {
+			t.failf("prompt: %s has released %s, and does not say so", s.name, d.id)
+		}
+	}
+	most := t.plan.retry + t.plan.retry/8 + t.repeats()
+	for _, r := range s.requests {
+		switch silent := t.now - r.heard; {
+		case r.trouble < trouble || !r.Kind.Waits():
+		case !r.seen && s.joining.max == 0:
+			t.failf("prompt: %s wants %s, and does not say so", s.name, ids(r.Permits))
+		case r.seen && silent > most:
+			t.failf("prompt: %s waits for %s, and has not asked for %v", s.name, ids(r.Permits),
+				silent)
+		case r.seen && r.heard < s.resubscribed:
+			t.failf("prompt: %s waits for %s, and has not asked since it subscribed anew",
+				s.name, ids(r.Permits))
+		}
+	}
+}
+
+// checkHeard: no recall is heard twice, or of a state that is lost. n recalls are new to a pool;
+// below zero, so many are withdrawn.
+func (t *trial) checkHeard(s *session, p *pool, epoch string, n int) {
+	if n != 0 && epoch != s.core.Epoch() {
+		t.failf("heard: %s hears of recalls of a state that is lost", shownPool(s, p))
+	}
+	t.toldOf[s.name] += int64(max(0, n))
+	t.toldToKeep[s.name] += int64(max(0, -n))
+	if told, recalled := t.toldOf[s.name], t.recalled[s.name]; told > recalled {
+		t.failf("heard: %s is told of %d recalls, the last %d of them %s, and there were %d",
+			s.name, told, n, shownPool(s, p), recalled)
+	}
+	if told, withdrawn := t.toldToKeep[s.name], t.withdrawn[s.name]; told > withdrawn {
+		t.failf("heard: %s is told of %d recalls that are withdrawn, and there were %d",
+			s.name, told, withdrawn)
+	}
+}
+
+// checkOffer: the answer to an offer tells the pool at once what is recalled.
+func (t *trial) checkOffer(s *session, offerer string, recalls message.Tally) {
+	tells := func(e core.Event) bool {
+		return e.Kind == core.Told && e.Name == offerer && e.Tally == recalls
+	}
+	if recalls.Recalled > 0 && !slices.ContainsFunc(s.events, tells) {
+		t.failf("heard: %s has offered permits, and is not told that they are needed", offerer)
+	}
+}
+
+// checkNumbers: a session counts its permits, and those of each pool. It reports each pool that
+// holds some.
+func (t *trial) checkNumbers(s *session) {
+	if s.core.Left() {
+		return
+	}
+	held, byPool := 0, make(map[*core.Pool]int)
+	for _, p := range s.permits {
+		if p.State() == core.Held {
+			held++
+			byPool[p.Pool]++
+		}
+	}
+	if n := s.core.Held(); n != held {
+		t.failf("numbers: %s counts %d permits, and holds %d", s.name, n, held)
+	}
+	if s.joining.max > 0 && held > s.joining.max {
+		t.failf("numbers: %s holds %d permits, its maximum is %d", s.name, held, s.joining.max)
+	}
+	for _, p := range s.pools {
+		n := p.core.Held()
+		if n != byPool[&p.core] {
+			t.failf("numbers: %s counts %d permits, and holds %d", shownPool(s, p), n,
+				byPool[&p.core])
+		}
+		if n > 0 && !slices.Contains(s.core.Pools(), &p.core) {
+			t.failf("numbers: %s holds permits, and its session does not report it",
+				shownPool(s, p))
+		}
+	}
+}
