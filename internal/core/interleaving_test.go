@@ -51,8 +51,8 @@ func TestWithdrawnExtensionDoesNotReleaseALostPermit(t *testing.T) {
 	}
 }
 
-// Redis forgot the permit. The permit is lost even if another one is free: no new lease begins
-// under its UUID.
+// Redis forgot the permit. That is a loss, even where there is room: no new lease begins under the
+// old name.
 func TestExtensionDoesNotAcquireAnew(t *testing.T) {
 	s := start(t, Config{Capacity: 2})
 	p := s.acquire()
