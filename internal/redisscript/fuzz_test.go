@@ -100,7 +100,7 @@ func FuzzArguments(f *testing.F) {
 	s := "000000a0-0001-8010"
 	for _, seed := range []struct {
 		ids, requests, pool string
-		n, owed               int
+		n, owed             int
 	}{
 		{s + "-8000-000000000001", "w 2000 " + s + "-8000-000000000002 " + s + "-8000-000000000003", s + "-8001", 1, 0},
 		{"7b1c0f0e-2d3a-4c5b-8a69-0123456789ab", "s 2000 7b1c0f0e-2d3a-4c5b-8a69-0123456789ab", "7b1c0f0e-2d3a-4c5b-8a69", 2, 1},

@@ -267,12 +267,12 @@ func SetCapacity(
 type Snapshot struct {
 	Now, Capacity, Limit int64
 	PausedUntil          int64             // nothing new is granted before
-	Permits                    map[string]int64  // UUID -> expiry
-	Queue                      [][]string        // UUIDs of each request, first in line first
-	Sessions                   map[string]int64  // session -> expiry
-	Info                       map[string]string // session -> JSON
-	Declared                   map[string]int64  // session -> capacity
-	Quarantined                []string          // of the permits, UUIDs
+	Permits              map[string]int64  // UUID -> expiry
+	Queue                [][]string        // UUIDs of each request, first in line first
+	Sessions             map[string]int64  // session -> expiry
+	Info                 map[string]string // session -> JSON
+	Declared             map[string]int64  // session -> capacity
+	Quarantined          []string          // of the permits, UUIDs
 }
 
 // Load reads a Snapshot.
