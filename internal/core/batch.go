@@ -25,7 +25,7 @@ type offer struct {
 //
 //	outbox, drops, offers --> NextBatch --> in flight --> BatchAnswered
 //	     ^                                      |
-//	     |       BatchFailed: Gone, ours        |  BatchFailed: drops and waiting requests,
+//	     |       BatchFailed: Gone, first time  |  BatchFailed: drops and waiting requests,
 //	     +--------------------------------------+  after a pause
 //
 // Every part of a batch is safe to repeat. At most one batch is in flight. All that the session
@@ -121,7 +121,7 @@ func (c *Core) NextBatch(now time.Duration) *Batch {
 	b.X.Session, b.X.TTLMillis, b.X.MaxWaiting = c.cfg.Session, c.ttlMillis(), c.cfg.MaxWaiters
 	b.X.MoveMicros = c.takeMoveCost()
 	b.X.Epoch, b.X.Expected = c.epoch, c.Expected(now)
-	// Permits of a session with a minimum are counted one by one.
+	// A session with a minimum cannot use the lean lane.
 	lean := c.cfg.Min == 0
 	for _, d := range b.drops {
 		if lean && d.plain {

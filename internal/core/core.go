@@ -14,15 +14,18 @@
 //
 // # What it keeps
 //
-//   - Held means proven. A permit is held until a local time before which Redis cannot have ended
-//     its lease (see trust.go). A permit becomes held only by a grant of its UUID to a request that
+//   - Held means proven. A permit is held until its trust ends, and Redis ends its lease only after
+//     that (see trust.go). A permit becomes held only by a grant of its UUID to a request that
 //     is not settled yet.
-//   - Every UUID that Redis may count is held, asked for, or among the drops. It is so until Redis
-//     has answered that it is gone, or its lease is over.
+//   - Every UUID that Redis may count is held, asked for, among the drops, or lost and left to
+//     expire. It is so until Redis has answered that it is gone, or its lease is over.
 //   - Every request is settled: by a grant, a refusal, its caller's patience, or Close.
 //   - Batches of a session never overlap. So a withdrawal reaches Redis after the request that it
 //     withdraws.
-//   - Pushes only save time. The session finds what a push says by asking again, too.
+//   - Pushes only save time. Whatever a push says, a later reply says too: see the table in
+//     docs/PROTOCOL.md, "Pushes".
+//
+// ARCHITECTURE.md has the way of one acquire, and where to start reading.
 package core
 
 import (
@@ -216,7 +219,7 @@ func (c *Core) blockedDue() time.Duration {
 // MaxRetryPause bounds the pause before what Redis did not answer is sent again.
 const MaxRetryPause = 250 * time.Millisecond
 
-// retryIn repeats, after a pause, what is unanswered: requests that wait, in case their grant was
+// retryIn has Tick repeat, after a pause, what is unanswered: requests that wait, in case their grant was
 // pushed and lost, and drops that failed. Jitter spreads the sessions.
 func (c *Core) retryIn(now, pause time.Duration) {
 	at := now + pause
@@ -288,6 +291,7 @@ type anchor struct {
 // bound is the earliest local time at which Redis's clock can have shown t. It is never later than
 // now.
 func (a anchor) bound(t int64, now time.Duration) time.Duration {
+	// -1: Redis's milliseconds are rounded down.
 	return min(now, a.local+time.Duration(t-a.redis-1)*time.Millisecond)
 }
 
@@ -344,8 +348,8 @@ func (c *Core) Unsettled() []*Request {
 }
 
 // Accounts reports whether the permit of that UUID is held, asked for, or still to be dropped.
-// Redis may count no other one for this session, until its lease is over: see the package's
-// comment.
+// Redis may count no other one for this session but those that are lost, until their leases are
+// over: see the package's comment.
 func (c *Core) Accounts(id string) bool {
 	if c.permits[id] != nil || c.asked[id] != nil {
 		return true

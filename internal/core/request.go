@@ -13,7 +13,8 @@ import (
 //	below Max --> outbox --> in flight --> in Redis's queue --> settled
 //	                ^                           |
 //	                +---------------------------+  asked for again: every RetryInterval,
-//	                                               when something expires, after a reconnect
+//	                                               when a reply said that a lease
+//	                                               would end, after a reconnect
 //
 // It is in Core.asked, under each of its UUIDs, until it is settled. A grant that arrives for a
 // UUID that is not there crossed a withdrawal, and is dropped.

@@ -18,14 +18,19 @@ import (
 //	 |<---------------- TTL - margin --------------->|<--- margin ---->|
 //	      |<--------------------------- TTL -------------------------->|
 //
-// The margin is for what the holder does when it loses a lease: end a connection, stop its work.
+// The margin is for what the holder does when it loses a lease: end a connection, stop its work. A
+// step of Redis's clock that goes unnoticed takes up to eight tenths of it (state.lua).
+//
+// A pushed grant has no request. It counts from anchor.bound, the earliest local time at which Redis
+// can have made it.
 
 // State is where a permit is in its life:
 //
 //	          granted            Release
 //	Fresh ----------------> Held ---------> Released
 //	  |                      |                 ^
-//	  |                      | expire, missing | Release
+//	  |                      | its time, or    | Release
+//	  |                      | Redis's answer  |
 //	  |                      v                 |
 //	  |                     Lost --------------+
 //	  +--> Released: its request was withdrawn or refused
@@ -63,7 +68,8 @@ func (p *Permit) State() State { return p.state }
 // TrustedUntil is until when p is held even if Redis stays silent, 0 if it is not held.
 func (p *Permit) TrustedUntil() time.Duration { return p.trusted }
 
-// granted takes grants that count from the local time since.
+// granted takes grants. They count from since: when their batch was sent, or anchor.bound for a
+// push.
 func (c *Core) granted(now time.Duration, ids []string, since time.Duration) {
 	trusted := since + c.cfg.TTL - c.cfg.Margin
 	var byPool map[*Pool][]*Permit
@@ -139,8 +145,9 @@ func (c *Core) granted(now time.Duration, ids []string, since time.Duration) {
 	}
 }
 
-// worthHolding is the least trust with which the session takes a new grant. That is as much as a
-// renewal takes, if a grant that the session asks for again arrives with more.
+// worthHolding is the least trust with which the session takes a new grant. With less than one
+// round trip of trust a renewal would come too late, so the session asks for the grant again,
+// unless that cannot arrive with more.
 func (c *Core) worthHolding() time.Duration {
 	if rtt := c.heart.rtt; 2*rtt < c.cfg.TTL-c.cfg.Margin {
 		return rtt

@@ -22,7 +22,8 @@ var ErrNotHeld = errors.New("the permit is not held any more")
 // Plain is the fourth group of the UUID of a permit that no connection pool holds. See common.lua.
 const Plain = "8000"
 
-// Kind says what happens to a request that cannot be granted at once.
+// Kind says how a request is granted, and what happens if it cannot be at once. The letters stand in
+// ASK of common.lua, and mean nothing in pushes. For a new kind, see ARCHITECTURE.md.
 type Kind string
 
 // The kinds of requests.
@@ -31,7 +32,7 @@ const (
 	Hold Kind = "e" // refused: it extends what is held
 	Wait Kind = "w" // queued, first come first served
 	Pool Kind = "s" // queued for one permit, in the order of the pools' levels
-	Join Kind = "j" // Pool, for a pool that was granted nothing yet
+	Join Kind = "j" // Pool, as a batch sends it for a pool that was granted nothing yet
 )
 
 // Waits reports whether a request of that kind waits in the queue.

@@ -85,7 +85,8 @@ local function enqueue(request, id, n)
   if not old then waiting = waiting + 1 end
 end
 
--- Grants or queues a request. Returns the list of the reply that it belongs in otherwise.
+-- Grants or queues a request. Returns nil then; else the list of the reply that it belongs in:
+-- refused, crowded or no_memory.
 local function grant_or_queue(kind, ttl, ids, request)
   local held, pooled = 0, kind == ASK.pool or kind == ASK.join
   for _, id in ipairs(ids) do

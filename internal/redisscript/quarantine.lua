@@ -32,7 +32,7 @@ local function pid_and_start(record) return record and string.match(record, '^[1
 
 -- Records the Postgres backend that a permit covers: "<pid> <start, us> <server, us> <n>". `server`
 -- is when that Postgres server was started; n grows with each record of the permit; `known` is the
--- record there. Marks and heartbeats travel on several connections and can overtake each other: the
+-- record there. Records and heartbeats travel on several connections and can overtake each other: the
 -- record of the highest n stays.
 --
 -- Invariant, on which looks rest: while a record names a backend, its permit covers no other one,
