@@ -39,9 +39,9 @@ func (o *oracle) renew(n message.Renewal) (message.Renewed, error) {
 	capacity := o.effectiveCapacity()
 	o.expireLeases(r.own)
 	o.forgetPromises()
-	missing := r.renewPermits(capacity)
+	missing, restored := r.renewPermits(capacity)
 	told, owing, changed := r.settlePools()
-	r.settleMinimum(minimum, len(n.Permits)-len(missing), owing, changed)
+	r.settleMinimum(minimum, len(n.Permits)-len(missing), owing, changed || restored > 0)
 	quarantine := r.recordBackends(missing)
 
 	if r.lost && o.pausedUntil > o.now && n.Sessions > o.num("known") {
@@ -234,7 +234,7 @@ func (r *renewal) keepSession() {
 
 // renewPermits extends the leases that the session names, and returns those that are not held.
 // After a loss of state it puts them back, as long as there is room.
-func (r *renewal) renewPermits(capacity int64) (missing []string) {
+func (r *renewal) renewPermits(capacity int64) (missing []string, restored int) {
 	o, until := r.oracle, r.now+r.n.TTLMillis
 	missing = []string{}
 	for _, id := range r.n.Permits {
@@ -247,11 +247,12 @@ func (r *renewal) renewPermits(capacity int64) (missing []string) {
 		case r.lost && (o.now < o.pausedUntil || o.free(capacity) > 0):
 			o.Permits[id] = until
 			o.change++
+			restored++
 		default:
 			missing = append(missing, id)
 		}
 	}
-	return missing
+	return missing, restored
 }
 
 // settlePools replaces the counts of pools by what the session says. It returns the tally of each,
@@ -290,7 +291,7 @@ func (r *renewal) settlePools() (told []message.Tally, owing int64, changed bool
 }
 
 // settleMinimum counts anew what the session's minimum lacks.
-func (r *renewal) settleMinimum(minimum int64, held int, owing int64, debtsChanged bool) {
+func (r *renewal) settleMinimum(minimum int64, held int, owing int64, changed bool) {
 	o := r.oracle
 	was, had := o.Reserves["min "+r.own]
 	if minimum <= 0 && !had {
@@ -298,7 +299,7 @@ func (r *renewal) settleMinimum(minimum int64, held int, owing int64, debtsChang
 	}
 	free, counted := o.Reserves["free "+r.own]
 	expected := minimum - int64(held) + owing
-	if debtsChanged || !counted || !had || was != minimum || free != expected {
+	if changed || !counted || !had || was != minimum || free != expected {
 		free = minimum + owing
 		for _, id := range o.held() {
 			if sessionOf(id) == r.own {

@@ -36,6 +36,7 @@ local CHUNK = 1000 -- permits in one command
 local EARLY = 0.45 -- of a lease: a heartbeat comes after a third, a twelfth later if that failed
 local joins, lost, fresh, capacity, operators = known == '', false, false, nil, nil
 local missing, in_quarantine = {}, {} -- UUIDs not held any more; a set of UUIDs
+local restored = 0 -- permits that were not there, and are now
 
 local function subscribed_others() -- the sessions that are subscribed now, without this one
   local literal, others = string.gsub(channel_of(''), '[%*%?%[%]\\]', '\\%0'), {}
@@ -160,7 +161,7 @@ local function renew_permits()
         batch[#batch + 1] = id
       elseif not in_quarantine[id] and (now < paused_until
         or redis.call('ZCARD', permits) < capacity or redis.call('ZSCORE', permits, id)) then
-        change = change + redis.call('ZADD', permits, expiry, id)
+        restored = restored + redis.call('ZADD', permits, expiry, id)
       else
         missing[#missing + 1] = id
       end
@@ -203,11 +204,12 @@ local function settle_pools()
 end
 -- Settles what the minimum lacks. The running count is right unless what it rests on was deleted,
 -- or a debt changed just now. Grants and releases on their way make the session's own count differ
--- for a moment, so only the permits themselves settle which is right.
+-- for a moment, so only the permits themselves settle which is right. A late call can restore what
+-- was released since.
 local function settle_minimum(owing, debts_changed)
   if minimum <= 0 and redis.call('HEXISTS', reserves, 'min ' .. own) == 0 then return end
   local counted = tonumber(redis.call('HGET', reserves, 'free ' .. own) or '')
-  if debts_changed or counted ~= minimum - (n_permits - #missing) + owing
+  if debts_changed or restored > 0 or counted ~= minimum - (n_permits - #missing) + owing
     or tonumber(redis.call('HGET', reserves, 'min ' .. own) or '') ~= minimum then
     counted = minimum + owing
     for _, id in ipairs(redis.call('ZRANGE', permits, 0, -1)) do
@@ -268,6 +270,7 @@ capacity, operators = effective_capacity()
 expire_leases(own)
 redis.call('ZREMRANGEBYSCORE', promises, '-inf', now) -- balance does so only while requests wait
 renew_permits()
+change = change + restored
 local told, owing, debts_changed = settle_pools()
 settle_minimum(owing, debts_changed)
 record_backends()
