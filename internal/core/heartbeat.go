@@ -66,6 +66,8 @@ type Call struct {
 	// ended are the indexes of pools that hold and ask for nothing, while no call on its way says
 	// otherwise.
 	ended []int
+	// incidents are what X.Report tells.
+	incidents incidents
 }
 
 // Number is how calls are told apart: they count from 1.
@@ -167,7 +169,7 @@ func (c *Core) beatIfDue(now time.Duration) {
 	}
 	if h.silent > 0 && c.down == nil && now >= h.silent+c.silence() {
 		c.warn("heartbeat: no answer", "for", c.silence())
-		c.setDown(errSilent)
+		c.setDown(now, errSilent)
 		c.failBlocked(now, errSilent)
 		c.schedule(now)
 		if now < h.due {
@@ -209,11 +211,13 @@ func (c *Core) NextCall(now time.Duration, owed map[*Pool]int) *Call {
 		return nil
 	}
 	k := &Call{n: h.last + 1, sent: now, X: message.Renewal{
-		Session: c.cfg.Session, TTLMillis: c.ttlMillis(), Info: c.cfg.Info,
+		Session: c.cfg.Session, TTLMillis: c.ttlMillis(), Info: c.info,
 		Capacity: c.cfg.Capacity, Min: c.cfg.Min, Limit: c.limit, Sessions: c.sessions,
 		Epoch: c.epoch, NewEpoch: c.cfg.NewEpoch(), Load: c.epoch == "",
 		Expected: c.anchor.expected(now), MoveMicros: c.takeMoveCost(),
-	}}
+		Pause: c.pause, Report: c.incidents.String(),
+	}, incidents: c.incidents}
+	c.incidents = incidents{}
 	k.said = make([]*Permit, 0, len(c.permits))
 	for id, p := range c.permits {
 		k.X.Permits = append(k.X.Permits, id)
@@ -268,13 +272,14 @@ func (c *Core) ends(now time.Duration, k *Call) {
 func (c *Core) CallFailed(now time.Duration, k *Call, err error) {
 	h := &c.heart
 	c.returnMoveCost(k.X.MoveMicros)
+	c.incidents.add(k.incidents)
 	h.err = err
 	h.strays = now + 2*c.cfg.TTL
 	if k.n == h.last && h.answered < k.n {
 		h.failed = now
 		// Otherwise Redis may still answer the call that this one hedges: see beatIfDue.
 		if len(h.calls) == 1 {
-			c.setDown(err)
+			c.setDown(now, err)
 		}
 		if c.epoch != "" && !c.left {
 			c.warn("heartbeat failed", "error", err)
@@ -289,7 +294,7 @@ func (c *Core) CallFailed(now time.Duration, k *Call, err error) {
 // CallAnswered applies a reply.
 func (c *Core) CallAnswered(now time.Duration, k *Call, got message.Renewed) {
 	h := &c.heart
-	changed := c.setDown(nil)
+	changed := c.setDown(now, nil)
 	h.measured(now - k.sent)
 	c.renewed = max(c.renewed, k.sent)
 	h.silent, h.hedges = 0, 0
@@ -401,6 +406,7 @@ func (c *Core) applyFleet(now time.Duration, k *Call, got message.Renewed, again
 	c.sharded = got.Sharded
 	c.subscribers(now, got.Subscribers, k.sent)
 	c.limit, c.sessions = got.Limit, got.Sessions
+	c.setPause(now, got)
 	if !again {
 		if c.epoch != got.Epoch { // Redis counts anew
 			for i := range c.vacant {

@@ -32,7 +32,11 @@ func (s *Session) nextCall() (k *core.Call) {
 			owed[p] = n
 		}
 	}
-	s.step(func(c *core.Core, now time.Duration) { k = c.NextCall(now, owed) })
+	info := s.info(pools)
+	s.step(func(c *core.Core, now time.Duration) {
+		c.SetInfo(info)
+		k = c.NextCall(now, owed)
+	})
 	return k
 }
 

@@ -73,7 +73,7 @@ func FuzzReply(f *testing.F) {
 		if err := Leave(ctx, redis, k, false, 0, "s", "e", nil); err != nil {
 			t.Errorf("leave: %v", err)
 		}
-		_, _ = SetCapacity(ctx, redis, k, 0, 3)
+		_, _ = SetCapacity(ctx, redis, k, 0, 3, "op")
 		s, err := Load(ctx, redis, k)
 		if err != nil {
 			return
@@ -248,7 +248,7 @@ func FuzzState(f *testing.F) {
 					if i < 3 || capacity == math.MaxInt {
 						return nil
 					}
-					_, err := SetCapacity(ctx, redis, k, modelStart, 2)
+					_, err := SetCapacity(ctx, redis, k, modelStart, 2, "op")
 					return err
 				},
 			} {

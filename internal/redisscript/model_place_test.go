@@ -73,7 +73,8 @@ func counts(fields map[string]string) map[string]int64 {
 	return out
 }
 
-var allScripts = []*redis.Script{exchangeScript, renewScript, leaveScript, capacityScript, snapshotScript, recordScript, goneScript}
+var allScripts = []*redis.Script{exchangeScript, renewScript, leaveScript, capacityScript, recordScript, goneScript,
+	pauseScript, evictScript}
 
 // inProcess is a miniredis that is called without a connection, for a million steps in minutes. Most of what a step takes is miniredis making
 // a Lua state for it.

@@ -302,7 +302,7 @@ func (t *trial) leaveScript(s *session, drop []string) {
 func (t *trial) setCapacity(s *session, n int) {
 	t.place.setTime(t.clock())
 	expected := t.expected(s)
-	got, err := SetCapacity(context.Background(), t.place, t.keys, expected, n)
+	got, err := SetCapacity(context.Background(), t.place, t.keys, expected, n, "op")
 	t.say("SetCapacity(%d) -> %d", n, got)
 	t.judge(act{name: "SetCapacity"}, answer{got, known(t, err)}, func(time int64) (*oracle, any) {
 		o := t.begin(time, expected)
