@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/passbuddy/passbuddy/internal/engine"
+	"github.com/passbuddy/passbuddy/internal/message"
 )
 
 // The defaults of a Config.
@@ -98,6 +100,9 @@ type Config struct {
 	// Logger receives what an operator should know: lost leases, a capacity mismatch, an
 	// evicting Redis. Default slog.Default().
 	Logger *slog.Logger
+
+	// Observer is told what happens, as it happens: see there. Default nil: nobody is.
+	Observer Observer
 }
 
 // withDefaults returns the Config with its defaults filled in, or the first field that is refused.
@@ -150,18 +155,52 @@ func checkLength(field string, d, least, most time.Duration) error {
 	)
 }
 
+// base is "<prefix>-<name>".
+func (c Config) base() string { return c.Prefix + "-" + c.Name }
+
 // forEngine is c, with its defaults filled in, as the engine takes it.
-func (c Config) forEngine(base string) engine.Config {
+func (c Config) forEngine() engine.Config {
 	patience := time.Duration(0)
 	if c.MaxAttempts > 0 {
 		patience = time.Duration(c.MaxAttempts) * c.RetryInterval
 	}
-	return engine.Config{
-		Base: base, Info: encodeInfo(c), Capacity: c.Capacity,
+	cfg := engine.Config{
+		Base: c.base(), Info: c.info(), Capacity: c.Capacity,
 		Min: c.Min, Max: c.Max, Weight: c.Weight, MaxWaiters: c.MaxWaiters,
 		WaitReplicas: c.WaitReplicas, TTL: c.TTL, RetryInterval: c.RetryInterval,
 		Patience: patience, Logger: c.Logger,
 	}
+	if o := c.Observer; o != nil {
+		cfg.Observe = func(m message.Observation) {
+			o.Observe(Observation{ObservationKind(m.Kind), m.Pool, m.Duration, m.Err})
+		}
+	}
+	return cfg
+}
+
+// info is what operators see of a session that does not change.
+func (c Config) info() message.SessionInfo {
+	host, _ := os.Hostname()
+	return message.SessionInfo{
+		Owner: c.Owner, Min: c.Min, Max: c.Max, Weight: c.Weight,
+		Host: clean(host), PID: os.Getpid(), Program: clean(filepath.Base(os.Args[0])),
+		Version: version(), Started: time.Now().Unix(), TTL: c.TTL.Milliseconds(),
+	}
+}
+
+// version is that of this library in the program that runs, or "".
+func version() string {
+	const path = "github.com/passbuddy/passbuddy"
+	build, ok := debug.ReadBuildInfo()
+	if !ok {
+		return ""
+	}
+	for _, m := range append(build.Deps, &build.Main) {
+		if m.Path == path {
+			return m.Version
+		}
+	}
+	return ""
 }
 
 func refuse(field string, value any, why string) error {

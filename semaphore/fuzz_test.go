@@ -129,7 +129,7 @@ func FuzzConfig(f *testing.F) {
 			strings.ContainsAny(got.Prefix+got.Name, "{}\n\x00"):
 			t.Errorf("an accepted Config is out of bounds: %+v", got)
 		}
-		if text := encodeInfo(got); len(text) > 6*maxOwnerBytes+200 {
+		if text := got.info().Encode(); len(text) > 4*6*maxOwnerBytes+300 {
 			t.Errorf("%d bytes for operators", len(text))
 		}
 		if again, err := got.withDefaults(); err != nil || again != got && got.Owner != "" {

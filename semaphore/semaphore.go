@@ -90,8 +90,8 @@ func open(
 	if err != nil {
 		return nil, err
 	}
-	s := &Semaphore{cfg: cfg, base: cfg.Prefix + "-" + cfg.Name}
-	s.engine, err = engine.Open(ctx, client, own, cfg.forEngine(s.base))
+	s := &Semaphore{cfg: cfg, base: cfg.base()}
+	s.engine, err = engine.Open(ctx, client, own, cfg.forEngine())
 	var refused message.RefusedMin
 	if errors.As(err, &refused) {
 		err = fmt.Errorf("%w: %w", ErrCapacity,
@@ -179,10 +179,17 @@ func (s *Semaphore) Client() redis.UniversalClient { return s.engine.Client() }
 // fleet drains to it. 0 withdraws it, and the smallest capacity that a live session declares is in
 // force again.
 func (s *Semaphore) SetCapacity(ctx context.Context, n int) error {
+	if err := checkCapacity(n); err != nil {
+		return err
+	}
+	return s.engine.SetCapacity(ctx, n)
+}
+
+func checkCapacity(n int) error {
 	if n < 0 || n > maxCapacity {
 		return fmt.Errorf("semaphore: SetCapacity: %d: it must be from 0 to %d", n, maxCapacity)
 	}
-	return s.engine.SetCapacity(ctx, n)
+	return nil
 }
 
 // Close releases all permits and ends the session. Waiting calls return ErrClosed; permits turn not

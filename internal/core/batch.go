@@ -148,6 +148,7 @@ func (c *Core) NextBatch(now time.Duration) *Batch {
 		}
 	}
 	c.inFlight = b
+	c.counts.Requests++
 	if c.batchDue == 0 {
 		c.batchDue = now + c.deadAfter()
 	}
@@ -249,7 +250,7 @@ func (c *Core) BatchFailed(now time.Duration, b *Batch, why Failure, err error) 
 	// batches. Only the pause after a failure keeps the session from asking both in turn, as fast
 	// as they answer.
 	c.gone = false
-	c.setDown(err)
+	c.setDown(now, err)
 	c.returnMoveCost(b.X.MoveMicros)
 	c.fail(now, b.requests, b.drops, err)
 	c.flush(now)
@@ -298,7 +299,7 @@ func (c *Core) BatchAnswered(now time.Duration, b *Batch, got message.Exchanged,
 		return // it was sent more than once, and this is not the first reply
 	}
 	c.inFlight, c.gone = nil, false
-	c.setDown(nil)
+	c.setDown(now, nil)
 	if b.X.Epoch != "" && b.X.Epoch != c.epoch {
 		// The heartbeat has found that Redis lost its state, and Redis executed this batch before
 		// that. So it has lost what this batch was granted, too.

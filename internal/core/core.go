@@ -34,6 +34,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/passbuddy/passbuddy/internal/message"
 )
 
 // The errors of the engine. Package semaphore shows them to its users.
@@ -51,7 +53,6 @@ func Unavailable(cause error) error { return fmt.Errorf("%w: %w", ErrUnavailable
 type Config struct {
 	Base          string // "<prefix>-<name>", for error texts
 	Session       string // see SessionName
-	Info          string // JSON, for operators
 	TTL, Margin   time.Duration
 	RetryInterval time.Duration
 	Capacity      int
@@ -69,6 +70,7 @@ type Core struct {
 	cfg Config
 	fx  Effects
 
+	info    string              // for operators: see SetInfo
 	permits map[string]*Permit  // held
 	asked   map[string]*Request // not settled, under each of their UUIDs
 	lastID  uint64
@@ -107,16 +109,23 @@ type Core struct {
 	looking bool
 
 	// The latest that Redis said of the fleet.
-	epoch    string
-	sharded  bool
-	capacity int64
-	limit    int64 // set by an operator, or 0
-	min      int64 // kept for this session
-	sessions int64 // live ones
-	anchor   anchor
-	down     error // why Redis did not answer the last call, or nil
-	noMemory bool  // Redis grants nothing new, although it answers
-	memoryAt int64 // Redis's time of the last word on that
+	epoch       string
+	sharded     bool
+	capacity    int64
+	limit       int64 // set by an operator, or 0
+	min         int64 // kept for this session
+	sessions    int64 // live ones
+	anchor      anchor
+	down        error         // why Redis did not answer the last call, or nil
+	noMemory    bool          // Redis grants nothing new, although it answers
+	memoryAt    int64         // Redis's time of the last word on that
+	pause       string        // an operator's, see message.ParsePause; ""
+	pausedUntil time.Duration // as last heard: by an operator, or because state was lost
+
+	counts    Stats // its counters
+	incidents incidents
+	downSince time.Duration // while down is set
+	justLost  []string      // UUIDs of leases lost in this step
 
 	closed bool // nothing is acquired any more
 	left   bool // nothing is sent any more
@@ -151,6 +160,7 @@ type Effects struct {
 	LookEpoch string
 	Reaper    *Pool // the one to ask
 	Logs      []Log
+	Observed  []message.ObservationKind // of the session, or a permit that no pool holds
 }
 
 // A Log is a line for the operator.
@@ -165,6 +175,10 @@ func (c *Core) warn(text string, args ...any) {
 
 // Take returns the effects since the last Take.
 func (c *Core) Take() Effects {
+	if n := len(c.justLost); n > 0 {
+		c.warn("lease lost", "permits", n, "permit", c.justLost[0])
+		c.justLost = nil
+	}
 	fx := c.fx
 	fx.Flush = fx.Flush && c.inFlight == nil && !c.nothingToSend()
 	c.fx = Effects{}
@@ -249,9 +263,17 @@ func (c *Core) repeat(now time.Duration) {
 
 // setDown notes whether Redis answers. It tells the pools if that changed, and reports whether it
 // did.
-func (c *Core) setDown(err error) (changed bool) {
+func (c *Core) setDown(now time.Duration, err error) (changed bool) {
 	changed = (err == nil) != (c.down == nil)
 	c.down = err
+	if changed && err != nil {
+		c.downSince = now
+		c.counts.Outages++
+		c.fx.Observed = append(c.fx.Observed, message.ObservedDown)
+	} else if changed {
+		c.incidents.outage = max(c.incidents.outage, now-c.downSince)
+		c.fx.Observed = append(c.fx.Observed, message.ObservedUp)
+	}
 	if changed {
 		c.tellAll(Event{Kind: Changed})
 	}

@@ -66,6 +66,8 @@ type Call struct {
 	// ended are the indexes of pools that hold and ask for nothing, while no call on its way says
 	// otherwise.
 	ended []int
+	// incidents are what X.Report tells.
+	incidents incidents
 }
 
 // Number is how calls are told apart: they count from 1.
@@ -154,7 +156,7 @@ func (c *Core) beatIfDue(now time.Duration) {
 	}
 	if h.silent > 0 && c.down == nil && now >= h.silent+c.Silence() {
 		c.warn("heartbeat: no answer", "for", c.Silence())
-		c.setDown(errSilent)
+		c.setDown(now, errSilent)
 		c.failBlocked(now, errSilent)
 		c.schedule(now)
 		if now < h.due {
@@ -193,11 +195,13 @@ func (c *Core) NextCall(now time.Duration, owed map[*Pool]int) *Call {
 		return nil
 	}
 	k := &Call{n: h.last + 1, sent: now, X: message.Renewal{
-		Session: c.cfg.Session, TTLMillis: c.ttlMillis(), Info: c.cfg.Info,
+		Session: c.cfg.Session, TTLMillis: c.ttlMillis(), Info: c.info,
 		Capacity: c.cfg.Capacity, Min: c.cfg.Min, Limit: c.limit, Sessions: c.sessions,
 		Epoch: c.epoch, NewEpoch: c.cfg.NewEpoch(), Load: c.epoch == "",
 		Expected: c.Expected(now), MoveMicros: c.takeMoveCost(),
-	}}
+		Pause: c.pause, Report: c.incidents.String(),
+	}, incidents: c.incidents}
+	c.incidents = incidents{}
 	k.said = make([]*Permit, 0, len(c.permits))
 	for id, p := range c.permits {
 		k.X.Permits = append(k.X.Permits, id)
@@ -256,13 +260,14 @@ func (c *Core) CallBroke(now time.Duration) { c.heart.strays = now + 2*c.cfg.TTL
 func (c *Core) CallFailed(now time.Duration, k *Call, err error) {
 	h := &c.heart
 	c.returnMoveCost(k.X.MoveMicros)
+	c.incidents.add(k.incidents)
 	h.err = err
 	c.CallBroke(now)
 	if k.n == h.last && h.answered < k.n {
 		h.failed = now
 		// Otherwise Redis may still answer the call that this one hedges: see beatIfDue.
 		if len(h.calls) == 1 {
-			c.setDown(err)
+			c.setDown(now, err)
 		}
 		if c.epoch != "" && !c.left {
 			c.warn("heartbeat failed", "error", err)
@@ -277,7 +282,7 @@ func (c *Core) CallFailed(now time.Duration, k *Call, err error) {
 // CallAnswered applies a reply.
 func (c *Core) CallAnswered(now time.Duration, k *Call, got message.Renewed) {
 	h := &c.heart
-	changed := c.setDown(nil)
+	changed := c.setDown(now, nil)
 	h.rtt = max(now-k.sent, h.rtt-h.rtt/16)
 	c.renewed = max(c.renewed, k.sent)
 	h.silent, h.hedges = 0, 0
@@ -385,6 +390,7 @@ func (c *Core) applyFleet(now time.Duration, k *Call, got message.Renewed, again
 	c.sharded = got.Sharded
 	c.subscribers(now, got.Subscribers, k.sent)
 	c.limit, c.sessions = got.Limit, got.Sessions
+	c.setPause(now, got)
 	if !again {
 		if c.epoch != got.Epoch { // Redis counts anew
 			for i := range c.vacant {

@@ -137,6 +137,8 @@ func (c *Core) Ended(now time.Duration, list []Record, gone []bool) {
 	for i, r := range list {
 		if i < len(gone) && gone[i] {
 			n++
+			c.counts.Fenced++
+			c.incidents.fenced++
 			delete(c.ending, r.ID)
 			c.drop(now, r.ID)
 			continue

@@ -73,9 +73,9 @@ func (c *Core) GiveUp(now time.Duration, r *Request, waited time.Duration) error
 	if r.settled && r.err != nil {
 		return r.err
 	}
-	reason := fmt.Errorf("%w: %q", ErrCapacity, c.cfg.Base)
+	reason := fmt.Errorf("%w: %q", c.AtCapacity(now), c.cfg.Base)
 	if waited > 0 {
-		reason = fmt.Errorf("%w: %q granted nothing within %v", ErrCapacity, c.cfg.Base, waited)
+		reason = fmt.Errorf("%w: %q granted nothing within %v", c.AtCapacity(now), c.cfg.Base, waited)
 	}
 	switch {
 	case r.belowMax:

@@ -210,8 +210,12 @@ func (c *Core) lose(now time.Duration, p *Permit) {
 	delete(c.permits, p.ID)
 	p.state, p.trusted = Lost, 0
 	c.fx.Trust = append(c.fx.Trust, p)
-	c.warn("lease lost", "permit", p.ID)
-	if p.Pool != nil {
+	c.justLost = append(c.justLost, p.ID)
+	c.counts.Lost++
+	c.incidents.lost++
+	if p.Pool == nil {
+		c.fx.Observed = append(c.fx.Observed, message.ObservedLoss)
+	} else {
 		p.Pool.held--
 		c.tell(Event{Kind: LeaseLost, Pool: p.Pool, Permits: []*Permit{p}})
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/passbuddy/passbuddy/internal/bubble"
+	"github.com/passbuddy/passbuddy/internal/message"
 	"github.com/passbuddy/passbuddy/internal/redisscript"
 )
 
@@ -34,7 +35,7 @@ func inWorld(t *testing.T, f func(t *testing.T, w *world)) {
 
 // filled returns cfg with the tests' defaults, which are those of package semaphore.
 func filled(cfg Config) Config {
-	cfg.Base, cfg.Info = base, `{"owner":"test"}`
+	cfg.Base, cfg.Info = base, message.SessionInfo{Owner: "test"}
 	cfg.Weight = max(cfg.Weight, 1)
 	cfg.TTL = cmp.Or(cfg.TTL, defaultTTL)
 	cfg.RetryInterval = cmp.Or(cfg.RetryInterval, defaultRetry)
@@ -164,7 +165,7 @@ func (s *session) state(t *testing.T) state {
 	return stateOf(raw)
 }
 
-func stateOf(raw redisscript.Snapshot) state {
+func stateOf(raw message.Snapshot) state {
 	return state{Capacity: int(raw.Capacity), Held: len(raw.Permits),
 		Quarantined: len(raw.Quarantined),
 		Waiters:     len(raw.Queue), Sessions: len(raw.Sessions)}

@@ -23,13 +23,17 @@ func (s *Session) call() {
 func (s *Session) nextCall() (k *core.Call) {
 	s.telling.Lock()
 	defer s.telling.Unlock()
-	owed := make(map[*core.Pool]int)
-	for _, p := range read(s, (*core.Core).Pools) {
+	owed, pools := make(map[*core.Pool]int), read(s, (*core.Core).Pools)
+	for _, p := range pools {
 		if n := p.Owner.(*Pool).listener.Owed(); n > 0 {
 			owed[p] = n
 		}
 	}
-	s.step(func(c *core.Core, now time.Duration) { k = c.NextCall(now, owed) })
+	info := s.info(pools)
+	s.step(func(c *core.Core, now time.Duration) {
+		c.SetInfo(info)
+		k = c.NextCall(now, owed)
+	})
 	return k
 }
 

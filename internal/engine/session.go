@@ -27,13 +27,15 @@ import (
 // Config is a session's part of a fleet. All fields are set; package semaphore documents and checks
 // them.
 type Config struct {
-	Base                                                 string // "<prefix>-<name>"
-	Info                                                 string // JSON, for operators
+	Base                                                 string              // "<prefix>-<name>"
+	Info                                                 message.SessionInfo // without figures
 	Capacity, Min, Max, Weight, MaxWaiters, WaitReplicas int
 	TTL, RetryInterval                                   time.Duration
 	// Patience bounds a wait whose ctx has no earlier end; 0: nothing does.
 	Patience time.Duration
 	Logger   *slog.Logger
+	// Observe is told what happens; nil: nobody is.
+	Observe func(message.Observation)
 }
 
 // A Session is one process's membership in a fleet that shares a capacity. All methods can be
@@ -83,7 +85,7 @@ func newSession(client redis.UniversalClient, own bool, cfg Config) *Session {
 	s.closeOnce = sync.OnceValue(s.close)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.core = core.New(core.Config{
-		Base: cfg.Base, Session: s.name, Info: cfg.Info,
+		Base: cfg.Base, Session: s.name,
 		TTL: cfg.TTL, Margin: cfg.TTL / 10, RetryInterval: cfg.RetryInterval,
 		Capacity: cfg.Capacity, Min: cfg.Min, Max: cfg.Max, MaxWaiters: cfg.MaxWaiters,
 		Replicated: cfg.WaitReplicas > 0, NewPermit: s.newPermit, NewEpoch: uuid.NewString,
@@ -152,6 +154,9 @@ func (s *Session) stepLocked(f func(c *core.Core, now time.Duration)) (deliver b
 	for _, d := range fx.Dropped {
 		close(d.Done)
 	}
+	for _, kind := range fx.Observed {
+		s.Observe(message.Observation{Kind: kind})
+	}
 	for _, l := range fx.Logs {
 		s.cfg.Logger.Warn(l.Text, l.Args...)
 	}
@@ -208,6 +213,16 @@ func (s *Session) warn(text string, args ...any) {
 	s.cfg.Logger.Warn(text, append([]any{"semaphore", s.cfg.Base}, args...)...)
 }
 
+// Observe tells the session's observer, if there is one. No lock is held.
+func (s *Session) Observe(o message.Observation) {
+	if s.cfg.Observe != nil {
+		s.cfg.Observe(o)
+	}
+}
+
+// Observed reports whether there is one.
+func (s *Session) Observed() bool { return s.cfg.Observe != nil }
+
 // Client is the Redis client that the session was made with. The session sends nothing over it.
 func (s *Session) Client() redis.UniversalClient { return s.caller }
 
@@ -227,7 +242,8 @@ func (s *Session) expected() int64 {
 
 // SetCapacity sets the capacity for the whole fleet; 0 withdraws it.
 func (s *Session) SetCapacity(ctx context.Context, n int) error {
-	capacity, err := redisscript.SetCapacity(ctx, s.clients.operator, s.keys, s.expected(), n)
+	capacity, err := redisscript.SetCapacity(ctx, s.clients.operator, s.keys, s.expected(), n,
+		s.cfg.Info.Owner)
 	if err != nil {
 		return fmt.Errorf("set capacity of %q: %w", s.cfg.Base, core.Unavailable(err))
 	}
@@ -236,7 +252,7 @@ func (s *Session) SetCapacity(ctx context.Context, n int) error {
 }
 
 // Snapshot reads the state from Redis.
-func (s *Session) Snapshot(ctx context.Context) (redisscript.Snapshot, error) {
+func (s *Session) Snapshot(ctx context.Context) (message.Snapshot, error) {
 	raw, err := redisscript.Load(ctx, s.clients.operator, s.keys)
 	if err != nil {
 		return raw, fmt.Errorf("snapshot of %q: %w", s.cfg.Base, core.Unavailable(err))

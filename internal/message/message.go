@@ -109,7 +109,9 @@ type Renewal struct {
 	Permits        []string
 	Backends       []string // for each permit, the record of the backend it covers, or ""
 	Pools          []PoolReport
-	Load           bool // Redis is not expected to know the script
+	Pause          string // the operator's that it knows, "" if none: restored if state was lost
+	Report         string // what happened since the last call, for operators
+	Load           bool   // Redis is not expected to know the script
 }
 
 // Renewed is Redis's answer.
@@ -132,7 +134,8 @@ type Renewed struct {
 	// Subscribers counts the session's subscriptions at this server; -1 if unknown, or if it joins
 	// only now.
 	Subscribers int64
-	Full        bool // Redis has reached maxmemory: see memory.lua
+	Full        bool   // Redis has reached maxmemory: see memory.lua
+	Pause       string // an operator's pause, or ""
 }
 
 // A RefusedMin refuses a session that joins with a minimum for which the others' leave no room.

@@ -23,6 +23,8 @@
 --                  measure it, smoothed; turn: ms until which rotation is scheduled, see next_turn
 --        calm      ms: when a pool last asked for its first permit; young: when a session last
 --                  joined; calm0, young0: since when such events go on; see note
+--        pause     an operator's: see pause.lua; without it grants go on. limitby, limitat: which
+--                  operator set the limit, and ms when
 --        fence     there while a permit may have a backend recorded; without it scripts look at
 --                  neither backends nor quarantine
 --        look      ms until which no session is asked to look for backends; looks: since when such
@@ -69,12 +71,14 @@ local backends = KEYS[12] -- hash: UUID -> "<pid> <start, us> <server, us> <n>",
 local quarantine = KEYS[13] -- hash: UUID -> "<pid> <start, us> <until, ms>", see quarantine_permit
 local recalls = KEYS[14] -- hash: "+<pool>" -> permits ever recalled, "-<pool>" -> recalls withdrawn
 local moves = KEYS[15] -- zset: pool that connects for its first permit -> ms until when, see MOVING
+local events = KEYS[16] -- stream: what changed, for operators; see record_event
 
 -- Every script knows these behind state.
 local server_time, now -- ms; now is the time that decides
 local epoch, paused_until, last, lease -- of meta; epoch is false if the state counts as lost
 local cap, reserve -- of meta: the capacity before this script; nil if no session has a minimum
 local has_backends -- whether a permit may have a backend recorded
+local pause -- an operator's: {since, ms; upto, ms; whether it drains}; nil: none
 local change = 0 -- permits that this script has added, less those it has removed
 
 local function whole(n) return string.format('%.0f', n) end -- Lua would print a time as 1.7e+12

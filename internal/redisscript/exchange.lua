@@ -174,6 +174,7 @@ local function find_permits(began)
 end
 local function wake_at(look) -- when this session is to ask again, ms
   if waiting == 0 then return 0 end
+  if paused and pause and pause.upto > now then return pause.upto end
   if paused then
     local early = tonumber(redis.call('HGET', meta, 'early') or 0)
     return early > now and early or paused_until

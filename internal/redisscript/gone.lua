@@ -12,10 +12,11 @@ local freed, owners = 0, {}
 for i = 3, has_backends and epoch == ARGV[2] and #ARGV or 0, 2 do
   if redis.call('HGET', backends, ARGV[i]) == ARGV[i + 1] and release(ARGV[i]) then
     freed = freed + 1
-    owners[session_of(ARGV[i])] = true
+    owners[session_of(ARGV[i])] = (owners[session_of(ARGV[i])] or 0) + 1
   end
 end
 if freed > 0 then
+  for session, n in pairs(owners) do record_event('gone', session, n .. ' backends') end
   redis.call('HDEL', meta, 'look', 'looks') -- it was worth waiting for, and so is the next one
   for _, request in ipairs(redis.call('ZRANGE', queue, 0, -1)) do
     local _, ids = parse(request)

@@ -10,6 +10,7 @@ for i = 5, 4 + tonumber(ARGV[4]) do
   local _, ids = parse(ARGV[i])
   for _, id in ipairs(ids) do release(id) end
 end
+if redis.call('ZSCORE', sessions, own) then record_event('left', own) end
 remove_session(own)
 forget_sessions({ [own] = true })
 expire_leases() -- now that nobody asks this session for anything any more

@@ -7,6 +7,7 @@ local REPAY = 20 -- times its cost that a move lasts ...
 local PATIENCE = 2000 -- ... but a pool should wait no longer than this, ms, ...
 local HASTE = 6 -- ... while a move lasts HASTE times its cost, and 1 permit in HASTE moves at most
 local AGE = 8796093022208 -- 2^43 ms, some 278 years
+local EVENTS = 200
 
 -- Returns "free": a session's minimum less the permits that it holds and does not owe. The minimum
 -- lacks so many; below 0, the session could give so many back. nil if it has no minimum.
@@ -99,6 +100,19 @@ local function grant(id, ttl) -- or extends its lease, if it is held
     place(pool, held - debt_of(pool))
   end
   if reserve then adjust_min(session_of(id), 1) end
+end
+
+-- Adds to the fleet's log of changes, which keeps some EVENTS entries. `by` is an operator. pcall: a
+-- key of another type, or an ACL without XADD, costs the log and nothing else.
+local function owner_of(session)
+  local known, all = redis.call('HGET', info, session), nil
+  if known then known, all = pcall(cjson.decode, known) end
+  return known and type(all) == 'table' and type(all.owner) == 'string' and all.owner or ''
+end
+local function record_event(kind, session, detail, by)
+  redis.pcall('XADD', events, 'MAXLEN', '~', EVENTS, '*', 'at', whole(now), 'kind', kind,
+    'session', session or '', 'owner', session and owner_of(session) or '', 'by', by or '',
+    'detail', detail or '')
 end
 
 -- Returns the capacity in force, and the operator's or false. The operator's is in force, else the

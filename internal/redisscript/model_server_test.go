@@ -17,6 +17,7 @@ import (
 // the script sees the time of the model, or a few milliseconds more.
 type realServer struct {
 	redis.Scripter
+	Reader
 	t      testing.TB
 	client *redis.Client
 	keys   Keys
@@ -46,6 +47,7 @@ func newRealServer(t testing.TB, k Keys) place {
 	p := &realServer{
 		t: t, client: redis.NewClient(r.Options()), keys: k, subbed: make(map[string]bool),
 	}
+	p.Reader = p.client
 	t.Cleanup(func() {
 		if p.sub != nil {
 			_ = p.sub.Close()
@@ -56,8 +58,8 @@ func newRealServer(t testing.TB, k Keys) place {
 		}
 	})
 	for _, s := range []*redis.Script{
-		exchangeScript, renewScript, leaveScript, capacityScript, snapshotScript, recordScript,
-		goneScript, setter,
+		exchangeScript, renewScript, leaveScript, capacityScript, recordScript,
+		goneScript, pauseScript, evictScript, setter,
 	} {
 		if err := s.Load(t.Context(), p.client).Err(); err != nil {
 			t.Fatal(err)
@@ -169,12 +171,13 @@ func (p *realServer) pushed() (heard []push) {
 func (p *realServer) load() (*state, error) {
 	pipe := p.client.Pipeline()
 	ctx := p.t.Context()
-	var sets [15]*redis.ZSliceCmd
-	var hashes [15]*redis.MapStringStringCmd
+	var sets [16]*redis.ZSliceCmd
+	var hashes [16]*redis.MapStringStringCmd
 	for i, key := range p.keys.all {
-		if kindsOfKeys[i] == 'z' {
+		switch kindsOfKeys[i] {
+		case 'z':
 			sets[i] = pipe.ZRangeWithScores(ctx, key, 0, -1)
-		} else {
+		case 'h':
 			hashes[i] = pipe.HGetAll(ctx, key)
 		}
 	}
@@ -183,8 +186,11 @@ func (p *realServer) load() (*state, error) {
 	}
 	var raw rawState
 	for i := range p.keys.all {
-		if kindsOfKeys[i] == 'h' {
+		switch kindsOfKeys[i] {
+		case 'h':
 			raw.hashes[i] = hashes[i].Val()
+			continue
+		case 'x':
 			continue
 		}
 		raw.sets[i] = make(map[string]float64)

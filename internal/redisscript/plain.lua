@@ -19,11 +19,11 @@ if #ARGV < REST and redis.call('ZCARD', KEYS[2]) == 0 then
     return 0
   end
   local meta = redis.call('HMGET', KEYS[3], 'epoch', 'cap', 'gate', 'reserve', 'count', 'skew',
-    'lease')
+    'lease', 'pause')
   local time = redis.call('TIME')
   local now = time[1] * 1000 + math.floor(time[2] / 1000) - (meta[6] or 0)
   local held, step = redis.call('ZCARD', KEYS[1]), 0.08 -- STEP of common
-  if meta[1] == ARGV[3] and held >= tonumber(meta[5] or 0)
+  if meta[1] == ARGV[3] and not meta[8] and held >= tonumber(meta[5] or 0)
     and held + REST - WANTED <= (meta[2] or 0) - (meta[4] or 0) and tonumber(meta[3] or 0) <= now
     and math.abs(now - ARGV[1]) <= step * math.min(tonumber(meta[7] or '') or 0, ARGV[4]) then
     local expiry, added = now + ARGV[4], {}

@@ -6,6 +6,7 @@ local ASKED = 3600000 -- ms that sessions are asked to end its backend
 local ENDS = 256 -- backends that a session is asked to end, or to look for, at once
 local LOOK = 200 -- ms between two looks of the fleet, at least
 local AWAIT = 1000 -- ms that a look comes before everything else
+local NO_BACKEND = '0 0 0' -- in place of a backend
 local DENIED = 60000 -- ms until a refused look is tried again; looks further apart are no row
 
 -- Quarantine. A lease that expires says nothing of its connection: a process that is stopped closes
@@ -18,17 +19,26 @@ local DENIED = 60000 -- ms until a refused look is tried again; looks further ap
 --
 -- Where no live session has a connection to end backends by, the one place that is free after BOUND
 -- gives a session one. It has ended the other backends before their places are free, BEHIND later.
+local function pid_and_start(record) -- nil if the record names no backend
+  return record and string.match(record, '^[1-9]%d* %d+')
+end
 local function quarantine_permit(id, backend)
   redis.call('HDEL', backends, id)
   extend(id, BOUND + (redis.call('HLEN', quarantine) > 0 and BEHIND or 0))
   redis.call('HSET', quarantine, id, backend .. ' ' .. whole(now + ASKED))
   uncount(id)
 end
+-- Puts a permit into quarantine whose lease goes on, because an operator revokes it. Without a
+-- backend to end, it is counted until that lease is over: its holder cannot renew it.
+local function revoke_permit(id)
+  local backend = pid_and_start(redis.call('HGET', backends, id))
+  if backend then return quarantine_permit(id, backend) end
+  redis.call('HSET', quarantine, id, NO_BACKEND)
+  uncount(id)
+end
 local function is_quarantined(id)
   return has_backends and redis.call('HEXISTS', quarantine, id) == 1
 end
--- Returns nil if the record names no backend.
-local function pid_and_start(record) return record and string.match(record, '^[1-9]%d* %d+') end
 
 -- Records the Postgres backend that a permit covers: "<pid> <start, us> <server, us> <n>". `server`
 -- is when that Postgres server was started; n grows with each record of the permit; `known` is the
@@ -50,8 +60,11 @@ local function backends_to_end() -- iterates over those in quarantine, or asked 
     while ids[i + 1] and i < ENDS do
       i = i + 1
       local backend = redis.call('HGET', quarantine, ids[i])
-      if string.match(backend, '^%d+ %d+ %d+$') then return ids[i], backend end
-      redis.call('HDEL', quarantine, ids[i]) -- no script has written that
+      local names = string.match(backend, '^[1-9]%d* %d+ %d+$')
+      if names then return ids[i], backend end
+      if backend ~= NO_BACKEND or not redis.call('ZSCORE', permits, ids[i]) then
+        redis.call('HDEL', quarantine, ids[i]) -- no script has written that, or its lease is over
+      end
     end
   end
 end
@@ -80,21 +93,23 @@ local function choose_fencer(own)
 end
 
 local function expire_leases(own) -- releases their permits, or puts them in quarantine
-  local added = false
+  local added, owners = false, {}
   repeat
     local expired = between(permits, '-inf', now)
     for _, id in ipairs(expired) do
       local backend = has_backends and pid_and_start(redis.call('HGET', backends, id))
       if backend then
         quarantine_permit(id, backend)
-        added = true
+        added, owners[session_of(id)] = true, (owners[session_of(id)] or 0) + 1
       elseif is_quarantined(id) then
-        change = change - redis.call('ZREM', permits, id) -- BOUND has passed
+        change = change - redis.call('ZREM', permits, id) -- BOUND has passed, or it was revoked
+        if redis.call('HGET', quarantine, id) == NO_BACKEND then redis.call('HDEL', quarantine, id) end
       else
         release(id)
       end
     end
   until #expired == 0
+  for session, n in pairs(owners) do record_event('quarantined', session, n .. ' permits') end
   local fencer = added and choose_fencer(own)
   if fencer then push_fence(fencer) end
 end

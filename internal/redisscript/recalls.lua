@@ -29,10 +29,10 @@ local function push_recalls(pool, delay)
   push(session_of(pool), table.concat(words, ' '))
 end
 
-local function owe(pool, n) -- recalls one of its permits (n is 1), or withdraws a recall (-1)
+local function owe(pool, n) -- recalls n of its permits; below 0, withdraws as many recalls
   local recalled, withdrawn = recalls_of(pool)
   local field = n > 0 and '+' .. pool or '-' .. pool
-  redis.call('HSET', recalls, field, whole((n > 0 and recalled or withdrawn) + 1))
+  redis.call('HSET', recalls, field, whole((n > 0 and recalled or withdrawn) + math.abs(n)))
   local debt = debt_of(pool) + n
   set_count(debts, pool, debt)
   place(pool, held_by(pool) - debt)
@@ -61,6 +61,21 @@ local function withdraw_promise(promise)
   if turn then set_meta('turn', math.max(0, turn)) end
   push_recalls(pool, 0)
 end
+-- Withdraws what was recalled for nobody: for a drain that has ended.
+local function withdraw_unpromised()
+  local promised = {}
+  for _, p in ipairs(redis.call('ZRANGE', promises, 0, -1)) do
+    local pool = string.match(p, PROMISED) or ''
+    promised[pool] = (promised[pool] or 0) + 1
+  end
+  for _, pool in ipairs(redis.call('HKEYS', debts)) do
+    local n = debt_of(pool) - (promised[pool] or 0)
+    if n > 0 then
+      owe(pool, -n)
+      push_recalls(pool, 0)
+    end
+  end
+end
 local function push_wanted() -- to the holders, so that they offer what lies idle
   for _, pool in ipairs(redis.call('ZREVRANGE', levels, 0, TOLD - 1)) do
     push(session_of(pool), PUSH.wanted .. ' ' .. pool)
@@ -80,10 +95,21 @@ local function largest_holder()
     end
   until #page < size
 end
+local function recall_all(session) -- of one session, or of all; whatever its minimum
+  for _, pool in ipairs(redis.call('HKEYS', held_counts)) do
+    local n = kept_by(pool)
+    if n > 0 and session_of(pool) == (session or session_of(pool)) then
+      owe(pool, n)
+      push_recalls(pool, 0)
+    end
+  end
+end
 -- Recalls the permits held beyond the capacity: it was lowered, or a lost state was granted anew in
--- part. Nothing is revoked. But in a busy fleet no pool gives back by itself, so the pools of the
--- highest levels are asked, and nobody is promised it. Returns whether there is an excess.
+-- part; and in a drain all of them. Nothing is revoked. But in a busy fleet no pool gives back by
+-- itself, so the pools of the highest levels are asked, and nobody is promised it. Returns whether
+-- there is an excess.
 local function drain(capacity)
+  if drains() then recall_all() end
   local excess = redis.call('ZCARD', permits) - capacity
   if excess <= 0 then return false end
   for _, debt in ipairs(redis.call('HVALS', debts)) do excess = excess - count_of(debt) end

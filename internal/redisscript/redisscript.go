@@ -12,7 +12,6 @@ import (
 	"context"
 	_ "embed"
 	"fmt"
-	"strings"
 
 	"github.com/redis/go-redis/v9"
 
@@ -44,8 +43,10 @@ var (
 	leaveText string
 	//go:embed capacity.lua
 	capacityText string
-	//go:embed snapshot.lua
-	snapshotText string
+	//go:embed pause.lua
+	pauseText string
+	//go:embed evict.lua
+	evictText string
 	//go:embed record.lua
 	recordText string
 	//go:embed memory.lua
@@ -62,7 +63,8 @@ var (
 	renewScript    = redis.NewScript(memoryText + common + renewText + closing)
 	leaveScript    = redis.NewScript(memoryText + common + leaveText + closing)
 	capacityScript = redis.NewScript(memoryText + common + capacityText + closing)
-	snapshotScript = redis.NewScript(common + snapshotText + closing)
+	pauseScript    = redis.NewScript(memoryText + common + pauseText + closing)
+	evictScript    = redis.NewScript(memoryText + common + evictText + closing)
 	recordScript   = redis.NewScript(memoryText + common + recordText + closing)
 	goneScript     = redis.NewScript(memoryText + common + goneText + closing)
 )
@@ -90,7 +92,7 @@ func NewKeys(base string) Keys {
 	k := Keys{all: []string{base}, push: "{" + base + "}:push:"}
 	for _, part := range []string{
 		"queue", "meta", "sessions", "info", "capacities", "levels", "held", "debts", "promises",
-		"reserves", "backends", "quarantine", "recalls", "moves",
+		"reserves", "backends", "quarantine", "recalls", "moves", "events",
 	} {
 		k.all = append(k.all, "{"+base+"}:"+part)
 	}
@@ -160,7 +162,7 @@ func tallies(list []int64) []message.Tally {
 func Renew(
 	ctx context.Context, c redis.Scripter, k Keys, n message.Renewal,
 ) (message.Renewed, error) {
-	args := make([]any, 0, 14+len(n.Permits)+5*len(n.Pools))
+	args := make([]any, 0, 16+len(n.Permits)+5*len(n.Pools))
 	covered := 0
 	for _, b := range n.Backends {
 		if b != "" {
@@ -168,7 +170,8 @@ func Renew(
 		}
 	}
 	args = append(args, n.Expected, n.Session, n.Epoch, n.TTLMillis, n.Capacity, n.Info, n.NewEpoch,
-		len(n.Permits), len(n.Pools), n.Limit, n.Min, n.Sessions, covered, n.MoveMicros)
+		len(n.Permits), len(n.Pools), n.Limit, n.Min, n.Sessions, covered, n.MoveMicros,
+		n.Pause, n.Report)
 	for _, p := range n.Permits {
 		args = append(args, p)
 	}
@@ -193,7 +196,7 @@ func Renew(
 		Now: r.int(), Epoch: r.text(), Capacity: r.int(), Waiting: r.int(),
 		Sharded: r.int() == 1, PausedUntil: r.int(), Missing: r.texts(), Limit: r.int(),
 		Recalls: tallies(r.ints()), Min: r.int(), Sessions: r.int(),
-		Quarantine: r.texts(), Subscribers: r.int(), Full: r.int() == 1,
+		Quarantine: r.texts(), Subscribers: r.int(), Full: r.int() == 1, Pause: r.text(),
 	}
 	return out, r.err
 }
@@ -249,59 +252,6 @@ func Leave(
 		return explain(ctx, c, k, err)
 	}
 	return nil
-}
-
-// SetCapacity sets the operator's capacity, or withdraws it with 0, and returns the one in force.
-// expected is as for Leave.
-func SetCapacity(
-	ctx context.Context, c redis.Scripter, k Keys, expected int64, n int,
-) (int64, error) {
-	capacity, err := capacityScript.Run(ctx, c, k.all, expected, n).Int64()
-	if err != nil {
-		return 0, fmt.Errorf("script capacity: %w", explain(ctx, c, k, err))
-	}
-	return capacity, nil
-}
-
-// Snapshot is the state as stored. Times are milliseconds of Redis's clock.
-type Snapshot struct {
-	Now, Capacity, Limit int64
-	PausedUntil          int64             // nothing new is granted before
-	Permits              map[string]int64  // UUID -> expiry
-	Queue                [][]string        // UUIDs of each request, first in line first
-	Sessions             map[string]int64  // session -> expiry
-	Info                 map[string]string // session -> JSON
-	Declared             map[string]int64  // session -> capacity
-	Quarantined          []string          // of the permits, UUIDs
-}
-
-// Load reads a Snapshot.
-func Load(ctx context.Context, c redis.Scripter, k Keys) (Snapshot, error) {
-	v, err := snapshotScript.Run(ctx, c, k.all, 0).Result()
-	if err != nil {
-		return Snapshot{}, explain(ctx, c, k, err)
-	}
-	r := newReply(v)
-	s := Snapshot{Now: r.int(), Capacity: r.int(), Limit: r.int(), PausedUntil: r.int(),
-		Permits: r.scores()}
-	for _, request := range r.texts() {
-		if fields := strings.Fields(request); len(fields) > 1 {
-			s.Queue = append(s.Queue, fields[1:])
-		}
-	}
-	s.Sessions = r.scores()
-	info := r.texts()
-	s.Info = make(map[string]string, len(info)/2)
-	for i := 0; i+1 < len(info); i += 2 {
-		s.Info[info[i]] = info[i+1]
-	}
-	s.Declared = r.scores()
-	for _, id := range r.texts() {
-		if _, counted := s.Permits[id]; counted {
-			s.Quarantined = append(s.Quarantined, id)
-		}
-	}
-	return s, r.err
 }
 
 // runOrLoad runs a script. load sends its text at once: one round trip where a script that Redis

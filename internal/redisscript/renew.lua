@@ -6,6 +6,8 @@
 --        9 number of pools   10 the operator's capacity that it knows, 0 if none: restored if state
 --        was lost   11 the minimum it wants guaranteed   12 how many sessions there were last time
 --        13 number of permits with a backend   14 what it measured a move to cost, us, 0: no news
+--        15 the operator's pause that it knows, '' if none: restored if state was lost
+--        16 what happened to it since its last call, for operators, '' if nothing did
 --        then the permits' UUIDs
 --        then for each pool: its name, the permits it holds, how many of those it is still to give
 --        back, how many recalls it has heard of, and how many of them withdrawn; see push_recalls
@@ -17,7 +19,7 @@
 --         the minimum guaranteed: less than wanted if all would exceed the capacity, sessions,
 --         {UUID, "<pid> <start> <until>", ... in quarantine, if it has a connection to end those
 --         backends by}, its subscriptions at this server, -1 if unknown or if it joins, 1 if Redis
---         has reached maxmemory or 0: see memory}
+--         has reached maxmemory or 0: see memory, the operator's pause or ''}
 --      or {'refused', minima of the others, capacity} to a session that joins with a minimum for
 --         which there is no room
 -- Clock: Redis's. Twice: only sets expiries, and re-asserts what its caller holds.
@@ -31,7 +33,7 @@
 local own, known, ttl, declared = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local n_permits, n_pools, limit = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
 local minimum, seen, n_backends = tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[13])
-local FIRST, FIRST_POOL, FIRST_BACKEND = 15, 15 + n_permits, 15 + n_permits + 5 * n_pools
+local FIRST, FIRST_POOL, FIRST_BACKEND = 17, 17 + n_permits, 17 + n_permits + 5 * n_pools
 local CHUNK = 1000 -- permits in one command
 local EARLY = 0.45 -- of a lease: a heartbeat comes after a third, a twelfth later if that failed
 local joins, lost, fresh, capacity, operators = known == '', false, false, nil, nil
@@ -48,6 +50,7 @@ local function subscribed_others() -- the sessions that are subscribed now, with
   return others
 end
 local function pause_grants(others) -- and has those who listen re-assert now what they hold
+  record_event('state lost', own)
   for _, session in ipairs(others) do push(session, PUSH.lost) end
   paused_until = now + ttl
   local early = whole(now + EARLY * ttl)
@@ -82,6 +85,17 @@ local function notice_loss()
   end
   local forgot = lost and limit > 0 and redis.call('HEXISTS', meta, 'limit') == 0
   if forgot then set_meta('limit', limit) end
+  if lost and not pause and ARGV[15] ~= '' then
+    pause = parse_pause(ARGV[15])
+    if pause then redis.call('HSET', meta, 'pause', ARGV[15]) end
+  end
+end
+local function end_pause() -- whose time is over
+  if not pause or pause.upto > now then return end
+  redis.call('HDEL', meta, 'pause')
+  record_event('resumed', nil, 'its time was over')
+  if pause.drains then withdraw_unpromised() end
+  pause = nil
 end
 
 -- Ends dead sessions. Their requests leave the queue. This session's leave, too, if it was away for
@@ -90,7 +104,10 @@ local function end_sessions(sweeps)
   local gone, ended = between(sessions, '-inf', now), {}
   if sweeps then sweep_expiries(gone, now + PROMISE + FARTHEST, now + MOVING) end
   for _, session in ipairs(gone) do
-    if session ~= own then ended[session] = true end
+    if session ~= own then
+      ended[session] = true
+      record_event('expired', session)
+    end
     remove_session(session)
   end
   if #gone > 0 then
@@ -126,6 +143,8 @@ local function keep_session()
   redis.call('ZADD', capacities, declared, own)
   restore_sessions(ttl)
   redis.call('HSET', info, own, ARGV[6])
+  if joins then record_event('joined', own) end
+  if ARGV[16] ~= '' then record_event('reported', own, ARGV[16]) end
 end
 
 -- Keeps the fleet's shortest lease. `leasenext` is the shortest that sessions said since
@@ -259,6 +278,7 @@ local sweeps = math.floor(now / ttl) > math.floor(last / ttl) -- the fleet's fir
 local stepped = joins and epoch and now - last > math.min(ttl, lease) / 2
 if stepped and #subscribed_others() > 0 then set_now(last) end
 notice_loss()
+end_pause()
 end_sessions(sweeps)
 local refusal = bound_minimum()
 if refusal then return refusal end
@@ -283,4 +303,5 @@ save_count()
 local listeners = not joins and push(own, PUSH.heartbeat)
 return { 'ok', now, epoch, capacity, redis.call('ZCARD', queue), sharded and 1 or 0, paused_until,
   missing, tonumber(operators or 0), told, minimum, redis.call('ZCARD', sessions), to_end,
-  type(listeners) == 'number' and listeners or -1, full and 1 or 0 }
+  type(listeners) == 'number' and listeners or -1, full and 1 or 0,
+  pause and redis.call('HGET', meta, 'pause') or '' }

@@ -42,6 +42,7 @@ local function validate_meta(stored)
   validate_fields({ 'cap', 'gate', 'reserve', 'count', 'skew', 'last' }, stored)
   validate_fields(rest, redis.call('HMGET', meta, unpack(rest)))
   if paused_until > now + DAY then forget_field('gate') end
+  if stored[10] and not pause then redis.call('HDEL', meta, 'pause') end
 end
 
 -- Cuts off what would last longer than any script lets it; appends such sessions to `ended`. A

@@ -1,10 +1,6 @@
 package redisscript
 
-import (
-	"fmt"
-	"math"
-	"strconv"
-)
+import "fmt"
 
 // reply reads a script's flat reply in order. The first value of another shape than expected
 // is kept in err, and everything after it reads as zero.
@@ -60,23 +56,6 @@ func readList[T any](r *reply, want string) []T {
 			r.fail(want, v)
 			return nil
 		}
-	}
-	return out
-}
-
-// scores reads a sorted set: member, score, member, score.
-func (r *reply) scores() map[string]int64 {
-	list := r.texts()
-	out := make(map[string]int64, len(list)/2)
-	for i := 0; i+1 < len(list); i += 2 {
-		f, err := strconv.ParseFloat(list[i+1], 64)
-		if err != nil || math.IsNaN(f) {
-			r.fail("a score", list[i+1])
-			return out
-		}
-		// Anybody can put an infinite score there. Within these bounds every integer is exact, and
-		// a sum of two does not overflow.
-		out[list[i]] = int64(min(max(f, -1<<53), 1<<53))
 	}
 	return out
 }

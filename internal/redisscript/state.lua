@@ -11,6 +11,15 @@
 --   - A step too small to be noticed must not outlast the margin between the end of trust and the
 --     end of a lease, a tenth of it. So STEP is a part of the fleet's shortest lease.
 
+-- An operator's pause, "<since, ms> <until, ms> <1 if it drains, or 0> <JSON: who and why>".
+local function parse_pause(text) -- nil if no script has written that
+  local since, upto, drains = string.match(text, '^(%d+) (%d+) ([01]) ')
+  since, upto = tonumber(since or ''), tonumber(upto or '')
+  if not (is_exact(since) and is_exact(upto)) then return nil end
+  return { since = since, upto = upto, drains = drains == '1' }
+end
+local function drains() return pause and pause.drains and pause.upto > now end
+
 local stored, count, skew -- stored: fields of meta as Redis returns them
 local function read_numbers() -- returns whether scripts can have written them
   cap, paused_until = tonumber(stored[1] or 0), tonumber(stored[2] or 0)
@@ -24,8 +33,9 @@ local function read_state()
   local time = redis.call('TIME')
   server_time = time[1] * 1000 + math.floor(time[2] / 1000)
   stored = redis.call('HMGET', meta, 'cap', 'gate', 'reserve', 'count', 'skew', 'last', 'epoch',
-    'fence', 'lease')
+    'fence', 'lease', 'pause')
   epoch, has_backends, lease = stored[7], stored[8], lease_of(stored[9])
+  if stored[10] then pause = parse_pause(stored[10]) end
   if read_numbers() then return end
   validate_fields({ 'cap', 'gate', 'reserve', 'count', 'skew', 'last' }, stored)
   read_numbers()
@@ -63,6 +73,7 @@ end
 -- Returns whether scripts may grant now. A pause ends early once all sessions that any session knew
 -- of are back, and those that none knew of yet have had time for a heartbeat.
 local function may_grant()
+  if pause and pause.upto > now then return false end
   if paused_until <= now then return true end
   local m = redis.call('HMGET', meta, 'early', 'known', 'news')
   local early, known, joined = tonumber(m[1] or paused_until), tonumber(m[2] or 0), m[3] or 0

@@ -1,0 +1,26 @@
+-- evict: runs behind memory and the shared parts. An operator takes one session's permits back.
+-- ARGV   2 session   3 '1' to revoke what it holds, '0' to recall it   4 who   5 why
+-- Returns permits that it held and that were not in quarantine
+-- Clock: Redis's. Twice: what was recalled is owed already; what was revoked is in quarantine.
+--
+-- A permit that was revoked is not free: it is counted until its backend is gone, or its lease is
+-- over. Its holder finds at its next heartbeat, which the push asks for, that it is not renewed.
+
+local session, revokes, ids = ARGV[2], ARGV[3] == '1', {}
+for _, id in ipairs(redis.call('ZRANGE', permits, 0, -1)) do
+  if session_of(id) == session and not is_quarantined(id) then ids[#ids + 1] = id end
+end
+if revokes and #ids > 0 then
+  has_backends = true
+  redis.call('HSET', meta, 'fence', 1)
+  for _, id in ipairs(ids) do revoke_permit(id) end
+  local fencer = choose_fencer(session)
+  if fencer then push_fence(fencer) end
+  push(session, PUSH.lost)
+elseif not revokes then
+  recall_all(session)
+end
+record_event(revokes and 'revoked' or 'evicted', session, #ids .. ' permits. ' .. ARGV[5], ARGV[4])
+expire_leases()
+save_count()
+return #ids

@@ -1,0 +1,86 @@
+package semaphore
+
+import (
+	"time"
+
+	"github.com/passbuddy/passbuddy/internal/message"
+)
+
+// PoolStats are the figures of one connection pool at one instant. They are what passbuddy.Stats
+// and pgxpool.Stats return, and what each session tells Redis with its heartbeat, for [Snapshot].
+// Counters count since the pool was made.
+type PoolStats struct {
+	// Name is passbuddy.Config.PoolName.
+	Name string
+
+	// Permits is how many the pool owns: one for each connection that is open, being opened or
+	// being closed, and those that it is about to use or to give back.
+	Permits int
+	InUse   int // connections that are checked out
+	Idle    int
+	Opening int
+	Closing int // closed here, but the Postgres backend may still be there
+
+	Waiting    int           // callers that wait for a connection now
+	OldestWait time.Duration // how long the first of those has waited
+	// OldestUse is how long the connection that was checked out first has been in use. The pool
+	// looks when it is asked, and at each heartbeat. So the figure can be short by a third of a
+	// lease, and is 0 for a checkout that no two looks have met.
+	OldestUse time.Duration
+
+	Waits       int64         // checkouts that had to wait, however they ended
+	WaitTime    time.Duration // the sum of their waits
+	Timeouts    int64         // of those, ended by their deadline or by AcquireTimeout
+	Canceled    int64         // of those, ended by their context, or because the pool was closed
+	Unavailable int64         // of those, ended because Redis could not be asked
+
+	Opened   int64         // connections
+	OpenTime time.Duration // the sum of what opening them took
+	Failed   int64         // connections that could not be opened
+	Recalled int64         // permits that the fleet asked back
+	Lost     int64         // leases lost
+}
+
+// Stats are the figures of one session at one instant, as this process knows them. To ask for them
+// costs no round trip. Counters count since New.
+type Stats struct {
+	Owner   string // Config.Owner
+	Version string // of this library, as the program was built; "" or "(devel)": unknown
+
+	Capacity int  // in force, as last heard
+	Held     int  // permits held by this session
+	Waiting  int  // requests of this session that are not granted yet
+	Up       bool // Redis answered the last call
+	// Paused is whether grants are paused, by an operator or after a loss of state, as last heard.
+	Paused bool
+
+	Heartbeats int64         // round trips of the heartbeat
+	Requests   int64         // round trips that asked for permits, or released some
+	RoundTrip  time.Duration // what replies take: the longest, forgotten little by little
+	Lost       int64         // leases lost
+	Outages    int64         // how often Redis stopped answering
+	// Fenced is how many backends of expired leases this session has ended: see
+	// passbuddy.Config.Fence.
+	Fenced int64
+
+	Pools []PoolStats // those that hold or want something, by name
+}
+
+// Stats returns the session's figures.
+func (s *Semaphore) Stats() Stats {
+	raw := s.engine.Stats()
+	return Stats{
+		Owner: s.cfg.Owner, Version: version(),
+		Capacity: raw.Capacity, Held: raw.Held, Waiting: raw.Waiting, Up: raw.Up,
+		Paused: raw.Paused, Heartbeats: raw.Heartbeats, Requests: raw.Requests,
+		RoundTrip: raw.RoundTrip, Lost: raw.Lost, Outages: raw.Outages, Fenced: raw.Fenced,
+		Pools: poolStats(raw.Pools),
+	}
+}
+
+func poolStats(list []message.PoolFigures) (out []PoolStats) {
+	for _, p := range list {
+		out = append(out, PoolStats(p))
+	}
+	return out
+}
