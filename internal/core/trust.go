@@ -71,15 +71,15 @@ func (c *Core) granted(now time.Duration, ids []string, since time.Duration) {
 	var hasty []*Permit
 	for _, id := range ids {
 		if p := c.permits[id]; p != nil { // an extension, or told twice
-			c.trust(p, trusted)
 			r := c.asked[id]
-			if p.trusted <= now { // even so: the process slept, and Tick is about to find that
+			if max(p.trusted, trusted) <= now { // the process slept, and Tick is about to find that
 				c.lose(now, p)
 				if r != nil {
 					c.settle(now, r, fmt.Errorf("%w", ErrLost))
 				}
 				continue
 			}
+			c.trust(p, trusted)
 			if r != nil && since >= r.since { // else an older grant, pushed, that extends nothing
 				c.settle(now, r, nil)
 			}
