@@ -3,7 +3,6 @@ package core
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/passbuddy/passbuddy/internal/message"
@@ -327,11 +326,6 @@ func (c *Core) BatchAnswered(now time.Duration, b *Batch, got message.Exchanged,
 		r.answered, r.full, r.noMemory = true, got.Free == 0, false
 		if got.All {
 			granted = append(granted, r.ids...)
-		}
-		if r.Extends && r.settled {
-			// No caller waits for it any more. If its permit is lost by now, the lease is left to
-			// expire (see lose).
-			granted = slices.DeleteFunc(granted, func(id string) bool { return id == r.ids[0] })
 		}
 	}
 	c.granted(now, granted, b.sent)

@@ -331,6 +331,7 @@ func (c *Core) CallAnswered(now time.Duration, k *Call, got message.Renewed) {
 		c.quarantined(now, got.Quarantine)
 		c.tellTallies(k, got, reasserted, lostState)
 	}
+	maps.DeleteFunc(c.lost, func(_ string, until time.Duration) bool { return until <= now })
 	c.ends(now, k)
 	c.flush(now)
 }

@@ -185,6 +185,7 @@ func (c *Core) Release(now time.Duration, p *Permit) *Drop {
 		return nil
 	}
 	p.state, p.trusted = Released, 0
+	delete(c.lost, p.ID)
 	c.fx.Trust = append(c.fx.Trust, p)
 	if was == Held {
 		delete(c.permits, p.ID)

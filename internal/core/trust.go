@@ -90,6 +90,8 @@ func (c *Core) granted(now time.Duration, ids []string, since time.Duration) {
 		}
 		r := c.asked[id]
 		switch {
+		case r == nil && c.lost[id] > 0: // the lease was extended, and is left to expire: see lose
+			continue
 		case r == nil:
 			c.drop(now, id) // it crossed a withdrawal
 			c.flush(now)
@@ -199,16 +201,26 @@ func (c *Core) loseAll(now time.Duration, permits []*Permit) {
 
 // lose makes p lost. Redis is not told: the connection or the work under it may still be there, so
 // the lease is left to expire, unless it is released.
+//
+// What is on its way can name p afterwards: the late push of its grant, or the reply to a repeat of
+// its request, which a push had settled. That is no grant which crossed a withdrawal. To drop it
+// would free the lease that Redis has just extended, under a connection that may still be there.
 func (c *Core) lose(now time.Duration, p *Permit) {
-	delete(c.permits, p.ID)
-	p.state, p.trusted = Lost, 0
-	c.fx.Trust = append(c.fx.Trust, p)
+	c.endTrust(now, p)
 	c.warn("lease lost", "permit", p.ID)
 	if p.Pool != nil {
 		p.Pool.held--
 		c.tell(Event{Kind: LeaseLost, Pool: p.Pool, Permits: []*Permit{p}})
 	}
 	c.madeRoom(now)
+}
+
+// endTrust makes p lost. The session knows that for two leases: what was on its way has come by then.
+func (c *Core) endTrust(now time.Duration, p *Permit) {
+	delete(c.permits, p.ID)
+	c.lost[p.ID] = now + 2*c.cfg.TTL
+	p.state, p.trusted = Lost, 0
+	c.fx.Trust = append(c.fx.Trust, p)
 }
 
 // LoseIfOver loses p if its trust is over and Tick is about to find that.
