@@ -30,7 +30,7 @@ func (o *oracle) closeGate(ttl int64, others []string) {
 	o.setNum("gate", o.gate)
 	o.setNum("early", o.now+ttl*45/100)
 	o.setNum("known", 0)
-	o.setNum("news", 0)
+	o.setNum("news", int64(len(o.Sessions)))
 }
 
 func (o *oracle) renew(n message.Renewal) (message.Renewed, error) {
