@@ -107,12 +107,15 @@ func (c *Core) enqueue(r *Request) {
 	}
 }
 
-// settle ends r.
+// settle ends r. If r extends a permit, a later request may do so, too, and have taken its place in
+// asked: that one goes on.
 func (c *Core) settle(now time.Duration, r *Request, err error) {
 	r.settled = true
 	r.err = err
 	for _, id := range r.ids {
-		delete(c.asked, id)
+		if c.asked[id] == r {
+			delete(c.asked, id)
+		}
 	}
 	if r.Pool != nil && r.Pool.request == r {
 		r.Pool.request = nil
