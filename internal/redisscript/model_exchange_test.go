@@ -17,7 +17,7 @@ func lane(before *state, time int64, x message.Exchange) (*state, message.Exchan
 	if len(wanted) > 0 {
 		off := max(now-x.Expected, x.Expected-now)
 		held := int64(len(s.Permits))
-		if x.Epoch != s.Meta["epoch"] || held < s.num("count") || held+int64(len(wanted)) > s.num("cap")-s.num("reserve") ||
+		if x.Epoch != s.Meta["epoch"] || held < s.num("count") || held+int64(len(wanted)) > s.num("cap")-max(0, s.num("reserve")) ||
 			s.num("gate") > now || float64(off) > 0.08*float64(min(s.num("lease"), x.TTLMillis)) {
 			return nil, message.Exchanged{}, false
 		}

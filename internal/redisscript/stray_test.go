@@ -1,6 +1,7 @@
 package redisscript
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -91,6 +92,32 @@ func TestNewcomersBeforeTheLossIsNoticedDoNotEndThePause(t *testing.T) {
 		now += ttl / 2
 		if !granted() {
 			t.Errorf("not granted after a lease, with %d of 3 sessions back", back)
+		}
+	}
+}
+
+// Somebody writes into meta what no script does. Requests for plain permits alone, which read it in a part of their own, are granted
+// no more than the capacity all the same, and are answered.
+func TestNoReserveGrantsMoreThanTheCapacity(t *testing.T) {
+	k := NewKeys("p-n")
+	redis := newInProcess(t, k)
+	s := "000000a0-0001-8010"
+	for _, reserve := range []string{"-1000", "-1e300", "-inf", "text", "", "nan", "1e300"} {
+		redis.restart()
+		redis.setTime(modelStart)
+		if _, err := Renew(t.Context(), redis, k, message.Renewal{Session: s, TTLMillis: 2000, Capacity: 2, Info: "{}", NewEpoch: "e"}); err != nil {
+			t.Fatal(err)
+		}
+		_ = redis.do("HSET", k.all[2], "reserve", reserve)
+		for i := range 4 {
+			_, err := Exchange(t.Context(), redis, k, message.Exchange{Session: s, Epoch: "e", TTLMillis: 2000, Expected: modelStart,
+				Waits: []string{fmt.Sprintf("%s-8000-%012x", s, i)}})
+			if err != nil && !errors.Is(err, message.ErrGone) {
+				t.Errorf("reserve %q: %v", reserve, err)
+			}
+		}
+		if n := held(t, redis, k); n > 2 {
+			t.Errorf("reserve %q: %d are held, the capacity is 2", reserve, n)
 		}
 	}
 }
