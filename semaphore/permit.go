@@ -35,6 +35,7 @@ type Permit struct {
 
 	mu    sync.Mutex
 	users int // of Do, Bind and Handler, guarded by mu: the last to leave releases
+	due   bool // guarded by mu: the latest to leave wanted the permit released; false without users
 }
 
 // NewPermit returns a permit that is not held yet.
@@ -165,30 +166,48 @@ func (p *Permit) enter(ctx context.Context, use bool) error {
 	if !use {
 		return nil
 	}
-	if err := p.Use(ctx); err != nil {
-		p.mu.Lock()
-		p.users--
-		p.mu.Unlock()
-		return err
+	err := p.Use(ctx)
+	// Between the end of ctx and now, another user can have been granted the permit, and have left
+	// the release to those that are counted in. If this caller is the last of them, the release is
+	// its own. It has given up, so it does not wait for Redis.
+	if err != nil && p.countOut() {
+		go p.releaseLast(ctx)
 	}
-	return nil
+	return err
 }
 
 func (p *Permit) leave(ctx context.Context, keep bool) error {
 	p.mu.Lock()
-	if keep || p.users > 1 {
-		p.users--
+	p.due = !keep
 		p.mu.Unlock()
+	if !p.countOut() {
 		return nil
 	}
-	p.mu.Unlock()
-	// If a user enters before the instant of the release, it uses the permit as it is, and this one
-	// is not the last. A user that enters after that instant finds the permit free.
+	return p.releaseLast(ctx)
+}
+
+// countOut counts a user out, unless it is the last one and the release is due: that one has to call
+// releaseLast.
+func (p *Permit) countOut() (last bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	last = p.due && p.users == 1
+	if !last {
+		p.users--
+	}
+	return last
+}
+
+// releaseLast counts the last user out, and releases the permit. If a user enters before the instant
+// of the release, it uses the permit as it is, and the release is left to it. A user that enters
+// after that instant finds the permit free.
+func (p *Permit) releaseLast(ctx context.Context) error {
 	return p.releaseIf(context.WithoutCancel(ctx), func() bool {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.users--
-		return p.users == 0
+		p.due = p.users > 0
+		return !p.due
 	})
 }
 

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"github.com/passbuddy/passbuddy/internal/bubble"
 )
 
 func TestPermitLife(t *testing.T) {
@@ -335,6 +337,59 @@ func TestLastUserToLeaveLooksAgain(t *testing.T) {
 			t.Error("the last user to leave did not release the permit")
 		}
 	})
+}
+
+// slowToFail is a context that has ended, and whose caller finds that out when held is closed.
+type slowToFail struct {
+	context.Context
+	held chan struct{}
+}
+
+func (c slowToFail) Err() error {
+	<-c.held
+	return c.Context.Err()
+}
+
+// A caller gives up waiting for the permit. Before it is counted out, another one uses the permit,
+// and leaves the release to the callers that are still counted in. The one that gives up is the
+// last of them.
+func TestAUserThatGivesUpDoesTheRelease(t *testing.T) {
+	for _, keep := range []bool{false, true} {
+		t.Run(fmt.Sprintf("KeepOnEnd %v", keep), func(t *testing.T) {
+			inWorld(t, func(t *testing.T, w *world) {
+				s := w.join(Config{Capacity: 1, MaxAttempts: -1})
+				only, p := s.acquire(t), s.NewPermit()
+				first := bubble.Later(func() (int, error) {
+					return Bind(p, func(context.Context, int) (int, error) {
+						return 0, nil
+					}, BindOptions{KeepOnEnd: keep})(t.Context(), 0)
+				})
+				ctx, cancel := context.WithCancel(t.Context())
+				late := slowToFail{ctx, make(chan struct{})}
+				second := bubble.Later(func() (int, error) {
+					return 0, p.Do(late, func(context.Context) error {
+						t.Error("used by a caller that gave up")
+						return nil
+					})
+				})
+				cancel()
+				synctest.Wait()
+				release(t, only)
+				if !first.IsDone() || first.Err != nil || !p.Held() {
+					t.Fatalf("bug in the test: done %v, %v; held %v", first.IsDone(), first.Err,
+						p.Held())
+				}
+				close(late.held)
+				if !second.IsDone() || !errors.Is(second.Err, context.Canceled) {
+					t.Errorf("the caller that gave up is told %v", second.Err)
+				}
+				if held := s.snapshot(t).Held == 1; p.Held() != keep || held != keep {
+					t.Errorf("held %v, and by Redis %v, without a user; KeepOnEnd is %v", p.Held(),
+						held, keep)
+				}
+			})
+		})
+	}
 }
 
 func TestCancelledTryMatchesItsContext(t *testing.T) {

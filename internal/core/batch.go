@@ -3,7 +3,6 @@ package core
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/passbuddy/passbuddy/internal/message"
@@ -45,7 +44,7 @@ type Batch struct {
 // Again returns b as the session sends it again now, without its offer. The lost reply may have
 // answered the offer, and the second answer would differ: the heartbeat tells it.
 func (c *Core) Again(now time.Duration, b *Batch) message.Exchange {
-	b.again = now
+	b.again = max(now, 1)
 	x := b.X
 	x.Offered, x.Expected = 0, c.Expected(now)
 	return x
@@ -328,11 +327,6 @@ func (c *Core) BatchAnswered(now time.Duration, b *Batch, got message.Exchanged,
 		if got.All {
 			granted = append(granted, r.ids...)
 		}
-		if r.Extends && r.settled {
-			// No caller waits for it any more. If its permit is lost by now, the lease is left to
-			// expire (see lose).
-			granted = slices.DeleteFunc(granted, func(id string) bool { return id == r.ids[0] })
-		}
 	}
 	c.granted(now, granted, b.sent)
 	for _, id := range got.Refused {
@@ -368,6 +362,12 @@ func (c *Core) BatchAnswered(now time.Duration, b *Batch, got message.Exchanged,
 		pause := c.cfg.RetryInterval - c.cfg.RetryInterval/8 // retryIn adds up to as much
 		if wake := Until(got.Wake+1, got.Now); got.Wake > 0 && wake < pause {
 			pause = max(wake, time.Millisecond)
+		}
+		if b.again > 0 {
+			// The other copy may have been executed first. Then only its reply, which is lost or
+			// ignored, told of what it granted to requests in the queue. The pause keeps a network
+			// that breaks each connection from being asked as fast as it answers.
+			pause = min(pause, minHedge)
 		}
 		c.retryIn(now, pause)
 	}

@@ -49,10 +49,8 @@ func (c *Core) Leave(now time.Duration) (requests []string) {
 		if p.records == 0 {
 			requests = append(requests, message.Permits(c.ttlMillis(), id))
 		}
-		p.state, p.trusted = Lost, 0
-		c.fx.Trust = append(c.fx.Trust, p)
+		c.endTrust(now, p)
 	}
-	clear(c.permits)
 	c.expireAt = 0
 	return requests
 }

@@ -72,6 +72,7 @@ type Core struct {
 
 	info    string              // for operators: see SetInfo
 	permits map[string]*Permit  // held
+	lost    map[string]time.Duration // lost, and not released since: until when that is known
 	asked   map[string]*Request // not settled, under each of their UUIDs
 	lastID  uint64
 	made    uint64 // requests that were ever submitted
@@ -136,6 +137,7 @@ func New(cfg Config) *Core {
 	return &Core{
 		cfg:      cfg,
 		permits:  make(map[string]*Permit),
+		lost:     make(map[string]time.Duration),
 		asked:    make(map[string]*Request),
 		ending:   make(map[string]*ending),
 		heart:    heart{calls: make(map[uint64]*Call)},

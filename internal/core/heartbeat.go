@@ -326,6 +326,7 @@ func (c *Core) CallAnswered(now time.Duration, k *Call, got message.Renewed) {
 	if latest && !again { // else the next call tells, by which the new state is taken
 		c.tellTallies(k, got, reasserted, lostState)
 	}
+	maps.DeleteFunc(c.lost, func(_ string, until time.Duration) bool { return until <= now })
 	c.ends(now, k)
 	c.flush(now)
 }

@@ -51,6 +51,92 @@ func TestWithdrawnExtensionDoesNotReleaseALostPermit(t *testing.T) {
 	}
 }
 
+// Redis extends a lease by a message that says nothing of that: a repeat of the request that was
+// granted meanwhile, or its late push. The permit is lost before the session hears of that. The
+// lease is not given away, for the connection under it is still being ended.
+func TestARepeatedGrantDoesNotReleaseWhatWasLost(t *testing.T) {
+	for name, late := range map[string]func(s *stage, granted time.Duration, b *Batch, p *Permit){
+		"the reply to the repeat": func(s *stage, _ time.Duration, b *Batch, p *Permit) {
+			s.answer(b, message.Exchanged{Granted: []string{p.ID}})
+		},
+		"the reply to the repeat, after the session has left": func(
+			s *stage, _ time.Duration, b *Batch, p *Permit) {
+			s.Leave(s.now)
+			s.answer(b, message.Exchanged{Granted: []string{p.ID}})
+		},
+		"the push": func(s *stage, granted time.Duration, b *Batch, p *Permit) {
+			s.BatchFailed(s.now, b, Failed, errSilent)
+			s.grantPushed(granted, p.ID)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := start(t, Config{Capacity: 2})
+			p, r := s.wantsOne(message.Wait)
+			s.answer(s.batch(), queued)
+			granted := s.now
+			s.pass(s.cfg.RetryInterval)
+			b := s.batch()
+			if s.grantPushed(granted, p.ID); !s.holds(p) || !r.settled {
+				t.Fatal("bug in the test: not granted")
+			}
+			s.pass(p.TrustedUntil() - s.now)
+			if p.State() != Lost {
+				t.Fatal("bug in the test: the trust is not over")
+			}
+			late(s, granted+time.Second, b, p)
+			s.Close(s.now)
+			if left := append(s.Leave(s.now), s.Leftover()...); len(left) != 0 {
+				t.Errorf("Redis is to remove %q: the connection under that lease is still being ended",
+					left)
+			}
+		})
+	}
+}
+
+// A permit that covers a backend is not among what a session that leaves gives out. An answer that
+// comes afterwards, and names the permit, changes nothing in that.
+func TestAGrantAfterTheEndDoesNotReleaseWhatCovers(t *testing.T) {
+	s := start(t, Config{Capacity: 2})
+	p, _ := s.wantsOne(message.Wait)
+	s.answer(s.batch(), queued)
+	s.pass(s.cfg.RetryInterval)
+	b := s.batch()
+	s.grantPushed(s.now, p.ID)
+	s.RecordBackend(p, "1 2 3")
+	s.Close(s.now)
+	s.Leave(s.now)
+	s.answer(b, message.Exchanged{Granted: []string{p.ID}})
+	if left := s.Leftover(); len(left) != 0 {
+		t.Errorf("Redis is to remove %q, whose backend may live", left)
+	}
+}
+
+// Once a lost permit is released, its UUID is nothing to the session. A message that strayed brings
+// it back in Redis, and it is dropped like any other.
+func TestAStrayGrantOfAReleasedPermitIsDropped(t *testing.T) {
+	s := start(t, Config{Capacity: 2})
+	p := s.acquire()
+	s.lose(s.now, p)
+	s.release(p)
+	s.answer(s.batch(), all)
+	if s.grantPushed(s.now, p.ID); !slices.Contains(s.batch().dropped(), p.ID) {
+		t.Error("Redis counts a permit that nobody gives back")
+	}
+}
+
+// Many a lost permit is never released. The session does not keep their UUIDs for good.
+func TestALossIsForgotten(t *testing.T) {
+	s := start(t, Config{Capacity: 2})
+	s.beat = s.renew
+	s.lose(s.now, s.acquire())
+	if s.pass(2*ttl - 1); len(s.lost) != 1 {
+		t.Error("forgotten while a message that extended the lease may be on its way")
+	}
+	if s.pass(ttl); len(s.lost) != 0 {
+		t.Error("not forgotten")
+	}
+}
+
 // Redis forgot the permit. That is a loss, even where there is room: no new lease begins under the
 // old name.
 func TestExtensionDoesNotAcquireAnew(t *testing.T) {

@@ -1,6 +1,7 @@
 package core
 
 import (
+	"errors"
 	"testing"
 	"time"
 
@@ -79,6 +80,44 @@ func TestAGrantWithLittleTrustIsExtendedAtOnce(t *testing.T) {
 	s.answer(next, all)
 	if left := p.TrustedUntil() - s.now; left != ttl-margin {
 		t.Errorf("trusted for %v after the extension, want 0.9 TTL", left)
+	}
+}
+
+// The session extends a hasty grant itself, and a caller then extends the same permit. That the first
+// of the two fails takes nothing from the caller's: it is settled by its own answer.
+func TestAFailedExtensionDoesNotEndTheCallers(t *testing.T) {
+	for name, c := range map[string]struct {
+		answer func(p *Permit) message.Exchanged
+		err    error
+		state  State
+	}{
+		"granted": {func(p *Permit) message.Exchanged {
+			return message.Exchanged{Granted: []string{p.ID}}
+		}, nil, Held},
+		"refused": {func(p *Permit) message.Exchanged {
+			return message.Exchanged{Refused: []string{p.ID}}
+		}, ErrLost, Lost},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := start(t, Config{})
+			p, _ := s.wantsOne(message.Wait)
+			b := s.batch()
+			s.pass(3 * time.Second)
+			s.answer(b, all)
+			b = s.batch()
+			if !b.requests[0].Extends {
+				t.Fatal("bug in the test: the session does not extend the grant")
+			}
+			r := s.extend(p)
+			s.BatchFailed(s.now, b, Failed, errSilent)
+			if r.settled {
+				t.Fatal("the caller's is settled by what became of the other")
+			}
+			s.answer(s.batch(), c.answer(p))
+			if !r.settled || !errors.Is(r.err, c.err) || p.State() != c.state {
+				t.Errorf("settled %v, %v; state %d", r.settled, r.err, p.State())
+			}
+		})
 	}
 }
 

@@ -123,9 +123,12 @@ func (c *Core) makeRoom(now time.Duration) {
 			continue
 		}
 		if p.request != nil && !p.request.belowMax && p.held > next.poolHolds() {
-			// Its callers will ask again, and then its request waits here.
+			// By way of settleBelowMax this makes room. p is not told, and wants as much as before:
+			// it asks again, and its request now waits here. That one takes room only from a pool
+			// that holds more than p, so this ends.
 			c.withdraw(now, p.request, ErrCapacity)
-			return // by way of settleBelowMax this made room
+			c.Ask(now, p, p.want)
+			return
 		}
 		if largest == nil || p.held > largest.held {
 			largest = p

@@ -130,7 +130,7 @@ func TestMaxIsSharedByThePoolsOfASession(t *testing.T) {
 }
 
 // The pool that holds most gives up what it asks for first, then permits: at once while it has two
-// more than the one that waits.
+// more than the one that waits. It asks again once there is room.
 func TestTheLargestPoolMakesRoom(t *testing.T) {
 	s := start(t, Config{Capacity: 9, Max: 4})
 	a, b := s.pool(), s.pool()
@@ -139,7 +139,7 @@ func TestTheLargestPoolMakesRoom(t *testing.T) {
 	s.answer(s.batch(), queued)
 	r := a.request
 	b.ask(1)
-	if a.request != nil || !r.settled || a.times("recall") != 0 {
+	if a.request == r || !r.settled || a.times("recall") != 0 {
 		t.Fatalf("told %q: a permit is recalled while a request for more waits", a.told)
 	}
 	s.answer(s.batch(), all)
@@ -155,6 +155,13 @@ func TestTheLargestPoolMakesRoom(t *testing.T) {
 	s.answer(s.batch(), all)
 	if b.ask(1); a.times("recall") != 1 {
 		t.Errorf("told %q: recalled from a pool that holds as many", a.told)
+	}
+	b.ask(0)
+	s.pass(withdrawAfter)
+	b.give()
+	next := s.batch()
+	if a.request == nil || !slices.Equal(next.asks(), a.request.ids) {
+		t.Errorf("asked for %q although there is room for a, which wants one more", next.asks())
 	}
 }
 

@@ -113,12 +113,15 @@ func without(list []*Request, r *Request) []*Request {
 	return slices.DeleteFunc(list, func(other *Request) bool { return other == r })
 }
 
-// settle ends r.
+// settle ends r. If r extends a permit, a later request may do so, too, and have taken its place in
+// asked: that one goes on.
 func (c *Core) settle(now time.Duration, r *Request, err error) {
 	r.settled = true
 	r.err = err
 	for _, id := range r.ids {
+		if c.asked[id] == r {
 		delete(c.asked, id)
+	}
 	}
 	if r.Pool != nil && r.Pool.request == r {
 		r.Pool.request = nil
@@ -191,6 +194,7 @@ func (c *Core) Release(now time.Duration, p *Permit) *Drop {
 		return nil
 	}
 	p.state, p.trusted = Released, 0
+	delete(c.lost, p.ID)
 	c.fx.Trust = append(c.fx.Trust, p)
 	if was == Held {
 		delete(c.permits, p.ID)

@@ -56,6 +56,43 @@ func TestOfTwoRepliesTheFirstCounts(t *testing.T) {
 	}
 }
 
+// The session's other requests wait in the queue. Either copy may have been granted some of them, and
+// only its own reply told of that. So whichever reply counts, the session soon asks for them again,
+// and no more often than a call is hedged.
+func TestWaitersAskAgainAfterACopy(t *testing.T) {
+	for name, again := range map[string]bool{"of the first copy": false, "of the second": true} {
+		t.Run(name, func(t *testing.T) {
+			s := start(t, Config{Capacity: 2, RetryInterval: 4 * time.Second})
+			p, r := s.wantsOne(message.Wait)
+			s.answer(s.batch(), queued)
+			s.wantsOne(message.Try)
+			b := s.batch()
+			s.beat = s.renew
+			s.pass(s.deadAfter() + minHedge)
+			if s.seen.Resend != b {
+				t.Fatal("the batch is not sent once more")
+			}
+			s.Again(s.now, b)
+			s.BatchAnswered(s.now, b, all, again)
+			s.take()
+			s.seen = Effects{}
+			if s.pass(minHedge - 1); s.seen.Flush {
+				t.Error("asked again without a pause")
+			}
+			if s.pass(minHedge / 4); !s.seen.Flush {
+				t.Fatal("not asked again soon")
+			}
+			next := s.batch()
+			if !slices.Equal(next.asks(), []string{p.ID}) {
+				t.Errorf("asked for %q, want what waits", next.asks())
+			}
+			if s.answer(next, all); !r.settled || !s.holds(p) {
+				t.Error("not told of the grant")
+			}
+		})
+	}
+}
+
 // While a copy is in flight, the next batch waits for it as well: a withdrawal must not overtake
 // its request.
 func TestNoBatchBesideACopy(t *testing.T) {

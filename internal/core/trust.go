@@ -77,15 +77,15 @@ func (c *Core) granted(now time.Duration, ids []string, since time.Duration) {
 	var hasty []*Permit
 	for _, id := range ids {
 		if p := c.permits[id]; p != nil { // an extension, or told twice
-			c.trust(p, trusted)
 			r := c.asked[id]
-			if p.trusted <= now { // even so: the process slept, and Tick is about to find that
+			if max(p.trusted, trusted) <= now { // the process slept, and Tick is about to find that
 				c.lose(now, p)
 				if r != nil {
 					c.settle(now, r, fmt.Errorf("%w", ErrLost))
 				}
 				continue
 			}
+			c.trust(p, trusted)
 			if r != nil && since >= r.since { // else an older grant, pushed, that extends nothing
 				c.settle(now, r, nil)
 			}
@@ -96,6 +96,8 @@ func (c *Core) granted(now time.Duration, ids []string, since time.Duration) {
 		}
 		r := c.asked[id]
 		switch {
+		case r == nil && c.lost[id] > 0: // the lease was extended, and is left to expire: see lose
+			continue
 		case r == nil:
 			c.drop(now, id) // it crossed a withdrawal
 			c.flush(now)
@@ -206,10 +208,12 @@ func (c *Core) loseAll(now time.Duration, permits []*Permit) {
 
 // lose makes p lost. Redis is not told: the connection or the work under it may still be there, so
 // the lease is left to expire, unless it is released.
+//
+// What is on its way can name p afterwards: the late push of its grant, or the reply to a repeat of
+// its request, which a push had settled. That is no grant which crossed a withdrawal. To drop it
+// would free the lease that Redis has just extended, under a connection that may still be there.
 func (c *Core) lose(now time.Duration, p *Permit) {
-	delete(c.permits, p.ID)
-	p.state, p.trusted = Lost, 0
-	c.fx.Trust = append(c.fx.Trust, p)
+	c.endTrust(now, p)
 	c.justLost = append(c.justLost, p.ID)
 	c.counts.Lost++
 	c.incidents.lost++
@@ -220,6 +224,14 @@ func (c *Core) lose(now time.Duration, p *Permit) {
 		c.tell(Event{Kind: LeaseLost, Pool: p.Pool, Permits: []*Permit{p}})
 	}
 	c.madeRoom(now)
+}
+
+// endTrust makes p lost. The session knows that for two leases: what was on its way has come by then.
+func (c *Core) endTrust(now time.Duration, p *Permit) {
+	delete(c.permits, p.ID)
+	c.lost[p.ID] = now + 2*c.cfg.TTL
+	p.state, p.trusted = Lost, 0
+	c.fx.Trust = append(c.fx.Trust, p)
 }
 
 // LoseIfOver loses p if its trust is over and Tick is about to find that.

@@ -6,7 +6,36 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/passbuddy/passbuddy/internal/core"
+	"github.com/passbuddy/passbuddy/internal/message"
 )
+
+// A process is stopped while an extension is on its way, and finds the answer when it wakes. The
+// trust in the permit is over, also the trust that the answer proves. The loss is told once: Lost
+// is closed, and closing it again would panic.
+func TestALateExtensionLosesOnce(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		s := w.join(Config{Capacity: 1})
+		p := s.acquire(t)
+		lost := p.Lost()
+		time.Sleep(time.Second)
+		s.step(func(c *core.Core, now time.Duration) {
+			c.Submit(now, &core.Request{
+				Kind: message.Hold, Permits: []*core.Permit{&p.Permit}, Extends: true,
+			})
+			b := c.NextBatch(now)
+			c.BatchAnswered(now+defaultTTL, b, message.Exchanged{
+				Now: 1, Granted: []string{p.ID},
+			}, false)
+		})
+		select {
+		case <-lost:
+		case <-time.After(time.Second):
+			t.Error("Lost is open")
+		}
+	})
+}
 
 // Redis is slow for 60 ms once, and one caller's context ends. The session must not take Redis for
 // down.

@@ -1,6 +1,8 @@
 package engine
 
 import (
+	"context"
+	"io"
 	"strings"
 	"sync"
 	"testing"
@@ -237,6 +239,45 @@ func TestLostPushCostsOnlyTime(t *testing.T) {
 		<-waiting.Done
 		if waiting.Err != nil || waiting.Took > 400*time.Millisecond {
 			t.Fatalf("granted after %v: %v, want within RetryInterval", waiting.Took, waiting.Err)
+		}
+	})
+}
+
+// cutsReply loses the reply to the next batch, as a connection does that is reset.
+type cutsReply struct{ cut bool }
+
+func (h *cutsReply) DialHook(next redis.DialHook) redis.DialHook { return next }
+func (h *cutsReply) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		err := next(ctx, cmd)
+		if !h.cut && cmd.Name() == "evalsha" {
+			h.cut, err = true, io.EOF
+			cmd.SetErr(err)
+		}
+		return err
+	}
+}
+func (h *cutsReply) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+// A release frees a permit that another caller of the session waits for. The reply would have told
+// of the grant, and is lost. The reply to the copy of that batch does not tell of it.
+func TestALostReplyToAReleaseDoesNotHoldUpAWaiter(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		s := w.join(Config{Capacity: 1, RetryInterval: 2 * time.Second})
+		p := s.acquire(t)
+		waiting := s.later(t.Context())
+		hook := &cutsReply{}
+		s.clients.batches.(*redis.Client).AddHook(hook)
+		began := time.Now()
+		release(t, p)
+		<-waiting.Done
+		if !hook.cut || waiting.Err != nil {
+			t.Fatalf("reply cut: %v, granted: %v", hook.cut, waiting.Err)
+		}
+		if took := time.Since(began); took > 100*time.Millisecond {
+			t.Errorf("told of its grant after %v", took)
 		}
 	})
 }

@@ -26,10 +26,16 @@ func (s *Session) newPermit() *core.Permit {
 	return &p.Permit
 }
 
-// mirror takes what the core has changed. s.mu is held.
+// mirror takes what the core has changed. s.mu is held. One step can change p more than once, and
+// mirror then runs as often.
 func (p *Permit) mirror() {
 	p.trusted.Store(int64(p.TrustedUntil()))
-	if p.Permit.State() == core.Lost && p.lost != nil {
+	if p.Permit.State() != core.Lost || p.lost == nil {
+		return
+	}
+	select {
+	case <-p.lost: // closed already
+	default:
 		close(p.lost)
 	}
 }

@@ -23,7 +23,7 @@ func plainExchange(before *state, time int64, x message.Exchange) (
 	if len(wanted) > 0 {
 		off := max(now-x.Expected, x.Expected-now)
 		held := int64(len(s.Permits))
-		room := s.num("cap") - s.num("reserve") - held
+		room := s.num("cap") - max(0, s.num("reserve")) - held
 		if x.Epoch != s.Meta["epoch"] || held < s.num("count") || int64(len(wanted)) > room ||
 			s.num("gate") > now ||
 			float64(off) > 0.08*float64(min(s.num("lease"), x.TTLMillis)) {

@@ -140,7 +140,7 @@ func (o *oracle) pauseGrants(ttl int64, listeners []string) {
 	o.setNum("gate", o.pausedUntil)
 	o.setNum("early", o.now+ttl*45/100)
 	o.setNum("known", 0)
-	o.setNum("news", 0)
+	o.setNum("news", int64(len(o.Sessions)))
 }
 
 // endSessions removes the sessions that have not renewed in time, and their requests.

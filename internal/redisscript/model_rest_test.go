@@ -28,8 +28,10 @@ func (t *trial) finish() {
 		t.until(t.now + t.plan.ttl/3)
 	}
 	t.rest()
-	t.expectCounts()
-	t.checkCounts(t.before, act{name: "the end"})
+	if len(t.all()) > 0 { // else no heartbeat repairs what was done by hand
+		t.expectCounts()
+		t.checkCounts(t.before, act{name: "the end"})
+	}
 	t.checkRest()
 	t.checkLeak(false)
 

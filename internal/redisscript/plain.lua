@@ -23,8 +23,10 @@ if #ARGV < REST and redis.call('ZCARD', KEYS[2]) == 0 then
   local time = redis.call('TIME')
   local now = time[1] * 1000 + math.floor(time[2] / 1000) - (meta[6] or 0)
   local held, step = redis.call('ZCARD', KEYS[1]), 0.08 -- STEP of common
-  if meta[1] == ARGV[3] and not meta[8] and held >= tonumber(meta[5] or 0)
-    and held + REST - WANTED <= (meta[2] or 0) - (meta[4] or 0) and tonumber(meta[3] or 0) <= now
+  local reserve = tonumber(meta[4] or 0) -- no script sets one below 0
+  if meta[1] == ARGV[3] and not meta[8] and held >= tonumber(meta[5] or 0) and reserve
+    and held + REST - WANTED <= (meta[2] or 0) - math.max(0, reserve)
+    and tonumber(meta[3] or 0) <= now
     and math.abs(now - ARGV[1]) <= step * math.min(tonumber(meta[7] or '') or 0, ARGV[4]) then
     local expiry, added = now + ARGV[4], {}
     for i = 1, REST - WANTED do

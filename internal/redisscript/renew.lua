@@ -49,12 +49,14 @@ local function subscribed_others() -- the sessions that are subscribed now, with
   end
   return others
 end
-local function pause_grants(others) -- and has those who listen re-assert now what they hold
+-- Also has those who listen re-assert now what they hold. The sessions that are here have joined the
+-- new state: one that knows another epoch pauses grants before it is added.
+local function pause_grants(others)
   record_event('state lost', own)
   for _, session in ipairs(others) do push(session, PUSH.lost) end
   paused_until = now + ttl
-  local early = whole(now + EARLY * ttl)
-  redis.call('HSET', meta, 'gate', whole(paused_until), 'early', early, 'known', 0, 'news', 0)
+  local early, joined = whole(now + EARLY * ttl), redis.call('ZCARD', sessions)
+  redis.call('HSET', meta, 'gate', whole(paused_until), 'early', early, 'known', 0, 'news', joined)
 end
 
 -- Starts a state under a new epoch. Live sessions repeat what is deleted here. Permits stay: at

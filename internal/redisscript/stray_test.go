@@ -1,6 +1,8 @@
 package redisscript
 
 import (
+	"errors"
+	"fmt"
 	"slices"
 	"testing"
 
@@ -47,6 +49,78 @@ func TestALateCallAfterALossReassertsNothing(t *testing.T) {
 	}
 	if len(all.Permits) != 1 || all.Permits[y] == 0 || !slices.Contains(late.Missing, x) {
 		t.Errorf("%v held, missing %q: want %s alone", all.Permits, late.Missing, y)
+	}
+}
+
+// Redis forgets three sessions, and two newcomers join before any of the three comes back. The first
+// to come back says that there were three. The newcomers are none of those. So grants are paused
+// until all three are back, or have had time for a lease.
+func TestNewcomersBeforeTheLossIsNoticedDoNotEndThePause(t *testing.T) {
+	k := NewKeys("p-n")
+	redis := newInProcess(t, k)
+	const ttl = 2000
+	session := func(n int) string { return fmt.Sprintf("000000a0-%04x-8010", n) }
+	newcomer := session(4)
+	for back := 1; back <= 3; back++ {
+		redis.restart()
+		now := int64(modelStart)
+		renew := func(session, epoch string) {
+			t.Helper()
+			redis.setTime(now)
+			if _, err := Renew(t.Context(), redis, k, message.Renewal{Session: session, Epoch: epoch, NewEpoch: "new",
+				TTLMillis: ttl, Capacity: 1, Info: "{}", Sessions: 3, Expected: now}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		granted := func() bool {
+			t.Helper()
+			renew(newcomer, "new")
+			got, err := Exchange(t.Context(), redis, k, message.Exchange{Session: newcomer, Epoch: "new",
+				TTLMillis: ttl, Expected: now, Waits: []string{newcomer + "-8000-000000000001"}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return got.All || len(got.Granted) > 0
+		}
+		renew(newcomer, "")
+		renew(session(5), "")
+		for n := range back {
+			renew(session(1+n), "old")
+		}
+		now += ttl / 2
+		if got := granted(); got != (back == 3) {
+			t.Errorf("granted after half a lease: %v, with %d of 3 sessions back", got, back)
+		}
+		now += ttl / 2
+		if !granted() {
+			t.Errorf("not granted after a lease, with %d of 3 sessions back", back)
+		}
+	}
+}
+
+// Somebody writes into meta what no script does. Requests for plain permits alone, which read it in a part of their own, are granted
+// no more than the capacity all the same, and are answered.
+func TestNoReserveGrantsMoreThanTheCapacity(t *testing.T) {
+	k := NewKeys("p-n")
+	redis := newInProcess(t, k)
+	s := "000000a0-0001-8010"
+	for _, reserve := range []string{"-1000", "-1e300", "-inf", "text", "", "nan", "1e300"} {
+		redis.restart()
+		redis.setTime(modelStart)
+		if _, err := Renew(t.Context(), redis, k, message.Renewal{Session: s, TTLMillis: 2000, Capacity: 2, Info: "{}", NewEpoch: "e"}); err != nil {
+			t.Fatal(err)
+		}
+		_ = redis.do("HSET", k.all[2], "reserve", reserve)
+		for i := range 4 {
+			_, err := Exchange(t.Context(), redis, k, message.Exchange{Session: s, Epoch: "e", TTLMillis: 2000, Expected: modelStart,
+				Waits: []string{fmt.Sprintf("%s-8000-%012x", s, i)}})
+			if err != nil && !errors.Is(err, message.ErrGone) {
+				t.Errorf("reserve %q: %v", reserve, err)
+			}
+		}
+		if n := held(t, redis, k); n > 2 {
+			t.Errorf("reserve %q: %d are held, the capacity is 2", reserve, n)
+		}
 	}
 }
 
