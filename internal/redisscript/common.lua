@@ -9,7 +9,7 @@
 -- belong to no session here; the scripts only count them.
 --
 -- meta   epoch     names this state: a session that knows another epoch knows that Redis forgot
---        seq       counts requests and promises
+--        seq       counts requests, promises and turns; see next_seq
 --        cap       the capacity in force; limit: the one that an operator set
 --        gate      ms until which grants are paused, because state was lost; early: ms from which
 --                  that may end early; known: sessions there were before; news: joined since

@@ -68,6 +68,25 @@ local function rank_of(id)
   return math.min(8191, LEVELS + math.max(1, math.floor(LEVELS * held / weight_of(id))))
 end
 
+-- Returns the next number in the order of arrival. Once it outgrows its part of a place, it would
+-- count for the rank. So those that wait are numbered anew from 1, in the same order. The numbers of
+-- promises only tell them apart, and promises do not last until a number comes again.
+local function next_seq()
+  local seq = redis.call('HINCRBY', meta, 'seq', 1)
+  if seq < RANK / WANTS then return seq end
+  local line, order = redis.call('ZRANGE', queue, 0, -1, 'WITHSCORES'), {}
+  for i = 1, #line, 2 do
+    local place = tonumber(line[i + 1])
+    if is_exact(place) then order[#order + 1] = { request = line[i], place = place } end
+  end
+  table.sort(order, function(a, b) return a.place % RANK < b.place % RANK end)
+  for i, waiter in ipairs(order) do
+    local place = waiter.place - waiter.place % RANK + i * WANTS + waiter.place % WANTS
+    redis.call('ZADD', queue, whole(place), waiter.request)
+  end
+  set_meta('seq', #order + 1)
+  return #order + 1
+end
 -- Puts a request for n permits into the queue, behind all others of its rank. One that waits
 -- already keeps its turn within its (new) rank, which can make it the head. But a pool that has
 -- just given its last permit has waited for none until now.
@@ -77,7 +96,7 @@ local function enqueue(request, id, n)
   if crowds and not is_pooled(id) then return crowded end
   local rank, seq = rank_of(id), seq_of(old)
   if not seq or rank == LEVELS and old >= (LEVELS + 1) * RANK then
-    seq = redis.call('HINCRBY', meta, 'seq', 1)
+    seq = next_seq()
   end
   local place = rank * RANK + seq * WANTS + math.min(n, WANTS) - 1
   redis.call('ZADD', queue, whole(place), request)

@@ -124,6 +124,57 @@ func TestNoReserveGrantsMoreThanTheCapacity(t *testing.T) {
 	}
 }
 
+// The number that orders arrivals outgrows its part of a place in the queue. First come is first served all the same, before, while and
+// after it begins anew, and however often a session asks for what waits.
+func TestArrivalsAreInOrderThoughTheirNumberBeginsAnew(t *testing.T) {
+	k := NewKeys("p-n")
+	redis := newInProcess(t, k)
+	s := "000000a0-0001-8010"
+	for from := range int64(5) {
+		redis.restart()
+		redis.setTime(modelStart)
+		if _, err := Renew(t.Context(), redis, k, message.Renewal{Session: s, TTLMillis: 2000, Capacity: 1, Info: "{}", NewEpoch: "e"}); err != nil {
+			t.Fatal(err)
+		}
+		exchange := func(release string, waits ...string) message.Exchanged {
+			t.Helper()
+			x := message.Exchange{Session: s, Epoch: "e", TTLMillis: 2000, Expected: modelStart, Waits: waits}
+			if release != "" {
+				x.Release = []string{release}
+			}
+			got, err := Exchange(t.Context(), redis, k, x)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return got
+		}
+		ids := make([]string, 5)
+		for i := range ids {
+			ids[i] = fmt.Sprintf("%s-8000-%012x", s, i)
+		}
+		exchange("", ids[0])
+		_ = redis.do("HSET", k.all[2], "seq", 1<<36-from)
+		for _, id := range ids[1:] {
+			exchange("", id)
+		}
+		for i := range ids[1:] {
+			exchange("", ids[len(ids)-1-i])
+		}
+		for i, id := range ids[1:] {
+			if got := exchange(ids[i]); !slices.Equal(got.Granted, []string{id}) {
+				t.Fatalf("from 2^36 - %d: granted %q, want the %d. to come", from, got.Granted, i+1)
+			}
+		}
+		after, err := redis.load()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if seq := after.num("seq"); seq > 10 && from < 4 {
+			t.Errorf("from 2^36 - %d: the next number is %d", from, seq)
+		}
+	}
+}
+
 // A batch with nothing but an offer is sent once more if its connection broke, without the offer.
 // Redis answers the empty batch.
 func TestAnEmptyExchange(t *testing.T) {
