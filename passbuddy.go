@@ -103,6 +103,13 @@ type Config struct {
 	// where Redis could not be asked. Default 30s; must not be negative.
 	AcquireTimeout time.Duration
 
+	// PoolName is what operators know this pool by: in [Stats], in snapshots and in metrics. Default
+	// "<server>:<port>/<database>" with pgx: pgxpool, and its stdlib driver wrapped directly; else
+	// "pool". Control characters are removed, and it is cut at 100 bytes. A second pool of the
+	// semaphore in this process that has the same name gets " (2)" after it, and so on, in the
+	// order of their first use. Name such pools, for the order can be another next time.
+	PoolName string
+
 	// KeepOnLoss keeps open connections whose lease was lost because Redis could not be reached,
 	// instead of ending them. No new ones are opened. The cap can be exceeded for as long as that
 	// lasts: others may be granted the same permits.
@@ -159,6 +166,7 @@ func (c Config) withDefaults() (Config, error) {
 func (c Config) options() allotment.Options {
 	return allotment.Options{
 		PerCheckout:    c.Scope == PerCheckout,
+		Name:           c.PoolName,
 		AcquireTimeout: c.AcquireTimeout,
 		KeepOnLoss:     c.KeepOnLoss,
 		FallbackConns:  c.FallbackConns,

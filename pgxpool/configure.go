@@ -15,6 +15,7 @@ import (
 
 	"github.com/passbuddy/passbuddy"
 	"github.com/passbuddy/passbuddy/internal/allotment"
+	"github.com/passbuddy/passbuddy/internal/backend"
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
@@ -102,6 +103,7 @@ func options(cfg passbuddy.Config) (allotment.Options, error) {
 	}
 	return allotment.Options{
 		PerCheckout:    cfg.Scope == passbuddy.PerCheckout,
+		Name:           cfg.PoolName,
 		AcquireTimeout: cfg.AcquireTimeout,
 		KeepOnLoss:     cfg.KeepOnLoss,
 		FallbackConns:  cfg.FallbackConns,
@@ -126,6 +128,9 @@ func configureWith(config *pgxpool.Config, cfg passbuddy.Config, join joinFunc) 
 		return nil, err
 	}
 	opts.MaxConns = int(config.MaxConns)
+	if opts.Name == "" {
+		opts.Name = backend.PoolName(&config.ConnConfig.Config)
+	}
 	p := &pool{
 		perCheckout:    opts.PerCheckout,
 		fence:          opts.Fence,

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/passbuddy/passbuddy/internal/engine"
+	"github.com/passbuddy/passbuddy/internal/message"
 )
 
 // Engine is the engine as an allotment sees it. [*engine.Pool] is one. No method blocks, and
@@ -16,6 +17,7 @@ type Engine interface {
 	Offer(n int)           // n permits lie unused: does any pool need them?
 	Full() bool            // Redis has answered the last Ask, and had nothing free
 	Err() error            // why the engine cannot ask Redis now, or nil
+	AtCapacity() error     // the error of a caller that waited in vain: who paused the fleet, maybe
 }
 
 // Pool is the integration's side. Both methods run without the allotment's lock.
@@ -35,6 +37,7 @@ type Options struct {
 	Fence          bool          // backends are recorded (backend.go); not with the two above
 	MaxConns       int           // connections the pool can hold: the most permits it asks for; 0: any number
 	PerCheckout    bool          // a permit covers a checkout, and a slot is one
+	Name           string        // of the pool, for people; see Report
 }
 
 // DefaultAcquireTimeout is AcquireTimeout where that is zero.
@@ -71,6 +74,9 @@ type Allotment struct {
 	engine Engine
 	pool   Pool
 	opts   Options
+	// observe is told what happens, or nil. Join sets it and name, before the first Enter.
+	observe func(message.Observation)
+	name    string
 
 	mu sync.Mutex
 
@@ -87,6 +93,7 @@ type Allotment struct {
 	offers   offers
 	patience patience
 	doubts   doubts
+	counted  message.PoolFigures // those that count up; see Report
 
 	dialing     time.Time   // since when connections are being opened without a break
 	timer       *time.Timer // settles, at timerAt: see settleIn
@@ -103,6 +110,7 @@ type Allotment struct {
 // New returns an allotment without permits. Join or Attach must follow before it is used.
 func New(pool Pool, opts Options) *Allotment {
 	a := &Allotment{pool: pool, opts: opts, all: make(map[*Slot]struct{})}
+	a.name = cleanName(opts.Name)
 	a.doubts.suspects = make(map[*Slot]*Suspect)
 	a.idle.init()
 	a.waiters.init()
@@ -121,6 +129,10 @@ func (a *Allotment) Join(session *engine.Session) (*engine.Pool, error) {
 		return nil, fmt.Errorf("passbuddy: %w", err)
 	}
 	a.engine = pool
+	a.name = pool.Name(a.name)
+	if session.Observed() {
+		a.observe = session.Observe
+	}
 	return pool, nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/passbuddy/passbuddy/internal/core"
 	"github.com/passbuddy/passbuddy/internal/engine"
 )
 
@@ -40,6 +41,7 @@ func (quiet) Give(*engine.Permit) {}
 func (quiet) Offer(int)           {}
 func (quiet) Full() bool          { return false }
 func (quiet) Err() error          { return nil }
+func (quiet) AtCapacity() error   { return core.ErrCapacity }
 
 // A recall that came for a permit which had just been given back is void after a moment. A
 // withdrawal is not for that one.

@@ -29,6 +29,7 @@ func (fleet) Give(*engine.Permit)     {}
 func (fleet) Offer(int)               {}
 func (fleet) Full() bool              { return true }
 func (fleet) Err() error              { return semaphore.ErrUnavailable }
+func (fleet) AtCapacity() error       { return semaphore.ErrCapacity }
 func (fleet) Evict() bool             { return false }
 func (fleet) Abort(c *allotment.Slot) { c.Attached().(*socket.Link).Abort() }
 
