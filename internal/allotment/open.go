@@ -94,7 +94,7 @@ func (a *Allotment) queueToOpen(ctx context.Context) (*Slot, *waiter, error) {
 	w.began = time.Now()
 	a.openers.add(w)
 	a.settle()
-	w.queued = w.next != nil
+	a.beginWait(w)
 	return nil, w, nil
 }
 

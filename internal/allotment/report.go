@@ -98,6 +98,9 @@ type wait struct {
 	told   bool // the observer knows of it
 }
 
+// beginWait has w counted when its wait ends, unless it was served at once, or is ours.
+func (a *Allotment) beginWait(w *waiter) { w.queued = w.next != nil && !w.urgent }
+
 // endWait counts the wait of w at one station. A checkout that waits again counts as one still.
 func (a *Allotment) endWait(w *waiter) {
 	if !w.queued {

@@ -65,7 +65,7 @@ func (a *Allotment) queueForTurn(ctx context.Context, claim bool) (*waiter, erro
 	a.backlog.begin(w.began)
 	a.patience.miss(w.began, 4*a.unusedFor())
 	a.settle()
-	w.queued = w.next != nil // else it was served already
+	a.beginWait(w)
 	return w, nil
 }
 
