@@ -80,7 +80,10 @@ func (cn *connector) answer() {
 	}
 }
 
-var _ allotment.ConnCounter = (*connector)(nil)
+var (
+	_ allotment.ConnCounter = (*connector)(nil)
+	_ allotment.Checkout    = (*physical)(nil)
+)
 
 // CountConns implements [allotment.ConnCounter], for PerCheckout.
 func (cn *connector) CountConns() (idle, opening, closing int) {
@@ -91,6 +94,9 @@ func (cn *connector) CountConns() (idle, opening, closing int) {
 	defer cn.mu.Unlock()
 	return idle, int(cn.dials.Load()), cn.closes
 }
+
+// Closing implements [allotment.Checkout].
+func (ph *physical) Closing() bool { return ph.closeBegun.Load() }
 
 // countOpen counts an attempt to open a connection that began then.
 func (cn *connector) countOpen(began time.Time, err error) {

@@ -25,6 +25,13 @@ type ConnCounter interface {
 	CountConns() (idle, opening, closing int)
 }
 
+// Checkout is what a ConnCounter has attached to a slot, if it knows more of that than its state.
+type Checkout interface {
+	// Closing reports whether its connection was closed. The permit is kept until the backend has
+	// ended. The allotment's lock is held.
+	Closing() bool
+}
+
 // Report returns the pool's figures: see semaphore.PoolStats.
 func (a *Allotment) Report() message.PoolFigures {
 	var idleConns, opens, closes int
@@ -37,10 +44,6 @@ func (a *Allotment) Report() message.PoolFigures {
 	f := a.counted
 	f.Name = a.name
 	f.InUse, f.Idle, f.Opening, f.Closing = n[out], n[idle], n[opening], n[leaving]
-	if a.opts.PerCheckout { // a checkout that opens its connection is out already
-		f.InUse, f.Idle, f.Opening = max(0, n[out]-opens), idleConns, opens
-		f.Closing = max(closes, n[leaving])
-	}
 	for _, p := range a.permits.spare {
 		if p != nil {
 			f.Permits++
@@ -53,7 +56,15 @@ func (a *Allotment) Report() message.PoolFigures {
 		if s.permit != nil {
 			f.Permits++
 		}
+		if c, ok := s.attached.(Checkout); ok && a.opts.PerCheckout && s.state == out && c.Closing() {
+			f.InUse--
+			continue
+		}
 		f.OldestUse = max(f.OldestUse, s.inUse(now))
+	}
+	if a.opts.PerCheckout { // a checkout that opens its connection is out already
+		f.InUse, f.Idle, f.Opening = max(0, f.InUse-opens), idleConns, opens
+		f.Closing = max(closes, n[leaving])
 	}
 	for _, q := range []*queue{&a.waiters, &a.openers} {
 		waiting, oldest := q.callers(now)
