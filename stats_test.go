@@ -290,6 +290,42 @@ func TestIdleStatementsAreCounted(t *testing.T) {
 	})
 }
 
+// A checkout that waits with its connection, to which a statement is bound, is observed, too.
+func TestPinnedWaitsAreObserved(t *testing.T) {
+	inWatched(t, 2, func(t *testing.T, w *watched) {
+		inner := &fakeConnector{&server{t: t}, full}
+		db := OpenDB(inner, w.sem, Config{Scope: PerCheckout, PoolName: "orders"})
+		other := OpenDB(inner, w.sem, Config{PoolName: "other"})
+		ctx := context.Background()
+		st, err := db.Prepare("x")
+		must(t)(st, err)
+		first, err := db.Conn(ctx)
+		must(t)(first, err)
+		must(t)(st.Exec()) // on a second connection
+		must(t)(nil, first.Close())
+		if got := statsOf(t, db); got.Idle != 2 {
+			t.Fatalf("%+v: bug in the test", got)
+		}
+		held, err := other.Conn(ctx)
+		must(t)(held, err)
+		first, err = db.Conn(ctx)
+		must(t)(first, err)
+		before, seen := statsOf(t, db), len(w.of(semaphore.ObservedWait))
+		time.AfterFunc(100*time.Millisecond, func() { _ = first.Close() })
+		must(t)(st.Exec())
+		got, waits := statsOf(t, db), w.of(semaphore.ObservedWait)[seen:]
+		if n := got.Waits - before.Waits; n != 1 || got.Opened != 2 || len(waits) != 1 ||
+			waits[0].Duration != got.WaitTime-before.WaitTime || waits[0].Duration < 100*time.Millisecond {
+			t.Errorf("%d waits of %v, observed %+v, opened %d", n, got.WaitTime-before.WaitTime, waits, got.Opened)
+		}
+		_ = held.Close()
+		must(t)(nil, st.Close())
+		must(t)(nil, db.Close())
+		must(t)(nil, other.Close())
+		time.Sleep(time.Minute)
+	})
+}
+
 // A claim of a connection that is returned to a waiting caller is one wait, and one observation.
 func TestHandOversAreWaits(t *testing.T) {
 	for _, scope := range scopes {

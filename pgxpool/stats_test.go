@@ -389,3 +389,30 @@ func TestNamesOfPools(t *testing.T) {
 		hooks.allot.Exit()
 	})
 }
+
+func TestWaitsOfHooksAreObserved(t *testing.T) {
+	inWatched(t, 1, func(t *testing.T, w *watched) {
+		hooks := NewHooks(w.sem, passbuddy.Config{PoolName: "by hooks"})
+		config, err := pgxpool.ParseConfig(fakepg.DSN)
+		must(t, err)
+		config.ConnConfig.DialFunc = w.dial
+		config.PrepareConn, config.AfterRelease = hooks.PrepareConn, hooks.AfterRelease
+		config.BeforeClose = hooks.BeforeClose
+		pool, err := pgxpool.NewWithConfig(context.Background(), config)
+		must(t, err)
+		held := acquire(t, pool)
+		before, seen := hooks.allot.Report(), len(w.of(semaphore.ObservedWait))
+		time.AfterFunc(time.Second, held.Release)
+		acquire(t, pool).Release()
+		got, waits := hooks.allot.Report(), w.of(semaphore.ObservedWait)[seen:]
+		// It has opened its connection first.
+		if n := got.Waits - before.Waits; n != 1 || len(waits) != 1 || waits[0].Pool != "by hooks" ||
+			waits[0].Duration != time.Second-connectTime || waits[0].Duration != got.WaitTime-before.WaitTime {
+			t.Errorf("%d waits of %v, observed %+v", n, got.WaitTime-before.WaitTime, waits)
+		}
+		if _, ok := Stats(pool); ok {
+			t.Error("hooks have no figures of a pool")
+		}
+		pool.Close()
+	})
+}

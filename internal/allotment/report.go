@@ -77,15 +77,13 @@ func (a *Allotment) Report() message.PoolFigures {
 // inUse is how long the checkout of s is known to last, and 0 if s is not out. A checkout reads no
 // clock. But two looks that find s out, and no checkout begun between them, see the same checkout.
 func (s *Slot) inUse(now time.Time) time.Duration {
-	switch {
-	case s.state != out:
-		s.seen = 0
-	case s.seen != s.uses:
-		s.seen, s.seenAt = s.uses, now
-	default:
-		return now.Sub(s.seenAt)
+	if s.state != out {
+		return 0
 	}
-	return 0
+	if s.seen != s.uses {
+		s.seen, s.seenAt = s.uses, now
+	}
+	return now.Sub(s.seenAt)
 }
 
 // callers is how many callers wait in q, and for how long the first has. Urgent ones are ours, and
