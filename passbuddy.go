@@ -103,11 +103,13 @@ type Config struct {
 	// where Redis could not be asked. Default 30s; must not be negative.
 	AcquireTimeout time.Duration
 
-	// PoolName is what operators know this pool by: in [Stats], in snapshots and in metrics. Default
-	// "<server>:<port>/<database>" with pgx: pgxpool, and its stdlib driver wrapped directly; else
-	// "pool". Control characters are removed, and it is cut at 100 bytes. A second pool of the
-	// semaphore in this process that has the same name gets " (2)" after it, and so on, in the
-	// order of their first use. Name such pools, for the order can be another next time.
+	// PoolName is what operators know this pool by: in [Stats], in snapshots and in metrics.
+	// Default "<server>:<port>/<database>" with pgx, that is, pgxpool or its stdlib driver wrapped
+	// directly; otherwise "pool". Control characters are removed, and it is cut at 100 bytes.
+	//
+	// Pools that use one semaphore in one process never share a name. The second to be used gets
+	// " (2)" after it, and so on, until the first is closed. The order can be another in the next
+	// process, so name such pools.
 	PoolName string
 
 	// KeepOnLoss keeps open connections whose lease was lost because Redis could not be reached,

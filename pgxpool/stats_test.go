@@ -92,7 +92,9 @@ func must(t *testing.T, err error) {
 	}
 }
 
-func (w *watched) pool(t *testing.T, cfg passbuddy.Config, set func(*pgxpool.Config)) *pgxpool.Pool {
+func (w *watched) pool(
+	t *testing.T, cfg passbuddy.Config, set func(*pgxpool.Config),
+) *pgxpool.Pool {
 	t.Helper()
 	config, err := pgxpool.ParseConfig(fakepg.DSN)
 	must(t, err)
@@ -147,9 +149,10 @@ func TestFiguresOfPool(t *testing.T) {
 					t.Helper()
 					got := statsOf(t, pool)
 					got = passbuddy.PoolStats{
-						Permits: got.Permits, InUse: got.InUse, Idle: got.Idle, Opening: got.Opening,
-						Closing: got.Closing, Opened: got.Opened, Failed: got.Failed,
-						OpenTime: got.OpenTime, Timeouts: got.Timeouts, Waiting: got.Waiting,
+						Permits: got.Permits, InUse: got.InUse, Idle: got.Idle,
+						Opening: got.Opening, Closing: got.Closing, Opened: got.Opened,
+						Failed: got.Failed, OpenTime: got.OpenTime, Timeouts: got.Timeouts,
+						Waiting: got.Waiting,
 					}
 					if got != want {
 						t.Errorf("%s:\ngot  %+v\nwant %+v", when, got, want)
@@ -160,7 +163,9 @@ func TestFiguresOfPool(t *testing.T) {
 				for range 3 {
 					held = append(held, acquire(t, pool))
 				}
-				want := passbuddy.PoolStats{Permits: 3, InUse: 3, Opened: 3, OpenTime: 3 * connectTime}
+				want := passbuddy.PoolStats{
+					Permits: 3, InUse: 3, Opened: 3, OpenTime: 3 * connectTime,
+				}
 				is("all out", want)
 
 				before := statsOf(t, pool)
@@ -171,8 +176,9 @@ func TestFiguresOfPool(t *testing.T) {
 				want.Timeouts = 1
 				is("a caller was refused", want)
 				after := statsOf(t, pool)
-				if after.Waits-before.Waits != 1 || after.WaitTime-before.WaitTime != time.Second {
-					t.Errorf("%d waits of %v", after.Waits-before.Waits, after.WaitTime-before.WaitTime)
+				n, took := after.Waits-before.Waits, after.WaitTime-before.WaitTime
+				if n != 1 || took != time.Second {
+					t.Errorf("%d waits of %v", n, took)
 				}
 				waits := w.of(semaphore.ObservedWait)
 				last := waits[len(waits)-1]
@@ -181,15 +187,17 @@ func TestFiguresOfPool(t *testing.T) {
 					t.Errorf("%d waits, observed %+v", after.Waits, waits)
 				}
 
-				go func() { time.Sleep(10 * time.Millisecond); held[0].Release() }()
+				const wait = 10 * time.Millisecond
+				time.AfterFunc(wait, held[0].Release)
 				c := acquire(t, pool) // waits for it
 				served := statsOf(t, pool)
-				if n := served.Waits - after.Waits; n != 1 || served.WaitTime-after.WaitTime != 10*time.Millisecond {
-					t.Errorf("%d waits of %v", n, served.WaitTime-after.WaitTime)
+				n, took = served.Waits-after.Waits, served.WaitTime-after.WaitTime
+				if n != 1 || took != wait {
+					t.Errorf("%d waits of %v", n, took)
 				}
 				waits = w.of(semaphore.ObservedWait)
 				last = waits[len(waits)-1]
-				if int64(len(waits)) != served.Waits || last.Duration != 10*time.Millisecond || last.Err != nil {
+				if int64(len(waits)) != served.Waits || last.Duration != wait || last.Err != nil {
 					t.Errorf("%d waits, observed %+v", served.Waits, waits)
 				}
 
@@ -232,7 +240,8 @@ func TestFiguresOfPool(t *testing.T) {
 				opens := w.of(semaphore.ObservedOpen)
 				last = opens[len(opens)-1]
 				if len(opens) != 4 || opens[0].Err != nil || opens[0].Duration != connectTime ||
-					last.Err == nil || last.Duration != connectTime || last.Pool != "127.0.0.1:5432/x" {
+					last.Err == nil || last.Duration != connectTime ||
+					last.Pool != "127.0.0.1:5432/x" {
 					t.Errorf("observed %+v", opens)
 				}
 				if n := len(w.of(semaphore.ObservedWait)); int64(n) != statsOf(t, pool).Waits {
@@ -242,9 +251,10 @@ func TestFiguresOfPool(t *testing.T) {
 				held[2].Release()
 				pool.Close()
 				time.Sleep(time.Minute)
-				if got := statsOf(t, pool); got.Permits+got.InUse+got.Idle+got.Opening+got.Closing > 0 {
-					t.Errorf("after Close: %+v", got)
+				want = passbuddy.PoolStats{
+					Opened: 3, OpenTime: 3 * connectTime, Failed: 1, Timeouts: 1,
 				}
+				is("after Close", want)
 			})
 		})
 	}
@@ -262,9 +272,8 @@ func TestStationsAreOneWait(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			inWatched(t, 1, func(t *testing.T, w *watched) {
-				pool := w.pool(t, passbuddy.Config{PoolName: "orders"}, func(config *pgxpool.Config) {
-					config.MaxConnLifetime = 3 * time.Second
-				})
+				set := func(config *pgxpool.Config) { config.MaxConnLifetime = 3 * time.Second }
+				pool := w.pool(t, passbuddy.Config{PoolName: "orders"}, set)
 				held := acquire(t, pool)
 				before, seen := statsOf(t, pool), len(w.of(semaphore.ObservedWait))
 				time.AfterFunc(c.held, held.Release)
@@ -280,7 +289,8 @@ func TestStationsAreOneWait(t *testing.T) {
 				took := time.Since(began) - connectTime
 				got := statsOf(t, pool)
 				waited := got.WaitTime - before.WaitTime
-				if n := got.Waits - before.Waits; n != 1 || waited < took-10*time.Millisecond || waited > took {
+				n := got.Waits - before.Waits
+				if n != 1 || waited < took-10*time.Millisecond || waited > took {
 					t.Errorf("%d waits of %v, it took %v", n, waited, took)
 				}
 				if took < c.held+endTime {
@@ -406,9 +416,10 @@ func TestWaitsOfHooksAreObserved(t *testing.T) {
 		acquire(t, pool).Release()
 		got, waits := hooks.allot.Report(), w.of(semaphore.ObservedWait)[seen:]
 		// It has opened its connection first.
-		if n := got.Waits - before.Waits; n != 1 || len(waits) != 1 || waits[0].Pool != "by hooks" ||
-			waits[0].Duration != time.Second-connectTime || waits[0].Duration != got.WaitTime-before.WaitTime {
-			t.Errorf("%d waits of %v, observed %+v", n, got.WaitTime-before.WaitTime, waits)
+		n, waited := got.Waits-before.Waits, got.WaitTime-before.WaitTime
+		if n != 1 || waited != time.Second-connectTime || len(waits) != 1 ||
+			waits[0].Pool != "by hooks" || waits[0].Duration != waited {
+			t.Errorf("%d waits of %v, observed %+v", n, waited, waits)
 		}
 		if _, ok := Stats(pool); ok {
 			t.Error("hooks have no figures of a pool")

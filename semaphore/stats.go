@@ -36,11 +36,13 @@ type PoolStats struct {
 
 	// Waits are checkouts that had to wait, however that ended. A checkout counts once, even if it
 	// waits for its turn and then for its permit.
-	Waits       int64
-	WaitTime    time.Duration // the sum of their waits
-	Timeouts    int64         // of those, ended by their deadline or by AcquireTimeout
-	Canceled    int64         // of those, ended by their context, or because the pool was closed
-	Unavailable int64         // of those, refused while Redis could not be asked; in neither of the two
+	Waits    int64
+	WaitTime time.Duration // the sum of their waits
+	Timeouts int64         // of those, ended by their deadline or by AcquireTimeout
+	Canceled int64         // of those, ended by their context, or because the pool was closed
+	// Unavailable are those that were refused while Redis could not be asked. They are not among
+	// Timeouts and Canceled.
+	Unavailable int64
 
 	Opened int64 // connections
 	// OpenTime is the sum of what opening them took, once the permit was there. The pool's

@@ -56,7 +56,7 @@ func (a *Allotment) Report() message.PoolFigures {
 		if s.permit != nil {
 			f.Permits++
 		}
-		if c, ok := s.attached.(Checkout); ok && a.opts.PerCheckout && s.state == out && c.Closing() {
+		if a.opts.PerCheckout && s.closing() {
 			f.InUse--
 			continue
 		}
@@ -72,6 +72,12 @@ func (a *Allotment) Report() message.PoolFigures {
 		f.OldestWait = max(f.OldestWait, oldest)
 	}
 	return f
+}
+
+// closing reports whether the connection of s, a checkout, was closed before that has ended.
+func (s *Slot) closing() bool {
+	c, ok := s.attached.(Checkout)
+	return ok && s.state == out && c.Closing()
 }
 
 // inUse is how long the checkout of s is known to last, and 0 if s is not out. A checkout reads no

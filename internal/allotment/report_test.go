@@ -74,11 +74,12 @@ func scopes(t *testing.T, f func(t *testing.T, perCheckout bool)) {
 // that length, and one observation.
 func TestFiguresOfAWait(t *testing.T) {
 	const after = 700 * time.Millisecond
+	type action func(*process, context.CancelFunc, chan struct{}, *allotment.Slot)
 	none := func(*process, context.CancelFunc, chan struct{}, *allotment.Slot) {}
 	for name, c := range map[string]struct {
 		timeout  time.Duration // AcquireTimeout
 		deadline time.Duration // of the caller
-		act      func(p *process, cancel context.CancelFunc, closing chan struct{}, held *allotment.Slot)
+		act      action
 		want     message.PoolFigures
 		err      error
 	}{
@@ -114,7 +115,8 @@ func TestFiguresOfAWait(t *testing.T) {
 			want: message.PoolFigures{Canceled: 1}, err: semaphore.ErrClosed,
 		},
 		"Redis is away": {
-			timeout: after, want: message.PoolFigures{Unavailable: 1}, err: semaphore.ErrUnavailable,
+			timeout: after, want: message.PoolFigures{Unavailable: 1},
+			err: semaphore.ErrUnavailable,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -297,7 +299,7 @@ func TestUrgentCallersAreNotCounted(t *testing.T) {
 		p.enter = enter
 		p.Allotment.EndBackends(t.Context(), []string{"1 2"})
 		if f := p.Report(); f.Waiting != 1 || f.OldestWait != time.Second {
-			t.Errorf("beside an urgent one: %d callers wait, the first for %v", f.Waiting, f.OldestWait)
+			t.Errorf("%d callers wait, the first for %v", f.Waiting, f.OldestWait)
 		}
 		before := p.Report().Waits
 		for i, want := range []int64{0, 1} { // the urgent one first, then the caller
@@ -436,7 +438,8 @@ func TestFiguresOfConnections(t *testing.T) {
 func TestFiguresOfCheckouts(t *testing.T) {
 	inFleet(t, 5, func(t *testing.T, fl *fleet) {
 		p := counter{fl.start(allotment.Options{PerCheckout: true})}
-		p.Allotment = allotment.New(p, allotment.Options{PerCheckout: true, AcquireTimeout: time.Minute})
+		p.Allotment = allotment.New(p,
+			allotment.Options{PerCheckout: true, AcquireTimeout: time.Minute})
 		if _, err := p.Join(p.sem.Engine(engine.Seam{})); err != nil {
 			t.Fatal(err)
 		}
@@ -584,5 +587,43 @@ func TestRefusalNamesThePause(t *testing.T) {
 			t.Fatal(err)
 		}
 		p.release(p.hold(t.Context()))
+	})
+}
+
+// A caller that gives up at the moment in which it is served has waited once, and fails.
+func TestServedWhileGivingUpIsOneWait(t *testing.T) {
+	inFleet(t, 1, func(t *testing.T, fl *fleet) {
+		seen := new(sightings)
+		p := fl.startAs(semaphore.Config{Observer: seen}, allotment.Options{})
+		p.release(p.hold(t.Context()))
+		before, refused := p.Report(), int64(0)
+		const rounds, wait = 60, 10 * time.Millisecond
+		for i := range rounds {
+			held := p.hold(t.Context())
+			ctx, cancel := context.WithCancel(p.Bounded(t.Context(), nil))
+			time.AfterFunc(wait, func() {
+				if i%2 == 0 {
+					defer held.Return(true)
+				} else {
+					held.Return(true)
+				}
+				cancel()
+			})
+			c, err := p.Enter(ctx, true)
+			p.EndWait(ctx)
+			if err == nil {
+				c.Return(true)
+			} else {
+				refused++
+			}
+		}
+		f := p.Report()
+		n, waited := f.Waits-before.Waits, f.WaitTime-before.WaitTime
+		if n != rounds || waited != rounds*wait || refused != rounds/2 || f.Canceled != refused {
+			t.Errorf("%d waits of %v, %d refused, %d canceled", n, waited, refused, f.Canceled)
+		}
+		if waits := seen.of(semaphore.ObservedWait); len(waits) != rounds {
+			t.Errorf("%d waits observed, want %d", len(waits), rounds)
+		}
 	})
 }
