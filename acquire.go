@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/passbuddy/passbuddy/internal/allotment"
 	"github.com/passbuddy/passbuddy/semaphore"
@@ -31,6 +32,7 @@ func (cn *connector) acquire(ctx context.Context) (checkout, error) {
 		return checkout{}, allotment.ErrPoolClosed
 	}
 	ctx = cn.a.Bounded(ctx, cn.closing)
+	defer cn.a.EndWait(ctx)
 	for {
 		held, err := cn.acquireOnce(ctx)
 		if !cn.asksAgain(ctx, err) {
@@ -86,12 +88,14 @@ func (cn *connector) acquireOnce(ctx context.Context) (checkout, error) {
 	if err != nil {
 		return checkout{}, err
 	}
+	began := time.Now()
 	ph, err := cn.dial(ctx, slot)
-	if err != nil {
-		return checkout{}, err
-	}
-	if cn.cfg.Fence {
+	if err == nil && cn.cfg.Fence {
 		err = ph.recordBackend(ctx, slot)
+	}
+	cn.countOpen(began, err)
+	if ph == nil {
+		return checkout{}, err
 	}
 	if err == nil && (!slot.Attach(ph) || !slot.CheckOut()) {
 		err = fmt.Errorf("passbuddy: while connecting: %w", semaphore.ErrLost)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql/driver"
 	"fmt"
+	"time"
 
 	"github.com/passbuddy/passbuddy/internal/allotment"
 	"github.com/passbuddy/passbuddy/internal/engine"
@@ -71,7 +72,11 @@ func (cn *connector) takeOrDial(ctx context.Context, slot *allotment.Slot) (*phy
 				engine.ContextError(ctx))
 		}
 	}
+	began := time.Now()
+	cn.dials.Add(1)
 	ph, err := cn.dial(ctx, nil)
+	cn.dials.Add(-1)
+	cn.countOpen(began, err)
 	if err == nil {
 		cn.idle.setSlot(ph, slot)
 	}
@@ -110,6 +115,7 @@ func (c *conn) checkOut(ctx context.Context) error {
 	c.cn.begin()
 	defer c.cn.done()
 	ctx = c.cn.a.Bounded(ctx, c.cn.closing) // the door, as in acquire
+	defer c.cn.a.EndWait(ctx)
 	for {
 		if err := c.coverPinned(ctx); !c.cn.asksAgain(ctx, err) {
 			return err
@@ -129,6 +135,7 @@ func (c *conn) coverPinned(ctx context.Context) error {
 		slot.Gone()
 		return fmt.Errorf("passbuddy: %w", semaphore.ErrLost)
 	}
+	c.cn.idle.countPinned(-1)
 	c.slot, c.held = slot, true
 	return nil
 }
@@ -186,6 +193,7 @@ func (c *conn) returnCheckout() bool {
 		return false
 	case ph.pinned != allotment.Free:
 		c.cn.idle.setSlot(ph, nil)
+		c.cn.idle.countPinned(1)
 		c.slot.Gone()
 		c.slot, c.held = nil, false
 		return true
@@ -209,6 +217,9 @@ func (c *conn) closeCheckout() error {
 	}
 	c.closed = true
 	ph, slot := c.ph, c.slot
+	if ph != nil && !c.held {
+		c.cn.idle.countPinned(-1)
+	}
 	c.ph, c.slot, c.held = nil, nil, false
 	// After put, so that a connection that is put back here counts when the surplus is looked for.
 	defer c.cn.idle.wrapperClosed(c, ph == nil && c.resting && closedForAge())

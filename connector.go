@@ -37,6 +37,7 @@ type connector struct {
 	idle      idleList      // PerCheckout
 	ages                    // PerConnection
 	shapeSeen atomic.Uint32 // 1 + shape of the driver's connections, or 0
+	dials     atomic.Int32  // PerCheckout: under way
 
 	evictions atomic.Int32 // calls of evictThroughDB under way
 
@@ -65,12 +66,19 @@ func newConnector(
 		inner: inner, driver: d, engine: engine, cfg: cfg, closing: make(chan struct{}),
 	}
 	cn.Lend = cn.lend
-	cn.a = allotment.New(cn, cfg.options())
+	opts := cfg.options()
+	if opts.Name == "" {
+		opts.Name = serverOf(inner)
+	}
+	cn.a = allotment.New(cn, opts)
 	return cn
 }
 
 // Driver is the driver that the DB was opened with: the registered one, or the connector's own.
-func (cn *connector) Driver() driver.Driver { return cn.driver }
+func (cn *connector) Driver() driver.Driver {
+	cn.answer()
+	return cn.driver
+}
 
 // join attaches the allotment to the engine at the first use, so that a DB nobody uses costs
 // nothing.

@@ -112,21 +112,27 @@ func (c *pgxConnector) Driver() driver.Driver { return c.driver }
 // Should a later pgx look different, TestFollowsConnector fails, and connectors are used as they
 // are: awaitBackend says how we know the end of their backends then.
 func followConnector(c driver.Connector) driver.Connector {
-	v := reflect.ValueOf(c)
-	stdlibs := reflect.TypeFor[stdlib.Driver]().PkgPath()
-	if v.Kind() != reflect.Struct || v.Type().PkgPath() != stdlibs {
+	if _, ok := stdlibConfig(c); !ok {
 		return c
 	}
+	v := reflect.ValueOf(c)
 	own := reflect.New(v.Type()).Elem()
 	own.Set(v)
-	field := own.FieldByName("ConnConfig")
-	if !field.IsValid() || field.Type() != reflect.TypeFor[pgx.ConnConfig]() {
-		return c
-	}
-	cfg := field.Addr().Interface().(*pgx.ConnConfig)
+	cfg := own.FieldByName("ConnConfig").Addr().Interface().(*pgx.ConnConfig)
 	if cfg.DialFunc == nil {
 		return c // GetPoolConnector: the sockets are its pool's
 	}
 	cfg.DialFunc = (&Dialer{Next: cfg.DialFunc}).DialContext
 	return own.Interface().(driver.Connector)
+}
+
+// stdlibConfig finds the pgx.ConnConfig in stdlib.GetConnector's result.
+func stdlibConfig(c driver.Connector) (field reflect.Value, ok bool) {
+	v := reflect.ValueOf(c)
+	stdlibs := reflect.TypeFor[stdlib.Driver]().PkgPath()
+	if v.Kind() != reflect.Struct || v.Type().PkgPath() != stdlibs {
+		return field, false
+	}
+	field = v.FieldByName("ConnConfig")
+	return field, field.IsValid() && field.Type() == reflect.TypeFor[pgx.ConnConfig]()
 }

@@ -124,3 +124,24 @@ func ExampleDialer() {
 	}
 	inner.Dialer(&passbuddy.Dialer{})
 }
+
+// What an operator asks first when callers time out.
+func ExampleStats() {
+	sem, err := semaphore.Open(context.Background(), redisURL, semaphore.Config{Capacity: 80})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer sem.Close()
+
+	cfg, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		log.Fatal(err)
+	}
+	db := passbuddy.OpenDB(stdlib.GetConnector(*cfg), sem, passbuddy.Config{PoolName: "orders"})
+	defer db.Close()
+
+	if s, ok := passbuddy.Stats(db); ok {
+		log.Printf("%s: %d in use, %d idle, %d callers wait, the first for %v; %d timed out",
+			s.Name, s.InUse, s.Idle, s.Waiting, s.OldestWait, s.Timeouts)
+	}
+}

@@ -150,6 +150,8 @@ func (f *fakeFleet) Err() error {
 	return f.err
 }
 
+func (f *fakeFleet) AtCapacity() error { return semaphore.ErrCapacity }
+
 func (f *fakeFleet) holds() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()

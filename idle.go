@@ -38,6 +38,7 @@ type idleList struct {
 	free       []*physical // the one returned last is the last
 	wrappers   int         // those that database/sql has, and callers inside Connect
 	resting    int         // of those: returned and empty, in database/sql's free list
+	pinned     int         // connections that lie idle in their wrappers, at rest
 	minSurplus int         // since watching began
 	watching   bool        // a trim is due
 	closed     bool
@@ -102,6 +103,13 @@ func (l *idleList) take(slot *allotment.Slot) (ph *physical) {
 func (l *idleList) setSlot(ph *physical, slot *allotment.Slot) {
 	l.mu.Lock()
 	ph.slot = slot
+	l.mu.Unlock()
+}
+
+// countPinned counts n more connections that lie idle in their wrappers.
+func (l *idleList) countPinned(n int) {
+	l.mu.Lock()
+	l.pinned += n
 	l.mu.Unlock()
 }
 

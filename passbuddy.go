@@ -103,6 +103,15 @@ type Config struct {
 	// where Redis could not be asked. Default 30s; must not be negative.
 	AcquireTimeout time.Duration
 
+	// PoolName is what operators know this pool by: in [Stats], in snapshots and in metrics.
+	// Default "<server>:<port>/<database>" with pgx, that is, pgxpool or its stdlib driver wrapped
+	// directly; otherwise "pool". Control characters are removed, and it is cut at 100 bytes.
+	//
+	// Pools that use one semaphore in one process never share a name. The second to be used gets
+	// " (2)" after it, and so on, until the first is closed. The order can be another in the next
+	// process, so name such pools.
+	PoolName string
+
 	// KeepOnLoss keeps open connections whose lease was lost because Redis could not be reached,
 	// instead of ending them. No new ones are opened. The cap can be exceeded for as long as that
 	// lasts: others may be granted the same permits.
@@ -159,6 +168,7 @@ func (c Config) withDefaults() (Config, error) {
 func (c Config) options() allotment.Options {
 	return allotment.Options{
 		PerCheckout:    c.Scope == PerCheckout,
+		Name:           c.PoolName,
 		AcquireTimeout: c.AcquireTimeout,
 		KeepOnLoss:     c.KeepOnLoss,
 		FallbackConns:  c.FallbackConns,

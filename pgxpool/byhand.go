@@ -3,6 +3,7 @@ package pgxpool
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -46,6 +47,10 @@ func (t *tracer) TraceConnectStart(
 	if h.enter(); h.err == nil {
 		h.slot, h.err = h.permit(h.ctx)
 	}
+	t.allot.EndWait(h.ctx)
+	if h.err == nil {
+		h.began = time.Now()
+	}
 	h.dialer.Dial, h.dialer.Open = cfg.DialFunc, h.open
 	cfg.DialFunc = h.dialer.DialContext
 	after := cfg.AfterConnect
@@ -71,6 +76,9 @@ func (t *tracer) TraceConnectEnd(ctx context.Context, data pgx.TraceConnectEndDa
 	h := c.byHand
 	h.restore()
 	h.endDials(data)
+	if !failed(data) || data.Err != nil {
+		h.countOpen(data.Err)
+	}
 	if failed(data) {
 		if h.slot != nil {
 			h.slot.Gone()

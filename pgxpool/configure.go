@@ -14,6 +14,7 @@ import (
 
 	"github.com/passbuddy/passbuddy"
 	"github.com/passbuddy/passbuddy/internal/allotment"
+	"github.com/passbuddy/passbuddy/internal/backend"
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
@@ -101,6 +102,7 @@ func options(cfg passbuddy.Config) (allotment.Options, error) {
 	}
 	return allotment.Options{
 		PerCheckout:    cfg.Scope == passbuddy.PerCheckout,
+		Name:           cfg.PoolName,
 		AcquireTimeout: cfg.AcquireTimeout,
 		KeepOnLoss:     cfg.KeepOnLoss,
 		FallbackConns:  cfg.FallbackConns,
@@ -125,6 +127,9 @@ func configureWith(config *pgxpool.Config, cfg passbuddy.Config, join joinFunc) 
 		return nil, err
 	}
 	opts.MaxConns = int(config.MaxConns)
+	if opts.Name == "" {
+		opts.Name = backend.PoolName(&config.ConnConfig.Config)
+	}
 	p := &pool{opts: opts, user: *config, userTracer: config.ConnConfig.Tracer}
 	if before := config.BeforeAcquire; p.user.PrepareConn == nil && before != nil {
 		p.user.PrepareConn = func(ctx context.Context, conn *pgx.Conn) (bool, error) {

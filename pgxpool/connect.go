@@ -30,6 +30,7 @@ type connectAttempt struct {
 	dialer socket.Dialer
 	ctx    context.Context // has the checkout's deadline, which recordBackend needs
 	ended  func()          // for a background attempt: see backgroundDials
+	began  time.Time       // when it had its permit, or zero
 }
 
 func (at *connectAttempt) init(p *pool, user pgx.QueryTracer) {
@@ -72,6 +73,7 @@ func (p *pool) beforeConnect(ctx context.Context, cfg *pgx.ConnConfig) error {
 			at.ended = p.background.begin()
 			at.dialer.Open = p.backgroundOpener(at.ended)
 		}
+		at.dialer.Open = at.beginWith(at.dialer.Open)
 	}
 	if !background {
 		p.saw(ctx)
@@ -109,6 +111,9 @@ func (at *connectAttempt) TraceConnectStart(
 	if at.ended == nil && !at.p.opts.PerCheckout {
 		ctx = at.p.allot.Bounded(ctx, nil)
 	}
+	if at.p.opts.PerCheckout {
+		at.began = time.Now()
+	}
 	at.ctx = ctx
 	return at.dialer.Begin(ctx)
 }
@@ -117,10 +122,13 @@ func (at *connectAttempt) TraceConnectEnd(ctx context.Context, data pgx.TraceCon
 	at.endDials(data)
 	switch {
 	case failed(data):
+		if data.Err != nil { // else a hook panicked
+			at.countOpen(data.Err)
+		}
 		if at.ended != nil {
 			at.ended()
 		}
-	case at.ended != nil || at.p.opts.Fence:
+	default:
 		data.Conn.PgConn().CustomData()[attemptData] = at // for afterConnect
 	}
 	if t, ok := at.user.(pgx.ConnectTracer); ok {
@@ -153,6 +161,26 @@ func failed(data pgx.TraceConnectEndData) bool {
 }
 
 const attemptData = customData + "/attempt"
+
+// beginWith is open, and notes when the attempt has its permit: the time before is a wait.
+func (at *connectAttempt) beginWith(
+	open func(context.Context) (*allotment.Slot, error),
+) func(context.Context) (*allotment.Slot, error) {
+	return func(ctx context.Context) (*allotment.Slot, error) {
+		slot, err := open(ctx)
+		if err == nil && at.began.IsZero() {
+			at.began = time.Now()
+		}
+		return slot, err
+	}
+}
+
+// countOpen counts the attempt, which ends now, unless it never had a permit to dial under.
+func (at *connectAttempt) countOpen(err error) {
+	if !at.began.IsZero() {
+		at.p.allot.CountOpen(at.began, err)
+	}
+}
 
 func (at *connectAttempt) recordBackend(slot *allotment.Slot, pc *pgconn.PgConn) error {
 	if slot == nil {
@@ -227,6 +255,7 @@ func (b *backgroundDials) wait(ctx context.Context) {
 // a timeout.
 func (p *pool) open(ctx context.Context) (*allotment.Slot, error) {
 	slot, err := p.allot.OpenWithin(ctx)
+	p.allot.EndWait(ctx)
 	if err == nil {
 		return slot, nil
 	}
@@ -253,7 +282,7 @@ func (p *pool) openBackground(ctx context.Context) (*allotment.Slot, error) {
 
 var errUntracked = errors.New("pgxpool: bug: a connection was opened without a permit")
 
-func (p *pool) afterConnect(ctx context.Context, conn *pgx.Conn) error {
+func (p *pool) afterConnect(ctx context.Context, conn *pgx.Conn) (err error) {
 	l := linkOf(conn)
 	data := conn.PgConn().CustomData()
 	at, ok := data[attemptData].(*connectAttempt)
@@ -262,6 +291,7 @@ func (p *pool) afterConnect(ctx context.Context, conn *pgx.Conn) error {
 	}
 	if ok {
 		delete(data, attemptData)
+		defer func() { at.countOpen(err) }()
 		if at.ended != nil {
 			defer at.ended()
 		}

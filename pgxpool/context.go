@@ -63,6 +63,13 @@ const (
 func (c *checkout) asksServer() bool { return c != nil && c.purpose == askServer }
 func (c *checkout) reclaims() bool   { return c != nil && c.purpose >= evictIdle }
 
+// endWait tells the observer how long the checkout has waited. A nil one has not.
+func (c *checkout) endWait() {
+	if c != nil {
+		c.pool.allot.EndWait(c.Context)
+	}
+}
+
 type checkoutKey struct{}
 
 // Value lets BeforeConnect find the checkout above the context that it gets.

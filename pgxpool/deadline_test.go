@@ -89,6 +89,8 @@ func (e *onePermit) Full() bool          { return true }
 func (e *onePermit) Err() error          { return nil }
 func (e *onePermit) Close()              {}
 
+func (e *onePermit) AtCapacity() error { return semaphore.ErrCapacity }
+
 func (e *onePermit) Try(context.Context) (*engine.Permit, error) {
 	return nil, semaphore.ErrCapacity
 }

@@ -79,3 +79,23 @@ func ExampleNewHooks() {
 	}
 	defer pool.Close()
 }
+
+func ExampleStats() {
+	ctx := context.Background()
+	sem, err := semaphore.Open(ctx, "redis://localhost:6379", semaphore.Config{Capacity: 20})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer sem.Close()
+
+	pool, err := passpool.New(ctx, "postgres://localhost/orders", sem, passbuddy.Config{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer pool.Close()
+
+	if s, ok := passpool.Stats(pool); ok { // s.Name is "localhost:5432/orders"
+		log.Printf("%s: %d in use, %d idle, %d callers wait, the first for %v; %d timed out",
+			s.Name, s.InUse, s.Idle, s.Waiting, s.OldestWait, s.Timeouts)
+	}
+}

@@ -76,6 +76,7 @@ func (h *Hooks) PrepareConn(ctx context.Context, conn *pgx.Conn) (bool, error) {
 	// its end.
 	held.giveBack()
 	ctx = h.allot.Bounded(ctx, nil)
+	defer h.allot.EndWait(ctx)
 	if _, err := h.allot.Enter(ctx, false); err != nil {
 		return true, err
 	}

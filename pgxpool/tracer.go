@@ -59,8 +59,12 @@ func (t *tracer) TraceAcquireStart(
 		if err != nil {
 			return t.refuse(ctx, asClosed(err, pool))
 		}
-		if warm && !t.opts.PerCheckout { // a checkout's turn comes with a permit, not with a connection
+		switch {
+		case t.opts.PerCheckout: // a checkout's turn comes with a permit, not with a connection
+		case warm:
 			ctx = t.arrive(ctx, pool)
+		default:
+			ctx = t.withCheckout(ctx) // for endWait
 		}
 	}
 	if t.opts.PerCheckout {
@@ -76,6 +80,7 @@ func (t *tracer) TraceAcquireEnd(
 ) {
 	c := t.checkoutOf(ctx)
 	c.endArrival()
+	c.endWait()
 	if t.plain && data.Err == nil || c.reclaims() {
 		return
 	}

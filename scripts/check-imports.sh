@@ -18,7 +18,7 @@ pgxpool              . internal/socket internal/backend semaphore internal/allot
 internal/socket      semaphore internal/allotment
 internal/backend     internal/allotment
 semaphore            internal/engine internal/core internal/message
-internal/allotment   internal/engine internal/core
+internal/allotment   internal/engine internal/core internal/message
 internal/engine      internal/core internal/redisscript internal/message
 internal/core        internal/message
 internal/redisscript internal/message

@@ -14,31 +14,43 @@ type PoolStats struct {
 	Name string
 
 	// Permits is how many the pool owns: one for each connection that is open, being opened or
-	// being closed, and those that it is about to use or to give back.
+	// being closed, and those that it is about to use or to give back. With passbuddy.PerCheckout
+	// idle connections have none. Nor have those that live on while Redis cannot be asked: see
+	// passbuddy.Config.KeepOnLoss and FallbackConns.
 	Permits int
 	InUse   int // connections that are checked out
-	Idle    int
+	Idle    int // with pgxpool.NewHooks it is not known: 0
 	Opening int
-	Closing int // closed here, but the Postgres backend may still be there
+	// Closing are closed here, but the Postgres backend may still be there. In pgxpool with
+	// passbuddy.PerCheckout, only those count that were closed while they were checked out.
+	Closing int
 
-	Waiting    int           // callers that wait for a connection now
+	// Waiting are callers that wait for a connection now: for their turn, or for a permit. Those
+	// that database/sql keeps waiting for its SetMaxOpenConns are not among them.
+	Waiting    int
 	OldestWait time.Duration // how long the first of those has waited
 	// OldestUse is how long the connection that was checked out first has been in use. The pool
 	// looks when it is asked, and at each heartbeat. So the figure can be short by a third of a
 	// lease, and is 0 for a checkout that no two looks have met.
 	OldestUse time.Duration
 
-	Waits       int64         // checkouts that had to wait, however they ended
-	WaitTime    time.Duration // the sum of their waits
-	Timeouts    int64         // of those, ended by their deadline or by AcquireTimeout
-	Canceled    int64         // of those, ended by their context, or because the pool was closed
-	Unavailable int64         // of those, ended because Redis could not be asked
+	// Waits are checkouts that had to wait, however that ended. A checkout counts once, even if it
+	// waits for its turn and then for its permit.
+	Waits    int64
+	WaitTime time.Duration // the sum of their waits
+	Timeouts int64         // of those, ended by their deadline or by AcquireTimeout
+	Canceled int64         // of those, ended by their context, or because the pool was closed
+	// Unavailable are those that were refused while Redis could not be asked. They are not among
+	// Timeouts and Canceled.
+	Unavailable int64
 
-	Opened   int64         // connections
-	OpenTime time.Duration // the sum of what opening them took
-	Failed   int64         // connections that could not be opened
-	Recalled int64         // permits that the fleet asked back
-	Lost     int64         // leases lost
+	Opened int64 // connections
+	// OpenTime is the sum of what opening them took, once the permit was there. The pool's
+	// AfterConnect is a part of it, and so is what passbuddy.Config.Fence does.
+	OpenTime time.Duration
+	Failed   int64 // connections that could not be opened, although the permit was there
+	Recalled int64 // permits that the fleet asked back, even if it had no need of them then
+	Lost     int64 // leases lost
 }
 
 // Stats are the figures of one session at one instant, as this process knows them. To ask for them

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/passbuddy/passbuddy/internal/engine"
+	"github.com/passbuddy/passbuddy/internal/message"
 )
 
 // Engine is the engine as an allotment sees it: an [*engine.Pool], which says what the methods do.
@@ -19,6 +20,7 @@ type Engine interface {
 	Stay(yes bool)            // stay in the session, without a permit or a wish for one
 	Full() bool               // Redis has answered the last Ask, and had nothing free
 	Err() error               // why the engine cannot ask Redis now, or nil
+	AtCapacity() error        // the error of a caller that waited in vain: who paused the fleet, maybe
 	Try(ctx context.Context) (*engine.Permit, error)
 	Close() // leave the session, once the last permit is given back
 
@@ -44,6 +46,7 @@ type Options struct {
 	Fence          bool          // backends are recorded (backend.go); not with the two above
 	MaxConns       int           // connections the pool can hold: the most permits it asks for; 0: any number
 	PerCheckout    bool          // a permit covers a checkout, and a slot is one
+	Name           string        // of the pool, for people; see Report
 }
 
 // DefaultAcquireTimeout is AcquireTimeout where that is zero.
@@ -80,6 +83,9 @@ type Allotment struct {
 	engine Engine
 	pool   Pool
 	opts   Options
+	// observe is told what happens, or nil. Join sets it and name, before the first Enter.
+	observe func(message.Observation)
+	name    string
 
 	mu sync.Mutex
 
@@ -96,6 +102,7 @@ type Allotment struct {
 	offers   offers
 	patience patience
 	doubts   doubts
+	counted  message.PoolFigures // those that count up; see Report
 
 	dialing     time.Time   // since when connections are being opened without a break
 	timer       *time.Timer // settles, at timerAt: see settleIn
@@ -112,6 +119,7 @@ type Allotment struct {
 // New returns an allotment without permits. Join or Attach must follow before it is used.
 func New(pool Pool, opts Options) *Allotment {
 	a := &Allotment{pool: pool, opts: opts, all: make(map[*Slot]struct{})}
+	a.name = cleanName(opts.Name)
 	a.doubts.suspects = make(map[*Slot]*Suspect)
 	a.idle.init()
 	a.waiters.init()
@@ -130,6 +138,10 @@ func (a *Allotment) Join(session *engine.Session) error {
 		return fmt.Errorf("passbuddy: %w", err)
 	}
 	a.engine = pool
+	a.name = pool.Name(a.name)
+	if session.Observed() {
+		a.observe = session.Observe
+	}
 	return nil
 }
 

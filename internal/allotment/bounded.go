@@ -22,10 +22,11 @@ import (
 // the same context.
 type boundKey struct{ a *Allotment }
 
-// bound ends the waits of a checkout, besides its context.
+// bound ends the waits of a checkout, besides its context, and counts them as one.
 type bound struct {
 	end     time.Time
 	closing <-chan struct{} // closed when the caller's pool is closed; nil if that is not known
+	wait    wait
 }
 
 // A wait that the close of its pool has ended returns ErrPoolClosed. Each integration has its own
@@ -34,17 +35,18 @@ var ErrPoolClosed = errors.New("passbuddy: the pool is closed")
 
 // Bounded returns ctx with the time at which the checkout that begins now has waited for
 // AcquireTimeout, and with what tells that its pool was closed. One that has them already keeps
-// them.
+// them: so a checkout that a hook makes with the context of another waits as a part of that one.
 func (a *Allotment) Bounded(ctx context.Context, closing <-chan struct{}) context.Context {
 	if ctx.Value(boundKey{a}) != nil {
 		return ctx
 	}
-	return context.WithValue(ctx, boundKey{a}, bound{time.Now().Add(a.opts.AcquireTimeout), closing})
+	end := time.Now().Add(a.opts.AcquireTimeout)
+	return context.WithValue(ctx, boundKey{a}, &bound{end: end, closing: closing})
 }
 
 // left is how long a caller may still wait.
 func (a *Allotment) left(ctx context.Context) time.Duration {
-	if b, ok := ctx.Value(boundKey{a}).(bound); ok {
+	if b, ok := ctx.Value(boundKey{a}).(*bound); ok {
 		return time.Until(b.end)
 	}
 	return a.opts.AcquireTimeout

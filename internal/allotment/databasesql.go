@@ -41,6 +41,7 @@ func (a *Allotment) claim() *Slot {
 	for r := a.idle.next; r != &a.idle; r = r.next {
 		if s := r.v; s.state == idle && s.pin == Free && !s.lost {
 			s.become(out)
+			s.uses++
 			s.generation++
 			return s
 		}
@@ -64,6 +65,7 @@ func (s *Slot) Retake(generation uint32) bool {
 	ok := s.generation == generation && s.state == idle && !s.lost && a.available() > 0
 	if ok {
 		a.slots.turns++
+		s.uses++
 		if s.pin == Free {
 			s.lift(out) // the warm path
 		} else {

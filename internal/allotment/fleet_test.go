@@ -87,11 +87,9 @@ func (fl *fleet) startAs(cfg semaphore.Config, opts allotment.Options) *process 
 	}
 	p := &process{fl: fl, sem: sem}
 	p.Allotment = allotment.New(p, opts)
-	share, err := sem.Engine(engine.Seam{}).NewPool(p.Allotment)
-	if err != nil {
+	if err := p.Join(sem.Engine(engine.Seam{})); err != nil {
 		fl.t.Fatal(err)
 	}
-	p.Attach(share)
 	fl.t.Cleanup(func() {
 		if err := sem.Close(); err != nil {
 			fl.t.Errorf("Close: %v", err)

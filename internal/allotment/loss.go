@@ -6,6 +6,7 @@ import (
 
 	"github.com/passbuddy/passbuddy/internal/core"
 	"github.com/passbuddy/passbuddy/internal/engine"
+	"github.com/passbuddy/passbuddy/internal/message"
 )
 
 // This file is for leases that are lost, and for connections that live without a permit, uncounted,
@@ -17,8 +18,10 @@ const countInGrace = time.Second
 // Lost tells that the lease of p can no longer be proven. Its connection is aborted. With
 // KeepOnLoss, or within FallbackConns, it lives on uncounted until a new grant counts it in.
 func (a *Allotment) Lost(p *engine.Permit) {
+	defer a.tell(message.Observation{Kind: message.ObservedLoss}) // without the lock
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.counted.Lost++
 	if a.permits.remove(p) {
 		a.give(p) // and say so: with Options.Fence, what it covered before may be recorded
 		a.settle()

@@ -123,6 +123,7 @@ func (a *Allotment) offer() {
 func (a *Allotment) Promised(n int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.counted.Recalled += int64(n)
 	a.patience.promise(time.Now())
 	a.owe(n)
 }

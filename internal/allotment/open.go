@@ -48,11 +48,12 @@ func (a *Allotment) Open(ctx context.Context) (*Slot, error) {
 }
 
 // open is Open without Redis. It takes the lock.
-func (a *Allotment) open(ctx context.Context) (*Slot, error) {
+func (a *Allotment) open(ctx context.Context) (s *Slot, err error) {
 	s, w, err := a.queueToOpen(ctx)
 	if w == nil {
 		return s, err
 	}
+	defer func() { a.refused(ctx, w, err) }() // without the lock
 	served, cause := w.await(ctx, nil)
 	if served {
 		return w.slot, w.err
@@ -89,8 +90,10 @@ func (a *Allotment) queueToOpen(ctx context.Context) (*Slot, *waiter, error) {
 	if IsClosed(w.closing) {
 		return nil, nil, ErrPoolClosed
 	}
+	w.began = time.Now()
 	a.openers.add(w)
 	a.settle()
+	a.beginWait(w)
 	return nil, w, nil
 }
 
@@ -118,6 +121,7 @@ func (s *Slot) CheckOut() bool {
 	a.mu.Lock()
 	ok := (s.state == idle || s.state == opening) && !s.lost && !a.closed
 	if ok {
+		s.uses++
 		a.slots.tie()
 		if s.state == idle {
 			s.lift(out)

@@ -13,16 +13,23 @@ type waiter struct {
 	warm    bool            // see EnterPool
 	urgent  bool            // see urgentKey
 	closing <-chan struct{} // closed when the caller's pool is, or nil; see Bounded
-	began   time.Time       // for explainNested
-	returns uint64          // the same
+	began   time.Time       // when it began to wait here
+	queued  bool            // it has to wait, and the wait is not counted yet: see endWait
+	wait    *wait           // of its checkout
+	returns uint64          // for explainNested
 	slot    *Slot
 	err     error
 	ring[waiter]
 }
 
 func (a *Allotment) newWaiter(ctx context.Context) *waiter {
-	b, _ := ctx.Value(boundKey{a}).(bound)
-	return &waiter{ready: make(chan struct{}), urgent: a.isUrgent(ctx), closing: b.closing}
+	w := &waiter{ready: make(chan struct{}), urgent: a.isUrgent(ctx)}
+	if b, ok := ctx.Value(boundKey{a}).(*bound); ok {
+		w.closing, w.wait = b.closing, &b.wait
+	} else {
+		w.wait = new(wait)
+	}
+	return w
 }
 
 // await waits until w is served, and reports whether it was. If not, cause is why ctx has ended, or

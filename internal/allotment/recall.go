@@ -43,6 +43,7 @@ func (a *Allotment) Granted(granted []*engine.Permit) {
 func (a *Allotment) Recall(n int, after time.Duration) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.counted.Recalled += int64(n)
 	a.debts.recall(n, after, time.Now())
 	a.recallEarly()
 }

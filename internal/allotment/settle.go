@@ -56,12 +56,14 @@ func (a *Allotment) payDebts() {
 func (a *Allotment) serve() {
 	for a.openers.n > 0 && len(a.permits.spare) > 0 {
 		w := a.openers.pop()
+		a.endWait(w)
 		w.slot = a.newSlot()
 		close(w.ready)
 	}
 	served := 0
 	for a.waiters.n > 0 && (a.mayTake() || a.available() <= a.slots.fixed && a.fallBack()) {
 		w := a.waiters.pop()
+		a.endWait(w)
 		// Callers that are on their way take as many spare permits as there are, and open. So this
 		// one is to have an idle connection.
 		w.warm = a.slots.turns-a.slots.n[out] >= len(a.permits.spare)+a.slots.n[opening]

@@ -48,6 +48,7 @@ func (quiet) Try(context.Context) (*engine.Permit, error) { return nil, core.Err
 func (quiet) Close()                                      {}
 func (quiet) RecordBackend(*engine.Permit, string) record { return nil }
 func (quiet) ClearBackend(*engine.Permit) record          { return nil }
+func (quiet) AtCapacity() error                           { return core.ErrCapacity }
 
 // A recall that came for a permit which had just been given back is void after a moment. A
 // withdrawal is not for that recall.

@@ -21,6 +21,9 @@ type Slot struct {
 	doubted  bool           // see Doubt
 	swept    bool           // a sweep has seen it idle, at idleSeen
 	idleSeen time.Time
+	uses     uint64    // its checkouts
+	seen     uint64    // uses, when a Report last saw it out: see inUse
+	seenAt   time.Time // when a Report first saw it out in that use
 	handover
 	ring[Slot]     // Allotment.idle's: always when idle, maybe when out
 	attached   any // the integration's own

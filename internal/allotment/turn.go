@@ -66,11 +66,13 @@ func (a *Allotment) queueForTurn(ctx context.Context, claim bool) (*waiter, erro
 	a.backlog.begin(w.began)
 	a.patience.miss(w.began, 4*a.unusedFor())
 	a.settle()
+	a.beginWait(w)
 	return w, nil
 }
 
 // awaitTurn waits until the caller is served, or may wait no longer. It takes the lock.
-func (a *Allotment) awaitTurn(ctx context.Context, w *waiter) error {
+func (a *Allotment) awaitTurn(ctx context.Context, w *waiter) (err error) {
+	defer func() { a.refused(ctx, w, err) }() // without the lock
 	served, cause := w.await(ctx, time.After(a.left(ctx)))
 	if served {
 		return w.err
@@ -91,8 +93,9 @@ func (a *Allotment) awaitTurn(ctx context.Context, w *waiter) error {
 	if IsClosed(w.closing) {
 		return ErrPoolClosed
 	}
-	err := a.refusal(ctx, cause)
-	if a.slots.returns == w.returns && errors.Is(err, core.ErrCapacity) {
+	err = a.refusal(ctx, cause)
+	full := errors.Is(err, core.ErrCapacity) && a.engine.AtCapacity() == core.ErrCapacity
+	if a.slots.returns == w.returns && full {
 		return a.explainNested(err, time.Since(w.began))
 	}
 	return err
@@ -103,14 +106,15 @@ func (a *Allotment) awaitTurn(ctx context.Context, w *waiter) error {
 // the context's error and its cause.
 //
 // A caller that hung up while nothing was known to be full gets the context's own error, as from a
-// bare pool. An operator who counts ErrCapacity to raise the capacity must not count those.
+// bare pool. An operator who counts ErrCapacity to raise the capacity must not count those. While
+// grants are paused, the error says so, and by whom.
 func (a *Allotment) refusal(ctx context.Context, cause error) error {
-	reason := core.ErrCapacity
+	reason := a.engine.AtCapacity()
 	if err := a.engine.Err(); err != nil {
 		reason = err
 	} else if errors.Is(cause, core.ErrCapacity) {
 		return cause // see OpenWithin
-	} else if ctx.Err() != nil && cause != nil && !a.engine.Full() {
+	} else if ctx.Err() != nil && cause != nil && reason == core.ErrCapacity && !a.engine.Full() {
 		return ctx.Err()
 	}
 	if cause == nil {

@@ -70,10 +70,10 @@ type Core struct {
 	cfg Config
 	fx  Effects
 
-	info    string              // for operators: see SetInfo
-	permits map[string]*Permit  // held
+	info    string                   // for operators: see SetInfo
+	permits map[string]*Permit       // held
 	lost    map[string]time.Duration // lost, and not released since: until when that is known
-	asked   map[string]*Request // not settled, under each of their UUIDs
+	asked   map[string]*Request      // not settled, under each of their UUIDs
 	lastID  uint64
 	made    uint64 // requests that were ever submitted
 

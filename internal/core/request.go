@@ -120,8 +120,8 @@ func (c *Core) settle(now time.Duration, r *Request, err error) {
 	r.err = err
 	for _, id := range r.ids {
 		if c.asked[id] == r {
-		delete(c.asked, id)
-	}
+			delete(c.asked, id)
+		}
 	}
 	if r.Pool != nil && r.Pool.request == r {
 		r.Pool.request = nil

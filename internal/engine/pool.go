@@ -100,8 +100,10 @@ func (p *Pool) Stay(yes bool) {
 	p.s.step(func(c *core.Core, _ time.Duration) { c.Stay(&p.core, yes) })
 }
 
-// Close takes the pool out of the session, once its last permit is given back.
+// Close takes the pool out of the session, once its last permit is given back. Its name is free at
+// once.
 func (p *Pool) Close() {
+	p.s.names.unname(p)
 	p.s.step(func(c *core.Core, now time.Duration) { c.ClosePool(now, &p.core) })
 }
 

@@ -49,6 +49,7 @@ type Session struct {
 	caller    redis.UniversalClient // the one that New was given
 	ownCaller bool                  // Close closes it
 	recording chan struct{}         // bounds what record and freeGone do at once; taken before mu
+	names     names                 // of its pools
 
 	ctx       context.Context // ends with Close
 	cancel    context.CancelFunc

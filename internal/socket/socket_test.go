@@ -31,6 +31,7 @@ func (fleet) Full() bool                                  { return true }
 func (fleet) Err() error                                  { return semaphore.ErrUnavailable }
 func (fleet) Try(context.Context) (*engine.Permit, error) { return nil, semaphore.ErrUnavailable }
 func (fleet) Close()                                      {}
+func (fleet) AtCapacity() error                           { return semaphore.ErrCapacity }
 func (fleet) Evict() bool                                 { return false }
 func (fleet) Abort(c *allotment.Slot)                     { c.Attached().(*socket.Link).Abort() }
 
