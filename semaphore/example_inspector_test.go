@@ -171,11 +171,11 @@ func ExampleInspector_Events() {
 		log.Fatal(err)
 	}
 	for _, e := range events {
-		fmt.Printf("%s by %q: %s\n", e.Kind, e.By, e.Detail)
+		fmt.Println(e.Kind, e.Owner+e.By)
 	}
 	// Output:
-	// joined by "":
-	// capacity by "ann": set, 3 -> 5
+	// joined web-1
+	// capacity ann
 }
 
 // Stats cost no round trip: they are what this process knows.
