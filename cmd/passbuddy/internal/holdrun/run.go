@@ -66,7 +66,6 @@ func Run(ctx context.Context, o Options, stdin io.Reader, stdout, stderr io.Writ
 	r := &running{o: o, held: held, guard: g.guard, signals: signals, say: say}
 	code, err := r.run(path, stdin, stdout, stderr)
 	if r.interrupted {
-		g.end()
 		interruptGroup()
 	}
 	return code, err

@@ -64,8 +64,7 @@ func interruptible[T any](
 	close(done)
 	<-stopped
 	var why interrupted
-	if err == nil && errors.As(context.Cause(ctx), &why) {
-		// It came when f was done.
+	if errors.As(context.Cause(ctx), &why) { // also if it came when f was done
 		err = why
 	}
 	return result, err
