@@ -111,6 +111,9 @@ var chaosKinds = []*kind{
 		do: (*chaos).capacityLowered},
 	{name: "capacity raised", from: 2 * time.Second, to: 3 * time.Second,
 		do: (*chaos).capacityRaised},
+	{name: "paused", from: 500 * time.Millisecond, to: unnoticed, rides: true, do: (*chaos).paused},
+	{name: "drained", from: 100 * time.Millisecond, to: time.Second, do: (*chaos).drained},
+	{name: "evicted", from: 100 * time.Millisecond, to: time.Second, do: (*chaos).evicted},
 }
 
 // from returns the time from which the fleet can recover. The figures count from then.

@@ -68,12 +68,16 @@ func (c *Core) AtCapacity(now time.Duration) error {
 	return ErrCapacity
 }
 
+// farAway is later than any process lives, and no sum with it overflows.
+const farAway = 1 << 61
+
 // setPause takes from a heartbeat's answer until when grants are paused, and by whom.
 func (c *Core) setPause(now time.Duration, got message.Renewed) {
-	c.pausedUntil = now + Until(got.PausedUntil, got.Now)
+	until := func(at int64) time.Duration { return now + min(Until(at, got.Now), farAway) }
+	c.pausedUntil = until(got.PausedUntil)
 	p, ok := message.ParsePause(got.Pause)
 	if ok {
-		c.pausedUntil = max(c.pausedUntil, now+Until(p.Until, got.Now))
+		c.pausedUntil = max(c.pausedUntil, until(p.Until))
 	}
 	before := c.pause
 	if c.pause = got.Pause; before == got.Pause {

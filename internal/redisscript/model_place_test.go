@@ -22,6 +22,7 @@ import (
 
 // A place is where the scripts run, and where their clock can be set.
 type place interface {
+	Reader
 	redis.Scripter
 	restart()              // everything is forgotten, nobody is subscribed
 	setTime(ms int64)      // what the clock shows at the next script, or a little later: see late
@@ -37,12 +38,12 @@ type place interface {
 
 // rawState is what both places read a state from.
 type rawState struct {
-	sets   [15]map[string]float64
-	hashes [15]map[string]string
+	sets   [16]map[string]float64
+	hashes [16]map[string]string
 }
 
-// The kinds of keys, in the order of Keys.
-const kindsOfKeys = "zzhzhzzhhzhhhhz"
+// The kinds of keys, in the order of Keys. The model does not look at the stream, x.
+const kindsOfKeys = "zzhzhzzhhzhhhhzx"
 
 func (r *rawState) state() *state {
 	return &state{
@@ -103,8 +104,8 @@ func newInProcess(t testing.TB, k Keys) place {
 		p.mini.Close()
 	})
 	for _, text := range []string{plain + memoryText + common + exchangeText, memoryText + common + renewText, memoryText + common + leaveText,
-		memoryText + common + capacityText, common + snapshotText, memoryText + common + recordText,
-		memoryText + common + goneText} {
+		memoryText + common + capacityText, memoryText + common + recordText,
+		memoryText + common + goneText, memoryText + common + pauseText, memoryText + common + evictText} {
 		if err := p.do("SCRIPT", "LOAD", text+closing); err != nil {
 			t.Fatal(err)
 		}
@@ -202,6 +203,9 @@ func (p *inProcess) load() (*state, error) {
 			maps.Copy(raw.sets[i], set)     // for it is miniredis's own
 			continue
 		}
+		if kindsOfKeys[i] == 'x' {
+			continue
+		}
 		raw.hashes[i] = make(map[string]string)
 		fields, _ := p.mini.HKeys(key)
 		for _, f := range fields {
@@ -217,6 +221,7 @@ func (p *inProcess) load() (*state, error) {
 // setter gives skew the value by which they see the time of the model. It may have gone on by a few milliseconds then.
 type realServer struct {
 	redis.Scripter
+	Reader
 	t      testing.TB
 	client *redis.Client
 	keys   Keys
@@ -244,6 +249,7 @@ func newRealServer(t testing.TB, k Keys) place {
 		t.Fatal(err)
 	}
 	p := &realServer{t: t, client: redis.NewClient(r.Options()), keys: k, subbed: make(map[string]bool)}
+	p.Reader = p.client
 	t.Cleanup(func() {
 		if p.sub != nil {
 			_ = p.sub.Close()
@@ -362,12 +368,13 @@ func (p *realServer) pushed() (heard []push) {
 func (p *realServer) load() (*state, error) {
 	pipe := p.client.Pipeline()
 	ctx := p.t.Context()
-	var sets [15]*redis.ZSliceCmd
-	var hashes [15]*redis.MapStringStringCmd
+	var sets [16]*redis.ZSliceCmd
+	var hashes [16]*redis.MapStringStringCmd
 	for i, key := range p.keys.all {
-		if kindsOfKeys[i] == 'z' {
+		switch kindsOfKeys[i] {
+		case 'z':
 			sets[i] = pipe.ZRangeWithScores(ctx, key, 0, -1)
-		} else {
+		case 'h':
 			hashes[i] = pipe.HGetAll(ctx, key)
 		}
 	}
@@ -376,8 +383,11 @@ func (p *realServer) load() (*state, error) {
 	}
 	var raw rawState
 	for i := range p.keys.all {
-		if kindsOfKeys[i] == 'h' {
+		switch kindsOfKeys[i] {
+		case 'h':
 			raw.hashes[i] = hashes[i].Val()
+			continue
+		case 'x':
 			continue
 		}
 		raw.sets[i] = make(map[string]float64)

@@ -291,8 +291,12 @@ func (o *oracle) leave(session, epoch string, drop []string) {
 
 func (o *oracle) setCapacity(n int64) int64 {
 	delete(o.Meta, "limit")
+	delete(o.Meta, "limitby")
+	delete(o.Meta, "limitat")
 	if n > 0 {
 		o.setNum("limit", n)
+		o.setNum("limitat", o.now)
+		o.Meta["limitby"] = "op"
 	}
 	capacity := o.effectiveCapacity()
 	o.purge("")

@@ -143,7 +143,7 @@ func (t *trial) join(slot int, j joining) {
 	}
 	s.random = t.chance(s.name)
 	s.core = core.New(core.Config{
-		Base: "p-n", Session: s.name, Info: "{}", TTL: t.plan.ttl, Margin: t.plan.ttl / 10, RetryInterval: t.plan.retry,
+		Base: "p-n", Session: s.name, TTL: t.plan.ttl, Margin: t.plan.ttl / 10, RetryInterval: t.plan.retry,
 		Capacity: j.capacity, Min: j.min, Max: j.max, MaxWaiters: j.maxWaiters, Replicated: j.replicated,
 		NewPermit: func() *core.Permit {
 			p := &permit{}

@@ -17,24 +17,31 @@ import (
 // page is how many entries one command reads. Redis serves nobody else meanwhile.
 const page = 500
 
+// A Reader is what Load needs of a Redis client.
+type Reader interface {
+	Time(ctx context.Context) *redis.TimeCmd
+	HMGet(ctx context.Context, key string, fields ...string) *redis.SliceCmd
+	ZScan(ctx context.Context, key string, cursor uint64, match string, count int64) *redis.ScanCmd
+	HScan(ctx context.Context, key string, cursor uint64, match string, count int64) *redis.ScanCmd
+}
+
 // Load reads a Snapshot. It writes nothing, and runs no script. It reads in pages: what changes
 // meanwhile is there in its old or its new form.
-func Load(ctx context.Context, c redis.Cmdable, k Keys) (message.Snapshot, error) {
+func Load(ctx context.Context, c Reader, k Keys) (message.Snapshot, error) {
 	s := message.Snapshot{}
 	permits, queue, meta, sessions, info := k.all[0], k.all[1], k.all[2], k.all[3], k.all[4]
-	var clock *redis.TimeCmd
-	var fields *redis.SliceCmd
-	_, err := c.Pipelined(ctx, func(p redis.Pipeliner) error {
-		clock = p.Time(ctx)
-		fields = p.HMGet(ctx, meta, "cap", "limit", "gate", "skew", "limitat", "limitby", "pause")
-		return nil
-	})
+	clock, err := c.Time(ctx).Result()
 	if err != nil {
-		return s, fmt.Errorf("read: %w", err)
+		return s, fmt.Errorf("read the time: %w", err)
+	}
+	fields, err := c.HMGet(ctx, meta, "cap", "limit", "gate", "skew", "limitat", "limitby",
+		"pause").Result()
+	if err != nil {
+		return s, explainRead(meta, err)
 	}
 	texts := make([]string, 7)
 	var numbers [5]int64
-	for i, value := range fields.Val() {
+	for i, value := range fields {
 		texts[i], _ = value.(string)
 		if i < len(numbers) {
 			f, err := strconv.ParseFloat(texts[i], 64)
@@ -42,7 +49,7 @@ func Load(ctx context.Context, c redis.Cmdable, k Keys) (message.Snapshot, error
 		}
 	}
 	s.Capacity, s.Limit, s.PausedUntil, s.LimitAt = numbers[0], numbers[1], numbers[2], numbers[4]
-	s.Now = clock.Val().UnixMilli() - numbers[3]
+	s.Now = clock.UnixMilli() - numbers[3]
 	s.LimitBy, s.Pause = texts[5], texts[6]
 
 	if s.Permits, err = scores(ctx, c, permits); err != nil {
@@ -103,7 +110,7 @@ func Load(ctx context.Context, c redis.Cmdable, k Keys) (message.Snapshot, error
 }
 
 // scores reads a sorted set.
-func scores(ctx context.Context, c redis.Cmdable, key string) (map[string]int64, error) {
+func scores(ctx context.Context, c Reader, key string) (map[string]int64, error) {
 	all := make(map[string]int64)
 	err := scan(func(cursor uint64) ([]string, uint64, error) {
 		return c.ZScan(ctx, key, cursor, "", page).Result()
@@ -115,7 +122,7 @@ func scores(ctx context.Context, c redis.Cmdable, key string) (map[string]int64,
 }
 
 // values reads a hash.
-func values(ctx context.Context, c redis.Cmdable, key string) (map[string]string, error) {
+func values(ctx context.Context, c Reader, key string) (map[string]string, error) {
 	all := make(map[string]string)
 	err := scan(func(cursor uint64) ([]string, uint64, error) {
 		return c.HScan(ctx, key, cursor, "", page).Result()

@@ -11,7 +11,7 @@ import (
 
 // kinds are the types of the keys, in the order of Keys.
 var kinds = strings.Fields(
-	"zset zset hash zset hash zset zset hash hash zset hash hash hash hash zset")
+	"zset zset hash zset hash zset zset hash hash zset hash hash hash hash zset stream")
 
 //go:embed types.lua
 var typesText string
