@@ -113,7 +113,10 @@ func newServer(ctx context.Context, o Options, log *slog.Logger, sem *semaphore.
 	if err != nil {
 		return nil, err
 	}
-	return &server{o: o, log: log, sem: sem, ad: ad, listener: listener, stopping: ctx}, nil
+	return &server{
+		o: o, log: log, sem: sem, ad: ad, listener: listener, stopping: ctx,
+		firstPacket: firstPacketTimeout,
+	}, nil
 }
 
 // run serves until it is to stop, and then ends everything: the listener, the clients that wait,

@@ -32,9 +32,10 @@ type server struct {
 	listener net.Listener
 	refused  refusals
 
-	stopping context.Context // ends when the proxy is to stop
-	clients  atomic.Int64
-	handlers sync.WaitGroup
+	stopping    context.Context // ends when the proxy is to stop
+	firstPacket time.Duration   // firstPacketTimeout; shorter in a test
+	clients     atomic.Int64
+	handlers    sync.WaitGroup
 }
 
 // serve accepts clients until the listener is closed.
@@ -77,7 +78,7 @@ func (s *server) handle(client *net.TCPConn, tooMany bool) {
 		return
 	}
 	stopped := context.AfterFunc(s.stopping, func() { _ = client.SetReadDeadline(longAgo) })
-	f, err := readFirst(client, firstPacketTimeout)
+	f, err := readFirst(client, s.firstPacket)
 	stopped()
 	switch {
 	case s.stopping.Err() != nil:
