@@ -6,8 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"path/filepath"
-	"time"
+	"slices"
 
 	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/membership"
 	"github.com/passbuddy/passbuddy/internal/engine"
@@ -34,7 +33,7 @@ func acquire(ctx context.Context, o Options, say func(string, ...any)) (_ *hold,
 		Prefix: o.Target.Prefix, Name: o.Target.Name,
 		Capacity: cmp.Or(o.Capacity, membership.Most), TTL: o.TTL,
 		MaxAttempts: -1, // the wait has a deadline
-		Owner:       membership.RunOwner(filepath.Base(o.Command[0])),
+		Owner:       o.owner(),
 		// What it would log is an error of ours, or the affair of the fleet's members.
 		Logger: slog.New(slog.DiscardHandler),
 	})
@@ -72,6 +71,9 @@ func (h *hold) checkCapacity(ctx context.Context, o Options, say func(string, ..
 	if now.OperatorCapacity > 0 {
 		return nil
 	}
+	now.Sessions = slices.DeleteFunc(now.Sessions, func(s semaphore.Session) bool {
+		return s.Owner == o.owner() // this one
+	})
 	if others, _, err := membership.ToDeclare(now); err == nil && others > o.Capacity {
 		say("--capacity lowers the fleet's capacity from %d to %d while the command runs", others,
 			o.Capacity)

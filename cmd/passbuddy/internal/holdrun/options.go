@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"time"
 
 	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/membership"
@@ -36,6 +37,8 @@ type Options struct {
 }
 
 func (o Options) grace() time.Duration { return cmp.Or(o.Grace, o.TTL/10) }
+
+func (o Options) owner() string { return membership.RunOwner(filepath.Base(o.Command[0])) }
 
 // validate refuses what semaphore.Config does not refuse itself, by the name of its flag.
 func (o Options) validate() error {
