@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"time"
 
 	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/membership"
 	"github.com/passbuddy/passbuddy/internal/engine"
