@@ -37,6 +37,10 @@
 // the session has state: a transaction, a temporary table, LISTEN. So permits behind long
 // connections do not move. --max bounds how many there can be.
 //
+// So a pool in a client, such as node-postgres's, should close what lies idle after a moment, and
+// be no larger than it needs. Otherwise its idle connections hold permits that its own new
+// connections wait for.
+//
 // # Ends
 //
 //	what happens                what the proxy does, and when the permit comes back
