@@ -67,7 +67,7 @@ func skipIfMissing(t testing.TB, err error) {
 
 // client is a program of Postgres's, from the folder of its server or the PATH. The test is skipped
 // if it is missing.
-func client(t *testing.T, name string) string {
+func client(t testing.TB, name string) string {
 	t.Helper()
 	if out, err := exec.Command("pg_config", "--bindir").Output(); err == nil {
 		path := filepath.Join(strings.TrimSpace(string(out)), name)
