@@ -267,3 +267,35 @@ func TestBackgroundJob(t *testing.T) {
 	s.types("exit\n")
 	s.ends()
 }
+
+// An interactive shell manages jobs of its own in the terminal that it was given.
+func TestShellAtATerminal(t *testing.T) {
+	f := newFleet(t)
+	f.join(5)
+	if _, err := os.Stat("/bin/bash"); err != nil {
+		t.Skip(err)
+	}
+	s := f.open([]string{"PS1=prompt> "}, "/bin/sh", "-c",
+		`"$TOOL" run --linger 0 -- bash --norc --noprofile -i; read line; echo "read $line"`)
+	s.shows("prompt>")
+	s.types("echo sta''rted; cat\n")
+	s.shows("started")
+	s.types("to cat\n")
+	s.shows("to cat\r\nto cat")
+	s.types(ctrlZ)
+	s.shows("Stopped")
+	s.shows("prompt>")
+	s.types("fg\n")
+	s.shows("cat")
+	s.types("again\n")
+	s.shows("again\r\nagain")
+	s.types(ctrlC)
+	s.shows("prompt>")
+	s.types("exit\n")
+	s.shows("exit")
+	s.types("a line\n")
+	s.shows("read a line")
+	if code := s.ends(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+}

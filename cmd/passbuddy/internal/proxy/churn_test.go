@@ -139,6 +139,11 @@ func TestLimitClients(t *testing.T) {
 	if o.MaxClients*filesPerClient > files || o.MaxClients < 1 {
 		t.Errorf("%d clients of %d files", o.MaxClients, files)
 	}
+	var none Options
+	none.limitClients(slog.New(slog.DiscardHandler))
+	if none.MaxClients < 1 || none.MaxClients > min(defaultMaxClients, o.MaxClients) {
+		t.Errorf("%d clients by default", none.MaxClients)
+	}
 	few := Options{MaxClients: 1}
 	few.limitClients(slog.New(slog.DiscardHandler))
 	if few.MaxClients != 1 {

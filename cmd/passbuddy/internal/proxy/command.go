@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"fmt"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -55,8 +56,8 @@ cannot be asked.`,
 	flags.IntVar(&o.Min, "min", 0, "`number` of permits that the fleet keeps for this proxy")
 	flags.IntVar(&o.Max, "max", 0, "largest `number` of permits that it may hold (default any)")
 	flags.IntVar(&o.Weight, "weight", 1, "its part under load, beside the fleet's pools")
-	flags.IntVar(&o.MaxClients, "max-clients", defaultMaxClients,
-		"largest `number` of clients, those that wait included")
+	flags.IntVar(&o.MaxClients, "max-clients", 0, fmt.Sprintf("largest `number` of clients, those "+
+		"that wait included (default %d, or what ulimit -n allows)", defaultMaxClients))
 	flags.DurationVar(&o.StopTimeout, "stop-timeout", defaultStopTimeout,
 		"longest `time` for connections to end when the proxy is stopped")
 	flags.BoolVar(&o.JSON, "json", false, "write log lines as JSON")

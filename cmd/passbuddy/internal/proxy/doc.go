@@ -50,7 +50,7 @@
 //	... and still sends         drops up to 64 MiB, then resets the connection: the backend ends at
 //	                            its next write, and the permit comes back 1 s later
 //	Postgres closes             at once; the client still gets what was sent
-//	the network loses it        when the kernel finds out, by keepalives: within some two minutes, or
+//	the network loses it        when the kernel finds out, by keepalives: within 2.5 minutes, or
 //	                            a quarter of an hour if data was on its way. Postgres may find out
 //	                            later: tcp_keepalives_idle
 //	the lease is lost           resets both ends: the permit is not ours any more

@@ -14,7 +14,7 @@ const (
 	defaultListen      = "127.0.0.1:6432"
 	defaultPort        = "5432" // of Postgres
 	defaultWait        = 30 * time.Second
-	defaultMaxClients  = 5000
+	defaultMaxClients  = 5000             // or what the limit on open files allows
 	defaultStopTimeout = 25 * time.Second // Kubernetes sends SIGKILL after 30 s
 
 	minWait        = 10 * time.Millisecond
@@ -35,10 +35,11 @@ type Options struct {
 	Capacity int
 	// Min, Max and Weight are those of semaphore.Config.
 	Min, Max, Weight int
-	MaxClients       int           // connected at a time, those that wait included
-	StopTimeout      time.Duration // for connections to end, when the proxy is stopped
-	JSON             bool          // log lines are JSON
-	Verbose          bool          // log each connection
+	// MaxClients are connected at a time, those that wait included; 0: defaultMaxClients.
+	MaxClients  int
+	StopTimeout time.Duration // for connections to end, when the proxy is stopped
+	JSON        bool          // log lines are JSON
+	Verbose     bool          // log each connection
 }
 
 // resolve fills in defaults, and refuses what semaphore.Config does not refuse itself.
@@ -59,7 +60,7 @@ func (o *Options) resolve() error {
 		return fmt.Errorf("--wait is %v: it must be from %v to %v", o.Wait, minWait, maxWait)
 	case o.Capacity < 0 || o.Capacity > membership.Most:
 		return fmt.Errorf("--capacity is %d: it must be from 1 to %d", o.Capacity, membership.Most)
-	case o.MaxClients < 1 || o.MaxClients > maxMaxClients:
+	case o.MaxClients < 0 || o.MaxClients > maxMaxClients:
 		return fmt.Errorf("--max-clients is %d: it must be from 1 to %d", o.MaxClients,
 			maxMaxClients)
 	case o.StopTimeout < 0 || o.StopTimeout > maxStopTimeout:

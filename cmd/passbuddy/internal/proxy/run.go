@@ -57,16 +57,19 @@ func Run(ctx context.Context, o Options, _ io.Reader, _, stderr io.Writer) (int,
 	return s.run()
 }
 
-// limitClients lowers MaxClients to what the limit on open files allows. A proxy without a file to
-// spare could reach neither Postgres nor Redis, and would lose its leases.
+// limitClients keeps MaxClients within what the limit on open files allows. A proxy without a file
+// to spare could reach neither Postgres nor Redis, and would lose its leases.
 func (o *Options) limitClients(log *slog.Logger) {
-	files := maxFiles()
-	if files == 0 {
-		return
+	most := maxMaxClients
+	if files := maxFiles(); files > 0 {
+		most = max(1, (files-otherFiles)/filesPerClient)
 	}
-	if most := max(1, (files-otherFiles)/filesPerClient); most < o.MaxClients {
-		log.Warn("--max-clients is lowered: a client takes up to 6 files", "from", o.MaxClients,
-			"to", most, "open files (ulimit -n)", files)
+	switch {
+	case o.MaxClients == 0:
+		o.MaxClients = min(defaultMaxClients, most)
+	case o.MaxClients > most:
+		log.Warn("--max-clients is lowered: a client takes up to 6 open files, see ulimit -n",
+			"from", o.MaxClients, "to", most)
 		o.MaxClients = most
 	}
 }
@@ -125,7 +128,7 @@ func (s *server) run() (int, error) {
 	accepting := make(chan error, 1)
 	go func() { accepting <- s.serve() }()
 	<-s.stopping.Done()
-	s.log.Info("stopping", "clients", s.clients.Load(), "at most", s.o.StopTimeout)
+	s.log.Info("stopping", "clients", s.clients.Load(), "timeout", s.o.StopTimeout.String())
 	err := s.listener.Close()
 	err = errors.Join(err, <-accepting)
 	s.ad.close()

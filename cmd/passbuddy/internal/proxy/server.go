@@ -106,7 +106,7 @@ func (s *server) connect(client *net.TCPConn, f first) {
 		if r != nil {
 			r.drop()
 		}
-		log.Debug("a client has gone before it was served", "after", time.Since(began))
+		log.Debug("a client has gone before it was served", "after", time.Since(began).String())
 		return
 	case err != nil && f.kind == directTLS:
 		s.note(s.explain(err), err) // it expects TLS, and no other word
@@ -115,11 +115,11 @@ func (s *server) connect(client *net.TCPConn, f first) {
 		s.refuse(client, s.explain(err), err)
 		return
 	}
-	log.Debug("connected", "as", r.server.LocalAddr().String(), "after", time.Since(began))
+	log.Debug("connected", "as", r.server.LocalAddr().String(), "after", time.Since(began).String())
 	if !r.run(append(f.bytes, early...)) {
 		log.Debug("Postgres closed the connection without an answer")
 	}
-	log.Debug("closed", "after", time.Since(began))
+	log.Debug("closed", "after", time.Since(began).String())
 }
 
 // cancel passes a cancel request on. Postgres closes the connection when it has sent the signal,
