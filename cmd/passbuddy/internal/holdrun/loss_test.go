@@ -35,14 +35,14 @@ func TestLostLeaseEndsTheCommand(t *testing.T) {
 
 // SIGKILL of the tool leaves nothing but a lease.
 func TestKilledToolLeavesALease(t *testing.T) {
-	f := newFleet(t)
-	f.join(5)
 	for name, command := range map[string]string{
 		"at SIGTERM": `sleep 100 & echo child $!; echo self $$; echo ready; wait`,
 		"by SIGKILL": stubborn,
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := startTool(t, f.url, "--grace", "300ms", "--ttl", "2s", "--", "sh", "-c", command)
+			f := newFleet(t)
+			f.join(5)
+			r := f.start("--grace", "300ms", "--ttl", "2s", "--", "sh", "-c", command)
 			r.says("ready")
 			if now := f.snapshot(); now.Held != 1 {
 				t.Fatalf("%d held", now.Held)

@@ -40,6 +40,8 @@ type setup struct {
 	o     Options
 	ttl   time.Duration
 	cap   int
+	// firstPacket is server.firstPacket; 0: as it is
+	firstPacket time.Duration
 
 	s    *server
 	addr string
@@ -95,6 +97,9 @@ func start(t testing.TB, to string, capacity int, change ...func(*setup)) *setup
 	p.stop, p.addr = cancel, listener.Addr().String()
 	if p.s, err = newServer(ctx, p.o, log, sem, listener); err != nil {
 		t.Fatal(err)
+	}
+	if p.firstPacket > 0 {
+		p.s.firstPacket = p.firstPacket
 	}
 	ended := make(chan struct{})
 	go func() {

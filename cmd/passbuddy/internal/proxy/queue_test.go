@@ -200,8 +200,8 @@ func TestCancelRequestTakesNoPermit(t *testing.T) {
 
 // Who does not say what it wants takes nothing, and goes.
 func TestFirstPacket(t *testing.T) {
-	p := start(t, fake(t, &fakepg.Server{}), 1)
-	p.s.firstPacket = 300 * time.Millisecond
+	p := start(t, fake(t, &fakepg.Server{}), 1,
+		func(p *setup) { p.firstPacket = 300 * time.Millisecond })
 	silent, slow, health, garbage := p.dial(), p.dial(), p.dial(), p.dial()
 	_, _ = slow.Write(startupPacket("x")[:12])
 	_ = health.Close()
