@@ -14,11 +14,13 @@ import (
 const stubborn = `trap "" TERM; sleep 100 & echo child $!; echo self $$; echo ready; wait; sleep 100`
 
 func TestLostLeaseEndsTheCommand(t *testing.T) {
+	t.Parallel()
 	for name, command := range map[string]string{
 		"at SIGTERM": `sleep 100 & echo child $!; echo self $$; echo ready; wait`,
 		"by SIGKILL": stubborn,
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			f := newFleet(t)
 			f.join(5)
 			r := f.start("--ttl", "1s", "--", "sh", "-c", command)
@@ -35,11 +37,13 @@ func TestLostLeaseEndsTheCommand(t *testing.T) {
 
 // SIGKILL of the tool leaves nothing but a lease.
 func TestKilledToolLeavesALease(t *testing.T) {
+	t.Parallel()
 	for name, command := range map[string]string{
 		"at SIGTERM": `sleep 100 & echo child $!; echo self $$; echo ready; wait`,
 		"by SIGKILL": stubborn,
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			f := newFleet(t)
 			f.join(5)
 			r := f.start("--grace", "300ms", "--ttl", "2s", "--", "sh", "-c", command)

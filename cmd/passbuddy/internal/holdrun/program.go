@@ -90,9 +90,9 @@ func (p *program) resume() { _ = syscall.Kill(-p.group, syscall.SIGCONT) }
 func (p *program) clear(grace time.Duration) bool {
 	const none = syscall.Signal(0)
 	left := func(s syscall.Signal) bool {
-		if os.Getpid() == 1 {
-			// Orphans are our children, and stay in the group until we have waited for them.
-			_, _ = syscall.Wait4(-p.group, nil, syscall.WNOHANG, nil)
+		// Orphans that are our children stay in the group until we have waited for them.
+		for pid := 1; pid > 0; {
+			pid, _ = syscall.Wait4(-p.group, nil, syscall.WNOHANG, nil)
 		}
 		return !errors.Is(syscall.Kill(-p.group, s), syscall.ESRCH)
 	}

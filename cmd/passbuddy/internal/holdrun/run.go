@@ -126,6 +126,7 @@ func (r *running) run(path string, stdin io.Reader, stdout, stderr io.Writer) (i
 	if !r.held.held() { // this process was stopped meanwhile
 		return exit.Lost, fmt.Errorf("the command was not started: %w", semaphore.ErrLost)
 	}
+	adoptOrphans()
 	// Before the command starts: from its first instruction it may use the terminal.
 	r.terminal = openTerminal(r.guard.group())
 	defer r.terminal.close()

@@ -125,6 +125,7 @@ const ctrlC, ctrlZ, ctrlD = "\x03", "\x1a", "\x04"
 // psql works as without us: it reads the keyboard, Ctrl-C cancels its query and does not end it,
 // and the terminal is the shell's again afterwards.
 func TestPsqlAtATerminal(t *testing.T) {
+	t.Parallel()
 	psql, err := exec.LookPath("psql")
 	if err != nil {
 		t.Skip("psql is not installed")

@@ -191,6 +191,7 @@ func output(t *testing.T, cmd *exec.Cmd) string {
 }
 
 func TestPsqlBesideAFleet(t *testing.T) {
+	t.Parallel()
 	psql := client(t, "psql")
 	s := startServers(t, 50)
 	s.beside(6, func(ctx context.Context, p *setup) {
@@ -207,6 +208,7 @@ func TestPsqlBesideAFleet(t *testing.T) {
 // pgbench with -C opens a connection for each transaction. A thread of it connects for one client
 // while it holds connections of others, so each client has a thread of its own.
 func TestPgbenchBesideAFleet(t *testing.T) {
+	t.Parallel()
 	pgbench := client(t, "pgbench")
 	s := startServers(t, 50)
 	script := filepath.Join(t.TempDir(), "script")
@@ -250,6 +252,7 @@ Promise.all(Array.from({ length: 10 }, work)).then(() => pool.end())
 `
 
 func TestNodeBesideAFleet(t *testing.T) {
+	t.Parallel()
 	dir, node := installNode(t)
 	s := startServers(t, 50)
 	s.beside(6, func(ctx context.Context, p *setup) {
@@ -263,6 +266,7 @@ func TestNodeBesideAFleet(t *testing.T) {
 
 // Ctrl-C in psql at the cap: the cancel request reaches Postgres, though no permit is free.
 func TestCancelAtTheCap(t *testing.T) {
+	t.Parallel()
 	psql := client(t, "psql")
 	s := startServers(t, 20)
 	p := s.start(1)
@@ -291,6 +295,7 @@ func TestCancelAtTheCap(t *testing.T) {
 
 // A client is killed while its query runs: the permit is held as long as the backend lives.
 func TestKilledClientOfABusyBackend(t *testing.T) {
+	t.Parallel()
 	psql := client(t, "psql")
 	s := startServers(t, 20)
 	p := s.start(1)

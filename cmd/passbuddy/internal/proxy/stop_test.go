@@ -13,6 +13,7 @@ import (
 
 // A proxy that is stopped lets connections end, and begins none.
 func TestStopWaitsForConnections(t *testing.T) {
+	t.Parallel()
 	p := start(t, fake(t, &fakepg.Server{}), 1)
 	conn := p.mustConnect()
 	waiting := make(chan error, 1)
