@@ -44,6 +44,9 @@ type PoolStats struct {
 // Stats are the figures of one session at one instant, as this process knows them. To ask for them
 // costs no round trip. Counters count since New.
 type Stats struct {
+	Owner   string // Config.Owner
+	Version string // of this library, as the program was built; "" or "(devel)": unknown
+
 	Capacity int  // in force, as last heard
 	Held     int  // permits held by this session
 	Waiting  int  // requests of this session that are not granted yet
@@ -67,6 +70,7 @@ type Stats struct {
 func (s *Semaphore) Stats() Stats {
 	raw := s.engine.Stats()
 	return Stats{
+		Owner: s.cfg.Owner, Version: version(),
 		Capacity: raw.Capacity, Held: raw.Held, Waiting: raw.Waiting, Up: raw.Up,
 		Paused: raw.Paused, Heartbeats: raw.Heartbeats, Requests: raw.Requests,
 		RoundTrip: raw.RoundTrip, Lost: raw.Lost, Outages: raw.Outages, Fenced: raw.Fenced,
