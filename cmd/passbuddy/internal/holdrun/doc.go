@@ -51,8 +51,8 @@
 // # What it cannot do
 //
 //   - A backend that is busy when its client dies goes on until it next writes, or until
-//     client_connection_check_interval (Postgres 14). This package does not see backends; `passbuddy
-//     proxy` does.
+//     client_connection_check_interval (Postgres 14). This package does not see backends:
+//     `passbuddy proxy` does.
 //   - A process that leaves the group is not followed: a daemon, or a job of an interactive shell.
 //   - If this process and its guard are killed together, the kernel's SIGTERM on Linux is all that
 //     reaches the command, and its children live on. Elsewhere the command lives on, too.

@@ -82,11 +82,8 @@ func (h *hold) checkCapacity(ctx context.Context, o Options, say func(string, ..
 	return nil
 }
 
-// wait acquires the permits, and returns once they count under somebody's capacity.
-//
-// The session declares none, so while no other session does, everything is granted. That can be for
-// an instant, as when a fleet is replaced. A grant counts if afterwards a capacity is in force, and
-// no more than that is held in all. Otherwise wait gives it back, and asks again.
+// wait acquires the permits, and returns once they count under somebody's capacity. Otherwise it
+// gives them back, and asks again.
 func (h *hold) wait(ctx context.Context, o Options) error {
 	if o.Wait > 0 {
 		var cancel context.CancelFunc
@@ -101,21 +98,47 @@ func (h *hold) wait(ctx context.Context, o Options) error {
 		if o.Capacity > 0 {
 			return nil
 		}
-		now, err := h.sem.Snapshot(ctx)
-		if err != nil {
-			return err
-		}
-		capacity := membership.InForce(now)
+		counts, err := h.counts(ctx)
 		switch {
-		case capacity == 0:
-			return membership.ErrNoCapacity
-		case now.Held <= capacity:
-			return nil
+		case err != nil || counts:
+			return err
 		case o.Wait == 0:
 			return explain(semaphore.ErrCapacity, o)
 		}
 		giveBack()
 	}
+}
+
+const (
+	countLooks = 3
+	countPause = 20 * time.Millisecond
+)
+
+// counts reports whether what was granted counts under somebody's capacity: one is in force, and no
+// more than that is held in all.
+//
+// This session declares none, so while no other session does, everything is granted. That can be
+// for an instant only, as when a fleet is replaced. What was granted then is more than the capacity
+// of the new fleet, and stays so until some of it is given back. So one look that finds no more is
+// enough. One that finds more may be wrong: a snapshot is read in pages.
+func (h *hold) counts(ctx context.Context) (bool, error) {
+	for look := range countLooks {
+		if look > 0 {
+			time.Sleep(countPause)
+		}
+		now, err := h.sem.Snapshot(ctx)
+		if err != nil {
+			return false, err
+		}
+		capacity := membership.InForce(now)
+		if capacity == 0 {
+			return false, membership.ErrNoCapacity
+		}
+		if now.Held <= capacity {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // ask acquires the permits, all or none.

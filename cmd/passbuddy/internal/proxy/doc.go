@@ -70,10 +70,10 @@
 //	08001  Postgres cannot be reached
 //	08P01  the first packet is none of Postgres's protocol
 //
-// libpq shows no text of an error that comes before TLS, since 17.1, 16.5 and 15.9 ("server sent an
-// error response during SSL exchange"), and other drivers say something similar: the log has the
-// reason. To answer N, "no TLS here", would be worse: with sslmode=prefer the password exchange
-// would go on unencrypted, and with require the user would look for the mistake in the server.
+// Since 17.1, 16.5 and 15.9, libpq shows no text of an error that comes before TLS. It says "server
+// sent an error response during SSL exchange", and other drivers say no more. The log has the
+// reason. To answer N, "no TLS here", would be worse. With sslmode=prefer the password exchange
+// would go on unencrypted; with require, users would look for the mistake in the server.
 //
 // # Limits
 //

@@ -198,7 +198,7 @@ func TestCancelRequestTakesNoPermit(t *testing.T) {
 	p.settles(1, 0)
 }
 
-// Who does not say what it wants takes nothing, and goes.
+// A client that does not say what it wants takes no permit, and is closed after a while.
 func TestFirstPacket(t *testing.T) {
 	p := start(t, fake(t, &fakepg.Server{}), 1,
 		func(p *setup) { p.firstPacket = 300 * time.Millisecond })
@@ -259,7 +259,7 @@ func TestReadFirst(t *testing.T) {
 	}
 }
 
-// What is read of a client never exceeds its first packet, and nothing makes the proxy panic.
+// The proxy reads no more of a client than its first packet, and panics at nothing.
 func FuzzReadFirst(f *testing.F) {
 	f.Add(startupPacket("x"))
 	f.Add(codePacket(codeSSL, ""))

@@ -74,9 +74,9 @@ func (r *relay) run(sent []byte) (connected bool) {
 	return connected
 }
 
-// connect passes on the server's first bytes. Until they come the connection is being opened, for
-// the pool: that is what it learns the cost of a connect from, and how it paces them. In truth a
-// connect also takes the exchange of the password, which the proxy does not see.
+// connect passes on the server's first bytes. The pool counts a connection as opening until they
+// come: it paces connects, and learns from them what one costs. In truth a connect also takes the
+// exchange of the password, which the proxy does not see.
 func (r *relay) connect() bool {
 	b := make([]byte, 4<<10)
 	n, err := r.server.Read(b)

@@ -139,7 +139,7 @@ func (s *server) cancel(packet []byte) {
 	}
 }
 
-// explain is what a client is told of why it is not served.
+// explain returns what to tell a client that is not served.
 func (s *server) explain(err error) refusal {
 	var dial dialError
 	switch {
