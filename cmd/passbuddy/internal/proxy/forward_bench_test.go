@@ -32,7 +32,7 @@ func BenchmarkThroughput(b *testing.B) {
 	} {
 		b.Run(load.name, func(b *testing.B) {
 			const conns = 8
-			p := start(b, echo, conns, func(p *setup) { p.o.Verbose = false })
+			p := start(b, echo, conns, calm)
 			through := func(addr string) func() time.Duration {
 				var all []net.Conn
 				for range conns {
@@ -63,7 +63,7 @@ func BenchmarkPgbench(b *testing.B) {
 	b.Cleanup(func() { _ = pg.Stop() })
 	pgbench := client(b, "pgbench")
 	const clients, transactions = 8, 1000
-	p := start(b, pg.Addr(), clients, func(p *setup) { p.o.Verbose = false })
+	p := start(b, pg.Addr(), clients, calm)
 	script := filepath.Join(b.TempDir(), "script")
 	if err := os.WriteFile(script, []byte("select 1;\n"), 0o600); err != nil {
 		b.Fatal(err)
@@ -88,6 +88,9 @@ func BenchmarkPgbench(b *testing.B) {
 	}
 	compare(b, through(forwarder(b, pg.Addr())), through(p.addr))
 }
+
+// calm is for a proxy that shares the processors, with its Redis, with a load.
+func calm(p *setup) { p.o.Verbose, p.ttl = false, time.Minute }
 
 // compare runs rounds of both in turn, each time in the other order, and reports the median of the
 // ratios: a round that the machine disturbs does not count for more than another.
