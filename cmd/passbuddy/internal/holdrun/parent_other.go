@@ -1,0 +1,11 @@
+//go:build unix && !linux
+
+package holdrun
+
+import "syscall"
+
+// endWithParent does nothing: the guard alone ends the command.
+func endWithParent(*syscall.SysProcAttr) {}
+
+// adoptOrphans does nothing: process 1 adopts them.
+func adoptOrphans() {}
