@@ -1,0 +1,5 @@
+package passbuddyotel_test
+
+import "github.com/passbuddy/passbuddy/internal/quiet"
+
+func init() { quiet.Redis() }
