@@ -221,7 +221,6 @@ func TestFiguresOfDB(t *testing.T) {
 				}
 				taken, err := db.Conn(ctx) // the idle one
 				must(t)(taken, err)
-				began = time.Now()
 				opening := make(chan error)
 				go func() { _, err := db.Conn(ctx); opening <- err }()
 				<-dialled
