@@ -131,7 +131,7 @@ func TestLostLeaseIsNamed(t *testing.T) {
 					t.Errorf("%s: %v", name, err)
 				}
 			}
-			time.Sleep(100 * time.Millisecond) // the same watchdog ends the others
+			eventually(t, "the watchdog has ended the others", func() bool { return f.backends() == 0 })
 			close(gone)
 			for name := range after {
 				if err := <-got[name]; !errors.Is(err, semaphore.ErrLost) {
