@@ -151,15 +151,18 @@ func (t *trial) exchangeOf(
 	return got, err
 }
 
-// told notes that a session was told of a grant or a refusal. It accounts for what it was granted
-// from now on, even if it has given that up.
+// told notes that a session is about to be told of a grant or a refusal. It accounts for what it was
+// granted from now on, even if it has given that up. A refusal counts only for a request that is
+// there.
 func (t *trial) told(s *session, granted, refused []string) {
 	for _, id := range granted {
 		delete(t.excused, id)
 		delete(s.ended, id)
 	}
 	for _, id := range refused {
-		delete(t.revoked, id)
+		if s.requestOf(id) != nil {
+			delete(t.revoked, id)
+		}
 	}
 }
 
@@ -184,6 +187,7 @@ func (t *trial) call(s *session) {
 	var k *core.Call
 	t.step(s, func(c *core.Core, now time.Duration) { k = c.NextCall(now, owed) })
 	if k != nil {
+		t.checkReport(s, k.X.Pools)
 		t.sendCall(s, k, 3)
 	}
 }
