@@ -58,8 +58,12 @@ func (t *trial) sendBatch(s *session, b *core.Batch, again, mayBreak bool) {
 		}
 	}
 	answered := func() {
-		believed := !s.done[b] && err == nil && x.Epoch == s.core.Epoch()
+		first := !s.done[b]
 		s.done[b] = true
+		believed := first && err == nil && x.Epoch == s.core.Epoch()
+		if first {
+			s.noteRefusal(err != nil)
+		}
 		t.batchEnds(s, func(c *core.Core, now time.Duration) {
 			if err != nil {
 				c.BatchFailed(now, b, core.Gone, err)
@@ -82,6 +86,17 @@ func (t *trial) sendBatch(s *session, b *core.Batch, again, mayBreak bool) {
 	}
 	t.sayLuck(s, "a batch", l)
 	t.send(s, l, s.timeout, run, answered, failed)
+}
+
+// noteRefusal notes whether Redis has refused a batch. After a second refusal in a row the session
+// does not call at once: calls may reach another server than batches.
+func (s *session) noteRefusal(refused bool) {
+	if !refused {
+		s.unknown, s.refusals = false, 0
+		return
+	}
+	s.refusals++
+	s.unknown, s.refusedAt = s.refusals == 1, s.core.LastCall()
 }
 
 func (t *trial) sayLuck(s *session, what string, l luck) {
@@ -136,15 +151,18 @@ func (t *trial) exchangeOf(
 	return got, err
 }
 
-// told notes that a session was told of a grant or a refusal. It accounts for what it was granted
-// from now on, even if it has given that up.
+// told notes that a session is about to be told of a grant or a refusal. It accounts for what it was
+// granted from now on, even if it has given that up. A refusal counts only for a request that is
+// there.
 func (t *trial) told(s *session, granted, refused []string) {
 	for _, id := range granted {
 		delete(t.excused, id)
 		delete(s.ended, id)
 	}
 	for _, id := range refused {
-		delete(t.revoked, id)
+		if s.requestOf(id) != nil {
+			delete(t.revoked, id)
+		}
 	}
 }
 
@@ -169,6 +187,7 @@ func (t *trial) call(s *session) {
 	var k *core.Call
 	t.step(s, func(c *core.Core, now time.Duration) { k = c.NextCall(now, owed) })
 	if k != nil {
+		t.checkReport(s, k.X.Pools)
 		t.sendCall(s, k, 3)
 	}
 }
@@ -196,6 +215,7 @@ func (t *trial) sendCall(s *session, k *core.Call, tries int) {
 	answered := func() {
 		t.step(s, func(c *core.Core, now time.Duration) { c.CallAnswered(now, k, got) })
 		s.renewed = max(s.renewed, sent)
+		s.unknown = s.unknown && k.Number() <= s.refusedAt
 		if k.Number() == s.core.LastCall() && got.Epoch == s.core.Epoch() {
 			for _, id := range got.Missing {
 				delete(t.revoked, id)

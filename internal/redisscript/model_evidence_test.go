@@ -24,7 +24,7 @@ type evidence struct {
 	toldOf      map[string]int64         // recalls that pools were told of,
 	toldToKeep  map[string]int64         // ... and withdrawals
 	excused     map[string]bool          // UUIDs that Redis may count without their session knowing
-	miscounted  map[string]bool          // pools whose count waits for a heartbeat
+	miscounted  map[string]time.Duration // pools whose count waits for a heartbeat, since when
 	lossesUntil time.Duration            // a grant of a lost state may be trusted until then
 	// unnoticed: the clock was set while no session was there that could tell. See state.lua.
 	unnoticed bool
@@ -41,7 +41,7 @@ func newEvidence() evidence {
 		toldOf:     make(map[string]int64),
 		toldToKeep: make(map[string]int64),
 		excused:    make(map[string]bool),
-		miscounted: make(map[string]bool),
+		miscounted: make(map[string]time.Duration),
 		revoked:    make(map[string]bool),
 	}
 }

@@ -104,7 +104,8 @@ func (p *plan) choices() []choice {
 			list = append(list, more...)
 		}
 	}
-	add(!p.others, choice{"stall", 1}, choice{"lose calls", 1}, choice{"orphan", 1})
+	add(!p.others, choice{"stall", 1}, choice{"lose calls", 1}, choice{"lose batch", 1},
+		choice{"orphan", 1})
 	add(p.pools, choice{"pay", 6}, choice{"offer", 6}, choice{"new pool", 2},
 		choice{"close pool", 1})
 	add(p.fence, choice{"connect", 20}, choice{"crash", 1})
@@ -117,7 +118,7 @@ func (p *plan) choices() []choice {
 			{"unsubscribe", 10}, {"subscribe", 3}, {"reopen", 4},
 		}
 	}
-	add(p.pools && !p.others, choice{"withdraw", 1}, choice{"give all", 1})
+	add(p.pools && !p.others, choice{"withdraw", 1}, choice{"give all", 1}, choice{"seat", 1})
 	add(p.cuts, choice{"cut", 2}, choice{"heal", 2})
 	add(p.pauses, choice{"pause", 2}, choice{"resume", 2})
 	add(p.losses, choice{"flush", 2}, choice{"delete", 2}, choice{"revoke", 2}, choice{"cross", 8},

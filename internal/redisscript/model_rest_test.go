@@ -66,7 +66,7 @@ func (t *trial) expectCounts() {
 	clear(t.miscounted)
 	for pool := range t.before.pools() {
 		if !t.before.isLive(sessionOf(pool), t.scriptClock()) {
-			t.miscounted[pool] = true // until the next heartbeat of any session
+			t.miscounted[pool] = t.now // until the next heartbeat of any session
 		}
 	}
 	// A request in the queue that its session has given up is granted one day, and dropped then.

@@ -1,6 +1,7 @@
 package redisscript
 
 import (
+	"slices"
 	"time"
 
 	"github.com/passbuddy/passbuddy/internal/core"
@@ -26,6 +27,12 @@ func (t *trial) takeScenario(s *session, st step) {
 		t.say("%s loses two calls", s.name)
 		lost := []fate{requestLost, answerLost}[st.n%2]
 		s.force("call", luck{fate: lost}, luck{fate: lost})
+	case "lose batch":
+		s.force("batch", luck{fate: breaks}, luck{fate: breaks})
+		if held := s.owned(nil, core.Held); len(held) > 0 {
+			t.release(s, held[0])
+		}
+		t.want(s, message.Try, 0, s.plain(1)...)
 	case "orphan":
 		t.orphan(s)
 	case "reopen":
@@ -47,7 +54,7 @@ func (t *trial) cross(s *session, st step) {
 		t.until(t.now)
 	}
 	findsNext := true // by a call of its own
-	switch st.m % 5 {
+	switch st.m % 6 {
 	case 0:
 		s.force("batch", luck{fate: slow, back: late})
 		t.exchangeOne(s)
@@ -71,6 +78,10 @@ func (t *trial) cross(s *session, st step) {
 		lateCall()
 		t.exchangeOne(s)
 		findsNext = false
+	case 5:
+		if !t.makeRecall(s) {
+			return
+		}
 	}
 	t.until(t.now + roundTrip)
 	t.outside(step{do: "flush"})
@@ -105,6 +116,11 @@ func (t *trial) makeWait(s *session) bool {
 	if t.holderBeside(s) == nil {
 		return false
 	}
+	return t.askUntilQueued(s)
+}
+
+// askUntilQueued has a session ask for permits until a request waits in Redis's queue.
+func (t *trial) askUntilQueued(s *session) bool {
 	for range t.plan.capacity + 3 {
 		t.want(s, message.Wait, 0, s.plain(1)...)
 		t.until(t.now + t.plan.roundTrip)
@@ -112,6 +128,21 @@ func (t *trial) makeWait(s *session) bool {
 			if r.seen && r.Kind == message.Wait {
 				return true
 			}
+		}
+	}
+	return false
+}
+
+// makeRecall has another session wait for what a pool of s holds. The push of the recall is late.
+func (t *trial) makeRecall(s *session) bool {
+	holds := func(p *pool) bool { return len(s.ofPool(p, core.Held)) > p.owed }
+	if t.plan.roundTrip > t.plan.ttl/20 || !slices.ContainsFunc(s.pools, holds) {
+		return false
+	}
+	for _, other := range t.all() {
+		if other != s && !other.paused && !other.cut && !other.leaves {
+			s.force("push", luck{fate: slow, back: t.plan.ttl / 3})
+			return t.askUntilQueued(other)
 		}
 	}
 	return false
@@ -213,6 +244,22 @@ func (t *trial) withdraw(s *session, p *pool, st step) {
 			t.ask(s, p, 0)
 		}
 	})
+}
+
+// seat has a pool that holds nothing ask while the reply to a call is on its way, which says that
+// the pool may leave its session.
+func (t *trial) seat(s *session, p *pool) {
+	if p.gone || p.core.Held() > 0 || s.cut {
+		return
+	}
+	t.ask(s, p, 0)
+	t.until(t.now + 30*time.Millisecond) // until its request is withdrawn
+	s.force("call", luck{fate: slow, back: 2*t.plan.roundTrip + 20*time.Millisecond})
+	t.beat(s)
+	t.until(t.now)
+	if !s.paused && !p.gone {
+		t.ask(s, p, 1)
+	}
 }
 
 // giveAllAtOnce has a pool give all back while a call that says otherwise is late on its way to

@@ -192,7 +192,10 @@ func (t *trial) twice(run func()) {
 	// held before that grant. The next heartbeat corrects it.
 	correct := func(held map[string]int64) map[string]int64 {
 		held = maps.Clone(held)
-		maps.DeleteFunc(held, func(pool string, _ int64) bool { return t.miscounted[pool] })
+		maps.DeleteFunc(held, func(pool string, _ int64) bool {
+			_, wrong := t.miscounted[pool]
+			return wrong
+		})
 		return held
 	}
 	queue := (*state).queued

@@ -57,6 +57,9 @@ type session struct {
 	latest     *core.Batch
 	done       map[*core.Batch]bool // those that were answered
 	renewed    time.Duration        // when the latest call was sent that was answered
+	unknown    bool                 // Redis has refused a batch, and answered no call made since
+	refusedAt  uint64               // the last call that was made before that
+	refusals   int                  // batches that were refused in a row
 }
 
 // A permit, and the backend that a pool has under it.

@@ -170,11 +170,14 @@ func (t *trial) checkOrder(s *session, r *request) {
 	}
 }
 
-// checkKnown: a session sends no batch to a Redis that may have forgotten it. That is one that has
-// answered no call sent within the last lease.
+// checkKnown: a session sends no batch to a Redis that has refused the last one, or may have
+// forgotten the session, as it has answered no call sent within the last lease. A call comes first.
 func (t *trial) checkKnown(s *session) {
 	if silent := s.local(t.now) - s.local(s.renewed); silent >= t.plan.ttl {
 		t.failf("order: %s sends a batch, and no call was answered for %v", s.name, silent)
+	}
+	if s.unknown {
+		t.failf("order: %s sends a batch, and Redis has refused the last one", s.name)
 	}
 }
 

@@ -4,8 +4,10 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/passbuddy/passbuddy/internal/core"
+	"github.com/passbuddy/passbuddy/internal/message"
 )
 
 // The specification: what holds whatever happens to messages, processes, clocks and Redis. Each
@@ -166,18 +168,23 @@ func (t *trial) checkCounts(s *state, a act) {
 	if s.Meta["epoch"] == "" {
 		return
 	}
-	for pool, n := range s.heldByPool() {
+	counts := s.heldByPool()
+	maps.DeleteFunc(t.miscounted, func(pool string, _ time.Duration) bool {
+		n, known := counts[pool]
+		return !known || s.Held[pool] == n
+	})
+	for pool, n := range counts {
 		debt := s.Debts[pool]
 		_, gives := s.Levels[pool]
+		_, wrong := t.miscounted[pool]
 		switch {
-		case s.Held[pool] == n:
-			delete(t.miscounted, pool)
+		case s.Held[pool] == n || wrong:
 		case a.counts || t.damaged:
-			t.miscounted[pool] = true
-		case !t.miscounted[pool]:
+			t.miscounted[pool], wrong = t.now, true
+		default:
 			t.failf("counts: %s: %s is said to hold %d, and holds %d", a.name, pool, s.Held[pool], n)
 		}
-		if !t.damaged && !t.miscounted[pool] && (debt > n || gives != (debt < n)) {
+		if !t.damaged && !wrong && (debt > n || gives != (debt < n)) {
 			t.failf("counts: %s: %s holds %d and owes %d; is among those that can give: %v",
 				a.name, pool, n, debt, gives)
 		}
@@ -204,6 +211,18 @@ func (t *trial) checkCounts(s *state, a act) {
 	_, any := s.Meta["reserve"]
 	if any != (len(s.minima()) > 0) || s.num("reserve") != s.kept() {
 		t.failf("counts: %s: reserve is %q, the sum is %d", a.name, s.Meta["reserve"], s.kept())
+	}
+}
+
+// checkReport: a call of the heartbeat reports each pool whose count it has to correct.
+func (t *trial) checkReport(s *session, pools []message.PoolReport) {
+	for pool, since := range t.miscounted {
+		reports := func(r message.PoolReport) bool { return r.Name == pool }
+		if sessionOf(pool) == s.name && since < t.now && !t.damaged &&
+			s.core.Epoch() == t.epochNow() && !slices.ContainsFunc(pools, reports) {
+			t.failf("counts: %s is said to hold %d, and its session does not report it any more",
+				pool, t.before.Held[pool])
+		}
 	}
 }
 

@@ -123,7 +123,7 @@ func (t *trial) takeOfRunning(p *session, s step) {
 		if len(p.pools) < 4 {
 			t.newPool(p)
 		}
-	case "cross", "refuse", "lose calls", "orphan", "reopen":
+	case "cross", "refuse", "lose calls", "lose batch", "orphan", "reopen":
 		t.takeScenario(p, s)
 	default:
 		if len(p.pools) > 0 {
@@ -167,6 +167,8 @@ func (t *trial) takeOfPool(s *session, p *pool, st step) {
 		t.withdraw(s, p, st)
 	case "give all":
 		t.giveAllAtOnce(s, p, st)
+	case "seat":
+		t.seat(s, p)
 	default:
 		panic("bug: no such step: " + st.do)
 	}
