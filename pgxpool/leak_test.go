@@ -50,6 +50,7 @@ func (f *fleet) works(pool *pgxpool.Pool) {
 }
 
 func TestConnectFails(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, 1)
 	refused, err := net.Listen("tcp", "127.0.0.1:0")
 	ok(t, err)
@@ -108,6 +109,7 @@ func noSuchHost(context.Context, string) ([]string, error) {
 // TestCallerGivesUp: pgx goes on opening the connection although no caller waits for it any more,
 // and keeps it idle.
 func TestCallerGivesUp(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, 1)
 	dialling, proceed := make(chan struct{}), make(chan struct{})
 	var once sync.Once
@@ -142,6 +144,7 @@ func TestCallerGivesUp(t *testing.T) {
 }
 
 func TestHijack(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, 1)
 	other := f.process(passbuddy.Config{})
 	end := map[string]func(conn *pgx.Conn){
@@ -187,6 +190,7 @@ func TestHijack(t *testing.T) {
 
 // TestHijackBeyondMaxConns: a hijacked connection leaves its place in the pool to another.
 func TestHijackBeyondMaxConns(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, 5)
 	pool := f.process(passbuddy.Config{}, func(cfg *pgxpool.Config) { cfg.MaxConns = 1 })
 	for range 3 {
@@ -208,6 +212,7 @@ func TestHijackBeyondMaxConns(t *testing.T) {
 
 // TestMaxConnsBoundsPermits: a process does not take more permits than its pool can use.
 func TestMaxConnsBoundsPermits(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, 4)
 	sem := f.semaphore()
 	pool := f.pool(sem, passbuddy.Config{}, func(cfg *pgxpool.Config) { cfg.MaxConns = 2 })
@@ -246,6 +251,7 @@ func TestMaxConnsBoundsPermits(t *testing.T) {
 // TestCancelledStatement: pgx returns to its caller at once, and closes the connection up to 15
 // seconds later. Until then the backend lives and the permit stays held.
 func TestCancelledStatement(t *testing.T) {
+	t.Parallel()
 	for _, scope := range []passbuddy.Scope{passbuddy.PerConnection, passbuddy.PerCheckout} {
 		t.Run(scope.String(), func(t *testing.T) { cancelledStatement(t, scope) })
 	}
@@ -292,6 +298,7 @@ func cancelledStatement(t *testing.T, scope passbuddy.Scope) {
 
 // TestPoolDestroys covers the connections that the pool ends by itself.
 func TestPoolDestroys(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, 1)
 	other := f.process(passbuddy.Config{})
 	for name, end := range map[string]func(t *testing.T, pool *pgxpool.Pool){
@@ -368,6 +375,7 @@ type refuse struct{}
 
 // TestLifetime: connections expire at their return and while idle.
 func TestLifetime(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, 1)
 	pool := f.process(passbuddy.Config{}, func(cfg *pgxpool.Config) {
 		cfg.MaxConnLifetime = 30 * time.Millisecond
@@ -387,6 +395,7 @@ func TestLifetime(t *testing.T) {
 
 // TestFallbackWithoutTLS: sslmode=prefer dials twice, one after the other.
 func TestFallbackWithoutTLS(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, 1)
 	peak := f.witness()
 	pool := f.process(passbuddy.Config{}, func(cfg *pgxpool.Config) {
@@ -410,6 +419,7 @@ func TestFallbackWithoutTLS(t *testing.T) {
 
 // TestTLS: PassBuddy finds and drains the socket underneath TLS.
 func TestTLS(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, 1)
 	addr := tlsFront(t, f.pg.Addr())
 	pool := f.process(passbuddy.Config{}, func(cfg *pgxpool.Config) {
@@ -432,6 +442,7 @@ func TestTLS(t *testing.T) {
 
 // TestWrappedSocket: an AfterNetConnect hook hides our socket.
 func TestWrappedSocket(t *testing.T) {
+	t.Parallel()
 	f := newFleet(t, 1)
 	pool := f.process(passbuddy.Config{}, func(cfg *pgxpool.Config) {
 		cfg.ConnConfig.AfterNetConnect = func(_ context.Context, _ *pgconn.Config,
