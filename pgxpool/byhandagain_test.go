@@ -12,7 +12,6 @@ import (
 
 // A listener that was opened by hand connects again with its own configuration.
 func TestOpenedByHandAgain(t *testing.T) {
-	t.Parallel()
 	f := newFleet(t, 5)
 	pool := f.process(passbuddy.Config{AcquireTimeout: 2 * time.Second}, func(cfg *pgxpool.Config) {
 		cfg.MaxConns = 3

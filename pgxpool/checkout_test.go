@@ -88,7 +88,6 @@ func TestPerCheckoutCapsUse(t *testing.T) {
 // TestPerCheckoutEnds: a cancelled query counts until its backend is gone, and a hijacked
 // connection until it is closed.
 func TestPerCheckoutEnds(t *testing.T) {
-	t.Parallel()
 	f := newFleet(t, 1)
 	pool := f.process(passbuddy.Config{Scope: passbuddy.PerCheckout})
 	other := f.process(passbuddy.Config{Scope: passbuddy.PerCheckout})
@@ -138,7 +137,6 @@ func TestPerCheckoutEnds(t *testing.T) {
 }
 
 func TestHooksEdges(t *testing.T) {
-	t.Parallel()
 	if ok, err := passpool.NewHooks(nil, passbuddy.Config{}).PrepareConn(ctxb, nil); err == nil ||
 		!ok {
 		t.Error("a nil semaphore was accepted")

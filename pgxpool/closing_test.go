@@ -52,7 +52,7 @@ func asks(pool *pgxpool.Pool) <-chan error {
 // TestClosedPool: a call on a closed pool, and each caller that waits when it closes, gets pgx's
 // error at once. No connection is opened any more.
 func TestClosedPool(t *testing.T) {
-	t.Parallel()
+	t.Parallel() // it mostly waits
 	for _, scope := range []passbuddy.Scope{passbuddy.PerConnection, passbuddy.PerCheckout} {
 		opts := passbuddy.Config{Scope: scope}
 		run := func(name string, test func(t *testing.T, f *fleet, want error)) {
@@ -188,7 +188,6 @@ func TestClosedPool(t *testing.T) {
 // TestCloseWhileOpening: a caller whose connection opens while its pool closes fails, and leaves
 // nothing behind.
 func TestCloseWhileOpening(t *testing.T) {
-	t.Parallel()
 	f := newFleet(t, 2)
 	want := f.closedPool(t)
 	dialling := make(chan struct{})

@@ -72,7 +72,6 @@ func acquire(t *testing.T, pool *pgxpool.Pool) *pgxpool.Conn {
 // In each of pgx's query modes, backends are recorded when a connection is handed out, and ended
 // over another pool's connection.
 func TestFenceOfAFrozenProcess(t *testing.T) {
-	t.Parallel()
 	for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeCacheStatement, pgx.QueryExecModeExec,
 		pgx.QueryExecModeSimpleProtocol} {
 		t.Run(mode.String(), func(t *testing.T) {
@@ -119,7 +118,6 @@ func TestFenceOfAFrozenProcess(t *testing.T) {
 // The checkout that ends backends overtakes the callers that wait for a connection, and the user's
 // hooks do not see it.
 func TestFencePassesTheQueue(t *testing.T) {
-	t.Parallel()
 	f := newFleet(t, 2)
 	var prepared, traced atomic.Int32
 	sleeping, waking := f.semaphore(asleep), f.semaphore()
@@ -184,7 +182,6 @@ func (a *acquireTracer) TraceAcquireEnd(context.Context, *pgxpool.Pool,
 // The process slept while it opened a connection, and the lease ended meanwhile. The connection is
 // not handed out.
 func TestFenceRefusesAConnectionWhoseLeaseIsOver(t *testing.T) {
-	t.Parallel()
 	f := newFleet(t, 2)
 	sem := f.semaphore()
 	var slept atomic.Bool

@@ -13,7 +13,6 @@ import (
 
 // TestIdleGiveBack: all permits are idle in one process, and another wants one.
 func TestIdleGiveBack(t *testing.T) {
-	t.Parallel()
 	for _, capacity := range []int{1, 5} {
 		f := newFleet(t, capacity)
 		peak := f.witness()
@@ -58,7 +57,6 @@ func fill(t *testing.T, pool *pgxpool.Pool, n int) {
 
 // TestProgress: capacity 1, first two goroutines in one process, then in two.
 func TestProgress(t *testing.T) {
-	t.Parallel()
 	f := newFleet(t, 1)
 	peak := f.witness()
 	a, b := f.process(passbuddy.Config{}), f.process(passbuddy.Config{})
@@ -84,7 +82,6 @@ func TestProgress(t *testing.T) {
 // TestEvictionBeforeFirstCheckout: Configure does not see the pool, and MinConns opened connections
 // before the first checkout.
 func TestEvictionBeforeFirstCheckout(t *testing.T) {
-	t.Parallel()
 	f := newFleet(t, 2)
 	cfg := f.config("")
 	cfg.MinConns = 2
@@ -100,7 +97,6 @@ func TestEvictionBeforeFirstCheckout(t *testing.T) {
 
 // TestMinConnsOnlyTries: at capacity, background connections are refused and callers are not.
 func TestMinConnsOnlyTries(t *testing.T) {
-	t.Parallel()
 	f := newFleet(t, 2)
 	peak := f.witness()
 	first := f.process(passbuddy.Config{})
@@ -126,7 +122,6 @@ func TestMinConnsOnlyTries(t *testing.T) {
 // TestIdleTimeWithoutMinIdle: a MinIdleConns that cannot be met does not keep old connections
 // alive.
 func TestIdleTimeWithoutMinIdle(t *testing.T) {
-	t.Parallel()
 	f := newFleet(t, 3)
 	hold, err := f.process(passbuddy.Config{}).Acquire(ctxb)
 	ok(t, err)

@@ -95,7 +95,6 @@ func TestLeaseLost(t *testing.T) {
 
 // TestSemaphoreCloses: connections end with the semaphore, even those that are checked out.
 func TestSemaphoreCloses(t *testing.T) {
-	t.Parallel()
 	f := newFleet(t, 3)
 	sem := f.semaphore()
 	pool := f.pool(sem, passbuddy.Config{}, func(cfg *pgxpool.Config) {})
