@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/passbuddy/passbuddy/internal/subset"
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
@@ -108,7 +109,7 @@ func TestRandomCheckouts(t *testing.T) {
 								db: b.db, st: st, check: check,
 								dice: rand.New(rand.NewPCG(seed, uint64(i))),
 							}
-							u.run(200, uses...)
+							u.run(subset.Length(70, 200), uses...)
 							mu.Lock()
 							statements = append(statements, u.open...)
 							mu.Unlock()

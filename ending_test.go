@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/passbuddy/passbuddy/internal/subset"
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
@@ -65,7 +66,7 @@ func TestSlowClose(t *testing.T) {
 // TestStatementOutlivesBadConnection: a Tx ends with a bad connection, and its user closes the
 // statements after that, as deferred calls do. The driver must not get both calls at once.
 func TestStatementOutlivesBadConnection(t *testing.T) {
-	for range 100 {
+	for range subset.Length(20, 100) {
 		bubble(t, 1, full, Config{}, func(t *testing.T, b *bench) {
 			b.server.onExec = func(context.Context, string) error { return driver.ErrBadConn }
 			c := b.conn(t)
@@ -168,11 +169,11 @@ func TestRandomUse(t *testing.T) {
 								// In PerCheckout: see openStatement.
 								uses = append(slices.Clone(uses), (*randomUser).outlivingStatement)
 							}
-							wg.Go(func() { u.run(150, uses...) })
+							wg.Go(func() { u.run(subset.Length(50, 150), uses...) })
 						}
 						wg.Go(func() {
 							r := rand.New(rand.NewPCG(seed, 99))
-							for range 50 {
+							for range subset.Length(20, 50) {
 								time.Sleep(time.Duration(r.IntN(40)) * time.Millisecond)
 								b.fleet.take(1)
 								time.Sleep(time.Duration(r.IntN(40)) * time.Millisecond)

@@ -81,52 +81,60 @@ func TestConnMaxLifetime(t *testing.T) {
 	const limit, tolerance = 10 * time.Second, time.Second
 	// With fewer idle wrappers than callers, database/sql closes wrappers before they reach the
 	// limit, so no wrapper shows the limit.
-	for callers, maxIdles := range map[int][]int{1: {1, 20}, 12: {12, 20}} {
-		for i := range 2 * len(maxIdles) {
-			scope, maxIdle := scopes[i%2], maxIdles[i/2]
-			t.Run(fmt.Sprintf("%v, %d callers, %d idle", scope, callers, maxIdle),
-				func(t *testing.T) {
-					bubble(t, 3, full, Config{Scope: scope}, func(t *testing.T, b *bench) {
-						b.db.SetMaxIdleConns(maxIdle)
-						b.db.SetConnMaxLifetime(limit)
-						var mu sync.Mutex
-						opened := make(map[int32]time.Time) // by number of the connection
-						b.server.onReset = func(c *fakeConn) error {
-							mu.Lock()
-							defer mu.Unlock()
-							if opened[c.n].IsZero() {
-								opened[c.n] = time.Now()
-							}
-							if age := time.Since(opened[c.n]); age > limit+tolerance {
-								t.Errorf("a connection is %v old", age)
-							}
-							return nil
-						}
-						b.server.onExec = func(context.Context, string) error {
-							time.Sleep(20 * time.Millisecond)
-							return nil
-						}
-						stop := time.Now().Add(5*limit + limit/2)
-						var wg sync.WaitGroup
-						for i := range callers {
-							wg.Go(func() {
-								for time.Now().Before(stop) {
-									if _, err := b.db.Exec("x"); err != nil {
-										t.Error(err)
-										return
-									}
-									time.Sleep(time.Duration(i) * 3 * time.Millisecond)
-								}
-							})
-						}
-						wg.Wait()
-						n, least := b.server.dials.Load(), int32(6*min(callers, 3))
-						if n < least || n > least+least/2 {
-							t.Errorf("dialled %d times", n)
-						}
-					})
-				})
+	type crowd struct{ callers, maxIdle int }
+	type use struct {
+		crowd
+		scope Scope
+	}
+	var all []use
+	for _, c := range []crowd{{1, 1}, {1, 20}, {12, 12}, {12, 20}} {
+		for _, scope := range scopes {
+			all = append(all, use{c, scope})
 		}
+	}
+	for _, c := range subset.Of(t, 4, all) {
+		t.Run(fmt.Sprintf("%v, %d callers, %d idle", c.scope, c.callers, c.maxIdle),
+			func(t *testing.T) {
+				bubble(t, 3, full, Config{Scope: c.scope}, func(t *testing.T, b *bench) {
+					b.db.SetMaxIdleConns(c.maxIdle)
+					b.db.SetConnMaxLifetime(limit)
+					var mu sync.Mutex
+					opened := make(map[int32]time.Time) // by number of the connection
+					b.server.onReset = func(c *fakeConn) error {
+						mu.Lock()
+						defer mu.Unlock()
+						if opened[c.n].IsZero() {
+							opened[c.n] = time.Now()
+						}
+						if age := time.Since(opened[c.n]); age > limit+tolerance {
+							t.Errorf("a connection is %v old", age)
+						}
+						return nil
+					}
+					b.server.onExec = func(context.Context, string) error {
+						time.Sleep(20 * time.Millisecond)
+						return nil
+					}
+					stop := time.Now().Add(5*limit + limit/2)
+					var wg sync.WaitGroup
+					for i := range c.callers {
+						wg.Go(func() {
+							for time.Now().Before(stop) {
+								if _, err := b.db.Exec("x"); err != nil {
+									t.Error(err)
+									return
+								}
+								time.Sleep(time.Duration(i) * 3 * time.Millisecond)
+							}
+						})
+					}
+					wg.Wait()
+					n, least := b.server.dials.Load(), int32(6*min(c.callers, 3))
+					if n < least || n > least+least/2 {
+						t.Errorf("dialled %d times", n)
+					}
+				})
+			})
 	}
 }
 

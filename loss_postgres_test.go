@@ -22,6 +22,7 @@ func TestLostLeaseOverPgx(t *testing.T) {
 	s := start(t)
 	for _, scope := range []passbuddy.Scope{passbuddy.PerConnection, passbuddy.PerCheckout} {
 		t.Run(scope.String(), func(t *testing.T) {
+			t.Parallel() // they mostly wait
 			rd, err := throwaway.StartRedis(context.Background(), throwaway.RedisOptions{})
 			if err != nil {
 				t.Fatal(err)

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/passbuddy/passbuddy/internal/subset"
 )
 
 // A connection is returned after DB.Close, before the woken callers have left the queue. PassBuddy
@@ -17,7 +19,7 @@ func TestCloseLeavesNothingParked(t *testing.T) {
 		if procs > 0 {
 			runtime.GOMAXPROCS(procs)
 		}
-		for range 20 {
+		for range subset.Length(5, 20) {
 			synctest.Test(t, func(t *testing.T) {
 				b := newBench(t, 2, full, Config{})
 				out1, out2 := b.conn(t), b.conn(t)

@@ -25,6 +25,7 @@ func TestMinKeepsASession(t *testing.T) {
 	}
 	for _, scope := range []passbuddy.Scope{passbuddy.PerConnection, passbuddy.PerCheckout} {
 		t.Run(fmt.Sprint(scope), func(t *testing.T) {
+			t.Parallel() // they mostly wait
 			open := func(least int) *sql.DB {
 				sem, err := semaphore.Open(context.Background(), s.redis.URL(), semaphore.Config{
 					Name: t.Name(), Capacity: 2, Min: least, Logger: slog.New(slog.DiscardHandler),

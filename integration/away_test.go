@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/passbuddy/passbuddy/internal/subset"
 	"github.com/passbuddy/passbuddy/internal/throwaway"
 )
 
@@ -137,7 +138,7 @@ func awayTest(t *testing.T, run func(t *testing.T, s *servers, integration strin
 	if testing.Short() {
 		t.Skip("-short: leases must expire")
 	}
-	for _, integration := range []string{"pgxpool", "stdlib"} {
+	for _, integration := range subset.Of(t, 1, []string{"pgxpool", "stdlib"}) {
 		t.Run(integration, func(t *testing.T) {
 			t.Parallel()
 			run(t, startServers(t, 100), integration)
@@ -147,6 +148,7 @@ func awayTest(t *testing.T, run func(t *testing.T, s *servers, integration strin
 
 // Redis is away for less than a lease: no operation fails, and no process closes a connection.
 func TestRedisAwayForLessThanALease(t *testing.T) {
+	t.Parallel() // it mostly waits
 	awayTest(t, func(t *testing.T, s *servers, integration string) {
 		// A lease is trusted for 0.9 of its time after a heartbeat. So from any moment on, it is
 		// trusted for at least 0.56 of its time.
@@ -185,6 +187,7 @@ func TestRedisAwayForLessThanALease(t *testing.T) {
 // the others take its permits over. With all processes cut off no connection is left. The cap holds
 // in every sample.
 func TestRedisAwayFence(t *testing.T) {
+	t.Parallel() // it mostly waits
 	awayTest(t, func(t *testing.T, s *servers, integration string) {
 		const victim = "p00"
 		t.Run("one", func(t *testing.T) {
@@ -227,6 +230,7 @@ func TestRedisAwayFence(t *testing.T) {
 // KeepOnLoss and FallbackConns: no operation fails in any process, however long Redis is away. The
 // fleet exceeds the cap by what the policy declares, and no more.
 func TestRedisAwayKeep(t *testing.T) {
+	t.Parallel() // it mostly waits
 	for _, policy := range []struct {
 		name string
 		set  func(*job)

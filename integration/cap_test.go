@@ -15,7 +15,8 @@ import (
 func TestCap(t *testing.T) {
 	const processes, goroutines, capacity = 8, 40, 20
 	s := startServers(t, 100)
-	for _, fault := range []string{"", "cancel", "hijack", "afterconnect", "terminate", "kill"} {
+	faults := []string{"cancel", "hijack", "afterconnect", "terminate", "kill"}
+	for _, fault := range append([]string{""}, subset.Of(t, 2, faults)...) {
 		integrations := []string{"pgxpool", "stdlib", "pq"}
 		if fault == "hijack" || fault == "afterconnect" {
 			integrations = integrations[:1] // only pgxpool has these hooks

@@ -71,7 +71,7 @@ import (
 // left.
 
 var (
-	chaosFor  = flag.Duration("chaos", 10*time.Second, "how long the chaos run takes")
+	chaosFor  = flag.Duration("chaos", 5*time.Second, "how long the chaos run takes")
 	chaosOnly = flag.String("fault", "",
 		"a regular expression: only the kinds of faults whose name it matches")
 	chaosSeed = flag.Uint64("seed", 1,

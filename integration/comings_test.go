@@ -15,7 +15,7 @@ func TestComingsAndGoings(t *testing.T) {
 	s := startServers(t, 100)
 	for _, integration := range subset.Of(t, 1, []string{"pgxpool", "stdlib"}) {
 		t.Run(integration, func(t *testing.T) {
-			c := s.comeAndGo(t, integration, ttl, 2)
+			c := s.comeAndGo(t, integration, ttl, subset.Length(1, 2))
 			t.Logf("a newcomer's first connection after %v", c.first)
 			t.Logf("the others had its share after it left in %v", c.left)
 			t.Logf("... after it was killed in %v, TTL %v", c.killed, ttl)

@@ -85,6 +85,7 @@ func TestSentinelFailover(t *testing.T) {
 // slots of one node. The one with WaitReplicas must stay within its capacity throughout. The other
 // may exceed it after the kill, for no longer than a lease. Both go on, pushes included.
 func TestCluster(t *testing.T) {
+	t.Parallel() // it mostly waits
 	c, err := throwaway.StartRedisCluster(t.Context(), throwaway.RedisClusterOptions{})
 	if err != nil {
 		skipIfMissing(t, err)

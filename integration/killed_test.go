@@ -27,7 +27,7 @@ func TestKilledProcessCostsNoLease(t *testing.T) {
 		ttl       = 30 * time.Second
 	)
 	s := startServers(t, 100)
-	for _, integration := range []string{"pgxpool", "stdlib"} {
+	for _, integration := range subset.Of(t, 1, []string{"pgxpool", "stdlib"}) {
 		t.Run(integration, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
@@ -74,6 +74,7 @@ func TestKilledProcessCostsNoLease(t *testing.T) {
 // survivor, which hardly uses its one connection, sees their backends gone. It does not give that
 // connection up first.
 func TestProgramsThatEndWithoutClose(t *testing.T) {
+	t.Parallel() // it mostly waits
 	const ttl = 30 * time.Second
 	programs := subset.Length(5, 8)
 	s := startServers(t, 100)
@@ -136,7 +137,7 @@ func TestLostSubscriptionCostsNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	u.User = url.UserPassword(user, userSecret)
-	for _, integration := range []string{"pgxpool", "stdlib"} {
+	for _, integration := range subset.Of(t, 1, []string{"pgxpool", "stdlib"}) {
 		t.Run(integration, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()

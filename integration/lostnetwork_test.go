@@ -4,10 +4,11 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
-	"github.com/passbuddy/passbuddy/internal/engine"
 	"log/slog"
+	"maps"
 	"net"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -20,6 +21,8 @@ import (
 	"github.com/lib/pq"
 
 	"github.com/passbuddy/passbuddy"
+	"github.com/passbuddy/passbuddy/internal/engine"
+	"github.com/passbuddy/passbuddy/internal/subset"
 	"github.com/passbuddy/passbuddy/internal/throwaway"
 	passpool "github.com/passbuddy/passbuddy/pgxpool"
 	"github.com/passbuddy/passbuddy/semaphore"
@@ -119,33 +122,43 @@ func hungHost(t *testing.T, answer []byte) (addr string) {
 // host serves after connect_timeout, as with a bare pool, even where the first dial holds the only
 // permit.
 func TestHostThatHangs(t *testing.T) {
+	t.Parallel() // it mostly waits
 	s := startServers(t, 0)
 	hosts := map[string]string{
 		"silent": hungHost(t, nil),
 		// It asks for a password, and does not answer it.
 		"authentication": hungHost(t, []byte{'R', 0, 0, 0, 8, 0, 0, 0, 3}),
 	}
-	for host, addr := range hosts {
-		for client, open := range pools {
+	type hang struct {
+		host, client string
+		capacity     int
+		scope        passbuddy.Scope
+	}
+	var all []hang
+	for _, host := range slices.Sorted(maps.Keys(hosts)) {
+		for _, client := range slices.Sorted(maps.Keys(pools)) {
 			for _, capacity := range []int{1, 5} {
 				for _, scope := range []passbuddy.Scope{passbuddy.PerConnection,
 					passbuddy.PerCheckout} {
-					t.Run(fmt.Sprintf("%s/%s/%d/%v", host, client, capacity, scope),
-						func(t *testing.T) {
-							t.Parallel()
-							exec := open(t, s.behind(t, addr)+" connect_timeout=2",
-								s.joins(t, capacity), passbuddy.Config{Scope: scope})
-							ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
-							defer cancel()
-							began := time.Now()
-							if err := exec(ctx, "select 1"); err != nil {
-								t.Errorf("after %v: %v", time.Since(began), err)
-							}
-							t.Logf("served after %v", time.Since(began))
-						})
+					all = append(all, hang{host, client, capacity, scope})
 				}
 			}
 		}
+	}
+	for _, h := range subset.Of(t, 8, all) {
+		t.Run(fmt.Sprintf("%s/%s/%d/%v", h.host, h.client, h.capacity, h.scope),
+			func(t *testing.T) {
+				t.Parallel()
+				exec := pools[h.client](t, s.behind(t, hosts[h.host])+" connect_timeout=2",
+					s.joins(t, h.capacity), passbuddy.Config{Scope: h.scope})
+				ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
+				defer cancel()
+				began := time.Now()
+				if err := exec(ctx, "select 1"); err != nil {
+					t.Errorf("after %v: %v", time.Since(began), err)
+				}
+				t.Logf("served after %v", time.Since(began))
+			})
 	}
 }
 
@@ -168,6 +181,7 @@ func (s *servers) behind(t *testing.T, addr string) string {
 // The permit belongs to the connection that the attempt returned, whatever becomes of the first
 // socket.
 func TestForgottenTry(t *testing.T) {
+	t.Parallel() // it mostly waits
 	const capacity = 3
 	s := startServers(t, 0)
 	url := strings.Replace(s.postgres.URL(), "sslmode=disable", "sslmode=prefer", 1)
@@ -210,62 +224,69 @@ func TestForgottenTry(t *testing.T) {
 // server goes on. The pool ends their backends over a new connection, so callers are served soon.
 // The backends never exceed the capacity, but for that new connection's.
 func TestLostConnections(t *testing.T) {
+	t.Parallel() // it mostly waits
 	const capacity = 4
 	configs := map[string]passbuddy.Config{
 		"": {}, "fence": {Fence: true}, "per checkout": {Scope: passbuddy.PerCheckout},
 	}
 	faults := map[string]func(*throwaway.Proxy){"forgotten": (*throwaway.Proxy).Forget,
 		"reset": (*throwaway.Proxy).Orphan}
-	for fault, lose := range faults {
+	type loss struct{ fault, client, config string }
+	var losses []loss
+	for _, fault := range slices.Sorted(maps.Keys(faults)) {
 		for _, client := range []string{"pgxpool", "stdlib"} {
-			for name, cfg := range configs {
-				t.Run(fmt.Sprintf("%s/%s/%s", fault, client, name), func(t *testing.T) {
-					t.Parallel() // they mostly wait
-					s := startServers(t, 0)
-					proxy, err := throwaway.StartProxy(s.postgres.Addr())
-					if err != nil {
-						t.Fatal(err)
-					}
-					t.Cleanup(func() { _ = proxy.Close() })
-					exec := pools[client](t, strings.Replace(s.postgres.URL(), s.postgres.Addr(),
-						proxy.Addr(), 1), s.joins(t, capacity), cfg)
-					all := func() bool {
-						var served atomic.Int32
-						var callers sync.WaitGroup
-						for range capacity {
-							callers.Go(func() {
-								ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-								defer cancel()
-								if exec(ctx, "select pg_sleep(0.1)") == nil {
-									served.Add(1)
-								}
-							})
-						}
-						callers.Wait()
-						return served.Load() == capacity
-					}
-					for began := time.Now(); !all(); {
-						if time.Since(began) > time.Minute {
-							t.Fatal("no caller was served before the fault")
-						}
-					}
-					lose(proxy)
-					began := time.Now()
-					for !all() && time.Since(began) < time.Minute {
-					}
-					took := time.Since(began)
-					t.Logf("served after %v", took)
-					if took > 12*time.Second { // pgx's own clean-up takes 15 s.
-						t.Errorf("served after %v", took)
-					}
-					// PerCheckout counts no idle connection, so it does not count one that was lost
-					// while idle.
-					if n := s.backendCount(t); n > capacity &&
-						cfg.Scope == passbuddy.PerConnection {
-						t.Errorf("%d backends, capacity %d", n, capacity)
-					}
-				})
+			for _, config := range slices.Sorted(maps.Keys(configs)) {
+				losses = append(losses, loss{fault, client, config})
 			}
 		}
+	}
+	for _, l := range subset.Of(t, 4, losses) {
+		t.Run(fmt.Sprintf("%s/%s/%s", l.fault, l.client, l.config), func(t *testing.T) {
+			t.Parallel() // they mostly wait
+			cfg, lose := configs[l.config], faults[l.fault]
+			s := startServers(t, 0)
+			proxy, err := throwaway.StartProxy(s.postgres.Addr())
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = proxy.Close() })
+			exec := pools[l.client](t, strings.Replace(s.postgres.URL(), s.postgres.Addr(),
+				proxy.Addr(), 1), s.joins(t, capacity), cfg)
+			all := func() bool {
+				var served atomic.Int32
+				var callers sync.WaitGroup
+				for range capacity {
+					callers.Go(func() {
+						ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+						defer cancel()
+						if exec(ctx, "select pg_sleep(0.1)") == nil {
+							served.Add(1)
+						}
+					})
+				}
+				callers.Wait()
+				return served.Load() == capacity
+			}
+			for began := time.Now(); !all(); {
+				if time.Since(began) > time.Minute {
+					t.Fatal("no caller was served before the fault")
+				}
+			}
+			lose(proxy)
+			began := time.Now()
+			for !all() && time.Since(began) < time.Minute {
+			}
+			took := time.Since(began)
+			t.Logf("served after %v", took)
+			if took > 12*time.Second { // pgx's own clean-up takes 15 s.
+				t.Errorf("served after %v", took)
+			}
+			// PerCheckout counts no idle connection, so it does not count one that was lost
+			// while idle.
+			if n := s.backendCount(t); n > capacity &&
+				cfg.Scope == passbuddy.PerConnection {
+				t.Errorf("%d backends, capacity %d", n, capacity)
+			}
+		})
 	}
 }

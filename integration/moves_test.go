@@ -101,7 +101,7 @@ func TestPausingTrafficComesToRest(t *testing.T) {
 // many permits as the process held.
 func TestRollingDeploy(t *testing.T) {
 	s := startServers(t, 100)
-	for _, integration := range []string{"pgxpool", "stdlib"} {
+	for _, integration := range subset.Of(t, 1, []string{"pgxpool", "stdlib"}) {
 		t.Run(integration, func(t *testing.T) {
 			const processes = 5
 			seen := s.ledger(t)

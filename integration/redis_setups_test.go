@@ -48,6 +48,7 @@ func open(t *testing.T, url string, cfg semaphore.Config) *semaphore.Semaphore {
 // permit to a request that was queued before. A new request fails, and its error says why. When
 // there is memory again, everything works as before.
 func TestRedisWithoutMemory(t *testing.T) {
+	t.Parallel() // it mostly waits
 	r, c := startRedis(t)
 	cfg := semaphore.Config{
 		Name: t.Name(), Capacity: 3, TTL: 2 * time.Second, MaxAttempts: 2,
@@ -144,6 +145,7 @@ func TestRedisWithoutMemory(t *testing.T) {
 // failover of a managed Redis. The subscription follows. So a newcomer that comes first after a
 // loss of state sees who holds permits.
 func TestDemotedPrimaryLivesOn(t *testing.T) {
+	t.Parallel() // it mostly waits
 	r := startReplicated(t)
 	cfg := semaphore.Config{Name: t.Name(), Capacity: 3, TTL: 2 * time.Second}
 	s := r.session(t, cfg)
@@ -176,6 +178,7 @@ func TestDemotedPrimaryLivesOn(t *testing.T) {
 
 // Open refuses a node of a Cluster, even if the node owns the name's slot.
 func TestOpenAtANodeOfACluster(t *testing.T) {
+	t.Parallel() // it mostly waits
 	c, err := throwaway.StartRedisCluster(t.Context(), throwaway.RedisClusterOptions{Replicas: -1})
 	if err != nil {
 		skipIfMissing(t, err)

@@ -168,6 +168,7 @@ func TestWaitReplicasFailover(t *testing.T) {
 // replica takes over. Without WaitReplicas the replica does not know them, and grants them again
 // while their holder still trusts them. With WaitReplicas they were never granted.
 func TestFailoverToAReplicaThatLagged(t *testing.T) {
+	t.Parallel() // it mostly waits
 	for _, replicas := range []int{0, 1} {
 		t.Run(fmt.Sprintf("WaitReplicas-%d", replicas), func(t *testing.T) {
 			t.Parallel() // they mostly wait

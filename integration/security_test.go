@@ -223,6 +223,7 @@ func TestDocumentedACL(t *testing.T) {
 
 // Without the right to the channel no push arrives, and waiters find their grants by themselves.
 func TestDeniedChannel(t *testing.T) {
+	t.Parallel() // it mostly waits
 	rule := aclOfServer(t)
 	if !strings.Contains(rule, " &") {
 		t.Skip("Redis 6.0 has no rules for channels")
@@ -250,6 +251,7 @@ func TestDeniedChannel(t *testing.T) {
 // TLS with a certificate that the client checks: Open against the system's authorities, New against
 // those of the client.
 func TestTLS(t *testing.T) {
+	t.Parallel() // it mostly waits
 	authority, err := throwaway.NewAuthority()
 	if err != nil {
 		t.Fatal(err)
@@ -284,6 +286,7 @@ func TestTLS(t *testing.T) {
 
 // Whichever server refuses, no password appears in an error, a log line, or Redis.
 func TestSecretsStaySecret(t *testing.T) {
+	t.Parallel() // it mostly waits
 	const secret = "hunter2-s3cr3t"
 	var log bytes.Buffer
 	var mu sync.Mutex

@@ -126,6 +126,7 @@ func scriptCalls(t *testing.T, c *redis.Client) (calls int) {
 // process was killed. No live holder loses a permit, and the permits of the killed process are free
 // after their leases.
 func TestClockOfRedisIsSet(t *testing.T) {
+	t.Parallel() // it mostly waits
 	const sessions, capacity, dead = 2, 6, 2
 	r, err := throwaway.StartRedis(t.Context(), throwaway.RedisOptions{Clock: true})
 	if err != nil {

@@ -13,9 +13,11 @@ import (
 // The settings of a session's Config that shape its share, tested on common servers.
 func TestSharesAsConfigured(t *testing.T) {
 	s := startServers(t, 100)
-	t.Run("Weight", s.testWeight)
-	t.Run("Min", s.testMin)
-	t.Run("Max", s.testMax)
+	for _, setting := range subset.Of(t, 1, []string{"Weight", "Min", "Max"}) {
+		t.Run(setting, map[string]func(*testing.T){
+			"Weight": s.testWeight, "Min": s.testMin, "Max": s.testMax,
+		}[setting])
+	}
 	t.Run("MinimaAboveCapacity", s.testMinimaAboveCapacity)
 }
 

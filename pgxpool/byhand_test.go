@@ -20,6 +20,7 @@ import (
 // TestOpenedByHand: connections that the user opens with the configuration of a pool, or of one of
 // its connections, count.
 func TestOpenedByHand(t *testing.T) {
+	t.Parallel() // it mostly waits
 	for name, opts := range map[string]passbuddy.Config{
 		"PerConnection": {},
 		"PerCheckout":   {Scope: passbuddy.PerCheckout},
@@ -79,6 +80,7 @@ func TestOpenedByHand(t *testing.T) {
 
 // TestFailsByHand: a failed attempt by hand leaves nothing behind.
 func TestFailsByHand(t *testing.T) {
+	t.Parallel() // it mostly waits
 	f := newFleet(t, 1)
 	refuse := errors.New("refused")
 	for name, change := range map[string]func(*pgx.ConnConfig){

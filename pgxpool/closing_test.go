@@ -52,6 +52,7 @@ func asks(pool *pgxpool.Pool) <-chan error {
 // TestClosedPool: a call on a closed pool, and each caller that waits when it closes, gets pgx's
 // error at once. No connection is opened any more.
 func TestClosedPool(t *testing.T) {
+	t.Parallel() // it mostly waits
 	for _, scope := range []passbuddy.Scope{passbuddy.PerConnection, passbuddy.PerCheckout} {
 		opts := passbuddy.Config{Scope: scope}
 		run := func(name string, test func(t *testing.T, f *fleet, want error)) {

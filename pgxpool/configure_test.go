@@ -75,6 +75,7 @@ func TestBadInput(t *testing.T) {
 // TestCallersContext: a caller that stops waiting gets both reasons, at once, and leaves nothing in
 // the queue.
 func TestCallersContext(t *testing.T) {
+	t.Parallel() // it mostly waits
 	for _, scope := range []passbuddy.Scope{passbuddy.PerConnection, passbuddy.PerCheckout} {
 		t.Run(scope.String(), func(t *testing.T) {
 			f := newFleet(t, 1)
@@ -161,6 +162,7 @@ func (s *spy) TraceRelease(*pgxpool.Pool, pgxpool.TraceReleaseData) { s.call("re
 // TestUsersHooks: PassBuddy calls all of the user's hooks, in pgx's order, and a tracer sees the
 // wait for a permit.
 func TestUsersHooks(t *testing.T) {
+	t.Parallel() // it mostly waits
 	for _, scope := range []passbuddy.Scope{passbuddy.PerConnection, passbuddy.PerCheckout} {
 		t.Run(scope.String(), func(t *testing.T) {
 			f := newFleet(t, 1)

@@ -30,6 +30,7 @@ func (copySource) Err() error             { return nil }
 // TestLostLeaseIsNamed takes Redis away for longer than the lease. The call that runs on a
 // connection, and the next one on it, fail with an error that matches ErrLost.
 func TestLostLeaseIsNamed(t *testing.T) {
+	t.Parallel() // it mostly waits
 	running := map[string]func(conn *pgx.Conn) error{
 		"Exec": func(conn *pgx.Conn) error {
 			_, err := conn.Exec(ctxb, "select pg_sleep(60)")

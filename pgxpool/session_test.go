@@ -13,6 +13,7 @@ import (
 // TestMinKeepsASession: with Config.Min, the only connection of a pool keeps its session state
 // although another process has callers that wait.
 func TestMinKeepsASession(t *testing.T) {
+	t.Parallel() // it mostly waits
 	for _, scope := range []passbuddy.Scope{passbuddy.PerConnection, passbuddy.PerCheckout} {
 		t.Run(scope.String(), func(t *testing.T) {
 			f := newFleet(t, 2)

@@ -289,7 +289,7 @@ func (g *siege) count(connPool *pool) {
 }
 
 func TestHostileValues(t *testing.T) {
-	for _, h := range subset.Of(t, 20, hostiles("passbuddy-semaphore", *allHostile)) {
+	for _, h := range subset.Of(t, 8, hostiles("passbuddy-semaphore", *allHostile)) {
 		t.Run(h.String(), func(t *testing.T) {
 			inWorld(t, func(t *testing.T, w *world) {
 				c, _ := w.Client()
@@ -328,7 +328,7 @@ func TestHostileValuesOnRedis(t *testing.T) {
 	all := slices.DeleteFunc(hostiles("passbuddy-siege", *allHostile), func(h hostile) bool {
 		return !h.fresh && !*allHostile
 	})
-	for i, h := range subset.Of(t, 8, all) {
+	for i, h := range subset.Of(t, 6, all) {
 		name := fmt.Sprintf("siege%d", i)
 		h.key = strings.Replace(h.key, "siege", name, 1)
 		t.Run(h.String(), func(t *testing.T) {

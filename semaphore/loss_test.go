@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/passbuddy/passbuddy/internal/redisscript"
+	"github.com/passbuddy/passbuddy/internal/subset"
 )
 
 // Redis loses all state while its clients live: FLUSHALL, or a restart without persistence.
@@ -143,7 +144,7 @@ func TestAllKeysShareOneSlot(t *testing.T) {
 // An operator deletes any one key. No session is granted another's permit, and after a while the
 // fleet works again.
 func TestAnyKeyDeleted(t *testing.T) {
-	for _, key := range redisscript.NewKeys("passbuddy-semaphore").All() {
+	for _, key := range subset.Of(t, 6, redisscript.NewKeys("passbuddy-semaphore").All()) {
 		t.Run(key, func(t *testing.T) {
 			inWorld(t, func(t *testing.T, w *world) {
 				cfg := Config{Capacity: 3, Min: 1, MaxAttempts: -1}

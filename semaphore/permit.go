@@ -34,7 +34,7 @@ type Permit struct {
 	now  atomic.Pointer[engine.Permit] // the current or next lease's; changed with turn held
 
 	mu    sync.Mutex
-	users int // of Do, Bind and Handler, guarded by mu: the last to leave releases
+	users int  // of Do, Bind and Handler, guarded by mu: the last to leave releases
 	due   bool // guarded by mu: the latest to leave wanted the permit released; false without users
 }
 
@@ -179,7 +179,7 @@ func (p *Permit) enter(ctx context.Context, use bool) error {
 func (p *Permit) leave(ctx context.Context, keep bool) error {
 	p.mu.Lock()
 	p.due = !keep
-		p.mu.Unlock()
+	p.mu.Unlock()
 	if !p.countOut() {
 		return nil
 	}

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/passbuddy/passbuddy/internal/subset"
 )
 
 func TestNeverMoreThanCapacity(t *testing.T) {
@@ -273,7 +275,7 @@ func TestConcurrentUseConservesPermits(t *testing.T) {
 			wg.Add(1)
 			go func() {
 				defer wg.Done()
-				for range 10 {
+				for range subset.Length(4, 10) {
 					p, err := s.Acquire(t.Context())
 					if err != nil {
 						t.Errorf("Acquire: %v", err)

@@ -19,7 +19,7 @@ func TestBusyProcessesConvergeToTheirWeights(t *testing.T) {
 		weights  []int
 		want     []int
 	}
-	for _, c := range subset.Of(t, 2, []weighted{
+	for _, c := range subset.Of(t, 1, []weighted{
 		{20, []int{3, 1}, []int{15, 5}},
 		{20, []int{1, 3, 1}, []int{4, 12, 4}},
 		{10, []int{2, 2, 1}, []int{4, 4, 2}},

@@ -60,7 +60,7 @@ func TestOrdinaryTrafficComesToRest(t *testing.T) {
 		processes, goroutines int
 		connect               time.Duration
 	}
-	for _, c := range subset.Of(t, 3, []fleetOf{
+	for _, c := range subset.Of(t, 2, []fleetOf{
 		{8, 8, 5 * time.Millisecond}, {12, 8, 5 * time.Millisecond}, {15, 4, 5 * time.Millisecond}, {12, 8, 50 * time.Millisecond}, {15, 4, time.Second},
 	}) {
 		t.Run(fmt.Sprintf("%dx%d/%v", c.processes, c.goroutines, c.connect), func(t *testing.T) {
@@ -94,7 +94,7 @@ func TestBusyFleetSettlesWithoutAStorm(t *testing.T) {
 		processes, goroutines int
 		connect               time.Duration
 	}
-	for _, c := range subset.Of(t, 2, []fleetOf{{20, 10, 5 * time.Millisecond}, {20, 10, time.Second}, {15, 10, time.Second}, {8, 40, 20 * time.Millisecond}}) {
+	for _, c := range subset.Of(t, 1, []fleetOf{{20, 10, 5 * time.Millisecond}, {20, 10, time.Second}, {15, 10, time.Second}, {8, 40, 20 * time.Millisecond}}) {
 		t.Run(fmt.Sprintf("%dx%d/%v", c.processes, c.goroutines, c.connect), func(t *testing.T) {
 			inFleet(t, 20, func(t *testing.T, fl *fleet) {
 				fl.connect = c.connect

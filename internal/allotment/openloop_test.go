@@ -105,7 +105,7 @@ func TestOpenLoopNeitherStarvesNorThrashes(t *testing.T) {
 		p99      time.Duration // of the waits
 		connects int           // in 3s
 	}
-	for _, c := range subset.Of(t, 2, []openLoop{
+	for _, c := range subset.Of(t, 1, []openLoop{
 		{5 * ms, arrivals{0.3, 2 * ms, true}, 10 * ms, 15},
 		{5 * ms, arrivals{0.6, 2 * ms, true}, 25 * ms, 150},
 		{5 * ms, arrivals{0.3, 20 * ms, false}, 30 * ms, 40},

@@ -244,7 +244,7 @@ func TestPoolsOutrunHeartbeats(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s := w.join(Config{Capacity: 2, TTL: time.Hour})
 		began := time.Now()
-		together := subset.Length(64, 1)
+		together := subset.Length(512, 1)
 		for opened := 0; opened < maxPools+10; opened += together {
 			var pools []*pool
 			for range together {

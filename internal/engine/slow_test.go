@@ -49,17 +49,18 @@ func TestOpenTakesThreeRoundTrips(t *testing.T) {
 // The session renews its leases over a network that is slow, from the start or suddenly, as long as
 // replies come within the trusted time. No request fails.
 func TestSlowRepliesLoseNoLease(t *testing.T) {
-	for _, c := range []struct {
+	type slowness struct {
 		name        string
 		first, then func() time.Duration
-	}{
+	}
+	for _, c := range subset.Of(t, 2, []slowness{
 		{"300 ms each way", bubble.About(300 * time.Millisecond),
 			bubble.About(300 * time.Millisecond)},
 		{"700 ms each way", bubble.About(700 * time.Millisecond),
 			bubble.About(700 * time.Millisecond)},
 		{"40 % of a lease, all of a sudden", bubble.Always(0), bubble.Always(time.Second)},
 		{"2.6 s once, for the first grant", nil, bubble.About(300 * time.Millisecond)},
-	} {
+	}) {
 		t.Run(c.name, func(t *testing.T) {
 			inWorld(t, func(t *testing.T, w *world) {
 				cfg := Config{Capacity: 12, Patience: forever}
@@ -120,7 +121,7 @@ func TestSlowRepliesLoseNoLease(t *testing.T) {
 // The same with a single permit and no other traffic. Only the heartbeat's calls renew it.
 func TestSuddenlySlowRepliesLoseNoLease(t *testing.T) {
 	for _, each := range []time.Duration{700 * time.Millisecond, 900 * time.Millisecond} {
-		for range subset.Length(4, 10) {
+		for range subset.Length(2, 10) {
 			inWorld(t, func(t *testing.T, w *world) {
 				s, l := w.slowJoin(Config{Capacity: 2, Patience: forever}, bubble.Always(0))
 				p := s.acquire(t)
@@ -200,7 +201,7 @@ func TestForgottenConnectionsLoseNoLease(t *testing.T) {
 // the connections opened for that, so a call soon gets a new one.
 func TestForgottenConnectionsOfASlowTimeLoseNoLease(t *testing.T) {
 	for _, ttl := range []time.Duration{time.Second, 5 * time.Second, time.Minute} {
-		for range 5 {
+		for range subset.Length(2, 5) {
 			inWorld(t, func(t *testing.T, w *world) {
 				s, l := w.slowJoin(Config{Capacity: 2, TTL: ttl, Patience: forever},
 					bubble.Always(time.Millisecond))

@@ -178,7 +178,7 @@ func FuzzState(f *testing.F) {
 			seeds = append(seeds, hostile{2, "hash", field, value, 0})
 		}
 	}
-	for _, seed := range subset.Of(f, 60, seeds) {
+	for _, seed := range subset.Of(f, 25, seeds) {
 		f.Add(seed.key, seed.kind, seed.field, seed.value, seed.score)
 	}
 	k := NewKeys("p-n")
