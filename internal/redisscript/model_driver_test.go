@@ -143,9 +143,7 @@ func (t *trial) told(s *session, granted, refused []string) {
 		delete(t.excused, id)
 		delete(s.ended, id)
 	}
-	for _, id := range refused {
-		delete(t.revoked, id)
-	}
+	t.forgetRevoked(refused)
 }
 
 // executed notes that Redis has seen what s asks for.
@@ -197,9 +195,7 @@ func (t *trial) sendCall(s *session, k *core.Call, tries int) {
 		t.step(s, func(c *core.Core, now time.Duration) { c.CallAnswered(now, k, got) })
 		s.renewed = max(s.renewed, sent)
 		if k.Number() == s.core.LastCall() && got.Epoch == s.core.Epoch() {
-			for _, id := range got.Missing {
-				delete(t.revoked, id)
-			}
+			t.forgetRevoked(got.Missing)
 		}
 		if k.X.Epoch != got.Epoch {
 			for _, id := range asserted {
