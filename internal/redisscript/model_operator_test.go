@@ -42,7 +42,9 @@ func (t *trial) operate(s step) {
 		if all := byScore(t.before.Permits); len(all) > 0 && (name == "" || s.m%4 == 0) {
 			name = sessionOf(all[s.n%len(all)])
 		}
-		t.evict(name, s.do == "revokes", s.m%5 == 0)
+		if name != "" {
+			t.evict(name, s.do == "revokes", s.m%5 == 0)
+		}
 	}
 }
 
@@ -93,7 +95,7 @@ func (t *trial) countHeld() {
 func (t *trial) evict(session string, revoke, doubled bool) {
 	run := func() {
 		for _, id := range t.before.held() {
-			if revoke && sessionOf(id) == session {
+			if revoke && isOurs(id) && sessionOf(id) == session {
 				t.evicted[id] = true
 			}
 		}
@@ -230,7 +232,7 @@ const noBackend = "0 0 0"
 func (o *oracle) evict(session string, revoke bool) int64 {
 	var ids []string
 	for _, id := range byScore(o.Permits) {
-		if sessionOf(id) == session && !o.isQuarantined(id) {
+		if isOurs(id) && sessionOf(id) == session && !o.isQuarantined(id) {
 			ids = append(ids, id)
 		}
 	}
