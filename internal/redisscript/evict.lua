@@ -8,7 +8,8 @@
 
 local session, revokes, ids = ARGV[2], ARGV[3] == '1', {}
 for _, id in ipairs(redis.call('ZRANGE', permits, 0, -1)) do
-  if session_of(id) == session and not is_quarantined(id) then ids[#ids + 1] = id end
+  local its = is_ours(id) and session_of(id) == session
+  if its and not is_quarantined(id) then ids[#ids + 1] = id end
 end
 if revokes and #ids > 0 then
   has_backends = true

@@ -159,11 +159,9 @@ func (t *trial) told(s *session, granted, refused []string) {
 		delete(t.excused, id)
 		delete(s.ended, id)
 	}
-	for _, id := range refused {
-		if s.requestOf(id) != nil {
-			delete(t.revoked, id)
-		}
-	}
+	t.forgetRevoked(slices.DeleteFunc(slices.Clone(refused), func(id string) bool {
+		return s.requestOf(id) == nil
+	}))
 }
 
 // executed notes that Redis has seen what s asks for.
@@ -217,9 +215,7 @@ func (t *trial) sendCall(s *session, k *core.Call, tries int) {
 		s.renewed = max(s.renewed, sent)
 		s.unknown = s.unknown && k.Number() <= s.refusedAt
 		if k.Number() == s.core.LastCall() && got.Epoch == s.core.Epoch() {
-			for _, id := range got.Missing {
-				delete(t.revoked, id)
-			}
+			t.forgetRevoked(got.Missing)
 		}
 		if k.X.Epoch != got.Epoch {
 			for _, id := range asserted {

@@ -31,6 +31,7 @@ type evidence struct {
 	damaged   bool            // a key was deleted: counts may be wrong until they are settled
 	revoked   map[string]bool // permits that were removed by hand, and their holders do not know
 	tampered  bool            // one was, ever
+	evicted   map[string]bool // permits that an operator revoked, and their holders do not know
 }
 
 func newEvidence() evidence {
@@ -43,6 +44,7 @@ func newEvidence() evidence {
 		excused:    make(map[string]bool),
 		miscounted: make(map[string]time.Duration),
 		revoked:    make(map[string]bool),
+		evicted:    make(map[string]bool),
 	}
 }
 
@@ -59,6 +61,11 @@ type act struct {
 	counts   bool     // it replaced counts by what its session says
 	pushes   []push
 	promised int64 // recalls from the pool that offered, if some of its offer is needed
+	// Of an operator's pause: ends: it may end or replace one. knowsPause: the session found the
+	// state lost, and knows this one.
+	ends       bool
+	knowsPause string
+	evicted    string // the session whose permits an operator takes back
 }
 
 // checkScript checks the specification after a script.
@@ -80,6 +87,9 @@ func (t *trial) checkScript(before, after *state, a act) {
 	}
 	t.checkCounts(after, a)
 	t.checkRecalls(before, after, a)
+	t.checkPaused(before, after, a)
+	t.checkDrain(before, after, a)
+	t.checkEvicted(before, after, a)
 	for field, n := range after.Recalls {
 		pool, more := field[1:], n-before.Recalls[field]
 		if field[0] == '+' {

@@ -24,7 +24,8 @@ func plainExchange(before *state, time int64, x message.Exchange) (
 		off := max(now-x.Expected, x.Expected-now)
 		held := int64(len(s.Permits))
 		room := s.num("cap") - max(0, s.num("reserve")) - held
-		if x.Epoch != s.Meta["epoch"] || held < s.num("count") || int64(len(wanted)) > room ||
+		_, paused := s.Meta["pause"]
+		if paused || x.Epoch != s.Meta["epoch"] || held < s.num("count") || int64(len(wanted)) > room ||
 			s.num("gate") > now ||
 			float64(off) > 0.08*float64(min(s.num("lease"), x.TTLMillis)) {
 			return nil, message.Exchanged{}, false
@@ -260,6 +261,9 @@ func (e *exchange) answerOffer() bool {
 
 // wakeAt returns when the session has to ask again, as long as requests wait.
 func (e *exchange) wakeAt(look int64) (at int64) {
+	if p, inForce := e.operatorPause(e.now); inForce {
+		return p.Until
+	}
 	switch first := byScore(e.Permits); {
 	case e.paused && e.num("early") > e.now:
 		at = e.num("early")

@@ -72,6 +72,8 @@ type oracle struct {
 	sharded     bool
 	listeners   []string // sessions that are subscribed
 	pushes      []push
+	// anyOrder: recalls were pushed in the order in which Redis lists the fields of a hash.
+	anyOrder bool
 }
 
 // begin does what every script does first. It reads and corrects the clock, and notices if the set
@@ -145,9 +147,12 @@ func (o *oracle) keepShortestLease(ttl int64, fresh bool) {
 	o.setNum("leasesince", since)
 }
 
-// mayGrant reports whether grants are not paused. It ends a pause early once as many sessions are
-// back as there were before the loss.
+// mayGrant reports whether grants are not paused, by an operator or after a loss. It ends a pause of
+// the latter kind early once as many sessions are back as there were before the loss.
 func (o *oracle) mayGrant() bool {
+	if o.pausedByOperator(o.now) {
+		return false
+	}
 	if o.pausedUntil <= o.now {
 		return true
 	}
@@ -218,11 +223,16 @@ func (o *oracle) removeSession(session string) {
 }
 
 // sortPushes makes lists of pushes comparable. The order among sessions does not matter, and a
-// session that is not subscribed hears nothing.
-func sortPushes(list []push, listeners []string) []push {
+// session that is not subscribed hears nothing. anyOrder: nor does that of one session's pushes.
+func sortPushes(list []push, listeners []string, anyOrder bool) []push {
 	out := slices.DeleteFunc(slices.Clone(list), func(p push) bool {
 		return !slices.Contains(listeners, p.session)
 	})
-	slices.SortStableFunc(out, func(a, b push) int { return cmp.Compare(a.session, b.session) })
+	slices.SortStableFunc(out, func(a, b push) int {
+		if c := cmp.Compare(a.session, b.session); c != 0 || !anyOrder {
+			return c
+		}
+		return cmp.Compare(a.text, b.text)
+	})
 	return out
 }

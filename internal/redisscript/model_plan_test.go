@@ -16,7 +16,7 @@ type plan struct {
 	unharmed   map[string]bool // messages that go as usual all the same
 	// A history in which few of these happen is easier to read, and reaches further.
 	pools, minima, maxima, replicas, moves bool
-	losses, clocks, operator               bool // of the state, of the clock; an operator's capacity
+	losses, clocks, operator               bool // of the state, of the clock; there is an operator
 	others                                 bool // clients of the original take permits, too
 	cuts, pauses, strays, lateTimers       bool
 	drifts                                 bool // of the sessions' clocks
@@ -124,7 +124,8 @@ func (p *plan) choices() []choice {
 	add(p.losses, choice{"flush", 2}, choice{"delete", 2}, choice{"revoke", 2}, choice{"cross", 8},
 		choice{"refuse", 2})
 	add(p.clocks, choice{"set clock", 1})
-	add(p.operator, choice{"capacity", 3})
+	add(p.operator, choice{"capacity", 3}, choice{"operator pauses", 2}, choice{"drains", 2},
+		choice{"resumes", 5}, choice{"evicts", 2}, choice{"revokes", 2})
 	add(p.others, choice{"other takes", 6}, choice{"other gives", 3})
 	return list
 }

@@ -30,6 +30,9 @@ func (o *oracle) expireLeases(own string) {
 		case o.isQuarantined(id):
 			delete(o.Permits, id)
 			o.change--
+			if o.Quarantine[id] == noBackend {
+				delete(o.Quarantine, id)
+			}
 		default:
 			o.release(id)
 		}
@@ -73,7 +76,7 @@ func (o *oracle) chooseFencer(own string) {
 
 func (o *oracle) pushFence(session string) {
 	text := "f"
-	for _, id := range slices.Sorted(maps.Keys(o.Quarantine)) {
+	for _, id := range o.endsInQuarantine() {
 		record := o.Quarantine[id]
 		text += " " + id + " " + record[:strings.LastIndexByte(record, ' ')]
 	}

@@ -68,12 +68,12 @@ func (o *oracle) pushRecalls(pool string, delay int64) {
 		fmt.Sprintf("b %s %s %d %d %d", o.epoch, pool, t.Recalled, t.Withdrawn, delay))
 }
 
-// owe recalls a permit of a pool, or withdraws a recall: n is 1 or -1.
+// owe recalls n permits of a pool; below zero, it withdraws so many recalls.
 func (o *oracle) owe(pool string, n int64) {
 	if n > 0 {
-		o.Recalls["+"+pool]++
+		o.Recalls["+"+pool] += n
 	} else {
-		o.Recalls["-"+pool]++
+		o.Recalls["-"+pool] -= n
 	}
 	o.add(o.Debts, pool, n)
 	o.place(pool, o.Held[pool]-o.Debts[pool])
@@ -101,9 +101,12 @@ func (o *oracle) largestHolder() string {
 	return ""
 }
 
-// drain recalls what is held beyond the capacity and not recalled yet. It reports whether more than
-// the capacity is held.
+// drain recalls what is held beyond the capacity and not recalled yet, and in a drain of the
+// operator's all that is held. It reports whether more than the capacity is held.
 func (o *oracle) drain(capacity int64) (over bool) {
+	if o.drains(o.now) {
+		o.recallAll("")
+	}
 	excess := -o.free(capacity)
 	over = excess > 0
 	for _, debt := range o.Debts {

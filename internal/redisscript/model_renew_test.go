@@ -26,6 +26,8 @@ func (o *oracle) renew(n message.Renewal) (message.Renewed, error) {
 	r := &renewal{oracle: o, n: n, own: n.Session, joins: n.Epoch == ""}
 	sweeps := o.now/n.TTLMillis > o.last/n.TTLMillis
 	r.startState()
+	r.restorePause()
+	o.endPause()
 	r.endSessions()
 	if sweeps {
 		r.sweep()
@@ -69,7 +71,8 @@ func (o *oracle) renew(n message.Renewal) (message.Renewed, error) {
 	return message.Renewed{Now: o.now, Epoch: o.epoch, Capacity: capacity,
 		Waiting: int64(len(o.Queue)), Sharded: o.sharded, PausedUntil: o.pausedUntil,
 		Missing: missing, Limit: o.num("limit"), Recalls: told, Min: minimum,
-		Sessions: int64(len(o.Sessions)), Quarantine: quarantine, Subscribers: subscribers}, nil
+		Sessions: int64(len(o.Sessions)), Quarantine: quarantine, Subscribers: subscribers,
+		Pause: o.Meta["pause"]}, nil
 }
 
 // startState begins a new state if there is none. If another state was there, it pauses grants.
@@ -338,7 +341,7 @@ func (r *renewal) recordBackends(missing []string) (quarantine []string) {
 	if !o.fence {
 		return quarantine
 	}
-	for _, id := range slices.Sorted(maps.Keys(o.Quarantine)) {
+	for _, id := range o.endsInQuarantine() {
 		fields := strings.Fields(o.Quarantine[id])
 		if until, _ := strconv.ParseInt(fields[2], 10, 64); until < o.now {
 			delete(o.Quarantine, id)

@@ -24,6 +24,7 @@ func (t *trial) finish() {
 	}
 	// Messages on their way need up to two leases. A lease that they bring back lasts as long again.
 	for range 12 {
+		t.resumeAtEnd()
 		t.rest()
 		t.until(t.now + t.plan.ttl/3)
 	}

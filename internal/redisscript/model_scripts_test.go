@@ -79,6 +79,9 @@ func (t *trial) renew(n message.Renewal) (message.Renewed, error) {
 		name: "Renew", session: n.Session, asserted: n.Permits, counts: true,
 		served: err == nil && got.PausedUntil <= got.Now,
 	}
+	if err == nil && n.Epoch != "" && n.Epoch != got.Epoch {
+		a.knowsPause = n.Pause
+	}
 	t.judge(a, answer{got, known(t, err)}, func(time int64) (*oracle, any) {
 		o := t.begin(time, n.Expected)
 		want, err := o.renew(n)

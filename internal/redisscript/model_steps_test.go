@@ -36,6 +36,8 @@ func (t *trial) take(s step) {
 		t.snapshot()
 	case "flush", "delete", "revoke", "set clock", "capacity", "other takes", "other gives":
 		t.outside(s)
+	case "operator pauses", "drains", "resumes", "evicts", "revokes":
+		t.operate(s)
 	default:
 		if p != nil {
 			t.takeOf(p, s)

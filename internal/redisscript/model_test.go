@@ -21,6 +21,7 @@ import (
 //	model_callers, _pools, _postgres  what uses a session
 //	model_trial, _scripts        one history; each script that runs, and the oracle's verdict on it
 //	model_rest, _shown           the end of a history; how one that fails is shown
+//	model_operator_test.go       an operator's pauses, drains and evictions
 //	model_oracle_test.go         what each script must do, in Go; _exchange, _renew, _levels, ...
 //	model_place, _server, _state the two places to run at, and what is stored there
 

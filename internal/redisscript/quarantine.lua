@@ -33,6 +33,7 @@ end
 local function revoke_permit(id)
   local backend = pid_and_start(redis.call('HGET', backends, id))
   if backend then return quarantine_permit(id, backend) end
+  redis.call('HDEL', backends, id) -- or release would take the permit for one that still counts
   redis.call('HSET', quarantine, id, NO_BACKEND)
   uncount(id)
 end
