@@ -344,8 +344,9 @@ func (t *trial) checkEvicted(before, after *state, a act) {
 		}
 	}
 	for pool, held := range after.Held {
+		_, miscounted := t.miscounted[pool]
 		if sessionOf(pool) == a.evicted && after.Debts[pool] < held && after.Meta["epoch"] != "" &&
-			!t.miscounted[pool] && !t.damaged {
+			!miscounted && !t.damaged {
 			t.failf("evicted: %s owes %d of %d", pool, after.Debts[pool], held)
 		}
 	}
