@@ -298,11 +298,11 @@ func TestRefusalIsToldOnce(t *testing.T) {
 	r.add(ctx, refused)
 	for i, want := range []bool{false, true} {
 		if err, last := r.again(ctx, false); err != refused || last != want {
-			t.Errorf("retry %d: %v, last %v", i+1, err, last)
+			t.Errorf("retry %d is refused with %v, last %v", i+1, err, last)
 		}
 	}
 	if err, _ := r.again(ctx, false); err != nil {
-		t.Errorf("after the last: %v", err)
+		t.Errorf("the checkout after the last retry is refused: %v", err)
 	}
 }
 

@@ -143,6 +143,6 @@ func TestRefusalIsOneCheckouts(t *testing.T) {
 		t.Error("the checkout's own retries are not refused")
 	}
 	if err := again(ctx, false); err != nil {
-		t.Errorf("after the last: %v", err)
+		t.Errorf("the checkout after the last retry is refused: %v", err)
 	}
 }

@@ -26,8 +26,8 @@ type kindFigures struct {
 	grant, checkout time.Duration // time until the next one
 	recovered       time.Duration // the whole capacity in use
 	// the least share of the capacity in use in a calm, 1 if no caller waited
-	used             float64
-	calmLooks, waits int
+	used               float64
+	calmSamples, waits int
 }
 
 func newFigures() *figures { return &figures{byKind: make(map[string]*kindFigures)} }
@@ -50,7 +50,7 @@ func (f *figures) add(s step, e episode, p probe, recovered, took time.Duration)
 	if e.could > 0 {
 		k.used = min(k.used, float64(e.used)/float64(e.could))
 	}
-	k.calmLooks += e.calmLooks
+	k.calmSamples += e.calmSamples
 	k.waits += e.waitingInCalm
 	if s.rider != "" {
 		f.of("meanwhile: "+s.rider).riders++
@@ -69,11 +69,11 @@ func (f *figures) table(r *chaos) string {
 		names = append(names, name)
 	}
 	slices.Sort(names)
-	var faults, waits, calmLooks int
+	var faults, waits, calmSamples int
 	for _, name := range names {
 		k := f.byKind[name]
 		faults += k.faults + k.riders
-		waits, calmLooks = waits+k.waits, calmLooks+k.calmLooks
+		waits, calmSamples = waits+k.waits, calmSamples+k.calmSamples
 		if k.faults == 0 {
 			fmt.Fprintf(w, "%s\t%d\t\t\t\t\t\t\t\t\n", name, k.riders)
 			continue
@@ -85,20 +85,20 @@ func (f *figures) table(r *chaos) string {
 	}
 	_ = w.Flush()
 	r.ledger.mu.Lock()
-	looks, unheard, peak := r.ledger.looks, r.ledger.unheard, r.ledger.peak
+	samples, unheard, peak := r.ledger.samples, r.ledger.unheard, r.ledger.peak
 	r.ledger.mu.Unlock()
 	r.queues.mu.Lock()
-	inRedis, inTurn := r.queues.looks, r.queues.grantsInTurn
+	inRedis, inTurn := r.queues.samples, r.queues.grantsInTurn
 	r.queues.mu.Unlock()
 	r.fleet.mu.Lock()
 	defer r.fleet.mu.Unlock()
 	fmt.Fprintf(&b, "%d faults; %d samples of Postgres (%d unanswered), %d of Redis; largest "+
 		"overshoot without an excuse %d\n",
-		faults, looks, unheard, inRedis, max(0, peak))
+		faults, samples, unheard, inRedis, max(0, peak))
 	fmt.Fprintf(&b, "%d checkouts, %d plain grants, %d operations failed as they may\n",
 		r.fleet.checkouts, r.fleet.grants, r.fleet.expected)
 	fmt.Fprintf(&b, "in calms: a caller waited in %d of %d samples; %d callers and %d plain "+
 		"grants in turn; %d calms too busy to judge the use of the capacity\n",
-		waits, calmLooks, r.fleet.inTurn, inTurn, f.unjudged)
+		waits, calmSamples, r.fleet.inTurn, inTurn, f.unjudged)
 	return b.String()
 }

@@ -198,15 +198,15 @@ func (f *fleet) unexpected() (bad []string) {
 	return bad
 }
 
-// forgetCalms drops the reports of an earlier calm, before a calm ends.
-func (f *fleet) forgetCalms() {
+// dropCalmReports drops the reports of an earlier calm, before a calm ends.
+func (f *fleet) dropCalmReports() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	clear(f.calms)
 }
 
-// calmsTold reports whether every process has reported on the calm.
-func (f *fleet) calmsTold() bool {
+// allReported reports whether every process has reported on the calm.
+func (f *fleet) allReported() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return len(f.calms) == len(f.places)
@@ -306,13 +306,13 @@ type tail struct {
 	b  []byte
 }
 
-const tailMost = 64 << 10
+const tailSize = 64 << 10
 
 func (t *tail) Write(p []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.b = append(t.b, p...)
-	if over := len(t.b) - tailMost; over > 0 {
+	if over := len(t.b) - tailSize; over > 0 {
 		t.b = t.b[:copy(t.b, t.b[over:])]
 	}
 	return len(p), nil

@@ -21,7 +21,7 @@ import (
 // some hundred times a second, over a connection that no fault reaches. It judges each sample at
 // once.
 
-const lookEvery = 10 * time.Millisecond
+const sampleEvery = 10 * time.Millisecond
 
 // A backend as pg_stat_activity shows it. No two backends share both pid and start.
 type backend struct {
@@ -42,8 +42,8 @@ type excuse struct {
 	covered     int // the most backends covered at once while there were too many
 }
 
-// A look is one sample.
-type look struct {
+// A backendSample is the state of the backends at one instant.
+type backendSample struct {
 	at       time.Time
 	took     time.Duration
 	backends []backend
@@ -53,9 +53,9 @@ type look struct {
 }
 
 // over returns how many backends are beyond the capacity, excused or not.
-func (l look) over() int { return len(l.backends) - l.capacity }
+func (l backendSample) over() int { return len(l.backends) - l.capacity }
 
-func (l look) String() string {
+func (l backendSample) String() string {
 	if l.down {
 		return l.at.Format(clock) + " no answer"
 	}
@@ -80,8 +80,8 @@ type chronicle struct {
 	// Guarded by mu.
 	capacity  int
 	excuses   []*excuse
-	recent    []look // the last ones
-	looks     int
+	recent    []backendSample // the last ones
+	samples   int
 	unheard   int           // samples that Postgres did not answer
 	late      time.Duration // the longest delay of a sample in this episode
 	peak      int           // most backends beyond the capacity, excused ones aside
@@ -103,7 +103,7 @@ func (c *chronicle) watch(ctx context.Context, url string) {
 			_ = conn.Close(context.Background())
 		}
 	}()
-	tick := time.NewTicker(lookEvery)
+	tick := time.NewTicker(sampleEvery)
 	defer tick.Stop()
 	last := time.Now()
 	for ctx.Err() == nil {
@@ -122,8 +122,8 @@ func (c *chronicle) watch(ctx context.Context, url string) {
 			conn = nil
 		}
 		if ctx.Err() == nil {
-			c.add(look{at: asked, took: time.Since(asked), backends: found, down: err != nil},
-				asked.Sub(last)-lookEvery)
+			c.add(backendSample{at: asked, took: time.Since(asked), backends: found, down: err != nil},
+				asked.Sub(last)-sampleEvery)
 		}
 		last = asked
 		<-tick.C
@@ -143,7 +143,7 @@ func backendsOf(ctx context.Context, conn *pgx.Conn) (found []backend, err error
 	})
 }
 
-func (c *chronicle) add(l look, late time.Duration) {
+func (c *chronicle) add(l backendSample, late time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	l.capacity = c.capacity
@@ -156,7 +156,7 @@ func (c *chronicle) add(l look, late time.Duration) {
 		c.recent = append(c.recent, l)
 		return
 	}
-	c.looks++
+	c.samples++
 	extra := 0
 	covered := make(map[int32]bool)
 	tooMany := l.over() > 0
@@ -179,7 +179,7 @@ func (c *chronicle) add(l look, late time.Duration) {
 	l.excused = len(covered) + extra
 	c.recent = append(c.recent, l)
 	if e := c.episode; e != nil {
-		e.look(l)
+		e.add(l)
 	}
 	over := l.over() - l.excused
 	c.peak = max(c.peak, over)
@@ -193,7 +193,7 @@ func (c *chronicle) add(l look, late time.Duration) {
 }
 
 // backendsText lists the backends of a sample by process and age.
-func (l look) backendsText() string {
+func (l backendSample) backendsText() string {
 	backends := slices.Clone(l.backends)
 	slices.SortFunc(backends, func(a, b backend) int {
 		return cmp.Or(strings.Compare(a.process, b.process), a.started.Compare(b.started))
@@ -268,11 +268,11 @@ func (c *chronicle) begin(e *episode, during string) {
 }
 
 // last returns the most recent sample, and the longest delay of one since the episode began.
-func (c *chronicle) last() (look, time.Duration) {
+func (c *chronicle) last() (backendSample, time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.recent) == 0 {
-		return look{down: true, capacity: c.capacity}, c.late
+		return backendSample{down: true, capacity: c.capacity}, c.late
 	}
 	return c.recent[len(c.recent)-1], c.late
 }
@@ -317,12 +317,12 @@ type episode struct {
 	overFrom time.Time
 	// backends, and capacity, summed over the samples of the calm in which a caller waited
 	used, could   int
-	calmLooks     int
+	calmSamples   int
 	fewest        int // the fewest backends in one of those
 	waitingInCalm int
 }
 
-func (e *episode) look(l look) {
+func (e *episode) add(l backendSample) {
 	e.samples++
 	if over := l.over(); over > 0 {
 		e.most = max(e.most, over)
@@ -336,7 +336,7 @@ func (e *episode) look(l look) {
 	if !e.calm {
 		return
 	}
-	e.calmLooks++
+	e.calmSamples++
 	if !e.waiting() {
 		return
 	}

@@ -23,8 +23,8 @@ import (
 //     holds its permit in the next, then A no longer waits. All these requests have one rank.
 //     (Redis serves pools by their share, and each process judges the callers of its own pool.)
 
-// A queueLook is a sample of both semaphores at one instant.
-type queueLook struct {
+// A queueSample is the state of both semaphores at one instant.
+type queueSample struct {
 	at                    time.Time
 	permits, plainPermits []string
 	waiters, plainQueue   []string // in the order in which Redis serves them
@@ -33,16 +33,16 @@ type queueLook struct {
 
 // queues is the record of the samples.
 type queues struct {
-	pools, plain               redisscript.Keys
-	capacityOf                 func() int
-	plainCapacity              int
-	mu                         sync.Mutex
-	client                     *redis.Client // a client of the primary
-	latest                     queueLook
-	calm                       bool
-	before                     *queueLook // the previous sample, if the calm had begun by then
-	looks, grantsInTurn, waits int
-	violation                  string
+	pools, plain                 redisscript.Keys
+	capacityOf                   func() int
+	plainCapacity                int
+	mu                           sync.Mutex
+	client                       *redis.Client // a client of the primary
+	latest                       queueSample
+	calm                         bool
+	before                       *queueSample // the previous sample, if the calm had begun by then
+	samples, grantsInTurn, waits int
+	violation                    string
 }
 
 func newQueues(pools, plain string, capacityOf func() int, plainCapacity int) *queues {
@@ -69,13 +69,13 @@ func (q *queues) at(addr string) {
 }
 
 func (q *queues) watch(ctx context.Context) {
-	tick := time.NewTicker(lookEvery)
+	tick := time.NewTicker(sampleEvery)
 	defer tick.Stop()
 	for ctx.Err() == nil {
 		q.mu.Lock()
 		client := q.client
 		q.mu.Unlock()
-		if l, err := q.look(ctx, client); err == nil {
+		if l, err := q.sample(ctx, client); err == nil {
 			q.add(client, l)
 		}
 		<-tick.C
@@ -85,8 +85,8 @@ func (q *queues) watch(ctx context.Context) {
 	_ = q.client.Close()
 }
 
-func (q *queues) look(ctx context.Context, client *redis.Client) (queueLook, error) {
-	l := queueLook{at: time.Now()}
+func (q *queues) sample(ctx context.Context, client *redis.Client) (queueSample, error) {
+	l := queueSample{at: time.Now()}
 	pools, plain := q.pools.All(), q.plain.All()
 	var permits, waiters, plainPermits, plainQueue *redis.StringSliceCmd
 	var sessions *redis.IntCmd
@@ -105,7 +105,7 @@ func (q *queues) look(ctx context.Context, client *redis.Client) (queueLook, err
 	return l, nil
 }
 
-func (q *queues) add(client *redis.Client, l queueLook) {
+func (q *queues) add(client *redis.Client, l queueSample) {
 	capacity := q.capacityOf()
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -113,7 +113,7 @@ func (q *queues) add(client *redis.Client, l queueLook) {
 		return
 	}
 	q.latest = l
-	q.looks++
+	q.samples++
 	if len(l.waiters) > 0 {
 		q.waits++
 	}
@@ -133,7 +133,7 @@ func (q *queues) add(client *redis.Client, l queueLook) {
 }
 
 // inTurn compares two consecutive samples.
-func (q *queues) inTurn(before, now queueLook) {
+func (q *queues) inTurn(before, now queueSample) {
 	holds, waits := make(map[string]bool), make(map[string]bool)
 	for _, id := range now.plainPermits {
 		holds[id] = true
@@ -169,7 +169,7 @@ func (q *queues) setCalm(yes bool) {
 }
 
 // now returns the latest sample, and whether it is recent.
-func (q *queues) now() (queueLook, bool) {
+func (q *queues) now() (queueSample, bool) {
 	const recent = 200 * time.Millisecond
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -87,10 +87,10 @@ func (r *chaos) postgresForgets(s step) {
 	}
 	end := r.excused("permits lent to end the backends of lost connections", lent, nil)
 	r.hold(s)
-	over := began.Add(queryMost + longestRun + 2*grace)
+	over := began.Add(queryTimeout + longestRun + 2*grace)
 	end(over.Add(grace))
 	r.fleet.allow(s.whose(), began, over)
-	time.Sleep(time.Until(began.Add(queryMost)))
+	time.Sleep(time.Until(began.Add(queryTimeout)))
 	r.from(time.Now())
 }
 
@@ -111,7 +111,7 @@ func (r *chaos) hostHangs(s step) {
 	r.hold(s)
 	r.await("connection by the second host", func() bool {
 		l, _ := r.ledger.last()
-		return !l.down && len(l.backends) >= int(usedLeast*float64(r.queues.capacityOf()))
+		return !l.down && len(l.backends) >= int(minUsed*float64(r.queues.capacityOf()))
 	})
 	front.Retarget(r.postgres.Addr())
 	hole.close()

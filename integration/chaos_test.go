@@ -5,7 +5,6 @@ package integration
 import (
 	"context"
 	"flag"
-	"fmt"
 	"math/rand/v2"
 	"regexp"
 	"slices"
@@ -16,7 +15,6 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/passbuddy/passbuddy/internal/throwaway"
-	"github.com/passbuddy/passbuddy/semaphore"
 )
 
 // TestChaos runs a fleet of six processes, three with pgxpool and three with database/sql. The
@@ -81,11 +79,12 @@ var (
 const (
 	chaosProcesses, chaosCapacity, chaosPlain = 6, 20, 4
 
-	settleMost = 45 * time.Second // settleMost is a bound for an overloaded machine, not a figure.
+	// settleTimeout is a bound for an overloaded machine, not a figure.
+	settleTimeout = 45 * time.Second
 	// flowAgain bounds the time until new grants after a loss of state: grants are paused for 0.45
 	// leases.
 	flowAgain = 3 * time.Second
-	usedLeast = 0.95
+	minUsed   = 0.95
 	// stoodStill is how late a sample is on a machine that stands still. Leases then end by the
 	// machine's doing, not by the fault.
 	stoodStill = time.Second
@@ -169,12 +168,12 @@ func startChaos(t *testing.T, seed uint64, fence bool) *chaos {
 	r.job = job{
 		Postgres: r.postgres.URL(), Semaphore: "chaos", Capacity: chaosCapacity, TTL: chaosTTL,
 		Goroutines: 10,
-		MinQuery:   longestRun / 4, MaxQuery: longestRun, QueryTimeout: queryMost,
+		MinQuery:   longestRun / 4, MaxQuery: longestRun, QueryTimeout: queryTimeout,
 		Fence: fence,
-		Endure: &endurance{Plain: "chaos-plain", PlainCapacity: chaosPlain, Takers: 2,
+		Chaos: &chaosWork{Plain: "chaos-plain", PlainCapacity: chaosPlain, Takers: 2,
 			Keep: 30 * time.Millisecond},
 	}
-	r.queues = newQueues(r.job.Semaphore, r.job.Endure.Plain, func() int {
+	r.queues = newQueues(r.job.Semaphore, r.job.Chaos.Plain, func() int {
 		r.ledger.mu.Lock()
 		defer r.ledger.mu.Unlock()
 		return r.ledger.capacity
@@ -265,194 +264,25 @@ func (r *chaos) step(s step) {
 	r.fleet.tell(calm) // Samples count from here on.
 	calmed := time.Now()
 	time.Sleep(s.calm)
-	r.fleet.forgetCalms()
+	r.fleet.dropCalmReports()
 	r.fleet.tell(storm)
 	r.queues.setCalm(false)
 	r.ledger.setCalm(false)
 	f := r.ledger.figures()
-	r.await("the reports on the calm", r.fleet.calmsTold)
+	r.await("the reports on the calm", r.fleet.allReported)
 	if passed := r.fleet.outOfTurn(r.ledger.openedSince(calmed.Add(-calmMargin))); len(passed) > 0 {
 		r.fail("%d callers were not served in turn, in a calm:\n%s", len(passed),
 			strings.Join(passed[:min(10, len(passed))], "\n"))
 	}
 	r.figures.add(s, f, p, recovered, time.Since(began))
-	if expected := int(s.calm / lookEvery); f.calmLooks < expected*7/10 {
+	if expected := int(s.calm / sampleEvery); f.calmSamples < expected*7/10 {
 		// A machine that is too busy to sample is too busy to hand permits over.
 		r.figures.unjudged++
 	} else if f.could > 0 {
-		if used := float64(f.used) / float64(f.could); used < usedLeast {
+		if used := float64(f.used) / float64(f.could); used < minUsed {
 			r.fail("%.1f%% of the capacity was in use while a caller waited, in a calm (%d "+
 				"samples, %d backends at the least)", 100*used, f.waitingInCalm, f.fewest)
 		}
 	}
 	r.check()
-}
-
-// settle waits until the whole capacity is in use, and every process known, for some samples in a
-// row. All permits but one are enough, at any capacity: outside of calms one process pauses, so
-// permits are always moving.
-func (r *chaos) settle(what string) {
-	r.t.Helper()
-	const inARow = 20
-	since := time.Now()
-	for _, at := range r.vacant {
-		// A newcomer must not be the first: so wait until the others are back.
-		r.await("the sessions of the others", func() bool {
-			l, recent := r.queues.now()
-			return recent &&
-				l.sessions >= chaosProcesses-len(r.vacant)
-		})
-		r.fleet.launch(at).w.joined(r.t)
-	}
-	r.vacant = nil
-	row, state := 0, ""
-	for deadline := since.Add(settleMost); row < inARow; time.Sleep(lookEvery) {
-		l, _ := r.ledger.last()
-		q, recent := r.queues.now()
-		capacity := r.queues.capacityOf()
-		used := !l.down && l.at.After(since) &&
-			len(l.backends) >= int(usedLeast*float64(capacity)) && len(l.backends) <= capacity
-		if used && recent && q.at.After(since) && q.sessions == chaosProcesses &&
-			len(q.permits) <= capacity && len(q.waiters) > 0 {
-			row++
-			continue
-		}
-		row = 0
-		state = fmt.Sprintf("%v\n%d sessions, %d permits, %d waiters, %d plain permits, %d plain "+
-			"waiters, recent: %v",
-			l, q.sessions, len(q.permits), len(q.waiters), len(q.plainPermits),
-			len(q.plainQueue), recent)
-		if time.Now().After(deadline) {
-			r.fail("%v after %s the fleet has not recovered: %s", settleMost, what, state)
-		}
-		if r.ledger.violated() != "" {
-			r.check()
-		}
-	}
-}
-
-// rest waits until the whole capacity was in use, to the last permit, and no permit has moved for a
-// while. Every process could use more than its share by now. A request that an outage delayed can
-// hold a permit without a holder for one lease; any longer would be a leak. Until waiters retry,
-// the shares that an outage left can stay uneven. On an overloaded machine permits never stop
-// moving.
-func (r *chaos) rest() {
-	r.t.Helper()
-	r.await("moment with the whole capacity in use", func() bool {
-		l, _ := r.ledger.last()
-		return !l.down && len(l.backends) == r.queues.capacityOf()
-	})
-	const still, patience = semaphore.DefaultRetryInterval + 200*time.Millisecond, 5 * time.Second
-	for deadline := time.Now().Add(patience); len(r.ledger.openedSince(
-		time.Now().Add(-still))) > 0 && time.Now().Before(deadline); {
-		time.Sleep(lookEvery)
-	}
-}
-
-// await polls, because its condition depends on other processes.
-func (r *chaos) await(what string, ok func() bool) {
-	r.t.Helper()
-	for deadline := time.Now().Add(settleMost); !ok(); time.Sleep(lookEvery) {
-		if time.Now().After(deadline) {
-			r.fail("after %v still no %s", settleMost, what)
-		}
-	}
-}
-
-// bounds waits for the end of the step's windows, and asserts that none covered more than it may.
-func (r *chaos) bounds() {
-	for _, e := range r.excuse {
-		r.ledger.mu.Lock()
-		until, covered := e.until, e.covered
-		r.ledger.mu.Unlock()
-		time.Sleep(time.Until(until))
-		if covered > e.most {
-			r.fail("%s: %d backends at once, want at most %d", e.why, covered, e.most)
-		}
-	}
-}
-
-// check fails if there was a violation so far.
-func (r *chaos) check() {
-	r.t.Helper()
-	if text := r.ledger.violated(); text != "" {
-		r.fail("backends: %s", text)
-	}
-	if text := r.queues.violated(); text != "" {
-		r.fail("Redis, in a calm: %s", text)
-	}
-	bad := r.fleet.unexpected()
-	if _, late := r.ledger.last(); late > stoodStill && len(bad) > 0 {
-		r.t.Logf("the machine stood still for %v: %d operations failed", late, len(bad))
-		return
-	}
-	if len(bad) > 0 {
-		r.fail("%d operations failed that no fault explains:\n%s", len(bad),
-			strings.Join(bad[:min(10, len(bad))], "\n"))
-	}
-}
-
-// fail ends the run, and reports all that is known.
-func (r *chaos) fail(format string, args ...any) {
-	r.t.Helper()
-	r.t.Logf("last output of the processes:\n%s", r.fleet.logs())
-	r.ledger.mu.Lock()
-	looks := r.ledger.recentText()
-	r.ledger.mu.Unlock()
-	_, late := r.ledger.last()
-	q, _ := r.queues.now()
-	r.t.Logf("last samples, one of them %v late, the last of Redis at %s:\n%s", late,
-		q.at.Format(clock), looks)
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	keys := r.queues.pools.All()
-	r.t.Logf("in Redis: meta %v", r.redis().HGetAll(ctx, keys[2]).Val())
-	for i, key := range keys {
-		switch i {
-		case 0, 1, 3, 6, 9:
-			for _, z := range r.redis().ZRangeWithScores(ctx, key, 0, -1).Val() {
-				r.t.Logf("%s: %v %.3f", key, z.Member, z.Score)
-			}
-		case 7, 8, 11, 12:
-			r.t.Logf("%s: %v", key, r.redis().HGetAll(ctx, key).Val())
-		}
-	}
-	r.t.Logf("slow commands of Redis: %v\nits log:\n%s", r.redis().SlowLogGet(ctx, 5).Val(),
-		r.primary.Log())
-	r.t.Fatalf("seed %d: %s\nschedule up to here:\n%s", r.seed, fmt.Sprintf(format, args...),
-		strings.Join(r.done, "\n"))
-}
-
-// end ends the fleet in good order, and asserts that nothing is left.
-func (r *chaos) end() {
-	r.ledger.begin(&episode{waiting: r.queues.someoneWaits}, "the end")
-	r.fleet.tell(end)
-	for _, p := range r.fleet.places {
-		r.fleet.ended(p.process)
-	}
-	r.check()
-	left := func() (text string) {
-		ctx, cancel := context.WithTimeout(r.t.Context(), 5*time.Second)
-		defer cancel()
-		for _, keys := range [][]string{r.queues.pools.All(), r.queues.plain.All()} {
-			for _, key := range keys {
-				if n := r.redis().Exists(ctx, key).Val(); n > 0 &&
-					!strings.HasSuffix(key, ":meta") {
-					text += fmt.Sprintf("%s is left in Redis; ", key)
-				}
-			}
-		}
-		if l, _ := r.ledger.last(); l.down || len(l.backends) > 0 {
-			text += l.String()
-		}
-		return text
-	}
-	text := left()
-	for deadline := time.Now().Add(chaosTTL + grace); text != "" &&
-		time.Now().Before(deadline); time.Sleep(lookEvery) {
-		text = left()
-	}
-	if text != "" {
-		r.fail("after the end: %s", text)
-	}
 }

@@ -20,9 +20,9 @@ import (
 // A pool with enough permits asks Redis for nothing. So the plain permits tell when grants resume
 // after a fault; their requests wait in Redis one by one, first come, first served.
 
-// endurance is the work of such a process besides its job. It goes on until the process is told to
+// chaosWork is the work of such a process besides its job. It goes on until the process is told to
 // end.
-type endurance struct {
+type chaosWork struct {
 	Plain         string        // the name of the second semaphore
 	PlainCapacity int           //
 	Takers        int           // goroutines that acquire a plain permit, again and again
@@ -68,14 +68,14 @@ const (
 	pausing = 3
 	// an operation that fails at once is not retried at full speed
 	afterFailed = 20 * time.Millisecond
-	// passedMost is how often one and the same caller may be served while an earlier caller waits.
+	// maxPassed is how often one and the same caller may be served while an earlier caller waits.
 	// A queue never does that. But on a busy machine a granted caller can be late to notice, and
 	// another caller can pass twice.
-	passedMost = 2
+	maxPassed = 2
 )
 
-// enduring is the state of such a process.
-type enduring struct {
+// chaosWorker is the state of such a process.
+type chaosWorker struct {
 	mu sync.Mutex
 
 	// Guarded by mu.
@@ -93,7 +93,7 @@ type turn struct {
 	caller int
 }
 
-func (e *enduring) checkout(
+func (e *chaosWorker) checkout(
 	caller int, asked time.Time, waited time.Duration, ended time.Time, err error,
 ) {
 	e.mu.Lock()
@@ -111,7 +111,7 @@ func (e *enduring) checkout(
 	}
 }
 
-func (e *enduring) comes(caller int) (asked time.Time) {
+func (e *chaosWorker) arrives(caller int) (asked time.Time) {
 	asked = time.Now()
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -119,19 +119,19 @@ func (e *enduring) comes(caller int) (asked time.Time) {
 	return asked
 }
 
-func (e *enduring) served(caller int) {
+func (e *chaosWorker) served(caller int) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	delete(e.begun, caller)
 }
 
-func (e *enduring) granted(asked, had time.Time) {
+func (e *chaosWorker) granted(asked, had time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.unsaid.Grants = append(e.unsaid.Grants, stamp{asked.UnixNano(), had.UnixNano()})
 }
 
-func (e *enduring) calmed() {
+func (e *chaosWorker) beginCalm() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.calm.IsZero() {
@@ -141,7 +141,7 @@ func (e *enduring) calmed() {
 }
 
 // pause lasts until a calm begins, at most. It reports whether it lasted for the whole time.
-func (e *enduring) pause(d time.Duration) bool {
+func (e *chaosWorker) pause(d time.Duration) bool {
 	e.mu.Lock()
 	calms := e.calms
 	e.mu.Unlock()
@@ -155,8 +155,8 @@ func (e *enduring) pause(d time.Duration) bool {
 	}
 }
 
-// stirred ends a calm, and notes the callers that were not served in turn in it.
-func (e *enduring) stirred() {
+// endCalm ends a calm, and notes the callers that were not served in turn in it.
+func (e *chaosWorker) endCalm() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	said := &servedInTurn{Callers: len(e.turns)}
@@ -173,7 +173,7 @@ func (e *enduring) stirred() {
 			}
 		}
 		for caller, times := range passedBy {
-			if times > passedMost {
+			if times > maxPassed {
 				text := fmt.Sprintf("caller %d, which waited for %v, was passed %d times by "+
 					"caller %d, and by %d callers in all",
 					waited.caller, time.Duration(waited.Had-waited.Asked), times, caller,
@@ -197,7 +197,7 @@ func (e *enduring) stirred() {
 	e.calm, e.turns = time.Time{}, nil
 }
 
-func (e *enduring) report() progress {
+func (e *chaosWorker) report() progress {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	p := e.unsaid
@@ -205,9 +205,9 @@ func (e *enduring) report() progress {
 	return p
 }
 
-// endure is the main function of such a process.
-func endure(j job, in *bufio.Reader) error {
-	e := &enduring{begun: make(map[int]time.Time), calms: make(chan struct{})}
+// runChaosWorker is the main function of such a process.
+func runChaosWorker(j job, in *bufio.Reader) error {
+	e := &chaosWorker{begun: make(map[int]time.Time), calms: make(chan struct{})}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	var out sync.Mutex
@@ -223,11 +223,11 @@ func endure(j job, in *bufio.Reader) error {
 		for commands := bufio.NewScanner(in); commands.Scan(); {
 			switch word, rest, _ := strings.Cut(commands.Text(), " "); word {
 			case calm:
-				e.calmed()
+				e.beginCalm()
 			case storm:
-				e.stirred()
+				e.endCalm()
 			case end:
-				e.stirred()
+				e.endCalm()
 				cancel()
 			case setCapacity:
 				var n int
@@ -259,7 +259,7 @@ func endure(j job, in *bufio.Reader) error {
 	if err != nil {
 		return err
 	}
-	cfg.Name, cfg.Capacity = j.Endure.Plain, j.Endure.PlainCapacity
+	cfg.Name, cfg.Capacity = j.Chaos.Plain, j.Chaos.PlainCapacity
 	plain, err := joinInTime(j.Redis, cfg)
 	if err != nil {
 		return err
@@ -280,7 +280,7 @@ func endure(j job, in *bufio.Reader) error {
 				if j.Pause > 0 && e.pause(j.Pause) && caller >= pausing {
 					continue
 				}
-				asked := e.comes(caller)
+				asked := e.arrives(caller)
 				waited, err := p.once(j)
 				e.checkout(caller, asked, waited, time.Now(), err)
 				if err != nil {
@@ -289,7 +289,7 @@ func endure(j job, in *bufio.Reader) error {
 			}
 		})
 	}
-	for range j.Endure.Takers {
+	for range j.Chaos.Takers {
 		wg.Go(func() {
 			for ctx.Err() == nil {
 				asked := time.Now()
@@ -300,7 +300,7 @@ func endure(j job, in *bufio.Reader) error {
 					continue
 				}
 				e.granted(asked, time.Now())
-				time.Sleep(j.Endure.Keep)
+				time.Sleep(j.Chaos.Keep)
 				_ = permit.Release(context.Background()) // If Redis is unreachable, the lease ends.
 			}
 		})

@@ -44,10 +44,10 @@ func (s *Slot) RecordBackend(ctx context.Context, b Backend) error {
 	return nil
 }
 
-// vacate makes sure, before the connection of s is dialled, that Redis knows of no other backend
-// under its permit: see engine.Pool.ClearBackend. It asks Redis only if the permit has covered a
-// backend before. It takes the lock.
-func (s *Slot) vacate(ctx context.Context) error {
+// clearRecord makes sure, before the connection of s is dialled, that Redis knows of no other
+// backend under its permit: see engine.Pool.ClearBackend. It asks Redis only if the permit has
+// covered a backend before. It takes the lock.
+func (s *Slot) clearRecord(ctx context.Context) error {
 	if !s.a.opts.Fence {
 		return nil
 	}

@@ -44,8 +44,8 @@ func (a *Allotment) Bounded(ctx context.Context, closing <-chan struct{}) contex
 	return context.WithValue(ctx, boundKey{a}, &bound{end: end, closing: closing})
 }
 
-// left is how long a caller may still wait.
-func (a *Allotment) left(ctx context.Context) time.Duration {
+// timeLeft is how long a caller may still wait.
+func (a *Allotment) timeLeft(ctx context.Context) time.Duration {
 	if b, ok := ctx.Value(boundKey{a}).(*bound); ok {
 		return time.Until(b.end)
 	}
@@ -63,11 +63,11 @@ func IsClosed(c <-chan struct{}) bool {
 }
 
 // Overdue reports whether a caller has waited for as long as it may.
-func (a *Allotment) Overdue(ctx context.Context) bool { return a.left(ctx) <= 0 }
+func (a *Allotment) Overdue(ctx context.Context) bool { return a.timeLeft(ctx) <= 0 }
 
 // OpenWithin is Open bounded by AcquireTimeout, too. The error then matches ErrCapacity.
 func (a *Allotment) OpenWithin(ctx context.Context) (*Slot, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, a.left(ctx),
+	ctx, cancel := context.WithTimeoutCause(ctx, a.timeLeft(ctx),
 		fmt.Errorf("passbuddy: no connection ended within %v to make room: %w", a.opts.AcquireTimeout, core.ErrCapacity))
 	defer cancel()
 	return a.Open(ctx)
@@ -82,5 +82,5 @@ const minRecordTime = 500 * time.Millisecond
 // AcquireTimeout where that is less.
 func (a *Allotment) Remaining(ctx context.Context) (context.Context, context.CancelFunc) {
 	least := min(minRecordTime, a.opts.AcquireTimeout)
-	return context.WithTimeout(ctx, max(a.left(ctx), least))
+	return context.WithTimeout(ctx, max(a.timeLeft(ctx), least))
 }

@@ -60,8 +60,8 @@ func (a *Allotment) moveCost() time.Duration {
 	return a.costs.connect + a.costs.end + grantCost
 }
 
-// moved tells the engine what a move costs, and that one has ended.
-func (a *Allotment) moved() { a.engine.Moved(a.moveCost()) }
+// reportMove tells the engine what a move costs, and that one has ended.
+func (a *Allotment) reportMove() { a.engine.Moved(a.moveCost()) }
 
 // backlog is how long callers have been waiting without a break, and how often one is served.
 type backlog struct {

@@ -67,7 +67,7 @@ func (s *Slot) Retake(generation uint32) bool {
 		a.slots.turns++
 		s.uses++
 		if s.pin == Free {
-			s.lift(out) // the warm path
+			s.endIdle(out) // the warm path
 		} else {
 			s.become(out)
 		}
@@ -90,7 +90,7 @@ func (s *Slot) Keep() bool {
 	if ok {
 		a.slots.turns-- // returns need not count it: see explainNested
 		if s.pin == Free {
-			s.lay()
+			s.makeIdle()
 		} else {
 			s.become(idle)
 		}

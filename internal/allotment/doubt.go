@@ -151,7 +151,7 @@ func (a *Allotment) resolveSoon() {
 	}
 }
 
-// resolve has the pool ask until no slot is in doubt. It, round and lend take the lock.
+// resolve has the pool ask until no slot is in doubt. It, askOnce and lend take the lock.
 func (a *Allotment) resolve() {
 	ender := a.pool.(SuspectEnder)
 	for {
@@ -162,12 +162,12 @@ func (a *Allotment) resolve() {
 			return
 		}
 		a.mu.Unlock()
-		time.Sleep(a.round(ender))
+		time.Sleep(a.askOnce(ender))
 	}
 }
 
-// round asks once, and returns how long to wait before the next time.
-func (a *Allotment) round(ender SuspectEnder) (pause time.Duration) {
+// askOnce asks once, and returns how long to wait before the next time.
+func (a *Allotment) askOnce(ender SuspectEnder) (pause time.Duration) {
 	ctx, cancel := context.WithTimeout(a.urgent(context.Background()), roundTimeout)
 	defer cancel()
 	lend := time.AfterFunc(lendAfter, a.lend)
@@ -271,7 +271,7 @@ func (a *Allotment) lend() {
 			} else {
 				a.permits.lent = p
 				a.waiters.pop()
-				w.slot = a.take(w.claim)
+				w.slot = a.takeTurn(w.claim)
 				close(w.ready)
 			}
 			break

@@ -40,7 +40,7 @@ func (s *Slot) failed() {
 	a := s.a
 	if s.state == opening && !a.opts.PerCheckout {
 		a.costs.failing = true
-		a.moved()
+		a.reportMove()
 	}
 }
 

@@ -85,8 +85,8 @@ func (s *Slot) AbortCause() error {
 	return nil
 }
 
-// fallBack adds one uncounted permit, where FallbackConns allows it and Redis cannot be asked.
-func (a *Allotment) fallBack() bool {
+// addUncounted adds one uncounted permit, where FallbackConns allows it and Redis cannot be asked.
+func (a *Allotment) addUncounted() bool {
 	if a.owned() >= a.opts.FallbackConns || a.engine.Err() == nil {
 		return false
 	}

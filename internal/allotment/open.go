@@ -36,7 +36,7 @@ func (a *Allotment) Open(ctx context.Context) (*Slot, error) {
 		if err != nil {
 			return nil, err
 		}
-		err = s.vacate(ctx)
+		err = s.clearRecord(ctx)
 		if err == nil {
 			return s, nil
 		}
@@ -124,7 +124,7 @@ func (s *Slot) CheckOut() bool {
 		s.uses++
 		a.slots.tie()
 		if s.state == idle {
-			s.lift(out)
+			s.endIdle(out)
 		} else {
 			s.connected()
 			s.become(out)
@@ -150,5 +150,5 @@ func (s *Slot) connected() {
 	}
 	a.costs.connected, a.costs.failing = time.Now(), false
 	smooth(&a.costs.connect, a.costs.connected.Sub(s.since))
-	a.moved()
+	a.reportMove()
 }

@@ -17,7 +17,7 @@ func (a *Allotment) TryEnter() bool {
 	a.mu.Lock()
 	ok := a.mayEnter()
 	if ok {
-		a.take(false)
+		a.takeTurn(false)
 	}
 	a.mu.Unlock()
 	return ok
@@ -79,7 +79,7 @@ func (a *Allotment) openSpare(ctx context.Context, p *engine.Permit) (*Slot, err
 	}
 	s := a.newSlot()
 	a.mu.Unlock()
-	if err := s.vacate(ctx); err != nil {
+	if err := s.clearRecord(ctx); err != nil {
 		s.Gone()
 		return nil, err
 	}
@@ -115,7 +115,7 @@ func (s *Slot) Return(healthy bool) bool {
 	if s.state == out {
 		a.slots.endCheckout()
 		if healthy && !s.lost && s.permit != nil && a.debts.owed == 0 && a.debts.evicting == 0 && !a.closed {
-			s.lay()
+			s.makeIdle()
 			if a.waiters.n > 0 || a.openers.n > 0 ||
 				a.offers.wanted && (!a.offers.timed || a.available() > 1) {
 				a.settle()

@@ -15,14 +15,14 @@ func (a *Allotment) Granted(granted []*engine.Permit) {
 	defer a.mu.Unlock()
 	a.grantedAt = time.Now()
 	if a.opts.PerCheckout && a.owned() == a.permits.uncounted {
-		a.moved()
+		a.reportMove()
 	}
 	for _, p := range granted {
 		switch {
 		case !p.Held(): // lost on its way here
 			a.engine.Give(p)
 		case a.permits.uncounted > 0 && a.countIn(p):
-			a.moved() // it is connected already
+			a.reportMove() // it is connected already
 		case a.closed:
 			a.engine.Give(p)
 		default:
@@ -85,8 +85,8 @@ func (a *Allotment) owe(n int) {
 	a.settle()
 }
 
-// fallDue owes the recalls whose time has come.
-func (a *Allotment) fallDue() {
+// oweDue owes the recalls whose time has come.
+func (a *Allotment) oweDue() {
 	if len(a.debts.deferred) == 0 {
 		return
 	}

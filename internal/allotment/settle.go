@@ -11,13 +11,13 @@ import (
 // Everything that changes a counter ends with it.
 func (a *Allotment) settle() {
 	a.giveStale()
-	a.fallDue()
+	a.oweDue()
 	a.payDebts()
 	a.serve()
 	// A spare permit is of use only to a caller that is about to open a slot: what is free beyond
 	// the idle slots goes back.
 	for len(a.permits.spare) > 0 && a.openers.n == 0 &&
-		a.available() > a.slots.n[idle]+a.waiters.n && !a.keeps() {
+		a.available() > a.slots.n[idle]+a.waiters.n && !a.keepsSpare() {
 		a.debts.paySpare()
 		a.giveSpare()
 	}
@@ -61,13 +61,13 @@ func (a *Allotment) serve() {
 		close(w.ready)
 	}
 	served := 0
-	for a.waiters.n > 0 && (a.mayTake() || a.available() <= a.slots.fixed && a.fallBack()) {
+	for a.waiters.n > 0 && (a.mayTake() || a.available() <= a.slots.fixed && a.addUncounted()) {
 		w := a.waiters.pop()
 		a.endWait(w)
 		// Callers that are on their way take as many spare permits as there are, and open. So this
 		// one is to have an idle connection.
 		w.warm = a.slots.turns-a.slots.n[out] >= len(a.permits.spare)+a.slots.n[opening]
-		w.slot = a.take(w.claim)
+		w.slot = a.takeTurn(w.claim)
 		close(w.ready)
 		served++
 	}
@@ -82,9 +82,9 @@ func (a *Allotment) serve() {
 // keepSpare is how long a permit that covers no connection is kept for the next caller, unused.
 const keepSpare = 50 * time.Millisecond
 
-// keeps reports whether a permit that covers no connection stays for the next caller, who would
-// else ask Redis for it.
-func (a *Allotment) keeps() bool {
+// keepsSpare reports whether a permit that covers no connection stays for the next caller, who
+// would else ask Redis for it.
+func (a *Allotment) keepsSpare() bool {
 	rest := keepSpare - time.Since(a.usedAt)
 	ok := a.opts.PerCheckout && !a.closed && rest > 0
 	if ok {
@@ -122,7 +122,7 @@ func (a *Allotment) ask() {
 		room := a.opts.MaxConns + a.outside - (a.owned() - a.debts.evicting - a.debts.leaving)
 		n = min(n, max(0, room))
 	}
-	missing := a.permits.uncounted + a.lacking()
+	missing := a.permits.uncounted + a.turnsWithoutPermit()
 	if missing > 0 && a.engine.Err() == nil {
 		n += missing
 	}
@@ -133,9 +133,9 @@ func (a *Allotment) ask() {
 	a.engine.Ask(n)
 }
 
-// lacking is how many turns have lost the spare permit, or the idle slot, that was free when they
-// were given. The permits of slots that are leaving come back, so they are not missing.
-func (a *Allotment) lacking() int {
+// turnsWithoutPermit is how many turns have lost the spare permit, or the idle slot, that was free
+// when they were given. The permits of slots that are leaving come back, so they are not missing.
+func (a *Allotment) turnsWithoutPermit() int {
 	if a.openers.n == 0 {
 		return 0
 	}

@@ -29,19 +29,19 @@ type Slot struct {
 	attached   any // the integration's own
 }
 
-// become moves s to another state, and keeps the counts and the idle ring.
+// become moves s to another state, and updates the counts and the idle ring.
 func (s *Slot) become(to state) {
 	a := s.a
 	switch {
 	case to == s.state:
 		return
 	case s.state == idle:
-		s.lift(to)
+		s.endIdle(to)
 		if s.pin == Fixed {
 			a.slots.fixed--
 		}
 	case to == idle:
-		s.lay()
+		s.makeIdle()
 		if s.pin == Fixed {
 			a.slots.fixed++
 		}
@@ -54,17 +54,17 @@ func (s *Slot) become(to state) {
 	}
 }
 
-// lift takes s out of the state idle, and lay makes it idle, the first of the ring. Every warm
-// checkout does both. They are short, and leave the count of Fixed ones to become. A lifted s stays
-// linked where it is: it is mostly the first to come back too, and then no pointer is written. So
-// the ring can hold some that are out.
-func (s *Slot) lift(to state) {
+// endIdle takes s out of the state idle, and makeIdle makes it idle, the first of the ring. Every
+// warm checkout does both. They are short, and leave the count of Fixed ones to become. A slot that
+// endIdle has moved stays linked in the ring. It is mostly the first to come back too, and then no
+// pointer is written. So the ring can hold some that are out.
+func (s *Slot) endIdle(to state) {
 	s.parked, s.swept = false, false
 	s.a.slots.move(idle, to)
 	s.state = to
 }
 
-func (s *Slot) lay() {
+func (s *Slot) makeIdle() {
 	a := s.a
 	if a.idle.next != &s.ring {
 		s.unlink()

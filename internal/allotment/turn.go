@@ -17,7 +17,7 @@ import (
 func (a *Allotment) Enter(ctx context.Context, claim bool) (*Slot, error) {
 	a.mu.Lock()
 	if a.mayEnter() {
-		s := a.take(claim)
+		s := a.takeTurn(claim)
 		a.mu.Unlock()
 		return s, nil
 	}
@@ -34,8 +34,8 @@ func (a *Allotment) mayEnter() bool {
 	return !a.closed && a.waiters.n == 0 && a.debts.owed == 0 && a.mayTake()
 }
 
-// take gives a turn that is known to be available.
-func (a *Allotment) take(claim bool) (s *Slot) {
+// takeTurn gives a turn that is known to be available.
+func (a *Allotment) takeTurn(claim bool) (s *Slot) {
 	if !a.slots.idleLeft() && a.slots.dials() == 0 {
 		a.dialing = time.Now()
 	}
@@ -73,7 +73,7 @@ func (a *Allotment) queueForTurn(ctx context.Context, claim bool) (*waiter, erro
 // awaitTurn waits until the caller is served, or may wait no longer. It takes the lock.
 func (a *Allotment) awaitTurn(ctx context.Context, w *waiter) (err error) {
 	defer func() { a.refused(ctx, w, err) }() // without the lock
-	served, cause := w.await(ctx, time.After(a.left(ctx)))
+	served, cause := w.await(ctx, time.After(a.timeLeft(ctx)))
 	if served {
 		return w.err
 	}

@@ -66,8 +66,8 @@ func TestABatchThatIsGoneKeepsItsTurn(t *testing.T) {
 	}
 }
 
-// While calls answer that the state is another one still, nothing is sent: the call that puts all
-// back has not been answered.
+// The answer to a call shows another state. The core sends nothing until a call that re-asserts
+// everything is answered.
 func TestABatchThatIsGoneWaitsUntilAllIsReasserted(t *testing.T) {
 	s := start(t, Config{Capacity: 3})
 	s.acquire()

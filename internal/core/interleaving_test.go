@@ -137,15 +137,15 @@ func TestALossIsForgotten(t *testing.T) {
 	}
 }
 
-// Redis forgot the permit. That is a loss, even where there is room: no new lease begins under the
-// old name.
+// Redis forgot the permit. The permit is lost even if another one is free: no new lease begins
+// under its UUID.
 func TestExtensionDoesNotAcquireAnew(t *testing.T) {
 	s := start(t, Config{Capacity: 2})
 	p := s.acquire()
 	r := s.extend(p)
 	b := s.batch()
 	if len(b.X.Requests) != 1 || b.X.Requests[0].Kind != message.Hold {
-		t.Errorf("it asks for %+v, want only what holds", b.X.Requests)
+		t.Errorf("the batch asks for %+v, want an extension alone", b.X.Requests)
 	}
 	s.seen = Effects{}
 	s.answer(b, message.Exchanged{Free: 1, Refused: []string{p.ID}})

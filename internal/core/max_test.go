@@ -129,8 +129,8 @@ func TestMaxIsSharedByThePoolsOfASession(t *testing.T) {
 	}
 }
 
-// The pool that holds most gives up what it asks for first, then permits: at once while it has two
-// more than the one that waits. It asks again once there is room.
+// The largest pool makes room: first it gives up its request for more, then permits. It gives them
+// at once while it holds two more than the pool that waits. It asks again once there is room.
 func TestTheLargestPoolMakesRoom(t *testing.T) {
 	s := start(t, Config{Capacity: 9, Max: 4})
 	a, b := s.pool(), s.pool()
@@ -140,7 +140,7 @@ func TestTheLargestPoolMakesRoom(t *testing.T) {
 	r := a.request
 	b.ask(1)
 	if a.request == r || !r.settled || a.times("recall") != 0 {
-		t.Fatalf("told %q: a permit is recalled while a request for more waits", a.told)
+		t.Fatalf("told %q, want the request for more given up, and no permit recalled", a.told)
 	}
 	s.answer(s.batch(), all)
 	if b.held != 1 {
@@ -154,7 +154,7 @@ func TestTheLargestPoolMakesRoom(t *testing.T) {
 	}
 	s.answer(s.batch(), all)
 	if b.ask(1); a.times("recall") != 1 {
-		t.Errorf("told %q: recalled from a pool that holds as many", a.told)
+		t.Errorf("told %q, want no recall from a pool that holds as many", a.told)
 	}
 	b.ask(0)
 	s.pass(withdrawAfter)

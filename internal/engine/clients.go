@@ -54,10 +54,10 @@ func clientsLike(c redis.UniversalClient, ttl time.Duration) clients {
 	switch caller := optionsOf(c).(type) {
 	case *redis.Options:
 		own, batches, operator := *caller, *caller, *caller
-		listen := shorter(own.ReadTimeout, patience)
+		listen := atMost(own.ReadTimeout, patience)
 		for _, o := range []*redis.Options{&own, &batches} {
 			o.MaxRetries, o.DialerRetries, o.ConnMaxIdleTime = 1, 1, hedgeIdle
-			o.DialTimeout = shorter(o.DialTimeout, patience)
+			o.DialTimeout = atMost(o.DialTimeout, patience)
 			o.ReadTimeout, o.WriteTimeout = longest, longest
 		}
 		own.PoolSize, batches.PoolSize, batches.MaxRetries = maxOwn, maxBatchConns, -1
@@ -79,7 +79,7 @@ func clientsLike(c redis.UniversalClient, ttl time.Duration) clients {
 		own, batches, operator := *caller, *caller, *caller
 		for _, o := range []*redis.ClusterOptions{&own, &batches} {
 			o.PoolSize, o.ConnMaxIdleTime = maxOwn, hedgeIdle
-			o.DialTimeout = shorter(o.DialTimeout, patience)
+			o.DialTimeout = atMost(o.DialTimeout, patience)
 			o.ReadTimeout, o.WriteTimeout = longest, longest
 		}
 		for _, o := range []*redis.ClusterOptions{&own, &batches, &operator} {
@@ -101,8 +101,8 @@ func clientsLike(c redis.UniversalClient, ttl time.Duration) clients {
 	}
 }
 
-// shorter is d, or most if d is longer or has no bound.
-func shorter(d, most time.Duration) time.Duration {
+// atMost is d, or most if d is longer or has no bound.
+func atMost(d, most time.Duration) time.Duration {
 	if d <= 0 {
 		return most
 	}

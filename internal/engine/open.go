@@ -127,7 +127,7 @@ func (s *Session) joinOnce(ctx context.Context) error {
 		switch {
 		case err == nil || errors.Is(err, errCluster):
 			return err
-		case errors.As(err, new(unacknowledged)) || isPassing(err):
+		case errors.As(err, new(unacknowledged)) || isTemporary(err):
 			cause = err
 		case errors.Is(err, context.DeadlineExceeded), errors.As(err, &late) && late.Timeout():
 		default:

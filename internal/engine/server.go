@@ -31,15 +31,15 @@ func inspectServer(ctx context.Context, c redis.UniversalClient) (s serverInfo, 
 	if err != nil {
 		var refused redis.Error
 		if errors.As(err, &refused) && !beginsWith(err, "NOAUTH", "WRONGPASS") {
-			return greet(ctx, c), nil
+			return askHello(ctx, c), nil
 		}
 		return serverInfo{}, err
 	}
 	return parseServerInfo(text), nil
 }
 
-// greet asks a server that refuses INFO what it is, with HELLO, which no ACL can forbid.
-func greet(ctx context.Context, c redis.UniversalClient) (s serverInfo) {
+// askHello asks a server that refuses INFO what it is, with HELLO, which no ACL can forbid.
+func askHello(ctx context.Context, c redis.UniversalClient) (s serverInfo) {
 	v, err := c.Do(ctx, "hello").Result()
 	if err != nil {
 		return s
@@ -106,8 +106,8 @@ func explainCluster(c redis.UniversalClient, err error) error {
 	return err
 }
 
-// isPassing reports whether Redis has answered that it cannot serve now, but will.
-func isPassing(err error) bool {
+// isTemporary reports whether Redis has answered that it cannot serve now, but will.
+func isTemporary(err error) bool {
 	return beginsWith(err, "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "READONLY", "BUSY",
 		"NOREPLICAS", "MOVED", "ASK", "max number of clients reached")
 }

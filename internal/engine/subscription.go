@@ -162,7 +162,7 @@ func (s *Session) brokenSubscription(err error, answer func(), pause time.Durati
 		c.SetConfirmed(now, false)
 	})
 	reloadSlots(s.ctx, s.clients.own)
-	if s.refuses(err, confirmed) {
+	if s.isRefusal(err, confirmed) {
 		answer()
 		s.pause(s.afterRefusal(err))
 		s.reopenSubscription()
@@ -176,13 +176,13 @@ func (s *Session) brokenSubscription(err error, answer func(), pause time.Durati
 	}
 }
 
-// refuses reports whether err means that Redis, or a proxy, refuses the subscription for good. An
+// isRefusal reports whether err means that Redis, or a proxy, refuses the subscription for good. An
 // ACL may forbid it, or the server may not know the command. Or it hangs up on each connection that
 // subscribes, while it answers everything else.
-func (s *Session) refuses(err error, confirmed bool) bool {
+func (s *Session) isRefusal(err error, confirmed bool) bool {
 	var answer redis.Error
 	if errors.As(err, &answer) {
-		return !isPassing(err)
+		return !isTemporary(err)
 	}
 	return isBroken(err) && !confirmed && read(s, (*core.Core).Down) == nil
 }
