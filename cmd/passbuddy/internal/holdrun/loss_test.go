@@ -25,7 +25,7 @@ func TestLostLeaseEndsTheCommand(t *testing.T) {
 			f.join(5)
 			r := f.start("--ttl", "1s", "--", "sh", "-c", command)
 			r.says("ready")
-			f.redis.Close()
+			f.redis.SetError("LOADING")
 			if out := r.ends(exit.Lost); !strings.Contains(out, "lease") {
 				t.Errorf("it said %q", out)
 			}

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -161,6 +162,14 @@ func (p *setup) settles(held, waiting int) {
 		w := p.clientsWaiting()
 		return h == held && w == waiting,
 			fmt.Sprintf("%d held and %d waiting, want %d and %d", h, w, held, waiting)
+	})
+}
+
+// noticed waits until the proxy has noticed that a client has gone. It says so if it is verbose.
+func (p *setup) noticed() {
+	p.t.Helper()
+	eventually(p.t, 5*time.Second, func() (bool, string) {
+		return strings.Contains(p.log.String(), "the client's side has ended"), "the proxy has not noticed"
 	})
 }
 

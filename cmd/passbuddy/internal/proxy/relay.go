@@ -24,12 +24,13 @@ const (
 	clientTimeout = 2 * time.Second
 )
 
-// relay is a client's connection and its backend's, and the permit that covers the backend.
+// relay is a client's connection and its backend's, and the slot of the pool that covers the
+// backend.
 //
-//	opened --------> connected --------> leaving --------------------------> gone
-//	  |  server's first  |   the client has gone    server's EOF, or reset      ^
-//	  |  bytes           +------------------------------------------------------+
-//	  +-- drop: nothing was sent to the server yet -----------------------------+
+//	opening ------------------------> in use --------------------> gone
+//	   |     the server's first bytes         the server's EOF,     ^
+//	   |                                      or its reset          |
+//	   +---- the same, without a byte; or drop, before run ---------+
 type relay struct {
 	client, server *net.TCPConn
 	slot           *allotment.Slot
@@ -84,21 +85,25 @@ func (r *relay) connect() bool {
 		r.exit()
 		return false
 	}
-	if !r.slot.CheckOut() { // the client has gone meanwhile, or the lease was lost
+	if !r.slot.CheckOut() { // the lease is lost, and abort follows
 		r.exit()
 	}
 	_, _ = r.client.Write(b[:n]) // if this fails, the next write does, too
 	return true
 }
 
-// leave begins the end: the client has gone, or the server takes nothing more.
+// leave begins the end: the client has closed its side, or the server takes nothing more.
+//
+// It does not call Slot.Leave. The slot stays in use until Postgres has closed, because a backend
+// can be busy for hours, and the fleet would take that for the cost of a close: see cost.go of the
+// allotment.
 func (r *relay) leave() {
+	r.log.Debug("the client's side has ended", "client", r.client.RemoteAddr().String())
 	r.notice = time.AfterFunc(closedNotice, func() {
 		r.log.Warn("the client has gone, and its backend has not ended: it is counted while it "+
 			"lives; Postgres's client_connection_check_interval ends such backends",
 			"client_addr:client_port of the backend", r.server.LocalAddr().String())
 	})
-	r.slot.Leave()
 	_ = r.server.CloseWrite()
 }
 

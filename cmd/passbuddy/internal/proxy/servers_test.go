@@ -118,11 +118,8 @@ func (s *servers) witness() (peak func() int) {
 
 // start runs a proxy between the two.
 func (s *servers) start(capacity int, change ...func(*setup)) *setup {
-	return start(s.t, s.postgres.Addr(), capacity, append(change, func(p *setup) {
-		p.url = s.redis.URL()
-		p.o.Verbose = false
-		p.o.Wait = time.Minute
-	})...)
+	own := func(p *setup) { p.url, p.o.Verbose, p.o.Wait = s.redis.URL(), false, time.Minute }
+	return start(s.t, s.postgres.Addr(), capacity, append([]func(*setup){own}, change...)...)
 }
 
 // fleet starts Go processes on the same semaphore, that connect to Postgres directly.
@@ -298,7 +295,7 @@ func TestKilledClientOfABusyBackend(t *testing.T) {
 	t.Parallel()
 	psql := client(t, "psql")
 	s := startServers(t, 20)
-	p := s.start(1)
+	p := s.start(1, func(p *setup) { p.o.Verbose = true })
 	cmd := s.command(t.Context(), p, psql, "-Xc", "select pg_sleep(60)")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -314,9 +311,7 @@ func TestKilledClientOfABusyBackend(t *testing.T) {
 	eventually(t, 10*time.Second, func() (bool, string) { return count() == 1, "no query" })
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait()
-	eventually(t, 5*time.Second, func() (bool, string) {
-		return p.s.ad.a.Figures().Leaving == 1, "the proxy has not noticed"
-	})
+	p.noticed()
 	if held, _ := p.counts(); count() != 1 || held != 1 {
 		t.Errorf("%d backends, %d held", count(), held)
 	}
