@@ -64,6 +64,11 @@ func (a *Authority) ClientConfig() *tls.Config {
 	}
 }
 
+// PEM returns the authority's certificate, for clients that are not written in Go.
+func (a *Authority) PEM() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
+}
+
 // serverFiles returns a new server certificate, its key and the authority's certificate, in PEM.
 func (a *Authority) serverFiles() (map[string][]byte, error) {
 	// A server of a cluster, or a replica, is a client of the others.

@@ -33,6 +33,9 @@ type PostgresOptions struct {
 	MaxConnections int
 	// Settings are further server settings, as in postgresql.conf. They override those made here.
 	Settings map[string]string
+	// TLS, if set, lets clients encrypt: the server has a certificate of this authority. Clients
+	// need none, and may connect without TLS, as URL does.
+	TLS *Authority
 	// Apart runs the server in a terminal session of its own. Linux shares the processors between
 	// sessions. So the server then competes with its clients as it would if it were not their
 	// child.
@@ -89,6 +92,11 @@ func StartPostgres(ctx context.Context, opts PostgresOptions) (_ *Postgres, err 
 		0o600); err != nil {
 		return nil, fmt.Errorf("throwaway: %w", err)
 	}
+	if opts.TLS != nil {
+		if err := p.writeCertificate(opts.TLS); err != nil {
+			return nil, err
+		}
+	}
 	p.mu.Lock()
 	err = p.startOnFreePort(ctx)
 	p.mu.Unlock()
@@ -124,8 +132,30 @@ func serverSettings(socketDir string, opts PostgresOptions) map[string]string {
 		"log_checkpoints":  "off",
 		"lc_messages":      "C",
 	}
+	if opts.TLS != nil {
+		settings["ssl"] = "on"
+	}
 	maps.Copy(settings, opts.Settings)
 	return settings
+}
+
+// writeCertificate puts the server's certificate where the server looks for it. Its key may be
+// readable to the server's account alone.
+func (p *Postgres) writeCertificate(a *Authority) error {
+	files, err := a.serverFiles()
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{certFile, keyFile} {
+		path := filepath.Join(p.dataDir(), name)
+		if err := os.WriteFile(path, files[name], 0o600); err != nil {
+			return fmt.Errorf("throwaway: %w", err)
+		}
+		if err := p.account.own(path); err != nil {
+			return fmt.Errorf("throwaway: %w", err)
+		}
+	}
+	return nil
 }
 
 // startOnFreePort starts the server on a free port. The caller holds mu.

@@ -1,0 +1,55 @@
+// Package exit has the exit codes of the commands, and the error that carries one.
+package exit
+
+import "errors"
+
+// The exit codes that scripts can rely on. Where a command runs another program, that program's
+// code is passed on, 128+n if signal n ended it. So the codes for a permit are those of sysexits.h,
+// which few programs use, and the two for a program that does not start are the shells'.
+const (
+	OK          = 0
+	Failed      = 1
+	Usage       = 2
+	Unavailable = 69 // EX_UNAVAILABLE: Redis cannot be asked
+	Lost        = 74 // EX_IOERR: the lease was lost, and the program was ended for that
+	NoPermit    = 75 // EX_TEMPFAIL: no permit within the wait, nothing was run
+	CannotRun   = 126
+	NotFound    = 127
+	Signal      = 128 // plus the signal's number
+)
+
+// An Error ends the command with Code. Err is what is shown, or nil if nothing is.
+type Error struct {
+	Code int
+	Err  error
+}
+
+func (e *Error) Error() string {
+	if e.Err == nil {
+		return ""
+	}
+	return e.Err.Error()
+}
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// With returns the error that ends a command with code, showing err; nil if there is nothing to
+// say: code is OK and err is nil.
+func With(code int, err error) error {
+	if code == OK && err == nil {
+		return nil
+	}
+	return &Error{Code: code, Err: err}
+}
+
+// Code returns the code that a command ends with when it returned err.
+func Code(err error) int {
+	var e *Error
+	switch {
+	case err == nil:
+		return OK
+	case errors.As(err, &e):
+		return e.Code
+	}
+	return Failed
+}

@@ -1,0 +1,5 @@
+package proxy
+
+import "github.com/passbuddy/passbuddy/internal/quiet"
+
+func init() { quiet.Redis() }
