@@ -38,7 +38,7 @@ func (x *diagnosis) paused() {
 	text = end(text)
 	if p.Drain && x.Held > 0 {
 		text += fmt.Sprintf(" %s %s still held%s.", Count(x.Held, "permit"),
-			verb(x.Held, "is", "are"), x.keepers())
+			Verb(x.Held, "is", "are"), x.keepers())
 	}
 	severity := Warning
 	if x.wanted() {
@@ -67,7 +67,7 @@ func (x *diagnosis) keepers() string {
 }
 
 func waiting(callers int) string {
-	return Count(callers, "caller") + " " + verb(callers, "waits", "wait")
+	return Count(callers, "caller") + " " + Verb(callers, "waits", "wait")
 }
 
 // capacity finds why the capacity is what it is, where that is odd.
@@ -98,8 +98,8 @@ func (x *diagnosis) capacity() {
 			severity = x.severe(Warning)
 		}
 		x.add(severity, "mismatch", fmt.Sprintf("%s %s a capacity of %d, and %s %s %s: the "+
-			"smallest is in force.", titles(who), verb(len(who), "declares", "declare"), smallest,
-			Count(others, "other process"), verb(others, "declares", "declare"), rest),
+			"smallest is in force.", titles(who), Verb(len(who), "declares", "declare"), smallest,
+			Count(others, "other process"), Verb(others, "declares", "declare"), rest),
 			x.Command("capacity", strconv.Itoa(x.fitting(usual))), fmt.Sprintf("Puts %d in force at "+
 				"once, whatever sessions declare, until `passbuddy capacity auto`. Then give all the "+
 				"same Capacity.", x.fitting(usual)))

@@ -32,14 +32,14 @@ func (x *diagnosis) holders() {
 	if x.Quarantined > 0 {
 		x.add(Warning, "quarantine", fmt.Sprintf("%s %s in quarantine: the leases have ended, but "+
 			"the Postgres backends may still be there. They count until those are seen gone.",
-			Count(x.Quarantined, "permit"), verb(x.Quarantined, "is", "are")), x.Command("events"),
+			Count(x.Quarantined, "permit"), Verb(x.Quarantined, "is", "are")), x.Command("events"),
 			"Shows whose they were: end those processes, or their backends with "+
 				"pg_terminate_backend.")
 	}
 	if x.Others > 0 {
 		x.add(Info, "other-clients", fmt.Sprintf("%s %s held by clients that are no sessions, such "+
 			"as PassBuddy for Node: they cannot be recalled.", Count(x.Others, "permit"),
-			verb(x.Others, "is", "are")), "", "")
+			Verb(x.Others, "is", "are")), "", "")
 	}
 }
 
@@ -79,11 +79,11 @@ func (x *diagnosis) keeps(p Process) bool {
 	case long && n > 0 && beyond && oldest >= longWait/2:
 		x.add(Critical, "stuck-holder", fmt.Sprintf("%s. %s in use, one for %s already, while %s "+
 			"%s, up to %s.", held, Count(p.InUse, "connection"), Span(p.OldestUse),
-			Count(n, "process"), verb(n, "waits", "wait"), Span(oldest)), evict+" --force", effect)
+			Count(n, "process"), Verb(n, "waits", "wait"), Span(oldest)), evict+" --force", effect)
 	case long && n > 0:
 		x.add(Warning, "long-use", fmt.Sprintf("%s has had a connection in use for %s, while %s %s. "+
 			"LISTEN and Hijack keep one for ever.", p.Title(), Span(p.OldestUse),
-			Count(n, "process"), verb(n, "waits", "wait")), evict, effect)
+			Count(n, "process"), Verb(n, "waits", "wait")), evict, effect)
 	case long && p.OldestUse >= forgotten:
 		x.add(Info, "long-use", fmt.Sprintf("%s has had a connection in use for %s: no recall can "+
 			"take that back. LISTEN and Hijack keep one for ever.", p.Title(), Span(p.OldestUse)),
@@ -91,7 +91,7 @@ func (x *diagnosis) keeps(p Process) bool {
 	case x.unpooled(p) > 0 && n > 0 && beyond && oldest >= longWait:
 		x.add(Warning, "unpooled", fmt.Sprintf("%s, while %s %s, up to %s. No pool holds %d of "+
 			"them (Acquire, passbuddy run): no recall can take those back.", held,
-			Count(n, "process"), verb(n, "waits", "wait"), Span(oldest), x.unpooled(p)),
+			Count(n, "process"), Verb(n, "waits", "wait"), Span(oldest), x.unpooled(p)),
 			evict+" --force", effect)
 	default:
 		return false
@@ -109,7 +109,7 @@ func (x *diagnosis) greedy() {
 		}
 		x.add(Warning, "greedy-holder", fmt.Sprintf("%s holds %d of %d permits, and is due %.1f, "+
 			"while %s %s, up to %s.", p.Title(), p.Permits, x.Capacity.InForce, p.Due,
-			Count(n, "process"), verb(n, "waits", "wait"), Span(oldest)),
+			Count(n, "process"), Verb(n, "waits", "wait"), Span(oldest)),
 			x.Command("evict", p.Session), fmt.Sprintf("Recalls its %s: connections close as their "+
 				"callers return them.", Count(p.Permits, "permit")))
 		return
@@ -138,7 +138,7 @@ func (x *diagnosis) waits() {
 	case x.Held < x.Capacity.InForce && opening > 0 && x.GrantsPaused == 0:
 		x.add(Warning, "cannot-open", fmt.Sprintf("%s, although only %d of %d permits are held: %s "+
 			"%s being opened, which Postgres is slow to accept, or refuses.", who, x.Held,
-			x.Capacity.InForce, Count(opening, "connection"), verb(opening, "is", "are")),
+			x.Capacity.InForce, Count(opening, "connection"), Verb(opening, "is", "are")),
 			x.Command("doctor", "--postgres", "URL"), "Shows what Postgres allows and who has it.")
 	case x.Held >= x.Capacity.InForce && !x.has(Critical):
 		text := fmt.Sprintf("%s: all %d permits are held, and %s in use.", who,
@@ -185,7 +185,7 @@ func (x *diagnosis) deploy() {
 	whole := float64(x.Capacity.InForce)
 	text := fmt.Sprintf("A deploy? %s joined within %s, and %s from before %s still there: each "+
 		"process has %.1f of the %d permits instead of %.1f.", titles(young), Span(first),
-		titles(old), verb(len(old), "is", "are"), whole/float64(len(young)+len(old)),
+		titles(old), Verb(len(old), "is", "are"), whole/float64(len(young)+len(old)),
 		x.Capacity.InForce, whole/float64(max(len(old), len(young))))
 	if room := x.room(); room > x.Capacity.InForce {
 		n := min(room, x.Capacity.InForce*(len(young)+len(old))/max(len(old), len(young)))

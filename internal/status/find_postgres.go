@@ -28,7 +28,7 @@ func (x *diagnosis) postgres() {
 	x.idleTransactions(v)
 	if v.Hidden > 0 {
 		x.add(Info, "hidden-backends", fmt.Sprintf("%s of Postgres %s neither state nor address to "+
-			"this role.", Count(v.Hidden, "backend"), verb(v.Hidden, "shows", "show")),
+			"this role.", Count(v.Hidden, "backend"), Verb(v.Hidden, "shows", "show")),
 			`psql -c "grant pg_read_all_stats to ROLE"`, "Lets the role see those of all others.")
 	}
 	if v.CheckInterval == 0 {
@@ -187,7 +187,7 @@ func (x *diagnosis) idleTransactions(v *View) {
 		seconds := int(longIdle)
 		x.add(severity, "idle-in-transaction", fmt.Sprintf("%s of %s (%s, by the look of it) %s "+
 			"idle in transaction, one for %s already.", Count(g.Backends, "backend"), a, whose,
-			verb(g.Backends, "is", "are"), Span(g.OldestState)), terminate(fmt.Sprintf(
+			Verb(g.Backends, "is", "are"), Span(g.OldestState)), terminate(fmt.Sprintf(
 			"application_name = %s and usename = %s and state like 'idle in transaction%%' and "+
 				"state_change < now() - interval '%d s'", literal(g.Application), literal(g.User),
 			seconds)), fmt.Sprintf("Ends those that have been so for more than %d s; their "+

@@ -38,7 +38,7 @@ func (x *diagnosis) sessions() {
 	case n > 0:
 		x.add(Warning, "silent", fmt.Sprintf("%s %s sent no heartbeat for %s: stopped, starved of "+
 			"CPU, or cut off from Redis. What it holds is free at the end of its lease, in %s.",
-			titles(quiet), verb(n, "has", "have"), Span(oldest(quiet)), Span(longest(quiet))), "", "")
+			titles(quiet), Verb(n, "has", "have"), Span(oldest(quiet)), Span(longest(quiet))), "", "")
 	}
 	if len(versions) > 1 {
 		list := make([]string, 0, len(versions))

@@ -39,8 +39,8 @@ func Count(n int, noun string) string {
 	return fmt.Sprintf("%d %ss", n, noun)
 }
 
-// verb is the form of a verb for a count.
-func verb(n int, one, many string) string {
+// Verb is the form of a verb for a count.
+func Verb(n int, one, many string) string {
 	if n == 1 {
 		return one
 	}
@@ -57,8 +57,8 @@ func (p Process) Title() string {
 		where = " on " + p.Host
 	}
 	switch {
-	case p.PID == 0:
-		return name
+	case p.PID == 0, strings.Contains(name, fmt.Sprintf("/%s/%d", p.Program, p.PID)):
+		return name // an owner by default says it all
 	case p.Program == "":
 		return fmt.Sprintf("%s (pid %d%s)", name, p.PID, where)
 	}
