@@ -1,103 +1,64 @@
-// Command passbuddy shows what PassBuddy does: `passbuddy demo` runs a fleet of processes on one
-// Postgres, first without it and then with it; `passbuddy bench` measures it beside its rivals.
+// Command passbuddy sees and steers fleets: `passbuddy status` shows one, `passbuddy help` lists the
+// rest. `passbuddy run` and `passbuddy proxy` have other programs take part in one. `passbuddy demo`
+// shows what PassBuddy does, and `passbuddy bench` measures it beside its rivals.
 package main
 
 import (
 	"context"
-	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 
-	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/bench"
-	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/demo"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/exit"
 	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/fleet"
-)
-
-const usage = `Usage: passbuddy <command> [flags]
-
-Commands:
-  demo      run a fleet of processes on one Postgres, without PassBuddy and with it
-  bench     measure PassBuddy beside other ways to keep a fleet under a cap
-  version   print the version
-
-passbuddy <command> -h lists the flags of a command.
-`
-
-// Exit statuses, by the shell's conventions.
-const (
-	exitOK          = 0
-	exitFailed      = 1
-	exitUsage       = 2
-	exitInterrupted = 130
+	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/holdrun"
+	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/operate"
+	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/screen"
 )
 
 func main() { os.Exit(run(os.Args[1:])) }
 
+// run routes the processes that this program starts of itself, before any flag is read, and runs the
+// command of all others.
 func run(args []string) int {
-	if len(args) == 0 {
-		fmt.Fprint(os.Stderr, usage)
-		return exitUsage
+	if len(args) > 0 {
+		switch args[0] {
+		case fleet.WorkerCommand:
+			return fleet.RunWorker()
+		case holdrun.GuardCommand:
+			return holdrun.RunGuard(args[1:])
+		case "-version":
+			args = []string{"version"}
+		}
 	}
-	switch args[0] {
-	case "demo":
-		return runCommand("demo", args[1:], demo.ParseOptions, demo.Run)
-	case "bench":
-		return runCommand("bench", args[1:], bench.ParseOptions, bench.Run)
-	case fleet.WorkerCommand:
-		return fleet.RunWorker()
-	case "version", "-version", "--version":
-		fmt.Println("passbuddy", version())
-		return exitOK
-	case "help", "-h", "-help", "--help":
-		fmt.Print(usage)
-		return exitOK
-	}
-	fmt.Fprintf(os.Stderr, "passbuddy: there is no command %q\n\n%s", args[0], usage)
-	return exitUsage
-}
-
-// runCommand runs a command that has flags, until it is done or interrupted.
-func runCommand[Options any](name string, args []string,
-	parse func([]string, io.Writer) (Options, error), run func(context.Context, Options, io.Writer,
-		io.Writer) error,
-) int {
-	opts, err := parse(args, os.Stderr)
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		return exitOK
-	case err != nil:
-		fmt.Fprintf(os.Stderr, "passbuddy %s: %v\n", name, err)
-		return exitUsage
-	}
-
+	redis.SetLogger(silent{}) // commands report what fails themselves
+	// SIGINT is `passbuddy run`'s to pass on: it catches its signals itself.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM,
 		syscall.SIGHUP)
 	defer stop()
 	// a second Ctrl-C ends the program without the clean-up that the first one began
 	context.AfterFunc(ctx, stop)
-
-	err = run(ctx, opts, os.Stdout, os.Stderr)
-	switch {
-	case ctx.Err() != nil:
-		fmt.Fprintf(os.Stderr, "passbuddy %s: interrupted; its processes have ended\n", name)
-		return exitInterrupted
-	case err != nil:
-		fmt.Fprintf(os.Stderr, "passbuddy %s: %v\n", name, err)
-		return exitFailed
-	}
-	return exitOK
+	return execute(ctx, operate.New(), args, os.Stderr)
 }
 
-// version returns the module's version, as `go install ...@version` records it.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok || info.Main.Version == "" {
-		return "(devel)"
+// execute runs a command, shows its error, and returns its exit code.
+func execute(ctx context.Context, tool *operate.Tool, args []string, stderr io.Writer) int {
+	root := newRoot(tool)
+	root.SetArgs(args)
+	cmd, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		return exit.OK
 	}
-	return info.Main.Version
+	if text := err.Error(); text != "" {
+		fmt.Fprintf(stderr, "%s: %s\n", cmd.CommandPath(), screen.CleanLines(text))
+	}
+	return codeOf(err)
 }
+
+type silent struct{}
+
+func (silent) Printf(context.Context, string, ...any) {}

@@ -10,11 +10,15 @@ const (
 	OK          = 0
 	Failed      = 1
 	Usage       = 2
+	Trouble     = 3  // doctor, or status --check, has found what is wrong
+	Declined    = 4  // the user said no, or --yes was missing: nothing was changed
+	StillHeld   = 5  // a drain or an eviction ended with permits still held
 	Unavailable = 69 // EX_UNAVAILABLE: Redis cannot be asked
 	Lost        = 74 // EX_IOERR: the lease was lost, and the program was ended for that
 	NoPermit    = 75 // EX_TEMPFAIL: no permit within the wait, nothing was run
 	CannotRun   = 126
 	NotFound    = 127
+	Interrupted = 130 // by Ctrl-C, or told to end
 	Signal      = 128 // plus the signal's number
 )
 

@@ -1,0 +1,171 @@
+package operate
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/exit"
+	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/membership"
+	"github.com/passbuddy/passbuddy/internal/status"
+)
+
+func (t *Tool) capacityCommand() *cobra.Command {
+	var fromPostgres bool
+	cmd := Command(cobra.Command{
+		Use:   "capacity [N|auto]",
+		Short: "Show, set or withdraw the capacity of the whole fleet",
+		Long: `Without an argument, show the capacity in force and where it comes from.
+
+N is in force at once, whatever the processes declare, until it is changed or withdrawn.
+A lower one revokes nothing: it takes effect as permits are given back. auto withdraws it:
+then the smallest that a live process declares is in force.
+
+--from-postgres proposes one: max_connections, less those reserved, less what others have
+now. It sees others' backends of this moment, not their peak: leave them room to grow. It
+sets it after it has asked, or with --yes.`,
+		Example: `  passbuddy capacity
+  passbuddy capacity 60
+  passbuddy capacity auto
+  passbuddy capacity --from-postgres --postgres "$DATABASE_URL"`,
+		Args:      cobra.MaximumNArgs(1),
+		ValidArgs: []string{"auto"},
+	}, func(cmd *cobra.Command, args []string) error {
+		n := -1
+		switch {
+		case len(args) == 1 && fromPostgres:
+			return exit.With(exit.Usage, errors.New("give N, or --from-postgres, not both"))
+		case len(args) == 1 && args[0] == "auto":
+			n = 0
+		case len(args) == 1:
+			var err error
+			if n, err = strconv.Atoi(args[0]); err != nil || n < 1 || n > membership.Most {
+				return exit.With(exit.Usage, fmt.Errorf("the capacity is %q: it must be a number from 1 "+
+					"to %d, or auto", args[0], membership.Most))
+			}
+		}
+		i, end, err := t.Inspect()
+		if err != nil {
+			return err
+		}
+		defer end()
+		if fromPostgres && t.Postgres == "" {
+			return exit.With(exit.Usage, fmt.Errorf("--from-postgres needs --postgres, or %s", PostgresEnv))
+		}
+		d, err := t.Build(cmd.Context(), i, nil)
+		if err != nil {
+			return err
+		}
+		switch {
+		case fromPostgres:
+			if d.Postgres == nil {
+				return fmt.Errorf("Postgres cannot be asked: %s", d.PostgresError)
+			}
+			var sum string
+			if n, sum = propose(d); n < 1 {
+				return exit.With(exit.Failed, fmt.Errorf("%s: no room is left", sum))
+			}
+			say(cmd.ErrOrStderr(), "%s", sum)
+			if n == d.Capacity.InForce {
+				return t.done(cmd, "nothing", "The capacity is %d already.", n)
+			}
+		case n < 0:
+			return t.showCapacity(cmd, d)
+		}
+		effect := capacityEffect(d, n)
+		if err := t.confirm(cmd, effect); err != nil {
+			return err
+		}
+		if err := i.SetCapacity(cmd.Context(), n); err != nil {
+			return err
+		}
+		now, err := i.Snapshot(cmd.Context())
+		if err != nil {
+			return err
+		}
+		return t.done(cmd, "capacity", "The capacity is %d now.", now.Capacity)
+	})
+	cmd.Flags().BoolVar(&fromPostgres, "from-postgres", false, "propose what Postgres has room for")
+	return cmd
+}
+
+// showCapacity prints the capacity, and where it comes from.
+func (t *Tool) showCapacity(cmd *cobra.Command, d status.Document) error {
+	out := cmd.OutOrStdout()
+	if t.JSON {
+		return printJSON(out, struct {
+			Version  int             `json:"version"`
+			Capacity status.Capacity `json:"capacity"`
+		}{status.Version, d.Capacity})
+	}
+	say(out, "%d in force, %d held", d.Capacity.InForce, d.Held)
+	if d.Capacity.Operator > 0 {
+		say(out, "set by %s", cmp.Or(d.Capacity.SetBy, "an operator"))
+	}
+	for _, one := range d.Capacity.Declared {
+		var names []string
+		for _, p := range d.Processes {
+			if p.Capacity == one.Capacity && len(names) < 3 {
+				names = append(names, p.Owner)
+			}
+		}
+		if rest := one.Sessions - len(names); rest > 0 {
+			names = append(names, fmt.Sprintf("%d more", rest))
+		}
+		say(out, "%d declared by %s", one.Capacity, strings.Join(names, ", "))
+	}
+	return nil
+}
+
+// propose is a capacity that Postgres has room for, and the sum that leads to it.
+func propose(d status.Document) (n int, sum string) {
+	v := d.Postgres
+	n = v.Usable() - v.Others
+	sum = fmt.Sprintf("max_connections %d - reserved %d - others' backends now %d = %d (ours are "+
+		"told apart %s)", v.MaxConnections, v.Reserved, v.Others, n, v.Guess)
+	for _, l := range v.Limits {
+		for _, g := range v.Backends {
+			name := map[string]string{"role": g.User, "database": g.Database}[l.Kind]
+			if g.Ours && name == l.Name && l.Limit < n {
+				n = l.Limit
+				sum += fmt.Sprintf("; the %s %s has a limit of %d", l.Kind, l.Name, l.Limit)
+			}
+		}
+	}
+	return n, sum
+}
+
+// capacityEffect is what setting a capacity does to a fleet.
+func capacityEffect(d status.Document, n int) string {
+	target := n
+	text := fmt.Sprintf("This sets the capacity of %q from %d to %d", d.Semaphore, d.Capacity.InForce, n)
+	if n == 0 {
+		if len(d.Capacity.Declared) > 0 {
+			target = d.Capacity.Declared[0].Capacity
+		}
+		text = fmt.Sprintf("This withdraws the operator's capacity of %q: from %d to %d, the smallest "+
+			"that a process declares", d.Semaphore, d.Capacity.InForce, target)
+		if d.Capacity.Operator == 0 {
+			text = fmt.Sprintf("No operator has set a capacity of %q: it stays %d", d.Semaphore,
+				d.Capacity.InForce)
+			target = d.Capacity.InForce
+		}
+	}
+	text += fmt.Sprintf(" for %s.", status.Count(len(d.Processes), "process"))
+	switch more := target - d.Held; {
+	case more < 0:
+		text += fmt.Sprintf(" %d are held: %d are recalled, as their callers return them.", d.Held, -more)
+	case d.Waiting > 0 && target > d.Capacity.InForce:
+		text += fmt.Sprintf(" %s can be granted at once; %s in the queue.", status.Count(more,
+			"permit"), status.Count(d.Waiting, "request"))
+	}
+	if v := d.Postgres; v != nil && target > max(0, v.Usable()-v.Others) {
+		text += fmt.Sprintf(" Postgres has room for %d: beyond it, connections fail.",
+			max(0, v.Usable()-v.Others))
+	}
+	return text
+}

@@ -1,0 +1,33 @@
+package status
+
+import (
+	"net"
+	"os"
+
+	"github.com/passbuddy/passbuddy/internal/pgview"
+)
+
+// fleetOf is what tells the fleet's backends apart from others'. Hosts are known by name only, and
+// are not looked up: the addresses of pods are in no DNS, and the names are what others wrote.
+func fleetOf(processes []Process) pgview.Fleet {
+	var f pgview.Fleet
+	known := make(map[string]bool)
+	own, _ := os.Hostname()
+	for _, p := range processes {
+		f.Connections += p.InUse + p.Idle + p.Opening + p.Closing
+		for _, name := range []string{p.Program, p.Owner, p.Host} {
+			if name == "" || known[name] {
+				continue
+			}
+			known[name] = true
+			f.Names = append(f.Names, name)
+			if name == own {
+				f.Addresses = append(f.Addresses, "local", "127.0.0.1", "::1")
+			}
+			if ip := net.ParseIP(name); ip != nil {
+				f.Addresses = append(f.Addresses, ip.String())
+			}
+		}
+	}
+	return f
+}
