@@ -28,7 +28,8 @@ var pure = map[string]*regexp.Regexp{
 	"time": regexp.MustCompile(
 		`^(Duration|Nanosecond|Microsecond|Millisecond|Second|Minute|Hour)$`),
 	// Text, but nothing that writes or reads it.
-	"fmt": regexp.MustCompile(`^(Errorf|Sprint|Sprintf|Sprintln|Stringer|Formatter|State)$`),
+	"fmt":           regexp.MustCompile(`^(Errorf|Sprint|Sprintf|Sprintln|Stringer|Formatter|State)$`),
+	"encoding/json": regexp.MustCompile(`^(Marshal|Unmarshal)$`),
 	"github.com/passbuddy/passbuddy/internal/message": nil,
 }
 

@@ -63,7 +63,7 @@ sets it after it has asked, or with --yes.`,
 		switch {
 		case fromPostgres:
 			if d.Postgres == nil {
-				return fmt.Errorf("Postgres cannot be asked: %s", d.PostgresError)
+				return fmt.Errorf("cannot ask Postgres: %s", d.PostgresError)
 			}
 			var sum string
 			if n, sum = propose(d); n < 1 {
