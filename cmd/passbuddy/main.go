@@ -56,6 +56,9 @@ func execute(ctx context.Context, tool *operate.Tool, args []string, stderr io.W
 	if text := err.Error(); text != "" {
 		fmt.Fprintf(stderr, "%s: %s\n", cmd.CommandPath(), screen.CleanLines(text))
 	}
+	if codeOf(err) == exit.Usage {
+		fmt.Fprintf(stderr, "`%s --help` lists its flags.\n", cmd.CommandPath())
+	}
 	return codeOf(err)
 }
 

@@ -93,11 +93,14 @@ func redact(err error, text, password string) error {
 	}
 	message := err.Error()
 	for _, secret := range secrets {
-		if secret != "" && strings.Contains(message, secret) {
-			return redacted{strings.ReplaceAll(message, secret, "xxxxx"), err}
+		if secret != "" {
+			message = strings.ReplaceAll(message, secret, "xxxxx")
 		}
 	}
-	return err
+	if message == err.Error() {
+		return err
+	}
+	return redacted{message, err}
 }
 
 // redacted is an error whose text had to be changed.

@@ -71,7 +71,7 @@ func fromSnapshot(s semaphore.Snapshot, events []semaphore.Event, opts Options) 
 		Prefix:    cmp.Or(opts.Prefix, semaphore.DefaultPrefix),
 		At:        s.At.UTC(),
 		Capacity: Capacity{
-			InForce: s.Capacity, Operator: s.OperatorCapacity, SetBy: s.CapacitySetBy,
+			InForce: inForce(s), Operator: s.OperatorCapacity, SetBy: s.CapacitySetBy,
 			SetAt: when(s.CapacitySetAt), Declared: []Declared{},
 		},
 		GrantsPaused: seconds(s.GrantsPausedFor),
@@ -108,6 +108,14 @@ func fromSnapshot(s semaphore.Snapshot, events []semaphore.Event, opts Options) 
 		}
 	}
 	return d
+}
+
+// inForce is the capacity, 0 if none is.
+func inForce(s semaphore.Snapshot) int {
+	if s.Capacity >= NoCapacity && s.OperatorCapacity == 0 {
+		return 0
+	}
+	return s.Capacity
 }
 
 // waitingPool is the pool in which callers wait, "" unless it is one.

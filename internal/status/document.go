@@ -74,7 +74,7 @@ type (
 
 // Capacity is how many permits the fleet may hold together, and why.
 type Capacity struct {
-	InForce  int        `json:"in_force"`
+	InForce  int        `json:"in_force"` // 0: none is
 	Operator int        `json:"operator"` // set by an operator, or 0
 	SetBy    string     `json:"set_by"`
 	SetAt    *time.Time `json:"set_at"`

@@ -25,7 +25,7 @@ func (x *diagnosis) paused() {
 			what = "being drained"
 		}
 	}
-	text := fmt.Sprintf("The fleet is %s by %s, since %s", what, cmp.Or(p.By, "an operator"),
+	text := fmt.Sprintf("The fleet is %s, by %s %s ago", what, cmp.Or(p.By, "an operator"),
 		Span(x.since(p.Since)))
 	if p.Until != nil {
 		text += fmt.Sprintf(", for %s more", Span(p.Until.Sub(x.At).Seconds()))

@@ -71,7 +71,7 @@ func (x *diagnosis) keeps(p Process) bool {
 	beyond := float64(p.Permits) >= p.Due+1
 	held := fmt.Sprintf("%s holds %d of %d permits, and is due %.1f", p.Title(), p.Permits,
 		x.Capacity.InForce, p.Due)
-	evict := x.Command("evict", p.Session)
+	evict, force := x.Command("evict", p.Session), x.Command("evict", p.Session, "--force")
 	effect := fmt.Sprintf("Recalls its %s: connections close as their callers return them. With "+
 		"--force, what is left after 10s is cut, and its transactions roll back.",
 		Count(p.Permits, "permit"))
@@ -79,7 +79,7 @@ func (x *diagnosis) keeps(p Process) bool {
 	case long && n > 0 && beyond && oldest >= longWait/2:
 		x.add(Critical, "stuck-holder", fmt.Sprintf("%s. %s in use, one for %s already, while %s "+
 			"%s, up to %s.", held, Count(p.InUse, "connection"), Span(p.OldestUse),
-			Count(n, "process"), Verb(n, "waits", "wait"), Span(oldest)), evict+" --force", effect)
+			Count(n, "process"), Verb(n, "waits", "wait"), Span(oldest)), force, effect)
 	case long && n > 0:
 		x.add(Warning, "long-use", fmt.Sprintf("%s has had a connection in use for %s, while %s %s. "+
 			"LISTEN and Hijack keep one for ever.", p.Title(), Span(p.OldestUse),
@@ -92,7 +92,7 @@ func (x *diagnosis) keeps(p Process) bool {
 		x.add(Warning, "unpooled", fmt.Sprintf("%s, while %s %s, up to %s. No pool holds %d of "+
 			"them (Acquire, passbuddy run): no recall can take those back.", held,
 			Count(n, "process"), Verb(n, "waits", "wait"), Span(oldest), x.unpooled(p)),
-			evict+" --force", effect)
+			force, effect)
 	default:
 		return false
 	}

@@ -142,16 +142,20 @@ func propose(d status.Document) (n int, sum string) {
 // capacityEffect is what setting a capacity does to a fleet.
 func capacityEffect(d status.Document, n int) string {
 	target := n
-	text := fmt.Sprintf("This sets the capacity of %q from %d to %d", d.Semaphore, d.Capacity.InForce, n)
+	before := "none"
+	if d.Capacity.InForce > 0 {
+		before = strconv.Itoa(d.Capacity.InForce)
+	}
+	text := fmt.Sprintf("This sets the capacity of %q from %s to %d", d.Semaphore, before, n)
 	if n == 0 {
 		if len(d.Capacity.Declared) > 0 {
 			target = d.Capacity.Declared[0].Capacity
 		}
-		text = fmt.Sprintf("This withdraws the operator's capacity of %q: from %d to %d, the smallest "+
-			"that a process declares", d.Semaphore, d.Capacity.InForce, target)
+		text = fmt.Sprintf("This withdraws the operator's capacity of %q: from %s to %d, the smallest "+
+			"that a process declares", d.Semaphore, before, target)
 		if d.Capacity.Operator == 0 {
-			text = fmt.Sprintf("No operator has set a capacity of %q: it stays %d", d.Semaphore,
-				d.Capacity.InForce)
+			text = fmt.Sprintf("No operator has set a capacity of %q: it stays %s", d.Semaphore,
+				before)
 			target = d.Capacity.InForce
 		}
 	}

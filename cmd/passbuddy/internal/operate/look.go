@@ -3,6 +3,7 @@ package operate
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -59,6 +60,8 @@ client address: the field "guess" says how.`,
 			return failed
 		}
 		switch {
+		case err != nil && !t.JSON && errors.Is(err, semaphore.ErrUnavailable):
+			return exit.With(exit.Unavailable, nil) // the screen has said so
 		case err != nil:
 			return err
 		case check && d.Worst() == status.Critical:

@@ -13,19 +13,18 @@ import (
 func isItUs(d status.Document) (lines []Line) {
 	v := d.Postgres
 	if v == nil {
-		why := "Postgres was not asked: give --postgres to see whose its connections are."
+		why := "Postgres was not asked: see --postgres."
 		if d.PostgresError != "" {
 			why = "Postgres cannot be asked: see below."
 		}
 		if d.RedisError != "" {
 			return []Line{{why, Plain}}
 		}
-		return []Line{{fmt.Sprintf("We hold %d of %d permits. %s", d.Held, d.Capacity.InForce, why),
-			Plain}}
+		return []Line{{fmt.Sprintf("We hold %s. %s", ofCapacity(d), why), Plain}}
 	}
 	usable := v.Usable()
 	room := max(0, usable-v.Others)
-	sum := fmt.Sprintf("%d ours, %d others', %d free of %d (max_connections %d, %d reserved)", v.Ours,
+	sum := fmt.Sprintf("%d ours, %d others', %d free of %d (%d less %d reserved)", v.Ours,
 		v.Others, v.Free(), usable, v.MaxConnections, v.Reserved)
 	switch capacity := d.Capacity.InForce; {
 	case d.RedisError != "":
@@ -53,6 +52,14 @@ func isItUs(d status.Document) (lines []Line) {
 		lines = append(lines, Line{"Others: " + strings.Join(names, ", "), Plain})
 	}
 	return lines
+}
+
+// ofCapacity is what is held of what may be.
+func ofCapacity(d status.Document) string {
+	if d.Capacity.InForce == 0 {
+		return status.Count(d.Held, "permit")
+	}
+	return fmt.Sprintf("%d of %d permits", d.Held, d.Capacity.InForce)
 }
 
 type application struct {
@@ -98,7 +105,7 @@ func whyCapacity(d status.Document) (lines []Line) {
 		lines = append(lines, Line{fmt.Sprintf("%d: set by %s%s. Declared: %s.", c.InForce,
 			Clean(cmp.Or(c.SetBy, "an operator")), when, cmp.Or(list, "nothing")), Look})
 	case len(declared) == 0:
-		lines = append(lines, Line{fmt.Sprintf("%d: no session declares one.", c.InForce), Plain})
+		lines = append(lines, Line{"none: no session declares one, no operator has set one.", Plain})
 	case c.Mismatch:
 		lines = append(lines, Line{fmt.Sprintf("%d: the smallest wins. Declared: %s.", c.InForce, list),
 			Bad})
@@ -128,8 +135,7 @@ func whyCapacity(d status.Document) (lines []Line) {
 
 // whoHolds answers how many permits are held, and what for.
 func whoHolds(d status.Document) Line {
-	text := fmt.Sprintf("%d of %d permits: %d connections in use, %d idle", d.Held, d.Capacity.InForce,
-		d.InUse, d.Idle)
+	text := fmt.Sprintf("%s: %d connections in use, %d idle", ofCapacity(d), d.InUse, d.Idle)
 	style := Plain
 	if d.Quarantined > 0 {
 		text += fmt.Sprintf(", %d in quarantine", d.Quarantined)

@@ -94,12 +94,21 @@ func Right(s string, width int) string {
 	return strings.Repeat(" ", max(0, width-ansi.StringWidth(s))) + s
 }
 
-// Wrap breaks a text at spaces, into at most `most` lines of a width; 0 is any number.
+// Wrap breaks a text at spaces into lines of a width, `most` of them at most; 0 is any number.
 func Wrap(s string, width, most int) []string {
-	lines := strings.Split(ansi.Wrap(s, max(10, width), ""), "\n")
-	for i := range lines {
-		lines[i] = strings.TrimSpace(lines[i])
+	var lines []string
+	line := ""
+	for word := range strings.FieldsSeq(s) {
+		if line != "" && ansi.StringWidth(line)+1+ansi.StringWidth(word) > width {
+			lines = append(lines, line)
+			line = ""
+		}
+		if line != "" {
+			line += " "
+		}
+		line += word
 	}
+	lines = append(lines, line) // a word that is longer than the width is cut by who shows it
 	if most > 0 && len(lines) > most {
 		rest := strings.Join(lines[most-1:], " ")
 		lines = append(lines[:most-1], Cut(rest, max(10, width)))

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/charmbracelet/x/ansi"
+
 	"github.com/passbuddy/passbuddy/internal/status"
 )
 
@@ -16,14 +18,14 @@ const labels = 10
 func Status(d status.Document, width, height int) []Line {
 	width = max(width, 40)
 	head := header(d, width)
-	us := labelled("is it us?", isItUs(d))
+	us := labelled("is it us?", isItUs(d), width)
 	if d.RedisError != "" {
 		advice := findings(d, width, height-len(head)-len(us))
 		return cutAll(concat(head, us, advice), width)
 	}
-	capacity := labelled("capacity", whyCapacity(d))
-	holding := labelled("held", []Line{whoHolds(d)})
-	waiting := labelled("waiting", []Line{whoWaits(d)})
+	capacity := labelled("capacity", whyCapacity(d), width)
+	holding := labelled("held", []Line{whoHolds(d)}, width)
+	waiting := labelled("waiting", []Line{whoWaits(d)}, width)
 	holderRows := rows(table(d, holderColumns, holders(d), width-2))
 	waiterRows := rows(table(d, waiterColumns, waiters(d), width-2))
 	changed := changes(d)
@@ -36,7 +38,7 @@ func Status(d status.Document, width, height int) []Line {
 		advice = findings(d, width, 0)
 	}
 	if height > 0 {
-		left := height - fixed - len(advice)
+		left := height - fixed - rowsOf(advice, width)
 		sizes := share(left, []int{len(holderRows), len(waiterRows), len(changed)})
 		holderRows = first(holderRows, sizes[0], "processes hold permits")
 		waiterRows = first(waiterRows, sizes[1], "processes wait")
@@ -50,11 +52,11 @@ func Status(d status.Document, width, height int) []Line {
 // Answers are the answers of the screen without its lists, and without what changed.
 func Answers(d status.Document, width int) []Line {
 	if d.RedisError != "" {
-		return cutAll(concat(header(d, width), labelled("is it us?", isItUs(d))), width)
+		return cutAll(concat(header(d, width), labelled("is it us?", isItUs(d), width)), width)
 	}
-	return cutAll(concat(header(d, width), labelled("is it us?", isItUs(d)),
-		labelled("capacity", whyCapacity(d)), labelled("held", []Line{whoHolds(d)}),
-		labelled("waiting", []Line{whoWaits(d)})), width)
+	return cutAll(concat(header(d, width), labelled("is it us?", isItUs(d), width),
+		labelled("capacity", whyCapacity(d), width), labelled("held", []Line{whoHolds(d)}, width),
+		labelled("waiting", []Line{whoWaits(d)}, width)), width)
 }
 
 func header(d status.Document, width int) []Line {
@@ -81,16 +83,16 @@ func header(d status.Document, width int) []Line {
 }
 
 // labelled puts a label before the first of some lines, and sets the others below it.
-func labelled(label string, lines []Line) []Line {
-	out := make([]Line, len(lines))
-	for i, l := range lines {
-		if i > 0 {
+// Each takes two lines of the width at most.
+func labelled(label string, lines []Line, width int) (out []Line) {
+	for _, l := range lines {
+		for _, text := range Wrap(l.Text, width-labels, 2) {
+			out = append(out, Line{Fit(label, labels) + text, l.Style})
 			label = ""
 		}
-		out[i] = Line{Fit(label, labels) + l.Text, l.Style}
-		if l.Style == Plain && i == 0 {
-			out[i].Style = Head
-		}
+	}
+	if len(out) > 0 && out[0].Style == Plain {
+		out[0].Style = Head
 	}
 	return out
 }
@@ -166,7 +168,7 @@ func findings(d status.Document, width, most int) (lines []Line) {
 			}
 		}
 		one := Finding(f, width, long)
-		if most > 0 && len(lines)+len(one) > most && i > 0 {
+		if most > 0 && rowsOf(lines, width)+rowsOf(one, width) > most && i > 0 {
 			lines[0].Text += fmt.Sprintf(" (%d more: passbuddy doctor)", len(list)-i)
 			return lines
 		}
@@ -204,6 +206,17 @@ func Finding(f status.Finding, width, long int) (lines []Line) {
 		lines = append(lines, Line{"  $ " + Clean(f.Command), Command})
 	}
 	return lines
+}
+
+// rowsOf is how many rows of a terminal the lines take: commands are not cut, and can take several.
+func rowsOf(lines []Line, width int) (n int) {
+	for _, l := range lines {
+		n++
+		if l.Style == Command {
+			n += max(0, ansi.StringWidth(l.Text)-1) / width
+		}
+	}
+	return n
 }
 
 // cutAll cuts the lines to the width, but for commands: those are there to be copied.
