@@ -151,7 +151,7 @@ func (t *trial) exchangeOf(
 	return got, err
 }
 
-// told notes that a session is about to be told of a grant or a refusal. It accounts for what it was
+// told notes that a session is about to be told of a grant or a refusal. It accounts for what it is
 // granted from now on, even if it has given that up. A refusal counts only for a request that is
 // there.
 func (t *trial) told(s *session, granted, refused []string) {
