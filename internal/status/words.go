@@ -13,6 +13,8 @@ func Span(seconds float64) string {
 	switch {
 	case seconds < 0:
 		return "0s"
+	case seconds > 0 && seconds < 0.0001:
+		return "<0.1ms"
 	case seconds > 0 && seconds < 0.00995:
 		return fmt.Sprintf("%.1fms", seconds*1000)
 	case seconds < 0.9995:

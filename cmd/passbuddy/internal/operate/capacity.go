@@ -75,6 +75,9 @@ sets it after it has asked, or with --yes.`,
 			}
 		case n < 0:
 			return t.showCapacity(cmd, d)
+		case n == 0 && d.Capacity.Operator == 0:
+			return t.done(cmd, "nothing", "No operator has set a capacity of %q: it is what processes "+
+				"declare already.", d.Semaphore)
 		}
 		effect := capacityEffect(d, n)
 		if err := t.confirm(cmd, effect); err != nil {
@@ -153,11 +156,6 @@ func capacityEffect(d status.Document, n int) string {
 		}
 		text = fmt.Sprintf("This withdraws the operator's capacity of %q: from %s to %d, the smallest "+
 			"that a process declares", d.Semaphore, before, target)
-		if d.Capacity.Operator == 0 {
-			text = fmt.Sprintf("No operator has set a capacity of %q: it stays %s", d.Semaphore,
-				before)
-			target = d.Capacity.InForce
-		}
 	}
 	text += fmt.Sprintf(" for %s.", status.Count(len(d.Processes), "process"))
 	switch more := target - d.Held; {

@@ -109,6 +109,8 @@ func whyCapacity(d status.Document) (lines []Line) {
 	case c.Mismatch:
 		lines = append(lines, Line{fmt.Sprintf("%d: the smallest wins. Declared: %s.", c.InForce, list),
 			Bad})
+	case c.Declared[0].Sessions == 1:
+		lines = append(lines, Line{fmt.Sprintf("%d: declared by the only session.", c.InForce), Plain})
 	default:
 		lines = append(lines, Line{fmt.Sprintf("%d: declared by all %s.", c.InForce,
 			status.Count(c.Declared[0].Sessions, "session")), Plain})

@@ -57,7 +57,7 @@ func (m Model) Lines() []screen.Line {
 	lines := screen.Answers(*m.document, width)
 	lines = append(lines, m.sparklines(width)...)
 	if m.err != nil {
-		text := "✖ " + screen.Clean(m.err.Error()) + " The figures are the last ones."
+		text := "✖ " + screen.Clean(m.err.Error()) + ". The figures are the last ones."
 		lines = append(lines, screen.Line{Text: screen.Cut(text, width), Style: screen.Bad})
 	}
 	for i, f := range m.document.Findings {
