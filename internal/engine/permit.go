@@ -169,7 +169,7 @@ func GiveUp(ctx context.Context, reason error) error {
 func (s *Session) Release(p *Permit, due func() bool) error {
 	var d *core.Drop
 	s.step(func(c *core.Core, now time.Duration) {
-		if !due() || c.Closed() {
+		if !due() || c.Left() {
 			return
 		}
 		wasHeld := p.Permit.State() == core.Held
