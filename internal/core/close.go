@@ -10,6 +10,7 @@ import (
 // The end of a session:
 //
 //	open --> Close: nothing is acquired --> Leave: nothing is sent --> script leave, with Leftover
+//	     --> LeaveEnded
 //
 // In between, pools give back what they hold. A message that was on its way when the session left
 // can bring back what the script removed. So the shell leaves once more, with Leftover again.
@@ -56,7 +57,7 @@ func (c *Core) Leave(now time.Duration) (requests []string) {
 }
 
 // Leftover takes the drops that Redis has not confirmed: those that were not sent, those that
-// failed, and those in flight.
+// failed, and those in flight. Their callers hear of LeaveEnded.
 func (c *Core) Leftover() (requests []string) {
 	drops := append(c.drops, c.failedDrops...)
 	if c.inFlight != nil {
@@ -65,9 +66,17 @@ func (c *Core) Leftover() (requests []string) {
 	c.drops, c.failedDrops = nil, nil
 	for _, d := range drops {
 		requests = append(requests, message.Permits(c.ttlMillis(), d.ids...))
-		c.outcome(d, nil)
 	}
+	c.leftover = append(c.leftover, drops...)
 	return requests
+}
+
+// LeaveEnded takes what became of the script leave.
+func (c *Core) LeaveEnded(err error) {
+	for _, d := range c.leftover {
+		c.outcome(d, err)
+	}
+	c.leftover = nil
 }
 
 // Crossing reports whether anything is on its way to Redis that it may execute after the session

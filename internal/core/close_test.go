@@ -154,17 +154,31 @@ func TestCloseDoesNotWaitForADeadRedis(t *testing.T) {
 	}
 }
 
-// A caller waits for the outcome of its release. At the latest, it hears of it when the session
-// leaves.
+// A caller waits for the outcome of its release. If no batch has brought it by the time the session
+// leaves, it is what becomes of the script leave.
 func TestLeaveSettlesReleases(t *testing.T) {
-	s := start(t, Config{})
-	d := s.release(s.acquire())
-	d.Done = make(chan struct{})
+	for _, err := range []error{nil, Unavailable(errSilent)} {
+		s := start(t, Config{Capacity: 2})
+		p, q := s.acquire(), s.acquire()
+		inFlight := s.release(p)
+		s.batch()
+		unsent := s.release(q)
+		inFlight.Done, unsent.Done = make(chan struct{}), make(chan struct{})
 	s.Close(s.now)
 	s.Leave(s.now)
-	if s.take(); !d.known || d.Err != nil || !slices.Contains(s.seen.Dropped, d) {
-		t.Errorf("the outcome of the release: known %v, %v; want known, without error",
-			d.known, d.Err)
+		if s.take(); inFlight.known || unsent.known {
+			t.Error("known before Redis has answered")
+		}
+		s.LeaveEnded(err)
+		s.take()
+		for _, d := range []*Drop{inFlight, unsent} {
+			if !d.known || !errors.Is(d.Err, err) || !slices.Contains(s.seen.Dropped, d) {
+				t.Errorf("known %v, %v; want %v", d.known, d.Err, err)
+			}
+		}
+		if s.LeaveEnded(nil); len(s.seen.Dropped) != 2 {
+			t.Error("told twice")
+		}
 	}
 }
 

@@ -81,6 +81,7 @@ type Core struct {
 	outbox       []*Request
 	drops        []*Drop
 	failedDrops  []*Drop // to be sent again
+	leftover     []*Drop // those that the script leave carries out
 	offers       []offer
 	inFlight     *Batch
 	batchDue     time.Duration // when checkBatch looks at the batch in flight, 0: never

@@ -27,6 +27,10 @@ func (s *Session) close() error {
 		}
 	})
 	err := s.leaveForGood(requests)
+	if err != nil {
+		err = fmt.Errorf("leave %q: %w", s.cfg.Base, core.Unavailable(err))
+	}
+	s.step(func(c *core.Core, _ time.Duration) { c.LeaveEnded(err) })
 	s.cancel()
 	s.mu.Lock()
 	ps := s.pubsub
@@ -37,10 +41,7 @@ func (s *Session) close() error {
 	if s.ownCaller {
 		_ = s.caller.Close()
 	}
-	if err != nil {
-		return fmt.Errorf("leave %q: %w", s.cfg.Base, core.Unavailable(err))
-	}
-	return nil
+	return err
 }
 
 // awaitReturns waits until the connection pools have given everything back and nothing is on its

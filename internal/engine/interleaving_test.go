@@ -2,6 +2,8 @@ package engine
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"strings"
 	"sync"
@@ -187,6 +189,39 @@ func TestReleaseThatFailsDuringCloseIsRepeated(t *testing.T) {
 				if got := b.state(t).Held; got != 0 {
 					t.Errorf("%d held after Close, want none", got)
 				}
+			})
+		})
+	}
+}
+
+// Redis answers neither the release nor the end of the session. The caller must not hear that its
+// permit is free, whether it released before Close began or while Close waits.
+func TestReleaseFailsWithClose(t *testing.T) {
+	for _, during := range []bool{false, true} {
+		t.Run(fmt.Sprintf("during Close: %v", during), func(t *testing.T) {
+			inWorld(t, func(t *testing.T, w *world) {
+				s := w.join(Config{Capacity: 2, TTL: time.Minute})
+				p, q := s.acquire(t), s.acquire(t)
+				s.link.SetDeaf(true)
+				later := func(f func() error) *bubble.Pending[int] {
+					return bubble.Later(func() (int, error) { return 0, f() })
+				}
+				first := later(func() error { return giveUp(p) })
+				closed := later(s.Close)
+				second := first
+				if during {
+					second = later(func() error { return giveUp(q) })
+				}
+				<-closed.Done
+				if !errors.Is(closed.Err, core.ErrUnavailable) {
+					t.Errorf("Close: %v", closed.Err)
+				}
+				for _, released := range []*bubble.Pending[int]{first, second} {
+					if !released.IsDone() || !errors.Is(released.Err, core.ErrUnavailable) {
+						t.Errorf("Release has ended: %v, with %v", released.IsDone(), released.Err)
+					}
+				}
+				s.link.SetDeaf(false)
 			})
 		})
 	}

@@ -173,7 +173,7 @@ func ContextError(ctx context.Context) error {
 func (s *Session) Release(p *Permit, due func() bool) error {
 	var d *core.Drop
 	s.step(func(c *core.Core, now time.Duration) {
-		if !due() || c.Closed() {
+		if !due() || c.Left() {
 			return
 		}
 		wasHeld := p.Permit.State() == core.Held
