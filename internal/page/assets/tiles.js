@@ -1,0 +1,130 @@
+// Shows the five answers, the findings, and bars.
+
+import { isItUs, whatChanged, whoHolds, whoWaits, whyCapacity } from './answers.js';
+import { attribute, byId, el, list, text, unchanged } from './dom.js';
+import { plural } from './format.js';
+
+// A state is told by a sign and a word; its colour only repeats it.
+const states = {
+  fine: ['✓', 'fine'], look: ['▲', 'look'], bad: ['✖', 'trouble'], unknown: ['?', 'unknown'],
+};
+
+// bar shows parts of a whole. Its label has the figures.
+export function bar(parts, most, label, due = 0) {
+  const node = el('div', { class: 'bar', role: 'img' });
+  updateBar(node, parts, most, label, due);
+  return node;
+}
+
+export function updateBar(node, parts, most, label, due = 0) {
+  attribute(node, 'aria-label', label);
+  const width = (n) => `${(100 * n / Math.max(most, 1)).toFixed(2)}%`;
+  const visible = parts.filter((part) => part.n > 0);
+  if (due > 0) visible.push({ kind: 'due', n: Math.min(due, most) });
+  list(node, visible, () => el('span'), (child, part) => {
+    attribute(child, 'data-bar', part.kind);
+    child.style.setProperty('--part', width(part.n));
+  });
+}
+
+export const barLabel = (parts) => parts.filter((part) => part.n > 0)
+  .map((part) => `${part.n} ${part.name}`).join(', ') || 'none';
+
+const tiles = [
+  ['answer-us', isItUs], ['answer-capacity', whyCapacity], ['answer-holds', whoHolds],
+  ['answer-waits', whoWaits], ['answer-changed', whatChanged],
+];
+
+// showAnswers updates the five tiles.
+export function showAnswers(model, recent) {
+  for (const [id, ask] of tiles) {
+    const tile = byId(id);
+    if (!tile.querySelector('.headline')) {
+      tile.append(el('p', { class: 'state' }, el('span', { class: 'sign', 'aria-hidden': 'true' }), el('span')),
+        el('p', { class: 'headline' }), el('p', { class: 'detail' }), el('div', { class: 'more' }));
+    }
+    const answer = ask(model, recent);
+    const [sign, word] = states[answer.state];
+    attribute(tile, 'data-state', answer.state);
+    text(tile.querySelector('.sign'), sign);
+    text(tile.querySelector('.state').lastElementChild, word);
+    text(tile.querySelector('.headline'), answer.headline);
+    text(tile.querySelector('.detail'), answer.detail);
+    const more = tile.querySelector('.more');
+    if (unchanged(more, [answer.bars, answer.rows])) continue;
+    more.replaceChildren();
+    if (answer.bars) {
+      more.append(bar(answer.bars.parts, answer.bars.most, answer.bars.label),
+        el('p', { class: 'parts' }, answer.bars.parts.filter((part) => part.n > 0).map((part) => el(
+          'span', { class: 'key', 'data-bar': part.kind }, `${part.n} ${part.name}`))));
+    }
+    if (answer.rows?.length) {
+      more.append(el('ul', { class: 'rows' }, answer.rows.map((row) => el('li', {
+        class: row.wrap ? 'wrap' : '',
+      }, el('bdi', { title: row.name }, row.name), el('span', { class: 'value' }, row.value),
+      row.bar ? bar(row.bar.parts, row.bar.most, barLabel(row.bar.parts)) : null))));
+    }
+  }
+}
+
+// Severities of findings, from the document's words.
+const severities = {
+  critical: 'bad', error: 'bad', bad: 'bad', warning: 'look', warn: 'look', info: 'fine', notice: 'fine',
+};
+
+const few = 2;
+let all = false;
+
+function copyButton() {
+  return el('button', {
+    type: 'button', class: 'quiet copy',
+    click: async (event) => {
+      const button = event.currentTarget;
+      const code = button.previousElementSibling;
+      try {
+        await navigator.clipboard.writeText(code.textContent);
+        text(button, 'Copied');
+        setTimeout(() => text(button, 'Copy'), 2000);
+      } catch {
+        getSelection().selectAllChildren(code); // without TLS the browser has no clipboard for us
+      }
+    },
+  }, 'Copy');
+}
+
+function makeFinding() {
+  return el('li', {}, el('span', { class: 'sign', 'aria-hidden': 'true' }), el('div', {},
+    el('p', {}, el('strong', { class: 'word' }), ' ', el('bdi', { class: 'what' })),
+    el('p', { class: 'remedy' }, el('span', { class: 'effect' }), ' ',
+      el('code', { class: 'command' }), copyButton())));
+}
+
+// showFindings shows the worst, and all on request.
+export function showFindings(findings) {
+  const state = (f) => severities[f.severity.toLowerCase()] ?? 'look';
+  list(byId('finding-list'), all ? findings : findings.slice(0, few), makeFinding, (node, f) => {
+    attribute(node, 'data-state', state(f));
+    text(node.querySelector('.sign'), states[state(f)][0]);
+    text(node.querySelector('.word'), `${{ bad: 'Trouble', look: 'Look', fine: 'Note' }[state(f)]}:`);
+    text(node.querySelector('.what'), f.text);
+    text(node.querySelector('.effect'), f.effect);
+    text(node.querySelector('.command'), f.command);
+    node.querySelector('.remedy').hidden = !f.command && !f.effect;
+    node.querySelector('.command').hidden = node.querySelector('.copy').hidden = !f.command;
+  });
+  const more = byId('finding-more');
+  more.hidden = findings.length <= few;
+  text(more, all ? 'Show the worst only' : `${plural(findings.length - few, 'more finding')}`);
+  more.onclick = () => {
+    all = !all;
+    showFindings(findings);
+  };
+  // Say a change of what is wrong once; its figures change all the time.
+  const kinds = findings.map((f) => `${f.severity} ${f.text.replace(/[\d.,]+/g, '#')}`);
+  if (!unchanged(byId('announcer'), kinds)) {
+    text(byId('announcer'), findings.length === 0 ? 'No finding'
+      : `${plural(findings.length, 'finding')}: ${findings[0].text}`);
+  }
+  return findings.reduce((worst, f) => (worst === 'bad' || state(f) === 'bad' ? 'bad'
+    : worst === 'look' || state(f) === 'look' ? 'look' : 'fine'), 'fine');
+}
