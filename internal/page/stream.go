@@ -44,6 +44,8 @@ func (p *Page) serveEvents(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("X-Accel-Buffering", "no") // nginx would collect events for minutes
 	s := newStream(w, r)
 	defer s.close()
+	// The server's ReadTimeout is for requests, and would end this one.
+	_ = s.http.SetReadDeadline(time.Time{})
 
 	// 2 s: how long a browser waits before it connects again
 	first := append(frame("retry: 2000\n\n"), encodeFrame("hello", p.hello())...)
