@@ -174,13 +174,19 @@ func (f *feed) poll() {
 				f.publish(a, answered)
 			}
 		}
-		f.rest(time.Since(begun))
+		took := time.Since(begun)
+		pause := f.interval - took
+		if answered.After(begun) {
+			// A fleet whose state takes long to read is asked less often.
+			pause = max(pause, min(9*took, maxRest))
+		}
+		f.rest(pause)
 	}
 }
 
-// rest waits until it is time to ask again. A fleet whose answer takes long is asked less often.
-func (f *feed) rest(took time.Duration) {
-	pause := time.NewTimer(max(f.interval-took, min(9*took, maxRest)))
+// rest waits until it is time to ask again.
+func (f *feed) rest(span time.Duration) {
+	pause := time.NewTimer(max(span, 0))
 	defer pause.Stop()
 	select {
 	case <-f.ctx.Done():
