@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/emulation"
 	cdplog "github.com/chromedp/cdproto/log"
 	cdppage "github.com/chromedp/cdproto/page"
@@ -44,7 +45,7 @@ var browser = sync.OnceValues(func() (context.Context, error) {
 		return nil, nil
 	}
 	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path),
-		chromedp.Flag("hide-scrollbars", true), chromedp.WSURLReadTimeout(time.Minute))
+		chromedp.Flag("hide-scrollbars", true))
 	if os.Geteuid() == 0 {
 		options = append(options, chromedp.NoSandbox)
 	}
@@ -54,7 +55,7 @@ var browser = sync.OnceValues(func() (context.Context, error) {
 		_ = chromedp.Cancel(ctx)
 		stop()
 	}
-	return ctx, chromedp.Run(ctx)
+	return ctx, chromedp.Do(ctx)
 })
 
 var stopBrowser = func() {}
@@ -64,6 +65,20 @@ func TestMain(m *testing.M) {
 	stopBrowser()
 	os.Exit(code)
 }
+
+// A step is what a tab does, for no result.
+type step = chromedp.Action[chromedp.Void]
+
+// call is a command of the browser's protocol as a step.
+func call[P, R any](command cdp.Command[P, R], params P) step {
+	return chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
+		_, err := cdp.Call(ctx, t, command, params)
+		return err
+	})
+}
+
+// click clicks the first element of a selector.
+func click(selector string) step { return chromedp.Click(chromedp.CSS(selector)) }
 
 // A size is that of a device.
 type size struct {
@@ -89,7 +104,7 @@ type tab struct {
 }
 
 // open opens a tab of a device, in a colour scheme.
-func open(t *testing.T, url string, device size, scheme string, before ...chromedp.Action) *tab {
+func open(t *testing.T, url string, device size, scheme string, before ...step) *tab {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("starts a browser")
@@ -108,13 +123,18 @@ func open(t *testing.T, url string, device size, scheme string, before ...chrome
 		stop()
 		cancel()
 	})
-	chromedp.ListenTarget(ctx, tab.listen)
+	if err := chromedp.Listen(ctx, tab.listen); err != nil {
+		t.Fatal(err)
+	}
 	tab.run(before...)
 	tab.run(
-		emulation.SetDeviceMetricsOverride(device.width, device.height, device.scale, device.mobile),
-		emulation.SetTimezoneOverride("UTC"),
-		emulation.SetEmulatedMedia().WithFeatures([]*emulation.MediaFeature{
-			{Name: "prefers-color-scheme", Value: scheme},
+		call(emulation.SetDeviceMetricsOverride, emulation.SetDeviceMetricsOverrideParams{
+			Width: device.width, Height: device.height, DeviceScaleFactor: device.scale,
+			Mobile: device.mobile,
+		}),
+		call(emulation.SetTimezoneOverride, emulation.SetTimezoneOverrideParams{TimezoneID: "UTC"}),
+		call(emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
+			Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}},
 		}),
 		chromedp.Navigate(url),
 	)
@@ -126,13 +146,13 @@ func (b *tab) listen(event any) {
 	defer b.mu.Unlock()
 	switch e := event.(type) {
 	case *cdpruntime.EventExceptionThrown:
-		b.errors = append(b.errors, e.ExceptionDetails.Error())
+		b.errors = append(b.errors, fmt.Sprint(e.ExceptionDetails.Text, e.ExceptionDetails.Exception))
 	case *cdpruntime.EventConsoleAPICalled:
-		if e.Type == cdpruntime.APITypeError || e.Type == cdpruntime.APITypeWarning {
+		if e.Type == cdpruntime.ConsoleAPICalledTypeError || e.Type == cdpruntime.ConsoleAPICalledTypeWarning {
 			b.errors = append(b.errors, fmt.Sprint("console: ", string(e.Args[0].Value)))
 		}
 	case *cdplog.EventEntryAdded:
-		if e.Entry.Level == cdplog.LevelError || e.Entry.Level == cdplog.LevelWarning {
+		if e.Entry.Level == cdplog.EntryLevelError || e.Entry.Level == cdplog.EntryLevelWarning {
 			b.errors = append(b.errors, e.Entry.Text+" "+e.Entry.URL)
 		}
 	}
@@ -148,9 +168,9 @@ func (b *tab) clean() {
 	}
 }
 
-func (b *tab) run(actions ...chromedp.Action) {
+func (b *tab) run(steps ...step) {
 	b.t.Helper()
-	if err := chromedp.Run(b.ctx, actions...); err != nil {
+	if err := chromedp.Do(b.ctx, steps...); err != nil {
 		b.t.Fatalf("the browser: %v", err)
 	}
 }
@@ -158,20 +178,24 @@ func (b *tab) run(actions ...chromedp.Action) {
 // eval evaluates an expression in the page.
 func eval[T any](b *tab, expression string) T {
 	b.t.Helper()
-	var out T
-	b.run(chromedp.Evaluate(expression, &out, func(p *cdpruntime.EvaluateParams) *cdpruntime.EvaluateParams {
-		return p.WithAwaitPromise(true)
-	}))
+	out, err := chromedp.Run(b.ctx, chromedp.Evaluate[T](expression, chromedp.EvalAwaitPromise))
+	if err != nil {
+		b.t.Fatalf("%.300s: %v", expression, err)
+	}
 	return out
 }
 
-// until waits until an expression is true in the page.
+// until waits until an expression is true in the page. It looks from outside, because the page's
+// policy forbids to build functions in it.
 func (b *tab) until(expression string) {
 	b.t.Helper()
-	err := chromedp.Run(b.ctx, chromedp.Poll(expression, nil,
-		chromedp.WithPollingTimeout(20*time.Second), chromedp.WithPollingInterval(20*time.Millisecond)))
-	if err != nil {
-		b.t.Fatalf("%s: %v; the page says: %.2000s", expression, err, eval[string](b, "document.body.innerText"))
+	deadline := time.Now().Add(30 * time.Second)
+	for !eval[bool](b, "Boolean("+expression+")") {
+		if time.Now().After(deadline) {
+			b.t.Fatalf("%s is never true; the page says: %.2000s", expression,
+				eval[string](b, "document.body.innerText"))
+		}
+		b.run(chromedp.Sleep(30 * time.Millisecond))
 	}
 }
 
@@ -264,7 +288,7 @@ func TestBrowserNamesTheCulprit(t *testing.T) {
 func TestBrowserHostileNames(t *testing.T) {
 	b := open(t, scene(t, "hostile"), desktop, "light")
 	b.ready()
-	b.run(chromedp.Click("button.open"))
+	b.run(click("button.open"))
 	b.until(`document.querySelector('.opened:not([hidden]) .facts div')`)
 	if title := eval[string](b, "document.title"); strings.Contains(title, "owned") {
 		t.Error("a name ran as a script")
@@ -407,7 +431,7 @@ func TestBrowserControl(t *testing.T) {
 	// The token is remembered for the next verb.
 	b.press("P")
 	b.until(`document.querySelector('#act').open`)
-	b.run(chromedp.Click("#act .check input"))
+	b.run(click("#act .check input"))
 	fill("Give up", "30")
 	fill("Resume by itself", "600")
 	fill("Reason", "failover")
@@ -504,19 +528,19 @@ func TestBrowserIsAccessible(t *testing.T) {
 				t.Run(strings.Join([]string{name, scheme, device.name}, " "), func(t *testing.T) {
 					url := serveScene(t, incident.New(incident.Scenes[name], 0), control)
 					// The checker is not of this page, whose policy would refuse it.
-					b := open(t, url, device, scheme, cdppage.SetBypassCSP(true))
+					b := open(t, url, device, scheme, call(cdppage.SetBypassCSP, cdppage.SetBypassCSPParams{Enabled: true}))
 					b.ready()
 					if name == "stalled" {
 						b.until(`!document.querySelector('#connection').hidden`)
 					}
-					b.run(chromedp.Click("button.open"), chromedp.Click("#charts summary"))
-					b.run(chromedp.Evaluate(script, nil))
+					b.run(click("button.open"), click("#charts summary"))
+					eval[chromedp.Void](b, script)
 					check(b, "the page")
-					b.run(chromedp.Click("#help-open"))
+					b.run(click("#help-open"))
 					check(b, "the help")
 					b.press(kb.Escape)
 					if name != "stalled" {
-						b.run(chromedp.Evaluate(`document.querySelector('#verb-pause').click()`, nil))
+						eval[chromedp.Void](b, `document.querySelector('#verb-pause').click()`)
 						b.until(`document.querySelector('#act').open`)
 						check(b, "the dialog")
 					}
@@ -596,8 +620,10 @@ func TestBrowserPictures(t *testing.T) {
 			wait = 0
 		}
 		b.run(chromedp.Sleep(wait))
-		var png []byte
-		b.run(chromedp.CaptureScreenshot(&png))
+		png, err := chromedp.Run(b.ctx, chromedp.CaptureScreenshot())
+		if err != nil {
+			t.Fatal(err)
+		}
 		name := fmt.Sprintf("page-%s-%s-%s.png", picture.scene, picture.device, picture.scheme)
 		if err := os.WriteFile(filepath.Join(*images, name), png, 0o644); err != nil {
 			t.Fatal(err)
