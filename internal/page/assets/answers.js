@@ -120,7 +120,7 @@ export function whoHolds(m) {
   const parts = [`${number(m.inUse)} in use`, `${number(m.idle)} idle`];
   if (m.quarantined > 0) parts.push(`${number(m.quarantined)} in quarantine`);
   if (m.others > 0) parts.push(`${number(m.others)} of other clients`);
-  const rows = holders.slice(0, 4).map((p) => ({
+  const rows = holders.slice(0, 3).map((p) => ({
     name: p.owner, value: number(p.permits),
     bar: { most: Math.max(1, holders[0]?.permits ?? 1), parts: barParts(p) },
   }));
@@ -136,10 +136,14 @@ export function whoHolds(m) {
     return { state: m.held > 0 ? 'look' : 'fine', headline: m.held > 0 ? 'Other clients' : 'Nobody', detail };
   }
   const first = holders[0];
+  const least = holders.at(-1);
+  const even = first.permits - least.permits <= 1;
   const greedy = m.callers > 0 && first.due > 0 && first.permits > 2 * first.due + 1;
   return {
     state: m.quarantined > 0 || greedy ? 'look' : 'fine',
-    headline: `${plural(holders.length, 'process', 'processes')}; ${shorten(first.owner, 26)} has ${number(first.permits)}`,
+    headline: even
+      ? `${plural(holders.length, 'process', 'processes')}, evenly`
+      : `${plural(holders.length, 'process', 'processes')}; ${shorten(first.owner, 26)} has ${number(first.permits)}`,
     detail: greedy ? `Its share is ${number(Math.round(first.due))}. ${detail}` : detail, rows,
   };
 }
@@ -160,7 +164,7 @@ export function whoWaits(m, recent) {
   const timedOut = n > 0 ? `${plural(n, 'timeout')} in the last ${span(Math.max(1, seconds))}.`
     : m.timeouts > 0 ? `No timeout just now; ${number(m.timeouts)} since the processes started.`
       : 'No timeouts.';
-  const rows = waiting.slice(0, 4).map((p) => ({
+  const rows = waiting.slice(0, 3).map((p) => ({
     name: p.owner, value: `${number(p.callers)} · ${span(p.oldestWait)}`,
   }));
   if (waiting.length === 0) {
@@ -218,25 +222,24 @@ export function describeEvents(g) {
   return words.join('');
 }
 
+const capital = (s) => s[0].toUpperCase() + s.slice(1);
+
 export function whatChanged(m) {
   const recent = m.events.filter((e) => m.at - e.at < 15 * 60_000);
   const groups = groupEvents(m.events);
-  const rows = groups.slice(0, 4).map((g) => ({
+  const rows = groups.slice(0, 3).map((g) => ({
     name: describeEvents(g), value: ago(g.at, m.at), wrap: true,
   }));
   if (groups.length === 0) return { state: 'fine', headline: 'Nothing is recorded', detail: '' };
-  const of = (kinds) => recent.filter((e) => kinds.includes(e.kind)).length;
-  const sums = [['joined', ['joined']], ['left', ['left']],
-    ['expired', ['expired', 'quarantined', 'gone']], ['by operators', ['capacity', 'paused', 'drained', 'resumed', 'evicted', 'revoked']],
-    ['reports', ['reported', 'state lost']]]
-    .map(([word, kinds]) => [of(kinds), word]).filter(([n]) => n > 0)
-    .map(([n, word]) => `${number(n)} ${word}`);
+  const sums = new Map();
+  for (const e of recent) sums.set(e.kind, (sums.get(e.kind) ?? 0) + 1);
+  const counts = [...sums].sort((a, b) => b[1] - a[1]).map(([kind, n]) => `${number(n)} ${eventWord(kind)}`);
   const odd = recent.some((e) => !harmless.has(e.kind));
-  const busy = of(['joined', 'left']) >= 4;
+  const busy = (sums.get('joined') ?? 0) + (sums.get('left') ?? 0) >= 4;
   return {
     state: odd || busy ? 'look' : 'fine',
-    headline: `${ago(groups[0].at, m.at)}: ${describeEvents(groups[0])}`,
-    detail: recent.length > 0 ? `Last 15 min: ${sums.join(', ')}.` : 'Nothing in the last 15 min.',
+    headline: capital(`${ago(groups[0].at, m.at)}: ${describeEvents(groups[0])}`),
+    detail: recent.length > 0 ? `Last 15 min: ${counts.join(', ')}.` : 'Nothing in the last 15 min.',
     rows,
   };
 }

@@ -57,7 +57,7 @@ export class Charts {
       padding: [14, 8, 0, 0],
       hooks: { draw: [(u) => this.mark(u, muted, font)], setCursor: [(u) => this.hover(u)] },
     };
-    const x = { time: true, range: () => [this.end - this.span, this.end] };
+    const x = { time: true, range: () => [this.begin(), this.end] };
     const series = (label, name, more) => ({
       label, stroke: colour(name), width: 2, points: { show: false }, ...more,
     });
@@ -65,9 +65,10 @@ export class Charts {
     const permits = {
       ...shared, ...this.size('chart-permits'), scales: { x, y: scale },
       axes: [time, axis({ size: 46, values: whole })],
-      series: [{}, series('capacity', 'text', { dash: [8, 4], paths: uPlot.paths.stepped({ align: 1 }) }),
-        series('held', 'held', { fill: colour('held-fill') }),
-        series('in use', 'in-use', { fill: colour('in-use-fill'), dash: [3, 2] })],
+      series: [{}, series('held', 'held', { fill: colour('held-fill') }),
+        series('in use', 'in-use', { fill: colour('in-use-fill'), dash: [3, 2] }),
+        // on top: held is mostly as high as the cap
+        series('capacity', 'text', { dash: [8, 6], paths: uPlot.paths.stepped({ align: 1 }) })],
     };
     const waits = {
       ...shared, ...this.size('chart-waits'), scales: { x, y: scale, wait: scale },
@@ -85,7 +86,13 @@ export class Charts {
 
   data(which) {
     const r = this.recent;
-    return which === 0 ? [r.at, r.capacity, r.held, r.inUse] : [r.at, r.callers, r.oldestWait];
+    return which === 0 ? [r.at, r.held, r.inUse, r.capacity] : [r.at, r.callers, r.oldestWait];
+  }
+
+  // begin is the left end: later than the span would have it while there is little to show.
+  begin() {
+    const first = this.recent.at[0] ?? this.end;
+    return Math.max(this.end - this.span, Math.min(first, this.end - 60));
   }
 
   size(id) {

@@ -13,7 +13,7 @@ export function span(seconds) {
   const s = Math.max(0, seconds);
   if (s < 0.0005) return '0 s';
   if (s < 0.1) return `${Math.round(s * 1000)} ms`;
-  if (s < 9.95) return `${s.toFixed(1)} s`;
+  if (s < 9.95) return `${Number.isInteger(s) ? s : s.toFixed(1)} s`;
   if (s < 99.5) return `${Math.round(s)} s`;
   if (s < 99.5 * 60) return `${Math.round(s / 60)} min`;
   if (s < 48 * 3600) return `${Math.round(s / 3600)} h`;

@@ -5,17 +5,16 @@ import { attribute, byId, el, list, text } from './dom.js';
 import { ago, clock, number, plural, span, utc } from './format.js';
 
 function showEvents(m) {
-  list(byId('event-list'), groupEvents(m.events).slice(0, 100),
-    () => el('li', {}, el('span', { class: 'when' }), el('bdi', { class: 'what' })), (node, g) => {
-      const [when, what] = node.children;
-      text(when, `${clock(g.at, m.at)} · ${ago(g.at, m.at)}`);
-      attribute(when, 'title', utc(g.at));
-      text(what, describeEvents(g));
-      attribute(what, 'title', g.events.slice(0, 20).map((e) => [e.owner || e.session, e.detail].filter(Boolean).join(': ')).join('\n'));
-    });
-  if (m.events.length === 0) {
-    byId('event-list').replaceChildren(el('li', { class: 'none' }, 'No event is recorded.'));
-  }
+  byId('event-none').hidden = m.events.length > 0;
+  list(byId('event-list'), groupEvents(m.events).slice(0, 100), () => el('li', {},
+    el('span', { class: 'when' }), el('bdi', { class: 'what' })), (node, g) => {
+    const [when, what] = node.children;
+    text(when, `${clock(g.at, m.at)} · ${ago(g.at, m.at)}`);
+    attribute(when, 'title', utc(g.at));
+    text(what, describeEvents(g));
+    attribute(what, 'title', g.events.slice(0, 20).map((e) => [e.owner || e.session, e.detail]
+      .filter(Boolean).join(': ')).join('\n'));
+  });
 }
 
 function showQueue(m) {

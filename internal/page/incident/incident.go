@@ -13,7 +13,7 @@ import (
 	"github.com/passbuddy/passbuddy/internal/status"
 )
 
-// A Scene tells what the fleet looks like after a time. It returns an error for a Redis that fails.
+// A Scene tells what the fleet looks like after a time; before it begins, all is calm. It returns an error for a Redis that fails.
 type Scene func(after time.Duration) (status.Document, error)
 
 // Scenes are all scenes, by name.
@@ -52,6 +52,9 @@ func (p *Play) Source(ctx context.Context) (status.Document, error) {
 		<-ctx.Done()
 		return status.Document{}, ctx.Err()
 	}
+	document.Events = slices.DeleteFunc(document.Events, func(e status.Event) bool {
+		return e.At.After(document.At)
+	})
 	return document, err
 }
 
@@ -219,6 +222,9 @@ func calm(after time.Duration) (status.Document, error) {
 
 // others: another stack takes the slots of Postgres that the capacity counts on.
 func others(after time.Duration) (status.Document, error) {
+	if after < -40*time.Second {
+		return calm(after)
+	}
 	members := webs(after, 12, 31, 14)
 	for i := range members {
 		members[i].inUse = members[i].permits
@@ -230,7 +236,6 @@ func others(after time.Duration) (status.Document, error) {
 		}
 	}
 	d := fleet(after, 40, members)
-	d.InUse -= 0
 	postgres(&d, append([]status.Group{
 		{Application: "rails-reporting", User: "reporting", Address: "10.6.2.17", State: "idle", Backends: 48},
 		{Application: "rails-reporting", User: "reporting", Address: "10.6.2.17", State: "active", Backends: 14},
@@ -260,6 +265,9 @@ func others(after time.Duration) (status.Document, error) {
 
 // stuck: one process keeps what it has, and the others starve.
 func stuck(after time.Duration) (status.Document, error) {
+	if after < -150*time.Second {
+		return calm(after)
+	}
 	members := webs(after, 11, 18, 9)
 	for i := range members {
 		members[i].inUse = members[i].permits
@@ -286,6 +294,9 @@ func stuck(after time.Duration) (status.Document, error) {
 
 // deploy: a deploy runs the old and the new processes side by side.
 func deploy(after time.Duration) (status.Document, error) {
+	if after < -44*time.Second {
+		return calm(after)
+	}
 	members := webs(after, 12, 20, 6)
 	for i := range members {
 		members[i].version = "v0.1.0"
@@ -320,6 +331,9 @@ func deploy(after time.Duration) (status.Document, error) {
 
 // mismatch: one process declares a smaller capacity, and it wins.
 func mismatch(after time.Duration) (status.Document, error) {
+	if after < -180*time.Second {
+		return calm(after)
+	}
 	members := webs(after, 12, 9, 11)
 	for i := range members {
 		members[i].declares = 40
@@ -357,6 +371,9 @@ func stalled(after time.Duration) (status.Document, error) {
 
 // paused: an operator drains the fleet for a failover.
 func paused(after time.Duration) (status.Document, error) {
+	if after < -21*time.Second {
+		return calm(after)
+	}
 	left := max(0, 9-int(after.Seconds()/2))
 	members := webs(after, 12, left, 13)
 	for i := range members {

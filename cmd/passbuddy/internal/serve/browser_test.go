@@ -117,7 +117,7 @@ func open(t *testing.T, url string, device size, scheme string, before ...step) 
 		t.Skip("there is no Chromium here: apt-get install chromium")
 	}
 	ctx, cancel := chromedp.NewContext(parent)
-	ctx, stop := context.WithTimeout(ctx, time.Minute)
+	ctx, stop := context.WithTimeout(ctx, 2*time.Minute)
 	tab := &tab{t: t, ctx: ctx}
 	t.Cleanup(func() {
 		stop()
@@ -189,7 +189,7 @@ func eval[T any](b *tab, expression string) T {
 // policy forbids to build functions in it.
 func (b *tab) until(expression string) {
 	b.t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(45 * time.Second)
 	for !eval[bool](b, "Boolean("+expression+")") {
 		if time.Now().After(deadline) {
 			b.t.Fatalf("%s is never true; the page says: %.2000s", expression,
@@ -214,7 +214,7 @@ func (b *tab) press(keys string) {
 func serveScene(t *testing.T, play *incident.Play, control *page.Control) string {
 	t.Helper()
 	p, err := page.New(page.Options{
-		Source: play.Source, Semaphore: "orders", Control: control, Interval: 200 * time.Millisecond,
+		Source: play.Source, Semaphore: "orders", Control: control, Interval: 100 * time.Millisecond,
 		Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
@@ -603,30 +603,32 @@ var pictures = []struct {
 	{"deploy", "phone", "dark"}, {"mismatch", "phone", "dark"}, {"paused", "phone", "light"},
 }
 
-// With -images=folder this writes pictures of the page, as `go test -run Pictures -images ...`.
+// With -images=folder this writes pictures of the page. Each begins before its incident does.
 func TestBrowserPictures(t *testing.T) {
 	if *images == "" {
 		t.Skip("writes pictures only with -images")
 	}
 	for _, picture := range pictures {
-		device := sizes[slices.IndexFunc(sizes, func(s size) bool { return s.name == picture.device })]
-		play := incident.New(incident.Scenes[picture.scene], -120*time.Second)
-		b := open(t, serveScene(t, play, nil), device, picture.scheme)
-		b.ready()
-		// Let the charts fill, at five states a second.
-		wait := 25 * time.Second
-		if picture.scene == "stalled" {
-			b.until(`document.querySelector('#connection').innerText.includes('for 6 s')`)
-			wait = 0
-		}
-		b.run(chromedp.Sleep(wait))
-		png, err := chromedp.Run(b.ctx, chromedp.CaptureScreenshot())
-		if err != nil {
-			t.Fatal(err)
-		}
 		name := fmt.Sprintf("page-%s-%s-%s.png", picture.scene, picture.device, picture.scheme)
-		if err := os.WriteFile(filepath.Join(*images, name), png, 0o644); err != nil {
-			t.Fatal(err)
-		}
+		t.Run(name, func(t *testing.T) {
+			i := slices.IndexFunc(sizes, func(s size) bool { return s.name == picture.device })
+			play := incident.New(incident.Scenes[picture.scene], -240*time.Second)
+			b := open(t, serveScene(t, play, nil), sizes[i], picture.scheme)
+			b.ready()
+			if picture.scene == "stalled" {
+				b.until(`/answered for [6-9] s/.test(document.querySelector('#connection').innerText)`)
+			}
+			for play.Calls() < 255 && picture.scene != "stalled" {
+				b.run(chromedp.Sleep(100 * time.Millisecond))
+			}
+			png, err := chromedp.Run(b.ctx, chromedp.CaptureScreenshot())
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.clean()
+			if err := os.WriteFile(filepath.Join(*images, name), png, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		})
 	}
 }
