@@ -18,8 +18,8 @@
 package dashboard
 
 import (
-	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"time"
@@ -27,7 +27,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/passbuddy/passbuddy/internal/page"
-	"github.com/passbuddy/passbuddy/internal/status"
+	"github.com/passbuddy/passbuddy/internal/pgview"
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
@@ -38,6 +38,12 @@ type Options struct {
 
 	// Prefix and Name are those of the fleet's semaphore.Config. Their defaults are the same.
 	Prefix, Name string
+
+	// Postgres is the URL or the connection string of the server that the fleet's connections are
+	// of, with a role that sees pg_stat_activity. The page then shows max_connections, and whose all
+	// connections are. It opens a connection for that once in some seconds, while somebody looks.
+	// Default "": Postgres is not asked. It is shown nowhere.
+	Postgres string
 
 	// Interval is how often Redis is asked while somebody looks. From 100ms to 1m, default 1s. A
 	// fleet so large that its state takes more than 100ms to read is asked less often.
@@ -70,7 +76,10 @@ type Control struct {
 }
 
 // A Handler serves the page. All its methods can be called concurrently.
-type Handler struct{ page *page.Page }
+type Handler struct {
+	page   *page.Page
+	source *source
+}
 
 // New returns a Handler. It asks Redis nothing yet. It returns an error for options that are
 // missing or out of their bounds.
@@ -86,11 +95,15 @@ func New(opts Options) (*Handler, error) {
 	if err != nil {
 		return nil, err
 	}
+	if opts.Postgres != "" {
+		if err := pgview.Check(opts.Postgres); err != nil {
+			return nil, fmt.Errorf("dashboard: Options.Postgres: %w", err)
+		}
+	}
+	source := newSource(inspector, opts)
 	inner := page.Options{
 		Semaphore: name, Interval: opts.Interval, Timeout: opts.Timeout, Logger: opts.Logger,
-		Source: func(ctx context.Context) (status.Document, error) {
-			return status.Build(ctx, inspector, status.Options{})
-		},
+		Source: source.read,
 	}
 	if c := opts.Control; c != nil {
 		inner.Control = &page.Control{
@@ -109,7 +122,7 @@ func New(opts Options) (*Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Handler{page: p}, nil
+	return &Handler{page: p, source: source}, nil
 }
 
 // ServeHTTP serves the page and what belongs to it. A middleware around it must not hide
@@ -119,4 +132,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) { h.page.Ser
 // Close ends the streams of all viewers. It cuts the waits of actions that still run, such as a
 // drain: the fleet is then left as semaphore.Inspector documents for a ctx that ends. Call it
 // before http.Server.Shutdown, which would wait for the streams. It returns nil.
-func (h *Handler) Close() error { return h.page.Close() }
+func (h *Handler) Close() error {
+	err := h.page.Close()
+	h.source.close()
+	return err
+}

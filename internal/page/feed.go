@@ -219,6 +219,7 @@ func (f *feed) publish(a answer, answered time.Time) {
 	if a.err != nil {
 		f.publishSilence(silence{
 			Error: cleanError(a.err, f.timeout), Seconds: time.Since(answered).Seconds(),
+			Findings: a.document.Findings,
 		})
 		return
 	}
@@ -233,6 +234,8 @@ func (f *feed) publish(a answer, answered time.Time) {
 type silence struct {
 	Error   string  `json:"error"`   // empty: the answer is only late
 	Seconds float64 `json:"seconds"` // since the last answer, or since the feed began to ask
+	// Findings are what is known without Redis. A late answer has none.
+	Findings []status.Finding `json:"findings,omitempty"`
 }
 
 func (f *feed) publishSilence(s silence) {

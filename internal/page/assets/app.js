@@ -6,7 +6,7 @@ import { attribute, byId, el, text } from './dom.js';
 import { clock, span } from './format.js';
 import { goTo, listen, nextTheme, theme } from './keys.js';
 import { showLists } from './lists.js';
-import { read } from './model.js';
+import { read, readFindings } from './model.js';
 import { Processes } from './processes.js';
 import { Recent } from './recent.js';
 import { follow } from './stream.js';
@@ -38,8 +38,9 @@ function show() {
   charts.update(model);
   byId('verb-resume').hidden = !model.pause;
   const sign = { bad: '✖ ', look: '▲ ', fine: '' }[worst];
-  document.title = `${sign}${model.semaphore} ${model.held}/${model.capacity}`
-    + `${model.callers ? `, ${model.callers} wait` : ''}`;
+  document.title =
+    `${sign}${model.semaphore} ${model.held}/${model.capacity}` +
+    `${model.callers ? `, ${model.callers} wait` : ''}`;
   showLive();
 }
 
@@ -48,18 +49,21 @@ function showLive() {
   const live = byId('live');
   const age = (Date.now() - heardAt) / 1000;
   const silent = silence ? silence.seconds + (Date.now() - silentSince) / 1000 : 0;
-  let state = 'live', line = model ? `Live, as of ${clock(model.at)}` : 'Connecting';
+  let state = 'live',
+    line = model ? `Live, as of ${clock(model.at)}` : 'Connecting';
   let trouble = '';
   if (!connected && model) {
     state = 'lost';
     line = 'No connection';
-    trouble = `This page has lost its server; it tries again. All figures are of ${clock(model.at)}, ${span(Math.floor(age))} ago.`;
+    trouble =
+      'This page has lost its server; it tries again. ' +
+      `All figures are of ${clock(model.at)}, ${span(Math.floor(age))} ago.`;
   } else if (silence && (silence.error || silent >= 2)) {
     state = 'lost';
     line = `Redis is silent for ${span(Math.floor(silent))}`;
     const old = model ? ` All figures are of ${clock(model.at)}.` : '';
-    trouble = `Redis has not answered for ${span(Math.floor(silent))}${silence.error ? ` (${silence.error})` : ''}.${old} `
-      + 'Processes keep their open connections until their leases end; nothing new is granted meanwhile.';
+    const why = silence.error ? ` (${silence.error})` : '';
+    trouble = `Redis has not answered for ${span(Math.floor(silent))}${why}.${old}`;
   } else if (!model) {
     state = 'waiting';
   } else if (held) {
@@ -79,9 +83,13 @@ function showLive() {
 }
 
 function notice(line, fine) {
-  const node = el('p', { class: 'banner', 'data-state': fine ? 'fine' : 'bad' },
-    el('strong', {}, fine ? '✓ ' : '✖ '), el('bdi', {}, line),
-    el('button', { type: 'button', class: 'quiet', click: () => node.remove() }, 'Close'));
+  const node = el(
+    'p',
+    { class: 'banner', 'data-state': fine ? 'fine' : 'bad' },
+    el('strong', {}, fine ? '✓ ' : '✖ '),
+    el('bdi', {}, line),
+    el('button', { type: 'button', class: 'quiet', click: () => node.remove() }, 'Close'),
+  );
   byId('notices').append(node);
   while (byId('notices').children.length > 3) byId('notices').firstElementChild.remove();
   if (fine) setTimeout(() => node.remove(), 15_000);
@@ -95,9 +103,14 @@ function hold() {
 }
 
 function act(verb, process) {
-  control.open(verb, { model, hello, process, done: (result) => {
-    if (result.pending) notice(result.text, true);
-  } });
+  control.open(verb, {
+    model,
+    hello,
+    process,
+    done: (result) => {
+      if (result.pending) notice(result.text, true);
+    },
+  });
 }
 
 function showTheme(name = theme()) {
@@ -116,7 +129,8 @@ function switchTheme() {
 
 follow({
   hello(news) {
-    if (hello && hello.build !== news.build) notice('The server has a newer page: reload this one.', true);
+    if (hello && hello.build !== news.build)
+      notice('The server has a newer page: reload this one.', true);
     hello = news;
     text(byId('semaphore'), news.semaphore);
     byId('read-only').hidden = news.control;
@@ -141,6 +155,8 @@ follow({
     silence = news;
     silentSince = Date.now();
     connected = true;
+    // What is known without Redis, as long as it is silent. A late answer brings none.
+    if (news.findings?.length && !held) showFindings(readFindings(news.findings));
     showLive();
   },
   notice(news) {
@@ -170,10 +186,15 @@ for (const link of document.querySelectorAll('.answer h2 a')) {
 }
 listen({
   '/': () => byId('filter').focus(),
-  '?': help, h: hold, t: switchTheme,
-  j: () => processes.move(1), k: () => processes.move(-1),
-  s: () => processes.next(), r: () => processes.flip(),
-  C: () => act('capacity'), P: () => act('pause'),
+  '?': help,
+  h: hold,
+  t: switchTheme,
+  j: () => processes.move(1),
+  k: () => processes.move(-1),
+  s: () => processes.next(),
+  r: () => processes.flip(),
+  C: () => act('capacity'),
+  P: () => act('pause'),
   R: () => model?.pause && act('resume'),
   E: () => {
     const process = processes.focused();

@@ -4,8 +4,17 @@ import { attribute, byId, el, list, text } from './dom.js';
 import { clock, number, span } from './format.js';
 
 const marked = {
-  capacity: 'C', paused: 'P', drained: 'D', resumed: 'R', evicted: 'E', revoked: 'E',
-  'state lost': '!', reported: '!', expired: 'x', joined: '+', left: '−',
+  capacity: 'C',
+  paused: 'P',
+  drained: 'D',
+  resumed: 'R',
+  evicted: 'E',
+  revoked: 'E',
+  'state lost': '!',
+  reported: '!',
+  expired: 'x',
+  joined: '+',
+  left: '−',
 };
 
 export class Charts {
@@ -23,7 +32,9 @@ export class Charts {
     byId('scrub').addEventListener('input', (event) => this.scrub(Number(event.target.value)));
     byId('scrub').addEventListener('blur', () => this.read(null));
     new ResizeObserver(() => this.resize()).observe(byId('chart-permits'));
-    byId('charts').querySelector('details').addEventListener('toggle', () => this.showTable());
+    byId('charts')
+      .querySelector('details')
+      .addEventListener('toggle', () => this.showTable());
     this.build();
   }
 
@@ -43,39 +54,70 @@ export class Charts {
       probe.style.color = `var(--${name})`; // the canvas wants what it comes to in this theme
       return getComputedStyle(probe).color;
     };
-    const muted = colour('muted'), line = colour('line');
+    const muted = colour('muted'),
+      line = colour('line');
     const font = `12px ${getComputedStyle(document.body).fontFamily}`;
     const axis = (more) => ({
-      stroke: muted, font, grid: { stroke: line, width: 1 }, ticks: { stroke: line, size: 4 },
+      stroke: muted,
+      font,
+      grid: { stroke: line, width: 1 },
+      ticks: { stroke: line, size: 4 },
       ...more,
     });
     const scale = { range: (u, least, most) => [0, Math.max(1, most ?? 1) * 1.15] };
-    const time = axis({ size: 26, space: 70, values: (u, at) => at.map((t) => clock(t * 1000).slice(0, this.span > 600 ? 5 : 8)) });
+    const time = axis({
+      size: 26,
+      space: 70,
+      values: (u, at) => at.map((t) => clock(t * 1000).slice(0, this.span > 600 ? 5 : 8)),
+    });
     const shared = {
       legend: { show: false },
       cursor: { sync: { key: 'passbuddy' }, drag: { x: false, y: false }, y: false },
-      padding: [14, 8, 0, 0],
+      padding: [14, 26, 0, 0],
       hooks: { draw: [(u) => this.mark(u, muted, font)], setCursor: [(u) => this.hover(u)] },
     };
     const x = { time: true, range: () => [this.begin(), this.end] };
     const series = (label, name, more) => ({
-      label, stroke: colour(name), width: 2, points: { show: false }, ...more,
+      label,
+      stroke: colour(name),
+      width: 2,
+      points: { show: false },
+      ...more,
     });
     const whole = (u, at) => at.map((v) => (Number.isInteger(v) ? number(v) : ''));
     const permits = {
-      ...shared, ...this.size('chart-permits'), scales: { x, y: scale },
+      ...shared,
+      ...this.size('chart-permits'),
+      scales: { x, y: scale },
       axes: [time, axis({ size: 46, values: whole })],
-      series: [{}, series('held', 'held', { fill: colour('held-fill') }),
+      series: [
+        {},
+        series('held', 'held', { fill: colour('held-fill') }),
         series('in use', 'in-use', { fill: colour('in-use-fill'), dash: [3, 2] }),
         // on top: held is mostly as high as the cap
-        series('capacity', 'text', { dash: [8, 6], paths: uPlot.paths.stepped({ align: 1 }) })],
+        series('capacity', 'text', { dash: [8, 6], paths: uPlot.paths.stepped({ align: 1 }) }),
+      ],
     };
     const waits = {
-      ...shared, ...this.size('chart-waits'), scales: { x, y: scale, wait: scale },
-      axes: [time, axis({ size: 46, values: whole }),
-        axis({ side: 1, size: 54, scale: 'wait', grid: { show: false }, values: (u, at) => at.map((v) => span(v)) })],
-      series: [{}, series('callers', 'waiting', { fill: colour('waiting-fill') }),
-        series('oldest wait', 'oldest', { scale: 'wait', dash: [6, 3] })],
+      ...shared,
+      ...this.size('chart-waits'),
+      scales: { x, y: scale, wait: scale },
+      axes: [
+        time,
+        axis({ size: 46, values: whole }),
+        axis({
+          side: 1,
+          size: 54,
+          scale: 'wait',
+          grid: { show: false },
+          values: (u, at) => at.map((v) => span(v)),
+        }),
+      ],
+      series: [
+        {},
+        series('callers', 'waiting', { fill: colour('waiting-fill') }),
+        series('oldest wait', 'oldest', { scale: 'wait', dash: [6, 3] }),
+      ],
     };
     probe.remove();
     this.plots = [
@@ -173,8 +215,10 @@ export class Charts {
       text(byId('reading'), '');
       return;
     }
-    const line = `${clock(r.at[i] * 1000)}: ${number(r.held[i])} of ${number(r.capacity[i])} held, `
-      + `${number(r.inUse[i])} in use; ${number(r.callers[i])} waiting, oldest ${span(r.oldestWait[i])}`;
+    const line =
+      `${clock(r.at[i] * 1000)}: ${number(r.held[i])} of ${number(r.capacity[i])} held, ` +
+      `${number(r.inUse[i])} in use; ${number(r.callers[i])} waiting, ` +
+      `oldest ${span(r.oldestWait[i])}`;
     text(byId('reading'), line);
     attribute(byId('scrub'), 'aria-valuetext', line);
   }
@@ -190,25 +234,45 @@ export class Charts {
       return `${number(Math.min(...some))} to ${number(Math.max(...some))}`;
     };
     const minutes = `${Math.round(this.span / 60)} minutes`;
-    attribute(byId('chart-permits'), 'aria-label', `Permits in the last ${minutes}: capacity `
-      + `${extent(r.capacity)}, held ${extent(r.held)}, in use ${extent(r.inUse)}`);
-    attribute(byId('chart-waits'), 'aria-label', `Waiting in the last ${minutes}: `
-      + `${extent(r.callers)} callers, oldest wait at most `
-      + `${span(Math.max(...inside.map((i) => r.oldestWait[i])))}`);
+    attribute(
+      byId('chart-permits'),
+      'aria-label',
+      `Permits in the last ${minutes}: capacity ` +
+        `${extent(r.capacity)}, held ${extent(r.held)}, in use ${extent(r.inUse)}`,
+    );
+    attribute(
+      byId('chart-waits'),
+      'aria-label',
+      `Waiting in the last ${minutes}: ` +
+        `${extent(r.callers)} callers, oldest wait at most ` +
+        `${span(Math.max(...inside.map((i) => r.oldestWait[i])))}`,
+    );
   }
 
   // showTable fills the table with some twenty samples, if it is open.
   showTable() {
     if (!byId('charts').querySelector('details').open) return;
     const r = this.recent;
-    const inside = r.at.map((at, i) => i).filter((i) => r.at[i] >= this.end - this.span && r.held[i] !== null);
+    const inside = r.at
+      .map((at, i) => i)
+      .filter((i) => r.at[i] >= this.end - this.span && r.held[i] !== null);
     const step = Math.max(1, Math.ceil(inside.length / 20));
     const rows = inside.reverse().filter((_, n) => n % step === 0);
-    list(this.table.tBodies[0], rows, () => el('tr', {}, el('th', { scope: 'row' }),
-      ...Array.from({ length: 5 }, () => el('td'))), (tr, i) => {
-      const cells = [clock(r.at[i] * 1000), number(r.capacity[i]), number(r.held[i]),
-        number(r.inUse[i]), number(r.callers[i]), span(r.oldestWait[i])];
-      cells.forEach((cell, n) => text(tr.cells[n], cell));
-    });
+    list(
+      this.table.tBodies[0],
+      rows,
+      () => el('tr', {}, el('th', { scope: 'row' }), ...Array.from({ length: 5 }, () => el('td'))),
+      (tr, i) => {
+        const cells = [
+          clock(r.at[i] * 1000),
+          number(r.capacity[i]),
+          number(r.held[i]),
+          number(r.inUse[i]),
+          number(r.callers[i]),
+          span(r.oldestWait[i]),
+        ];
+        cells.forEach((cell, n) => text(tr.cells[n], cell));
+      },
+    );
   }
 }

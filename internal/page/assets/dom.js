@@ -1,6 +1,9 @@
 // Builds elements. Text from Redis and Postgres becomes text nodes only: nothing here takes markup.
 
-const attributes = /^(aria-[a-z]+|data-[a-z-]+|class|colspan|for|href|id|inputmode|max|maxlength|min|name|placeholder|role|scope|step|tabindex|title|type|value|autocomplete|spellcheck|autocapitalize)$/;
+const attributes = new RegExp(
+  '^(aria-[a-z]+|data-[a-z-]+|autocapitalize|autocomplete|class|colspan|for|href|id|inputmode|' +
+    'max|maxlength|min|name|placeholder|role|scope|spellcheck|step|tabindex|title|type|value)$',
+);
 
 // el makes an element. Props that are functions are listeners of the event of that name; hidden,
 // disabled, required and checked are booleans.
@@ -10,7 +13,8 @@ export function el(tag, props = {}, ...children) {
     if (value === undefined || value === null) continue;
     if (typeof value === 'function') node.addEventListener(name, value);
     else if (typeof value === 'boolean') node[name] = value;
-    else if (name === 'href' && !/^(#|[a-z.]+$)/.test(value)) throw new Error('bug: a link to elsewhere');
+    else if (name === 'href' && !/^(#|[a-z.]+$)/.test(value))
+      throw new Error('bug: a link to elsewhere');
     else if (attributes.test(name)) node.setAttribute(name, value);
     else throw new Error(`bug: el does not set ${name}`);
   }

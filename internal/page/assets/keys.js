@@ -49,7 +49,10 @@ export function listen(actions) {
   document.addEventListener('keydown', (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
     const target = event.target;
-    const typing = target.matches('input:not([type=checkbox], [type=range]), select, textarea');
+    // The field of a dialog that has just closed can still have the focus.
+    const typing =
+      target.matches('input:not([type=checkbox], [type=range]), select, textarea') &&
+      target.checkVisibility();
     if (typing && event.key === 'Escape' && target.id === 'filter') {
       target.value = '';
       target.dispatchEvent(new Event('input'));

@@ -17,12 +17,32 @@ const columns = [
   { key: 'permits', title: 'Permits' },
   { key: 'inUse', title: 'In use', show: (p) => number(p.inUse), class: 'mid' },
   { key: 'idle', title: 'Idle', show: (p) => number(p.idle), class: 'mid' },
-  { key: 'due', title: 'Share', show: (p) => dash(p.due, (n) => number(Math.round(n * 10) / 10)), class: 'mid' },
+  {
+    key: 'due',
+    title: 'Share',
+    show: (p) => dash(p.due, (n) => number(Math.round(n * 10) / 10)),
+    class: 'mid',
+  },
   { key: 'callers', title: 'Waiting', show: (p) => dash(p.callers, number) },
   { key: 'oldestWait', title: 'Oldest wait', show: (p) => dash(p.oldestWait, span), class: 'mid' },
-  { key: 'oldestUse', title: 'Oldest checkout', show: (p) => dash(p.oldestUse, span), class: 'mid' },
-  { key: 'recentTimeouts', title: 'Timeouts, 1 min', show: (p) => dash(p.recentTimeouts, number), class: 'far' },
-  { key: 'started', title: 'Started', show: (p, m) => (p.started ? ago(p.started, m.at) : '–'), class: 'far' },
+  {
+    key: 'oldestUse',
+    title: 'Oldest checkout',
+    show: (p) => dash(p.oldestUse, span),
+    class: 'mid',
+  },
+  {
+    key: 'recentTimeouts',
+    title: 'Timeouts, 1 min',
+    show: (p) => dash(p.recentTimeouts, number),
+    class: 'far',
+  },
+  {
+    key: 'started',
+    title: 'Started',
+    show: (p, m) => (p.started ? ago(p.started, m.at) : '–'),
+    class: 'far',
+  },
   { key: 'version', title: 'Version', show: (p) => p.version || '–', class: 'far' },
   { key: 'age', title: 'Heard', show: (p) => `${span(p.age)} ago`, class: 'far' },
 ];
@@ -46,9 +66,21 @@ export class Processes {
     this.readAddress();
     const head = byId('process-table').tHead.rows[0];
     for (const column of columns) {
-      head.append(el('th', { scope: 'col', class: column.class ?? '' }, el('button', {
-        type: 'button', click: () => this.sortBy(column.key),
-      }, column.title, el('span', { class: 'arrow', 'aria-hidden': 'true' }))));
+      head.append(
+        el(
+          'th',
+          { scope: 'col', class: column.class ?? '' },
+          el(
+            'button',
+            {
+              type: 'button',
+              click: () => this.sortBy(column.key),
+            },
+            column.title,
+            el('span', { class: 'arrow', 'aria-hidden': 'true' }),
+          ),
+        ),
+      );
       byId('sort').append(el('option', { value: column.key }, `by ${column.title.toLowerCase()}`));
     }
     byId('sort').addEventListener('change', (event) => {
@@ -76,7 +108,11 @@ export class Processes {
     if (this.sort.key !== 'permits' || !this.sort.down) {
       address.set('sort', `${this.sort.key}-${this.sort.down ? 'down' : 'up'}`);
     }
-    history.replaceState(null, '', address.size ? `#${address}` : location.pathname + location.search);
+    history.replaceState(
+      null,
+      '',
+      address.size ? `#${address}` : location.pathname + location.search,
+    );
     this.showSort();
     if (this.model) this.show(this.model, this.recent);
   }
@@ -93,7 +129,9 @@ export class Processes {
     this.sortBy(columns[(i + 1) % columns.length].key);
   }
 
-  flip() { this.sortBy(this.sort.key); }
+  flip() {
+    this.sortBy(this.sort.key);
+  }
 
   showSort() {
     [...byId('process-table').tHead.rows[0].cells].forEach((cell, i) => {
@@ -109,18 +147,31 @@ export class Processes {
     const words = byId('filter').value.toLowerCase().split(/\s+/).filter(Boolean);
     const keep = filters[byId('which').value];
     const { key, down } = this.sort;
-    const compare = (a, b) => (typeof a[key] === 'string' ? a[key].localeCompare(b[key])
-      : (a[key] ?? 0) - (b[key] ?? 0));
+    const compare = (a, b) =>
+      typeof a[key] === 'string' ? a[key].localeCompare(b[key]) : (a[key] ?? 0) - (b[key] ?? 0);
     return model.processes
       .map((p) => ({ ...p, recentTimeouts: recent.timeoutsOf(p.session) }))
       .filter((p) => {
         if (!keep(p)) return false;
-        const all = [p.owner, p.session, p.host, p.program, p.version, p.pid, ...p.pools.map((q) => q.name)]
-          .join('\n').toLowerCase();
+        const all = [
+          p.owner,
+          p.session,
+          p.host,
+          p.program,
+          p.version,
+          p.pid,
+          ...p.pools.map((q) => q.name),
+        ]
+          .join('\n')
+          .toLowerCase();
         return words.every((word) => all.includes(word));
       })
-      .sort((a, b) => (down ? compare(b, a) : compare(a, b)) || a.owner.localeCompare(b.owner)
-        || a.session.localeCompare(b.session));
+      .sort(
+        (a, b) =>
+          (down ? compare(b, a) : compare(a, b)) ||
+          a.owner.localeCompare(b.owner) ||
+          a.session.localeCompare(b.session),
+      );
   }
 
   show(model, recent) {
@@ -151,7 +202,8 @@ export class Processes {
       }
     }
     // A row that has moved takes its focus along.
-    if (focused?.isConnected && document.activeElement !== focused) focused.focus({ preventScroll: true });
+    if (focused?.isConnected && document.activeElement !== focused)
+      focused.focus({ preventScroll: true });
 
     const total = model.processes.length;
     let count = plural(total, 'process', 'processes');
@@ -159,20 +211,36 @@ export class Processes {
     if (drawn.length < found.length) count += `, the first ${number(drawn.length)} shown`;
     text(byId('process-count'), count);
     byId('process-none').hidden = found.length > 0;
-    text(byId('process-none'), total > 0 ? 'No process matches the filter.'
-      : `No process has joined “${model.semaphore}”. Is the name right, and the prefix?`);
+    text(
+      byId('process-none'),
+      total > 0
+        ? 'No process matches the filter.'
+        : `No process has joined “${model.semaphore}”. Is the name right, and the prefix?`,
+    );
   }
 
   make(session) {
     const name = el('bdi');
-    const button = el('button', {
-      type: 'button', class: 'open', 'aria-expanded': 'false', click: () => this.toggle(session),
-    }, el('span', { class: 'twist', 'aria-hidden': 'true' }), name);
+    const button = el(
+      'button',
+      {
+        type: 'button',
+        class: 'open',
+        'aria-expanded': 'false',
+        click: () => this.toggle(session),
+      },
+      el('span', { class: 'twist', 'aria-hidden': 'true' }),
+      name,
+    );
     const figure = el('span', { class: 'figure' });
     const strip = bar([], 1, '');
     const cells = new Map();
-    const tr = el('tr', {}, el('th', { scope: 'row' }, button),
-      el('td', { class: 'permits' }, figure, strip));
+    const tr = el(
+      'tr',
+      {},
+      el('th', { scope: 'row' }, button),
+      el('td', { class: 'permits' }, figure, strip),
+    );
     for (const column of columns.slice(2)) {
       const cell = el('td', { class: `right ${column.class ?? ''}` });
       cells.set(column, cell);
@@ -180,7 +248,11 @@ export class Processes {
     }
     const facts = el('dl', { class: 'facts' });
     const actions = el('p', { class: 'actions' });
-    const more = el('tr', { class: 'opened', hidden: true }, el('td', { colspan: String(columns.length) }, facts, actions));
+    const more = el(
+      'tr',
+      { class: 'opened', hidden: true },
+      el('td', { colspan: String(columns.length) }, facts, actions),
+    );
     const row = { tr, more, name, button, figure, strip, cells, facts, actions };
     this.rows.set(session, row);
     return row;
@@ -192,7 +264,13 @@ export class Processes {
     attribute(row.name, 'title', p.owner);
     text(row.figure, number(p.permits));
     const parts = barParts(p);
-    updateBar(row.strip, parts, scale, barLabel(parts) + (p.due > 0 ? `; its share is ${Math.round(p.due)}` : ''), p.due);
+    updateBar(
+      row.strip,
+      parts,
+      scale,
+      barLabel(parts) + (p.due > 0 ? `; its share is ${Math.round(p.due)}` : ''),
+      p.due,
+    );
     for (const [column, cell] of row.cells) text(cell, column.show(p, model));
     attribute(row.tr, 'data-waits', p.callers > 0 ? 'yes' : null);
     const open = this.open.has(p.session);
@@ -203,26 +281,51 @@ export class Processes {
 
   showMore(row, p, model) {
     const facts = [
-      ['Session', p.session], ['Owner', p.owner],
-      ['Process', [p.program, p.pid ? `pid ${p.pid}` : '', p.host ? `on ${p.host}` : ''].filter(Boolean).join(' ') || '–'],
+      ['Session', p.session],
+      ['Owner', p.owner],
+      [
+        'Process',
+        [p.program, p.pid ? `pid ${p.pid}` : '', p.host ? `on ${p.host}` : '']
+          .filter(Boolean)
+          .join(' ') || '–',
+      ],
       ['PassBuddy', p.version || 'unknown'],
       ['Started', p.started ? `${clock(p.started, model.at)} (${utc(p.started)})` : '–'],
       ['Declares', p.capacity ? `a capacity of ${number(p.capacity)}` : '–'],
       ['Permits', barLabel(barParts(p))],
-      ['Timeouts', `${number(p.timeouts)} since it started, ${number(p.recentTimeouts)} in the last minute`],
+      [
+        'Timeouts',
+        `${number(p.timeouts)} since it started, ${number(p.recentTimeouts)} in the last minute`,
+      ],
       ['Lease', `${span(p.lease)} left; figures ${span(p.age)} old`],
-      ...p.pools.map((q) => [`Pool ${q.name}`, `${plural(q.permits, 'permit')}, ${number(q.inUse)} in use, `
-        + `${number(q.idle)} idle, ${plural(q.callers, 'caller')} waiting${q.oldestWait > 0 ? ` (oldest ${span(q.oldestWait)})` : ''}`
-        + `${q.oldestUse > 0 ? `, oldest checkout ${span(q.oldestUse)}` : ''}`]),
+      ...p.pools.map((q) => [
+        `Pool ${q.name}`,
+        `${plural(q.permits, 'permit')}, ${number(q.inUse)} in use, ` +
+          `${number(q.idle)} idle, ${plural(q.callers, 'caller')} waiting` +
+          `${q.oldestWait > 0 ? ` (oldest ${span(q.oldestWait)})` : ''}` +
+          `${q.oldestUse > 0 ? `, oldest checkout ${span(q.oldestUse)}` : ''}`,
+      ]),
     ];
-    list(row.facts, facts, () => el('div', {}, el('dt'), el('dd')), (node, [name, value]) => {
-      text(node.firstElementChild, name);
-      text(node.lastElementChild, value);
-    });
+    list(
+      row.facts,
+      facts,
+      () => el('div', {}, el('dt'), el('dd')),
+      (node, [name, value]) => {
+        text(node.firstElementChild, name);
+        text(node.lastElementChild, value);
+      },
+    );
     if (this.evict && !row.actions.firstChild) {
-      row.actions.append(el('button', {
-        type: 'button', click: () => this.evict(row.process),
-      }, 'Evict…'));
+      row.actions.append(
+        el(
+          'button',
+          {
+            type: 'button',
+            click: () => this.evict(row.process),
+          },
+          'Evict…',
+        ),
+      );
     }
   }
 
@@ -240,7 +343,8 @@ export class Processes {
 
   // focused is the process whose row has the focus, or undefined.
   focused() {
-    return [...this.rows.values()].find((row) => row.tr.contains(document.activeElement)
-      || row.more.contains(document.activeElement))?.process;
+    return [...this.rows.values()].find(
+      (row) => row.tr.contains(document.activeElement) || row.more.contains(document.activeElement),
+    )?.process;
   }
 }

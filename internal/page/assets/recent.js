@@ -20,11 +20,17 @@ export class Recent {
   load(history, interval) {
     this.gap = Math.max(5, 4 * interval);
     this.clear();
-    history.at.forEach((at, i) => this.push({
-      at, capacity: history.capacity[i], held: history.held[i], inUse: history.in_use[i],
-      callers: history.callers[i], oldestWait: history.oldest_wait_seconds[i],
-      timeouts: history.timeouts[i],
-    }));
+    history.at.forEach((at, i) =>
+      this.push({
+        at,
+        capacity: history.capacity[i],
+        held: history.held[i],
+        inUse: history.in_use[i],
+        callers: history.callers[i],
+        oldestWait: history.oldest_wait_seconds[i],
+        timeouts: history.timeouts[i],
+      }),
+    );
   }
 
   // add takes a state.
@@ -66,7 +72,9 @@ export class Recent {
   // falls when a process leaves; only its rises count.
   lastMinute() {
     const end = this.at.at(-1) ?? 0;
-    let n = 0, begin = end, before = null;
+    let n = 0,
+      begin = end,
+      before = null;
     for (let i = this.at.length - 1; i >= 0 && this.at[i] >= end - minute; i--) {
       const now = this.timeouts[i];
       if (now === null) break;

@@ -20,7 +20,7 @@ export function follow(handlers) {
   function open() {
     close();
     heard = Date.now();
-    const mine = source = new EventSource('events');
+    const mine = (source = new EventSource('events'));
     for (const kind of ['hello', 'history', 'status', 'silence', 'notice']) {
       mine.addEventListener(kind, (event) => {
         if (mine !== source) return;

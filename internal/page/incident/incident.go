@@ -4,6 +4,7 @@ package incident
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -22,8 +23,9 @@ var Scenes = map[string]Scene{
 	"stalled": stalled, "paused": paused, "hostile": hostile, "large": large, "empty": empty,
 }
 
-// ErrStalled is what a stalled scene returns. Source waits for the end of its ctx instead.
-var errStalled = fmt.Errorf("stalled")
+// errStalled is what a scene returns while Redis is silent. Source then waits for the end of its
+// ctx.
+var errStalled = errors.New("stalled")
 
 // begin is the time of all scenes, so that pictures differ only where the page does.
 var begin = time.Date(2026, 11, 27, 3, 12, 0, 0, time.UTC)
@@ -48,13 +50,18 @@ func (p *Play) Source(ctx context.Context) (status.Document, error) {
 	p.after += time.Second
 	p.mu.Unlock()
 	document, err := p.scene(after)
-	if err == errStalled {
+	if errors.Is(err, errStalled) {
 		<-ctx.Done()
-		return status.Document{}, ctx.Err()
+		document = status.Document{Semaphore: "orders", RedisError: ctx.Err().Error()}
+		document.Findings = status.Diagnose(document)
+		return document, ctx.Err()
 	}
 	document.Events = slices.DeleteFunc(document.Events, func(e status.Event) bool {
 		return e.At.After(document.At)
 	})
+	if document.Findings == nil {
+		document.Findings = status.Diagnose(document)
+	}
 	return document, err
 }
 
@@ -83,7 +90,7 @@ type member struct {
 	declares       int
 	version        string
 	started        time.Duration // since the scene began; mostly before it
-	weight         float64
+	weight         int
 }
 
 // fleet makes a document of its members.
@@ -105,7 +112,7 @@ func fleet(after time.Duration, capacity int, members []member) status.Document 
 		if members[i].version == "" {
 			members[i].version = "v0.2.0"
 		}
-		weights += members[i].weight
+		weights += float64(members[i].weight)
 	}
 	for i, m := range members {
 		sessions[m.declares]++
@@ -115,7 +122,7 @@ func fleet(after time.Duration, capacity int, members []member) status.Document 
 			Host: m.name, PID: 7 + i, Program: "orders-api", Version: m.version,
 			Started: begin.Add(m.started), Capacity: m.declares, Permits: m.permits,
 			InUse: m.inUse, Idle: idle, Opening: m.opening,
-			Due:     float64(capacity) * m.weight / weights,
+			Weight: m.weight, Due: float64(capacity) * float64(m.weight) / weights, TTL: 5,
 			Waiting: m.callers, OldestWait: m.oldestWait, OldestUse: m.oldestUse,
 			Timeouts: m.timeouts, Lease: 3.5 + math.Mod(after.Seconds()+float64(i), 1.5),
 			Age: math.Mod(after.Seconds()+float64(i)*0.3, 1.6),
@@ -186,7 +193,10 @@ func event(after time.Duration, kind, owner, by, detail string) status.Event {
 
 // postgres is a server with what the fleet and the others have of it.
 func postgres(d *status.Document, others ...status.Group) {
-	view := &status.View{MaxConnections: 100, Reserved: 3, Ours: d.Held}
+	view := &status.View{
+		MaxConnections: 100, Reserved: 3, SuperuserReserved: 3, CheckInterval: 2, Ours: d.Held,
+		Guess: "by application_name",
+	}
 	view.Backends = append(view.Backends,
 		status.Group{
 			Application: "orders-api", User: "orders", Address: "10.4.0.0/16", State: "active",
@@ -245,21 +255,6 @@ func others(after time.Duration) (status.Document, error) {
 		event(-32*time.Second, "reported", "web-7d4b9c-2xk4p", "", "Postgres refused a connection: too many clients already"),
 		event(-29*time.Second, "reported", "web-7d4b9c-bq7wn", "", "Postgres refused a connection: too many clients already"),
 	}
-	d.Findings = []status.Finding{
-		{
-			Severity: "critical",
-			Text: "Others hold 66 of the 97 connections that Postgres allows: rails-reporting (reporting " +
-				"from 10.6.2.17) has 62. That leaves 31 of our 40.",
-			Command: "psql -c \"select pg_terminate_backend(pid) from pg_stat_activity where " +
-				"application_name = 'rails-reporting' and state = 'idle'\"",
-			Effect: "Ends the 48 idle backends of rails-reporting; it will reconnect.",
-		},
-		{
-			Severity: "warning", Text: "The capacity of 40 exceeds what others leave: 31.",
-			Command: "passbuddy capacity 31 --name orders",
-			Effect:  "Lets callers queue instead of failing with “too many clients”.",
-		},
-	}
 	return d, nil
 }
 
@@ -282,13 +277,6 @@ func stuck(after time.Duration) (status.Document, error) {
 	d := fleet(after, 40, members)
 	postgres(&d, usualOthers...)
 	d.Events = []status.Event{event(-26*time.Minute, "joined", "batch-export-0", "", "")}
-	d.Findings = []status.Finding{{
-		Severity: "critical",
-		Text: "batch-export-0 holds 22 of 40 permits, all in use, the oldest for 14 minutes: its " +
-			"share is 3.3 while 11 processes wait.",
-		Command: "passbuddy evict " + d.Processes[11].Session + " --name orders --force",
-		Effect:  "Takes back its 22 permits; after 10 s its queries are cut.",
-	}}
 	return d, nil
 }
 
@@ -319,13 +307,6 @@ func deploy(after time.Duration) (status.Document, error) {
 		d.Events = append(d.Events,
 			event(-time.Duration(44-i)*time.Second, "joined", fresh[i].name, "", ""))
 	}
-	d.Findings = []status.Finding{{
-		Severity: "warning",
-		Text: "12 processes joined within the last minute, with another version, and none has left: " +
-			"a deploy shares 40 permits among 24 processes.",
-		Command: "passbuddy capacity 60 --name orders",
-		Effect:  "Allows 60 backends until you set it back; Postgres has 53 free.",
-	}}
 	return d, nil
 }
 
@@ -351,13 +332,6 @@ func mismatch(after time.Duration) (status.Document, error) {
 		event(-3*time.Minute, "joined", "cron-mailer-1", "", "declares 10"),
 		event(-3*time.Minute, "capacity", "cron-mailer-1", "", "from 40 to 10"),
 	}
-	d.Findings = []status.Finding{{
-		Severity: "critical",
-		Text: "cron-mailer-1 declares a capacity of 10, the 12 others 40: the smallest is in force, " +
-			"and callers time out.",
-		Command: "passbuddy capacity 40 --name orders",
-		Effect:  "Overrides what sessions declare, at once, until `passbuddy capacity auto`.",
-	}}
 	return d, nil
 }
 
@@ -391,11 +365,6 @@ func paused(after time.Duration) (status.Document, error) {
 	d.Events = []status.Event{
 		event(-21*time.Second, "paused", "", "ana@10.8.0.4", "failover of db-primary"),
 	}
-	d.Findings = []status.Finding{{
-		Severity: "warning",
-		Text:     "The fleet is drained by ana@10.8.0.4 since 21 s: failover of db-primary.",
-		Command:  "passbuddy resume --name orders", Effect: "Grants again at once.",
-	}}
 	return d, nil
 }
 

@@ -19,6 +19,7 @@ import (
 
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/input"
 	cdplog "github.com/chromedp/cdproto/log"
 	cdppage "github.com/chromedp/cdproto/page"
 	cdpruntime "github.com/chromedp/cdproto/runtime"
@@ -117,7 +118,7 @@ func open(t *testing.T, url string, device size, scheme string, before ...step) 
 		t.Skip("there is no Chromium here: apt-get install chromium")
 	}
 	ctx, cancel := chromedp.NewContext(parent)
-	ctx, stop := context.WithTimeout(ctx, 2*time.Minute)
+	ctx, stop := context.WithTimeout(ctx, 4*time.Minute)
 	tab := &tab{t: t, ctx: ctx}
 	t.Cleanup(func() {
 		stop()
@@ -192,7 +193,8 @@ func (b *tab) until(expression string) {
 	deadline := time.Now().Add(45 * time.Second)
 	for !eval[bool](b, "Boolean("+expression+")") {
 		if time.Now().After(deadline) {
-			b.t.Fatalf("%s is never true; the page says: %.2000s", expression,
+			b.t.Fatalf("%s is never true; the focus is on %s, the page says: %.2000s", expression,
+				eval[string](b, "document.activeElement.outerHTML.slice(0, 300)"),
 				eval[string](b, "document.body.innerText"))
 		}
 		b.run(chromedp.Sleep(30 * time.Millisecond))
@@ -205,9 +207,17 @@ func (b *tab) ready() {
 	b.until(`document.querySelector('#answer-changed .headline')?.textContent.length > 0`)
 }
 
+// press types keys as a keyboard does: a key whose keydown the page takes writes no character.
 func (b *tab) press(keys string) {
 	b.t.Helper()
-	b.run(chromedp.KeyEvent(keys))
+	for _, r := range keys {
+		events := kb.Encode(r)
+		down, up := events[0], events[len(events)-1]
+		if len(events) == 3 {
+			down.Text, down.UnmodifiedText = events[1].Text, events[1].UnmodifiedText
+		}
+		b.run(call(input.DispatchKeyEvent, *down), call(input.DispatchKeyEvent, *up))
+	}
 }
 
 // serveScene serves the page of a scene, below a path.
@@ -280,6 +290,7 @@ func TestBrowserNamesTheCulprit(t *testing.T) {
 		if title := eval[string](b, `document.querySelector('.headline').textContent`); title == "" {
 			t.Error("the old figures are gone")
 		}
+		b.until(`document.querySelector('#finding-list').innerText.includes('passbuddy doctor')`)
 		b.clean()
 	})
 }
@@ -444,6 +455,7 @@ func TestBrowserControl(t *testing.T) {
 	b.press(kb.Enter)
 	b.until(`!document.querySelector('#act').open`)
 	b.press("j")
+	b.until(`document.activeElement.matches('button.open')`)
 	b.press("E")
 	b.until(`document.querySelector('#act').open`)
 	fill("Type ", "orders")
@@ -522,9 +534,12 @@ func TestBrowserIsAccessible(t *testing.T) {
 		t.Skipf("axe-core cannot be fetched: %v", err)
 	}
 	control := &page.Control{Token: token, As: func(string) (page.Actor, error) { return &actor{}, nil }}
-	for _, name := range []string{"stuck", "paused", "calm", "stalled"} {
+	for _, name := range []string{"stuck", "paused", "stalled"} {
 		for _, scheme := range []string{"light", "dark"} {
 			for _, device := range sizes {
+				if name != "stuck" && device != desktop {
+					continue
+				}
 				t.Run(strings.Join([]string{name, scheme, device.name}, " "), func(t *testing.T) {
 					url := serveScene(t, incident.New(incident.Scenes[name], 0), control)
 					// The checker is not of this page, whose policy would refuse it.

@@ -32,6 +32,8 @@ const shutdownTimeout = 5 * time.Second
 type Options struct {
 	Client       redis.UniversalClient
 	Prefix, Name string
+	// Postgres is a URL or a connection string, or "": see dashboard.Options.
+	Postgres string
 
 	// Listen is host:port. Default DefaultListen.
 	Listen string
@@ -54,7 +56,8 @@ func Run(ctx context.Context, opts Options, out io.Writer) error {
 		opts.Logger = slog.Default()
 	}
 	inner := dashboard.Options{
-		Client: opts.Client, Prefix: opts.Prefix, Name: opts.Name, Logger: opts.Logger,
+		Client: opts.Client, Prefix: opts.Prefix, Name: opts.Name,
+		Postgres: opts.Postgres, Logger: opts.Logger,
 	}
 	if opts.AllowControl {
 		token, err := readToken(opts.TokenFile)
