@@ -164,8 +164,8 @@ func TestLeaveSettlesReleases(t *testing.T) {
 		s.batch()
 		unsent := s.release(q)
 		inFlight.Done, unsent.Done = make(chan struct{}), make(chan struct{})
-	s.Close(s.now)
-	s.Leave(s.now)
+		s.Close(s.now)
+		s.Leave(s.now)
 		if s.take(); inFlight.known || unsent.known {
 			t.Error("known before Redis has answered")
 		}
