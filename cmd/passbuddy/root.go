@@ -60,7 +60,7 @@ PASSBUDDY_PREFIX, PASSBUDDY_POSTGRES_URL. passbuddy help exit-codes is for scrip
 		&cobra.Group{ID: joining, Title: "To have other programs take part:"},
 		&cobra.Group{ID: trying, Title: "To try PassBuddy out:"})
 	root.AddCommand(tool.Commands()...)
-	root.AddCommand(top.NewCommand(tool), holdrun.NewCommand(tool.Target),
+	root.AddCommand(top.NewCommand(tool), serveCommand(tool), holdrun.NewCommand(tool.Target),
 		proxy.NewCommand(tool.Target),
 		legacy("demo", "Run a fleet of processes on one Postgres, without PassBuddy and with it",
 			demo.ParseOptions, demo.Run),

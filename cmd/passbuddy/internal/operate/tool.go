@@ -109,21 +109,28 @@ func (t *Tool) client() (*redis.Client, error) {
 	return redis.NewClient(&opts), nil
 }
 
-// Inspect resolves the flags, and returns an inspector of the semaphore. end closes what it uses.
-func (t *Tool) Inspect() (i *semaphore.Inspector, end func(), err error) {
+// Open resolves the flags, and returns a client of Redis. end closes it.
+func (t *Tool) Open() (client *redis.Client, end func(), err error) {
 	if err := t.resolve(); err != nil {
 		return nil, nil, err
 	}
-	client, err := t.client()
+	if client, err = t.client(); err != nil {
+		return nil, nil, err
+	}
+	return client, func() { _ = client.Close() }, nil
+}
+
+// Inspect resolves the flags, and returns an inspector of the semaphore. end closes what it uses.
+func (t *Tool) Inspect() (i *semaphore.Inspector, end func(), err error) {
+	client, end, err := t.Open()
 	if err != nil {
 		return nil, nil, err
 	}
-	i, err = semaphore.NewInspector(client, t.Target.Prefix, t.Target.Name)
-	if err != nil {
-		_ = client.Close()
+	if i, err = semaphore.NewInspector(client, t.Target.Prefix, t.Target.Name); err != nil {
+		end()
 		return nil, nil, exit.With(exit.Usage, err)
 	}
-	return i, func() { _ = client.Close() }, nil
+	return i, end, nil
 }
 
 // Build reads the document of the fleet.
