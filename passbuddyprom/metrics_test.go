@@ -170,7 +170,7 @@ func TestFleet(t *testing.T) {
 	got = gathered(t, registry)
 	for _, name := range []string{
 		"passbuddy_pool_waits_total{result=ok}", "passbuddy_pool_wait_seconds",
-		"passbuddy_pool_open_seconds", "passbuddy_pool_opened_total", "passbuddy_recalls_total",
+		"passbuddy_pool_open_seconds", "passbuddy_pool_opened_total",
 	} {
 		if got[name] == 0 {
 			t.Errorf("%s is 0 after work that waited, opened and moved connections", name)
