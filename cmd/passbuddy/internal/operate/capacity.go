@@ -2,20 +2,24 @@ package operate
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/exit"
 	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/membership"
 	"github.com/passbuddy/passbuddy/internal/status"
+	"github.com/passbuddy/passbuddy/semaphore"
 )
 
 func (t *Tool) capacityCommand() *cobra.Command {
 	var fromPostgres bool
+	var over time.Duration
 	cmd := Command(cobra.Command{
 		Use:   "capacity [N|auto]",
 		Short: "Show, set or withdraw the capacity of the whole fleet",
@@ -25,9 +29,9 @@ N is in force at once, whatever the processes declare, until it is changed or wi
 A lower one revokes nothing: it takes effect as permits are given back. auto withdraws it:
 then the smallest that a live process declares is in force.
 
---from-postgres proposes one: max_connections, less those reserved, less what others have
-now. It sees others' backends of this moment, not their peak: leave them room to grow. It
-sets it after it has asked, or with --yes.`,
+--from-postgres proposes one: max_connections, less those reserved, less the most that
+others have had during --over. It says the sum, and sets it after it has asked, or with
+--yes. Others can have more at other times: leave them room.`,
 		Example: `  passbuddy capacity
   passbuddy capacity 60
   passbuddy capacity auto
@@ -63,10 +67,14 @@ sets it after it has asked, or with --yes.`,
 		switch {
 		case fromPostgres:
 			if d.Postgres == nil {
-				return fmt.Errorf("cannot ask Postgres: %s", d.PostgresError)
+				return fmt.Errorf("read Postgres: it cannot be asked: %s", d.PostgresError)
+			}
+			others, err := t.peak(cmd.Context(), i, d, over)
+			if err != nil {
+				return err
 			}
 			var sum string
-			if n, sum = propose(d); n < 1 {
+			if n, sum = propose(d, others); n < 1 {
 				return exit.With(exit.Failed, fmt.Errorf("%s: no room is left", sum))
 			}
 			say(cmd.ErrOrStderr(), "%s", sum)
@@ -93,7 +101,32 @@ sets it after it has asked, or with --yes.`,
 		return t.done(cmd, "capacity", "The capacity is %d now.", now.Capacity)
 	})
 	cmd.Flags().BoolVar(&fromPostgres, "from-postgres", false, "propose what Postgres has room for")
+	cmd.Flags().DurationVar(&over, "over", 3*time.Second,
+		"for what `time` --from-postgres looks at others' backends")
 	return cmd
+}
+
+// peak is the most backends that others have during a time.
+func (t *Tool) peak(
+	ctx context.Context, i *semaphore.Inspector, d status.Document, over time.Duration,
+) (int, error) {
+	others := d.Postgres.Others
+	for end := time.Now().Add(over); time.Now().Before(end); {
+		select {
+		case <-time.After(min(time.Second, over/3)):
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+		now, err := t.Build(ctx, i, nil)
+		if err != nil {
+			return 0, err
+		}
+		if now.Postgres == nil {
+			return 0, fmt.Errorf("read Postgres: it cannot be asked: %s", now.PostgresError)
+		}
+		others = max(others, now.Postgres.Others)
+	}
+	return others, nil
 }
 
 // showCapacity prints the capacity, and where it comes from.
@@ -125,11 +158,11 @@ func (t *Tool) showCapacity(cmd *cobra.Command, d status.Document) error {
 }
 
 // propose is a capacity that Postgres has room for, and the sum that leads to it.
-func propose(d status.Document) (n int, sum string) {
+func propose(d status.Document, others int) (n int, sum string) {
 	v := d.Postgres
-	n = v.Usable() - v.Others
-	sum = fmt.Sprintf("max_connections %d - reserved %d - others' backends now %d = %d (ours are "+
-		"told apart %s)", v.MaxConnections, v.Reserved, v.Others, n, v.Guess)
+	n = v.Usable() - others
+	sum = fmt.Sprintf("max_connections %d - reserved %d - others' backends %d = %d (ours are told "+
+		"apart %s)", v.MaxConnections, v.Reserved, others, n, v.Guess)
 	for _, l := range v.Limits {
 		for _, g := range v.Backends {
 			name := map[string]string{"role": g.User, "database": g.Database}[l.Kind]

@@ -118,7 +118,9 @@ func (t *Tool) showReport(out io.Writer, r *report) error {
 }
 
 // redis looks at the server, step by step. It returns whether it could be reached.
-func (r *report) redis(ctx context.Context, client *redis.Client, base string, d status.Document) bool {
+func (r *report) redis(
+	ctx context.Context, client *redis.Client, base string, d status.Document,
+) bool {
 	ctx, cancel := context.WithTimeout(ctx, 2*readTimeout)
 	defer cancel()
 	addr := client.Options().Addr
@@ -128,7 +130,8 @@ func (r *report) redis(ctx context.Context, client *redis.Client, base string, d
 			reason(err)), "", advice(err))
 		return false
 	}
-	text := fmt.Sprintf("Redis at %s answers in %s, the slowest of %d", addr, status.Span(slowest), pings)
+	text := fmt.Sprintf("Redis at %s answers in %s, the slowest of %d", addr,
+		status.Span(slowest), pings)
 	if ttl := shortestLease(d); ttl > 0 && slowest > ttl/5 {
 		r.found(status.Warning, "slow-redis", fmt.Sprintf("%s: %.0f %% of the shortest lease, %s.", text,
 			100*slowest/ttl, status.Span(ttl)), "redis-cli --latency-history",
@@ -168,8 +171,9 @@ func (r *report) server(info map[string]string) {
 	case strings.HasPrefix(policy, "volatile-"):
 		r.well("Redis's policy %s evicts only keys that expire, which PassBuddy's do not", policy)
 	default:
-		r.found(status.Warning, "eviction", fmt.Sprintf("Redis may evict PassBuddy's keys when its memory "+
-			"is full: maxmemory-policy is %s.", policy), "redis-cli config set maxmemory-policy noeviction",
+		r.found(status.Warning, "eviction", fmt.Sprintf("Redis may evict PassBuddy's keys when its "+
+			"memory is full: maxmemory-policy is %s.", policy),
+			"redis-cli config set maxmemory-policy noeviction",
 			"Writes fail instead when the memory is full. Better: a Redis of its own.")
 	}
 	if info["loading"] == "1" {
@@ -188,12 +192,12 @@ func (r *report) server(info map[string]string) {
 	case info["aof_enabled"] == "1":
 		r.well("Redis persists each change (append-only file)")
 	case info["aof_enabled"] == "0":
-		r.found(status.Info, "persistence", "Redis keeps no append-only file: a restart loses the state. "+
-			"Then nothing new is granted for a lease, while sessions tell it what they hold.",
+		r.found(status.Info, "persistence", "Redis keeps no append-only file: a restart loses the "+
+			"state. Then nothing new is granted for a lease, while sessions tell it what they hold.",
 			"redis-cli config set appendonly yes", "Keeps the state over a restart.")
 	}
 	if n, _ := strconv.Atoi(info["connected_slaves"]); n > 0 {
-		r.found(status.Info, "replicas", fmt.Sprintf("Redis has %s. A failover can forget the last grants.",
-			status.Count(n, "replica")), "", "Set semaphore.Config.WaitReplicas to wait for them.")
+		r.found(status.Info, "replicas", fmt.Sprintf("Redis has %s. A failover can forget the last "+
+			"grants.", status.Count(n, "replica")), "", "Set semaphore.Config.WaitReplicas to wait for them.")
 	}
 }

@@ -51,11 +51,12 @@ func advice(err error) string {
 		return "The server was reached: check user and password."
 	case strings.Contains(text, "NOPERM"):
 		return "The server was reached: this user lacks a permission, see docs/SECURITY.md."
-	case strings.Contains(text, "tls"), strings.Contains(text, "certificate"), strings.Contains(text, "EOF"):
+	case strings.Contains(text, "tls"), strings.Contains(text, "certificate"),
+		strings.Contains(text, "EOF"):
 		return "TLS? Use rediss:// for a server that speaks TLS, and redis:// for one that does not."
 	case errors.Is(err, context.DeadlineExceeded), isTimeout(err):
-		return "A firewall drops it, or Redis hangs: look at its host (CPU, swap, disk), and at redis-cli " +
-			"--latency from there."
+		return "A firewall drops it, or Redis hangs: look at its host (CPU, swap, disk), and at " +
+			"redis-cli --latency from there."
 	}
 	return "Check --redis."
 }
@@ -113,8 +114,8 @@ func (r *report) pubsub(ctx context.Context, client *redis.Client, base string) 
 	case err == nil:
 		r.well("Redis's pub/sub works")
 	case strings.Contains(err.Error(), "NOPERM"):
-		r.found(status.Info, "acl", "This user may not subscribe to the semaphore's channels. To look, that "+
-			"is as it should be; a process of the fleet needs it.", "", "See docs/SECURITY.md.")
+		r.found(status.Info, "acl", "This user may not subscribe to the semaphore's channels. To look, "+
+			"that is as it should be; a process of the fleet needs it.", "", "See docs/SECURITY.md.")
 	default:
 		r.found(status.Warning, "pubsub", "Redis's pub/sub does not work: "+reason(err)+". Grants then "+
 			"arrive with the next heartbeat, not at once.", "", "A proxy before Redis may not support it.")
