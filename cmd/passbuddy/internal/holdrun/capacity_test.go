@@ -5,7 +5,6 @@ package holdrun
 import (
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/exit"
 )
@@ -81,7 +80,7 @@ func TestFleetLeavesWhileTheCommandWaits(t *testing.T) {
 	}
 	first := f.start("--wait", "1m", "--", "echo", "it ran")
 	second := f.start("--wait", "1m", "--", "echo", "it ran")
-	eventually(t, 10*time.Second, func() (bool, string) {
+	eventually(t, patience, func() (bool, string) {
 		return len(f.snapshot().Waiters) == 2, "they do not wait"
 	})
 	if err := sem.Close(); err != nil {

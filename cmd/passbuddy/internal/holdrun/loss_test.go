@@ -5,7 +5,6 @@ package holdrun
 import (
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/exit"
 )
@@ -23,7 +22,7 @@ func TestLostLeaseEndsTheCommand(t *testing.T) {
 			t.Parallel()
 			f := newFleet(t)
 			f.join(5)
-			r := f.start("--ttl", "1s", "--", "sh", "-c", command)
+			r := f.start("--ttl", "3s", "--", "sh", "-c", command)
 			r.says("ready")
 			f.redis.SetError("LOADING")
 			if out := r.ends(exit.Lost); !strings.Contains(out, "lease") {
@@ -46,17 +45,17 @@ func TestKilledToolLeavesALease(t *testing.T) {
 			t.Parallel()
 			f := newFleet(t)
 			f.join(5)
-			r := f.start("--grace", "300ms", "--ttl", "2s", "--", "sh", "-c", command)
+			r := f.start("--grace", "300ms", "--ttl", "3s", "--", "sh", "-c", command)
 			r.says("ready")
 			if now := f.snapshot(); now.Held != 1 {
 				t.Fatalf("%d held", now.Held)
 			}
 			_ = r.cmd.Process.Kill()
 			<-r.ended
-			gone(t, "the command", r.says("self "), 3*time.Second)
-			gone(t, "its child", r.says("child "), 3*time.Second)
+			gone(t, "the command", r.says("self "), patience)
+			gone(t, "its child", r.says("child "), patience)
 			// The lease ends by itself, for the next who wants it.
-			eventually(t, 5*time.Second, func() (bool, string) {
+			eventually(t, patience, func() (bool, string) {
 				return len(f.snapshot().Sessions) == 1, "its session lives"
 			})
 		})

@@ -69,7 +69,7 @@ func newFleet(t *testing.T) *fleet {
 func (f *fleet) join(capacity int) *semaphore.Semaphore {
 	f.t.Helper()
 	sem, err := semaphore.Open(f.t.Context(), f.url, semaphore.Config{
-		Capacity: capacity, Logger: slog.New(slog.DiscardHandler),
+		Capacity: capacity, TTL: time.Minute, Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		f.t.Fatal(err)
@@ -151,7 +151,7 @@ func startTool(t *testing.T, redisURL string, args ...string) *run {
 func (r *run) says(word string) string {
 	r.t.Helper()
 	rest := ""
-	eventually(r.t, 10*time.Second, func() (bool, string) {
+	eventually(r.t, patience, func() (bool, string) {
 		for line := range strings.Lines(r.out.String()) {
 			if after, ok := strings.CutPrefix(line, word); ok && strings.HasSuffix(line, "\n") {
 				rest = strings.TrimSpace(after)
@@ -168,7 +168,7 @@ func (r *run) ends(code int) string {
 	r.t.Helper()
 	select {
 	case <-r.ended:
-	case <-time.After(20 * time.Second):
+	case <-time.After(2 * patience):
 		r.t.Fatalf("it does not end; it said %q", r.out.String())
 	}
 	if r.code != code {
@@ -195,6 +195,9 @@ func (l *lines) String() string {
 	defer l.mu.Unlock()
 	return l.b.String()
 }
+
+// patience is how long a test waits for what other processes do, on a machine that starves.
+const patience = 30 * time.Second
 
 // eventually fails unless ok becomes true in time. It polls, because ok depends on other processes.
 func eventually(t *testing.T, limit time.Duration, ok func() (bool, string)) {

@@ -101,7 +101,7 @@ func TestNoPermit(t *testing.T) {
 	// More than there will ever be is refused at once.
 	began := time.Now()
 	f.start("-n", "3", "--wait", "1m", "--", "true").ends(exit.NoPermit)
-	if took := time.Since(began); took > 10*time.Second {
+	if took := time.Since(began); took > patience {
 		t.Errorf("refused after %v", took)
 	}
 	if now := f.snapshot(); now.Held != 2 || len(now.Waiters) != 0 || len(now.Sessions) != 1 {
@@ -128,7 +128,7 @@ func TestWaitsForPermits(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := f.start("-n", "2", "--wait", "1m", "--", "echo", "it ran")
-	eventually(t, 10*time.Second, func() (bool, string) {
+	eventually(t, patience, func() (bool, string) {
 		return len(f.snapshot().Waiters) == 1, "it does not wait"
 	})
 	for _, p := range permits {
@@ -148,7 +148,7 @@ func TestSignalEndsTheWait(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := f.start("--wait", "1m", "--", "echo", "it ran")
-	eventually(t, 10*time.Second, func() (bool, string) {
+	eventually(t, patience, func() (bool, string) {
 		return len(f.snapshot().Waiters) == 1, "it does not wait"
 	})
 	_ = r.cmd.Process.Signal(syscall.SIGTERM)

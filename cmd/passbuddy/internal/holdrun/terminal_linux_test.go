@@ -90,7 +90,7 @@ func (f *fleet) open(env []string, name string, args ...string) *screen {
 // shows waits until the text is on the screen, behind what was waited for before.
 func (s *screen) shows(text string) {
 	s.t.Helper()
-	eventually(s.t, 10*time.Second, func() (bool, string) {
+	eventually(s.t, patience, func() (bool, string) {
 		s.out.mu.Lock()
 		defer s.out.mu.Unlock()
 		i := strings.Index(s.out.b.String(), text)
@@ -114,7 +114,7 @@ func (s *screen) ends() int {
 	s.t.Helper()
 	select {
 	case <-s.ended:
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		s.t.Fatalf("it does not end; the screen shows %q", s.out.String())
 	}
 	return s.cmd.ProcessState.ExitCode()
@@ -159,7 +159,7 @@ func TestPsqlAtATerminal(t *testing.T) {
 	s.shows("now sleeping")
 	s.shows("passbuddy=>")
 	s.types("select pg_sleep(100);\n")
-	eventually(t, 10*time.Second, func() (bool, string) {
+	eventually(t, patience, func() (bool, string) {
 		return sleeping(t, pg) == 1, "the query does not run"
 	})
 	s.types(ctrlC)

@@ -89,8 +89,8 @@ func BenchmarkPgbench(b *testing.B) {
 	compare(b, through(forwarder(b, pg.Addr())), through(p.addr))
 }
 
-// calm is for a proxy that shares the processors, with its Redis, with a load.
-func calm(p *setup) { p.o.Verbose, p.ttl = false, time.Minute }
+// calm is for a proxy under a load.
+func calm(p *setup) { p.o.Verbose = false }
 
 // compare runs rounds of both in turn, each time in the other order, and reports the median of the
 // ratios: a round that the machine disturbs does not count for more than another.

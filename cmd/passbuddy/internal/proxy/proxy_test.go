@@ -81,6 +81,9 @@ func start(t testing.TB, to string, capacity int, change ...func(*setup)) *setup
 	for _, f := range change {
 		f(p)
 	}
+	if p.ttl == 0 {
+		p.ttl = time.Minute // no lease is lost on a machine that starves
+	}
 	if p.url == "" {
 		p.redis = miniredis.RunT(t)
 		p.url = "redis://" + p.redis.Addr()
@@ -157,7 +160,7 @@ func (p *setup) clientsWaiting() int { return p.s.ad.a.Figures().Waiting }
 // settles waits for those counts.
 func (p *setup) settles(held, waiting int) {
 	p.t.Helper()
-	eventually(p.t, 5*time.Second, func() (bool, string) {
+	eventually(p.t, 20*time.Second, func() (bool, string) {
 		h, _ := p.counts()
 		w := p.clientsWaiting()
 		return h == held && w == waiting,
@@ -168,7 +171,7 @@ func (p *setup) settles(held, waiting int) {
 // noticed waits until the proxy has noticed that a client has gone. It says so if it is verbose.
 func (p *setup) noticed() {
 	p.t.Helper()
-	eventually(p.t, 5*time.Second, func() (bool, string) {
+	eventually(p.t, 20*time.Second, func() (bool, string) {
 		return strings.Contains(p.log.String(), "the client's side has ended"), "the proxy has not noticed"
 	})
 }

@@ -59,7 +59,7 @@ func TestClientsAreServedInTheirOrder(t *testing.T) {
 			}
 			served <- -1
 		}()
-		eventually(t, 5*time.Second, func() (bool, string) {
+		eventually(t, 20*time.Second, func() (bool, string) {
 			n := p.clientsWaiting()
 			return n == i+1, fmt.Sprintf("%d wait", n)
 		})
@@ -77,24 +77,27 @@ func TestClientsAreServedInTheirOrder(t *testing.T) {
 }
 
 func TestNoPermitInTime(t *testing.T) {
-	p := start(t, fake(t, &fakepg.Server{}), 1,
-		func(p *setup) { p.o.Wait = 100 * time.Millisecond })
+	p := start(t, fake(t, &fakepg.Server{}), 1, func(p *setup) { p.o.Wait = time.Second })
 	p.mustConnect()
+	// in answer to an SSLRequest, and a GSSENCRequest, too
+	var asking []*net.TCPConn
+	for _, code := range []uint32{codeSSL, codeGSS} {
+		nc := p.dial()
+		_, _ = nc.Write(codePacket(code, ""))
+		asking = append(asking, nc)
+	}
+	// A TLS client that asks nothing understands no such answer.
+	direct := p.dial()
+	_, _ = direct.Write([]byte("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"))
 	_, err := p.connect(t.Context())
 	e := refusedWith(t, err, tooManyConnections)
 	if !strings.Contains(e.Message, "capacity is 1") || e.Hint == "" {
 		t.Errorf("%q, %q", e.Message, e.Hint)
 	}
-	// in answer to an SSLRequest, and a GSSENCRequest, too
-	for _, code := range []uint32{codeSSL, codeGSS} {
-		nc := p.dial()
-		_, _ = nc.Write(codePacket(code, ""))
+	for _, nc := range asking {
 		refusedRaw(t, nc, tooManyConnections)
 	}
-	// A TLS client that asks nothing understands no such answer.
-	nc := p.dial()
-	_, _ = nc.Write([]byte("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"))
-	if b := closes(t, nc, 5*time.Second); len(b) > 0 {
+	if b := closes(t, direct, 5*time.Second); len(b) > 0 {
 		t.Errorf("%q", b)
 	}
 	if n := strings.Count(p.log.String(), "clients refused"); n != 1 {
@@ -112,7 +115,7 @@ func TestWaitingClientGivesUp(t *testing.T) {
 	_ = nc.Close()
 	p.settles(1, 0)
 	// and the request in Redis with it, in a moment
-	eventually(t, 5*time.Second, func() (bool, string) {
+	eventually(t, 20*time.Second, func() (bool, string) {
 		_, n := p.counts()
 		return n == 0, "the request waits"
 	})
@@ -122,12 +125,12 @@ func TestWaitingClientGivesUp(t *testing.T) {
 
 func TestRedisIsAway(t *testing.T) {
 	p := start(t, fake(t, &fakepg.Server{}), 1,
-		func(p *setup) { p.o.Wait = 200 * time.Millisecond })
+		func(p *setup) { p.o.Wait = time.Second })
 	p.redis.SetError("LOADING Redis is loading the dataset in memory")
 	_, err := p.connect(t.Context())
 	refusedWith(t, err, cannotConnectNow)
 	p.redis.SetError("")
-	eventually(t, 10*time.Second, func() (bool, string) {
+	eventually(t, 20*time.Second, func() (bool, string) {
 		conn, err := p.connect(t.Context())
 		if err != nil {
 			return false, err.Error()
@@ -160,7 +163,7 @@ func TestTooManyClients(t *testing.T) {
 	refusedWith(t, err, tooManyConnections)
 	_ = second.Close(t.Context())
 	p.settles(1, 0)
-	eventually(t, 5*time.Second, func() (bool, string) {
+	eventually(t, 20*time.Second, func() (bool, string) {
 		conn, err := p.connect(t.Context())
 		if err != nil {
 			return false, err.Error()

@@ -145,17 +145,17 @@ func TestHalfClose(t *testing.T) {
 
 // Both ends are cut when the lease is lost.
 func TestLostLease(t *testing.T) {
-	p := start(t, fake(t, &fakepg.Server{}), 5, func(p *setup) { p.ttl = 500 * time.Millisecond })
+	p := start(t, fake(t, &fakepg.Server{}), 5, func(p *setup) { p.ttl = 2 * time.Second })
 	conn := p.mustConnect()
 	p.redis.SetError("LOADING")
-	_ = conn.PgConn().Conn().SetReadDeadline(time.Now().Add(5 * time.Second))
+	_ = conn.PgConn().Conn().SetReadDeadline(time.Now().Add(10 * time.Second))
 	var b [1]byte
 	_, err := conn.PgConn().Conn().Read(b[:])
 	var timeout net.Error
 	if err == nil || errors.As(err, &timeout) && timeout.Timeout() {
 		t.Errorf("the connection lives: %v", err)
 	}
-	eventually(t, 5*time.Second, func() (bool, string) {
+	eventually(t, 20*time.Second, func() (bool, string) {
 		f := p.s.ad.a.Figures()
 		return f.Owned == 0 && f.Out == 0 && f.Leaving == 0, "the slot is there"
 	})
@@ -180,7 +180,7 @@ func TestRecallIsHonoured(t *testing.T) {
 		}
 		waiting <- err
 	}()
-	eventually(t, 5*time.Second, func() (bool, string) {
+	eventually(t, 20*time.Second, func() (bool, string) {
 		return p.clientsWaiting() == 1, "the client does not wait"
 	})
 	// ... and yet a process that holds nothing comes before a pool that holds two.
@@ -193,7 +193,7 @@ func TestRecallIsHonoured(t *testing.T) {
 		}
 		granted <- permit
 	}()
-	eventually(t, 5*time.Second, func() (bool, string) {
+	eventually(t, 20*time.Second, func() (bool, string) {
 		_, n := p.counts()
 		return n == 2, "the other does not wait"
 	})
