@@ -24,7 +24,10 @@ import (
 var update = flag.Bool("update", false, "write the lists anew")
 
 // packages are the library's, by their lists, and where they are.
-var packages = map[string]string{"semaphore": "../semaphore", "passbuddy": "..", "pgxpool": "../pgxpool"}
+var packages = map[string]string{
+	"semaphore": "../semaphore", "passbuddy": "..", "pgxpool": "../pgxpool",
+	"dashboard": "../dashboard", "passbuddyprom": "../passbuddyprom", "passbuddyotel": "../passbuddyotel",
+}
 
 // Each exported name has its line in the list of its package.
 func TestExportedNames(t *testing.T) {

@@ -13,6 +13,10 @@ module=$(go list -m)
 # From top to bottom: a package, then the packages of the module that it may import. The root's
 # package is ".".
 arrows='
+dashboard            internal/page internal/status internal/pgview semaphore
+internal/page        internal/status semaphore
+internal/status      internal/pgview semaphore
+internal/pgview
 pgxpool              . internal/socket internal/backend semaphore internal/allotment internal/engine
 .                    internal/socket internal/backend semaphore internal/allotment internal/engine
 internal/socket      semaphore internal/allotment

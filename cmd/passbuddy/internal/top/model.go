@@ -58,7 +58,6 @@ type Model struct {
 	filter   string
 	typing   bool   // a filter
 	selected string // session
-	offset   int
 
 	ask    *question
 	notice string // what a verb came to
