@@ -592,6 +592,13 @@ func check(b *tab, what string) {
 	}
 }
 
+// widest names what reaches beyond the screen, but for what scrolls by itself.
+const widest = `[...document.querySelectorAll('body, body *')]
+	.filter((e) => e.scrollWidth + e.getBoundingClientRect().left > screen.width + 1
+		&& !e.parentElement.closest('.scroll'))
+	.map((e) => e.tagName + '#' + e.id + '.' + e.className + ' ' + e.scrollWidth + ' ' +
+		Math.round(e.getBoundingClientRect().right)).join('; ')`
+
 // Nothing is wider than the screen, and a thousand processes do not stop the page.
 func TestBrowserFits(t *testing.T) {
 	for _, name := range []string{"calm", "others", "deploy", "large", "empty", "hostile"} {
@@ -600,7 +607,8 @@ func TestBrowserFits(t *testing.T) {
 				b := open(t, scene(t, name), device, "light")
 				b.ready()
 				if wide := eval[int](b, "document.documentElement.scrollWidth"); wide > int(device.width) {
-					t.Errorf("the page is %d wide on a screen of %d", wide, device.width)
+					t.Errorf("the page is %d wide on a screen of %d: %s", wide, device.width,
+						eval[string](b, widest))
 				}
 				b.clean()
 			})
