@@ -18,7 +18,7 @@ if revokes and #ids > 0 then
   local fencer = choose_fencer(session)
   if fencer then push_fence(fencer) end
   push(session, PUSH.lost)
-elseif not revokes then
+elseif epoch and not revokes then
   recall_all(session)
 end
 record_event(revokes and 'revoked' or 'evicted', session, #ids .. ' permits. ' .. ARGV[5], ARGV[4])

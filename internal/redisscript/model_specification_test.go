@@ -257,8 +257,9 @@ func (t *trial) checkRecalls(before, s *state, a act) {
 	needed := s.wanted(func(pool string) bool {
 		return before.Debts[pool] == 0 || s.Debts[pool] == 0
 	})
-	over := len(s.Permits) > int(s.num("cap"))                   // what is held beyond the capacity goes first
-	paused := s.pausedByOperator(a.now) || s.num("gate") > a.now // promises are not settled then
+	// What is held beyond the capacity goes first. While grants are paused, promises stay as they are.
+	over := len(s.Permits) > int(s.num("cap"))
+	paused := s.pausedByOperator(a.now) || s.num("gate") > a.now
 	if promised > needed && !over && !paused && !t.damaged {
 		t.failf("recalls: %s: %d permits are promised, pools that owe nothing want %d",
 			a.name, promised, needed)

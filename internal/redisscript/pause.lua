@@ -27,7 +27,7 @@ else
   local was = paused and drained == drain_now
   if not was then record_event(drain_now and 'drained' or 'paused', nil, why, ARGV[5]) end
 end
-if drained and not drains() then withdraw_unpromised() end
+if epoch and drained and not drains() then withdraw_unpromised() end
 expire_leases()
 local capacity = effective_capacity()
 if epoch then
