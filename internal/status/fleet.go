@@ -14,7 +14,9 @@ func fleetOf(processes []Process) pgview.Fleet {
 	known := make(map[string]bool)
 	own, _ := os.Hostname()
 	for _, p := range processes {
-		f.Connections += p.InUse + p.Idle + p.Opening + p.Closing
+		// Permits that no pool has told of yet have connections, too: `passbuddy run`, a pool that
+		// opened some since the last heartbeat.
+		f.Connections += max(p.InUse+p.Idle+p.Opening+p.Closing, p.Permits)
 		for _, name := range []string{p.Program, p.Owner, p.Host} {
 			if name == "" || known[name] {
 				continue
