@@ -77,20 +77,31 @@ func (s *Session) beat(ctx context.Context) error {
 	return s.beatWithin(ctx, 2*s.cfg.TTL)
 }
 
-// beatWithin is beat for as long as ctx allows, with a call of at most that length.
-func (s *Session) beatWithin(ctx context.Context, limit time.Duration) error {
-	k := s.nextCall()
-	s.mu.Lock()
-	n := s.core.LastCall() // if there are too many calls, the last of those has to do
-	if s.core.Left() {
-		s.mu.Unlock()
-		return core.ErrClosed
+// begin has k finished in the background, and returns the number of the call to wait for. If there
+// are too many calls, k is nil, and the last of those has to do.
+func (s *Session) begin(k *core.Call, limit time.Duration) (n uint64, err error) {
+	s.step(func(c *core.Core, now time.Duration) {
+		n = c.LastCall()
+		switch {
+		case c.Left():
+			err = core.ErrClosed
+			if k != nil { // the session left since it was made, and Close waits for its end
+				c.CallFailed(now, k, err)
 	}
-	if k != nil {
+		case k != nil:
 		n = k.Number()
 		s.background(func() { s.finish(k, limit) })
 	}
-	s.mu.Unlock()
+	})
+	return n, err
+}
+
+// beatWithin is beat for as long as ctx allows, with a call of at most that length.
+func (s *Session) beatWithin(ctx context.Context, limit time.Duration) error {
+	n, err := s.begin(s.nextCall(), limit)
+	if err != nil {
+		return err
+	}
 	for {
 		s.mu.Lock()
 		answered, failed, cause := s.core.CallState(n)

@@ -95,6 +95,28 @@ func TestHeartbeatDoesNotCrossClose(t *testing.T) {
 	})
 }
 
+// A call is made, and the session leaves before it is sent. Close does not wait for its reply.
+func TestACallThatIsNotSentDoesNotCrossClose(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		s := w.join(Config{Capacity: 1})
+		k := s.nextCall()
+		s.step(func(c *core.Core, now time.Duration) {
+			c.Close(now)
+			c.Leave(now)
+		})
+		if _, err := s.begin(k, time.Second); !errors.Is(err, core.ErrClosed) {
+			t.Errorf("begun: %v", err)
+		}
+		began := time.Now()
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(began); took > 100*time.Millisecond {
+			t.Errorf("Close took %v", took)
+		}
+	})
+}
+
 // The queue holds only the first UUID of a pool's request.
 func TestCloseTakesAPoolsRequestOutOfTheQueue(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
