@@ -102,8 +102,11 @@ func (s *servers) witness() (peak func() int) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.t.Cleanup(sampler.Close)
 	stop := sampler.Start(s.t.Context(), time.Now())
+	s.t.Cleanup(func() {
+		_ = stop()
+		sampler.Close()
+	})
 	return func() (most int) {
 		s.t.Helper()
 		if err := stop(); err != nil {
