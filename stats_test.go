@@ -63,6 +63,13 @@ func inWatched(t *testing.T, capacity int, f func(t *testing.T, w *watched)) {
 	})
 }
 
+func lastOf(list []semaphore.Observation) (o semaphore.Observation) {
+	if n := len(list); n > 0 {
+		o = list[n-1]
+	}
+	return o
+}
+
 // statsOf is Stats of a DB that is PassBuddy's.
 func statsOf(t *testing.T, db *sql.DB) PoolStats {
 	t.Helper()
@@ -189,7 +196,7 @@ func TestFiguresOfDB(t *testing.T) {
 					t.Errorf("%d waits of %v", n, took)
 				}
 				waits := w.of(semaphore.ObservedWait)
-				last := waits[len(waits)-1]
+				last := lastOf(waits)
 				if int64(len(waits)) != after.Waits || last.Pool != "orders" ||
 					last.Duration != time.Second || !errors.Is(last.Err, semaphore.ErrCapacity) {
 					t.Errorf("%d waits, observed %+v", after.Waits, waits)
@@ -234,7 +241,7 @@ func TestFiguresOfDB(t *testing.T) {
 				want.Opening, want.Failed, want.Permits = 0, 1, 2
 				is("it could not be opened", want)
 				opens := w.of(semaphore.ObservedOpen)
-				last = opens[len(opens)-1]
+				last = lastOf(opens)
 				if len(opens) != 4 || opens[0].Err != nil || opens[0].Duration != connect ||
 					last.Err == nil || last.Duration != connect || last.Pool != "orders" {
 					t.Errorf("observed %+v", opens)

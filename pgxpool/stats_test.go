@@ -85,6 +85,13 @@ func inWatched(t *testing.T, capacity int, f func(t *testing.T, w *watched)) {
 	})
 }
 
+func lastOf(list []semaphore.Observation) (o semaphore.Observation) {
+	if n := len(list); n > 0 {
+		o = list[n-1]
+	}
+	return o
+}
+
 func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
@@ -181,7 +188,7 @@ func TestFiguresOfPool(t *testing.T) {
 					t.Errorf("%d waits of %v", n, took)
 				}
 				waits := w.of(semaphore.ObservedWait)
-				last := waits[len(waits)-1]
+				last := lastOf(waits)
 				if int64(len(waits)) != after.Waits || last.Pool != "127.0.0.1:5432/x" ||
 					last.Duration != time.Second || !errors.Is(last.Err, semaphore.ErrCapacity) {
 					t.Errorf("%d waits, observed %+v", after.Waits, waits)
@@ -196,7 +203,7 @@ func TestFiguresOfPool(t *testing.T) {
 					t.Errorf("%d waits of %v", n, took)
 				}
 				waits = w.of(semaphore.ObservedWait)
-				last = waits[len(waits)-1]
+				last = lastOf(waits)
 				if int64(len(waits)) != served.Waits || last.Duration != wait || last.Err != nil {
 					t.Errorf("%d waits, observed %+v", served.Waits, waits)
 				}
@@ -238,7 +245,7 @@ func TestFiguresOfPool(t *testing.T) {
 				want.Opening, want.Failed, want.Permits = 0, 1, 2
 				is("it could not be opened", want)
 				opens := w.of(semaphore.ObservedOpen)
-				last = opens[len(opens)-1]
+				last = lastOf(opens)
 				if len(opens) != 4 || opens[0].Err != nil || opens[0].Duration != connectTime ||
 					last.Err == nil || last.Duration != connectTime ||
 					last.Pool != "127.0.0.1:5432/x" {

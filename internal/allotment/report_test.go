@@ -544,7 +544,8 @@ func TestLossesAreCounted(t *testing.T) {
 			t.Errorf("%d lost, %d permits", f.Lost, f.Permits)
 		}
 		losses := seen.of(semaphore.ObservedLoss)
-		if len(losses) != 2 || losses[0].Pool != "orders" || len(lost) != 2 || lost[0].Lost != 1 {
+		if len(losses) != 2 || losses[0].Pool != "orders" || len(lost) != 2 ||
+			lost[0].Lost != 1 || lost[0].Permits != 1 {
 			t.Errorf("observed %+v, %+v", losses, lost)
 		}
 		time.Sleep(5 * time.Second)
@@ -557,9 +558,9 @@ func (f observerFunc) Observe(o semaphore.Observation) { f(o) }
 
 // A caller that is refused while the fleet is paused learns who paused it, and why.
 func TestRefusalNamesThePause(t *testing.T) {
-	inFleet(t, 1, func(t *testing.T, fl *fleet) {
+	inFleet(t, 2, func(t *testing.T, fl *fleet) {
 		p := fl.start(allotment.Options{AcquireTimeout: 5 * time.Second})
-		held := p.hold(t.Context())
+		held, out := p.hold(t.Context()), p.hold(t.Context())
 		inspector, err := semaphore.NewInspector(p.sem.Client(), "", "")
 		if err != nil {
 			t.Fatal(err)
@@ -589,6 +590,7 @@ func TestRefusalNamesThePause(t *testing.T) {
 			t.Fatal(err)
 		}
 		p.release(p.hold(t.Context()))
+		p.release(out)
 	})
 }
 
