@@ -87,11 +87,11 @@ func (s *Session) begin(k *core.Call, limit time.Duration) (n uint64, err error)
 			err = core.ErrClosed
 			if k != nil { // the session left since it was made, and Close waits for its end
 				c.CallFailed(now, k, err)
-	}
+			}
 		case k != nil:
-		n = k.Number()
-		s.background(func() { s.finish(k, limit) })
-	}
+			n = k.Number()
+			s.background(func() { s.finish(k, limit) })
+		}
 	})
 	return n, err
 }
