@@ -27,6 +27,7 @@ var update = flag.Bool("update", false, "write the lists anew")
 var packages = map[string]string{
 	"semaphore": "../semaphore", "passbuddy": "..", "pgxpool": "../pgxpool",
 	"dashboard": "../dashboard", "passbuddyprom": "../passbuddyprom", "passbuddyotel": "../passbuddyotel",
+	"passbuddytest": "../passbuddytest",
 }
 
 // Each exported name has its line in the list of its package.

@@ -1,9 +1,9 @@
 // Package passbuddytest is a fleet in a test: any number of pretended processes that share one
 // capacity, without a server. The scripts are the real ones; they run on miniredis, in the test's
-// own process. So what queueing, leases, recalls and the loss of Redis do to your code is what they
-// do in production. It cannot show what needs more than one Redis, or a Postgres: that the cap holds
-// in pg_stat_activity, and passbuddy.Config.Fence; sharded pub/sub, which Redis has from version 7
-// on; replicas (semaphore.Config.WaitReplicas) and failovers; Redis Cluster; ACLs and TLS.
+// own process. So queueing, leases, recalls and the loss of Redis do to your code what they do in
+// production. It cannot show what needs real servers. There is no Postgres, so no test sees the cap
+// in pg_stat_activity, or passbuddy.Config.Fence at work. Nor is there sharded pub/sub (Redis 7 and
+// later), a replica (semaphore.Config.WaitReplicas), a failover, a Redis Cluster, an ACL or TLS.
 //
 // A test makes a Fleet, opens a Semaphore for each process that it pretends, and gives that to the
 // code under test:

@@ -10,11 +10,11 @@ import (
 // Exhaust has another process take all permits, and returns a function that gives them back. Then
 // the fleet is at capacity: an Acquire of the code under test waits. The other process queues like
 // any: it is granted what is free, and what is recalled from idle connections. The permits that
-// Config.Min keeps for sessions are left to these. Exhaust ends the test if it is not granted the
-// rest, because something else goes on to hold a permit.
+// Config.Min keeps for sessions are left to these. If a caller of the code under test goes on to
+// hold a permit, Exhaust ends the test.
 //
-// The permits are given back at the end of the test t, if release was not called by then. To call it
-// twice does nothing.
+// The permits are given back at the end of the test t, if release was not called by then. To call
+// it twice does nothing.
 func (f *Fleet) Exhaust(t testing.TB) (release func()) {
 	t.Helper()
 	f.here(t, "Exhaust")

@@ -19,7 +19,7 @@ import (
 )
 
 // Down cuts every connection to Redis, and refuses new ones: for the fleet Redis is gone. Its data
-// stays, and so does its clock. Leases that nobody can renew end: a holder counts a permit as lost
+// stays, and its clock goes on. Leases that nobody can renew end: a holder counts a permit as lost
 // after nine tenths of TTL. RequireHeld and the other methods of a Fleet go on to see Redis.
 func (f *Fleet) Down(t testing.TB) {
 	t.Helper()
@@ -31,7 +31,7 @@ func (f *Fleet) Down(t testing.TB) {
 }
 
 // Up ends Down. Redis has the data that it had. Up returns once the sessions that Semaphore has
-// opened have heard from Redis; go-redis can take a second to dial again.
+// opened have heard from it, which can take a second: go-redis pauses between dials.
 func (f *Fleet) Up(t testing.TB) {
 	t.Helper()
 	f.here(t, "Up")
@@ -45,8 +45,8 @@ func (f *Fleet) Delay(d time.Duration) { f.network.setDelay(max(0, d)) }
 
 // Flush has Redis lose all its state, as a restart without persistence does: data and scripts.
 // Connections stay. Holders keep their permits, and tell Redis of them again with their next
-// heartbeat, within a third of TTL. Until all of them have, or for one TTL, Redis grants nothing new:
-// Acquire waits.
+// heartbeat, within a third of TTL. Until all of them have, or for one TTL, Redis grants nothing
+// new: Acquire waits.
 func (f *Fleet) Flush(t testing.TB) {
 	t.Helper()
 	f.here(t, "Flush")
@@ -67,9 +67,9 @@ func (f *Fleet) Flush(t testing.TB) {
 // has them free. The sessions that Semaphore has opened have noticed: Permit.Lost is closed, and
 // pools end the connections. A session that your code has opened is told to look at once.
 //
-// While Redis is Down, holders cannot notice. They go on to rely on a permit until they hear from
-// Redis, or for nine tenths of TTL: longer than Redis counts it here, which does not happen in
-// production.
+// While Redis is Down, holders cannot notice. They go on to rely on their permits until they hear
+// from Redis, or for nine tenths of TTL, although Redis has these free. In production a lease in
+// Redis outlasts its holder's trust.
 func (f *Fleet) ExpireLeases(t testing.TB) {
 	t.Helper()
 	f.here(t, "ExpireLeases")
@@ -77,7 +77,8 @@ func (f *Fleet) ExpireLeases(t testing.TB) {
 }
 
 // Expire ends the leases of one session now, as if its process had been stopped for a TTL: see
-// ExpireLeases. The semaphore can come from Semaphore, or be opened by your code over Client or URL.
+// ExpireLeases. Its requests in the queue stay there. The semaphore can come from Semaphore, or be
+// opened by your code over Client or URL.
 func (f *Fleet) Expire(t testing.TB, sem *semaphore.Semaphore) {
 	t.Helper()
 	f.here(t, "Expire")
@@ -102,8 +103,8 @@ func (f *Fleet) isOurs(sem *semaphore.Semaphore) bool {
 	return single && f.listener != nil && client.Options().Addr == f.listener.Addr().String()
 }
 
-// noBackend is what Redis has in quarantine for a permit that was revoked and covers no backend
-// that it knows.
+// noBackend stands in the quarantine for a permit that was revoked and covers no backend that Redis
+// knows.
 const noBackend = "0 0 0"
 
 // expire ends the leases of one session, or of all if it is "". holders are those that can be

@@ -17,14 +17,14 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// A Config is what each session of the fleet is opened with: see semaphore.Config. The zero value
-// of every field means the default that is documented there, except for two: Owner is "process 1",
-// "process 2" and so on, and Logger writes to the test's log.
+// A Config has the settings of the sessions that a Fleet opens: see semaphore.Config. The zero value
+// of every field means the default that is documented there, except for two. Owner is "process 1",
+// then "process 2"; Logger writes to the test's log.
 type Config = semaphore.Config
 
 // A Fleet is a Redis of its own, and the processes that share it. All methods can be called
-// concurrently, but for what testing.TB forbids. A method that cannot do its work ends the test that
-// it is given, as t.Fatal does.
+// concurrently, but for what testing.TB forbids. A method that cannot do its work ends the test
+// that it is given, as t.Fatal does.
 type Fleet struct {
 	cfg       Config
 	redis     *miniredis.Miniredis

@@ -113,7 +113,7 @@ func (n *network) close() {
 	n.wg.Wait()
 }
 
-// refused is what a dial returns where nobody listens.
+// refused returns the error of a dial where nobody listens.
 func refused() error {
 	return &net.OpError{Op: "dial", Net: "tcp", Addr: &net.TCPAddr{
 		IP: net.IPv4(127, 0, 0, 1), Port: 6379,
@@ -150,7 +150,8 @@ func (l *link) dial(context.Context, string, string) (net.Conn, error) {
 	return c, nil
 }
 
-// awaitDelay waits until a reply that came at that time is due. It returns false if done was closed.
+// awaitDelay waits until a reply that came at that time is due. It returns false if done is closed
+// before.
 func (l *link) awaitDelay(at time.Time, done <-chan struct{}) bool {
 	for {
 		l.n.mu.Lock()
@@ -179,8 +180,8 @@ func (l *link) awaitDelay(at time.Time, done <-chan struct{}) bool {
 //	client -- Write ---------------------------------> server
 //	client <- Read -- pipe <- deliver <- queue <- receive -- server
 //
-// receive never waits for the client, however long replies are held back. Otherwise miniredis, which
-// executes one command at a time and pushes while it does, would wait, and all other clients with it.
+// receive never waits for the client, however long replies are held back. Otherwise miniredis would
+// wait, and with it all other clients: it executes one command at a time, and pushes while it does.
 type conn struct {
 	net.Conn          // the client's end of the pipe
 	replies  net.Conn // deliver's end

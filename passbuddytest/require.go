@@ -12,8 +12,8 @@ import (
 )
 
 // RequireHeld waits until the fleet holds exactly n permits, those of Exhaust and of idle
-// connections included. If it does not within some 20s, RequireHeld ends the test, and shows who
-// holds and who waits.
+// connections included. If that does not come true within 10s and twice the TTL, RequireHeld ends
+// the test, and shows who holds and who waits.
 func (f *Fleet) RequireHeld(t testing.TB, n int) {
 	t.Helper()
 	f.here(t, "RequireHeld")
@@ -29,10 +29,10 @@ func (f *Fleet) RequireHeld(t testing.TB, n int) {
 }
 
 // RequireNoLeak waits until nothing of the fleet is left behind: no permit is held, no request
-// waits, and no session is there but those that Semaphore has opened and that are still open. Call
-// it at the end of a test, when the code under test has closed its pools and the semaphores that it
-// opened by itself. If something stays for some 20s, RequireNoLeak ends the test, and shows what
-// that is.
+// waits, and every session has left. A session of Semaphore may still be open. Call RequireNoLeak
+// at the end of a test, when the code under test has closed its pools and the semaphores that it
+// opened by itself. If anything stays for 10s and twice the TTL, RequireNoLeak ends the test, and
+// shows what that is.
 func (f *Fleet) RequireNoLeak(t testing.TB) {
 	t.Helper()
 	f.here(t, "RequireNoLeak")
@@ -67,7 +67,7 @@ func (f *Fleet) require(t testing.TB, method string, wrong func(semaphore.Snapsh
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), f.patience())
 	defer cancel()
-	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
+	for pause := time.Millisecond; ; pause = min(2*pause, 250*time.Millisecond) {
 		s, err := f.inspector.Snapshot(ctx)
 		trouble := ""
 		if err == nil {
