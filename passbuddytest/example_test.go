@@ -169,6 +169,7 @@ func ExampleFleet_ExpireLeases() {
 	f := passbuddytest.New(t, passbuddytest.Config{})
 	err := f.Semaphore(t).NewPermit().Do(context.Background(), func(ctx context.Context) error {
 		f.ExpireLeases(t)
+		<-ctx.Done()
 		return ctx.Err()
 	})
 	fmt.Println(errors.Is(err, semaphore.ErrLost))

@@ -229,7 +229,19 @@ func TestFlush(t *testing.T) {
 		f := passbuddytest.New(t, short(2))
 		one, two := f.Semaphore(t), f.Semaphore(t)
 		p, q := acquire(t, one), acquire(t, one)
+		client := f.Client(t)
+		if err := client.Set(t.Context(), "key", "lost", 0).Err(); err != nil {
+			t.Fatal(err)
+		}
+		const script = "return 7"
+		sha := client.ScriptLoad(t.Context(), script).Val()
 		f.Flush(t)
+		if got, err := client.Exists(t.Context(), "key").Result(); got != 0 || err != nil {
+			t.Errorf("EXISTS: %d, %v", got, err)
+		}
+		if got, err := client.ScriptExists(t.Context(), sha).Result(); err != nil || got[0] {
+			t.Errorf("SCRIPT EXISTS: %v, %v", got, err)
+		}
 		if _, err := two.Acquire(t.Context()); err == nil {
 			t.Error("granted although two permits are held")
 		}
@@ -250,6 +262,7 @@ func TestExpire(t *testing.T) {
 		p, q := acquire(t, one), acquire(t, two)
 		granted := later(t, three)
 		awaitWaiters(t, three, 1)
+		began := time.Now()
 		f.Expire(t, one)
 		select {
 		case <-p.Lost():
@@ -266,6 +279,9 @@ func TestExpire(t *testing.T) {
 			t.Fatal(err)
 		}
 		f.RequireHeld(t, 2)
+		if took := time.Since(began); isFake() && took != 0 {
+			t.Errorf("took %v", took)
+		}
 		if lost := one.Stats().Lost; lost != 1 {
 			t.Errorf("%d leases lost, want 1", lost)
 		}
@@ -276,6 +292,31 @@ func TestExpire(t *testing.T) {
 		f.Expire(t, one)
 		f.Expire(t, one) // nothing is left to expire
 		f.RequireHeld(t, 1)
+	})
+}
+
+// Nobody is granted a permit that its holder still counts as held.
+func TestExpireIsNoticedFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := passbuddytest.New(t, short(1))
+		one, two := f.Semaphore(t), f.Semaphore(t)
+		p := acquire(t, one)
+		granted := make(chan bool)
+		go func() {
+			for {
+				if _, err := two.Acquire(t.Context()); err == nil {
+					granted <- p.Held()
+					return
+				}
+			}
+		}()
+		awaitWaiters(t, two, 1)
+		f.Delay(50 * time.Millisecond) // a renewal takes a round trip, a push half of one
+		f.Expire(t, one)
+		if await(t, granted, "the waiter") {
+			t.Error("two processes hold one permit")
+		}
+		f.Delay(0)
 	})
 }
 
@@ -292,8 +333,12 @@ func TestExpireLeases(t *testing.T) {
 			t.Fatal(err)
 		}
 		f.RequireHeld(t, 2)
+		began := time.Now()
 		f.ExpireLeases(t)
 		f.RequireHeld(t, 0)
+		if took := time.Since(began); isFake() && took != 0 {
+			t.Errorf("took %v", took)
+		}
 		if p.Held() {
 			t.Error("held when ExpireLeases returns")
 		}

@@ -17,9 +17,9 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// A Config has the settings of the sessions that a Fleet opens: see semaphore.Config. The zero value
-// of every field means the default that is documented there, except for two. Owner is "process 1",
-// then "process 2"; Logger writes to the test's log.
+// A Config has the settings of the sessions that a Fleet opens: see semaphore.Config. The zero
+// value of every field means the default that is documented there, except for two. Owner is
+// "process 1", then "process 2"; Logger writes to the test's log.
 type Config = semaphore.Config
 
 // A Fleet is a Redis of its own, and the processes that share it. All methods can be called

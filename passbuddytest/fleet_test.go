@@ -242,6 +242,22 @@ func TestLeaksAreShown(t *testing.T) {
 	})
 }
 
+// Sessions log to the test that has opened them.
+func TestLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := passbuddytest.New(t, short(1))
+		ft := new(fakeT)
+		acquire(t, f.Semaphore(ft))
+		f.ExpireLeases(t)
+		if got := ft.end(); got != "" {
+			t.Error(got)
+		}
+		if got := ft.output.String(); !strings.Contains(got, "lease lost") {
+			t.Errorf("the log is %q", got)
+		}
+	})
+}
+
 // A session that was closed is left behind only until it has left.
 func TestClosedSessionsAreNoLeak(t *testing.T) {
 	inBoth(t, func(t *testing.T) {

@@ -1,6 +1,7 @@
 package passbuddytest_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -30,6 +31,9 @@ func inBoth(t *testing.T, f func(t *testing.T)) {
 	t.Run("bubble", func(t *testing.T) { synctest.Test(t, f) })
 	t.Run("real time", f)
 }
+
+// isFake reports whether the clock is a bubble's.
+func isFake() bool { return time.Now().Year() == 2000 }
 
 func acquire(t *testing.T, sem *semaphore.Semaphore) *semaphore.Permit {
 	t.Helper()
@@ -98,12 +102,13 @@ type fakeT struct {
 
 	mu       sync.Mutex
 	text     string
+	output   bytes.Buffer
 	cleanups []func()
 }
 
 func (t *fakeT) Helper()                  {}
 func (t *fakeT) Context() context.Context { return context.Background() }
-func (t *fakeT) Output() io.Writer        { return io.Discard }
+func (t *fakeT) Output() io.Writer        { return (*fakeOutput)(t) }
 func (t *fakeT) Cleanup(f func())         { t.cleanups = append(t.cleanups, f) }
 
 func (t *fakeT) Errorf(format string, args ...any) {
@@ -118,6 +123,15 @@ func (t *fakeT) Fatalf(format string, args ...any) {
 }
 
 func (t *fakeT) Fatal(args ...any) { t.Fatalf("%s", fmt.Sprint(args...)) }
+
+// fakeOutput is what a fakeT has logged.
+type fakeOutput fakeT
+
+func (o *fakeOutput) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.output.Write(b)
+}
 
 // end runs the cleanups, and returns what failed.
 func (t *fakeT) end() string {
