@@ -64,8 +64,13 @@ func (f *Fleet) Flush(t testing.TB) {
 
 // ExpireLeases ends all leases now, as if no session had renewed any for a TTL: of every process,
 // that of Exhaust included. When it returns, Redis has granted the permits to those that wait, or
-// has them free. The sessions that Semaphore has opened have noticed: Permit.Lost is closed, and
-// pools end the connections. A session that your code has opened is told to look at once.
+// has them free. The sessions that Semaphore has opened have noticed: Permit.Lost is closed. A
+// session that your code has opened is told to look at once. With passbuddy.Config.Fence, a permit
+// goes on to count until its Postgres backend is gone.
+//
+// What follows from a loss, such as the end of a Do's context or of a pool's connection, happens in
+// goroutines that have been woken. In a synctest bubble they are done when ExpireLeases returns.
+// Outside they can need a moment more.
 //
 // While Redis is Down, holders cannot notice. They go on to rely on their permits until they hear
 // from Redis, or for nine tenths of TTL, although Redis has these free. In production a lease in
@@ -129,6 +134,8 @@ func (f *Fleet) expire(
 	if err != nil {
 		t.Fatalf("passbuddytest: %s: %v", method, err)
 	}
+	// The fake clock of a bubble goes on only once every goroutine waits.
+	time.Sleep(time.Millisecond)
 }
 
 func (f *Fleet) key(part string) string { return "{" + f.keys.All()[0] + "}:" + part }

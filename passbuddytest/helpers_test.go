@@ -33,7 +33,7 @@ func inBoth(t *testing.T, f func(t *testing.T)) {
 }
 
 // isFake reports whether the clock is a bubble's.
-func isFake() bool { return time.Now().Year() == 2000 }
+func isFake() bool { return time.Now().Year() < 2020 }
 
 func acquire(t *testing.T, sem *semaphore.Semaphore) *semaphore.Permit {
 	t.Helper()
