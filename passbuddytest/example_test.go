@@ -107,12 +107,14 @@ func ExampleFleet_Down() {
 	t := new(fakeT)
 	defer t.end()
 
-	f := passbuddytest.New(t, passbuddytest.Config{RetryInterval: 50 * time.Millisecond})
+	f := passbuddytest.New(t, passbuddytest.Config{})
 	sem := f.Semaphore(t)
 	p, _ := sem.Acquire(context.Background())
 
 	f.Down(t)
-	_, err := sem.Acquire(context.Background())
+	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	defer cancel()
+	_, err := sem.Acquire(ctx)
 	fmt.Println(errors.Is(err, semaphore.ErrUnavailable), p.Held())
 	f.Up(t)
 	_, err = sem.Acquire(context.Background())

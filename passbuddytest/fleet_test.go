@@ -270,3 +270,25 @@ func TestClosedSessionsAreNoLeak(t *testing.T) {
 		f.RequireNoLeak(t)
 	})
 }
+
+// A session that could not leave is left behind until its lease is over.
+func TestSessionsThatCouldNotLeave(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := passbuddytest.New(t, short(1))
+		sem := f.Semaphore(t)
+		f.Down(t)
+		if err := sem.Close(); !errors.Is(err, semaphore.ErrUnavailable) {
+			t.Errorf("Close: %v, want ErrUnavailable", err)
+		}
+		f.Up(t)
+		f.RequireNoLeak(t)
+		inspector, err := semaphore.NewInspector(f.Client(t), "", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := inspector.Snapshot(t.Context())
+		if err != nil || len(s.Sessions) != 0 {
+			t.Errorf("%d sessions are left: %v", len(s.Sessions), err)
+		}
+	})
+}
