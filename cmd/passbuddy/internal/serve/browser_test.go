@@ -637,7 +637,8 @@ var pictures = []struct {
 	{"deploy", "phone", "dark"}, {"mismatch", "phone", "dark"}, {"paused", "phone", "light"},
 }
 
-// With -images=folder this writes pictures of the page. Each begins before its incident does.
+// With -images=folder this writes pictures of the page. Each begins before its incident does. Those
+// of docs/images then went through pngquant.
 func TestBrowserPictures(t *testing.T) {
 	if *images == "" {
 		t.Skip("writes pictures only with -images")
