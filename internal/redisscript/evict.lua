@@ -23,5 +23,7 @@ elseif epoch and not revokes then
 end
 record_event(revokes and 'revoked' or 'evicted', session, #ids .. ' permits. ' .. ARGV[5], ARGV[4])
 expire_leases()
+local capacity = effective_capacity()
+if epoch then move_permits(capacity) end
 save_count()
 return #ids
