@@ -16,7 +16,7 @@ type waiter struct {
 	began   time.Time       // when it began to wait here
 	queued  bool            // it has to wait, and the wait is not counted yet: see endWait
 	wait    *wait           // of its checkout
-	returns uint64          // for explainNested
+	returns uint64          // for explain
 	slot    *Slot
 	err     error
 	ring[waiter]
