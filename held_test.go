@@ -73,7 +73,7 @@ func TestListenersStarveAFleet(t *testing.T) {
 		for _, m := range members[:3] {
 			defer connOf(t, m.db).Close()
 		}
-		time.Sleep(75 * time.Second)
+		time.Sleep(85 * time.Second)
 		_, err := members[3].db.ExecContext(ctx, "select")
 		const want = "3 of 3 permits are held by connections in use for over a minute, the oldest for 1m2"
 		if !errors.Is(err, semaphore.ErrCapacity) || !strings.Contains(err.Error(), want) ||

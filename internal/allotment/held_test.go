@@ -159,12 +159,12 @@ func TestConnectionsThatStayOutAreNamed(t *testing.T) {
 		want     string
 		warned   int
 	}{
-		"hijacked":              {before: 20 * time.Second, want: "2 of 2 permits are held by hijacked connections, the oldest for 2", warned: 0},
-		"in use for long":       {acquired: 2, before: 2 * time.Minute, want: "2 of 2 permits are held by connections in use for over a minute, the oldest for 2m", warned: 1},
-		"both":                  {acquired: 1, before: 2 * time.Minute, want: "2 of 2 permits are held by hijacked connections (1) and by others in use for over a minute (1), the oldest for 2m", warned: 1},
-		"kept by a minimum":     {before: 2 * time.Minute, min: 2, want: "by hijacked connections, the oldest for 2m"},
+		"hijacked":              {before: 24 * time.Second, want: "2 of 2 permits are held by hijacked connections, the oldest for 2", warned: 0},
+		"in use for long":       {acquired: 2, before: 130 * time.Second, want: "2 of 2 permits are held by connections in use for over a minute, the oldest for 2m", warned: 1},
+		"both":                  {acquired: 1, before: 130 * time.Second, want: "2 of 2 permits are held by hijacked connections (1) and by others in use for over a minute (1), the oldest for 2m", warned: 1},
+		"kept by a minimum":     {before: 130 * time.Second, min: 2, want: "by hijacked connections, the oldest for 2m"},
 		"in use for a moment":   {acquired: 2, before: 10 * time.Second},
-		"more than the minimum": {before: 2 * time.Minute, min: 1, want: "by hijacked connections, the oldest for 2m", warned: 1},
+		"more than the minimum": {before: 130 * time.Second, min: 1, want: "by hijacked connections, the oldest for 2m", warned: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			scopes(t, func(t *testing.T, perCheckout bool) {

@@ -114,10 +114,8 @@ func (s *Session) Holders() (fleet, here string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	h := &s.holders
-	if age := s.now() - h.readAt; h.readAt > 0 && age < readKept {
-		known := h.fleet
-		known.Oldest += age
-		fleet = known.Of(s.core.KnownCapacity())
+	if h.readAt > 0 && s.now()-h.readAt < readKept {
+		fleet = h.fleet.Of(s.core.KnownCapacity())
 		if h.some && fleet != "" {
 			fleet = "at least " + fleet
 		}
