@@ -95,7 +95,7 @@ func TestListenersStarveAFleet(t *testing.T) {
 		for i, m := range members {
 			said := m.log.Lines("level=WARN")
 			if i < 3 && (len(said) != 1 || !strings.Contains(said[0],
-				`pool=jobs hijacked=0 "in use for over a minute"=1`)) || i == 3 && len(said) != 0 {
+				"pool=jobs hijacked=0 over_a_minute=1")) || i == 3 && len(said) != 0 {
 				t.Errorf("member %d logs %q", i, said)
 			}
 			if s := statsOf(t, m.db); i < 3 && s.LongUse != 1 || i == 3 && s.LongUse != 0 {
@@ -118,7 +118,8 @@ func TestNestedCheckoutsAreNamed(t *testing.T) {
 					must(t)(tx, err)
 					time.Sleep(time.Second)
 					_, err = m.db.ExecContext(ctx, "select")
-					const want = `none of the 2 connections that pool "orders" has checked out, the first at least 20s ago, came back in the 20s of the wait`
+					const want = `none of the 2 connections that pool "orders" has checked out, ` +
+						"the first at least 20s ago, came back in the 20s of the wait"
 					if !errors.Is(err, semaphore.ErrCapacity) || !strings.Contains(err.Error(), want) {
 						t.Errorf("refused with %v", err)
 					}

@@ -198,7 +198,8 @@ func TestNestedAcquiresAreNamed(t *testing.T) {
 					defer outer.Release()
 					time.Sleep(time.Second)
 					_, err := m.pool.Acquire(context.Background())
-					const want = `none of the 2 connections that pool "orders" has checked out, the first at least 20s ago, came back in the 20s of the wait`
+					const want = `none of the 2 connections that pool "orders" has checked out, ` +
+						"the first at least 20s ago, came back in the 20s of the wait"
 					if !errors.Is(err, semaphore.ErrCapacity) || !strings.Contains(err.Error(), want) {
 						t.Errorf("refused with %v", err)
 					}

@@ -37,8 +37,7 @@ func (p *pool) Acquired() int {
 	if known == nil || p.closings.several.Load() {
 		return -1
 	}
-	s := known.Stat()
-	return int(s.AcquiredConns() + s.ConstructingConns())
+	return int(known.Stat().AcquiredConns())
 }
 
 // CountConns implements [allotment.ConnCounter], for PerCheckout. Connections that are being closed

@@ -13,8 +13,8 @@ import (
 
 // An Acquirer is a [Pool] whose connections can leave it for good while they are in use.
 type Acquirer interface {
-	// Acquired is how many connections the pool has handed out, or is opening, or -1 if that is
-	// not known. The allotment's lock is not held.
+	// Acquired is how many connections the pool has handed out, or -1 if that is not known. The
+	// allotment's lock is not held.
 	Acquired() int
 }
 
@@ -105,42 +105,41 @@ const explainAfter = time.Second
 // that is known:
 //
 //   - those of the fleet that are hijacked, or in use for long;
-//   - those of this process, if none came back for as long as the caller waited. A caller that holds
-//     one connection and asks for another can wait for itself, or for its peers in other processes
-//     that do the same. An advisory lock is held on the first, and the work is done over the second.
-//     Only AcquireTimeout can end that wait. Work that takes as long looks the same from here, so
-//     the words are right for both.
+//   - those of this process, if none came back for as long as the caller waited. A caller that
+//     holds one connection and asks for another can wait for itself, or for its peers in other
+//     processes that do the same. An advisory lock is held on the first, and the work is done over
+//     the second. Only AcquireTimeout can end that wait. Work that takes as long looks the same
+//     from here, so the words are right for both.
 //
 // The sign of the second is that no checkout of this pool ended meanwhile. So returns counts the
 // ends of checkouts. Keep does not count: it is refused while any caller waits. If nothing of this
-// pool is out, the session tells of the others of this process.
+// pool is out, the session tells of the other pools of this process.
 func (a *Allotment) explain(err error, w *waiter) error {
 	now := time.Now()
 	waited := now.Sub(w.began)
 	if waited < min(explainAfter, a.opts.AcquireTimeout) {
 		return err
 	}
-	var fleet, others string
+	var fleet, here string
 	if a.holders != nil {
-		fleet, others = a.holders()
+		fleet, here = a.holders()
 	}
-	switch n := a.slots.n[out]; {
-	case n > a.hijacked && a.slots.returns == w.returns:
+	switch {
+	case w.out > a.hijacked && a.slots.returns == w.returns:
 		oldest, _, _ := a.ages(now)
-		others = fmt.Sprintf("none of the %d connections that pool %q has checked out, the first at least %v ago, came back in the %v of the wait",
-			n, a.name, max(oldest, waited).Round(time.Second), waited.Round(time.Millisecond))
-	case n > 0:
-		others = ""
+		here = fmt.Sprintf("none of the %d connections that pool %q has checked out, "+
+			"the first at least %v ago, came back in the %v of the wait", w.out, a.name,
+			max(oldest, waited).Round(time.Second), waited.Round(time.Millisecond))
+	case a.slots.n[out] > 0:
+		here = ""
 	}
-	for _, known := range []string{fleet, others} {
-		if known != "" {
-			err = fmt.Errorf("%w; %s", err, known)
-		}
+	if fleet != "" {
+		err = fmt.Errorf("%w; %s", err, fleet)
 	}
-	if others != "" {
-		err = fmt.Errorf("%w: %s", err, message.OutCause)
+	if here != "" {
+		err = fmt.Errorf("%w; %s: %s", err, here, message.OutCause)
 	}
-	if fleet+others != "" {
+	if fleet+here != "" {
 		err = fmt.Errorf("%w: see %s", err, message.HeldDocument)
 	}
 	return err

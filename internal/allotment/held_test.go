@@ -136,6 +136,17 @@ func TestHijackedAreCounted(t *testing.T) {
 			}
 			is("one came back meanwhile", 1)
 
+			// One begins.
+			var late *allotment.Slot
+			change = func() {
+				change = func() {}
+				acquired = 2
+				late = p.holdOpen()
+			}
+			is("one more meanwhile", 1)
+			acquired = 1
+			p.finish(late, perCheckout)
+
 			// One ends, and one begins, in each of them.
 			churn := p.holdOpen()
 			change = func() { p.finish(churn, perCheckout); acquired = 0; churn = p.holdOpen() }

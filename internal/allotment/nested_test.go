@@ -62,9 +62,30 @@ func TestNestedCheckoutsAreNamed(t *testing.T) {
 	}
 }
 
+// The first connection of a process was checked out while another caller waited already. To say of
+// that one that it did not come back would mislead.
+func TestAConnectionOfThisMomentDoesNotStayOut(t *testing.T) {
+	scopes(t, func(t *testing.T, perCheckout bool) {
+		inFleet(t, 1, func(t *testing.T, fl *fleet) {
+			opts := allotment.Options{PerCheckout: perCheckout, AcquireTimeout: 5 * time.Second}
+			other, p := fl.start(opts), fl.start(opts)
+			held := other.holdOpen()
+			time.AfterFunc(4*time.Second, func() { held.Leave(); other.end(held) })
+			served := make(chan *allotment.Slot)
+			go func() { served <- p.holdOpen() }()
+			time.Sleep(10 * time.Millisecond)
+			_, err := p.Enter(t.Context(), true)
+			if !errors.Is(err, semaphore.ErrCapacity) || strings.Contains(err.Error(), stuckText) {
+				t.Errorf("refused with %v", err)
+			}
+			p.finish(<-served, perCheckout)
+		})
+	})
+}
+
 // Two processes fill the capacity with connections whose callers ask for another each. Both log it
-// once, before callers are refused, and the errors say what is held and for how long. A minute
-// after that, the next incident is logged.
+// once, long before callers are refused, and the errors say what is held and for how long. The next
+// incident is logged again.
 func TestNestedCheckoutsOfAFleet(t *testing.T) {
 	scopes(t, func(t *testing.T, perCheckout bool) {
 		inFleet(t, 2, func(t *testing.T, fl *fleet) {
@@ -75,7 +96,7 @@ func TestNestedCheckoutsOfAFleet(t *testing.T) {
 				log := new(bubble.Log)
 				logs = append(logs, log)
 				p := fl.startAs(semaphore.Config{Logger: log.Logger()}, allotment.Options{
-					PerCheckout: perCheckout, Name: "orders", AcquireTimeout: 30 * time.Second})
+					PerCheckout: perCheckout, Name: "orders", AcquireTimeout: 100 * time.Second})
 				both.Go(func() {
 					for range 2 {
 						outer := p.holdOpen()
@@ -85,7 +106,7 @@ func TestNestedCheckoutsOfAFleet(t *testing.T) {
 							return
 						}
 						for _, want := range []string{
-							`none of the 1 connections that pool "orders" has checked out, the first at least 30s ago, came back in the 30s of the wait`,
+							`none of the 1 connections that pool "orders" has checked out, the first at least 1m40s ago, came back in the 1m40s of the wait`,
 							"callers hold one while they ask for another", "docs/HELD-CONNECTIONS.md",
 						} {
 							if !strings.Contains(err.Error(), want) {
@@ -105,7 +126,7 @@ func TestNestedCheckoutsOfAFleet(t *testing.T) {
 				said := log.Lines("level=WARN")
 				if len(said) != 1 || !strings.Contains(said[0], stuckLine) ||
 					!strings.Contains(said[0], `waiting="orders: 1 for 1`) ||
-					!strings.Contains(said[0], `"in use"="orders: 1 for 1`) {
+					!strings.Contains(said[0], `holding="orders: 1 for 1`) {
 					t.Errorf("process %d logs %q in %v", i, said, time.Since(began))
 				}
 			}
@@ -139,7 +160,7 @@ func TestNestedCheckoutsOfTwoPools(t *testing.T) {
 			}
 			said := log.Lines("level=WARN")
 			if len(said) != 1 || !strings.Contains(said[0], `waiting="work: 1 for 1`) ||
-				!strings.Contains(said[0], `"in use"="locks: 1 for 1`) {
+				!strings.Contains(said[0], `holding="locks: 1 for 1`) {
 				t.Errorf("logged %q", said)
 			}
 			locks.finish(lock, perCheckout)

@@ -61,7 +61,7 @@ func (a *Allotment) queueForTurn(ctx context.Context, claim bool) (*waiter, erro
 	case IsClosed(w.closing):
 		return w, ErrPoolClosed
 	}
-	w.began, w.returns = time.Now(), a.slots.returns
+	w.began, w.out, w.returns = time.Now(), a.slots.n[out], a.slots.returns
 	a.waiters.add(w)
 	a.backlog.begin(w.began)
 	a.patience.miss(w.began, 4*a.unusedFor())

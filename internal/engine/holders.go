@@ -46,9 +46,9 @@ type holders struct {
 	silent time.Duration
 }
 
-// warnHeld logs, once for each pool, that connections stay out of it, unless its session has that
-// many permits to itself. A hijacked one is worth the line at once if callers wait here, and others
-// once they are in use for long.
+// warnHeld logs, once for each pool, that connections stay out of it. It does not where the session
+// has as many permits to itself. If callers wait here, a hijacked connection is worth the line at
+// once, and otherwise when it is in use for long.
 func (s *Session) warnHeld(p *Pool, f message.PoolFigures) {
 	held := max(f.Hijacked, f.LongUse)
 	if p.warned || held <= s.cfg.Min || f.LongUse == 0 && f.OldestWait < readAfter {
@@ -56,7 +56,7 @@ func (s *Session) warnHeld(p *Pool, f message.PoolFigures) {
 	}
 	p.warned = true
 	s.warn("connections stay out of their pool: no recall takes back the permits that they hold",
-		"pool", f.Name, "hijacked", f.Hijacked, "in use for over a minute", f.LongUse,
+		"pool", f.Name, "hijacked", f.Hijacked, "over_a_minute", f.LongUse,
 		"oldest", f.OldestUse.Round(time.Second), "see", message.HeldDocument)
 }
 
@@ -80,7 +80,7 @@ func (s *Session) look(list []message.PoolFigures) {
 	s.mu.Unlock()
 	if say {
 		s.warn("callers wait, and none of the connections that this process has in use comes back: "+
-			message.OutCause, "waiting", out.Waiting, "in use", out.InUse,
+			message.OutCause, "waiting", out.Waiting, "holding", out.InUse,
 			"see", message.HeldDocument)
 	}
 }
@@ -107,9 +107,9 @@ func (s *Session) readHolders() {
 	s.mu.Unlock()
 }
 
-// Holders says what is known of the connections that stay out: of those of the fleet, and of all
-// that this session has in use, if the callers of the session have waited for a while and nothing
-// came back. Each is "" if there is nothing to say.
+// Holders says what is known of connections that stay out. fleet is about those of all sessions.
+// here is about all that this session has in use, where its callers wait and nothing comes back.
+// Each is "" if there is nothing to say.
 func (s *Session) Holders() (fleet, here string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

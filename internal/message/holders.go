@@ -29,9 +29,9 @@ type Holders struct {
 
 // Add adds those of a pool. Another version of this library, or a hand, may have written f.
 func (h *Holders) Add(f PoolFigures) {
-	const most = 1_000_000
-	hijacked := min(max(0, f.Hijacked), most)
-	long := min(max(0, f.LongUse-hijacked), most)
+	sane := func(n int) int { return min(max(0, n), 1_000_000) }
+	hijacked := sane(f.Hijacked)
+	long := max(0, sane(f.LongUse)-hijacked)
 	if hijacked+long > 0 {
 		h.Hijacked += hijacked
 		h.Long += long
@@ -44,7 +44,8 @@ func (h Holders) Of(capacity int) string {
 	by := ""
 	switch {
 	case h.Hijacked > 0 && h.Long > 0:
-		by = fmt.Sprintf("hijacked connections (%d) and by others in use for over a minute (%d)", h.Hijacked, h.Long)
+		by = fmt.Sprintf("hijacked connections (%d) and by others in use for over a minute (%d)",
+			h.Hijacked, h.Long)
 	case h.Hijacked > 0:
 		by = "hijacked connections"
 	case h.Long > 0:
@@ -64,9 +65,9 @@ type Out struct {
 	Waited         time.Duration // by the caller that waits longest
 }
 
-// NewOut sums up, if a caller has waited for that long. Newest is 0 where hijacked connections alone
-// are in use: of those Holders tells. It is 0 where a connection is being opened, too: that serves
-// a caller soon.
+// NewOut sums up, if a caller has waited for that long. Newest is 0 where hijacked connections
+// alone are in use: of those Holders tells. It is 0 where a connection is being opened, too: that
+// serves a caller soon.
 func NewOut(pools []PoolFigures, waited time.Duration) (o Out) {
 	for _, p := range pools {
 		o.Waited = max(o.Waited, p.OldestWait)
