@@ -24,6 +24,7 @@ type Slot struct {
 	uses     uint64    // its checkouts
 	seen     uint64    // uses, when a Report last saw it out: see inUse
 	seenAt   time.Time // when a Report first saw it out in that use
+	byHand   bool      // see OpenedByHand
 	handover
 	ring[Slot]     // Allotment.idle's: always when idle, maybe when out
 	attached   any // the integration's own
