@@ -75,7 +75,7 @@ func (pqBase) open(s *settings.Settings) (opened, error) {
 		}
 		return following{c, dsn}, nil
 	}
-	d, err := registeredPQ()
+	d, err := registeredPQ(pqName)
 	if err != nil {
 		return nil, err
 	}
@@ -83,14 +83,14 @@ func (pqBase) open(s *settings.Settings) (opened, error) {
 }
 
 // registeredPQ looks for the driver when it is needed: the order of imports does not matter then.
-func registeredPQ() (driver.Driver, error) {
-	if !slices.Contains(sql.Drivers(), pqName) {
+func registeredPQ(name string) (driver.Driver, error) {
+	if !slices.Contains(sql.Drivers(), name) {
 		return nil, errors.New(`passbuddy: the driver "passbuddy-pq" needs lib/pq: ` +
 			`import _ "github.com/lib/pq" (or use the driver "passbuddy", which is pgx)`)
 	}
-	db, err := sql.Open(pqName, "") // opens no connection
+	db, err := sql.Open(name, "") // opens no connection
 	if err != nil {
-		return nil, fmt.Errorf("passbuddy: the driver %q: %w", pqName, settings.Explain(err))
+		return nil, fmt.Errorf("passbuddy: the driver %q: %w", name, settings.Explain(err))
 	}
 	defer db.Close()
 	return db.Driver(), nil

@@ -95,9 +95,9 @@ type Allotment struct {
 	debts    debts
 	all      map[*Slot]struct{}
 	emptied  chan struct{} // see Emptied; nil: nobody waits for it
-	idle     ring[Slot] // of idle slots, most recently returned first
-	waiters  queue      // callers that wait for a turn
-	openers  queue      // callers with a turn that wait for a spare permit
+	idle     ring[Slot]    // of idle slots, most recently returned first
+	waiters  queue         // callers that wait for a turn
+	openers  queue         // callers with a turn that wait for a spare permit
 	backlog  backlog
 	costs    costs
 	offers   offers
