@@ -75,7 +75,7 @@ func Open(ctx context.Context, connString string) (*pgxpool.Pool, error) {
 // nothing behind in Redis.
 type sessionUse struct {
 	use      *sessions.Use
-	seen     chan struct{} // closed when closings.last is known from a caller's connection
+	seen     chan struct{} // closed when closings.last is known
 	seenOnce sync.Once     // closes seen
 	done     chan struct{} // closed when use was released
 }
@@ -84,8 +84,7 @@ func newSessionUse(use *sessions.Use) *sessionUse {
 	return &sessionUse{use: use, seen: make(chan struct{}), done: make(chan struct{})}
 }
 
-// saw is told that a caller's connection has shown the pool's context. A nil one is of a pool
-// that Open did not make.
+// saw is told that closings.last is known. A nil one is of a pool that Open did not make.
 func (u *sessionUse) saw() {
 	if u != nil {
 		u.seenOnce.Do(func() { close(u.seen) })
@@ -140,7 +139,11 @@ func (p *pool) endWithin(conn *pgx.Conn) {
 	p.closings.mu.Lock()
 	closing := p.look(pool)
 	p.closings.mu.Unlock()
-	if closing == nil || !allotment.IsClosed(closing) {
+	if closing == nil {
+		return
+	}
+	p.session.saw()
+	if !allotment.IsClosed(closing) {
 		return
 	}
 	bound := time.NewTimer(endTimeout)

@@ -332,6 +332,8 @@ func TestRandom(t *testing.T) {
 		}
 		wg.Wait()
 		time.Sleep(time.Second)
+		table.mu.Lock()
+		defer table.mu.Unlock()
 		if open.Load() != 0 || len(table.entries) > 0 || opened.Load() < 2 {
 			t.Errorf("left: %d entries, %d open of %d", len(table.entries), open.Load(), opened.Load())
 		}
