@@ -96,9 +96,10 @@ type Allotment struct {
 	permits  permits
 	debts    debts
 	all      map[*Slot]struct{}
-	idle     ring[Slot] // of idle slots, most recently returned first
-	waiters  queue      // callers that wait for a turn
-	openers  queue      // callers with a turn that wait for a spare permit
+	emptied  chan struct{} // see Emptied; nil: nobody waits for it
+	idle     ring[Slot]    // of idle slots, most recently returned first
+	waiters  queue         // callers that wait for a turn
+	openers  queue         // callers with a turn that wait for a spare permit
 	backlog  backlog
 	costs    costs
 	offers   offers
