@@ -3,6 +3,8 @@ package examples
 import (
 	"bytes"
 	"context"
+	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +20,7 @@ import (
 type process struct {
 	name   string
 	cmd    *exec.Cmd
+	in     io.WriteCloser
 	out    lockedBuffer
 	exited chan struct{} // closed when err is set
 	err    error
@@ -31,6 +34,9 @@ func (s *space) spawn(t *testing.T, name string, env []string, args ...string) *
 	p.cmd.Env = append(append(os.Environ(),
 		"DATABASE_URL="+s.databaseURL, "REDIS_URL="+s.redisURL), env...)
 	p.cmd.Stdout, p.cmd.Stderr = &p.out, &p.out
+	var err error
+	p.in, err = p.cmd.StdinPipe()
+	must(t, err)
 	must(t, p.cmd.Start())
 	go func() {
 		p.err = p.cmd.Wait()
@@ -73,6 +79,29 @@ func (p *process) interrupt(t *testing.T) {
 	if p.running() {
 		must(t, p.cmd.Process.Signal(os.Interrupt))
 	}
+}
+
+// says waits until the program has printed the text n times.
+func (p *process) says(text string, n int) error {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+		switch {
+		case strings.Count(p.out.String(), text) >= n:
+			return nil
+		case !p.running():
+			return fmt.Errorf("%s has ended: %v\n%s", p.name, p.err, p.out.String())
+		case time.Now().After(deadline):
+			return fmt.Errorf("%s does not say %q in time:\n%s", p.name, text, p.out.String())
+		}
+	}
+}
+
+// place has a program that reads lines from its input place an order, or several, for the n-th
+// time.
+func (p *process) place(n int) error {
+	if _, err := io.WriteString(p.in, "atlas\n"); err != nil {
+		return err
+	}
+	return p.says("placed", n)
 }
 
 // lockedBuffer can be read while a process writes to it.
@@ -212,15 +241,34 @@ func (f *fleet) test(t *testing.T) {
 	if got := f.run(t, s); got != want {
 		t.Errorf("%d backends at once, want %d", got, want)
 	}
-	inspector := s.inspector(t, semaphoreName)
-	snapshot, err := inspector.Snapshot(t.Context())
-	must(t, err)
-	if snapshot.Held != 0 || len(snapshot.Sessions) != 0 {
-		t.Errorf("%d permits and %d sessions after the programs have ended", snapshot.Held,
-			len(snapshot.Sessions))
-	}
-	must(t, inspector.SetCapacity(t.Context(), 10*capacity))
+	s.nothingLeft(t, semaphoreName)
+	s.liftCap(t, semaphoreName)
 	if got := f.run(t, s); got <= want {
 		t.Errorf("%d backends at once without a cap: the cap of %d was not needed", got, want)
 	}
+}
+
+// nothingLeft fails if the programs, which have ended, left anything in Redis.
+func (s *space) nothingLeft(t *testing.T, name string) {
+	t.Helper()
+	snapshot, err := s.inspector(t, name).Snapshot(t.Context())
+	must(t, err)
+	if snapshot.Held != 0 || len(snapshot.Sessions) != 0 || snapshot.Quarantined != 0 {
+		t.Errorf("%s: %d permits, %d sessions and %d in quarantine after the programs have ended",
+			name, snapshot.Held, len(snapshot.Sessions), snapshot.Quarantined)
+	}
+}
+
+// liftCap sets a capacity that the programs cannot use up.
+func (s *space) liftCap(t *testing.T, name string) {
+	t.Helper()
+	must(t, s.inspector(t, name).SetCapacity(t.Context(), 100))
+}
+
+// backends counts the backends whose application_name is one of those.
+func (s *space) backends(t *testing.T, names ...string) (n int) {
+	t.Helper()
+	must(t, s.admin.QueryRow(t.Context(), `select count(*) from pg_stat_activity
+		where datname = $1 and application_name = any($2)`, s.database, names).Scan(&n))
+	return n
 }

@@ -17,6 +17,8 @@ func TestLibraries(t *testing.T) {
 		{program: "goose", orders: 60},
 		{program: "otelsql", orders: 60, says: "60 inserts traced"},
 		{program: "otelpgx", orders: 60, says: "60 checkouts traced"},
+		{program: "ent", orders: 60},
+		{program: "watermill", orders: 12, setUp: []string{"watermill", "migrate"}, service: true},
 		{program: "river", orders: 60, setUp: []string{"river", "migrate"}, service: true},
 		{program: "riverlisten", orders: 60, setUp: []string{"river", "migrate"}, service: true, extra: 2},
 	} {
