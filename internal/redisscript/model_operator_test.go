@@ -159,16 +159,22 @@ func (o *oracle) afterPause(drained bool) (held int64) {
 	o.expireLeases("")
 	capacity := o.effectiveCapacity()
 	if o.epoch != "" {
-		if o.mayGrant() {
-			o.grantQueue(capacity, "")
-			if len(o.Queue)+len(o.Promises) > 0 && !o.awaitsLook() {
-				o.balance(capacity)
-			}
-		}
+		o.movePermits(capacity)
 		o.drain(capacity)
 	}
 	o.end()
 	return int64(len(o.Permits))
+}
+
+// movePermits grants what is free, and recalls permits for those that wait then.
+func (o *oracle) movePermits(capacity int64) {
+	if !o.mayGrant() {
+		return
+	}
+	o.grantQueue(capacity, "")
+	if len(o.Queue)+len(o.Promises) > 0 && !o.awaitsLook() {
+		o.balance(capacity)
+	}
 }
 
 // promisedBy counts the promises that rest on each pool.
@@ -249,6 +255,9 @@ func (o *oracle) evict(session string, revoke bool) int64 {
 		o.recallAll(session)
 	}
 	o.expireLeases("")
+	if capacity := o.effectiveCapacity(); o.epoch != "" {
+		o.movePermits(capacity)
+	}
 	o.end()
 	return int64(len(ids))
 }
