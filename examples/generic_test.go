@@ -10,30 +10,25 @@ import (
 func TestMySQL(t *testing.T) {
 	t.Parallel()
 	s := newSpace(t)
-	run := func() int {
+	s.holds(t, semaphoreName, capacity, func() (int, error) {
 		server := startMySQL(t)
 		var all []*process
 		for range processes {
 			all = append(all, s.spawn(t, "mysql", []string{"MYSQL_DSN=" + server.dsn()}))
 		}
 		for _, p := range all {
-			p.wait(t)
+			if err := p.wait(); err != nil {
+				return 0, err
+			}
 		}
 		server.mu.Lock()
 		defer server.mu.Unlock()
-		if server.queries != processes*60 {
-			t.Errorf("%d statements, want %d", server.queries, processes*60)
+		if server.queries != processes*40 {
+			t.Errorf("%d statements, want %d", server.queries, processes*40)
 		}
-		return server.peak
-	}
-	if got := run(); got != capacity {
-		t.Errorf("%d connections at once, want %d", got, capacity)
-	}
+		return server.peak, nil
+	})
 	s.nothingLeft(t, semaphoreName)
-	s.liftCap(t, semaphoreName)
-	if got := run(); got <= capacity {
-		t.Errorf("%d connections at once without a cap: the cap was not needed", got)
-	}
 }
 
 // A mock is no server. But its one connection counts while it is open.
@@ -41,7 +36,7 @@ func TestSQLMock(t *testing.T) {
 	t.Parallel()
 	s := newSpace(t)
 	p := s.spawn(t, "sqlmock", nil)
-	p.wait(t)
+	must(t, p.wait())
 	if !strings.Contains(p.out.String(), "permits held: 1\n") {
 		t.Errorf("its connection did not count:\n%s", p.out.String())
 	}

@@ -5,22 +5,24 @@ import "testing"
 // Each program holds the cap, although it would open more connections.
 func TestLibraries(t *testing.T) {
 	for _, f := range []fleet{
-		{program: "pgxpool", orders: 60},
-		{program: "databasesql", orders: 60},
-		{program: "pq", orders: 60},
-		{program: "sqlx", orders: 60},
-		{program: "gorm", orders: 60},
-		{program: "bun", orders: 62},
-		{program: "sqlc", orders: 60},
-		{program: "scany", orders: 60},
-		{program: "migrate", orders: 60},
-		{program: "goose", orders: 60},
-		{program: "otelsql", orders: 60, says: "60 inserts traced"},
-		{program: "otelpgx", orders: 60, says: "60 checkouts traced"},
-		{program: "ent", orders: 60},
-		{program: "watermill", orders: 12, setUp: []string{"watermill", "migrate"}, service: true},
-		{program: "river", orders: 60, setUp: []string{"river", "migrate"}, service: true},
-		{program: "riverlisten", orders: 60, setUp: []string{"river", "migrate"}, service: true, extra: 2},
+		{program: "pgxpool", orders: 40},
+		{program: "databasesql", orders: 40},
+		// lib/pq refuses a password that is hashed once, as that of the usual role is.
+		{program: "pq", orders: 40, ownRole: true},
+		{program: "sqlx", orders: 40},
+		{program: "gorm", orders: 40},
+		{program: "bun", orders: 42},
+		{program: "sqlc", orders: 40},
+		{program: "scany", orders: 40},
+		{program: "migrate", orders: 40},
+		{program: "goose", orders: 40},
+		{program: "otelsql", orders: 40, says: "40 inserts traced"},
+		{program: "otelpgx", orders: 40, says: "40 checkouts traced"},
+		{program: "ent", orders: 40},
+		{program: "watermill", orders: 8, setUp: []string{"watermill", "migrate"}, service: true},
+		{program: "river", orders: 40, setUp: []string{"river", "migrate"}, service: true},
+		{program: "riverlisten", orders: 40, setUp: []string{"river", "migrate"}, service: true,
+			extra: 2},
 	} {
 		t.Run(f.program, f.test)
 	}

@@ -68,7 +68,8 @@ func (s *mysqlServer) serve(conn net.Conn) {
 	}()
 	in := bufio.NewReader(conn)
 	send := func(sequence byte, payload []byte) error {
-		head := []byte{byte(len(payload)), byte(len(payload) >> 8), byte(len(payload) >> 16), sequence}
+		n := len(payload)
+		head := []byte{byte(n), byte(n >> 8), byte(n >> 16), sequence}
 		_, err := conn.Write(append(head, payload...))
 		return err
 	}

@@ -7,7 +7,6 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -53,7 +52,8 @@ func TestMain(m *testing.M) {
 func start() (err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	if shared.postgres, err = throwaway.StartPostgres(ctx, throwaway.PostgresOptions{}); err != nil {
+	shared.postgres, err = throwaway.StartPostgres(ctx, throwaway.PostgresOptions{})
+	if err != nil {
 		return err
 	}
 	if shared.redis, err = throwaway.StartRedis(ctx, throwaway.RedisOptions{}); err != nil {
@@ -67,8 +67,7 @@ func start() (err error) {
 		return err
 	}
 	// -s leaves out the symbol table, which takes a third of the linker's time.
-	args := []string{"build", "-ldflags=-s", "-o", shared.programs + string(filepath.Separator)}
-	args = append(args, buildFlags()...)
+	args := append([]string{"build", "-ldflags=-s", "-o", shared.programs + "/"}, buildFlags()...)
 	out, err := exec.Command("go", append(args, "./...")...).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("go build: %w\n%s", err, out)
@@ -83,7 +82,7 @@ func buildFlags() (flags []string) {
 		return nil
 	}
 	for _, s := range info.Settings {
-		if s.Key == "-race" || s.Key == "-gcflags" {
+		if s.Key == "-race" || s.Key == "-gcflags" || s.Key == "-tags" {
 			flags = append(flags, s.Key+"="+s.Value)
 		}
 	}
@@ -151,6 +150,20 @@ func (s *space) makeDatabase(t *testing.T, name string) {
 	must(t, err)
 }
 
+// useRole has the programs log in as a role of their own, with that password.
+func (s *space) useRole(t *testing.T, password string) (role string) {
+	t.Helper()
+	role = "role_" + s.database
+	_, err := s.rows.Exec(t.Context(), fmt.Sprintf(
+		"create role %s login password '%s'; grant insert on orders to %[1]s", role, password))
+	must(t, err)
+	u, err := url.Parse(s.databaseURL)
+	must(t, err)
+	u.User = url.UserPassword(role, password)
+	s.databaseURL = u.String()
+	return role
+}
+
 func databaseURL(t *testing.T, of, database string) string {
 	t.Helper()
 	u, err := url.Parse(of)
@@ -178,17 +191,5 @@ func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
-	}
-}
-
-// eventually fails unless ok becomes true in time. It polls, because ok depends on other processes.
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(time.Minute)
-	for !ok() {
-		if time.Now().After(deadline) {
-			t.Fatal("not in time: ", what)
-		}
-		time.Sleep(5 * time.Millisecond)
 	}
 }

@@ -1,5 +1,5 @@
-// Command bun places orders through Bun, over a DB that shares the connections of a pgx pool. Each of
-// them is pgx's own, so that code which asks for the driver's type, as for COPY, finds it.
+// Command bun places orders through Bun, over a DB that shares the connections of a pgx pool. Each
+// of them is pgx's own, so that code which asks for the driver's type, as for COPY, finds it.
 // See the package documentation of examples for what it needs.
 package main
 
@@ -58,7 +58,7 @@ func run(ctx context.Context) error {
 	}
 
 	group, ctx := errgroup.WithContext(ctx)
-	for worker := range 12 {
+	for worker := range 8 {
 		group.Go(func() error {
 			for range 5 {
 				order := Order{Item: fmt.Sprint("book ", worker)}

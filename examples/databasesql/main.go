@@ -1,5 +1,5 @@
-// Command databasesql places orders through database/sql and pgx's driver. Start it several times at
-// once: together the processes never hold more than 5 backends.
+// Command databasesql places orders through database/sql and pgx's driver. Start it several times
+// at once: together the processes never hold more than 5 backends.
 // See the package documentation of examples for what it needs.
 package main
 
@@ -45,7 +45,7 @@ func run(ctx context.Context) error {
 	db.SetMaxIdleConns(5)
 
 	group, ctx := errgroup.WithContext(ctx)
-	for worker := range 12 {
+	for worker := range 8 {
 		group.Go(func() error {
 			for range 5 {
 				if _, err := db.ExecContext(ctx, "insert into orders (item) values ($1)",

@@ -1,5 +1,5 @@
-// Command deploy is a service as a rolling deploy replaces it. Old and new processes share the cap; one
-// that is told to end finishes its work, then gives its connections to the others.
+// Command deploy is a service as a rolling deploy replaces it. Old and new processes share the cap;
+// one that is told to end finishes its work, then gives its connections to the others.
 // See the package documentation of examples for what it needs.
 package main
 
@@ -39,7 +39,7 @@ func run(ctx context.Context) error {
 	defer pool.Close() // waits for the connections that are in use
 
 	var group errgroup.Group
-	for range 12 {
+	for range 8 {
 		group.Go(func() error {
 			for ctx.Err() == nil { // take no new work once told to end, and finish what has begun
 				if _, err := pool.Exec(context.WithoutCancel(ctx),

@@ -46,7 +46,7 @@ func run(ctx context.Context) error {
 	driver := entsql.OpenDB(dialect.Postgres, db)
 
 	group, ctx := errgroup.WithContext(ctx)
-	for worker := range 12 {
+	for worker := range 8 {
 		group.Go(func() error {
 			for range 5 {
 				if err := placeOrder(ctx, driver, fmt.Sprint("book ", worker)); err != nil {

@@ -1,5 +1,5 @@
-// Command goose brings the schema up to date with goose, then places orders. The migrations run over
-// connections of the capped DB.
+// Command goose brings the schema up to date with goose, then places orders. The migrations run
+// over connections of the capped DB.
 // See the package documentation of examples for what it needs.
 package main
 
@@ -53,7 +53,7 @@ func run(ctx context.Context) error {
 	}
 
 	group, ctx := errgroup.WithContext(ctx)
-	for worker := range 12 {
+	for worker := range 8 {
 		group.Go(func() error {
 			for range 5 {
 				if _, err := db.ExecContext(ctx, "insert into orders (item) values ($1)",

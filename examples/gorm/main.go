@@ -1,5 +1,5 @@
-// Command gorm places orders through GORM, which takes a *sql.DB as its Conn. With a DSN in its place
-// GORM opens a DB of its own, past the cap.
+// Command gorm places orders through GORM, which takes a *sql.DB as its Conn. With a DSN in its
+// place GORM opens a DB of its own, past the cap.
 // See the package documentation of examples for what it needs.
 package main
 
@@ -55,7 +55,7 @@ func run(ctx context.Context) error {
 	}
 
 	group, ctx := errgroup.WithContext(ctx)
-	for worker := range 12 {
+	for worker := range 8 {
 		group.Go(func() error {
 			for range 5 {
 				order := Order{Item: fmt.Sprint("book ", worker)}

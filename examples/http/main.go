@@ -1,6 +1,6 @@
 // Command http serves a costly report: all processes that run it together make at most 3 at once. A
 // request beyond that waits its turn. If the wait is too long, the client gets 503 and Retry-After.
-// It takes the address to listen on, such as 127.0.0.1:8080; see the package documentation of examples.
+// Its argument is the address to listen on; see the package documentation of examples.
 package main
 
 import (

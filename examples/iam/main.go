@@ -1,5 +1,5 @@
-// Command iam logs in with a token in place of a password, as with AWS IAM. BeforeConnect asks for one
-// at each connect. Each line of its input is a batch of orders.
+// Command iam logs in with a token in place of a password, as with AWS IAM. BeforeConnect asks for
+// one at each connect. Each line of its input is a batch of orders.
 // TOKEN_FILE stands for the token service; see the package documentation of examples for the rest.
 package main
 
@@ -53,7 +53,7 @@ func run(ctx context.Context) error {
 	batches := bufio.NewScanner(os.Stdin)
 	for batches.Scan() {
 		group, ctx := errgroup.WithContext(ctx)
-		for range 12 {
+		for range 8 {
 			group.Go(func() error {
 				_, err := pool.Exec(ctx, "insert into orders (item) values ($1)", batches.Text())
 				return err

@@ -1,5 +1,5 @@
-// Command lambda is a process that its platform freezes between invocations, as AWS Lambda does: each
-// line of its input is one. Fence lets others end a frozen one's connection before they use its permit.
+// Command lambda is a process that its platform freezes between invocations, the lines of its
+// input. Fence lets others end a frozen one's connection before they use its permit.
 // See the package documentation of examples for what it needs.
 package main
 

@@ -1,5 +1,5 @@
-// Command migrate brings the schema up to date with golang-migrate, then places orders. The migrations
-// run over connections that count, and are closed before the work begins.
+// Command migrate brings the schema up to date with golang-migrate, then places orders. The
+// migrations run over connections that count, and are closed before the work begins.
 // See the package documentation of examples for what it needs.
 package main
 
@@ -53,7 +53,7 @@ func run(ctx context.Context) error {
 	defer db.Close()
 
 	group, ctx := errgroup.WithContext(ctx)
-	for worker := range 12 {
+	for worker := range 8 {
 		group.Go(func() error {
 			for range 5 {
 				if _, err := db.ExecContext(ctx, "insert into orders (item) values ($1)",

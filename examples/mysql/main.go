@@ -1,5 +1,5 @@
-// Command mysql places orders through Go's MySQL driver: the wrapper works with any driver. The Dialer
-// lets each permit follow the socket of its connection.
+// Command mysql places orders through Go's MySQL driver: the wrapper works with any driver. The
+// Dialer lets each permit follow the socket of its connection.
 // It reads MYSQL_DSN, such as user:password@tcp(127.0.0.1:3306)/db, and REDIS_URL.
 package main
 
@@ -45,7 +45,7 @@ func run(ctx context.Context) error {
 	defer db.Close()
 
 	group, ctx := errgroup.WithContext(ctx)
-	for range 12 {
+	for range 8 {
 		group.Go(func() error {
 			for range 5 {
 				if _, err := db.ExecContext(ctx,

@@ -1,5 +1,5 @@
-// Command otelpgx places orders through pgx's pool with spans by otelpgx, a tracer of pgx. PassBuddy
-// keeps the tracer that it finds. So the span of an acquire contains the wait for a permit.
+// Command otelpgx places orders through pgx's pool with spans by otelpgx, a tracer of pgx.
+// PassBuddy keeps the tracer that it finds, and the span of an acquire contains the wait for a permit.
 // See the package documentation of examples for what it needs.
 package main
 
@@ -52,10 +52,11 @@ func run(ctx context.Context) error {
 	}
 	defer pool.Close()
 
-	ctx, span := spans.Tracer("orders").Start(ctx, "place orders") // otelpgx wants a span around its own
+	// otelpgx makes spans only within another.
+	ctx, span := spans.Tracer("orders").Start(ctx, "place orders")
 	defer span.End()
 	group, ctx := errgroup.WithContext(ctx)
-	for worker := range 12 {
+	for worker := range 8 {
 		group.Go(func() error {
 			for range 5 {
 				if _, err := pool.Exec(ctx, "insert into orders (item) values ($1)",

@@ -1,5 +1,5 @@
-// Command otelsql places orders with spans by otelsql. It goes around PassBuddy's connector: its spans
-// of a connect then contain the wait for a permit, and PassBuddy sees pgx's driver itself.
+// Command otelsql places orders with spans by otelsql. It goes around PassBuddy's connector: its
+// spans of a connect then contain the wait for a permit, and PassBuddy sees pgx's driver itself.
 // See the package documentation of examples for what it needs.
 package main
 
@@ -53,7 +53,7 @@ func run(ctx context.Context) error {
 	db.SetMaxIdleConns(5) // passbuddy.OpenDB would have done it
 
 	group, ctx := errgroup.WithContext(ctx)
-	for worker := range 12 {
+	for worker := range 8 {
 		group.Go(func() error {
 			for range 5 {
 				if _, err := db.ExecContext(ctx, "insert into orders (item) values ($1)",

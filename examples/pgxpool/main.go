@@ -1,5 +1,5 @@
-// Command pgxpool places orders through pgx's own pool. Start it several times at once: together the
-// processes never hold more than 5 backends.
+// Command pgxpool places orders through pgx's own pool. Start it several times at once: together
+// the processes never hold more than 5 backends.
 // See the package documentation of examples for what it needs.
 package main
 
@@ -44,7 +44,7 @@ func run(ctx context.Context) error {
 
 	// From here on the program uses pgx's pool as before.
 	group, ctx := errgroup.WithContext(ctx)
-	for worker := range 12 {
+	for worker := range 8 {
 		group.Go(func() error {
 			for range 5 {
 				if _, err := pool.Exec(ctx, "insert into orders (item) values ($1)",

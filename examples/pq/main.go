@@ -42,7 +42,7 @@ func run(ctx context.Context) error {
 	defer db.Close()
 
 	group, ctx := errgroup.WithContext(ctx)
-	for worker := range 12 {
+	for worker := range 8 {
 		group.Go(func() error {
 			for range 5 {
 				if _, err := db.ExecContext(ctx, "insert into orders (item) values ($1)",

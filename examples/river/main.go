@@ -66,7 +66,7 @@ func run(ctx context.Context) error {
 	if err := client.Start(context.WithoutCancel(ctx)); err != nil {
 		return err
 	}
-	for i := range 60 {
+	for i := range 40 {
 		item := OrderArgs{Item: fmt.Sprint("book ", i)}
 		if _, err := client.Insert(ctx, item, nil); err != nil {
 			return errors.Join(err, client.Stop(context.WithoutCancel(ctx)))

@@ -1,5 +1,5 @@
-// Command riverlisten works jobs with River, and is told of new ones by LISTEN. The connection for it
-// comes from a small pool of its own, under a cap of its own: one permit for each client.
+// Command riverlisten works jobs with River, and is told of new ones by LISTEN. The connection for
+// it comes from a small pool of its own, under a cap of its own: one permit for each client.
 // "river migrate" creates River's tables; see the package documentation of examples for the rest.
 package main
 
@@ -69,7 +69,7 @@ func run(ctx context.Context) error {
 	if err := client.Start(context.WithoutCancel(ctx)); err != nil {
 		return err
 	}
-	for i := range 60 {
+	for i := range 40 {
 		item := OrderArgs{Item: fmt.Sprint("book ", i)}
 		if _, err := client.Insert(ctx, item, nil); err != nil {
 			return errors.Join(err, client.Stop(context.WithoutCancel(ctx)))

@@ -1,5 +1,5 @@
-// Command scany places orders through scany, which takes the pool as it is. So do squirrel and others
-// that only write or scan SQL.
+// Command scany places orders through scany, which takes the pool as it is. So do squirrel and
+// others that only write or scan SQL.
 // See the package documentation of examples for what it needs.
 package main
 
@@ -48,7 +48,7 @@ func run(ctx context.Context) error {
 	defer pool.Close()
 
 	group, ctx := errgroup.WithContext(ctx)
-	for worker := range 12 {
+	for worker := range 8 {
 		group.Go(func() error {
 			for range 5 {
 				var placed Order

@@ -1,5 +1,5 @@
-// Command sqlc places orders through code as sqlc generates it: folder orders, for pgx/v5. New takes
-// the pool, or a *sql.DB where sqlc generates for database/sql.
+// Command sqlc places orders through code as sqlc generates it: folder orders, for pgx/v5. New
+// takes the pool, or a *sql.DB where sqlc generates for database/sql.
 // See the package documentation of examples for what it needs.
 package main
 
@@ -42,7 +42,7 @@ func run(ctx context.Context) error {
 	queries := orders.New(pool)
 
 	group, ctx := errgroup.WithContext(ctx)
-	for worker := range 12 {
+	for worker := range 8 {
 		group.Go(func() error {
 			for range 5 {
 				if _, err := queries.CreateOrder(ctx, fmt.Sprint("book ", worker)); err != nil {

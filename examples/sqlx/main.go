@@ -1,5 +1,5 @@
-// Command sqlx places orders through sqlx. The name "pgx" tells sqlx how to write placeholders: a name
-// that it does not know leaves each ? as it is.
+// Command sqlx places orders through sqlx. The name "pgx" tells sqlx how to write placeholders: a
+// name that it does not know leaves each ? as it is.
 // See the package documentation of examples for what it needs.
 package main
 
@@ -44,7 +44,7 @@ func run(ctx context.Context) error {
 	dbx := sqlx.NewDb(db, "pgx")
 
 	group, ctx := errgroup.WithContext(ctx)
-	for worker := range 12 {
+	for worker := range 8 {
 		group.Go(func() error {
 			for range 5 {
 				order := map[string]any{"item": fmt.Sprint("book ", worker)}

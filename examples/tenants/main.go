@@ -1,5 +1,5 @@
-// Command tenants has a pool for each tenant's database, all under the one cap of their server. An idle
-// tenant's connections are given up for a busy one's.
+// Command tenants has a pool for each tenant's database, all under the one cap of their server. An
+// idle tenant's connections are given up for a busy one's.
 // Its arguments are the databases; see the package documentation of examples for what it needs.
 package main
 
@@ -48,7 +48,7 @@ func run(ctx context.Context, tenants []string) error {
 			return err
 		}
 		defer pool.Close()
-		for worker := range 12 {
+		for worker := range 8 {
 			group.Go(func() error {
 				_, err := pool.Exec(ctx, "insert into orders (item) values ($1)",
 					fmt.Sprint("book ", worker))

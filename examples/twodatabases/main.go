@@ -1,5 +1,5 @@
-// Command twodatabases is one process with two databases, each under a cap of its own: a semaphore has
-// one name for each database.
+// Command twodatabases is one process with two databases, each under a cap of its own: a semaphore
+// has one name for each database.
 // It reads BILLING_URL beside what the package documentation of examples says.
 package main
 
@@ -52,7 +52,7 @@ func placeOrders(ctx context.Context, databaseURL string, config semaphore.Confi
 	defer pool.Close()
 
 	group, ctx := errgroup.WithContext(ctx)
-	for worker := range 12 {
+	for worker := range 8 {
 		group.Go(func() error {
 			for range 5 {
 				if _, err := pool.Exec(ctx, "insert into orders (item) values ($1)",

@@ -69,7 +69,7 @@ func run(ctx context.Context) error {
 
 	var group errgroup.Group
 	group.Go(func() error { return placeOrders(messages) })
-	for worker := range 12 {
+	for worker := range 8 {
 		group.Go(func() error {
 			item, err := json.Marshal(fmt.Sprint("book ", worker))
 			if err != nil {
