@@ -32,6 +32,9 @@ func (t *trial) sendBatch(s *session, b *core.Batch, again, mayBreak bool) {
 	if !again {
 		t.checkKnown(s)
 	}
+	if mayBreak {
+		s.sendings[b]++
+	}
 	s.latest = b
 	x := b.X
 	if again {
@@ -46,6 +49,9 @@ func (t *trial) sendBatch(s *session, b *core.Batch, again, mayBreak bool) {
 			return
 		}
 		t.say("%s: a batch fails: %v", s.name, err)
+		if s.sendings[b]--; s.sendings[b] == 0 {
+			s.done[b] = true
+		}
 		s.troubled(t)
 		t.batchEnds(s, func(c *core.Core, now time.Duration) {
 			c.BatchFailed(now, b, core.Failed, err)

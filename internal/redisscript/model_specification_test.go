@@ -216,9 +216,14 @@ func (t *trial) checkCounts(s *state, a act) {
 	}
 }
 
-// checkReport: a call of the heartbeat reports each pool whose count it has to correct.
+// checkReport: a call of the heartbeat reports each pool of which Redis counts too much. If Redis
+// counts too little, a batch was granted permits after the session had given it up: they expire.
 func (t *trial) checkReport(s *session, pools []message.PoolReport) {
+	counts := t.before.heldByPool()
 	for pool, since := range t.miscounted {
+		if t.before.Held[pool] <= counts[pool] {
+			continue
+		}
 		reports := func(r message.PoolReport) bool { return r.Name == pool }
 		if sessionOf(pool) == s.name && since < t.now && !t.damaged &&
 			s.core.Epoch() == t.epochNow() && !slices.ContainsFunc(pools, reports) {
