@@ -83,7 +83,7 @@ func TestStarvedMachine(t *testing.T) {
 		t.Fatal(err)
 	}
 	var load, closing sync.WaitGroup
-	ends := time.Now().Add(subset.Length(2**loadFor, 4**loadFor)) // for longer than a lease
+	ends := time.Now().Add(subset.Length(3**loadFor, 4**loadFor)) // for longer than a lease
 	var done atomic.Int64
 	for i := range 4 {
 		sem, err := semaphore.Open(t.Context(), s.redis.URL(), semaphore.Config{
