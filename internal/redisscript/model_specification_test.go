@@ -80,10 +80,18 @@ func (t *trial) checkBelief() {
 	}
 }
 
-// checkKept: a script grants nothing of what is kept for minima. A heartbeat is excepted that has a
-// minimum accepted, or says that a pool owes more: it keeps more than before.
+// checkKept: a script grants nothing of what is kept for minima of sessions that live. A heartbeat
+// is excepted that has a minimum accepted, or says that a pool owes more: it keeps more than before.
 func (t *trial) checkKept(before, after *state, a act) {
-	held := func(s *state) int64 { return int64(len(s.Permits)) + s.kept() }
+	held := func(s *state) int64 {
+		n := int64(len(s.Permits))
+		for session := range s.minima() {
+			if s.isLive(session, a.now) {
+				n += max(0, s.lacks(session))
+			}
+		}
+		return n
+	}
 	keepsMore := !maps.Equal(before.minima(), after.minima()) ||
 		a.counts && after.owed() > before.owed()
 	if now := held(after); len(a.granted) > 0 && now > after.num("cap") && now > held(before) &&
