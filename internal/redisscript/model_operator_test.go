@@ -96,7 +96,7 @@ func (t *trial) evict(session string, revoke, doubled bool) {
 	run := func() {
 		for _, id := range t.before.held() {
 			if revoke && isOurs(id) && sessionOf(id) == session {
-				t.evicted[id] = true
+				t.evicted[id], t.revokedIn[id] = true, t.epochNow()
 			}
 		}
 		t.place.setTime(t.clock())

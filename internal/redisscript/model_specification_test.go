@@ -225,7 +225,11 @@ func (t *trial) checkCounts(s *state, a act) {
 }
 
 // checkReport: a call of the heartbeat reports each pool of which Redis counts too much. If Redis
-// counts too little, a batch was granted permits after the session had given it up: they expire.
+// counts too little for a pool that is not reported, a call has said that the pool holds nothing,
+// and crossed a grant that nobody wants any more. The pool holds none of it: see checkNumbers. Its
+// session drops it, or knows nothing of it, and then nobody renews it: see checkAccount. So it is
+// free within a lease. Until then the count only says which pools are asked to give, and this one
+// has nothing to give. checkCounts at the end of a history shows that no such count stays.
 func (t *trial) checkReport(s *session, pools []message.PoolReport) {
 	counts := t.before.heldByPool()
 	for pool, since := range t.miscounted {
