@@ -143,6 +143,65 @@ func TestARequestThatCanNeverBeGrantedBlocksNobody(t *testing.T) {
 	}
 }
 
+// A request that waits is refused once it wants more than the capacity. Its session knows nothing of
+// it any more, so it leaves the queue.
+func TestARefusedRequestLeavesTheQueue(t *testing.T) {
+	k := NewKeys("p-n")
+	redis := newInProcess(t, k)
+	redis.setTime(modelStart)
+	s := "000000a0-0001-8010"
+	joined, err := Renew(t.Context(), redis, k, message.Renewal{Session: s, TTLMillis: 2000, Capacity: 2, Info: "{}", NewEpoch: "e"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	two := message.Permits(2000, s+"-8000-000000000001", s+"-8000-000000000002")
+	asks := message.Exchange{Session: s, Epoch: joined.Epoch, TTLMillis: 2000, Expected: modelStart,
+		Requests: []message.Request{{Kind: message.Wait, Permits: two}}}
+	holds := asks
+	holds.Requests, holds.Waits = nil, []string{s + "-8000-000000000003"}
+	for _, x := range []message.Exchange{holds, asks} {
+		if _, err := Exchange(t.Context(), redis, k, x); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := SetCapacity(t.Context(), redis, k, modelStart, 1, "op"); err != nil {
+		t.Fatal(err)
+	}
+	got, err := Exchange(t.Context(), redis, k, asks)
+	if err != nil {
+		t.Fatal(err)
+	}
+	after, err := redis.load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got.Refused) != 1 || got.Waiting != 0 || len(after.Queue) != 0 {
+		t.Errorf("refused %q, %d wait: %v", got.Refused, got.Waiting, after.Queue)
+	}
+}
+
+// Somebody deletes what the sessions declare, and an operator looks how many permits are held. What
+// waits goes on waiting for a permit of the capacity that was in force.
+func TestTheCapacityStaysWhenWhatSessionsDeclareIsDeleted(t *testing.T) {
+	k := NewKeys("p-n")
+	redis := newInProcess(t, k)
+	redis.setTime(modelStart)
+	s := "000000a0-0001-8010"
+	joined, err := Renew(t.Context(), redis, k, message.Renewal{Session: s, TTLMillis: 2000, Capacity: 2, Info: "{}", NewEpoch: "e"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = redis.do("DEL", k.all[5])
+	if _, err := CountHeld(t.Context(), redis, k); err != nil {
+		t.Fatal(err)
+	}
+	got, err := Exchange(t.Context(), redis, k, message.Exchange{Session: s, Epoch: joined.Epoch, TTLMillis: 2000,
+		Expected: modelStart, Waits: []string{s + "-8000-000000000001"}})
+	if err != nil || len(got.Refused) != 0 || !got.All {
+		t.Errorf("%+v, %v; want a grant", got, err)
+	}
+}
+
 // Redis forgets three sessions, and two newcomers join before any of the three comes back. The first
 // to come back says that there were three. The newcomers are none of those. So grants are paused
 // until all three are back, or have had time for a lease.
