@@ -282,7 +282,9 @@ func (o *oracle) endsInQuarantine() (ids []string) {
 
 // checkPaused: while an operator's pause is in force, no script adds a permit that its session does
 // not say that it holds. The pause lasts until its end, or until it is resumed. After a loss of
-// state the next session that knows of it puts it back, unless an operator has paused grants since.
+// state the next session that knows of it puts it back. Excepted is a state in which a pause is on
+// record: an operator's newer one, or one that another session has put back. If those two differ,
+// that session has not heard of the last change yet: a window of a third of a lease (PROTOCOL.md).
 func (t *trial) checkPaused(before, after *state, a act) {
 	if after.pausedByOperator(a.now) && len(a.granted) > 0 {
 		t.failf("paused: %s granted %q, and an operator has paused grants", a.name, a.granted)
@@ -294,8 +296,8 @@ func (t *trial) checkPaused(before, after *state, a act) {
 		}
 	}
 	restores := &state{Meta: map[string]string{"pause": a.knowsPause}}
-	_, newer := message.ParsePause(before.Meta["pause"])
-	if restores.pausedByOperator(a.now) && !after.pausedByOperator(a.now) && !newer {
+	_, another := message.ParsePause(before.Meta["pause"])
+	if restores.pausedByOperator(a.now) && !after.pausedByOperator(a.now) && !another {
 		t.failf("paused: %s has lost its state, and does not restore the pause %q", a.name,
 			a.knowsPause)
 	}
