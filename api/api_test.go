@@ -27,7 +27,7 @@ var update = flag.Bool("update", false, "write the lists anew")
 var packages = map[string]string{
 	"semaphore": "../semaphore", "passbuddy": "..", "pgxpool": "../pgxpool",
 	"passbuddytest": "../passbuddytest",
-	"env": "../env", "dashboard": "../dashboard", "passbuddyprom": "../passbuddyprom", "passbuddyotel": "../passbuddyotel",
+	"env":           "../env", "dashboard": "../dashboard", "passbuddyprom": "../passbuddyprom", "passbuddyotel": "../passbuddyotel",
 }
 
 // Each exported name has its line in the list of its package.
