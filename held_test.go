@@ -75,7 +75,7 @@ func TestListenersStarveAFleet(t *testing.T) {
 		}
 		time.Sleep(85 * time.Second)
 		_, err := members[3].db.ExecContext(ctx, "select")
-		const want = "3 of 3 permits are held by connections in use for over a minute, the oldest for 1m2"
+		const want = "3 of 3 permits are held by connections in use for over a minute, the oldest for 1m"
 		if !errors.Is(err, semaphore.ErrCapacity) || !strings.Contains(err.Error(), want) ||
 			!strings.Contains(err.Error(), "docs/HELD-CONNECTIONS.md") ||
 			strings.Contains(err.Error(), "came back") {

@@ -269,11 +269,11 @@ func TestMoreRiverClientsThanPermits(t *testing.T) {
 			}
 			f.work()
 		})
-		t.Run("capacity above the listeners", func(t *testing.T) {
+		t.Run("a minimum of two", func(t *testing.T) {
 			t.Parallel()
 			f := newFleet(t, "roomy", rd, pg)
 			for range clients {
-				pool := f.pool(semaphore.Config{Capacity: clients + 3}, "jobs")
+				pool := f.pool(semaphore.Config{Capacity: 2 * clients, Min: 2}, "jobs")
 				f.start(riverpgxv5.New(pool), false)
 			}
 			f.work()

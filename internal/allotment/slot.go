@@ -19,12 +19,12 @@ type Slot struct {
 	lapsed   *engine.Permit // with Options.Fence, if lost: the permit, to be given when s is gone
 	recorded *Backend       // with Options.Fence: its backend, as Redis knows it
 	doubted  bool           // see Doubt
+	byHand   bool           // see OpenedByHand
 	swept    bool           // a sweep has seen it idle, at idleSeen
 	idleSeen time.Time
 	uses     uint64    // its checkouts
 	seen     uint64    // uses, when a Report last saw it out: see inUse
 	seenAt   time.Time // when a Report first saw it out in that use
-	byHand   bool      // see OpenedByHand
 	handover
 	ring[Slot]     // Allotment.idle's: always when idle, maybe when out
 	attached   any // the integration's own

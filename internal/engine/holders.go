@@ -28,7 +28,7 @@ const (
 	readAfter = time.Second
 	// readEvery, and readMore for each session, bound how often that is done. If the callers of all
 	// processes wait, the fleet reads ten times a second at most, a page each time.
-	readEvery = 10 * time.Second
+	readEvery = 2 * time.Second
 	readMore  = 100 * time.Millisecond
 	// readKept is how old figures may be.
 	readKept = 2 * time.Minute

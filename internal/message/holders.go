@@ -53,8 +53,11 @@ func (h Holders) Of(capacity int) string {
 	default:
 		return ""
 	}
-	return fmt.Sprintf("%d of %d permits are held by %s, the oldest for %v",
-		h.Hijacked+h.Long, capacity, by, seconds(h.Oldest))
+	text := fmt.Sprintf("%d of %d permits are held by %s", h.Hijacked+h.Long, capacity, by)
+	if h.Oldest >= time.Second { // else a look has met them just now, and their age is not known
+		text += ", the oldest for " + seconds(h.Oldest)
+	}
+	return text
 }
 
 // Out is what the pools of a session have in use while callers wait.
