@@ -26,6 +26,9 @@ func TestGreedyProcess(t *testing.T) {
 		{capacity: 20, pause: 10 * time.Millisecond}}) {
 		t.Run(fmt.Sprintf("cap=%d,pause=%v", c.capacity, c.pause), func(t *testing.T) {
 			worst, greedy := s.crowded(t, "pgxpool", c, 200, *loadFor)
+			if worst.fewest == 0 { // a busy machine takes so long to connect
+				worst, greedy = s.crowded(t, "pgxpool", c, 200, *loadFor+10*time.Second)
+			}
 			t.Logf("the worst of %d modest processes: %v", modest, worst)
 			t.Logf("the greedy one made %d operations in all", greedy)
 			if worst.fewest == 0 {
