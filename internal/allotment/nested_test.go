@@ -96,7 +96,7 @@ func TestNestedCheckoutsOfAFleet(t *testing.T) {
 				log := new(bubble.Log)
 				logs = append(logs, log)
 				p := fl.startAs(semaphore.Config{Logger: log.Logger()}, allotment.Options{
-					PerCheckout: perCheckout, Name: "orders", AcquireTimeout: 100 * time.Second})
+					PerCheckout: perCheckout, Name: "orders", AcquireTimeout: 80 * time.Second})
 				both.Go(func() {
 					for range 2 {
 						outer := p.holdOpen()
@@ -106,7 +106,7 @@ func TestNestedCheckoutsOfAFleet(t *testing.T) {
 							return
 						}
 						for _, want := range []string{
-							`none of the 1 connections that pool "orders" has checked out, the first at least 1m40s ago, came back in the 1m40s of the wait`,
+							`none of the 1 connections that pool "orders" has checked out, the first at least 1m20s ago, came back in the 1m20s of the wait`,
 							"callers hold one while they ask for another", "docs/HELD-CONNECTIONS.md",
 						} {
 							if !strings.Contains(err.Error(), want) {
@@ -117,7 +117,7 @@ func TestNestedCheckoutsOfAFleet(t *testing.T) {
 							t.Error(err)
 						}
 						p.finish(outer, perCheckout)
-						time.Sleep(time.Minute)
+						time.Sleep(5 * time.Second)
 					}
 				})
 			}
