@@ -13,6 +13,9 @@
 // process is given back as soon as another process needs it. The checkout of a warm connection
 // costs no network round trip.
 //
+// A program that is not to be changed takes package env instead: its drivers read all that from the
+// DSN and the environment.
+//
 // # What it works with
 //
 // Every database/sql driver. Only Connector and Conn are wrapped: Stmt, Tx and Rows reach

@@ -21,8 +21,8 @@ import (
 //
 // Its states: fresh, in use (inner is set), closed (closing is closed). mu guards the steps between
 // them, and is not held while the semaphore is opened. So of several first Connects each can come
-// back with a use. The first one sets inner, and the others release theirs. A Close in between wins:
-// the uses that come back after it are released.
+// back with a use. The first one sets inner, and the others release theirs. A Close in between
+// wins: the uses that come back after it are released.
 type connector struct {
 	driver   *envDriver
 	settings *settings.Settings

@@ -14,8 +14,8 @@
 //	postgres://app@localhost/orders?passbuddy_name=orders-db&passbuddy_capacity=20
 //
 // docs/CONFIGURATION.md lists all settings. The DSN beats the service file (pg_service.conf), which
-// beats the environment, which beats the default. What Postgres and its driver get has none of the
-// passbuddy_ keys left. A setting that is unknown or refused makes sql.Open fail, with an error that
+// beats the environment, which beats the default. Postgres and its driver see none of the
+// passbuddy_ keys. A setting that is unknown or refused makes sql.Open fail, with an error that
 // names it. So does a missing Redis: no connection is ever opened uncounted, unless
 // PASSBUDDY_DISABLE=1 says so.
 //

@@ -18,14 +18,8 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// pqName is what lib/pq registers itself by.
+// pqName is the name by which lib/pq registers itself.
 const pqName = "postgres"
-
-// A dialing connector is lib/pq's *pq.Connector: D is pq.Dialer.
-type dialing[D any] interface {
-	driver.Connector
-	Dialer(dialer D)
-}
 
 // newPQ makes a connector whose sockets PassBuddy follows, if UsePQ was called.
 var newPQ atomic.Pointer[func(dsn string) (driver.Connector, error)]
@@ -39,8 +33,13 @@ var newPQ atomic.Pointer[func(dsn string) (driver.Connector, error)]
 // connection's close, and some time after it, is over. And it cannot end a connection in use whose
 // lease is lost. See package passbuddy. UsePQ takes effect on DBs that are opened after it.
 //
-// So this package does without an import of lib/pq, which many programs do not want.
-func UsePQ[C dialing[D], D any](newConnector func(dsn string) (C, error)) {
+// The function spares this package an import of lib/pq, which many programs do not want.
+//
+// C is *pq.Connector, and D is pq.Dialer.
+func UsePQ[C interface {
+	driver.Connector
+	Dialer(dialer D)
+}, D any](newConnector func(dsn string) (C, error)) {
 	follow := func(dsn string) (driver.Connector, error) {
 		c, err := newConnector(dsn)
 		if err != nil {

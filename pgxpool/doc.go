@@ -6,6 +6,8 @@
 //
 //	pool, err := passpool.New(ctx, url, sem, passbuddy.Config{})
 //
+// [Open] finds the semaphore by settings in the DSN and the environment.
+//
 // The result is pgx's own pool. A checkout waits while the fleet is at capacity, first come, first
 // served, and a return lets the next one in. A connection that lies idle is given up when another
 // process waits. A checkout of a warm connection sends nothing to Redis.

@@ -15,8 +15,8 @@ import (
 )
 
 // Open is [New] by settings alone: those of package env, in connString, in its service file or in
-// the environment. docs/CONFIGURATION.md lists them. What pgx and the server get has none of the
-// passbuddy_ keys left.
+// the environment. docs/CONFIGURATION.md lists them. pgx and the server see none of the passbuddy_
+// keys.
 //
 // All pools and DBs of this process that name the same Redis, prefix and name share one session of
 // the semaphore. Open opens it if it is the first, for as long as ctx allows, 5s at most. The
@@ -64,8 +64,8 @@ func Open(ctx context.Context, connString string) (*pgxpool.Pool, error) {
 	return pool, nil
 }
 
-// sessionUse is the semaphore of a pool that Open made. Nobody closes it but the pool's own end, and
-// pgx tells no hook of that. closing.go says how it is seen: puddle's context, which the first
+// sessionUse is the semaphore of a pool that Open made. Nobody closes it but the pool's own end,
+// and pgx tells no hook of that. closing.go says how it is seen: puddle's context, which the first
 // connection that a caller opens shows, or a look.
 //
 //	pool lives --Close begins--> closing --no connection counts--> use released --> done

@@ -92,3 +92,26 @@ func TestATurnThatAnotherSlotTookIsNotGivenBackTwice(t *testing.T) {
 		}
 	}
 }
+
+// Emptied tells the instant at which no slot is left, to everyone that waits for it.
+func TestEmptied(t *testing.T) {
+	a := New(nil, Options{})
+	if !IsClosed(a.Emptied()) {
+		t.Error("a pool without a slot is not empty")
+	}
+	one, two := new(Slot), new(Slot)
+	a.all[one], a.all[two] = struct{}{}, struct{}{}
+	first, second := a.Emptied(), a.Emptied()
+	a.remove(one)
+	if IsClosed(first) {
+		t.Error("it is empty with a slot left")
+	}
+	a.remove(two)
+	if !IsClosed(first) || !IsClosed(second) || !IsClosed(a.Emptied()) {
+		t.Error("it is not empty without a slot")
+	}
+	a.all[one] = struct{}{}
+	if IsClosed(a.Emptied()) {
+		t.Error("it is empty again with a new slot")
+	}
+}

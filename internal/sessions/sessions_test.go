@@ -20,8 +20,7 @@ var (
 	errNo = errors.New("no Redis")
 )
 
-// redis is where a table opens its semaphores. The opening of each takes as long as the test likes,
-// and so does its close.
+// redis is where a table opens its semaphores. The test ends the opening of each, and its close.
 type redis struct {
 	t        *testing.T
 	openings chan chan error // one for each opening that has begun; what is sent to it ends it

@@ -81,8 +81,8 @@ func TestCutRefuses(t *testing.T) {
 	}
 }
 
-// What is left for the drivers is the DSN without our keys, and nothing else has changed for them.
-// What is cut out is what pgx would have sent to the server.
+// The drivers get the DSN without our keys, and nothing else has changed for them. cut takes out
+// exactly the keys that pgx would have sent to the server.
 func FuzzCut(f *testing.F) {
 	for _, dsn := range []string{
 		"postgres://u:p@h1:1,[::1]:2/d?sslmode=disable&passbuddy_name=a%20b&application_name=x",
@@ -140,6 +140,6 @@ func FuzzCut(f *testing.F) {
 	})
 }
 
-// odd reports runes that separate settings for lib/pq alone, or that only a URL of lib/pq's takes
-// for something else. The server refuses a connection with our keys, so nothing is left uncounted.
+// odd reports runes that lib/pq alone takes for a separator, or reads in another way in a URL. The
+// server refuses a connection with our keys, so nothing is left uncounted.
 func odd(r rune) bool { return r > 126 || r == '#' || r == ';' || r == '+' || r == '?' || r < 32 }

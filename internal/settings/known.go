@@ -32,13 +32,14 @@ func known(pairs []pair, where string) (map[string]string, error) {
 }
 
 // knownVariables takes the environment by the names of settings. An empty variable counts as not
-// set. Others may have variables with our prefix: in Kubernetes a service called "passbuddy" sets
+// set, and space around a value, such as the newline at the end of a file, does not count. Others
+// may have variables with our prefix: in Kubernetes a service called "passbuddy" sets
 // PASSBUDDY_PORT in each pod. So only a variable that is a slip away from one of ours is an error.
 func knownVariables(variables map[string]string) (map[string]string, error) {
 	values := make(map[string]string)
 	for _, t := range All {
 		for _, v := range []string{t.Variable(), t.fallback} {
-			if value := variables[v]; value != "" && values[t.name] == "" {
+			if value := strings.TrimSpace(variables[v]); value != "" && values[t.name] == "" {
 				values[t.name] = value
 			}
 		}

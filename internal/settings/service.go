@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// A section is what a service file says about the service of a DSN. It is empty if the DSN names no
-// service, or the file cannot be read: then the driver says what is wrong.
+// A section has the lines of a service file about the service of a DSN. It is empty if the DSN
+// names no service, or the file cannot be read: then the driver says what is wrong.
 type section struct {
 	name         string
 	ours, others []pair
@@ -98,7 +98,7 @@ func (s *Settings) ServiceWrittenOut() (string, error) {
 	return strings.TrimSuffix(b.String(), " "), nil
 }
 
-// authority is what a URL says before its query, in the way of lib/pq.
+// authority returns the settings of a URL that stand before its query, as lib/pq reads them.
 func authority(u *url.URL) (pairs []pair) {
 	add := func(key, value string) {
 		if value != "" {

@@ -2,8 +2,8 @@
 // connections are counted. Package env and pgxpool.Open share it.
 //
 // The DSN beats the service file, which beats the environment, which beats the default. The DSN and
-// the service file name a setting "passbuddy_<key>", the environment "PASSBUDDY_<KEY>". What the
-// driver gets has none of our keys left: Postgres would refuse a connection that has.
+// the service file name a setting "passbuddy_<key>", the environment "PASSBUDDY_<KEY>". The driver
+// gets a DSN without our keys: Postgres would refuse a connection that has them.
 //
 // No error of this package has a password in it, nor a piece of one. So an error never quotes a
 // DSN, a Redis URL, or what could not be parsed of either.

@@ -217,8 +217,8 @@ func TestTaken(t *testing.T) {
 		anyRedis + " PASSBUDDY_DISABLE=0", "PASSBUDDY_DISABLE=1", "PASSBUDDY_DISABLE=TRUE",
 		anyRedis + " PASSBUDDY_OWNER= PASSBUDDY_CAPACITY=",
 		"PASSBUDDY_REDIS_URL=unix:///run/redis@1.sock",
-		// What Kubernetes sets for services called passbuddy and passbuddy-redis, and what this
-		// project's tool and tests take.
+		// Kubernetes sets these for services called passbuddy and passbuddy-redis. The last ones
+		// are of this project's tool and tests, or could be anybody's.
 		anyRedis + " PASSBUDDY_PORT=tcp://10.0.0.1:80 PASSBUDDY_SERVICE_HOST=10.0.0.1 " +
 			"PASSBUDDY_PORT_80_TCP_ADDR=10.0.0.1 PASSBUDDY_REDIS_PORT=tcp://10.0.0.1:6379 " +
 			"PASSBUDDY_REDIS_SERVICE_HOST=10.0.0.1 PASSBUDDY_SERVICE_PORT=80 " +
@@ -229,15 +229,18 @@ func TestTaken(t *testing.T) {
 			t.Errorf("%s: %v", environ, err)
 		}
 	}
+	if s, err := read("", []string{anyRedis + "\n"}); err != nil || "PASSBUDDY_REDIS_URL="+s.RedisURL != anyRedis {
+		t.Errorf("a newline at the end of a variable: %+v, %v", s, err)
+	}
 	s, err := read("passbuddy_disable=0", []string{"PASSBUDDY_DISABLE=1", anyRedis})
 	if err != nil || s.Disabled {
 		t.Errorf("passbuddy_disable=0 in the DSN: %+v, %v", s, err)
 	}
 }
 
-// Whatever is wrong with a DSN or a Redis URL, no piece of a password is in the error.
+// No piece of a password is in an error, whatever is wrong with a DSN or a Redis URL.
 func TestNoPassword(t *testing.T) {
-	// a piece of each password that a wrong parse can take for something else
+	// Each password below has one of these pieces left when a wrong parse has cut it up.
 	piece := regexp.MustCompile(`(?i)s3c|cr3|r3t`)
 	passwords := []string{
 		"s3cr3t", "s3c/cr3", "s3c?cr3", "s3c#cr3", "s3c@cr3", "s3c%zzcr3", "s3c:cr3", "s3c&cr3=r3t",
@@ -302,8 +305,8 @@ func TestNoPassword(t *testing.T) {
 	}
 }
 
-// The bounds here are those of package semaphore: what is within them, it takes, and what is beyond,
-// it refuses too.
+// The bounds here are those of package semaphore: what is within them, it takes, and what is
+// beyond, it refuses too.
 func TestBounds(t *testing.T) {
 	refuses := func(change func(*semaphore.Config)) bool {
 		cfg := semaphore.Config{Capacity: maxCapacity}
