@@ -3,7 +3,6 @@ package examples
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -222,7 +221,6 @@ type fleet struct {
 	extra   int      // backends under another cap
 	service bool     // runs until it is interrupted
 	says    string   // what each process prints
-	ownRole bool     // logs in as a role whose password Postgres has hashed
 }
 
 const (
@@ -283,9 +281,6 @@ func (s *space) awaitOrders(t *testing.T, all []*process, n int) error {
 func (f *fleet) test(t *testing.T) {
 	t.Parallel()
 	s := newSpace(t)
-	if f.ownRole {
-		s.useRole(t, rand.Text())
-	}
 	if f.setUp != nil {
 		must(t, s.spawn(t, f.setUp[0], nil, f.setUp[1:]...).wait())
 	}

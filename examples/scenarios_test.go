@@ -128,7 +128,7 @@ func freeze(t *testing.T, s *space) error {
 func TestTokens(t *testing.T) {
 	t.Parallel()
 	s := newSpace(t)
-	role := s.useRole(t, "")
+	role := s.useRole(t)
 	file := filepath.Join(t.TempDir(), "token")
 	s.holds(t, semaphoreName, capacity, func() (int, error) {
 		w := s.watchDatabase(t)
