@@ -1,5 +1,5 @@
-// Package dashboard serves a live page of a fleet: who holds its permits, who waits, what changed
-// and why its capacity is what it is. Mount it on a mux of your own, at the root or below a path:
+// Package dashboard serves a live page of a fleet: who holds its permits, who waits, what changed,
+// and who chose its capacity. Mount it on a mux of your own, at the root or below a path:
 //
 //	page, err := dashboard.New(dashboard.Options{Client: client, Name: "orders"})
 //	if err != nil {

@@ -71,15 +71,15 @@ func (r *chaos) demoted(s step) {
 // A pool ends a backend over a connection to the same address only, unless Config.Fence has
 // recorded the backend. So without Fence, connections by the second host end first.
 func (r *chaos) postgresForgets(s step) {
+	began := time.Now() // operations fail from the reset on
 	if !r.job.Fence {
-		r.hadReset(s, time.Now())
+		r.hadReset(s, began)
 		for i, p := range r.fleet.places {
 			if s.whose() < 0 || s.whose() == i {
 				p.postgres.Reset()
 			}
 		}
 	}
-	began := time.Now()
 	r.fleet.postgresProxies(s.whose(), (*throwaway.Proxy).Forget)
 	lent := 1
 	if s.whose() < 0 {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -43,9 +45,44 @@ func join(t testing.TB, c *redis.Client, capacity int) *semaphore.Semaphore {
 var oneLine = redis.NewScript(`return redis.call('ZADD', KEYS[1], ARGV[1], ARGV[2])`)
 
 // An acquire that need not wait, and its release, beside a bare EVALSHA of a script of one line.
-// They run in turn, so that a slow machine slows both.
+// They run in turn, so that a slow machine slows both. Over loopback, and over a network that takes
+// 200 µs each way.
 func BenchmarkUncontended(b *testing.B) {
-	_, c := startRedis(b)
+	r, c := startRedis(b)
+	b.Run("loopback", func(b *testing.B) { uncontended(b, c) })
+	far := redis.NewClient(&redis.Options{
+		Dialer: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			conn, err := new(net.Dialer).DialContext(ctx, network, r.Addr())
+			return farConn{conn}, err
+		},
+	})
+	defer far.Close()
+	b.Run("200µs", func(b *testing.B) { uncontended(b, far) })
+}
+
+// A farConn has its bytes arrive later, in both directions.
+type farConn struct{ net.Conn }
+
+const away = 200 * time.Microsecond
+
+func (c farConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	travel()
+	return n, err
+}
+
+func (c farConn) Write(p []byte) (int, error) {
+	travel()
+	return c.Conn.Write(p)
+}
+
+func travel() {
+	for began := time.Now(); time.Since(began) < away; { // a timer's precision is no better
+		runtime.Gosched()
+	}
+}
+
+func uncontended(b *testing.B, c *redis.Client) {
 	s := join(b, c, 10)
 	bare := func() {
 		if err := oneLine.Run(b.Context(), c, []string{"rival"}, 1, "member").Err(); err != nil {

@@ -97,6 +97,17 @@ func hostiles(base string, every bool) (all []hostile) {
 			continue
 		}
 		all = append(all, misplaced(key, "ZADD", 5, "a sorted set"))
+		if strings.HasSuffix(key, ":events") {
+			// Entries of another client, and one with the last of all ids: no other can follow it.
+			const last = "18446744073709551615-18446744073709551615"
+			all = append(all, misplaced(key, "HSET", "a", "hash"),
+				hostile{key: key, command: "XADD", args: []any{last, "event", "joined"}})
+			for _, value := range metas {
+				all = append(all, hostile{key: key, command: "XADD",
+					args: []any{"*", "event", value, "at", value, "", value, "session", value}})
+			}
+			continue
+		}
 		for _, value := range counts {
 			all = append(all,
 				hostile{key: key, command: "HSET", args: []any{"", value, "field", value, "min x",

@@ -102,6 +102,8 @@ const (
 	drainExtra = 5 * time.Second
 	// EvictTimeout is EvictOptions.Timeout where that is zero.
 	evictTimeout = 10 * time.Second
+	// EvictAgain is how often Evict recalls again while permits are left.
+	evictAgain = time.Second
 )
 
 // Pause has the fleet grant nothing new. What is held stays held and is renewed, connections that
@@ -204,6 +206,7 @@ func (i *Inspector) Evict(ctx context.Context, session string, opts EvictOptions
 		return err
 	}
 	began := time.Now()
+	recalled := began
 	for {
 		now, err := i.engine.Snapshot(ctx)
 		if err != nil {
@@ -219,6 +222,14 @@ func (i *Inspector) Evict(ctx context.Context, session string, opts EvictOptions
 		case left == 0:
 			return nil
 		case time.Since(began) < timeout:
+			// A pool owes a number of permits. It may have paid with one that it was granted since,
+			// for one that a caller still had.
+			if time.Since(recalled) >= evictAgain {
+				recalled = time.Now()
+				if err := i.engine.EvictOn(ctx, session); err != nil {
+					return err
+				}
+			}
 		case !opts.Force:
 			return fmt.Errorf("%w: %d of session %q after %v", ErrStillHeld, left, session, timeout)
 		default:

@@ -311,6 +311,57 @@ func TestEvict(t *testing.T) {
 	})
 }
 
+// A pool may give back a permit that it was granted after the eviction, for one that a caller still
+// has. The eviction recalls that one again.
+func TestEvictRecallsAgain(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		i := w.inspector()
+		a := w.join(Config{Capacity: 2, Owner: "a"})
+		p := a.pool(t)
+		p.fill(2)
+		busy := p.Permits()[0]
+		s, err := i.Snapshot(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		evicted := make(chan error, 1)
+		go func() {
+			evicted <- i.Evict(t.Context(), s.Sessions[0].ID, EvictOptions{Reason: "why"})
+		}()
+		for p.Heard("recall") == 0 {
+			time.Sleep(10 * time.Millisecond)
+		}
+		p.GiveBack()
+		p.fill(2)
+		if len(p.Permits()) != 2 || p.Permits()[0] != busy {
+			t.Fatalf("bug in the test: %d held", len(p.Permits()))
+		}
+		p.GiveBack() // pays for the busy one
+		recalls := p.Heard("recall")
+		time.Sleep(2 * evictAgain)
+		if p.Heard("recall") == recalls {
+			t.Fatal("the permit in use is not recalled again")
+		}
+		p.GiveBack()
+		if err := <-evicted; err != nil {
+			t.Error(err)
+		}
+		events, err := i.Events(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		for _, e := range events {
+			if e.Kind == EventEvicted {
+				n++
+			}
+		}
+		if n != 1 {
+			t.Errorf("%d entries in the log of one eviction", n)
+		}
+	})
+}
+
 // What an evicted session does not give back stays held, or is revoked by force. Then its holder
 // loses it at once, and it is counted until its lease is over: nobody gets it before.
 func TestEvictByForce(t *testing.T) {

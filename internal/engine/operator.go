@@ -99,6 +99,13 @@ func (o *Operator) Evict(
 	return held, err
 }
 
+// EvictOn recalls what a session was granted since Evict.
+func (o *Operator) EvictOn(ctx context.Context, session string) error {
+	return o.do("evict", func(c redis.UniversalClient) error {
+		return redisscript.EvictOn(ctx, c, o.keys, session)
+	})
+}
+
 // Await calls done every pause, with how many permits are held, until it returns true, fails or ctx
 // ends.
 func (o *Operator) Await(

@@ -17,8 +17,8 @@ const (
 	maxBody = 4096 // bytes of a verb's arguments
 	// maxActions bounds the actions that run at once: a drain can take minutes.
 	maxActions = 8
-	// answerTimeout is how long a request waits for its action. What takes longer goes on, and all
-	// viewers are told of its end.
+	// answerTimeout is how long a request waits for its action. A longer action goes on, and
+	// all viewers are told of its end.
 	answerTimeout = 3 * time.Second
 )
 
@@ -129,8 +129,8 @@ func (p *Page) operator(r *http.Request, typed string) string {
 	return cleanText(name+"@"+host, 180)
 }
 
-// begin starts an action, which does not end with its request: a drain that somebody has begun must
-// not stop because a laptop closes. It logs the begin and the end, and returns how it ended. It
+// begin starts an action, which does not end with its request: a drain must not stop
+// because a laptop closes. It logs the begin and the end, and returns how it ended. It
 // returns false if nothing was begun.
 func (p *Page) begin(name string, act action, actor Actor, operator, remote string,
 ) (<-chan notice, bool) {

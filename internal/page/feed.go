@@ -142,7 +142,7 @@ func (f *feed) wanted() bool {
 	return true
 }
 
-// An answer is what Source returned.
+// An answer holds the results of Source.
 type answer struct {
 	document status.Document
 	err      error
@@ -234,7 +234,7 @@ func (f *feed) publish(a answer, answered time.Time) {
 type silence struct {
 	Error   string  `json:"error"`   // empty: the answer is only late
 	Seconds float64 `json:"seconds"` // since the last answer, or since the feed began to ask
-	// Findings are what is known without Redis. A late answer has none.
+	// Findings need no Redis. A late answer has none.
 	Findings []status.Finding `json:"findings,omitempty"`
 }
 

@@ -148,7 +148,7 @@ func TestSlowAnswersAreAskedForLess(t *testing.T) {
 	})
 }
 
-// Close ends the streams. What comes afterwards is refused.
+// Close ends the streams. Later requests are refused.
 func TestCloseEndsStreams(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPage(t, nil)

@@ -14,7 +14,7 @@ import (
 
 // Control lets viewers who know a token change the fleet.
 type Control struct {
-	// Token is what a viewer has to type. It may not be empty, and has visible ASCII characters
+	// A viewer has to type Token. It may not be empty, and has visible ASCII characters
 	// only. Required.
 	Token string
 
@@ -27,7 +27,7 @@ type Control struct {
 	As func(operator string) (Actor, error)
 }
 
-// An Actor is what the verbs need of a *semaphore.Inspector.
+// An Actor performs the verbs. A *semaphore.Inspector is one.
 type Actor interface {
 	SetCapacity(ctx context.Context, n int) error
 	Pause(ctx context.Context, opts semaphore.PauseOptions) error

@@ -1,5 +1,6 @@
 -- evict: runs behind memory and the shared parts. An operator takes one session's permits back.
--- ARGV   2 session   3 '1' to revoke what it holds, '0' to recall it   4 who   5 why
+-- ARGV   2 session   3 '1' to revoke what it holds, '0' to recall it, '' to recall what it was
+--        granted since, without an entry in the log   4 who   5 why
 -- Returns permits that it held and that were not in quarantine
 -- Clock: Redis's. Twice: what was recalled is owed already; what was revoked is in quarantine.
 --
@@ -21,7 +22,12 @@ if revokes and #ids > 0 then
 elseif epoch and not revokes then
   recall_all(session)
 end
-record_event(revokes and 'revoked' or 'evicted', session, #ids .. ' permits. ' .. ARGV[5], ARGV[4])
+if ARGV[3] ~= '' then
+  local kind = revokes and 'revoked' or 'evicted'
+  record_event(kind, session, #ids .. ' permits. ' .. ARGV[5], ARGV[4])
+end
 expire_leases()
+local capacity = effective_capacity()
+if epoch then move_permits(capacity) end
 save_count()
 return #ids

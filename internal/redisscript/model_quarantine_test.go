@@ -184,12 +184,7 @@ func (o *oracle) gone(epoch string, ids, records []string) (freed int64) {
 		_, ids := parsed(request)
 		return slices.Contains(owners, sessionOf(ids[0]))
 	})
-	if o.mayGrant() {
-		o.grantQueue(o.capacity, "")
-		if len(o.Queue)+len(o.Promises) > 0 && !o.awaitsLook() {
-			o.balance(o.capacity)
-		}
-	}
+	o.movePermits(o.capacity)
 	return freed
 }
 

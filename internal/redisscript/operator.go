@@ -72,6 +72,14 @@ func Evict(
 	return held, nil
 }
 
+// EvictOn recalls what a session was granted since Evict recalled all that it held then.
+func EvictOn(ctx context.Context, c redis.Scripter, k Keys, session string) error {
+	if err := evictScript.Run(ctx, c, k.all, 0, session, "", "", "").Err(); err != nil {
+		return fmt.Errorf("script evict: %w", explain(ctx, c, k, err))
+	}
+	return nil
+}
+
 func oneIf(yes bool) string {
 	if yes {
 		return "1"

@@ -52,6 +52,12 @@ function readProcess(p) {
     oldestUse: count(p.oldest_use_seconds),
     timeouts: count(p.timeouts),
     lease: count(p.lease_seconds),
+    min: count(p.min),
+    max: count(p.max),
+    weight: count(p.weight),
+    lost: count(p.lost),
+    outages: count(p.outages),
+    roundTrip: count(p.round_trip_seconds),
     age: count(p.age_seconds),
     pools: array(p.pools).map((q) => ({
       name: string(q.name),

@@ -292,12 +292,23 @@ export class Processes {
       ['PassBuddy', p.version || 'unknown'],
       ['Started', p.started ? `${clock(p.started, model.at)} (${utc(p.started)})` : '–'],
       ['Declares', p.capacity ? `a capacity of ${number(p.capacity)}` : '–'],
+      [
+        'Its share',
+        `${number(Math.round(p.due * 10) / 10)} by a weight of ${number(p.weight || 1)}` +
+          `${p.min > 0 ? `, at least ${number(p.min)}` : ''}` +
+          `${p.max > 0 ? `, at most ${number(p.max)}` : ''}`,
+      ],
       ['Permits', barLabel(barParts(p))],
       [
         'Timeouts',
         `${number(p.timeouts)} since it started, ${number(p.recentTimeouts)} in the last minute`,
       ],
       ['Lease', `${span(p.lease)} left; figures ${span(p.age)} old`],
+      [
+        'Redis',
+        `replies take ${span(p.roundTrip)}; ${plural(p.lost, 'lease')} lost, ` +
+          plural(p.outages, 'outage'),
+      ],
       ...p.pools.map((q) => [
         `Pool ${q.name}`,
         `${plural(q.permits, 'permit')}, ${number(q.inUse)} in use, ` +

@@ -164,11 +164,19 @@ function makeFinding() {
   );
 }
 
-// showEffect shows a text in which `commands` are marked.
-function showEffect(node, effect) {
-  if (unchanged(node, effect)) return;
+// showMarked shows a text in which `commands` are marked.
+function showMarked(node, line) {
+  if (unchanged(node, line)) return;
   node.replaceChildren(
-    ...effect.split('`').map((part, i) => (i % 2 === 1 ? el('code', {}, part) : part)),
+    ...line.split('`').map((part, i) => (i % 2 === 1 ? el('code', {}, part) : part)),
+  );
+}
+
+// showCommand shows a command that wraps between its words only, not after an option's dashes.
+function showCommand(node, command) {
+  if (unchanged(node, command)) return;
+  node.replaceChildren(
+    ...command.split(' ').flatMap((word, i) => [i > 0 ? ' ' : '', el('span', {}, word)]),
   );
 }
 
@@ -180,9 +188,9 @@ export function showFindings(findings) {
     attribute(node, 'data-state', state);
     text(node.querySelector('.sign'), states[state][0]);
     text(node.querySelector('.word'), `${{ bad: 'Trouble', look: 'Look', fine: 'Note' }[state]}:`);
-    text(node.querySelector('.what'), f.text);
-    showEffect(node.querySelector('.effect'), f.effect);
-    text(node.querySelector('.command'), f.command);
+    showMarked(node.querySelector('.what'), f.text);
+    showMarked(node.querySelector('.effect'), f.effect);
+    showCommand(node.querySelector('.command'), f.command);
     node.querySelector('.remedy').hidden = !f.command && !f.effect;
     node.querySelector('.command').hidden = node.querySelector('.copy').hidden = !f.command;
   });

@@ -52,7 +52,9 @@ func (p *Play) Source(ctx context.Context) (status.Document, error) {
 	document, err := p.scene(after)
 	if errors.Is(err, errStalled) {
 		<-ctx.Done()
-		document = status.Document{Semaphore: "orders", RedisError: ctx.Err().Error()}
+		document = status.Document{
+			Semaphore: "orders", Prefix: "passbuddy", RedisError: ctx.Err().Error(),
+		}
 		document.Findings = status.Diagnose(document)
 		return document, ctx.Err()
 	}

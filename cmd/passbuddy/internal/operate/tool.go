@@ -106,6 +106,7 @@ func (t *Tool) client() (*redis.Client, error) {
 	opts.MaxRetries, opts.DialerRetries = 1, 1
 	opts.DialTimeout = min(cmp.Or(opts.DialTimeout, readTimeout), readTimeout/2)
 	opts.ContextTimeoutEnabled, opts.DisableIdentity = true, true
+	opts.PushNotificationProcessor = nil // the closed client's
 	return redis.NewClient(&opts), nil
 }
 
