@@ -149,9 +149,9 @@ func TestHostThatHangs(t *testing.T) {
 		t.Run(fmt.Sprintf("%s/%s/%d/%v", h.host, h.client, h.capacity, h.scope),
 			func(t *testing.T) {
 				t.Parallel()
-				exec := pools[h.client](t, s.behind(t, hosts[h.host])+" connect_timeout=2",
+				exec := pools[h.client](t, s.behind(t, hosts[h.host])+" connect_timeout=4",
 					s.joins(t, h.capacity), passbuddy.Config{Scope: h.scope})
-				ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
+				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 				defer cancel()
 				began := time.Now()
 				if err := exec(ctx, "select 1"); err != nil {

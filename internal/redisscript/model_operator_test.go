@@ -189,6 +189,7 @@ func (s *state) promisedBy() map[string]int64 {
 // withdrawUnpromised withdraws the recalls of a drain that has ended. What waiters count on stays
 // recalled.
 func (o *oracle) withdrawUnpromised() {
+	o.forgetPromises()
 	promised := o.promisedBy()
 	for _, pool := range keysInOrder(o.Debts) {
 		if n := o.Debts[pool] - promised[pool]; n > 0 {

@@ -64,6 +64,7 @@ end
 -- Withdraws what was recalled for nobody: for a drain that has ended.
 local function withdraw_unpromised()
   local promised = {}
+  redis.call('ZREMRANGEBYSCORE', promises, '-inf', now)
   for _, p in ipairs(redis.call('ZRANGE', promises, 0, -1)) do
     local pool = string.match(p, PROMISED) or ''
     promised[pool] = (promised[pool] or 0) + 1
