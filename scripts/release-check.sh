@@ -126,6 +126,24 @@ from_proxy() {
 		GOPROXY="file://$work/proxy,file://$cache,$proxy" "$@"
 }
 
+# The files for GitHub can be parsed: its forms and workflows fail in silence otherwise.
+github() {
+	if ! python3 -c 'import yaml' 2>/dev/null; then
+		echo "NOT CHECKED, there is no python3 with its module yaml"
+		return 0
+	fi
+	git ls-files '.github/*.yml' | xargs python3 -c '
+import sys, yaml
+
+for name in sys.argv[1:]:
+    with open(name) as file:
+        text = yaml.safe_load(file)
+    if not isinstance(text, dict):
+        sys.exit(name + " holds no mapping")
+print(len(sys.argv) - 1, "files for GitHub are YAML")
+'
+}
+
 publish() {
 	GOWORK=off go run scripts/fileproxy.go "$work/proxy" "$version" "${modules[@]}"
 	echo "${#modules[@]} modules of $version, in a module proxy made of the checkout"
@@ -200,6 +218,7 @@ step modules scripts/modules.sh check
 step api golden
 step changelog changelog
 step licences licences
+step github github
 step proxy publish
 step install install_tool
 step session session_version

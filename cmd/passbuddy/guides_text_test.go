@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/passbuddy/passbuddy/internal/throwaway"
 )
 
 // Every error text of docs/TROUBLESHOOTING.md is in the code.
@@ -169,4 +171,31 @@ func headings(text string) map[string]bool {
 		}
 	}
 	return all
+}
+
+// CI on GitHub runs all that .ci/run does, and the targets and scripts that it names exist.
+func TestWorkflow(t *testing.T) {
+	workflow := read(t, "../../.github/workflows/ci.yml")
+	makefile := read(t, "../../Makefile")
+	for _, command := range regexp.MustCompile(`(?m)^make \S+$`).FindAllString(read(t, "../../.ci/run"), -1) {
+		if !strings.Contains(workflow, "run: "+command+"\n") {
+			t.Errorf("the workflow does not run %s, as .ci/run does", command)
+		}
+	}
+	targets := regexp.MustCompile(`run: make (\S+)`).FindAllStringSubmatch(workflow, -1)
+	if len(targets) < 4 {
+		t.Errorf("%d targets: the test sees too few", len(targets))
+	}
+	for _, m := range targets {
+		if !strings.Contains(makefile, "\n"+m[1]+":") {
+			t.Errorf("the workflow runs make %s, which is no target", m[1])
+		}
+	}
+	for _, script := range regexp.MustCompile(`scripts/\S+\.sh`).FindAllString(workflow, -1) {
+		_, err := os.Stat("../../" + script)
+		must(t, err)
+	}
+	if !strings.Contains(workflow, throwaway.RedisEnv+"=$program") {
+		t.Errorf("the workflow does not set %s", throwaway.RedisEnv)
+	}
 }
