@@ -85,6 +85,7 @@ stress: ## Run the random tests and the fleets for long (DURATION=1m, ROUNDS=20,
 	$(GO) test $(RACE) $(PARALLEL) -timeout 0 -count 1 \
 		$(filter-out ./integration ./pgxpool,$(SUBSETS)) -full
 	$(GO) test $(RACE) -timeout 0 -count $(ROUNDS) -run 'Random' . -full
+	$(GO) test $(RACE) -timeout 0 -count 1 -tags sqlite -run SQLite ./examples
 	$(GO) test -timeout 0 -count 1 -run Model ./internal/redisscript -steps $(STEPS) -v
 	$(GO) test $(PARALLEL) -timeout 0 -count 1 -run Hostile ./semaphore -hostile -full
 	$(GO) test $(RACE) $(PARALLEL) -timeout 0 -count 1 ./pgxpool -stress $(DURATION) -full

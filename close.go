@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/passbuddy/passbuddy/internal/allotment"
+	"github.com/passbuddy/passbuddy/internal/engine"
 )
 
 // This file closes a DB.
@@ -56,12 +57,20 @@ func (cn *connector) begin() {
 func (cn *connector) done() {
 	cn.mu.Lock()
 	cn.busy--
-	leaves := cn.busy == 0 && cn.isClosed() && cn.joined.Load()
+	leaves := cn.busy == 0 && cn.isClosed()
 	cn.mu.Unlock()
 	if leaves {
-		cn.a.Close()
+		if cn.joined.Load() {
+			cn.a.Close()
+		}
+		cn.leaveOnce.Do(func() { close(cn.left) })
 	}
 }
+
+// Left returns a channel that is closed when the DB is closed, and nothing of it needs the
+// semaphore any more: its last connection has ended. Package env, which finds this method by an
+// interface, then does without the semaphore. No other module can call it.
+func (cn *connector) Left(engine.Seam) <-chan struct{} { return cn.left }
 
 // closeBegins and closeEnds count the connections that were closed, and whose backend may live.
 // dial has called begin for each; closeEnds calls done.

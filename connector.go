@@ -44,6 +44,9 @@ type connector struct {
 	joined  atomic.Bool   // a is attached to the engine; see join
 	closing chan struct{} // closed by Close, with mu held: see close.go
 
+	left      chan struct{} // see Left
+	leaveOnce sync.Once     // closes it
+
 	mu sync.Mutex
 
 	// Guarded by mu.
@@ -64,6 +67,7 @@ func newConnector(
 ) *connector {
 	cn := &connector{
 		inner: inner, driver: d, engine: engine, cfg: cfg, closing: make(chan struct{}),
+		left: make(chan struct{}),
 	}
 	cn.Lend = cn.lend
 	opts := cfg.options()

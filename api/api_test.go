@@ -26,7 +26,8 @@ var update = flag.Bool("update", false, "write the lists anew")
 // packages are the library's, by their lists, and where they are.
 var packages = map[string]string{
 	"semaphore": "../semaphore", "passbuddy": "..", "pgxpool": "../pgxpool",
-	"dashboard": "../dashboard", "passbuddyprom": "../passbuddyprom", "passbuddyotel": "../passbuddyotel",
+	"passbuddytest": "../passbuddytest",
+	"env":           "../env", "dashboard": "../dashboard", "passbuddyprom": "../passbuddyprom", "passbuddyotel": "../passbuddyotel",
 }
 
 // Each exported name has its line in the list of its package.

@@ -139,5 +139,6 @@ func (h *byHand) connected(pc *pgconn.PgConn) error {
 		return fmt.Errorf("passbuddy: while connecting: %w", semaphore.ErrLost)
 	}
 	h.turn = false
+	slot.OpenedByHand()
 	return nil
 }

@@ -80,6 +80,7 @@ func (p *pool) saw(ctx context.Context) {
 	}
 	if last := p.closings.last.Load(); last == nil || last.pool != pool {
 		p.closings.last.Store(&closing{pool, ctx.Done()})
+		p.session.saw()
 	}
 }
 

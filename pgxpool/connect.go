@@ -323,4 +323,7 @@ func (p *pool) beforeClose(conn *pgx.Conn) {
 		}
 		l.Leaving()
 	}
+	if p.session != nil {
+		p.endWithin(conn)
+	}
 }

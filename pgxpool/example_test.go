@@ -34,6 +34,18 @@ func Example() {
 	}
 }
 
+// What is to be counted, and where, is in the DSN or in the environment: PASSBUDDY_REDIS_URL,
+// PASSBUDDY_NAME, PASSBUDDY_CAPACITY and others.
+func ExampleOpen() {
+	ctx := context.Background()
+	pool, err := passpool.Open(ctx, "postgres://localhost/orders?pool_max_conns=40"+
+		"&passbuddy_name=orders-db&passbuddy_capacity=20")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer pool.Close() // and of the semaphore, if no other pool of the program uses it
+}
+
 func ExampleConfigure() {
 	ctx := context.Background()
 	sem, err := semaphore.Open(ctx, "redis://localhost:6379", semaphore.Config{Capacity: 20})

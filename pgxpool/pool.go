@@ -38,6 +38,7 @@ type pool struct {
 	user       pgxpool.Config  // as it was when we were called: its hooks are the user's
 	userTracer pgx.QueryTracer // its tracer, or nil
 	tracer     *tracer
+	session    *sessionUse // if Open made it: see open.go
 
 	// known is the pool that pgx made of the config. Configure does not see it; the first checkout
 	// tells.

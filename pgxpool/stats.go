@@ -25,7 +25,20 @@ func Stats(pool *pgxpool.Pool) (passbuddy.PoolStats, bool) {
 	return passbuddy.PoolStats(t.allot.Report()), true
 }
 
-var _ allotment.ConnCounter = (*pool)(nil)
+var (
+	_ allotment.ConnCounter = (*pool)(nil)
+	_ allotment.Acquirer    = (*pool)(nil)
+)
+
+// Acquired implements [allotment.Acquirer]. Of several pools of one configuration only one is
+// known.
+func (p *pool) Acquired() int {
+	known := p.known.Load()
+	if known == nil || p.closings.several.Load() {
+		return -1
+	}
+	return int(known.Stat().AcquiredConns())
+}
 
 // CountConns implements [allotment.ConnCounter], for PerCheckout. Connections that are being closed
 // are known to their slots alone.

@@ -17,7 +17,10 @@ dashboard            internal/page internal/status internal/pgview semaphore
 internal/page        internal/status semaphore
 internal/status      internal/pgview semaphore
 internal/pgview
-pgxpool              . internal/socket internal/backend semaphore internal/allotment internal/engine
+env                  . internal/settings internal/sessions internal/backend semaphore internal/engine
+pgxpool              . internal/settings internal/sessions internal/socket internal/backend semaphore internal/allotment internal/engine
+internal/settings    . semaphore internal/allotment
+internal/sessions    semaphore
 .                    internal/socket internal/backend semaphore internal/allotment internal/engine
 internal/socket      semaphore internal/allotment
 internal/backend     internal/allotment

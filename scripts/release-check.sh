@@ -19,8 +19,10 @@ root=$PWD
 module=$(GOWORK=off go list -m)
 work=$(mktemp -d)
 finish() {
-	if [[ -e $work/redis.pid ]]; then kill "$(cat "$work/redis.pid")" 2>/dev/null || true; fi
-	chmod -R u+w "$work"
+	if [[ -e $work/redis.pid ]]; then
+		kill "$(cat "$work/redis.pid")" 2>/dev/null || true
+		while kill -0 "$(cat "$work/redis.pid")" 2>/dev/null; do sleep 0.1; done
+	fi
 	rm -rf "$work"
 }
 trap finish EXIT
@@ -190,6 +192,7 @@ dependencies() {
 
 		import (
 			_ "$module"
+			_ "$module/env"
 			_ "$module/pgxpool"
 			_ "$module/semaphore"
 		)
@@ -202,7 +205,8 @@ dependencies() {
 	from_proxy go build -o "$work/bin/user" .
 	allowed="$module github.com/redis/go-redis/v9 github.com/cespare/xxhash/v2 go.uber.org/atomic
 		github.com/google/uuid github.com/jackc/pgx/v5 github.com/jackc/pgpassfile
-		github.com/jackc/pgservicefile github.com/jackc/puddle/v2 golang.org/x/sync golang.org/x/text"
+		github.com/jackc/pgservicefile github.com/jackc/puddle/v2 golang.org/x/sync golang.org/x/text
+		golang.org/x/sys" # go-redis's
 	linked=$(from_proxy go version -m "$work/bin/user" | awk '$1 == "dep" {print $2}')
 	for one in $linked; do
 		if [[ " ${allowed//[$'\n\t']/ } " != *" $one "* ]]; then

@@ -212,8 +212,8 @@ func (p *Permit) releaseLast(ctx context.Context) error {
 }
 
 // whileHeld returns a context that ends with cause ErrLost when the lease of the permit is lost.
-// The caller must call the function, which ends the context.
-func (p *Permit) whileHeld(ctx context.Context) (context.Context, func()) {
+// The caller must call the function, which ends the context and returns whether the lease was lost.
+func (p *Permit) whileHeld(ctx context.Context) (context.Context, func() bool) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	lost := p.Lost()
 	go func() {
@@ -223,7 +223,15 @@ func (p *Permit) whileHeld(ctx context.Context) (context.Context, func()) {
 		case <-ctx.Done():
 		}
 	}()
-	return ctx, func() { cancel(nil) }
+	return ctx, func() bool {
+		cancel(nil)
+		select {
+		case <-lost: // the goroutine may not have told ctx yet
+			return true
+		default:
+			return false
+		}
+	}
 }
 
 // Do uses the permit (see Use), runs fn, and releases it. If the lease is lost meanwhile, fn's
@@ -246,7 +254,7 @@ func (p *Permit) run(ctx context.Context, keep bool, fn func(context.Context) er
 	inner, stop := p.whileHeld(ctx)
 	defer stop()
 	err = fn(inner)
-	if errors.Is(context.Cause(inner), ErrLost) && !errors.Is(err, ErrLost) {
+	if stop() && !errors.Is(err, ErrLost) {
 		err = errors.Join(ErrLost, err)
 	}
 	return err

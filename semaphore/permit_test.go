@@ -179,6 +179,24 @@ func TestDoEndsWhenTheLeaseIsLost(t *testing.T) {
 	})
 }
 
+// fn may notice the loss before its context does, and return.
+func TestDoTellsOfALossThatItsContextDoesNotKnow(t *testing.T) {
+	for range 20 { // the context's goroutine is sometimes faster
+		inWorld(t, func(t *testing.T, w *world) {
+			s := w.join(Config{Capacity: 1, TTL: time.Second})
+			p := s.NewPermit()
+			err := p.Do(t.Context(), func(context.Context) error {
+				s.link.SetCut(true)
+				<-p.Lost()
+				return nil
+			})
+			if !errors.Is(err, ErrLost) {
+				t.Fatalf("Do: %v, want ErrLost", err)
+			}
+		})
+	}
+}
+
 func TestOverlappingUsersReleaseOnce(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s := w.join(Config{Capacity: 1})

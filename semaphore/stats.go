@@ -33,6 +33,14 @@ type PoolStats struct {
 	// looks when it is asked, and at each heartbeat. So the figure can be short by a third of a
 	// lease, and is 0 for a checkout that no two looks have met.
 	OldestUse time.Duration
+	// NewestUse is likewise how long the connection that was checked out last has been in use.
+	NewestUse time.Duration
+	// LongUse is how many of InUse have been in use for a minute or longer, as OldestUse knows it.
+	LongUse int
+	// Hijacked is how many of InUse were taken out of their pool for good, by pgxpool's Hijack.
+	// With pgxpool.NewHooks, and where several open pools share one configuration, it is not
+	// known: 0.
+	Hijacked int
 
 	// Waits are checkouts that had to wait, however that ended. A checkout counts once, even if it
 	// waits for its turn and then for its permit.

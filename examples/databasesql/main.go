@@ -1,8 +1,6 @@
-// Command databasesql runs queries through database/sql, with the connections of all processes that
-// run it under one cap. It uses pgx's driver. Register lib/pq or any other driver in the same way.
-//
-//	DATABASE_URL=postgres://user@127.0.0.1/db REDIS_URL=redis://127.0.0.1:6379/0 \
-//	  go run ./examples/databasesql
+// Command databasesql places orders through database/sql and pgx's driver. Start it several times
+// at once: together the processes never hold more than 5 backends.
+// See the package documentation of examples for what it needs.
 package main
 
 import (
@@ -12,9 +10,9 @@ import (
 	"log"
 	"os"
 	"os/signal"
-	"sync"
 
 	"github.com/jackc/pgx/v5/stdlib"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/passbuddy/passbuddy"
 	"github.com/passbuddy/passbuddy/semaphore"
@@ -29,14 +27,12 @@ func main() {
 }
 
 func run(ctx context.Context) error {
-	sem, err := semaphore.Open(ctx, os.Getenv("REDIS_URL"), semaphore.Config{
-		Name:     "orders-db", // one name for each database: its users share the capacity
-		Capacity: 20,
-	})
+	sem, err := semaphore.Open(ctx, os.Getenv("REDIS_URL"),
+		semaphore.Config{Name: "orders-db", Capacity: 5})
 	if err != nil {
 		return err
 	}
-	defer sem.Close() // after the pool: its connections hold the permits
+	defer sem.Close()
 
 	// The only change to a program that called sql.Open("pgx", ...).
 	passbuddy.Register("pgx-passbuddy", stdlib.GetDefaultDriver(), sem, passbuddy.Config{})
@@ -45,21 +41,20 @@ func run(ctx context.Context) error {
 		return err
 	}
 	defer db.Close()
-	// the default is 2; PassBuddy gives idle ones up when another process waits
-	db.SetMaxIdleConns(20)
+	// The default is 2. PassBuddy gives idle connections up when another process waits.
+	db.SetMaxIdleConns(5)
 
-	var group sync.WaitGroup
-	for i := range 100 {
-		group.Go(func() {
-			var backend int
-			if err := db.QueryRowContext(ctx,
-				"select pg_backend_pid()").Scan(&backend); err != nil {
-				log.Printf("query %d: %v", i, err)
-				return
+	group, ctx := errgroup.WithContext(ctx)
+	for worker := range 8 {
+		group.Go(func() error {
+			for range 5 {
+				if _, err := db.ExecContext(ctx, "insert into orders (item) values ($1)",
+					fmt.Sprint("book ", worker)); err != nil {
+					return err
+				}
 			}
-			fmt.Printf("query %d ran on backend %d\n", i, backend)
+			return nil
 		})
 	}
-	group.Wait()
-	return nil
+	return group.Wait()
 }

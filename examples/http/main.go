@@ -1,7 +1,6 @@
 // Command http serves a costly report: all processes that run it together make at most 3 at once. A
 // request beyond that waits its turn. If the wait is too long, the client gets 503 and Retry-After.
-//
-//	REDIS_URL=redis://127.0.0.1:6379/0 go run ./examples/http 127.0.0.1:8080
+// Its argument is the address to listen on; see the package documentation of examples.
 package main
 
 import (
@@ -9,10 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"log"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/passbuddy/passbuddy/semaphore"
 )
@@ -35,13 +37,23 @@ func run(ctx context.Context, address string) error {
 		return err
 	}
 	defer sem.Close()
+	pool, err := pgxpool.New(ctx, os.Getenv("DATABASE_URL"))
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
 
 	mux := http.NewServeMux()
-	mux.Handle("GET /report", limited(sem, http.HandlerFunc(report)))
-	server := &http.Server{Addr: address, Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	mux.Handle("GET /report", limited(sem, report(pool)))
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return err
+	}
+	fmt.Println("listening on", listener.Addr())
 	served := make(chan error, 1)
 	context.AfterFunc(ctx, func() { served <- server.Shutdown(context.Background()) })
-	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	return <-served // Shutdown lets the requests under way finish
@@ -56,12 +68,15 @@ func limited(sem *semaphore.Semaphore, next http.Handler) http.Handler {
 	})
 }
 
-// report works for a second. The request's context ends if the permit is lost meanwhile.
-func report(w http.ResponseWriter, r *http.Request) {
-	select {
-	case <-time.After(time.Second):
-		fmt.Fprintln(w, "All is well.")
-	case <-r.Context().Done():
-		http.Error(w, context.Cause(r.Context()).Error(), http.StatusServiceUnavailable)
-	}
+// report takes a while. The request's context ends if the permit is lost meanwhile.
+func report(pool *pgxpool.Pool) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var orders int
+		if err := pool.QueryRow(r.Context(),
+			"select count(*) from orders, pg_sleep(0.05)").Scan(&orders); err != nil {
+			http.Error(w, "no report: try again", http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "orders:", orders)
+	})
 }

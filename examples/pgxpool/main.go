@@ -1,9 +1,6 @@
-// Command pgxpool runs queries through pgx's own pool, with the connections of all processes that
-// run it under one cap. Start it several times at once: together they never hold more than 20
-// backends.
-//
-//	DATABASE_URL=postgres://user@127.0.0.1/db REDIS_URL=redis://127.0.0.1:6379/0 \
-//	  go run ./examples/pgxpool
+// Command pgxpool places orders through pgx's own pool. Start it several times at once: together
+// the processes never hold more than 5 backends.
+// See the package documentation of examples for what it needs.
 package main
 
 import (
@@ -12,7 +9,8 @@ import (
 	"log"
 	"os"
 	"os/signal"
-	"sync"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/passbuddy/passbuddy"
 	passpool "github.com/passbuddy/passbuddy/pgxpool"
@@ -28,10 +26,11 @@ func main() {
 }
 
 func run(ctx context.Context) error {
-	sem, err := semaphore.Open(ctx, os.Getenv("REDIS_URL"), semaphore.Config{
-		Name:     "orders-db", // one name for each database: its users share the capacity
-		Capacity: 20,
-	})
+	sem, err := semaphore.Open(ctx, os.Getenv("REDIS_URL"),
+		semaphore.Config{
+			Name:     "orders-db", // one name for each database: its users share the capacity
+			Capacity: 5,
+		})
 	if err != nil {
 		return err
 	}
@@ -44,17 +43,17 @@ func run(ctx context.Context) error {
 	defer pool.Close()
 
 	// From here on the program uses pgx's pool as before.
-	var group sync.WaitGroup
-	for i := range 100 {
-		group.Go(func() {
-			var backend int
-			if err := pool.QueryRow(ctx, "select pg_backend_pid()").Scan(&backend); err != nil {
-				log.Printf("query %d: %v", i, err)
-				return
+	group, ctx := errgroup.WithContext(ctx)
+	for worker := range 8 {
+		group.Go(func() error {
+			for range 5 {
+				if _, err := pool.Exec(ctx, "insert into orders (item) values ($1)",
+					fmt.Sprint("book ", worker)); err != nil {
+					return err
+				}
 			}
-			fmt.Printf("query %d ran on backend %d\n", i, backend)
+			return nil
 		})
 	}
-	group.Wait()
-	return nil
+	return group.Wait()
 }

@@ -83,8 +83,10 @@ type Allotment struct {
 	engine Engine
 	pool   Pool
 	opts   Options
-	// observe is told what happens, or nil. Join sets it and name, before the first Enter.
+	// observe is told what happens, or nil. Join sets it, holders and name, before the first Enter.
 	observe func(message.Observation)
+	// holders is the session's word on connections that stay out of their pools, or nil.
+	holders func() (fleet, here string)
 	name    string
 
 	mu sync.Mutex
@@ -94,9 +96,10 @@ type Allotment struct {
 	permits  permits
 	debts    debts
 	all      map[*Slot]struct{}
-	idle     ring[Slot] // of idle slots, most recently returned first
-	waiters  queue      // callers that wait for a turn
-	openers  queue      // callers with a turn that wait for a spare permit
+	emptied  chan struct{} // see Emptied; nil: nobody waits for it
+	idle     ring[Slot]    // of idle slots, most recently returned first
+	waiters  queue         // callers that wait for a turn
+	openers  queue         // callers with a turn that wait for a spare permit
 	backlog  backlog
 	costs    costs
 	offers   offers
@@ -110,6 +113,7 @@ type Allotment struct {
 	searching   bool      // a goroutine is in search
 	stays       bool      // what the engine was told last: see ask
 	outside     int       // connections beyond MaxConns: see SetOutside
+	hijacked    int       // see countHijacked
 	usedAt      time.Time // PerCheckout: when a permit was last in use
 	grantedAt   time.Time // when the last grant arrived
 	redisBackAt time.Time // when Redis came back after it could not be asked
@@ -138,7 +142,7 @@ func (a *Allotment) Join(session *engine.Session) error {
 		return fmt.Errorf("passbuddy: %w", err)
 	}
 	a.engine = pool
-	a.name = pool.Name(a.name)
+	a.name, a.holders = pool.Name(a.name), session.Holders
 	if session.Observed() {
 		a.observe = session.Observe
 	}

@@ -88,7 +88,7 @@ func (s *Slot) Keep() bool {
 	ok := s.state == out && !s.lost && !a.closed &&
 		a.debts.owed == 0 && a.debts.evicting == 0 && a.waiters.n == 0 && a.openers.n == 0
 	if ok {
-		a.slots.turns-- // returns need not count it: see explainNested
+		a.slots.turns-- // returns need not count it: see explain
 		if s.pin == Free {
 			s.makeIdle()
 		} else {

@@ -261,7 +261,7 @@ func (a *Allotment) lend() {
 			p := s.permit
 			s.permit = nil
 			s.become(gone)
-			delete(a.all, s)
+			a.remove(s)
 			a.debts.bound(a.slots.n[leaving])
 			if opener != nil {
 				a.openers.pop()

@@ -87,7 +87,7 @@ func (s *Slot) end() {
 		a.slots.endCheckout()
 	}
 	s.become(gone)
-	delete(a.all, s)
+	a.remove(s)
 	a.doubts.remove(s)
 	p := s.permit
 	s.permit = nil
@@ -207,4 +207,30 @@ func (a *Allotment) sweep(maxIdle time.Duration, parked bool, keep int) (old []*
 		a.settle()
 	}
 	return old, more
+}
+
+// remove forgets a slot that is gone.
+func (a *Allotment) remove(s *Slot) {
+	delete(a.all, s)
+	if a.emptied != nil && len(a.all) == 0 {
+		close(a.emptied)
+		a.emptied = nil
+	}
+}
+
+// Emptied returns a channel that is closed at the next instant at which the pool has no slot: at
+// once, if it has none now.
+func (a *Allotment) Emptied() <-chan struct{} {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	emptied := a.emptied
+	if emptied == nil {
+		emptied = make(chan struct{})
+		a.emptied = emptied
+	}
+	if len(a.all) == 0 {
+		close(emptied)
+		a.emptied = nil
+	}
+	return emptied
 }

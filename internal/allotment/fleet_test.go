@@ -3,7 +3,6 @@ package allotment_test
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"sync"
@@ -77,7 +76,10 @@ func (fl *fleet) startAs(cfg semaphore.Config, opts allotment.Options) *process 
 		Addr: "127.0.0.1:6379", Protocol: 2, DisableIdentity: true,
 		Dialer: func(context.Context, string, string) (net.Conn, error) { return fl.redis.Dial() },
 	})
-	cfg.Capacity, cfg.Logger = fl.capacity, slog.New(slog.NewTextHandler(io.Discard, nil))
+	cfg.Capacity = fl.capacity
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
 	sem, err := semaphore.New(context.Background(), client, cfg)
 	if err != nil {
 		fl.t.Fatal(err)

@@ -16,7 +16,8 @@ type waiter struct {
 	began   time.Time       // when it began to wait here
 	queued  bool            // it has to wait, and the wait is not counted yet: see endWait
 	wait    *wait           // of its checkout
-	returns uint64          // for explainNested
+	out     int             // how many connections were checked out when it began to wait here
+	returns uint64          // slots.returns at that time: see explain
 	slot    *Slot
 	err     error
 	ring[waiter]

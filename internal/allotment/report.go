@@ -34,6 +34,7 @@ type Checkout interface {
 
 // Report returns the pool's figures: see semaphore.PoolStats.
 func (a *Allotment) Report() message.PoolFigures {
+	a.countHijacked()
 	var idleConns, opens, closes int
 	if c, ok := a.pool.(ConnCounter); ok && a.opts.PerCheckout {
 		idleConns, opens, closes = c.CountConns()
@@ -58,10 +59,10 @@ func (a *Allotment) Report() message.PoolFigures {
 		}
 		if a.opts.PerCheckout && s.closing() {
 			f.InUse--
-			continue
 		}
-		f.OldestUse = max(f.OldestUse, s.inUse(now))
 	}
+	f.OldestUse, f.NewestUse, f.LongUse = a.ages(now)
+	f.Hijacked = min(a.hijacked, n[out])
 	if a.opts.PerCheckout { // a checkout that opens its connection is out already
 		f.InUse, f.Idle, f.Opening = max(0, f.InUse-opens), idleConns, opens
 		f.Closing = max(closes, n[leaving])

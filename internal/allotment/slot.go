@@ -19,6 +19,7 @@ type Slot struct {
 	lapsed   *engine.Permit // with Options.Fence, if lost: the permit, to be given when s is gone
 	recorded *Backend       // with Options.Fence: its backend, as Redis knows it
 	doubted  bool           // see Doubt
+	byHand   bool           // see OpenedByHand
 	swept    bool           // a sweep has seen it idle, at idleSeen
 	idleSeen time.Time
 	uses     uint64    // its checkouts

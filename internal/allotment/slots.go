@@ -22,7 +22,7 @@ type slots struct {
 	n       [gone + 1]int
 	fixed   int // only their pool can use or end them; see Pin
 	turns   int
-	returns uint64 // checkouts that ended while a caller may have waited: see explainNested
+	returns uint64 // checkouts that ended while a caller may have waited: see explain
 }
 
 // move counts a slot of one state in another.

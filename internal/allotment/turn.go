@@ -61,7 +61,7 @@ func (a *Allotment) queueForTurn(ctx context.Context, claim bool) (*waiter, erro
 	case IsClosed(w.closing):
 		return w, ErrPoolClosed
 	}
-	w.began, w.returns = time.Now(), a.slots.returns
+	w.began, w.out, w.returns = time.Now(), a.slots.n[out], a.slots.returns
 	a.waiters.add(w)
 	a.backlog.begin(w.began)
 	a.patience.miss(w.began, 4*a.unusedFor())
@@ -94,9 +94,8 @@ func (a *Allotment) awaitTurn(ctx context.Context, w *waiter) (err error) {
 		return ErrPoolClosed
 	}
 	err = a.refusal(ctx, cause)
-	full := errors.Is(err, core.ErrCapacity) && a.engine.AtCapacity() == core.ErrCapacity
-	if a.slots.returns == w.returns && full {
-		return a.explainNested(err, time.Since(w.began))
+	if errors.Is(err, core.ErrCapacity) && a.engine.AtCapacity() == core.ErrCapacity {
+		return a.explain(err, w)
 	}
 	return err
 }
@@ -130,29 +129,4 @@ func (a *Allotment) Exit() {
 	a.slots.untie()
 	a.settle()
 	a.mu.Unlock()
-}
-
-// A caller that holds one connection and asks for another can wait for itself, or for its peers in
-// other processes that do the same. An advisory lock is held on the first, and the work is done
-// over the second. Only AcquireTimeout can end that wait. The error then names the likely cause,
-// for a caller that sees "at capacity" would look for the others.
-//
-// The sign of it is that no checkout of this pool ended for as long as the caller waited. So
-// returns counts the ends of checkouts. Keep does not count: it is refused while any caller waits.
-
-// nestedAfter is how long a caller has waited at least before its error speaks of nested checkouts:
-// shorter waits are ordinary.
-const nestedAfter = time.Second
-
-// explainNested adds the likely cause to err, the refusal of a caller that waited for so long and
-// during whose wait no checkout of this pool ended.
-func (a *Allotment) explainNested(err error, waited time.Duration) error {
-	n := a.slots.n[out]
-	if n == 0 || waited < min(nestedAfter, a.opts.AcquireTimeout) {
-		return err
-	}
-	return fmt.Errorf("%w; none of the %d connections that this pool has checked out came back in the %v of the wait: "+
-		"callers that hold one while they ask for another (a migration under an advisory lock, a query beside a transaction) "+
-		"wait for each other. Do that work over the one connection, keep two permits for each process (semaphore.Config.Min: 2), "+
-		"or give it a semaphore and a pool of its own; see Nested checkouts in README.md", err, n, waited.Round(time.Millisecond))
 }

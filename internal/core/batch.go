@@ -339,6 +339,8 @@ func (c *Core) BatchAnswered(now time.Duration, b *Batch, got message.Exchanged,
 		}
 		if len(r.ids) > 1 {
 			c.drop(now, r.ids...) // some may be held: the others were revoked by hand
+		} else {
+			c.dropCopy(now, b, r)
 		}
 		c.settle(now, r, c.refusal(r))
 	}
@@ -346,6 +348,7 @@ func (c *Core) BatchAnswered(now time.Duration, b *Batch, got message.Exchanged,
 		if r := c.asked[id]; r != nil {
 			c.settle(now, r, fmt.Errorf("%w: %d wait for %q already",
 				ErrCapacity, got.Waiting, c.cfg.Base))
+			c.dropCopy(now, b, r)
 		}
 	}
 	for _, id := range got.NoMemory {
@@ -355,6 +358,7 @@ func (c *Core) BatchAnswered(now time.Duration, b *Batch, got message.Exchanged,
 			r.noMemory = true
 			if !r.Kind.Waits() {
 				c.settle(now, r, Unavailable(errNoMemory))
+				c.dropCopy(now, b, r)
 			}
 		}
 	}
@@ -380,6 +384,14 @@ func (c *Core) BatchAnswered(now time.Duration, b *Batch, got message.Exchanged,
 		c.BeatSoon()
 	}
 	c.flush(now)
+}
+
+// dropCopy withdraws r, to which a reply to b has said no. If b was sent more than once, Redis may
+// have executed the other copy since, and have granted or queued r, which its session has settled.
+func (c *Core) dropCopy(now time.Duration, b *Batch, r *Request) {
+	if b.again > 0 && !r.Extends {
+		c.drop(now, r.ids...)
+	}
 }
 
 func (c *Core) refusal(r *Request) error {

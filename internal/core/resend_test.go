@@ -56,6 +56,43 @@ func TestOfTwoRepliesTheFirstCounts(t *testing.T) {
 	}
 }
 
+// The reply to one copy says that a request is not granted, and has no place in the queue. Redis may
+// have executed the other copy since, when there was room. So the request is withdrawn, whichever
+// copy was answered. A lease that was to be extended is not: what is lost is left to expire.
+func TestARefusalOfOneCopyWithdrawsTheOther(t *testing.T) {
+	for name, refuse := range map[string]func(id string) message.Exchanged{
+		"refused":   func(id string) message.Exchanged { return message.Exchanged{Refused: []string{id}} },
+		"crowded":   func(id string) message.Exchanged { return message.Exchanged{Crowded: []string{id}} },
+		"no memory": func(id string) message.Exchanged { return message.Exchanged{Full: true, NoMemory: []string{id}} },
+	} {
+		for _, again := range []bool{false, true} {
+			s, p, r, b := hangs(t, message.Try)
+			s.Again(s.now, b)
+			got := refuse(p.ID)
+			got.Now = redis(s.now)
+			s.BatchAnswered(s.now, b, got, again)
+			s.take()
+			if !r.settled || r.err == nil {
+				t.Fatalf("bug in the test: %s: %v", name, r.err)
+			}
+			want := []string{message.Permits(ttl.Milliseconds(), p.ID)}
+			if next := s.NextBatch(s.now); next == nil || !slices.Equal(next.X.Drop, want) {
+				t.Errorf("%s, the second copy answered %v: the session does not withdraw it", name, again)
+			}
+		}
+	}
+	s := start(t, Config{})
+	p, _ := s.wantsOne(message.Wait)
+	s.answer(s.batch(), all)
+	s.Submit(s.now, &Request{Kind: message.Hold, Permits: []*Permit{p}, Extends: true})
+	b := s.batch()
+	s.Again(s.now, b)
+	s.answer(b, message.Exchanged{Refused: []string{p.ID}})
+	if next := s.NextBatch(s.now); p.State() != Lost || next != nil {
+		t.Errorf("a lost lease is %v, and the session sends %+v", p.State(), next)
+	}
+}
+
 // The session's other requests wait in the queue. Either copy may have been granted some of them, and
 // only its own reply told of that. So whichever reply counts, the session soon asks for them again,
 // and no more often than a call is hedged.

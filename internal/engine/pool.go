@@ -40,6 +40,7 @@ type Pool struct {
 	s        *Session
 	core     core.Pool
 	listener Listener
+	warned   bool // see warnHeld; guarded by Session.telling
 }
 
 // NewPool adds a connection pool to the session.

@@ -73,6 +73,7 @@ type Session struct {
 	callEnded  chan struct{} // closed when a call ends, and replaced
 	pubsub     *redis.PubSub
 	refusals   int // of the subscription, in a row; only listen uses it
+	holders    holders
 }
 
 func newSession(client redis.UniversalClient, own bool, cfg Config) *Session {

@@ -25,15 +25,20 @@ func (s *Session) Stats() Stats {
 	out := Stats{Stats: s.core.Stats(s.now())}
 	pools := s.core.Pools()
 	s.mu.Unlock()
-	out.Pools = figures(pools)
+	out.Pools = figures(pools, func(*Pool, message.PoolFigures) {})
 	return out
 }
 
-// figures asks the pools, which takes their locks: s.mu is not held.
-func figures(pools []*core.Pool) (list []message.PoolFigures) {
+// figures asks the pools, which takes their locks: s.mu is not held. It shows each to see.
+func figures(
+	pools []*core.Pool, see func(*Pool, message.PoolFigures),
+) (list []message.PoolFigures) {
 	for _, p := range pools {
-		if r, ok := p.Owner.(*Pool).listener.(Reporter); ok {
-			list = append(list, r.Report())
+		own := p.Owner.(*Pool)
+		if r, ok := own.listener.(Reporter); ok {
+			f := r.Report()
+			see(own, f)
+			list = append(list, f)
 		}
 	}
 	slices.SortStableFunc(list, func(a, b message.PoolFigures) int {
@@ -42,10 +47,11 @@ func figures(pools []*core.Pool) (list []message.PoolFigures) {
 	return list
 }
 
-// info is what the next call of the heartbeat tells operators.
+// info is what the next call of the heartbeat tells operators. telling is held.
 func (s *Session) info(pools []*core.Pool) string {
 	info := s.cfg.Info
-	info.Pools = figures(pools)
+	info.Pools = figures(pools, s.warnHeld)
+	s.look(info.Pools)
 	s.mu.Lock()
 	stats := s.core.Stats(s.now())
 	s.mu.Unlock()

@@ -21,6 +21,8 @@ import (
 type Server struct {
 	// OnQuery answers a simple query. Default Backend.Answer.
 	OnQuery func(b *Backend, query string)
+	// OnStart, if not nil, is told what a client asks for when it connects.
+	OnStart func(parameters map[string]string)
 	// Distance is the delay before a backend reads its first query.
 	Distance time.Duration
 	// OnEnd, if not nil, runs when a client has left, before the backend ends.
@@ -80,8 +82,12 @@ func (s *Server) Serve(nc net.Conn) {
 	if err != nil {
 		return
 	}
-	if _, ok := m.(*pgproto3.StartupMessage); !ok {
+	start, ok := m.(*pgproto3.StartupMessage)
+	if !ok {
 		return // a cancel request
+	}
+	if s.OnStart != nil {
+		s.OnStart(start.Parameters)
 	}
 	b.Send(&pgproto3.AuthenticationOk{})
 	b.Send(&pgproto3.BackendKeyData{ProcessID: b.PID, SecretKey: []byte{1, 2, 3, 4}})

@@ -38,6 +38,9 @@ type PoolFigures struct {
 	Waiting     int           `json:"waiting,omitempty"`
 	OldestWait  time.Duration `json:"oldest_wait,omitempty"`
 	OldestUse   time.Duration `json:"oldest_use,omitempty"`
+	NewestUse   time.Duration `json:"newest_use,omitempty"`
+	LongUse     int           `json:"long_use,omitempty"`
+	Hijacked    int           `json:"hijacked,omitempty"`
 	Waits       int64         `json:"waits,omitempty"`
 	WaitTime    time.Duration `json:"wait_time,omitempty"`
 	Timeouts    int64         `json:"timeouts,omitempty"`
@@ -50,8 +53,11 @@ type PoolFigures struct {
 	Lost        int64         `json:"lost,omitempty"`
 }
 
-// add adds what can be added up; of ages it keeps the longer.
+// add adds what can be added up. Of ages it keeps the longer, and of NewestUse the shorter.
 func (f *PoolFigures) add(g PoolFigures) {
+	if f.InUse == 0 || g.InUse > 0 && g.NewestUse < f.NewestUse {
+		f.NewestUse = g.NewestUse
+	}
 	f.Permits += g.Permits
 	f.InUse += g.InUse
 	f.Idle += g.Idle
@@ -60,6 +66,8 @@ func (f *PoolFigures) add(g PoolFigures) {
 	f.Waiting += g.Waiting
 	f.OldestWait = max(f.OldestWait, g.OldestWait)
 	f.OldestUse = max(f.OldestUse, g.OldestUse)
+	f.LongUse += g.LongUse
+	f.Hijacked += g.Hijacked
 	f.Waits += g.Waits
 	f.WaitTime += g.WaitTime
 	f.Timeouts += g.Timeouts

@@ -101,7 +101,7 @@ type Renewal struct {
 	TTLMillis      int64
 	Capacity       int
 	Info           string // JSON
-	NewEpoch       string // used if there is none
+	NewEpoch       string // begins the name of an epoch, if there is none
 	Limit          int64  // the operator's capacity it knows, 0 if none: restored if state was lost
 	Min            int    // permits to be kept for the session
 	Sessions       int64  // sessions there were when it last asked

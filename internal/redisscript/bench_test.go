@@ -20,7 +20,7 @@ func BenchmarkScriptTime(b *testing.B) {
 	for i := range capacity / 2 {
 		held = append(held, id("8001", i))
 	}
-	x := message.Exchange{Session: s, Epoch: "e", TTLMillis: 60_000}
+	x := message.Exchange{Session: s, TTLMillis: 60_000}
 	plainly, shared := x, x
 	plainly.Waits = []string{id(message.Plain, 99)}
 	giveBack := x
@@ -32,17 +32,17 @@ func BenchmarkScriptTime(b *testing.B) {
 
 	for _, c := range []struct {
 		name   string
-		script func(p *realServer, expected int64) error
+		script func(p *realServer, epoch string, expected int64) error
 	}{
-		{"plain acquire and release", func(p *realServer, expected int64) error {
-			return p.both(b, k, plainly, giveBack, expected)
+		{"plain acquire and release", func(p *realServer, epoch string, expected int64) error {
+			return p.both(b, k, epoch, plainly, giveBack, expected)
 		}},
-		{"pool's acquire and release", func(p *realServer, expected int64) error {
-			return p.both(b, k, shared, dropped, expected)
+		{"pool's acquire and release", func(p *realServer, epoch string, expected int64) error {
+			return p.both(b, k, epoch, shared, dropped, expected)
 		}},
-		{"heartbeat of 10", func(p *realServer, expected int64) error {
+		{"heartbeat of 10", func(p *realServer, epoch string, expected int64) error {
 			n := beat
-			n.Epoch, n.Expected, n.Permits, n.Pools = "e", expected, held, []message.PoolReport{{Name: s + "-8001", Held: len(held)}}
+			n.Epoch, n.Expected, n.Permits, n.Pools = epoch, expected, held, []message.PoolReport{{Name: s + "-8001", Held: len(held)}}
 			_, err := Renew(b.Context(), p.client, k, n)
 			return err
 		}},
@@ -53,7 +53,7 @@ func BenchmarkScriptTime(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			_, err = Exchange(b.Context(), p.client, k, message.Exchange{Session: s, Epoch: "e", TTLMillis: 60_000, Requests: []message.Request{{Kind: message.Pool, Permits: message.Permits(60_000, held...)}}})
+			_, err = Exchange(b.Context(), p.client, k, message.Exchange{Session: s, Epoch: got.Epoch, TTLMillis: 60_000, Requests: []message.Request{{Kind: message.Pool, Permits: message.Permits(60_000, held...)}}})
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -63,7 +63,7 @@ func BenchmarkScriptTime(b *testing.B) {
 			}
 			b.ResetTimer()
 			for range b.N {
-				if err := c.script(p, expected); err != nil {
+				if err := c.script(p, got.Epoch, expected); err != nil {
 					b.Fatal(err)
 				}
 				expected = p.clock(b)
@@ -83,7 +83,8 @@ func (p *realServer) joined(b *testing.B, k Keys, join message.Renewal) (message
 	return got, err
 }
 
-func (p *realServer) both(b *testing.B, k Keys, first, second message.Exchange, expected int64) error {
+func (p *realServer) both(b *testing.B, k Keys, epoch string, first, second message.Exchange, expected int64) error {
+	first.Epoch, second.Epoch = epoch, epoch
 	first.Expected, second.Expected = expected, expected
 	got, err := Exchange(b.Context(), p.client, k, first)
 	if err != nil {

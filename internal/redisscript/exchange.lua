@@ -143,7 +143,10 @@ local function grant_or_queue(kind, ttl, ids, request)
     return nil
   end
   local may_wait = pooled or kind == ASK.wait and #ids <= cap
-  return not may_wait and refused or enqueue(request, ids[1], #ids)
+  if may_wait then return enqueue(request, ids[1], #ids) end
+  -- It may have waited while the capacity was larger.
+  if kind == ASK.wait then waiting = waiting - redis.call('ZREM', queue, request) end
+  return refused
 end
 local function ask(kind, ttl, ids, request)
   local list = grant_or_queue(kind, ttl, ids, request)

@@ -102,10 +102,11 @@ func FuzzArguments(f *testing.F) {
 		redis.setTime(modelStart)
 		ctx := t.Context()
 		join := message.Renewal{Session: s, TTLMillis: 2000, Capacity: capacity, Info: ids, NewEpoch: "e"}
-		if _, err := Renew(ctx, redis, k, join); err != nil {
+		joined, err := Renew(ctx, redis, k, join)
+		if err != nil {
 			t.Fatal(err)
 		}
-		x := message.Exchange{Expected: modelStart, Session: s, Epoch: "e", TTLMillis: 2000, MaxWaiting: 20, Offered: n, Offerer: pool}
+		x := message.Exchange{Expected: modelStart, Session: s, Epoch: joined.Epoch, TTLMillis: 2000, MaxWaiting: 20, Offered: n, Offerer: pool}
 		list := strings.Split(ids, "\n")
 		x.Waits, x.Release = list[:len(list)/2], list[len(list)/2:]
 		for _, line := range strings.Split(requests, "\n") {
@@ -117,9 +118,9 @@ func FuzzArguments(f *testing.F) {
 			x.Drop = nil
 		}
 		beat := join
-		beat.Epoch, beat.Permits, beat.Pools = "e", list, []message.PoolReport{{Name: pool, Held: n, Owed: owed}}
+		beat.Epoch, beat.Permits, beat.Pools = joined.Epoch, list, []message.PoolReport{{Name: pool, Held: n, Owed: owed}}
 		_, _ = Renew(ctx, redis, k, beat)
-		_ = Leave(ctx, redis, k, false, modelStart, pool, "e", x.Release)
+		_ = Leave(ctx, redis, k, false, modelStart, pool, joined.Epoch, x.Release)
 		got, err := Load(ctx, redis, k)
 		if err != nil {
 			t.Fatalf("the calls leave a state that cannot be read: %v", err)
@@ -134,11 +135,12 @@ func FuzzArguments(f *testing.F) {
 		id := join.Session + "-8000-000000000001"
 		for now := int64(modelStart + 5000); ; now += 2500 {
 			redis.setTime(now)
-			if _, err := Renew(ctx, redis, k, join); err != nil {
+			joined, err := Renew(ctx, redis, k, join)
+			if err != nil {
 				t.Fatalf("the next to join: %v", err)
 			}
-			join.Epoch = "e"
-			next := message.Exchange{Expected: now, Session: join.Session, Epoch: "e", TTLMillis: 2000, Waits: []string{id}}
+			join.Epoch = joined.Epoch
+			next := message.Exchange{Expected: now, Session: join.Session, Epoch: joined.Epoch, TTLMillis: 2000, Waits: []string{id}}
 			after, err := Exchange(ctx, redis, k, next)
 			if err != nil && !errors.Is(err, message.ErrGone) {
 				t.Fatalf("the next to ask: %v", err)
@@ -192,11 +194,12 @@ func FuzzState(f *testing.F) {
 		redis.setTime(modelStart)
 		ctx, name, capacity := t.Context(), k.all[int(key)%len(k.all)], 3
 		join := message.Renewal{Session: s, TTLMillis: 2000, Capacity: capacity, Info: "{}", NewEpoch: "e", Min: 1}
-		if _, err := Renew(ctx, redis, k, join); err != nil {
+		joined, err := Renew(ctx, redis, k, join)
+		if err != nil {
 			t.Fatal(err)
 		}
-		join.Epoch, join.Pools = "e", []message.PoolReport{{Name: s + "-8001", Held: 1}}
-		x := message.Exchange{Expected: modelStart, Session: s, Epoch: "e", TTLMillis: 2000, Waits: []string{s + "-8000-000000000001"},
+		join.Epoch, join.Pools = joined.Epoch, []message.PoolReport{{Name: s + "-8001", Held: 1}}
+		x := message.Exchange{Expected: modelStart, Session: s, Epoch: joined.Epoch, TTLMillis: 2000, Waits: []string{s + "-8000-000000000001"},
 			Requests: []message.Request{{Kind: message.Pool, Permits: message.Permits(2000, s+"-8001-000000000002")}}}
 		if _, err := Exchange(ctx, redis, k, x); err != nil {
 			t.Fatal(err)

@@ -116,14 +116,15 @@ local function record_event(kind, session, detail, by)
 end
 
 -- Returns the capacity in force, and the operator's or false. The operator's is in force, else the
--- smallest that a live session declares.
+-- smallest that a live session declares. Where a hand has deleted what some declare it does not grow
+-- until they say so again, and where it has deleted all it stays.
 local function effective_capacity()
   local limit = redis.call('HGET', meta, 'limit')
   local declared = limit or redis.call('ZRANGE', capacities, 0, 0, 'WITHSCORES')[2]
   local capacity = tonumber(declared or 0)
   if not (capacity >= 0 and is_exact(capacity)) then capacity = cap end -- no session declares that
   local lost = not limit and redis.call('ZCARD', capacities) < redis.call('ZCARD', sessions)
-  if lost then capacity = math.min(capacity, tonumber(stored[1] or capacity)) end -- do not grow
+  if lost then capacity = math.min(declared and capacity or cap, tonumber(stored[1] or capacity)) end
   set_meta('cap', capacity)
   return capacity, limit
 end

@@ -32,6 +32,9 @@ func (t *trial) sendBatch(s *session, b *core.Batch, again, mayBreak bool) {
 	if !again {
 		t.checkKnown(s)
 	}
+	if mayBreak {
+		s.sendings[b]++
+	}
 	s.latest = b
 	x := b.X
 	if again {
@@ -46,6 +49,9 @@ func (t *trial) sendBatch(s *session, b *core.Batch, again, mayBreak bool) {
 			return
 		}
 		t.say("%s: a batch fails: %v", s.name, err)
+		if s.sendings[b]--; s.sendings[b] == 0 {
+			s.done[b] = true
+		}
 		s.troubled(t)
 		t.batchEnds(s, func(c *core.Core, now time.Duration) {
 			c.BatchFailed(now, b, core.Failed, err)
@@ -152,12 +158,15 @@ func (t *trial) exchangeOf(
 }
 
 // told notes that a session is about to be told of a grant or a refusal. It accounts for what it is
-// granted from now on, even if it has given that up. A refusal counts only for a request that is
+// granted from now on, even if it has given that up. If that was an extension, it has released the
+// permit meanwhile, and says so for one lease from then. A refusal counts only for a request that is
 // there.
 func (t *trial) told(s *session, granted, refused []string) {
 	for _, id := range granted {
 		delete(t.excused, id)
-		delete(s.ended, id)
+		if r := s.requestOf(id); r == nil || !r.Extends {
+			delete(s.ended, id)
+		}
 	}
 	t.forgetRevoked(slices.DeleteFunc(slices.Clone(refused), func(id string) bool {
 		return s.requestOf(id) == nil

@@ -28,10 +28,11 @@ type evidence struct {
 	lossesUntil time.Duration            // a grant of a lost state may be trusted until then
 	// unnoticed: the clock was set while no session was there that could tell. See state.lua.
 	unnoticed bool
-	damaged   bool            // a key was deleted: counts may be wrong until they are settled
-	revoked   map[string]bool // permits that were removed by hand, and their holders do not know
-	tampered  bool            // one was, ever
-	evicted   map[string]bool // permits that an operator revoked, and their holders do not know
+	damaged   bool              // a key was deleted: counts may be wrong until they are settled
+	revoked   map[string]bool   // permits that were removed by hand, and their holders do not know
+	tampered  bool              // one was, ever
+	evicted   map[string]bool   // permits that an operator revoked, and their holders do not know
+	revokedIn map[string]string // both of these, ever: the epoch of the state that counted them
 }
 
 func newEvidence() evidence {
@@ -45,6 +46,7 @@ func newEvidence() evidence {
 		miscounted: make(map[string]time.Duration),
 		revoked:    make(map[string]bool),
 		evicted:    make(map[string]bool),
+		revokedIn:  make(map[string]string),
 	}
 }
 
@@ -178,6 +180,13 @@ func (t *trial) epochNow() string {
 func (t *trial) knows(s *session, id string) bool {
 	ended, is := s.ended[id]
 	return t.excused[id] || s.core.Accounts(id) || is && s.local(t.now)-s.local(ended) >= t.plan.ttl
+}
+
+// revokedBeforeLoss reports whether a permit was revoked in the state that its session knows, and
+// that state is lost.
+func (t *trial) revokedBeforeLoss(s *session, id string) bool {
+	epoch, revoked := t.revokedIn[id]
+	return revoked && epoch == s.core.Epoch() && epoch != t.epochNow()
 }
 
 // quiet is for how long nothing has gone wrong for a session.

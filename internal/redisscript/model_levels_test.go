@@ -2,7 +2,11 @@ package redisscript
 
 import (
 	"fmt"
+	"maps"
+	"strconv"
 	"strings"
+
+	"github.com/passbuddy/passbuddy/internal/message"
 )
 
 // The part of the oracle for levels.lua and queue.lua: what pools and sessions hold, owe and keep,
@@ -221,4 +225,66 @@ func (o *oracle) atOnce(pool string, n, capacity int64, joins bool) int64 {
 // heldBack reports whether a pool's request waits for the end of the calm.
 func (o *oracle) heldBack(id string, capacity int64) bool {
 	return isPooled(id) && o.calmUntil() > o.now && o.atOnce(poolOf(id), 1, capacity, false) == 0
+}
+
+// sweep deletes what no script can have written, or what belongs to nobody.
+func (r *renewal) sweep() {
+	o := r.oracle
+	maps.DeleteFunc(o.Promises, func(_ string, expiry int64) bool {
+		return expiry > o.now+oraclePromise+oracleFar
+	})
+	maps.DeleteFunc(o.Moves, func(_ string, until int64) bool { return until > o.now+oracleMoving })
+	maps.DeleteFunc(o.Reserves, func(field string, _ int64) bool {
+		_, session, _ := strings.Cut(field, " ")
+		_, known := o.Sessions[session]
+		return session != r.own && !known
+	})
+	if o.anyMinimum() {
+		o.sumReserves()
+	}
+}
+
+// sweepQueue takes requests from the head of the queue that the minima of others leave no room for.
+func (r *renewal) sweepQueue(capacity int64) {
+	o := r.oracle
+	for _, request := range o.queued() {
+		_, ids := parsed(request)
+		n, session := int64(len(ids)), sessionOf(ids[0])
+		if n == 1 || n <= capacity-o.minimaBesides(session) {
+			return
+		}
+		delete(o.Queue, request)
+		o.push(session, "r")
+	}
+}
+
+// minimaBesides sums up the minima of the sessions but one.
+func (s *state) minimaBesides(session string) (sum int64) {
+	for other, n := range s.minima() {
+		if other != session {
+			sum += n
+		}
+	}
+	return sum
+}
+
+// boundMinimum returns how many permits are kept for the session: what the minima of the others
+// leave. It refuses a newcomer for whose minimum there is no room.
+func (r *renewal) boundMinimum() (int64, error) {
+	o, minimum := r.oracle, int64(r.n.Min)
+	if minimum <= 0 {
+		return minimum, nil
+	}
+	room := int64(r.n.Capacity)
+	for _, c := range o.Capacities {
+		room = min(room, c)
+	}
+	if limit, ok := o.Meta["limit"]; ok {
+		room, _ = strconv.ParseInt(limit, 10, 64)
+	}
+	taken := o.minimaBesides(r.own)
+	if r.joins && taken+minimum > room {
+		return 0, message.RefusedMin{Others: taken, Capacity: room}
+	}
+	return max(0, min(minimum, room-taken)), nil
 }

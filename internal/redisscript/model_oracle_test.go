@@ -181,7 +181,11 @@ func (o *oracle) effectiveCapacity() int64 {
 		if len(o.Capacities) > 0 {
 			capacity = slices.Min(slices.Collect(maps.Values(o.Capacities)))
 		}
-		if len(o.Capacities) < len(o.Sessions) {
+		switch {
+		case len(o.Capacities) >= len(o.Sessions):
+		case len(o.Capacities) == 0:
+			capacity = o.capacity
+		default:
 			capacity = min(capacity, o.capacity)
 		}
 	}

@@ -1,6 +1,7 @@
 package redisscript
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strconv"
@@ -45,6 +46,9 @@ func (o *oracle) renew(n message.Renewal) (message.Renewed, error) {
 	told, owing, changed := r.settlePools()
 	r.settleMinimum(minimum, len(n.Permits)-len(missing), owing, changed || restored > 0)
 	quarantine := r.recordBackends(missing)
+	if sweeps && o.anyMinimum() {
+		r.sweepQueue(capacity)
+	}
 
 	if r.lost && o.pausedUntil > o.now && n.Sessions > o.num("known") {
 		o.setNum("known", n.Sessions)
@@ -106,7 +110,7 @@ func (r *renewal) startState() {
 // clear begins a state with what permits and requests are there.
 func (r *renewal) clear() {
 	o := r.oracle
-	o.epoch, o.pausedUntil = r.n.NewEpoch, 0
+	o.epoch, o.pausedUntil = fmt.Sprintf("%s.%d", r.n.NewEpoch, o.now), 0
 	for _, m := range []map[string]int64{
 		o.Sessions, o.Capacities, o.Held, o.Debts, o.Promises, o.Reserves, o.Recalls, o.Moves,
 	} {
@@ -168,49 +172,6 @@ func (r *renewal) endSessions() {
 			delete(o.Queue, request)
 		}
 	}
-}
-
-// sweep deletes what no script can have written, or what belongs to nobody.
-func (r *renewal) sweep() {
-	o := r.oracle
-	maps.DeleteFunc(o.Promises, func(_ string, expiry int64) bool {
-		return expiry > o.now+oraclePromise+oracleFar
-	})
-	maps.DeleteFunc(o.Moves, func(_ string, until int64) bool { return until > o.now+oracleMoving })
-	maps.DeleteFunc(o.Reserves, func(field string, _ int64) bool {
-		_, session, _ := strings.Cut(field, " ")
-		_, known := o.Sessions[session]
-		return session != r.own && !known
-	})
-	if o.anyMinimum() {
-		o.sumReserves()
-	}
-}
-
-// boundMinimum returns how many permits are kept for the session: what the minima of the others
-// leave. It refuses a newcomer for whose minimum there is no room.
-func (r *renewal) boundMinimum() (int64, error) {
-	o, minimum := r.oracle, int64(r.n.Min)
-	if minimum <= 0 {
-		return minimum, nil
-	}
-	room := int64(r.n.Capacity)
-	for _, c := range o.Capacities {
-		room = min(room, c)
-	}
-	if limit, ok := o.Meta["limit"]; ok {
-		room, _ = strconv.ParseInt(limit, 10, 64)
-	}
-	taken := int64(0)
-	for field, m := range o.Reserves {
-		if strings.HasPrefix(field, "min ") && field != "min "+r.own {
-			taken += m
-		}
-	}
-	if r.joins && taken+minimum > room {
-		return 0, message.RefusedMin{Others: taken, Capacity: room}
-	}
-	return max(0, min(minimum, room-taken)), nil
 }
 
 // keepSession has the session live for another lease.

@@ -28,10 +28,8 @@ func (t *trial) takeScenario(s *session, st step) {
 		lost := []fate{requestLost, answerLost}[st.n%2]
 		s.force("call", luck{fate: lost}, luck{fate: lost})
 	case "lose batch":
+		t.makeRoom(s)
 		s.force("batch", luck{fate: breaks}, luck{fate: breaks})
-		if held := s.owned(nil, core.Held); len(held) > 0 {
-			t.release(s, held[0])
-		}
 		t.want(s, message.Try, 0, s.plain(1)...)
 	case "orphan":
 		t.orphan(s)
@@ -56,8 +54,9 @@ func (t *trial) cross(s *session, st step) {
 	findsNext := true // by a call of its own
 	switch st.m % 6 {
 	case 0:
+		t.makeRoom(s)
 		s.force("batch", luck{fate: slow, back: late})
-		t.exchangeOne(s)
+		t.want(s, message.Wait, 0, s.plain(1)...)
 	case 1:
 		s.force("call", luck{fate: slow, back: late})
 		t.beat(s)
@@ -75,8 +74,9 @@ func (t *trial) cross(s *session, st step) {
 			t.release(s, held[0])
 		}
 	case 4:
+		t.makeRoom(s)
 		lateCall()
-		t.exchangeOne(s)
+		t.want(s, message.Wait, 0, s.plain(1)...)
 		findsNext = false
 	case 5:
 		if !t.makeRecall(s) {
@@ -90,12 +90,33 @@ func (t *trial) cross(s *session, st step) {
 	}
 }
 
-// exchangeOne has a session release a permit, if it holds one, and ask for one.
-func (t *trial) exchangeOne(s *session) {
-	if held := s.owned(nil, core.Held); len(held) > 0 {
-		t.release(s, held[0])
+// makeRoom has the next request of s granted at once, if it can. The others give up what they wait
+// for, and if all permits are held, a session gives one back.
+func (t *trial) makeRoom(s *session) {
+	if t.plan.roundTrip > t.plan.ttl/20 {
+		return // it would take a lease
 	}
-	t.want(s, message.Wait, 0, s.plain(1)...)
+	var held []*permit
+	for _, other := range t.all() {
+		if other.paused || other.cut {
+			continue
+		}
+		for _, r := range slices.Clone(other.requests) {
+			t.giveUp(other, r)
+		}
+		held = append(held, other.owned(nil, core.Held)...)
+		for _, p := range other.pools {
+			if !p.gone {
+				t.ask(other, p, 0)
+			}
+			held = append(held, other.ofPool(p, core.Held)...)
+		}
+	}
+	if len(t.before.Permits) >= int(t.before.num("cap")) && len(held) > 0 {
+		p := held[0]
+		t.giveBack(t.named(sessionOf(p.ID)), p)
+	}
+	t.until(t.now + 30*time.Millisecond + t.plan.roundTrip) // pools withdraw a little later
 }
 
 // makeWait has a session wait in Redis's queue, while another one holds a permit that no pool

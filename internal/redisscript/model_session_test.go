@@ -55,7 +55,8 @@ type session struct {
 	delivering bool
 	starting   bool // to send batches
 	latest     *core.Batch
-	done       map[*core.Batch]bool // those that were answered
+	sendings   map[*core.Batch]int  // how often each was sent, less how often that failed
+	done       map[*core.Batch]bool // those that were answered, or have failed as often
 	renewed    time.Duration        // when the latest call was sent that was answered
 	unknown    bool                 // Redis has refused a batch, and answered no call made since
 	refusedAt  uint64               // the last call that was made before that
@@ -137,6 +138,7 @@ func (t *trial) join(slot int, j joining) {
 		timeout: max(t.plan.ttl-t.plan.ttl/10, 20*time.Millisecond),
 		forced:  make(map[string][]luck), over: make(map[*core.Request]bool),
 		ended: make(map[string]time.Duration), done: make(map[*core.Batch]bool),
+		sendings: make(map[*core.Batch]int),
 	}
 	if t.plan.drifts {
 		s.drift = time.Duration(t.born%3-1) * 5

@@ -76,7 +76,10 @@ func (t *trial) checkAccount(s *session) {
 
 // checkLoss: a pool is told of its lost permit. A lease that Redis counts is not lost before its
 // trust ends, nor while nothing goes wrong, nor because two messages of the session were lost or
-// late.
+// late. A permit is excepted that was revoked in a state that is lost by now, while its session
+// knows no later state. An answer of before the loss says that the permit is not held. Redis counts
+// it only because a call that crossed that answer has re-asserted it. Its holder stops all the same,
+// as it must after a revocation. The permit is free when it is given back, or with its lease.
 func (t *trial) checkLoss(s *session, p *permit, events []core.Event) {
 	if s.core.Left() {
 		return
@@ -86,7 +89,7 @@ func (t *trial) checkLoss(s *session, p *permit, events []core.Event) {
 	switch counted := t.before.counts(p.ID); {
 	case p.Pool != nil && !slices.ContainsFunc(events, told):
 		t.failf("loss: %s has lost %s, and does not tell the pool", s.name, p.ID)
-	case counted && left > 0:
+	case counted && left > 0 && !t.revokedBeforeLoss(s, p.ID):
 		t.failf("loss: %s loses %s, which Redis counts, and could trust it for %v more",
 			s.name, p.ID, left)
 	case counted && !s.cut && t.quiet(s) > t.plan.ttl:

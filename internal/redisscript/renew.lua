@@ -2,7 +2,7 @@
 -- waiters and all its permits alive.
 --
 -- ARGV   2 session   3 the epoch it knows, '' if none   4 lease, ms   5 the capacity it declares
---        6 JSON about it for operators   7 an epoch to use if there is none   8 number of permits
+--        6 JSON about it for operators   7 names an epoch if there is none   8 number of permits
 --        9 number of pools   10 the operator's capacity that it knows, 0 if none: restored if state
 --        was lost   11 the minimum it wants guaranteed   12 how many sessions there were last time
 --        13 number of permits with a backend   14 what it measured a move to cost, us, 0: no news
@@ -59,10 +59,11 @@ local function pause_grants(others)
   redis.call('HSET', meta, 'gate', whole(paused_until), 'early', early, 'known', 0, 'news', joined)
 end
 
--- Starts a state under a new epoch. Live sessions repeat what is deleted here. Permits stay: at
+-- Starts a state under a new epoch. A call can be executed twice, and the state be lost in between:
+-- the time tells the two states apart. Live sessions repeat what is deleted here. Permits stay: at
 -- worst they are counted until they expire. The queue stays, too: a newcomer must not pass it.
 local function start_state()
-  epoch, paused_until, reserve = ARGV[7], 0, nil
+  epoch, paused_until, reserve = ARGV[7] .. '.' .. whole(now), 0, nil
   local others, ours = subscribed_others(), 0
   redis.call('DEL', sessions, info, capacities, levels, held_counts, debts, promises, reserves,
     recalls, moves)
@@ -125,17 +126,35 @@ local function end_sessions(sweeps)
     if reserve then sum_reserves() end
   end
 end
+local function minima_besides(session) -- the sum of the others
+  local all, sum = redis.call('HGETALL', reserves), 0
+  for i = 1, #all, 2 do
+    local other = string.match(all[i], '^min (.*)')
+    if other and other ~= session then sum = sum + (tonumber(all[i + 1]) or 0) end
+  end
+  return sum
+end
+-- Requests for several permits leave the head of the queue if the minima of others leave no room
+-- for them. Such a request is not granted while those are kept, and stops the queue. Perhaps nobody
+-- waits for it: a batch that was long on its way can bring it back after it was withdrawn. If its
+-- session does wait, it asks again, and comes behind the others.
+local function sweep_queue()
+  repeat
+    local head = redis.call('ZRANGE', queue, 0, 0)[1]
+    local _, ids = parse(head or '')
+    local session = ids[2] and session_of(ids[1])
+    if not session or #ids <= capacity - minima_besides(session) then return end
+    redis.call('ZREM', queue, head)
+    push(session, PUSH.retry)
+  until false
+end
 -- Bounds the minimum: those of live sessions never exceed the capacity in sum. Returns a refusal
 -- for a session that joins and finds no room.
 local function bound_minimum()
   if minimum <= 0 then return end
   local smallest = tonumber(redis.call('ZRANGE', capacities, 0, 0, 'WITHSCORES')[2] or declared)
   local room = tonumber(redis.call('HGET', meta, 'limit') or math.min(declared, smallest))
-  local all, taken = redis.call('HGETALL', reserves), 0
-  for i = 1, #all, 2 do
-    local other = string.match(all[i], '^min (.*)')
-    if other and other ~= own then taken = taken + (tonumber(all[i + 1]) or 0) end
-  end
+  local taken = minima_besides(own)
   if joins and taken + minimum > room then return { 'refused', taken, room } end
   minimum = math.max(0, math.min(minimum, room - taken))
 end
@@ -299,6 +318,7 @@ record_backends()
 local to_end = list_backends_to_end()
 local before = lost and paused_until > now and tonumber(redis.call('HGET', meta, 'known') or 0)
 if before and seen > before then set_meta('known', seen) end
+if sweeps and reserve then sweep_queue() end
 move_permits(capacity, own)
 drain(capacity) -- also while no request waits, or grants are paused
 save_count()

@@ -109,6 +109,24 @@ func Load(ctx context.Context, c Reader, k Keys) (message.Snapshot, error) {
 	return s, nil
 }
 
+// Infos reads what sessions tell of themselves: of all of them, or of a page's worth of many. It
+// also returns whether those are all.
+func Infos(ctx context.Context, c Reader, k Keys) (list []string, all bool, err error) {
+	key := k.all[4]
+	for cursor := uint64(0); ; {
+		pairs, next, err := c.HScan(ctx, key, cursor, "", page).Result()
+		if err != nil {
+			return nil, false, explainRead(key, err)
+		}
+		for i := 1; i < len(pairs); i += 2 {
+			list = append(list, pairs[i])
+		}
+		if cursor = next; cursor == 0 || len(list) >= page {
+			return list, cursor == 0, nil
+		}
+	}
+}
+
 // scores reads a sorted set.
 func scores(ctx context.Context, c Reader, key string) (map[string]int64, error) {
 	all := make(map[string]int64)

@@ -28,27 +28,177 @@ func TestALateCallAfterALossReassertsNothing(t *testing.T) {
 		}
 		return got
 	}
-	renew(message.Renewal{Session: a, NewEpoch: "first"})
+	first := renew(message.Renewal{Session: a, NewEpoch: "first"}).Epoch
 	renew(message.Renewal{Session: b, NewEpoch: "second"})
 	_ = redis.do("FLUSHALL")
-	renew(message.Renewal{Session: b, Epoch: "first", NewEpoch: "second", Expected: modelStart})
+	second := renew(message.Renewal{Session: b, Epoch: first, NewEpoch: "second", Expected: modelStart}).Epoch
 	now := int64(modelStart)
 	for range 4 {
 		now += 600
 		redis.setTime(now)
-		renew(message.Renewal{Session: b, Epoch: "second", Expected: now})
+		renew(message.Renewal{Session: b, Epoch: second, Expected: now})
 	}
-	got, err := Exchange(t.Context(), redis, k, message.Exchange{Expected: now, Session: b, Epoch: "second", TTLMillis: 2000, Waits: []string{y}})
+	got, err := Exchange(t.Context(), redis, k, message.Exchange{Expected: now, Session: b, Epoch: second, TTLMillis: 2000, Waits: []string{y}})
 	if err != nil || !got.All {
 		t.Fatalf("bug in the test: %+v, %v", got, err)
 	}
-	late := renew(message.Renewal{Session: a, Epoch: "first", NewEpoch: "third", Permits: []string{x}, Expected: modelStart})
+	late := renew(message.Renewal{Session: a, Epoch: first, NewEpoch: "third", Permits: []string{x}, Expected: modelStart})
 	all, err := Load(t.Context(), redis, k)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(all.Permits) != 1 || all.Permits[y] == 0 || !slices.Contains(late.Missing, x) {
 		t.Errorf("%v held, missing %q: want %s alone", all.Permits, late.Missing, y)
+	}
+}
+
+// A heartbeat that found the state lost is executed, its connection breaks, Redis loses its state
+// again, and then executes the heartbeat that is sent again. Meanwhile another session has taken
+// the first of the two new epochs. It must find that what it holds was forgotten, and re-assert it.
+func TestAHeartbeatThatIsSentAgainBeginsAnotherEpoch(t *testing.T) {
+	k := NewKeys("p-n")
+	redis := newInProcess(t, k)
+	now := int64(modelStart)
+	renew := func(n message.Renewal) message.Renewed {
+		t.Helper()
+		now += 10
+		redis.setTime(now)
+		n.TTLMillis, n.Capacity, n.Info, n.Expected = 2000, 1, "{}", now
+		got, err := Renew(t.Context(), redis, k, n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	a, b := "000000a0-0001-8010", "000000b0-0002-8010"
+	held := b + "-8000-000000000001"
+	old := renew(message.Renewal{Session: a, NewEpoch: "a-1"}).Epoch
+	renew(message.Renewal{Session: b, NewEpoch: "b-1"})
+	twice := message.Renewal{Session: a, Epoch: old, NewEpoch: "a-2"}
+	holds := message.Renewal{Session: b, Epoch: old, NewEpoch: "b-2", Permits: []string{held}}
+	for lost := range 2 {
+		_ = redis.do("FLUSHALL")
+		began := renew(twice).Epoch
+		got := renew(holds)
+		if len(got.Missing) > 0 || got.Epoch != began || got.Epoch == holds.Epoch {
+			t.Errorf("loss %d: %s knows %q, and is told of %q and that %q are not held", 1+lost, b, holds.Epoch, got.Epoch, got.Missing)
+		}
+		holds.Epoch = got.Epoch
+	}
+}
+
+// A batch that was long on its way brings a request back that its session has withdrawn. It wants
+// more than the minimum of another session leaves, so it is never granted. Within a lease those
+// behind it are granted what is free all the same.
+func TestARequestThatCanNeverBeGrantedBlocksNobody(t *testing.T) {
+	k := NewKeys("p-n")
+	redis := newInProcess(t, k)
+	now := int64(modelStart)
+	a, b, c := "000000a0-0001-8010", "000000b0-0002-8010", "000000c0-0003-8010"
+	epochs, minima := make(map[string]string), map[string]int{b: 2}
+	renew := func(session string) {
+		t.Helper()
+		got, err := Renew(t.Context(), redis, k, message.Renewal{Session: session, Epoch: epochs[session], NewEpoch: "e",
+			TTLMillis: 2000, Capacity: 3, Min: minima[session], Info: "{}", Expected: now})
+		if err != nil {
+			t.Fatal(err)
+		}
+		epochs[session] = got.Epoch
+	}
+	exchange := func(session string, x message.Exchange) message.Exchanged {
+		t.Helper()
+		x.Session, x.Epoch, x.TTLMillis, x.Expected = session, epochs[session], 2000, now
+		got, err := Exchange(t.Context(), redis, k, x)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	redis.setTime(now)
+	renew(a)
+	renew(b)
+	renew(c)
+	two := message.Permits(2000, a+"-8000-000000000001", a+"-8000-000000000002")
+	asks := message.Exchange{Requests: []message.Request{{Kind: message.Wait, Permits: two}}}
+	exchange(a, asks)
+	exchange(a, message.Exchange{Drop: []string{two}})
+	exchange(a, asks)
+	waits := message.Exchange{Waits: []string{c + "-8000-000000000001"}}
+	if got := exchange(c, waits); got.Waiting != 2 || got.Free != 3 {
+		t.Fatalf("bug in the test: %+v", got)
+	}
+	for range 4 {
+		now += 600
+		redis.setTime(now)
+		for _, session := range []string{a, b, c} {
+			renew(session)
+		}
+	}
+	after, err := redis.load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if after.Permits[waits.Waits[0]] == 0 || len(after.Permits) != 1 || len(after.Queue) != 0 {
+		t.Errorf("a lease later %v are held, and %v wait", after.Permits, after.Queue)
+	}
+}
+
+// A request that waits is refused once it wants more than the capacity. Its session knows nothing of
+// it any more, so it leaves the queue.
+func TestARefusedRequestLeavesTheQueue(t *testing.T) {
+	k := NewKeys("p-n")
+	redis := newInProcess(t, k)
+	redis.setTime(modelStart)
+	s := "000000a0-0001-8010"
+	joined, err := Renew(t.Context(), redis, k, message.Renewal{Session: s, TTLMillis: 2000, Capacity: 2, Info: "{}", NewEpoch: "e"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	two := message.Permits(2000, s+"-8000-000000000001", s+"-8000-000000000002")
+	asks := message.Exchange{Session: s, Epoch: joined.Epoch, TTLMillis: 2000, Expected: modelStart,
+		Requests: []message.Request{{Kind: message.Wait, Permits: two}}}
+	holds := asks
+	holds.Requests, holds.Waits = nil, []string{s + "-8000-000000000003"}
+	for _, x := range []message.Exchange{holds, asks} {
+		if _, err := Exchange(t.Context(), redis, k, x); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := SetCapacity(t.Context(), redis, k, modelStart, 1, "op"); err != nil {
+		t.Fatal(err)
+	}
+	got, err := Exchange(t.Context(), redis, k, asks)
+	if err != nil {
+		t.Fatal(err)
+	}
+	after, err := redis.load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got.Refused) != 1 || got.Waiting != 0 || len(after.Queue) != 0 {
+		t.Errorf("refused %q, %d wait: %v", got.Refused, got.Waiting, after.Queue)
+	}
+}
+
+// Somebody deletes what the sessions declare, and an operator looks how many permits are held. What
+// waits goes on waiting for a permit of the capacity that was in force.
+func TestTheCapacityStaysWhenWhatSessionsDeclareIsDeleted(t *testing.T) {
+	k := NewKeys("p-n")
+	redis := newInProcess(t, k)
+	redis.setTime(modelStart)
+	s := "000000a0-0001-8010"
+	joined, err := Renew(t.Context(), redis, k, message.Renewal{Session: s, TTLMillis: 2000, Capacity: 2, Info: "{}", NewEpoch: "e"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = redis.do("DEL", k.all[5])
+	if _, err := CountHeld(t.Context(), redis, k); err != nil {
+		t.Fatal(err)
+	}
+	got, err := Exchange(t.Context(), redis, k, message.Exchange{Session: s, Epoch: joined.Epoch, TTLMillis: 2000,
+		Expected: modelStart, Waits: []string{s + "-8000-000000000001"}})
+	if err != nil || len(got.Refused) != 0 || !got.All {
+		t.Errorf("%+v, %v; want a grant", got, err)
 	}
 }
 
@@ -64,25 +214,27 @@ func TestNewcomersBeforeTheLossIsNoticedDoNotEndThePause(t *testing.T) {
 	for back := 1; back <= 3; back++ {
 		redis.restart()
 		now := int64(modelStart)
-		renew := func(session, epoch string) {
+		renew := func(session, epoch string) string {
 			t.Helper()
 			redis.setTime(now)
-			if _, err := Renew(t.Context(), redis, k, message.Renewal{Session: session, Epoch: epoch, NewEpoch: "new",
-				TTLMillis: ttl, Capacity: 1, Info: "{}", Sessions: 3, Expected: now}); err != nil {
+			got, err := Renew(t.Context(), redis, k, message.Renewal{Session: session, Epoch: epoch, NewEpoch: "new",
+				TTLMillis: ttl, Capacity: 1, Info: "{}", Sessions: 3, Expected: now})
+			if err != nil {
 				t.Fatal(err)
 			}
+			return got.Epoch
 		}
+		epoch := renew(newcomer, "")
 		granted := func() bool {
 			t.Helper()
-			renew(newcomer, "new")
-			got, err := Exchange(t.Context(), redis, k, message.Exchange{Session: newcomer, Epoch: "new",
+			renew(newcomer, epoch)
+			got, err := Exchange(t.Context(), redis, k, message.Exchange{Session: newcomer, Epoch: epoch,
 				TTLMillis: ttl, Expected: now, Waits: []string{newcomer + "-8000-000000000001"}})
 			if err != nil {
 				t.Fatal(err)
 			}
 			return got.All || len(got.Granted) > 0
 		}
-		renew(newcomer, "")
 		renew(session(5), "")
 		for n := range back {
 			renew(session(1+n), "old")
@@ -107,12 +259,13 @@ func TestNoReserveGrantsMoreThanTheCapacity(t *testing.T) {
 	for _, reserve := range []string{"-1000", "-1e300", "-inf", "text", "", "nan", "1e300"} {
 		redis.restart()
 		redis.setTime(modelStart)
-		if _, err := Renew(t.Context(), redis, k, message.Renewal{Session: s, TTLMillis: 2000, Capacity: 2, Info: "{}", NewEpoch: "e"}); err != nil {
+		joined, err := Renew(t.Context(), redis, k, message.Renewal{Session: s, TTLMillis: 2000, Capacity: 2, Info: "{}", NewEpoch: "e"})
+		if err != nil {
 			t.Fatal(err)
 		}
 		_ = redis.do("HSET", k.all[2], "reserve", reserve)
 		for i := range 4 {
-			_, err := Exchange(t.Context(), redis, k, message.Exchange{Session: s, Epoch: "e", TTLMillis: 2000, Expected: modelStart,
+			_, err := Exchange(t.Context(), redis, k, message.Exchange{Session: s, Epoch: joined.Epoch, TTLMillis: 2000, Expected: modelStart,
 				Waits: []string{fmt.Sprintf("%s-8000-%012x", s, i)}})
 			if err != nil && !errors.Is(err, message.ErrGone) {
 				t.Errorf("reserve %q: %v", reserve, err)
@@ -133,12 +286,13 @@ func TestArrivalsAreInOrderThoughTheirNumberBeginsAnew(t *testing.T) {
 	for from := range int64(5) {
 		redis.restart()
 		redis.setTime(modelStart)
-		if _, err := Renew(t.Context(), redis, k, message.Renewal{Session: s, TTLMillis: 2000, Capacity: 1, Info: "{}", NewEpoch: "e"}); err != nil {
+		joined, err := Renew(t.Context(), redis, k, message.Renewal{Session: s, TTLMillis: 2000, Capacity: 1, Info: "{}", NewEpoch: "e"})
+		if err != nil {
 			t.Fatal(err)
 		}
 		exchange := func(release string, waits ...string) message.Exchanged {
 			t.Helper()
-			x := message.Exchange{Session: s, Epoch: "e", TTLMillis: 2000, Expected: modelStart, Waits: waits}
+			x := message.Exchange{Session: s, Epoch: joined.Epoch, TTLMillis: 2000, Expected: modelStart, Waits: waits}
 			if release != "" {
 				x.Release = []string{release}
 			}
@@ -182,10 +336,11 @@ func TestAnEmptyExchange(t *testing.T) {
 	redis := newInProcess(t, k)
 	redis.setTime(modelStart)
 	s := "000000a0-0001-8010"
-	if _, err := Renew(t.Context(), redis, k, message.Renewal{Session: s, TTLMillis: 2000, Capacity: 1, Info: "{}", NewEpoch: "e"}); err != nil {
+	joined, err := Renew(t.Context(), redis, k, message.Renewal{Session: s, TTLMillis: 2000, Capacity: 1, Info: "{}", NewEpoch: "e"})
+	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := Exchange(t.Context(), redis, k, message.Exchange{Session: s, Epoch: "e", TTLMillis: 2000, Offerer: s + "-8001"})
+	got, err := Exchange(t.Context(), redis, k, message.Exchange{Session: s, Epoch: joined.Epoch, TTLMillis: 2000, Offerer: s + "-8001"})
 	if err != nil || got.Free != 1 {
 		t.Errorf("%+v, %v", got, err)
 	}

@@ -145,8 +145,9 @@ func newProcess(s semaphore.Session) Process {
 		pool := Pool{
 			Name: q.Name, Permits: q.Permits, InUse: q.InUse, Idle: q.Idle, Opening: q.Opening,
 			Closing: q.Closing, Waiting: q.Waiting, OldestWait: seconds(q.OldestWait),
-			OldestUse: seconds(q.OldestUse), Timeouts: q.Timeouts, Recalled: q.Recalled,
-			Failed: q.Failed,
+			OldestUse: seconds(q.OldestUse), NewestUse: seconds(q.NewestUse),
+			LongUse: max(0, q.LongUse), Hijacked: max(0, q.Hijacked), Timeouts: q.Timeouts,
+			Recalled: q.Recalled, Failed: q.Failed,
 		}
 		p.Pools = append(p.Pools, pool)
 		p.InUse += pool.InUse
@@ -156,6 +157,8 @@ func newProcess(s semaphore.Session) Process {
 		p.Waiting += pool.Waiting
 		p.OldestWait = max(p.OldestWait, pool.OldestWait)
 		p.OldestUse = max(p.OldestUse, pool.OldestUse)
+		p.LongUse += pool.LongUse
+		p.Hijacked += pool.Hijacked
 		p.Timeouts += pool.Timeouts
 	}
 	return p

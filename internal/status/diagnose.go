@@ -41,6 +41,7 @@ func Diagnose(d Document) []Finding {
 	x.paused()
 	x.capacity()
 	x.postgres()
+	x.held()
 	x.holders()
 	x.sessions()
 	x.redis()
@@ -74,6 +75,11 @@ func (x *diagnosis) sorted() []Finding {
 
 func (x *diagnosis) has(severity string) bool {
 	return slices.ContainsFunc(x.found, func(f Finding) bool { return f.Severity == severity })
+}
+
+// told reports whether a finding of that code was made.
+func (x *diagnosis) told(code string) bool {
+	return slices.ContainsFunc(x.found, func(f Finding) bool { return f.Code == code })
 }
 
 // wanted reports whether somebody waits for a permit.

@@ -103,6 +103,38 @@ func TestDiagnose(t *testing.T) {
 		}, Warning, "long-use", []string{"a (api", "90s", "LISTEN"}},
 		{"LISTEN, while nobody waits", func(d *Document) { d.Processes[0].OldestUse = 7200 }, Info,
 			"long-use", []string{"2h00m"}},
+		{"hijacked, while others wait", func(d *Document) {
+			d.Processes[0].OldestUse, d.Processes[0].Hijacked = 90, 1
+			wait(d, 1)
+		}, Warning, "long-use", []string{"1 connection is hijacked"}},
+		{"many connections stay out", func(d *Document) {
+			for i := range d.Processes {
+				p := &d.Processes[i]
+				p.OldestUse, p.Hijacked, p.LongUse = 250, 3, 4-i
+				p.Pools[0].Hijacked, p.Pools[0].LongUse = 3, 4-i
+			}
+			wait(d, 3)
+		}, Critical, "held-connections", []string{"7 of 10 permits", "in 2 processes: 6 hijacked",
+			"1 in use for over a minute", "the oldest for 4m", "docs/HELD-CONNECTIONS.md"}},
+		{"few connections stay out", func(d *Document) {
+			d.Processes[0].Pools[0].Hijacked, d.Processes[0].Hijacked = 4, 4
+			wait(d, 3)
+		}, Critical, "saturated", nil},
+		{"many stay out, and nobody waits", func(d *Document) {
+			d.Processes[0].Pools[0].Hijacked, d.Processes[0].Hijacked = 9, 9
+		}, "", "", nil},
+		{"nothing came back", func(d *Document) {
+			d.Processes[1].Pools[0].NewestUse = 11
+			wait(d, 12)
+		}, Warning, "nothing-returned", []string{"Callers of b (api, pid 7 on h) wait",
+			"the first for 12s", "4 connections in use there have not come back",
+			"hold one connection while they ask for another"}},
+		{"something came back", func(d *Document) {
+			d.Processes[1].Pools = append(d.Processes[1].Pools,
+				Pool{Name: "q", InUse: 1, NewestUse: 0.4})
+			d.Processes[1].Pools[0].NewestUse = 11
+			wait(d, 12)
+		}, Critical, "saturated", nil},
 		{"permits of no pool", func(d *Document) {
 			d.Processes[0].Permits, d.Processes[0].Pools = 9, nil
 			wait(d, 3)
@@ -197,6 +229,12 @@ func TestDiagnose(t *testing.T) {
 					t.Errorf("found %+v", found)
 				}
 				return
+			}
+			for _, code := range []string{"held-connections", "nothing-returned"} {
+				x := diagnosis{found: found}
+				if x.told(code) && c.code != code {
+					t.Errorf("found %s: %+v", code, found)
+				}
 			}
 			for i, f := range found {
 				if i > 0 && ranks[f.Severity] < ranks[found[i-1].Severity] {

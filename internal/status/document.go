@@ -127,6 +127,8 @@ type Process struct {
 	Waiting    int     `json:"waiting"` // callers
 	OldestWait float64 `json:"oldest_wait_seconds"`
 	OldestUse  float64 `json:"oldest_use_seconds"`
+	LongUse    int     `json:"long_use"` // connections in use for a minute or longer
+	Hijacked   int     `json:"hijacked"` // connections in use that were taken out of their pool
 	Timeouts   int64   `json:"timeouts"`
 	// RecentTimeouts are those of Document.RecentSeconds.
 	RecentTimeouts int64   `json:"recent_timeouts"`
@@ -147,6 +149,9 @@ type Pool struct {
 	Waiting    int     `json:"waiting"`
 	OldestWait float64 `json:"oldest_wait_seconds"`
 	OldestUse  float64 `json:"oldest_use_seconds"`
+	NewestUse  float64 `json:"newest_use_seconds"`
+	LongUse    int     `json:"long_use"`
+	Hijacked   int     `json:"hijacked"`
 	Timeouts   int64   `json:"timeouts"`
 	Recalled   int64   `json:"recalled"`
 	Failed     int64   `json:"failed"` // connections that could not be opened

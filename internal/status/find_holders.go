@@ -80,14 +80,15 @@ func (x *diagnosis) keeps(p Process) bool {
 		x.add(Critical, "stuck-holder", fmt.Sprintf("%s. %s in use, one for %s already, while %s "+
 			"%s, up to %s.", held, Count(p.InUse, "connection"), Span(p.OldestUse),
 			Count(n, "process"), Verb(n, "waits", "wait"), Span(oldest)), force, effect)
+	case long && n > 0 && x.told("held-connections"):
+		return false
 	case long && n > 0:
 		x.add(Warning, "long-use", fmt.Sprintf("%s has had a connection in use for %s, while %s %s. "+
-			"LISTEN and Hijack keep one for ever.", p.Title(), Span(p.OldestUse),
-			Count(n, "process"), Verb(n, "waits", "wait")), evict, effect)
+			"%s", p.Title(), Span(p.OldestUse), Count(n, "process"), Verb(n, "waits", "wait"),
+			forEver(p)), evict, effect)
 	case long && p.OldestUse >= forgotten:
 		x.add(Info, "long-use", fmt.Sprintf("%s has had a connection in use for %s: no recall can "+
-			"take that back. LISTEN and Hijack keep one for ever.", p.Title(), Span(p.OldestUse)),
-			"", "")
+			"take that back. %s", p.Title(), Span(p.OldestUse), forEver(p)), "", "")
 	case x.unpooled(p) > 0 && n > 0 && beyond && oldest >= longWait:
 		x.add(Warning, "unpooled", fmt.Sprintf("%s, while %s %s, up to %s. No pool holds %d of "+
 			"them (Acquire, passbuddy run): no recall can take those back.", held,
@@ -97,6 +98,15 @@ func (x *diagnosis) keeps(p Process) bool {
 		return false
 	}
 	return true
+}
+
+// forEver says what keeps a connection for ever.
+func forEver(p Process) string {
+	if p.Hijacked > 0 {
+		return fmt.Sprintf("%s %s hijacked, and LISTEN keeps one as long.",
+			Count(p.Hijacked, "connection"), Verb(p.Hijacked, "is", "are"))
+	}
+	return "LISTEN and Hijack keep one for ever."
 }
 
 // greedy finds a process that holds far more than it is due while others wait for long. Recalls

@@ -33,10 +33,6 @@ type PostgresOptions struct {
 	MaxConnections int
 	// Settings are further server settings, as in postgresql.conf. They override those made here.
 	Settings map[string]string
-	// HashRounds is how many rounds of SCRAM's hash a client computes at each login, by default 1,
-	// because the passwords are random. PostgreSQL's own default, 4096, takes a client with the race
-	// detector some 12 ms of processor time.
-	HashRounds int
 	// TLS, if set, lets clients encrypt: the server has a certificate of this authority. Clients
 	// need none, and may connect without TLS, as URL does.
 	TLS *Authority
@@ -107,7 +103,7 @@ func StartPostgres(ctx context.Context, opts PostgresOptions) (_ *Postgres, err 
 	if err != nil {
 		return nil, err
 	}
-	return p, p.createRoles(ctx, max(opts.HashRounds, 1))
+	return p, p.createRoles(ctx)
 }
 
 // hba accepts any client of the socket, which lies in a folder of mode 0700, and asks for a
@@ -199,14 +195,7 @@ func (p *Postgres) start(ctx context.Context) error {
 }
 
 // createRoles sets the superuser's password and creates the ordinary role and its database.
-func (p *Postgres) createRoles(ctx context.Context, hashRounds int) error {
-	verifier := make(map[string]string) // by role
-	for role, password := range p.password {
-		var err error
-		if verifier[role], err = scramVerifier(password, hashRounds); err != nil {
-			return err
-		}
-	}
+func (p *Postgres) createRoles(ctx context.Context) error {
 	conn, err := pgx.Connect(ctx,
 		fmt.Sprintf("host=%s port=%d user=%s database=postgres sslmode=disable",
 			p.folder.path, p.port, superuser))
@@ -215,8 +204,8 @@ func (p *Postgres) createRoles(ctx context.Context, hashRounds int) error {
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	for _, statement := range []string{
-		fmt.Sprintf("ALTER ROLE %s PASSWORD '%s'", superuser, verifier[superuser]),
-		fmt.Sprintf("CREATE ROLE %s LOGIN PASSWORD '%s'", Role, verifier[Role]),
+		fmt.Sprintf("ALTER ROLE %s PASSWORD '%s'", superuser, p.password[superuser]),
+		fmt.Sprintf("CREATE ROLE %s LOGIN PASSWORD '%s'", Role, p.password[Role]),
 		fmt.Sprintf("CREATE DATABASE %s OWNER %[1]s", Role),
 	} {
 		if _, err := conn.Exec(ctx, statement); err != nil {

@@ -117,25 +117,6 @@ func TestPostgresRolesAndSettings(t *testing.T) {
 	}
 }
 
-// A login costs the client as many rounds of the hash as the options say, by default one.
-func TestPostgresHashRounds(t *testing.T) {
-	for option, want := range map[int]string{0: "SCRAM-SHA-256$1:", 100: "SCRAM-SHA-256$100:"} {
-		p := startPostgres(t, PostgresOptions{HashRounds: option})
-		for _, url := range []string{p.URL(), p.AdminURL()} {
-			connect(t, url)
-		}
-		var right int
-		if err := connect(t, p.AdminURL()).QueryRow(testContext(t),
-			"select count(*) from pg_authid where starts_with(rolpassword, $1)",
-			want).Scan(&right); err != nil {
-			t.Fatal(err)
-		}
-		if right != 2 {
-			t.Errorf("%d of 2 roles have a password that begins with %s", right, want)
-		}
-	}
-}
-
 func TestPostgresServersAreSeparate(t *testing.T) {
 	a, b := startPostgres(t, PostgresOptions{}), startPostgres(t, PostgresOptions{})
 	if a.Port() == b.Port() || a.folder.path == b.folder.path {

@@ -82,7 +82,6 @@ func startServers(ctx context.Context, o Options) (_ *servers, err error) {
 func startPostgres(ctx context.Context, maxConnections int) (*throwaway.Postgres, error) {
 	p, err := throwaway.StartPostgres(ctx, throwaway.PostgresOptions{
 		MaxConnections: maxConnections,
-		HashRounds:     4096, // A connect costs what it does with PostgreSQL's own passwords.
 		// No slot is reserved for superusers, so clients meet the well-known error.
 		Settings: map[string]string{"superuser_reserved_connections": "0"},
 	})

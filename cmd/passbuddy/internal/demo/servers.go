@@ -62,7 +62,6 @@ func (s *servers) startPostgres(ctx context.Context, o Options) error {
 	}
 	p, err := throwaway.StartPostgres(ctx, throwaway.PostgresOptions{
 		MaxConnections: s.limit + 1,
-		HashRounds:     4096, // A connect costs what it does with PostgreSQL's own passwords.
 		// No slot is reserved for superusers, so clients meet the well-known error.
 		Settings: map[string]string{"superuser_reserved_connections": "0"},
 	})

@@ -1,0 +1,1 @@
+create table shipments (order_id bigint primary key, sent timestamptz);
