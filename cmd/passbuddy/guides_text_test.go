@@ -24,6 +24,7 @@ func TestTroubleshootingQuotesErrors(t *testing.T) {
 		cell, isRow := strings.CutPrefix(line, "| ")
 		cell, _, _ = strings.Cut(cell, " |")
 		switch {
+		case strings.HasPrefix(line, "|--"):
 		case !isRow:
 			inTexts = false
 		case cell == "text":
