@@ -22,9 +22,9 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// guides are the pages whose commands and snippets are run, in this folder. To add one, add its name.
 const docs = "../../docs/"
 
+// guides are the pages of docs whose commands and snippets are run. To add one, add its name.
 var guides = []string{
 	"RUNBOOK.md", "CAPACITY.md", "DEPLOYS.md", "SERVERLESS.md", "REDIS.md", "POOLERS.md", "MIGRATING.md",
 	"TROUBLESHOOTING.md",
@@ -45,8 +45,8 @@ var says = map[string]*regexp.Regexp{
 	"resume":   regexp.MustCompile(`Permits are granted again`),
 	"doctor":   regexp.MustCompile(`Redis evicts no keys`),
 	"evict":    regexp.MustCompile(`web-7 \(passbuddy.test, pid`),
-	"events":   regexp.MustCompile(`web-7.* join`),
-	"list":     regexp.MustCompile(`(?m)^semaphore\b`),
+	"events":   regexp.MustCompile(`joined\s+web-7`),
+	"list":     regexp.MustCompile(`\bsemaphore\b`),
 	"run":      regexp.MustCompile(`^$`), // the command that it runs is silent
 }
 
