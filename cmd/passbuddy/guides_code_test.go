@@ -35,8 +35,8 @@ func divided() []semaphore.Config {
 
 // docs/DEPLOYS.md
 
-// serve ends when ctx does: signal.NotifyContext ends it at SIGTERM.
-func serve(
+// serveUntil ends when ctx does: signal.NotifyContext ends it at SIGTERM.
+func serveUntil(
 	ctx context.Context, server *http.Server, sem *semaphore.Semaphore, pool *pgxpool.Pool,
 ) error {
 	defer sem.Close()  // last: what is still held is given back
@@ -230,7 +230,7 @@ func (f guideFleet) deploy(t *testing.T) {
 	ctx, sigterm := context.WithCancel(t.Context())
 	defer sigterm()
 	ended := make(chan error, 1)
-	go func() { ended <- serve(ctx, server, sem, pool) }()
+	go func() { ended <- serveUntil(ctx, server, sem, pool) }()
 	answers := make(chan string, 1)
 	go func() { answers <- ask("http://" + address) }()
 	select {
