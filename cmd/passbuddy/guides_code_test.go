@@ -338,7 +338,7 @@ func (f guideFleet) programs(t *testing.T) {
 // pooler is what docs/POOLERS.md says of pools behind PgBouncer: they work, and Fence is refused.
 func (f guideFleet) pooler(t *testing.T) {
 	b, err := throwaway.StartPgBouncer(t.Context(), throwaway.PgBouncerOptions{Postgres: f.pg,
-		PoolMode: "transaction", Settings: map[string]string{"max_prepared_statements": "0"}})
+		PoolMode: "transaction"})
 	if errors.Is(err, throwaway.ErrNotFound) {
 		t.Skip("PgBouncer is not installed: ", err)
 	}
