@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -276,9 +277,8 @@ func ask(url string) string {
 			continue
 		}
 		defer r.Body.Close()
-		var text strings.Builder
-		_, _ = fmt.Fscan(r.Body, &text)
-		return text.String()
+		text, _ := io.ReadAll(r.Body)
+		return string(text)
 	}
 }
 
