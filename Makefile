@@ -42,10 +42,10 @@ SUBSETS     = $(shell grep -rl 'passbuddy/internal/subset"' --include='*_test.go
 	xargs -n 1 dirname | sort -u)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo lint vuln bench bench-go stress chaos fmt tidy clean
+.PHONY: help setup test demo lint vuln bench bench-go stress chaos fmt tidy release-check clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Find or install the servers that the tests and the demo start
 	@scripts/setup.sh
@@ -102,6 +102,9 @@ fmt: ## Format the code
 
 tidy: ## Bring each module's go.mod and go.sum up to date
 	@scripts/modules.sh tidy
+
+release-check: ## Say whether the checkout can be tagged: modules, API, changelog, install
+	@scripts/release-check.sh
 
 clean: ## Remove the files that the targets above leave in this folder
 	rm -rf passbuddy-demo.svg passbuddy-bench.json passbuddy-bench
