@@ -5,7 +5,8 @@
 -- Clock: Redis's. Twice: what was recalled is owed already; what was revoked is in quarantine.
 --
 -- A permit that was revoked is not free: it is counted until its backend is gone, or its lease is
--- over. Its holder finds at its next heartbeat, which the push asks for, that it is not renewed.
+-- over. Its holder finds at its next heartbeat, which the push asks for, that it is not renewed. That
+-- heartbeat serves the queue; a second run of this script would take back what the first granted.
 
 local session, revokes, ids = ARGV[2], ARGV[3] == '1', {}
 for _, id in ipairs(redis.call('ZRANGE', permits, 0, -1)) do
@@ -27,7 +28,5 @@ if ARGV[3] ~= '' then
   record_event(kind, session, #ids .. ' permits. ' .. ARGV[5], ARGV[4])
 end
 expire_leases()
-local capacity = effective_capacity()
-if epoch then move_permits(capacity) end
 save_count()
 return #ids
