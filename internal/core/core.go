@@ -116,7 +116,8 @@ type Core struct {
 	capacity    int64
 	limit       int64 // set by an operator, or 0
 	min         int64 // kept for this session
-	sessions    int64 // live ones
+	sessions    int64 // live ones, see countSessions
+	sessionsAt  time.Duration
 	anchor      anchor
 	down        error         // why Redis did not answer the last call, or nil
 	noMemory    bool          // Redis grants nothing new, although it answers

@@ -378,6 +378,17 @@ func (c *Core) changedSince(k *Call) bool {
 	return len(c.permits) > still
 }
 
+// countSessions keeps the most sessions that a reply of the last lease told of. After a loss of state
+// grants go on once as many are back as any of them knew. The first replies of the new state count
+// those that are back already. If it is lost, too, before the others were told, one that is frozen
+// meanwhile would be forgotten, and its permits granted while it trusts them. After a lease it does
+// not trust them any more.
+func (c *Core) countSessions(now time.Duration, n int64) {
+	if n >= c.sessions || now-c.sessionsAt >= c.cfg.TTL {
+		c.sessions, c.sessionsAt = n, now
+	}
+}
+
 // applyFleet takes what the latest reply says of the fleet. With again, the state was lost, and the
 // session takes the new epoch only once it has re-asserted all that it holds. With changed, the
 // pools are being told that Redis is back. A pool that lives without permits may then ask for some,
@@ -390,7 +401,8 @@ func (c *Core) applyFleet(now time.Duration, k *Call, got message.Renewed, again
 	}
 	c.sharded = got.Sharded
 	c.subscribers(now, got.Subscribers, k.sent)
-	c.limit, c.sessions = got.Limit, got.Sessions
+	c.limit = got.Limit
+	c.countSessions(now, got.Sessions)
 	c.setPause(now, got)
 	if !again {
 		if c.epoch != got.Epoch { // Redis counts anew

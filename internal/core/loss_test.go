@@ -92,6 +92,30 @@ func TestAGrantThatTheCallMissedIsReasserted(t *testing.T) {
 	}
 }
 
+// The state is lost twice within a lease. The session still tells how many sessions there were before:
+// in the state between, the others were not back yet. What it says is right again a lease later.
+func TestTwoLossesForgetNoSession(t *testing.T) {
+	s := start(t, Config{})
+	s.replied(s.call(), message.Renewed{Sessions: 2})
+	k := s.call()
+	s.state = "another"
+	s.replied(k, message.Renewed{Sessions: 1})
+	last := s.now
+	s.pass(ttl / 3)
+	k = s.call()
+	if k.X.Sessions != 2 {
+		t.Errorf("the session says that there were %d sessions, want 2", k.X.Sessions)
+	}
+	s.replied(k, message.Renewed{Sessions: 1})
+	for s.now < last+ttl {
+		s.pass(ttl / 3)
+		s.replied(s.call(), message.Renewed{Sessions: 1})
+	}
+	if k := s.call(); k.X.Sessions != 1 {
+		t.Errorf("after a lease it says %d, want 1", k.X.Sessions)
+	}
+}
+
 // The state is lost. The session repeats its waiting requests, because the new state knows nothing
 // of them.
 func TestWaitersSurviveALoss(t *testing.T) {
