@@ -22,10 +22,10 @@ export GOWORK  := $(CURDIR)/go.work
 export GOFLAGS := $(filter-out -mod=% -modfile=%,$(shell $(GO) env GOFLAGS 2>/dev/null)) \
 	-mod=readonly
 
-# Many tests wait for other processes. So more packages run at once than there are processors. In a
-# package, more of the tests that call t.Parallel run at once, too.
+# Two packages run at once at least: while one waits for other processes, the other computes. In a
+# package, more of the tests that call t.Parallel run at once than there are processors.
 PARALLEL    := $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); \
-	echo -p $$((n > 3 ? n : 3)) -parallel $$((n > 8 ? n : 8)))
+	echo -p $$((n > 2 ? n : 2)) -parallel $$((n > 8 ? n : 8)))
 
 # The race detector skips miniredis's Lua interpreter, which runs one script at a time. Otherwise
 # the interpreter would take most of the time of the tests in a bubble. make lint does the vetting.

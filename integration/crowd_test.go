@@ -11,7 +11,11 @@ import (
 func TestMoreProcessesThanPermits(t *testing.T) {
 	s := startServers(t, 100)
 	processes := subset.Length(30, 40)
-	f := s.crowd(t, "pgxpool", processes, *loadFor+subset.Length(2*time.Second, 4*time.Second))
+	length := *loadFor + subset.Length(2*time.Second, 4*time.Second)
+	f := s.crowd(t, "pgxpool", processes, length)
+	if f.least == 0 { // a busy machine takes so long to connect
+		f = s.crowd(t, "pgxpool", processes, length+10*time.Second)
+	}
 	t.Logf("%d processes, 20 permits: %.0f operations/s, fewest of any process in any %v: %d, "+
 		"longest without one: %v, connects %.0f/s",
 		processes, f.rate, window, f.fewest, f.gap, f.connects)

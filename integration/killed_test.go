@@ -91,18 +91,22 @@ func TestProgramsThatEndWithoutClose(t *testing.T) {
 			start(t, j)
 			s.recorded(t, 1)
 			j.Fault = "exit"
-			began := time.Now()
-			for i := range programs {
-				p := start(t, j)
-				for range p.greet {
+			took := ttl
+			// A busy machine can take so long to end a backend that the look comes too early.
+			for try := 0; try < 2 && took > ttl*2/3; try++ {
+				began := time.Now()
+				for i := range programs {
+					p := start(t, j)
+					for range p.greet {
+					}
+					if err := <-p.err; err != nil {
+						t.Errorf("program %d: %v", i, err)
+					}
+					p.err <- nil // wakes the wait at the end of the test
 				}
-				if err := <-p.err; err != nil {
-					t.Errorf("program %d: %v", i, err)
-				}
-				p.err <- nil // wakes the wait at the end of the test
+				took = time.Since(began)
+				t.Logf("%d programs took %v", programs, took)
 			}
-			took := time.Since(began)
-			t.Logf("%d programs took %v", programs, took)
 			if took > ttl*2/3 {
 				t.Errorf("%d programs took %v: one of them waited for a lease", programs, took)
 			}

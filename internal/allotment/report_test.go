@@ -620,6 +620,7 @@ func TestServedWhileGivingUpIsOneWait(t *testing.T) {
 			} else {
 				refused++
 			}
+			synctest.Wait() // the other is returned, so that the next round waits for nothing before
 		}
 		f := p.Report()
 		n, waited := f.Waits-before.Waits, f.WaitTime-before.WaitTime
