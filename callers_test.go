@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
+	"runtime"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -107,5 +108,67 @@ func TestFollowsConnector(t *testing.T) {
 	pool := stdlib.GetPoolConnector(nil)
 	if got := followConnector(pool); got == nil || got.Driver() != pool.Driver() {
 		t.Error("the pool's connector was changed")
+	}
+}
+
+// asksCaller is a connector whose Connect asks who calls it.
+type asksCaller struct {
+	s     *server
+	heard chan bool
+}
+
+func (c *asksCaller) Driver() driver.Driver { return nil }
+func (c *asksCaller) Connect(context.Context) (driver.Conn, error) {
+	c.heard <- calledByOpener()
+	return &fakeConn{s: c.s}, nil
+}
+
+// passingOn is another library's connector around it.
+type passingOn struct{ driver.Connector }
+
+func (c passingOn) Connect(ctx context.Context) (driver.Conn, error) { return c.Connector.Connect(ctx) }
+
+// Connect tells database/sql's opener from a caller, directly below database/sql and behind another
+// connector, and learns where callers come from.
+func TestCalledByOpener(t *testing.T) {
+	ctx := context.Background()
+	for _, behind := range []bool{false, true} {
+		connCalls.Store(0)
+		c := &asksCaller{&server{t: t}, make(chan bool, 1)}
+		var outer driver.Connector = c
+		if behind {
+			outer = passingOn{c}
+		}
+		db := sql.OpenDB(outer)
+		db.SetMaxOpenConns(1)
+		for range 2 { // the first time it looks at the whole stack
+			conn, err := db.Conn(ctx)
+			must(t)(conn, err)
+			if <-c.heard {
+				t.Errorf("behind another: %v. A caller is taken for the opener", behind)
+			}
+			if connCalls.Load() == 0 {
+				t.Errorf("behind another: %v. It has not learned the place", behind)
+			}
+			waited := db.Stats().WaitCount
+			next := make(chan *sql.Conn)
+			go func() {
+				conn, err := db.Conn(ctx)
+				if err != nil {
+					t.Error(err)
+				}
+				next <- conn
+			}()
+			for db.Stats().WaitCount == waited {
+				runtime.Gosched()
+			}
+			_ = conn.Raw(func(any) error { return driver.ErrBadConn }) // the opener opens another
+			if !<-c.heard {
+				t.Errorf("behind another: %v. The opener is taken for a caller", behind)
+			}
+			conn = <-next
+			_ = conn.Raw(func(any) error { return driver.ErrBadConn }) // which closes it
+		}
+		must(t)(nil, db.Close())
 	}
 }
