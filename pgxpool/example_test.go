@@ -34,7 +34,7 @@ func Example() {
 	}
 }
 
-// What is to be counted, and where, is in the DSN or in the environment: PASSBUDDY_REDIS_URL,
+// The DSN or the environment says which semaphore counts the connections: PASSBUDDY_REDIS_URL,
 // PASSBUDDY_NAME, PASSBUDDY_CAPACITY and others.
 func ExampleOpen() {
 	ctx := context.Background()

@@ -285,7 +285,7 @@ func ask(url string) string {
 // The clients of docs/REDIS.md find their servers, and replicas acknowledge each grant.
 func TestGuideRedis(t *testing.T) {
 	if testing.Short() {
-		t.Skip("starts many servers")
+		t.Skip("-short: this starts a Sentinel, a Cluster and replicas")
 	}
 	t.Run("sentinel", func(t *testing.T) {
 		t.Parallel()

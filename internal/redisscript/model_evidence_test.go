@@ -31,6 +31,7 @@ type evidence struct {
 	damaged   bool              // a key was deleted: counts may be wrong until they are settled
 	revoked   map[string]bool   // permits that were removed by hand, and their holders do not know
 	tampered  bool              // one was, ever
+	byHand    map[string]bool   // those that were, ever
 	evicted   map[string]bool   // permits that an operator revoked, and their holders do not know
 	revokedIn map[string]string // both of these, ever: the epoch of the state that counted them
 }
@@ -43,10 +44,10 @@ func newEvidence() evidence {
 		toldOf:     make(map[string]int64),
 		toldToKeep: make(map[string]int64),
 		excused:    make(map[string]bool),
-		miscounted: make(map[string]time.Duration),
-		revoked:    make(map[string]bool),
-		evicted:    make(map[string]bool),
-		revokedIn:  make(map[string]string),
+		miscounted: make(map[string]time.Duration), byHand: make(map[string]bool),
+		revoked:   make(map[string]bool),
+		evicted:   make(map[string]bool),
+		revokedIn: make(map[string]string),
 	}
 }
 

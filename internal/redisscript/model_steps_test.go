@@ -296,7 +296,7 @@ func (t *trial) deleteKey(key string) {
 func (t *trial) revoke(id string, st step) {
 	t.say("ZREM %s by hand", id)
 	t.must(t.place.do("ZREM", t.keys.all[0], id))
-	t.damaged, t.tampered = true, true
+	t.damaged, t.tampered, t.byHand[id] = true, true, true
 	t.revoked[id], t.revokedIn[id] = true, t.before.Meta["epoch"]
 	if s := t.named(sessionOf(id)); s != nil && !s.paused && !s.leaves && st.m%2 == 0 {
 		if p := s.permitOf(id); p != nil && p.State() == core.Held {
