@@ -34,8 +34,8 @@ func Example() {
 	}
 }
 
-// The DSN or the environment says which semaphore counts the connections: PASSBUDDY_REDIS_URL,
-// PASSBUDDY_NAME, PASSBUDDY_CAPACITY and others.
+// The DSN or the environment names the semaphore: PASSBUDDY_REDIS_URL, PASSBUDDY_NAME,
+// PASSBUDDY_CAPACITY and others.
 func ExampleOpen() {
 	ctx := context.Background()
 	pool, err := passpool.Open(ctx, "postgres://localhost/orders?pool_max_conns=40"+
