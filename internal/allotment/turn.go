@@ -84,7 +84,7 @@ func (a *Allotment) awaitTurn(ctx context.Context, w *waiter) (err error) {
 		// with it was never touched, and is idle again.
 		if w.slot != nil {
 			w.slot.become(idle)
-			w.slot.parked = true // the wrapper that it was claimed from has lost it
+			w.slot.unclaim()
 			w.slot = nil
 		}
 		a.slots.untie()

@@ -335,3 +335,53 @@ func TestTheLookComesBeforeTheLastConnectionMoves(t *testing.T) {
 		})
 	}
 }
+
+// As before, on a slow machine: a look takes longer than the second that it is waited for at least.
+// The only connection moves when the look was answered, or when no answer comes.
+func TestALookIsWaitedFor(t *testing.T) {
+	for name, c := range map[string]struct {
+		takes time.Duration
+		lives bool
+		moves time.Duration // when the other session is asked for its connection, 0: never
+	}{
+		"gone":        {takes: 3 * time.Second},
+		"there":       {takes: 3 * time.Second, lives: true, moves: 3 * time.Second},
+		"no answer":   {takes: time.Hour, lives: true, moves: 5 * time.Second},
+		"there, soon": {takes: time.Millisecond, lives: true, moves: time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, func(t *testing.T, w *world) {
+				cfg := Config{Capacity: 2, TTL: longTTL, Patience: forever}
+				pg := &postgres{}
+				victim, keeper := w.join(cfg).fencer(t, pg), w.join(cfg).fencer(t, pg)
+				victim.open(1)
+				keeper.open(1)
+				keeper.slow.Store(int64(c.takes))
+				newcomer := w.join(cfg).fencer(t, pg)
+				if c.lives {
+					victim.s.loseSubscription(t)
+				} else {
+					victim.kill()
+				}
+				asked := func() int { return keeper.Heard("wanted") + keeper.Heard("recall") }
+				before, began := asked(), time.Now()
+				newcomer.Ask(1)
+				for asked() == before && newcomer.Heard("granted") == 0 {
+					if time.Since(began) > longTTL/3 {
+						t.Fatal("nothing has happened")
+					}
+					time.Sleep(10 * time.Millisecond)
+				}
+				switch took := time.Since(began); {
+				case c.moves == 0 && asked() > before:
+					t.Errorf("the pool was asked for its only connection after %v, and the look "+
+						"takes %v", took, c.takes)
+				case c.moves > 0 && (took < c.moves || took > c.moves+time.Second):
+					t.Errorf("the connection moves after %v, want %v", took, c.moves)
+				}
+				keeper.slow.Store(0)
+				w.checkCounts(t)
+			})
+		})
+	}
+}
