@@ -80,8 +80,8 @@ type Session struct {
 	RoundTrip time.Duration // what Redis's replies take
 	Lost      int64         // leases lost
 	Outages   int64         // how often Redis stopped answering
-	// Pools are those that hold or want something: 16 at most, the last of which then stands for
-	// all others.
+	// Pools are those that are open, as in Stats: 16 at most, of which the last then stands for all
+	// others.
 	Pools []PoolStats
 }
 
