@@ -64,7 +64,9 @@ type Session struct {
 	Min, Max int           // it declares, see Config; Max 0: any number
 	Weight   int           // it declares
 	TTL      time.Duration // the length of its leases; 0: unknown
-	Lease    time.Duration // until it would be taken for dead
+	// WaitReplicas is how many replicas it waits for: see Config.
+	WaitReplicas int
+	Lease        time.Duration // until it would be taken for dead
 
 	Host    string
 	PID     int
@@ -164,7 +166,7 @@ func newSession(
 		Host: clean(info.Host), PID: info.PID, Program: clean(info.Program),
 		Version: clean(info.Version), Held: held, Waiting: waiting,
 		RoundTrip: info.RoundTrip, Lost: info.Lost, Outages: info.Outages,
-		Pools: poolStats(info.Pools),
+		Pools: poolStats(info.Pools), WaitReplicas: min(max(info.WaitReplicas, 0), maxReplicas),
 	}
 	s.TTL = min(max(s.TTL, 0), maxTTL)
 	if info.Started > 0 {

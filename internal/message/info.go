@@ -20,6 +20,8 @@ type SessionInfo struct {
 	Version string `json:"version,omitempty"` // of this library
 	Started int64  `json:"started,omitempty"` // Unix time, by the process's clock
 	TTL     int64  `json:"ttl,omitempty"`     // ms
+	// WaitReplicas is the session's own.
+	WaitReplicas int `json:"wait_replicas,omitempty"`
 
 	RoundTrip time.Duration `json:"rtt,omitempty"`
 	Lost      int64         `json:"lost,omitempty"`
