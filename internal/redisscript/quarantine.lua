@@ -79,7 +79,7 @@ local function push_fence(session) -- a lost push costs time only: see renew
 end
 
 -- Returns a live session that has a connection to end backends by, or nil: at capacity none may be
--- opened. `own`, which runs this script, is alive for sure; else the sessions take turns.
+-- opened. `own`, which runs this script, is alive for sure; else it is one session after the other.
 local function choose_fencer(own)
   local all, able, seen = redis.call('HGETALL', backends), {}, {}
   for i = 1, #all, 2 do
@@ -197,8 +197,8 @@ local function ask_look(own)
   end
   local scarce, till = eyes <= redis.call('ZCARD', queue), await_end(began)
   if scarce then set_meta('await', till) else redis.call('HDEL', meta, 'await') end
-  -- The sessions take turns, for at capacity one may have no connection to look by. The backends
-  -- take turns, too, where there are too many for one push.
+  -- One session is asked after the other, for at capacity one may have no connection to look by. So
+  -- are backends, where there are too many for one push.
   local turn, words = redis.call('HINCRBY', meta, 'seq', 1), { PUSH.look .. ' ' .. epoch .. ' ' .. whole(began) }
   for i = 1, math.min(#suspects, ENDS) do words[i + 1] = suspects[(turn + i) % #suspects + 1] end
   push(able[turn % #able + 1], table.concat(words, ' '))
