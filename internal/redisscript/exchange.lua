@@ -69,8 +69,8 @@ local function rank_of(id)
 end
 
 -- Returns the next number in the order of arrival. Once it outgrows its part of a place, it would
--- count for the rank. So those that wait are numbered anew from 1, in the same order. The numbers of
--- promises only tell them apart, and promises do not last until a number comes again.
+-- count for the rank. So those that wait are numbered anew from 1, in the same order. The numbers
+-- of promises only tell them apart, and promises do not last until a number comes again.
 local function next_seq()
   local seq = redis.call('HINCRBY', meta, 'seq', 1)
   if seq < RANK / WANTS then return seq end
