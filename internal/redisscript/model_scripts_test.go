@@ -141,7 +141,7 @@ func (t *trial) setCapacity(s *session, n int) {
 	got, err := SetCapacity(context.Background(), t.place, t.keys, expected, n, "op")
 	t.say("SetCapacity(%d) -> %d", n, got)
 	t.judge(act{name: "SetCapacity"}, answer{got, known(t, err)}, func(time int64) (*oracle, any) {
-		o := t.begin(time, expected)
+		o := t.beginOperator(time, expected)
 		return o, answer{o.setCapacity(int64(n)), nil}
 	})
 	t.step(s, func(c *core.Core, _ time.Duration) { c.CapacitySet(got, int64(n)) })
