@@ -58,6 +58,9 @@ func (cn *connector) acquireOnce(ctx context.Context) (checkout, error) {
 	for {
 		slot, err := cn.a.Enter(ctx, true)
 		if err != nil {
+			if slot != nil { // it came as the caller gave up, and has to end
+				slot.Attached().(*physical).close()
+			}
 			return checkout{}, err
 		}
 		if slot == nil {

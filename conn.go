@@ -209,15 +209,16 @@ func (c *conn) IsValid() bool {
 	if tx != nil && tx.Err() != nil && !endedByUser() {
 		return false // see BeginTx
 	}
+	if !perCheckout && !c.held {
+		// Handed to a caller that had given up, and returned without a checkout. Another can have
+		// claimed the connection since.
+		return !c.ph.broken.Load() && c.slot.Current(c.generation)
+	}
 	if !c.ph.valid() {
 		return false
 	}
 	if perCheckout {
 		return c.returnCheckout()
-	}
-	if !c.held {
-		// Handed to a caller that had given up, and returned without a checkout.
-		return c.slot.Current(c.generation)
 	}
 	tooOld := c.ph.moved.Load() && c.cn.tooOld(c.ph)
 	if !tooOld && c.slot.Keep() {

@@ -135,7 +135,7 @@ func (s *Slot) Keep() bool {
 
 func (s *Slot) keep() bool {
 	a := s.a
-	ok := s.state == out && !s.lost && !a.closed &&
+	ok := s.staysOpen() &&
 		a.debts.owed == 0 && a.debts.evicting == 0 && a.waiters.n == 0 && a.openers.n == 0
 	if ok {
 		a.slots.turns-- // returns need not count it: see explain
@@ -149,6 +149,11 @@ func (s *Slot) keep() bool {
 		}
 	}
 	return ok
+}
+
+// staysOpen reports whether s, which is out, may lie idle after that: see also endUse.
+func (s *Slot) staysOpen() bool {
+	return s.state == out && !s.lost && !s.a.closed && (s.permit != nil || !s.a.mustCountIn(s))
 }
 
 // Park ends the checkout of s, whose wrapper is being closed. A waiting caller takes s over. If

@@ -28,7 +28,7 @@
 --        fence     there while a permit may have a backend recorded; without it scripts look at
 --                  neither backends nor quarantine
 --        look      ms until which no session is asked to look for backends; looks: since when such
---                  looks go on; answered: when a session last said that it saw nothing gone; await:
+--                  looks go on; answered: when a session first said that it saw nothing gone; await:
 --                  until when a look comes before everything else; see ask_look
 
 local PUSH = { -- messages to a session: a kind and what follows it

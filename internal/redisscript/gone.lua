@@ -26,8 +26,9 @@ if freed > 0 then
   end
   move_permits(cap)
 elseif has_backends and epoch == ARGV[2] and ARGV[3] == whole(read_meta('looks', 0, now)) then
-  set_meta('answered', now) -- by a look of an earlier row it would not be
-  if awaits_look() then set_meta('await', await_end(tonumber(ARGV[3]))) end
+  local began = tonumber(ARGV[3])
+  if read_meta('answered', 0, now) < began then set_meta('answered', now) end -- by this row's first
+  if awaits_look() then set_meta('await', await_end(began)) end
 end
 save_count()
 return freed

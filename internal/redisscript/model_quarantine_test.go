@@ -129,11 +129,12 @@ func (o *oracle) askLook(own string) (next int64, fresh bool) {
 	o.setNum("look", o.now+oracleLook)
 	able, suspects, seen := o.findSuspects(own)
 	if len(able) == 0 || len(suspects) == 0 {
+		awaited := o.awaitsLook()
 		delete(o.Meta, "await")
 		if o.isLive(own, o.now) && !slices.Contains(o.listeners, own) {
 			o.setNum("look", o.now+oracleLook/2)
 		}
-		return o.now + oracleLook, false
+		return o.now + oracleLook, awaited
 	}
 	if began := o.num("looks"); began == 0 || began > o.now || o.now-last > oracleDenied {
 		o.setNum("looks", o.now)
@@ -188,7 +189,9 @@ func (o *oracle) gone(epoch string, since int64, ids, records []string) (freed i
 	}
 	if freed == 0 {
 		if since == o.num("looks") && since <= o.now {
-			o.setNum("answered", o.now)
+			if answered := o.num("answered"); answered < since || answered > o.now {
+				o.setNum("answered", o.now)
+			}
 			if o.awaitsLook() {
 				o.setNum("await", o.awaitEnd(since))
 			}

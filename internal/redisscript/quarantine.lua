@@ -185,10 +185,11 @@ local function ask_look(own)
   local suspects, able, eyes = find_suspects(subscribed, own)
   if #able == 0 or #suspects == 0 then
     -- `looks` stays: a session that lives is no new row each time it connects again.
+    local awaited = awaits_look()
     redis.call('HDEL', meta, 'await')
     -- A session without a subscription may miss no other. One that misses it asks in between.
     if subscribed[own] == false then set_meta('look', now + LOOK / 2) end
-    return now + LOOK, false
+    return now + LOOK, awaited
   end
   local began = read_meta('looks', 0, now)
   if began == 0 or now - last_look > DENIED then
