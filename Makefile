@@ -29,15 +29,14 @@ export GOFLAGS := $(filter-out -mod=% -modfile=%,$(shell $(GO) env GOFLAGS 2>/de
 PARALLEL    := $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); \
 	echo -p $$((n > 2 ? n : 2)) -parallel $$((n > 8 ? n : 8)))
 
-# go for the tests. Programs that tests build are compiled with the same flags, so no package is
-# compiled twice.
+# go test, in flags that the programs which tests build inherit, so that nothing is compiled twice.
 #
 # Each package that uses a Redis client has some 1,500 wrappers of its methods compiled, because
 # go-redis keeps a weak pointer to it. Without inlining (-l), and without debug information, which
-# no test reads, that takes a third of the time.
+# no test reads, that takes less than half the time.
 #
-# The race detector skips miniredis's Lua interpreter, which runs one script at a time. Otherwise the
-# interpreter would take most of the time of the tests in a bubble. make lint does the vetting.
+# The race detector skips miniredis's Lua interpreter, which runs one script at a time. Otherwise
+# the interpreter would take most of the time of the tests in a bubble. make lint does the vetting.
 RACED       := GOFLAGS="$$GOFLAGS -race '-gcflags=all=-l -dwarf=false' -gcflags=std=-dwarf=false \
 	'-gcflags=github.com/yuin/gopher-lua/...=-race=false -dwarf=false'" $(GO) test -vet=off
 
