@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -317,6 +318,38 @@ func TestDisabled(t *testing.T) {
 	}
 }
 
+// A program whose connections are not counted is told so, once.
+func TestDisabledIsLogged(t *testing.T) {
+	const child = "PASSBUDDY_TEST_DISABLED"
+	if os.Getenv(child) != "" {
+		for range 2 {
+			db, err := sql.Open("passbuddy", "host=127.0.0.1")
+			ok(t, err)
+			ok(t, db.Close())
+		}
+		return
+	}
+	newWorld(t)
+	cmd := exec.Command(os.Args[0], "-test.run=^TestDisabledIsLogged$")
+	cmd.Env = append(os.Environ(), child+"=1", "PASSBUDDY_DISABLE=1")
+	out, err := cmd.CombinedOutput()
+	ok(t, err)
+	if n := strings.Count(string(out), "connections are not counted"); n != 1 {
+		t.Errorf("it is told so %d times:\n%s", n, out)
+	}
+}
+
+// A program may have registered a driver of one of our names before.
+func TestNameIsTaken(t *testing.T) {
+	register("passbuddy", &envDriver{base: pqBase{}})
+	db, err := sql.Open("passbuddy", newWorld(t).dsn())
+	ok(t, err)
+	if d := db.Driver().(*envDriver); d.base != (pgxBase{}) {
+		t.Errorf("the driver is that of %T", d.base)
+	}
+	ok(t, db.Close())
+}
+
 // What the driver itself refuses is an error of the first connect, as without PassBuddy: programs
 // open their DB before its files are there, or never connect. No error shows a password.
 func TestRefusedByTheDriver(t *testing.T) {
@@ -331,7 +364,7 @@ func TestRefusedByTheDriver(t *testing.T) {
 				t.Setenv("PASSBUDDY_DISABLE", disabled)
 				root := filepath.Join(t.TempDir(), "root.crt")
 				for dsn, want := range map[string]string{
-					"postgres://u:s3cret@h:x/d":                                      "URL",
+					"postgres://u:s3cret@h:x/d":                                      "the DSN",
 					w.dsn("sslmode=nonsense password=s3cret"):                        "sslmode",
 					w.dsn("sslmode=verify-full password=s3cret sslrootcert=" + root): root,
 				} {
