@@ -63,8 +63,8 @@ func New(ctx context.Context, client redis.UniversalClient, cfg Config) (*Semaph
 	return open(ctx, client, false, cfg)
 }
 
-// Open is New with a client of its own, made from a redis://, rediss:// or unix:// URL. Close closes
-// it. The options after the ? are those of go-redis, and say what stands there:
+// Open is New with a client of its own, made from a redis://, rediss:// or unix:// URL. Close
+// closes it. The options after the ? are those of go-redis, and say what stands there:
 //
 //	redis://user:password@host:6379/0                                  one Redis
 //	redis://user:password@host:6379?addr=host2:6379&addr=host3:6379    a Redis Cluster

@@ -50,7 +50,11 @@ func figures(
 // info is what the next call of the heartbeat tells operators. telling is held.
 func (s *Session) info(pools []*core.Pool) string {
 	info := s.cfg.Info
-	info.Pools = figures(pools, s.warnHeld)
+	var seen []pooled
+	info.Pools = figures(pools, func(p *Pool, f message.PoolFigures) {
+		seen = append(seen, pooled{p, f})
+	})
+	s.warnHeld(seen)
 	s.look(info.Pools)
 	s.mu.Lock()
 	stats := s.core.Stats(s.now())

@@ -73,7 +73,8 @@ func FuzzURL(f *testing.F) {
 		"unix://u:SECRET@/tmp/x?db=y", "redis://u:/SECRET@h:1/x", "u:SECRET@h", "redis:u:SECRET@h",
 		"redis://u:%zzSECRET@h", "redis://u:SECRET@h/x", "redis://u:SECRET@h?pool_size=x",
 		"redis://u:SECRET@h:x", "redis://u:SECRET@h/3?addr=x:1", "redis://u:SECRET@h?addr=x",
-		"redis://u:1?addr=SECRET@h", "redis://u:SECRET@h?master_name=", "redis://u:1?master_name=SECRET@h",
+		"redis://u:1?addr=SECRET@h", "redis://u:SECRET@h?master_name=",
+		"redis://u:1?master_name=SECRET@h",
 		"redis://u:SECRET@h/x?master_name=m&addr=y:1",
 	} {
 		f.Add(seed)

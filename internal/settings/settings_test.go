@@ -267,7 +267,8 @@ func TestNoPassword(t *testing.T) {
 		for _, e := range []string{
 			"redis://:P@r:6379/0", "redis://u:P@r:x/0", "redis://:P@r/x", "P@r:6379", "P", "redis:P",
 			"redis://:P@r/0?x=1", "redis://:P@r/3?addr=s:1", "redis://:P@r?addr=s", "redis://r?addr=P",
-			"redis://r?master_name=m&password=P&x=1", "unix://:P@/run/r.sock?db=x", "redis://P", "://P", "rediss://P:P",
+			"redis://r?master_name=m&password=P&x=1",
+			"unix://:P@/run/r.sock?db=x", "redis://P", "://P", "rediss://P:P",
 		} {
 			environs = append(environs, "PASSBUDDY_REDIS_URL="+strings.ReplaceAll(e, "P", p))
 		}
