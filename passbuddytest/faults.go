@@ -151,7 +151,7 @@ func (f *Fleet) revoke(ctx context.Context, session string) error {
 		}
 	}
 	for _, s := range sessions {
-		_, err := redisscript.Evict(ctx, f.client, f.keys, s, true, "passbuddytest",
+		_, err := redisscript.Evict(ctx, f.client, f.keys, 0, s, true, "passbuddytest",
 			"the lease ends")
 		if err != nil {
 			return err

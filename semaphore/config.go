@@ -185,6 +185,7 @@ func (c Config) info() message.SessionInfo {
 		Owner: c.Owner, Min: c.Min, Max: c.Max, Weight: c.Weight,
 		Host: clean(host), PID: os.Getpid(), Program: clean(filepath.Base(os.Args[0])),
 		Version: version(), Started: time.Now().Unix(), TTL: c.TTL.Milliseconds(),
+		WaitReplicas: c.WaitReplicas,
 	}
 }
 

@@ -83,7 +83,9 @@ type Stats struct {
 	// passbuddy.Config.Fence.
 	Fenced int64
 
-	Pools []PoolStats // those that hold or want something, by name
+	// Pools are all that are open, by name. Of pgx's pools, which tell nobody that they are closed,
+	// one is listed until the garbage collector has taken it.
+	Pools []PoolStats
 }
 
 // Stats returns the session's figures.

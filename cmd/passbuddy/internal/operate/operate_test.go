@@ -381,7 +381,6 @@ func TestWhatInfoSays(t *testing.T) {
 		"bgsave":   {map[string]string{"rdb_last_bgsave_status": "err"}, "bgsave"},
 		"loading":  {map[string]string{"loading": "1"}, "redis-loading"},
 		"no aof":   {map[string]string{"aof_enabled": "0"}, "persistence"},
-		"replicas": {map[string]string{"connected_slaves": "2"}, "replicas"},
 		"well": {map[string]string{"redis_version": "7.2.4", "maxmemory": "0",
 			"maxmemory_policy": "allkeys-lru", "aof_enabled": "1", "role": "master"}, ""},
 	} {
