@@ -504,7 +504,7 @@ func TestEvents(t *testing.T) {
 	})
 }
 
-// What the log says of each change.
+// The log says this of each change.
 func TestEventsInWords(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		i := w.inspector()
@@ -551,7 +551,7 @@ func TestEventsInWords(t *testing.T) {
 	})
 }
 
-// What an inspector cannot do, it refuses in words.
+// An inspector refuses in words all that it cannot do.
 func TestInspectorRefuses(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		i := w.inspector()

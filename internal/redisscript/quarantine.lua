@@ -44,13 +44,13 @@ end
 
 -- Records the Postgres backend that a permit covers: "<pid> <start, us> <server, us> <n>". `server`
 -- is when that Postgres server was started; n grows with each record of the permit; `known` is the
--- record there. Records and heartbeats travel on several connections and can overtake each other: the
--- record of the highest n stays.
+-- record there. Records and heartbeats travel on several connections and can overtake each other:
+-- the record of the highest n stays.
 --
 -- Invariant, on which looks rest: while a record names a backend, its permit covers no other one,
 -- and none is being opened under it. So the holder, before it opens another connection under the
--- permit, records "0 0 0 <n>", and waits until that is confirmed. A late record of the former backend
--- has a lower n, and changes nothing.
+-- permit, records "0 0 0 <n>", and waits until that is confirmed. A late record of the former
+-- backend has a lower n, and changes nothing.
 local function record_backend(id, record, known)
   local function nth(text) return tonumber(string.match(text, '%d+$') or '0') end
   if not known or nth(known) < nth(record) then redis.call('HSET', backends, id, record) end
@@ -79,7 +79,7 @@ local function push_fence(session) -- a lost push costs time only: see renew
 end
 
 -- Returns a live session that has a connection to end backends by, or nil: at capacity none may be
--- opened. `own`, which runs this script, is alive for sure; else the sessions take turns.
+-- opened. `own`, which runs this script, is alive for sure; else it is one session after the other.
 local function choose_fencer(own)
   local all, able, seen = redis.call('HGETALL', backends), {}, {}
   for i = 1, #all, 2 do
@@ -198,8 +198,8 @@ local function ask_look(own)
   end
   local scarce, till = eyes <= redis.call('ZCARD', queue), await_end(began)
   if scarce then set_meta('await', till) else redis.call('HDEL', meta, 'await') end
-  -- The sessions take turns, for at capacity one may have no connection to look by. The backends
-  -- take turns, too, where there are too many for one push.
+  -- One session is asked after the other, for at capacity one may have no connection to look by.
+  -- Backends are asked for in parts, where there are too many for one push.
   local turn, words = redis.call('HINCRBY', meta, 'seq', 1), { PUSH.look .. ' ' .. epoch .. ' ' .. whole(began) }
   for i = 1, math.min(#suspects, ENDS) do words[i + 1] = suspects[(turn + i) % #suspects + 1] end
   push(able[turn % #able + 1], table.concat(words, ' '))
