@@ -284,6 +284,27 @@ func TestGivesUpOpening(t *testing.T) {
 	}
 }
 
+// badContext has ended by an error that would have database/sql try again.
+type badContext struct{ context.Context }
+
+func (badContext) Err() error { return driver.ErrBadConn }
+
+func (badContext) Done() <-chan struct{} {
+	done := make(chan struct{})
+	close(done)
+	return done
+}
+
+func TestNeverBadConn(t *testing.T) {
+	w := newWorld(t)
+	t.Setenv("PASSBUDDY_REDIS_URL", silentRedis(t))
+	cn, err := (&envDriver{base: pgxBase{}}).OpenConnector(w.dsn())
+	ok(t, err)
+	if _, err := cn.Connect(badContext{ctxb}); err == nil || errors.Is(err, driver.ErrBadConn) {
+		t.Errorf("got %v", err)
+	}
+}
+
 // PASSBUDDY_DISABLE opens the bare driver, and needs no Redis.
 func TestDisabled(t *testing.T) {
 	for _, driverName := range drivers {
