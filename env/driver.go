@@ -13,7 +13,8 @@ import (
 
 // A base is the driver underneath.
 type base interface {
-	// open prepares for the DSN of s, which it checks as far as it can.
+	// open prepares for the DSN of s, and has it parsed by nobody. What the driver refuses in it is
+	// an error of the first connect, as without PassBuddy: its files may come later than the DB.
 	open(s *settings.Settings) (opened, error)
 }
 

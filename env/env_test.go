@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -283,6 +284,27 @@ func TestGivesUpOpening(t *testing.T) {
 	}
 }
 
+// badContext has ended by an error that would have database/sql try again.
+type badContext struct{ context.Context }
+
+func (badContext) Err() error { return driver.ErrBadConn }
+
+func (badContext) Done() <-chan struct{} {
+	done := make(chan struct{})
+	close(done)
+	return done
+}
+
+func TestNeverBadConn(t *testing.T) {
+	w := newWorld(t)
+	t.Setenv("PASSBUDDY_REDIS_URL", silentRedis(t))
+	cn, err := (&envDriver{base: pgxBase{}}).OpenConnector(w.dsn())
+	ok(t, err)
+	if _, err := cn.Connect(badContext{ctxb}); err == nil || errors.Is(err, driver.ErrBadConn) {
+		t.Errorf("got %v", err)
+	}
+}
+
 // PASSBUDDY_DISABLE opens the bare driver, and needs no Redis.
 func TestDisabled(t *testing.T) {
 	for _, driverName := range drivers {
@@ -315,6 +337,83 @@ func TestDisabled(t *testing.T) {
 			t.Error("an unknown key is no error where it is disabled")
 		}
 	}
+}
+
+// A program whose connections are not counted is told so, once.
+func TestDisabledIsLogged(t *testing.T) {
+	const child = "PASSBUDDY_TEST_DISABLED"
+	if os.Getenv(child) != "" {
+		for range 2 {
+			db, err := sql.Open("passbuddy", "host=127.0.0.1")
+			ok(t, err)
+			ok(t, db.Close())
+		}
+		return
+	}
+	newWorld(t)
+	cmd := exec.Command(os.Args[0], "-test.run=^TestDisabledIsLogged$")
+	cmd.Env = append(os.Environ(), child+"=1", "PASSBUDDY_DISABLE=1")
+	out, err := cmd.CombinedOutput()
+	ok(t, err)
+	if n := strings.Count(string(out), "connections are not counted"); n != 1 {
+		t.Errorf("it is told so %d times:\n%s", n, out)
+	}
+}
+
+// A program may have registered a driver of one of our names before.
+func TestNameIsTaken(t *testing.T) {
+	register("passbuddy", &envDriver{base: pqBase{}})
+	db, err := sql.Open("passbuddy", newWorld(t).dsn())
+	ok(t, err)
+	if d := db.Driver().(*envDriver); d.base != (pgxBase{}) {
+		t.Errorf("the driver is that of %T", d.base)
+	}
+	ok(t, db.Close())
+}
+
+// What the driver itself refuses is an error of the first connect, as without PassBuddy: programs
+// open their DB before its files are there, or never connect. No error shows a password.
+func TestRefusedByTheDriver(t *testing.T) {
+	defer newPQ.Store(nil)
+	for _, follow := range []bool{false, true} {
+		if follow {
+			UsePQ(pq.NewConnector)
+		}
+		for _, disabled := range []string{"0", "1"} {
+			for _, driverName := range drivers {
+				w := newWorld(t)
+				t.Setenv("PASSBUDDY_DISABLE", disabled)
+				root := filepath.Join(t.TempDir(), "root.crt")
+				for dsn, want := range map[string]string{
+					"postgres://u:s3cret@h:x/d":                                      "the DSN",
+					w.dsn("sslmode=nonsense password=s3cret"):                        "sslmode",
+					w.dsn("sslmode=verify-full password=s3cret sslrootcert=" + root): root,
+				} {
+					db := w.open(driverName, dsn)
+					if err := db.Ping(); err == nil || !strings.Contains(err.Error(), want) ||
+						strings.Contains(err.Error(), "s3cret") {
+						t.Errorf("%s, %q: %v, want %q", driverName, dsn, err, want)
+					}
+				}
+			}
+		}
+	}
+}
+
+// lib/pq reads its files anew at each connect, with UsePQ too.
+func TestServiceFileThatComesLater(t *testing.T) {
+	defer newPQ.Store(nil)
+	UsePQ(pq.NewConnector)
+	w := newWorld(t)
+	file := filepath.Join(t.TempDir(), "services.conf")
+	t.Setenv("PGSERVICEFILE", file)
+	db := w.open("passbuddy-pq", "service=orders")
+	if err := db.Ping(); err == nil {
+		t.Error("a service without a file is no error")
+	}
+	ok(t, os.WriteFile(file, fmt.Appendf(nil, "[orders]\nhost=127.0.0.1\nport=%d\nuser=x\n"+
+		"dbname=x\nsslmode=disable\n", w.port), 0o600))
+	ok(t, db.Ping())
 }
 
 func TestRefused(t *testing.T) {
@@ -450,10 +549,6 @@ func TestUsePQ(t *testing.T) {
 	db = w.open("passbuddy-pq", w.dsn("passbuddy_name=n"))
 	ok(t, db.Ping())
 	w.expect("n", 1)
-	if _, err := sql.Open("passbuddy-pq", "postgres://u:s3cret@h:x/d"); err == nil ||
-		strings.Contains(err.Error(), "s3cret") {
-		t.Errorf("a DSN that lib/pq refuses: %v", err)
-	}
 	UsePQ(func(string) (*stranger, error) { return &stranger{}, nil })
 	if _, err := sql.Open("passbuddy-pq", w.dsn()); err == nil ||
 		!strings.Contains(err.Error(), "UsePQ") {

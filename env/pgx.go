@@ -20,11 +20,7 @@ func (pgxBase) open(s *settings.Settings) (opened, error) {
 	if s.NamesConfiguration() {
 		return registered{stdlib.GetDefaultDriver(), s.DSN}, nil
 	}
-	c := pgxConnector{settings: s}
-	if _, err := c.config(); err != nil {
-		return nil, err
-	}
-	return c, nil
+	return pgxConnector{settings: s}, nil
 }
 
 // pgxConnector is stdlib's own connector for a DSN, without our keys, and with a dial function of

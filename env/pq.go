@@ -22,7 +22,12 @@ import (
 const pqName = "postgres"
 
 // newPQ makes a connector whose sockets PassBuddy follows, if UsePQ was called.
-var newPQ atomic.Pointer[func(dsn string) (driver.Connector, error)]
+var newPQ atomic.Pointer[followPQ]
+
+type followPQ struct {
+	connector func(dsn string) (driver.Connector, error)
+	err       error // why there can be none
+}
 
 // UsePQ has the driver "passbuddy-pq" follow the sockets of lib/pq:
 //
@@ -40,19 +45,19 @@ func UsePQ[C interface {
 	driver.Connector
 	Dialer(dialer D)
 }, D any](newConnector func(dsn string) (C, error)) {
-	follow := func(dsn string) (driver.Connector, error) {
+	follow := &followPQ{connector: func(dsn string) (driver.Connector, error) {
 		c, err := newConnector(dsn)
 		if err != nil {
-			return nil, err
+			return nil, settings.Explain(err)
 		}
-		dialer, ok := any(&passbuddy.Dialer{}).(D)
-		if !ok {
-			return nil, fmt.Errorf("passbuddy: UsePQ: %T takes no passbuddy.Dialer", c)
-		}
-		c.Dialer(dialer)
+		c.Dialer(any(&passbuddy.Dialer{}).(D))
 		return c, nil
+	}}
+	if _, ok := any(&passbuddy.Dialer{}).(D); !ok {
+		var c C
+		follow.err = fmt.Errorf("passbuddy: UsePQ: %T takes no passbuddy.Dialer", c)
 	}
-	newPQ.Store(&follow)
+	newPQ.Store(follow)
 }
 
 // pqBase is lib/pq.
@@ -68,11 +73,7 @@ func (pqBase) open(s *settings.Settings) (opened, error) {
 		return nil, err
 	}
 	if follow := newPQ.Load(); follow != nil {
-		c, err := (*follow)(dsn)
-		if err != nil {
-			return nil, settings.Explain(err)
-		}
-		return following{c, dsn}, nil
+		return following{follow, dsn}, follow.err
 	}
 	d, err := registeredPQ(pqName)
 	if err != nil {
@@ -127,21 +128,44 @@ func (r registered) Connect(ctx context.Context) (driver.Conn, error) {
 	return conn, settings.Explain(err)
 }
 
-// following is a connector of lib/pq whose sockets PassBuddy follows.
+// following is lib/pq with sockets that PassBuddy follows. It makes lib/pq's connector at each
+// connect, as lib/pq's own driver does: service and password files may have changed.
 type following struct {
-	driver.Connector
+	*followPQ
 	dsn string
 }
 
-func (f following) bare() driver.Connector { return f.Connector }
+func (f following) bare() driver.Connector { return f }
 
 func (f following) counted(
 	sem *semaphore.Semaphore, cfg passbuddy.Config,
 ) driver.Connector {
-	return passbuddy.WrapConnector(f.Connector, sem, cfg)
+	return passbuddy.WrapConnector(f, sem, cfg)
 }
 
 func (f following) poolName() string { return poolNameOf(f.dsn) }
+
+func (f following) Connect(ctx context.Context) (driver.Conn, error) {
+	c, err := f.connector(f.dsn)
+	if err != nil {
+		return nil, err
+	}
+	return c.Connect(ctx)
+}
+
+// Driver is lib/pq's, for callers of sql.DB.Driver alone.
+func (f following) Driver() driver.Driver {
+	c, err := f.connector(f.dsn)
+	if err != nil {
+		return refusing{err}
+	}
+	return c.Driver()
+}
+
+// refusing stands for a driver that cannot be had.
+type refusing struct{ err error }
+
+func (r refusing) Open(string) (driver.Conn, error) { return nil, r.err }
 
 // poolNameOf reads a DSN as pgx does, which is the same for what the name needs.
 func poolNameOf(dsn string) string {

@@ -223,6 +223,7 @@ func (w *witness) most(t *testing.T) int {
 // A fleet is the processes of one program that a test runs together.
 type fleet struct {
 	program string
+	args    []string
 	setUp   []string // a program to run before, and its arguments
 	orders  int      // that each process places
 	extra   int      // backends under another cap
@@ -244,7 +245,7 @@ func (f *fleet) run(t *testing.T, s *space) (int, error) {
 	w := s.watchDatabase(t)
 	var all []*process
 	for range processes {
-		all = append(all, s.spawn(t, f.program, nil))
+		all = append(all, s.spawn(t, f.program, nil, f.args...))
 	}
 	if f.service {
 		if err := s.awaitOrders(t, all, processes*f.orders); err != nil {

@@ -1,6 +1,9 @@
 package examples
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 // Each program holds the cap, although it would open more connections.
 func TestLibraries(t *testing.T) {
@@ -16,6 +19,7 @@ func TestLibraries(t *testing.T) {
 		{program: "migrate", orders: 40},
 		{program: "goose", orders: 40},
 		{program: "otelsql", orders: 40, says: "40 inserts traced"},
+		{program: "otelsql", args: []string{"under"}, orders: 40, says: "40 inserts traced"},
 		{program: "otelpgx", orders: 40, says: "40 checkouts traced"},
 		{program: "ent", orders: 40},
 		{program: "watermill", orders: 8, setUp: []string{"watermill", "migrate"}, service: true},
@@ -23,6 +27,6 @@ func TestLibraries(t *testing.T) {
 		{program: "riverlisten", orders: 40, setUp: []string{"river", "migrate"}, service: true,
 			extra: 2},
 	} {
-		t.Run(f.program, f.test)
+		t.Run(strings.Join(append([]string{f.program}, f.args...), " "), f.test)
 	}
 }

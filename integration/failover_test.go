@@ -3,6 +3,7 @@ package integration
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -19,6 +20,14 @@ func pushesOnly(name string, capacity int) semaphore.Config {
 		RetryInterval: 10 * time.Second, MaxAttempts: -1}
 }
 
+// severalURL is a URL for semaphore.Open that has several addresses.
+func severalURL(addrs []string, options ...string) string {
+	for _, addr := range addrs[1:] {
+		options = append(options, "addr="+addr)
+	}
+	return "redis://" + addrs[0] + "?" + strings.Join(options, "&")
+}
+
 // Sentinels replace the primary under load: after a kill, and in good order. With WaitReplicas no
 // grant is forgotten, so there are never more permits than the capacity. The semaphore goes on,
 // pushes included.
@@ -29,7 +38,7 @@ func TestSentinelFailover(t *testing.T) {
 		skipIfMissing(t, err)
 	}
 	t.Cleanup(func() { _ = s.Stop() })
-	clients := make([]redis.UniversalClient, 4)
+	clients := make([]redis.UniversalClient, 3)
 	for i := range clients {
 		if i%2 == 0 {
 			clients[i] = redis.NewFailoverClient(s.FailoverOptions())
@@ -41,13 +50,13 @@ func TestSentinelFailover(t *testing.T) {
 	h := drive(t, semaphore.Config{Name: t.Name(), Capacity: 4, TTL: 5 * time.Second,
 		WaitReplicas: 1}, 3, 10*time.Millisecond, clients[:2]...)
 	var idle [2]*semaphore.Semaphore // Only pushes wake these.
-	for i := range idle {
-		if idle[i], err = semaphore.New(context.Background(), clients[2+i],
-			pushesOnly(t.Name()+"-pushes", 2)); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = idle[i].Close() })
+	if idle[0], err = semaphore.New(context.Background(), clients[2],
+		pushesOnly(t.Name()+"-pushes", 2)); err != nil {
+		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = idle[0].Close() })
+	idle[1] = open(t, severalURL(s.Addrs(), "master_name="+throwaway.MasterName),
+		pushesOnly(t.Name()+"-pushes", 2))
 
 	for _, way := range []struct {
 		name string
@@ -123,13 +132,12 @@ func TestCluster(t *testing.T) {
 	certain := drive(t, semaphore.Config{Name: names[1], Capacity: 4, TTL: ttl, WaitReplicas: 1}, 3,
 		10*time.Millisecond, client(), client())
 	var idle [2]*semaphore.Semaphore
-	for i := range idle {
-		if idle[i], err = semaphore.New(context.Background(), client(),
-			pushesOnly(names[2], 2)); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = idle[i].Close() })
+	if idle[0], err = semaphore.New(context.Background(), client(),
+		pushesOnly(names[2], 2)); err != nil {
+		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = idle[0].Close() })
+	idle[1] = open(t, severalURL(c.Addrs()), pushesOnly(names[2], 2))
 	handsOver(t, idle[0], idle[1], 2)
 
 	goesOn := func(name string, began time.Time) {

@@ -317,6 +317,9 @@ func (p *pool) beforeClose(conn *pgx.Conn) {
 	if p.user.BeforeClose != nil {
 		p.user.BeforeClose(conn)
 	}
+	if taken(conn) {
+		return // nothing ends but what the pool has of it
+	}
 	if l := linkOf(conn); l != nil {
 		if slot := l.Slot(); slot != nil {
 			slot.Leave()

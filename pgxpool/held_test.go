@@ -126,6 +126,38 @@ func TestHijackedInStats(t *testing.T) {
 	})
 }
 
+// A caller takes the socket out of a connection of the pool (PgConn.Hijack), and returns what is
+// left. The backend lives on, so the connection is in use until the socket is closed, and is not
+// about to close.
+func TestPgConnHijackedInStats(t *testing.T) {
+	inScopes(t, 2, 1, passbuddy.Config{}, func(t *testing.T, members []*member) {
+		pool := members[0].pool
+		c := acquire(t, pool)
+		h, err := c.Conn().PgConn().Hijack()
+		must(t, err)
+		c.Release()
+		time.Sleep(2 * time.Minute) // pgx waits 15s for a close
+		acquire(t, pool).Release()
+		if s := statsOf(t, pool); s.InUse != 1 || s.Hijacked != 1 || s.Closing != 0 ||
+			s.LongUse != 1 {
+			t.Errorf("%d in use, %d hijacked, %d over a minute, %d closing; want 1, 1, 1, 0",
+				s.InUse, s.Hijacked, s.LongUse, s.Closing)
+		}
+		must(t, h.Conn.SetDeadline(time.Now().Add(time.Minute)))
+		message := []byte{'Q', 0, 0, 0, 6, 'x', 0}
+		if _, err := h.Conn.Write(message); err != nil {
+			t.Errorf("the socket cannot be used: %v", err)
+		} else if _, err := h.Conn.Read(message); err != nil || message[0] != 'C' {
+			t.Errorf("the server answers with %q, %v", message, err)
+		}
+		must(t, h.Conn.Close())
+		time.Sleep(time.Minute)
+		if s := statsOf(t, pool); s.InUse != 0 || s.Hijacked != 0 || s.Closing != 0 {
+			t.Errorf("after the close: %+v", s)
+		}
+	})
+}
+
 // Several open pools share a configuration: whose connection was hijacked is not known.
 func TestHijackedOfSeveralPools(t *testing.T) {
 	inScopes(t, 5, 1, passbuddy.Config{}, func(t *testing.T, members []*member) {
@@ -153,6 +185,12 @@ func TestListenersStarveAFleet(t *testing.T) {
 			defer conn.Close(ctx)
 		}
 		time.Sleep(30 * time.Second)
+		// A caller of no pool is told as well.
+		if _, err := members[3].sem.Acquire(ctx); !errors.Is(err, semaphore.ErrCapacity) ||
+			!strings.Contains(err.Error(), "within 2.5s; 3 of 3 permits are held by hijacked "+
+				"connections, the oldest for ") {
+			t.Errorf("a plain Acquire is refused with %v", err)
+		}
 		var wg sync.WaitGroup
 		for i, m := range members {
 			wg.Go(func() {
@@ -182,6 +220,34 @@ func TestListenersStarveAFleet(t *testing.T) {
 		}
 		if hijacked != 3 {
 			t.Errorf("the snapshot shows %d hijacked", hijacked)
+		}
+	})
+}
+
+// A session with Min has as many permits to itself, for all of its pools together.
+func TestHeldBeyondMin(t *testing.T) {
+	bubble.Run(t, func(t *testing.T, b *bubble.World) {
+		ctx, log, pg := context.Background(), new(bubble.Log), new(fakepg.Server)
+		client, _ := b.Client()
+		defer client.Close()
+		sem, err := semaphore.New(ctx, client, semaphore.Config{
+			Capacity: 5, Min: 1, Logger: log.Logger(),
+		})
+		must(t, err)
+		defer sem.Close()
+		for i, name := range []string{"first", "second"} {
+			config, err := pgxpool.ParseConfig(fakepg.DSN)
+			must(t, err)
+			config.ConnConfig.DialFunc = pg.Dial
+			pool, err := NewWithConfig(ctx, config, sem, passbuddy.Config{PoolName: name})
+			must(t, err)
+			defer pool.Close()
+			conn := hijack(t, pool)
+			defer conn.Close(ctx)
+			time.Sleep(2 * time.Minute)
+			if said := log.Lines("connections stay out"); len(said) != 2*i {
+				t.Errorf("%d pools have a listener each, Min is 1, and the log says %q", i+1, said)
+			}
 		}
 	})
 }

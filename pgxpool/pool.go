@@ -95,6 +95,16 @@ func healthy(conn *pgx.Conn) bool {
 	return !conn.IsClosed() && !conn.PgConn().IsBusy() && conn.PgConn().TxStatus() == 'I'
 }
 
+// taken reports whether a caller has taken the socket out of conn, by PgConn.Hijack. The backend
+// lives, and the permit is its own, for as long as the caller likes.
+func taken(conn *pgx.Conn) bool {
+	if !conn.IsClosed() {
+		return false
+	}
+	l := linkOf(conn)
+	return l != nil && l.Taken()
+}
+
 // Abort ends the connection of slot, whoever uses it: its lease is lost.
 func (p *pool) Abort(slot *allotment.Slot) {
 	l, ok := slot.Attached().(*socket.Link)

@@ -105,6 +105,9 @@ func (t *tracer) TraceRelease(pool *pgxpool.Pool, data pgxpool.TraceReleaseData)
 	if ok && t.user.AfterRelease != nil {
 		return // not idle before the user's hook is done with it: see afterRelease
 	}
+	if !ok && taken(data.Conn) {
+		return // the checkout ends with the socket
+	}
 	if t.plain { // giveBack, inlined
 		if slot := slotOf(data.Conn); slot != nil && slot.Return(ok) {
 			return

@@ -19,16 +19,17 @@ internal/status      internal/pgview semaphore
 internal/pgview
 env                  . internal/settings internal/sessions internal/backend semaphore internal/engine
 pgxpool              . internal/settings internal/sessions internal/socket internal/backend semaphore internal/allotment internal/engine
-internal/settings    . semaphore internal/allotment
+internal/settings    . semaphore internal/allotment internal/redisurl
 internal/sessions    semaphore
 .                    internal/socket internal/backend semaphore internal/allotment internal/engine
 internal/socket      semaphore internal/allotment
 internal/backend     internal/allotment
-semaphore            internal/engine internal/core internal/message
+semaphore            internal/engine internal/core internal/message internal/redisurl
 internal/allotment   internal/engine internal/core internal/message
 internal/engine      internal/core internal/redisscript internal/message
 internal/core        internal/message
 internal/redisscript internal/message
+internal/redisurl
 internal/message
 '
 

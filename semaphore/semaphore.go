@@ -19,13 +19,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
-	"strings"
 
 	"github.com/redis/go-redis/v9"
 
 	"github.com/passbuddy/passbuddy/internal/engine"
 	"github.com/passbuddy/passbuddy/internal/message"
+	"github.com/passbuddy/passbuddy/internal/redisurl"
 )
 
 // A Semaphore is one session: one process's membership in a fleet that shares a capacity. It has
@@ -64,17 +63,28 @@ func New(ctx context.Context, client redis.UniversalClient, cfg Config) (*Semaph
 	return open(ctx, client, false, cfg)
 }
 
-// Open is New with a client of its own, made from a redis://, rediss:// or unix:// URL (see
-// redis.ParseURL). Close closes it. For a Cluster, or for Sentinels, use New.
+// Open is New with a client of its own, made from a redis://, rediss:// or unix:// URL. Close
+// closes it. The options after the ? are those of go-redis, and say what stands there:
+//
+//	redis://user:password@host:6379/0                                  one Redis
+//	redis://user:password@host:6379?addr=host2:6379&addr=host3:6379    a Redis Cluster
+//	redis://user:password@host:26379/0?master_name=m&addr=host2:26379  Sentinels
+//
+// One addr is enough to make it a Cluster, the URL's own host again if there is no other. With
+// Sentinels the user and password before the @ are theirs; Redis's own are the options username and
+// password. See redis.ParseURL, redis.ParseClusterURL and redis.ParseFailoverURL.
 func Open(ctx context.Context, rawURL string, cfg Config) (*Semaphore, error) {
 	if _, err := cfg.withDefaults(); err != nil {
 		return nil, err
 	}
-	opt, err := parseURL(rawURL)
-	if err != nil {
-		return nil, err
+	place, err := redisurl.Parse(rawURL)
+	switch {
+	case errors.Is(err, redisurl.ErrUnreadable):
+		return nil, fmt.Errorf("semaphore: the Redis URL cannot be parsed: %w", err)
+	case err != nil:
+		return nil, fmt.Errorf("semaphore: Redis URL: %w", err)
 	}
-	client := redis.NewClient(opt)
+	client := place.Client()
 	s, err := open(ctx, client, true, cfg)
 	if err != nil {
 		_ = client.Close()
@@ -101,22 +111,6 @@ func open(
 		return nil, err
 	}
 	return s, nil
-}
-
-// parseURL is redis.ParseURL, without a piece of the password in its errors. Those errors quote
-// what they refuse. In a password that is not encoded, a slash or a question mark ends the
-// authority. The rest of the password, up to the @, is then path or query.
-func parseURL(rawURL string) (*redis.Options, error) {
-	opt, err := redis.ParseURL(rawURL)
-	if err == nil {
-		return opt, nil
-	}
-	u, parse := url.Parse(rawURL)
-	if parse != nil || strings.Contains(u.Path+u.RawQuery+u.Fragment+u.Opaque, "@") {
-		return nil, errors.New("semaphore: the Redis URL cannot be parsed: " +
-			"is the port a number, and are user and password percent-encoded?")
-	}
-	return nil, fmt.Errorf("semaphore: Redis URL: %w", err)
 }
 
 // Acquire waits for a permit, first come first served across the fleet. The wait is bounded by

@@ -37,9 +37,9 @@ type PoolStats struct {
 	NewestUse time.Duration
 	// LongUse is how many of InUse have been in use for a minute or longer, as OldestUse knows it.
 	LongUse int
-	// Hijacked is how many of InUse were taken out of their pool for good, by pgxpool's Hijack.
-	// With pgxpool.NewHooks, and where several open pools share one configuration, it is not
-	// known: 0.
+	// Hijacked is how many of InUse were taken out of their pool for good, by pgxpool's Hijack or,
+	// some seconds after the return of what is left, by pgconn's. With pgxpool.NewHooks, and where
+	// several open pools share one configuration, it is not known: 0.
 	Hijacked int
 
 	// Waits are checkouts that had to wait, however that ended. A checkout counts once, even if it

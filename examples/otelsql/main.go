@@ -1,10 +1,13 @@
 // Command otelsql places orders with spans by otelsql. It goes around PassBuddy's connector: its
 // spans of a connect then contain the wait for a permit, and PassBuddy sees pgx's driver itself.
-// See the package documentation of examples for what it needs.
+// "otelsql under" shows the other order, for a driver that somebody else has wrapped. See the
+// package documentation of examples for what it needs.
 package main
 
 import (
 	"context"
+	"database/sql"
+	"database/sql/driver"
 	"fmt"
 	"log"
 	"os"
@@ -46,11 +49,15 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	connector := passbuddy.WrapConnector(stdlib.GetConnector(*config), sem, passbuddy.Config{})
-	db := otelsql.OpenDB(connector, otelsql.WithTracerProvider(spans),
-		otelsql.WithAttributes(semconv.DBSystemNamePostgreSQL))
+	open := around
+	if len(os.Args) > 1 && os.Args[1] == "under" {
+		open = under
+	}
+	db, err := open(config, spans, sem)
+	if err != nil {
+		return err
+	}
 	defer db.Close()
-	db.SetMaxIdleConns(5) // passbuddy.OpenDB would have done it
 
 	group, ctx := errgroup.WithContext(ctx)
 	for worker := range 8 {
@@ -73,4 +80,30 @@ func run(ctx context.Context) error {
 	}
 	fmt.Println(seen["sql.conn.exec"], "inserts traced")
 	return nil
+}
+
+// around has otelsql around PassBuddy.
+func around(config *pgx.ConnConfig, spans *trace.TracerProvider, sem *semaphore.Semaphore) (
+	*sql.DB, error,
+) {
+	connector := passbuddy.WrapConnector(stdlib.GetConnector(*config), sem, passbuddy.Config{})
+	db := otelsql.OpenDB(connector, otelsql.WithTracerProvider(spans),
+		otelsql.WithAttributes(semconv.DBSystemNamePostgreSQL))
+	db.SetMaxIdleConns(5) // passbuddy.OpenDB would have done it
+	return db, nil
+}
+
+// under has otelsql under PassBuddy.
+func under(config *pgx.ConnConfig, spans *trace.TracerProvider, sem *semaphore.Semaphore) (
+	*sql.DB, error,
+) {
+	// PassBuddy sees otelsql's driver, so pgx has to be told to dial by PassBuddy.
+	config.DialFunc = (&passbuddy.Dialer{Next: config.DialFunc}).DialContext
+	traced := otelsql.WrapDriver(stdlib.GetDefaultDriver(), otelsql.WithTracerProvider(spans),
+		otelsql.WithAttributes(semconv.DBSystemNamePostgreSQL))
+	connector, err := traced.(driver.DriverContext).OpenConnector(stdlib.RegisterConnConfig(config))
+	if err != nil {
+		return nil, err
+	}
+	return passbuddy.OpenDB(connector, sem, passbuddy.Config{PoolName: "orders"}), nil
 }

@@ -12,8 +12,8 @@ import (
 
 // This file is about connections that stay out of their pools: for ever, such as one that listens,
 // or because their callers wait for others. Each heartbeat looks at the figures of the pools, and
-// logs what an operator should know. While callers wait, it also reads what the other sessions say,
-// for the error of a caller that is refused.
+// logs what an operator should know. While callers wait, the session also reads what the other
+// sessions say, for the error of a caller that is refused.
 
 const (
 	// outAfter is how long callers wait, while nothing that their process has in use comes back,
@@ -46,18 +46,36 @@ type holders struct {
 	silent time.Duration
 }
 
+// pooled is a pool of the session, and its figures.
+type pooled struct {
+	pool    *Pool
+	figures message.PoolFigures
+}
+
+// held is how many connections of the pool stay out of it.
+func (p pooled) held() int { return max(p.figures.Hijacked, p.figures.LongUse) }
+
 // warnHeld logs, once for each pool, that connections stay out of it. It does not where the session
-// has as many permits to itself. If callers wait here, a hijacked connection is worth the line at
-// once, and otherwise when it is in use for long.
-func (s *Session) warnHeld(p *Pool, f message.PoolFigures) {
-	held := max(f.Hijacked, f.LongUse)
-	if p.warned || held <= s.cfg.Min || f.LongUse == 0 && f.OldestWait < readAfter {
+// has as many permits to itself, for all of its pools together. If callers wait here, a hijacked
+// connection is worth the line at once, and otherwise when it is in use for long.
+func (s *Session) warnHeld(pools []pooled) {
+	held := 0
+	for _, p := range pools {
+		held += p.held()
+	}
+	if held <= s.cfg.Min {
 		return
 	}
-	p.warned = true
-	s.warn("connections stay out of their pool: no recall takes back the permits that they hold",
-		"pool", f.Name, "hijacked", f.Hijacked, "over_a_minute", f.LongUse,
-		"oldest", f.OldestUse.Round(time.Second), "see", message.HeldDocument)
+	for _, p := range pools {
+		f := p.figures
+		if p.pool.warned || p.held() == 0 || f.LongUse == 0 && f.OldestWait < readAfter {
+			continue
+		}
+		p.pool.warned = true
+		s.warn("connections stay out of their pool: no recall takes back the permits that they hold",
+			"pool", f.Name, "hijacked", f.Hijacked, "over_a_minute", f.LongUse,
+			"oldest", f.OldestUse.Round(time.Second), "see", message.HeldDocument)
+	}
 }
 
 // look takes in the figures of this session's pools.
@@ -66,10 +84,9 @@ func (s *Session) look(list []message.PoolFigures) {
 	s.mu.Lock()
 	h, now := &s.holders, s.now()
 	h.here = out
-	full := s.core.Err() == nil && s.core.AtCapacity(now) == core.ErrCapacity && !s.core.Left()
-	if full && out.Waited > 0 && now >= h.next {
-		h.next = now + readEvery
-		s.background(s.readHolders)
+	full := s.full(now)
+	if full && out.Waited > 0 {
+		s.readAgain(now)
 	}
 	stuck := full && min(out.Waited, out.Newest) >= outAfter
 	h.said = h.said && stuck
@@ -82,6 +99,28 @@ func (s *Session) look(list []message.PoolFigures) {
 		s.warn("callers wait, and none of the connections that this process has in use comes back: "+
 			message.OutCause, "waiting", out.Waiting, "holding", out.InUse,
 			"see", message.HeldDocument)
+	}
+}
+
+// full reports whether callers wait for the capacity, and for nothing else. mu is held.
+func (s *Session) full(now time.Duration) bool {
+	return s.core.Err() == nil && s.core.AtCapacity(now) == core.ErrCapacity && !s.core.Left()
+}
+
+// readAgain has the other sessions' figures read, unless that was done just now. mu is held.
+func (s *Session) readAgain(now time.Duration) {
+	if h := &s.holders; now >= h.next {
+		h.next = now + readEvery
+		s.background(s.readHolders)
+	}
+}
+
+// readHoldersSoon is called for a caller of no pool that has waited for readAfter.
+func (s *Session) readHoldersSoon() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now := s.now(); s.full(now) {
+		s.readAgain(now)
 	}
 }
 

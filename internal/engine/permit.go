@@ -129,23 +129,45 @@ func (s *Session) wait(ctx context.Context, r *core.Request) error {
 	if closed {
 		return fmt.Errorf("%w", core.ErrClosed)
 	}
-	var timeout <-chan time.Time
+	// A long wait has two parts: at the end of the first, the session reads who holds the permits.
+	first := readAfter
 	if limit > 0 {
-		timeout = time.After(limit)
+		first = min(first, limit)
 	}
-	select {
-	case <-r.Done:
-		if _, err := r.Settled(); err != nil {
-			return GiveUp(ctx, err)
+	timer := time.NewTimer(first)
+	defer timer.Stop()
+	for waited := time.Duration(0); ; {
+		select {
+		case <-r.Done:
+			if _, err := r.Settled(); err != nil {
+				return GiveUp(ctx, err)
+			}
+			return nil
+		case <-ctx.Done():
+			return GiveUp(ctx, s.giveUp(r, 0, waited > 0)) // the limit did not end the wait
+		case <-timer.C:
 		}
-		return nil
-	case <-ctx.Done():
-		limit = 0 // not what ended the wait
-	case <-timeout:
+		if waited > 0 || first == limit {
+			return GiveUp(ctx, s.giveUp(r, limit, waited > 0))
+		}
+		waited = first
+		if r.Kind.Waits() {
+			s.readHoldersSoon()
+		}
+		if limit > 0 {
+			timer.Reset(limit - first)
+		}
 	}
-	var reason error
+}
+
+// giveUp takes r back. The error of a caller that has waited for long names the connections that
+// stay out and hold permits, as far as that is known.
+func (s *Session) giveUp(r *core.Request, limit time.Duration, long bool) (reason error) {
 	s.step(func(c *core.Core, now time.Duration) { reason = c.GiveUp(now, r, limit) })
-	return GiveUp(ctx, reason)
+	if fleet, _ := s.Holders(); long && fleet != "" && errors.Is(reason, core.ErrCapacity) {
+		reason = fmt.Errorf("%w; %s: see %s", reason, fleet, message.HeldDocument)
+	}
+	return reason
 }
 
 // GiveUp adds to reason why the caller stopped waiting. Both the context's error and its cause can

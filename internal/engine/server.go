@@ -82,7 +82,8 @@ func parseServerInfo(text string) (s serverInfo) {
 // errCluster refuses a client of one node, even if that node owns the semaphore's slot: the client
 // would work only until the slot moves.
 var errCluster = errors.New("the server is a node of a Redis Cluster, and a *redis.Client cannot " +
-	"follow a slot from node to node: use semaphore.New with a *redis.ClusterClient")
+	"follow a slot from node to node: use a URL with ?addr=host:port in it, or semaphore.New with a " +
+	"*redis.ClusterClient")
 
 func (s serverInfo) check() error {
 	major, _, _ := strings.Cut(s.version, ".")

@@ -77,7 +77,11 @@ func (s *Session) figures(
 // info is what the next call of the heartbeat tells operators. telling is held.
 func (s *Session) info(seated []*core.Pool) string {
 	info := s.cfg.Info
-	info.Pools = s.figures(seated, s.warnHeld)
+	var seen []pooled
+	info.Pools = s.figures(seated, func(p *Pool, f message.PoolFigures) {
+		seen = append(seen, pooled{p, f})
+	})
+	s.warnHeld(seen)
 	s.look(info.Pools)
 	s.mu.Lock()
 	stats := s.core.Stats(s.now())

@@ -5,7 +5,7 @@ import (
 	"net/url"
 	"strings"
 
-	"github.com/redis/go-redis/v9"
+	"github.com/passbuddy/passbuddy/internal/redisurl"
 )
 
 // checkRedisURL refuses a URL that package semaphore would refuse, and says no more about it than
@@ -14,8 +14,7 @@ func checkRedisURL(raw string) error {
 	scheme, _, ok := strings.Cut(raw, "://")
 	switch {
 	case !ok || scheme != "redis" && scheme != "rediss" && scheme != "unix":
-		return errors.New("a Redis URL begins with redis://, rediss:// or unix:// " +
-			"(for a Cluster or Sentinels, use semaphore.New in code)")
+		return errors.New("a Redis URL begins with redis://, rediss:// or unix://")
 	}
 	u, err := url.Parse(raw)
 	if err == nil && scheme != "unix" && u.Fragment+u.RawFragment != "" {
@@ -23,11 +22,15 @@ func checkRedisURL(raw string) error {
 		err = errors.New("fragment")
 	}
 	if err == nil {
-		_, err = redis.ParseURL(raw)
+		_, err = redisurl.Parse(raw)
 	}
-	if err != nil {
-		return errors.New("the Redis URL cannot be parsed: is the port a number, are the options " +
-			"after the ? ones that go-redis knows, and are user and password percent-encoded?")
+	var refused redisurl.Refused
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &refused) && refused != redisurl.ErrUnreadable:
+		return refused
 	}
-	return nil
+	return errors.New("the Redis URL cannot be parsed: is the port a number, are the options " +
+		"after the ? ones that go-redis knows, and are user and password percent-encoded?")
 }

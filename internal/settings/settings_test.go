@@ -173,6 +173,8 @@ func TestRefused(t *testing.T) {
 		{"", "REDIS_URL=http://r", "PASSBUDDY_REDIS_URL: a Redis URL begins"},
 		{"", "PASSBUDDY_REDIS_URL=redis://r:x", "PASSBUDDY_REDIS_URL: the Redis URL cannot be parsed"},
 		{"", "PASSBUDDY_REDIS_URL=redis://r?nonsense=1", "options"},
+		{"", "PASSBUDDY_REDIS_URL=redis://r:1,s:2", "PASSBUDDY_REDIS_URL: a host has no comma in it"},
+		{"", "PASSBUDDY_REDIS_URL=redis://r/3?addr=s:2", "no database but 0"},
 		{"", anyRedis + " PASSBUDDY_CAPACITY=0", `PASSBUDDY_CAPACITY is "0": it must be a whole number from 1 to 1000000`},
 		{"", anyRedis + " PASSBUDDY_CAPACITY=20.5", "whole number"},
 		{"", anyRedis + " PASSBUDDY_WEIGHT=0", "PASSBUDDY_WEIGHT"},
@@ -264,7 +266,9 @@ func TestNoPassword(t *testing.T) {
 		}
 		for _, e := range []string{
 			"redis://:P@r:6379/0", "redis://u:P@r:x/0", "redis://:P@r/x", "P@r:6379", "P", "redis:P",
-			"redis://:P@r/0?x=1", "unix://:P@/run/r.sock?db=x", "redis://P", "://P", "rediss://P:P",
+			"redis://:P@r/0?x=1", "redis://:P@r/3?addr=s:1", "redis://:P@r?addr=s", "redis://r?addr=P",
+			"redis://r?master_name=m&password=P&x=1",
+			"unix://:P@/run/r.sock?db=x", "redis://P", "://P", "rediss://P:P",
 		} {
 			environs = append(environs, "PASSBUDDY_REDIS_URL="+strings.ReplaceAll(e, "P", p))
 		}

@@ -50,6 +50,7 @@ type Link struct {
 	eof   atomic.Bool // the server has closed its end
 	// the network has ended the connection: a later EOF is not the server's
 	broken atomic.Bool
+	failed atomic.Bool           // the driver's last read or write did: see Taken
 	why    atomic.Pointer[error] // see AbortFor
 	peeked atomic.Bool           // a read has failed for why: see endedError
 	left   atomic.Bool           // the driver has closed it
@@ -101,6 +102,11 @@ func (l *Link) Closed() bool { return l.closed.Load() }
 // spoke reports whether the server has ever sent data. Only for sockets without a PgConn: see
 // suspect.
 func (l *Link) spoke() bool { return l.heard.Load() }
+
+// Taken reports whether a caller of PgConn.Hijack has the socket. It is asked about a connection
+// that is closed for pgx. pgx itself closes one after a read or a write has failed, and takes up to
+// 15 s until it closes the socket. Or it closes both at once.
+func (l *Link) Taken() bool { return !l.closed.Load() && !l.failed.Load() }
 
 // Gone returns a channel that is closed when the server's backend has ended, as far as we can know.
 func (l *Link) Gone() <-chan struct{} { return l.gone }
@@ -265,11 +271,15 @@ func (l *Link) hear() {
 	if !l.heard.Load() {
 		l.heard.Store(true)
 	}
+	if l.failed.Load() {
+		l.failed.Store(false)
+	}
 }
 
 // note records what an error of the socket says about its end. After a reset, or a timeout of the
 // network, Linux reports EOF.
 func (l *Link) note(err error) {
+	l.failed.Store(true)
 	switch {
 	case err == io.EOF:
 		if !l.broken.Load() {
