@@ -392,7 +392,7 @@ func TestALookIsWaitedFor(t *testing.T) {
 func TestHoldersAreToldOnceInARowOfLooks(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		sub := w.Redis.NewSubscriber()
-		defer sub.Close()
+		w.T.Cleanup(sub.Close) // when the sessions are closed, and publish no more
 		sub.Psubscribe("*")
 		var told atomic.Int32
 		go func() {
