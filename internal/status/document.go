@@ -113,10 +113,10 @@ type Process struct {
 	Permits  int       `json:"permits"`
 	// Due is its part of the capacity in force, by weight and within Min and Max, among the
 	// processes that hold or want permits. 0 for one that does neither.
-	Due     float64 `json:"due"`
-	Queued  int     `json:"queued"`        // requests in the queue
-	TTL     float64 `json:"ttl_seconds"`   // the length of its leases
-	Lease   float64 `json:"lease_seconds"` // until it would be taken for dead
+	Due    float64 `json:"due"`
+	Queued int     `json:"queued"`        // requests in the queue
+	TTL    float64 `json:"ttl_seconds"`   // the length of its leases
+	Lease  float64 `json:"lease_seconds"` // until it would be taken for dead
 	// WaitReplicas is how many replicas of Redis must acknowledge what it is granted.
 	WaitReplicas int `json:"wait_replicas"`
 	Opening      int `json:"opening"`
