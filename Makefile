@@ -4,8 +4,10 @@ GO          ?= go
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 VULNDB      := https://vuln.go.dev
-# All packages of all modules: see go.work. What is named first starts first: the longest package.
-PKG         ?= ./integration work
+# All packages of all modules that have tests: see go.work. What is named first starts first: the
+# longest package. go test would compile the others too, each example among them a second time.
+PKG         ?= ./integration $$($(GO) list \
+	-f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' work)
 TIMEOUT     ?= 20m
 BENCH       ?= .
 COUNT       ?= 10
@@ -27,9 +29,16 @@ export GOFLAGS := $(filter-out -mod=% -modfile=%,$(shell $(GO) env GOFLAGS 2>/de
 PARALLEL    := $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); \
 	echo -p $$((n > 2 ? n : 2)) -parallel $$((n > 8 ? n : 8)))
 
+# go test, in flags that the programs which tests build inherit, so that nothing is compiled twice.
+#
+# Each package that uses a Redis client has some 1,500 wrappers of its methods compiled, because
+# go-redis keeps a weak pointer to it. Without inlining (-l), and without debug information, which
+# no test reads, that takes less than half the time.
+#
 # The race detector skips miniredis's Lua interpreter, which runs one script at a time. Otherwise
 # the interpreter would take most of the time of the tests in a bubble. make lint does the vetting.
-RACE        := -race -gcflags=github.com/yuin/gopher-lua/...=-race=false -vet=off
+RACED       := GOFLAGS="$$GOFLAGS -race '-gcflags=all=-l -dwarf=false' -gcflags=std=-dwarf=false \
+	'-gcflags=github.com/yuin/gopher-lua/...=-race=false -dwarf=false'" $(GO) test -vet=off
 
 # A program with the race detector would sleep for a second before it ends, for other goroutines
 # that report a race. And fewer collections of garbage spare compilers and tests a tenth of their
@@ -52,7 +61,7 @@ setup: ## Find or install the servers that the tests and the demo start
 
 test: ## Run all tests with -race, on throwaway Postgres and Redis servers (PKG=, TIMEOUT=)
 	@scripts/setup.sh --need redis --need cc
-	$(GO) test $(RACE) $(PARALLEL) -timeout $(TIMEOUT) $(PKG)
+	$(RACED) $(PARALLEL) -timeout $(TIMEOUT) $(PKG)
 
 demo: setup ## Show a fleet without PassBuddy and with it (ARGS='-cap 10 -duration 5s')
 	@$(GO) run ./cmd/passbuddy demo $(ARGS)
@@ -82,19 +91,19 @@ bench-go: ## Run the Go benchmarks beside their rivals, for benchstat (BENCH=reg
 
 stress: ## Run the random tests and the fleets for long (DURATION=1m, ROUNDS=20, STEPS=1000000)
 	@scripts/setup.sh --need redis --need cc
-	$(GO) test $(RACE) $(PARALLEL) -timeout 0 -count 1 \
+	$(RACED) $(PARALLEL) -timeout 0 -count 1 \
 		$(filter-out ./integration ./pgxpool,$(SUBSETS)) -full
-	$(GO) test $(RACE) -timeout 0 -count $(ROUNDS) -run 'Random' . -full
-	$(GO) test $(RACE) -timeout 0 -count 1 -tags sqlite -run SQLite ./examples
+	$(RACED) -timeout 0 -count $(ROUNDS) -run 'Random' . -full
+	$(RACED) -timeout 0 -count 1 -tags sqlite -run SQLite ./examples
 	$(GO) test -timeout 0 -count 1 -run Model ./internal/redisscript -steps $(STEPS) -v
 	$(GO) test $(PARALLEL) -timeout 0 -count 1 -run Hostile ./semaphore -hostile -full
-	$(GO) test $(RACE) $(PARALLEL) -timeout 0 -count 1 ./pgxpool -stress $(DURATION) -full
-	$(GO) test $(RACE) $(PARALLEL) -timeout 0 -count 1 ./integration -load $(DURATION) \
+	$(RACED) $(PARALLEL) -timeout 0 -count 1 ./pgxpool -stress $(DURATION) -full
+	$(RACED) $(PARALLEL) -timeout 0 -count 1 ./integration -load $(DURATION) \
 		-chaos $(DURATION) -full
 
 chaos: ## Run a fleet through faults, print the cost (DURATION=1m, SEED=0: random, FAULT=regexp)
 	@scripts/setup.sh --need redis --need cc
-	$(GO) test $(RACE) -timeout 0 -count 1 -v -run 'TestChaos$$' ./integration \
+	$(RACED) -timeout 0 -count 1 -v -run 'TestChaos$$' ./integration \
 		-chaos $(DURATION) -seed $(SEED) -fault '$(FAULT)'
 
 fmt: ## Format the code

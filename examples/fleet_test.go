@@ -54,14 +54,17 @@ func (s *space) spawn(t *testing.T, name string, env []string, args ...string) *
 // That is no fault of the program's.
 var errStarved = errors.New("lease lost")
 
+// patience is how long a program may take for what takes it a second on a machine that is not busy.
+const patience = 4 * time.Minute
+
 // wait waits until the program has ended. It returns an error unless it ended in good order.
 func (p *process) wait() error {
 	select {
 	case <-p.exited:
-	case <-time.After(time.Minute):
+	case <-time.After(patience):
 		_ = p.cmd.Process.Kill()
 		<-p.exited
-		return fmt.Errorf("%s did not end in a minute:\n%s", p.name, p.out.String())
+		return fmt.Errorf("%s did not end in %v:\n%s", p.name, patience, p.out.String())
 	}
 	if p.err == nil {
 		return nil
@@ -85,8 +88,8 @@ func kill(all ...*process) {
 	}
 }
 
-// patiently tries again if the machine was starved.
-func patiently(t *testing.T, try func() error) {
+// patiently tries again if the machine was starved, when the backends of the first try have ended.
+func (s *space) patiently(t *testing.T, try func() error) {
 	t.Helper()
 	for n := 1; ; n++ {
 		err := try()
@@ -95,6 +98,10 @@ func patiently(t *testing.T, try func() error) {
 			return
 		}
 		t.Log(err, ": once more")
+		for left := 1; left > 0; time.Sleep(5 * time.Millisecond) {
+			must(t, s.admin.QueryRow(t.Context(), `select count(*) from pg_stat_activity
+				where datname = $1 and usename <> 'postgres'`, s.database).Scan(&left))
+		}
 	}
 }
 
@@ -119,7 +126,7 @@ func (p *process) end() error {
 
 // says waits until the program has printed the text n times.
 func (p *process) says(text string, n int) error {
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
 		switch {
 		case strings.Count(p.out.String(), text) >= n:
 			return nil
@@ -264,14 +271,15 @@ func (f *fleet) run(t *testing.T, s *space) (int, error) {
 // awaitOrders waits until the programs, which must not end meanwhile, have placed n orders.
 func (s *space) awaitOrders(t *testing.T, all []*process, n int) error {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); s.orders(t) < n; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); s.orders(t) < n; time.Sleep(5 * time.Millisecond) {
 		for _, p := range all {
 			if !p.running() {
 				return p.failed()
 			}
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("%d of %d orders in a minute:\n%s", s.orders(t), n, all[0].out.String())
+			return fmt.Errorf("%d of %d orders in %v:\n%s", s.orders(t), n, patience,
+				all[0].out.String())
 		}
 	}
 	return nil

@@ -68,7 +68,7 @@ func TestFrozenLambda(t *testing.T) {
 	t.Parallel()
 	s := newSpace(t)
 	w := s.watchDatabase(t)
-	patiently(t, func() error { return freeze(t, s) })
+	s.patiently(t, func() error { return freeze(t, s) })
 	if got := w.most(t); got != 2 {
 		t.Errorf("%d backends at once, want 2", got)
 	}
@@ -167,7 +167,7 @@ func TestTokens(t *testing.T) {
 // whether they live before it hands them out: a second.
 func (s *space) endIdle(t *testing.T, role string) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
 		var busy int
 		must(t, s.admin.QueryRow(t.Context(), `select count(*) from pg_stat_activity
 			where usename = $1 and (state is distinct from 'idle' or

@@ -75,8 +75,9 @@ func start() (err error) {
 	return nil
 }
 
-// buildFlags are this test's tags. The programs are built without the race detector, as `go vet` has
-// compiled their dependencies: to compile these with it takes minutes more.
+// buildFlags are this test's tags. go build takes further flags from GOFLAGS: make test has the
+// programs compiled as it compiles the tests, race detector included, so their dependencies are
+// compiled once.
 func buildFlags() (flags []string) {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
@@ -90,7 +91,7 @@ func buildFlags() (flags []string) {
 	return flags
 }
 
-// space is what one test has for itself.
+// space holds all that one test has for itself.
 type space struct {
 	database    string
 	databaseURL string

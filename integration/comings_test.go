@@ -11,6 +11,7 @@ import (
 // A newcomer among saturated holders is served. When a process leaves in good order, the others use
 // its permits at once; when it is killed, they use them when its leases end.
 func TestComingsAndGoings(t *testing.T) {
+	subset.Sometimes(t, 2)
 	const ttl = 2 * time.Second
 	s := startServers(t, 100)
 	for _, integration := range subset.Of(t, 1, []string{"pgxpool", "stdlib"}) {

@@ -35,6 +35,7 @@ func allWork(t *testing.T, outcomes map[string]outcome) {
 // A connect takes a second, and the fleet has at least a permit for each process. It opens as many
 // connections as it may hold, and hardly more.
 func TestSlowConnectsMakeNoStorm(t *testing.T) {
+	subset.Sometimes(t, 2)
 	s := startServersWith(t, throwaway.PostgresOptions{MaxConnections: 100,
 		Settings: map[string]string{"pre_auth_delay": "1"}})
 	type fleetOf struct {
@@ -76,6 +77,7 @@ func TestSlowConnectsMakeNoStorm(t *testing.T) {
 // With pauses between queries, permits stop moving: a process whose connections are busy for a
 // moment waits for one of its own.
 func TestPausingTrafficComesToRest(t *testing.T) {
+	subset.Sometimes(t, 2)
 	s := startServers(t, 100)
 	for _, integration := range subset.Of(t, 1, []string{"pgxpool", "stdlib"}) {
 		t.Run(integration, func(t *testing.T) {

@@ -54,6 +54,7 @@ func (l *lostLeases) Write(b []byte) (int, error) {
 // On a starved machine no operation fails, and no lease is lost as long as Redis answers within the
 // time of a lease. A connection of the test's own verifies that Redis does.
 func TestStarvedMachine(t *testing.T) {
+	subset.Sometimes(t, 3)
 	const (
 		ttl      = 5 * time.Second
 		capacity = 12

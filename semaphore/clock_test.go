@@ -69,7 +69,7 @@ func TestClockStepSeenByANewcomerFirst(t *testing.T) {
 	})
 }
 
-// An operator is the first to see a step of the clock. What it does ends no lease that lasts.
+// An operator is the first to see a step of the clock. Its scripts end no lease that lasts.
 func TestClockStepSeenByAnOperatorFirst(t *testing.T) {
 	verbs := map[string]func(ctx context.Context, i *Inspector, session string) error{
 		"capacity": func(ctx context.Context, i *Inspector, _ string) error {

@@ -178,7 +178,7 @@ func (c Config) forEngine() engine.Config {
 	return cfg
 }
 
-// info is what operators see of a session that does not change.
+// info has what operators see of a session, as far as it does not change.
 func (c Config) info() message.SessionInfo {
 	host, _ := os.Hostname()
 	return message.SessionInfo{

@@ -77,7 +77,7 @@ type Session struct {
 	Held    int // permits
 	Waiting int // pending acquires
 
-	// The rest is what the session said with its last heartbeat, Age ago.
+	// The session said the rest with its last heartbeat, Age ago.
 	Age       time.Duration
 	RoundTrip time.Duration // what Redis's replies take
 	Lost      int64         // leases lost

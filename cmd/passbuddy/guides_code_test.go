@@ -320,7 +320,7 @@ func (f guideFleet) programs(t *testing.T) {
 		folder := t.TempDir()
 		file, program := filepath.Join(folder, "main.go"), filepath.Join(folder, "program")
 		must(t, os.WriteFile(file, []byte(text), 0o600))
-		if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program,
+		if out, err := exec.CommandContext(t.Context(), "go", "build", "-ldflags=-s", "-o", program,
 			file).CombinedOutput(); err != nil {
 			t.Errorf("program %d: %v: %s", found, err, out)
 			continue
@@ -335,7 +335,7 @@ func (f guideFleet) programs(t *testing.T) {
 	}
 }
 
-// pooler is what docs/POOLERS.md says of pools behind PgBouncer: they work, and Fence is refused.
+// pooler tries pools behind PgBouncer, as in docs/POOLERS.md: they work, and Fence is refused.
 func (f guideFleet) pooler(t *testing.T) {
 	b, err := throwaway.StartPgBouncer(t.Context(), throwaway.PgBouncerOptions{Postgres: f.pg,
 		PoolMode: "transaction"})

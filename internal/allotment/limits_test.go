@@ -58,6 +58,7 @@ func TestBusyProcessesConvergeToTheirWeights(t *testing.T) {
 
 // In rotation, too, the weight counts: as time.
 func TestRotationSharesByWeight(t *testing.T) {
+	subset.Sometimes(t, 2)
 	inFleet(t, 2, func(t *testing.T, fl *fleet) {
 		ctx, cancel := context.WithTimeout(t.Context(), subset.Length(7*time.Second, 20*time.Second))
 		defer cancel()

@@ -90,6 +90,7 @@ func TestOrdinaryTrafficComesToRest(t *testing.T) {
 // As many processes as permits or fewer, all of them busy: each comes to its share and keeps it. A
 // lack of one pool must not recall the permits of the fleet, each for a connect.
 func TestBusyFleetSettlesWithoutAStorm(t *testing.T) {
+	subset.Sometimes(t, 2)
 	type fleetOf struct {
 		processes, goroutines int
 		connect               time.Duration
@@ -153,6 +154,7 @@ func TestColdStartOpensHardlyMoreThanTheCapacity(t *testing.T) {
 // waits no longer than the documented formula says: Q turns, each a cycle / C after the one before,
 // then the operation under way and a move.
 func TestRotationIsPaced(t *testing.T) {
+	subset.Sometimes(t, 2)
 	type rotation struct {
 		connect time.Duration
 		inUse   float64 // of 6 permits, at least

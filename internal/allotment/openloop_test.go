@@ -98,6 +98,7 @@ func (fl *fleet) arrive(o arrivals, measured time.Duration) outcome {
 // have connections to spare, and permits do not move to and fro. An uncapped pool would let a
 // caller wait for nothing but a connect of 5ms, now and then.
 func TestOpenLoopNeitherStarvesNorThrashes(t *testing.T) {
+	subset.Sometimes(t, 2)
 	const ms = time.Millisecond
 	type openLoop struct {
 		connect time.Duration

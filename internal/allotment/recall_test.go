@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/passbuddy/passbuddy/internal/allotment"
+	"github.com/passbuddy/passbuddy/internal/subset"
 )
 
 // A pool keeps its only connection until it has repaid its connect. A pool whose dials fail never
@@ -127,6 +128,7 @@ func TestLongOperationsDoNotHideThatCallersWait(t *testing.T) {
 // A session that counts its connections in again dials nothing. So turns of rotation must not wait
 // for the end of its connect.
 func TestRotationGoesOnAfterKeepOnLoss(t *testing.T) {
+	subset.Sometimes(t, 2)
 	inFleet(t, 30, func(t *testing.T, fl *fleet) { // the capacity of the witness: with KeepOnLoss both sides have connections for a while
 		fl.capacity = 6
 		ctx, cancel := context.WithTimeout(t.Context(), 14*time.Second)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -56,11 +57,12 @@ func TestNamesArePassedOn(t *testing.T) {
 // A reporter is a pool that tells its figures.
 type reporter struct {
 	bubble.Listener[*Permit]
-	name string
+	name atomic.Value // a string; a heartbeat can come before it
 }
 
 func (r *reporter) Report() message.PoolFigures {
-	return message.PoolFigures{Name: r.name, Permits: len(r.Permits()), Timeouts: 1}
+	name, _ := r.name.Load().(string)
+	return message.PoolFigures{Name: name, Permits: len(r.Permits()), Timeouts: 1}
 }
 
 // The session shows every pool that is open, also one that holds and asks for nothing. A pool that
@@ -75,7 +77,7 @@ func TestAllOpenPoolsAreShown(t *testing.T) {
 				t.Fatal(err)
 			}
 			r.Return = p.Give
-			r.name = p.Name("orders")
+			r.name.Store(p.Name("orders"))
 			return p, r
 		}
 		shows := func(when string, want ...string) {

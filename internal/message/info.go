@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// SessionInfo is what a session tells operators of itself with each heartbeat, as JSON.
+// A session tells operators SessionInfo with each heartbeat, as JSON.
 type SessionInfo struct {
 	Owner   string `json:"owner"`
 	Min     int    `json:"min,omitempty"`

@@ -327,7 +327,7 @@ func (o *oracle) leave(session, epoch string, drop []string) {
 	if o.epoch != "" && o.epoch == epoch && len(o.Sessions) > 0 && o.mayGrant() {
 		capacity := o.effectiveCapacity()
 		o.grantQueue(capacity, session)
-		if len(o.Promises) > 0 {
+		if len(o.Promises) > 0 && !o.awaitsLook() {
 			o.balance(capacity)
 		}
 	}

@@ -14,7 +14,7 @@ import (
 // This file has what an operator does to a fleet. expected is as for Leave. If it is 0, unknown, a
 // script that sees no heartbeat for long asks who listens: see notice_step of state.lua.
 
-// Counted is what an operator's script answers.
+// Counted is the answer of an operator's script.
 type Counted struct {
 	Held int64 // permits
 	Now  int64 // Redis's clock, as the script went by it, ms

@@ -5,7 +5,7 @@
 -- Returns {permits held, now}
 -- Clock: Redis's. Twice: sets the same pause, from when it was first set, and recalls nothing twice.
 --
--- What is held is renewed while grants are paused. Requests wait in the queue. A pause with an end
+-- Held permits are renewed while grants are paused. Requests wait in the queue. A pause with an end
 -- is over when that has come: the next heartbeat of the fleet ends it, see renew.
 
 notice_operators_step()

@@ -78,7 +78,7 @@ local function any_backends()
   return redis.call('HLEN', backends) + redis.call('HLEN', quarantine) > 0
 end
 -- A set of permits that is gone although permits were held is state lost like any other. Single
--- permits that are missing were revoked by hand.
+-- permits that are missing were removed by hand.
 local function check_permits()
   has_backends = has_backends or not epoch and any_backends()
   local there = epoch and redis.call('ZCARD', permits)

@@ -52,6 +52,14 @@ func Of[T any](t testing.TB, n int, cases []T) []T {
 	return some
 }
 
+// Sometimes skips the test, except in one of n runs, as the seed decides. With -full it always runs.
+func Sometimes(t testing.TB, n int) {
+	t.Helper()
+	if !*full && draw(t, 1, n)[0] != 0 {
+		t.Skipf("runs in one of %d runs, and with -full", n)
+	}
+}
+
 // draw returns n different numbers below all, in order.
 func draw(t testing.TB, n, all int) []int {
 	t.Helper()

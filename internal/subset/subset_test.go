@@ -2,6 +2,7 @@ package subset
 
 import (
 	"slices"
+	"strconv"
 	"testing"
 )
 
@@ -36,5 +37,18 @@ func TestTheSeedRepeatsADraw(t *testing.T) {
 func TestLength(t *testing.T) {
 	if n, want := Length(1, 2), map[bool]int{false: 1, true: 2}[Full()]; n != want {
 		t.Errorf("%d, want %d", n, want)
+	}
+}
+
+func TestSometimes(t *testing.T) {
+	ran := 0
+	for n := range 200 {
+		t.Run(strconv.Itoa(n), func(t *testing.T) { // a name of its own draws by itself
+			Sometimes(t, 4)
+			ran++
+		})
+	}
+	if Full() && ran != 200 || !Full() && (ran < 10 || ran > 100) {
+		t.Errorf("ran %d times of 200, want one in four", ran)
 	}
 }

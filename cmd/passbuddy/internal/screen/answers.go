@@ -60,7 +60,7 @@ func listed(list []application) string {
 	return strings.Join(names, ", ")
 }
 
-// ofCapacity is what is held of what may be.
+// ofCapacity says how many permits are held, and of how many.
 func ofCapacity(d status.Document) string {
 	if d.Capacity.InForce == 0 {
 		return status.Count(d.Held, "permit")

@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// Advice is what to do about an error of Redis's.
+// Advice says what to do about an error of Redis's.
 func (t *Target) Advice(err error) string {
 	text := err.Error()
 	var dns *net.DNSError
