@@ -61,6 +61,7 @@ type instruments struct {
 	count, pending, most                         metric.Int64ObservableUpDownCounter
 	timeouts                                     metric.Int64ObservableCounter
 	capacity, held, waiting, paused, up          metric.Int64ObservableGauge
+	hijacked, longUse                            metric.Int64ObservableUpDownCounter
 	lost, fenced, recalls, opened, sent, outages metric.Int64ObservableCounter
 }
 
@@ -96,6 +97,10 @@ func Register(
 			"The capacity in force, of the whole fleet."),
 		timeouts: counter("db.client.connection.timeouts", "{timeout}",
 			"Checkouts that waited for as long as they may."),
+		hijacked: level("passbuddy.connections.hijacked", "{connection}",
+			"Connections in use that were taken out of the pool for good."),
+		longUse: level("passbuddy.connections.long_use", "{connection}",
+			"Connections that have been in use for a minute or longer."),
 		capacity: gauge("passbuddy.capacity", "{permit}",
 			"The capacity in force, as this process last heard."),
 		held: gauge("passbuddy.permits", "{permit}", "Permits that this process holds."),
@@ -118,7 +123,7 @@ func Register(
 		i.observe(o, name, sem.Stats())
 		return nil
 	}, i.count, i.pending, i.most, i.timeouts, i.capacity, i.held, i.waiting, i.paused, i.up,
-		i.lost, i.fenced, i.recalls, i.opened, i.sent, i.outages)
+		i.lost, i.fenced, i.recalls, i.opened, i.sent, i.outages, i.hijacked, i.longUse)
 	if err != nil {
 		return nil, fmt.Errorf("passbuddyotel: %w", err)
 	}
@@ -150,6 +155,8 @@ func (i *instruments) observe(o metric.Observer, name string, s semaphore.Stats)
 		o.ObserveInt64(i.timeouts, p.Timeouts, of(pool))
 		o.ObserveInt64(i.recalls, p.Recalled, of(pool))
 		o.ObserveInt64(i.opened, p.Opened, of(pool))
+		o.ObserveInt64(i.hijacked, int64(p.Hijacked), of(pool))
+		o.ObserveInt64(i.longUse, int64(p.LongUse), of(pool))
 	}
 }
 

@@ -128,9 +128,14 @@ func TestRegister(t *testing.T) {
 	if n := got["db.client.connection.create_time"]; n != got["passbuddy.connections.opened"] || n < 2 {
 		t.Errorf("%d connects measured, %d counted", n, got["passbuddy.connections.opened"])
 	}
-	for _, conn := range held {
-		conn.Release()
+	raw := held[0].Hijack()
+	got = collected(t, reader)
+	if h, long := got["passbuddy.connections.hijacked"], got["passbuddy.connections.long_use"]; h != 1 ||
+		long != 0 {
+		t.Errorf("one connection is hijacked, just now: %d hijacked, %d in long use", h, long)
 	}
+	must(t, raw.Close(ctx))
+	held[1].Release()
 	if err := stop(); err != nil {
 		t.Fatal(err)
 	}

@@ -31,9 +31,13 @@ type fleet struct {
 	opts      FleetOptions
 }
 
+// noCapacity is what `passbuddy run` and `passbuddy proxy` declare where others limit the fleet. It
+// is no declaration: see internal/status.
+const noCapacity = 1_000_000
+
 var (
 	fleetUp          = desc("fleet_up", "1 if the fleet's state could be read.")
-	fleetCapacity    = desc("fleet_capacity", "The capacity in force.")
+	fleetCapacity    = desc("fleet_capacity", "The capacity in force, 0 if none is.")
 	fleetHeld        = desc("fleet_permits_held", "Permits held by anyone, those in quarantine included.")
 	fleetQuarantined = desc("fleet_permits_quarantined",
 		"Permits whose leases have expired, and whose backends may still be there.")
@@ -68,16 +72,21 @@ func (f *fleet) Collect(ch chan<- prometheus.Metric) {
 	if err != nil {
 		return
 	}
-	declared := make(map[int]bool)
+	declared, inForce := make(map[int]bool), s.Capacity
+	if inForce >= noCapacity && s.OperatorCapacity == 0 {
+		inForce = 0 // only such sessions are there
+	}
 	callers, oldest := 0, time.Duration(0)
 	for _, session := range s.Sessions {
-		declared[session.Capacity] = true
+		if session.Capacity > 0 && session.Capacity < noCapacity {
+			declared[session.Capacity] = true
+		}
 		for _, p := range session.Pools {
 			callers += p.Waiting
 			oldest = max(oldest, p.OldestWait)
 		}
 	}
-	gauge(fleetCapacity, float64(s.Capacity))
+	gauge(fleetCapacity, float64(inForce))
 	gauge(fleetHeld, float64(s.Held))
 	gauge(fleetQuarantined, float64(s.Quarantined))
 	gauge(fleetSessions, float64(len(s.Sessions)))

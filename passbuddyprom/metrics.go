@@ -125,6 +125,9 @@ var (
 	oldestWait  = desc("pool_oldest_wait_seconds", "How long the first of those has waited.", "pool")
 	oldestUse   = desc("pool_oldest_use_seconds",
 		"How long the connection that was checked out first has been in use, by the last two looks.", "pool")
+	hijacked = desc("pool_hijacked", "Connections in use that were taken out of the pool for good.", "pool")
+	longUse  = desc("pool_long_use",
+		"Connections that have been in use for a minute or longer, by the last two looks.", "pool")
 	waits     = desc("pool_waits_total", "Checkouts that had to wait, by how they ended.", "pool", "result")
 	waited    = desc("pool_waited_seconds_total", "The sum of those waits.", "pool")
 	opened    = desc("pool_opened_total", "Connections opened.", "pool")
@@ -137,7 +140,7 @@ var (
 func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		info, capacity, held, requests, paused, lost, fenced, redisUp, redisRTT, redisSent, outages,
-		connections, poolPermits, waiting, oldestWait, oldestUse, waits, waited, opened, openTime,
+		connections, poolPermits, waiting, oldestWait, oldestUse, hijacked, longUse, waits, waited, opened, openTime,
 		notOpened, recalls,
 	} {
 		ch <- d
@@ -186,6 +189,8 @@ func collectSession(ch chan<- prometheus.Metric, name string, s semaphore.Stats)
 		gauge(waiting, float64(p.Waiting), p.Name)
 		gauge(oldestWait, p.OldestWait.Seconds(), p.Name)
 		gauge(oldestUse, p.OldestUse.Seconds(), p.Name)
+		gauge(hijacked, float64(p.Hijacked), p.Name)
+		gauge(longUse, float64(p.LongUse), p.Name)
 		counter(waits, float64(p.Waits-p.Timeouts-p.Canceled-p.Unavailable), p.Name, "ok")
 		counter(waits, float64(p.Timeouts), p.Name, "timeout")
 		counter(waits, float64(p.Canceled), p.Name, "canceled")

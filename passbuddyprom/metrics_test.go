@@ -167,6 +167,17 @@ func TestFleet(t *testing.T) {
 	close(release)
 	work.Wait()
 
+	conn, err := pools[0].Acquire(ctx)
+	must(t, conn, err)
+	hijacked := conn.Hijack()
+	got = gathered(t, registry)
+	if h, long := got["passbuddy_pool_hijacked"], got["passbuddy_pool_long_use"]; h != 1 || long != 0 {
+		t.Errorf("one connection is hijacked, just now: %v hijacked, %v in long use", h, long)
+	}
+	if err := hijacked.Close(ctx); err != nil {
+		t.Error(err)
+	}
+
 	got = gathered(t, registry)
 	for _, name := range []string{
 		"passbuddy_pool_waits_total{result=ok}", "passbuddy_pool_wait_seconds",

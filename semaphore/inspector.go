@@ -185,6 +185,8 @@ type EvictOptions struct {
 // connections as their callers return them, and may ask for new ones afterwards, behind those that
 // wait. Permits that no pool holds can only be revoked.
 //
+// If a drain ends meanwhile, it withdraws all recalls, and Evict recalls again within a second.
+//
 // Evict returns once the permits that were recalled are given back, and an error that matches
 // ErrStillHeld if some are not after Timeout; with Force it revokes those, and returns nil.
 func (i *Inspector) Evict(ctx context.Context, session string, opts EvictOptions) error {

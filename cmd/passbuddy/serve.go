@@ -3,14 +3,13 @@ package main
 import (
 	"github.com/spf13/cobra"
 
-	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/exit"
 	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/operate"
 	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/serve"
 )
 
 func serveCommand(t *operate.Tool) *cobra.Command {
 	var opts serve.Options
-	cmd := operate.Command(cobra.Command{
+	cmd := t.Command(cobra.Command{
 		Use:   "serve",
 		Short: "Serve a page that shows the fleet live",
 		Long: `Serve a page that shows the fleet live: what it holds and who waits, over time, and
@@ -29,10 +28,7 @@ typed.`,
 		defer end()
 		opts.Client, opts.Postgres = client, t.Postgres
 		opts.Prefix, opts.Name = t.Target.Prefix, t.Target.Name
-		if err := serve.Run(cmd.Context(), opts, cmd.OutOrStdout()); err != nil {
-			return exit.With(exit.Failed, err)
-		}
-		return nil
+		return serve.Run(cmd.Context(), opts, cmd.OutOrStdout())
 	})
 	flags := cmd.Flags()
 	flags.StringVar(&opts.Listen, "listen", serve.DefaultListen, "`address` of the page")

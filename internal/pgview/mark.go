@@ -66,7 +66,7 @@ func (v *View) Mark(f Fleet) {
 		v.Backends[i].Ours = ours[clientOf(v.Backends[i])]
 	}
 	switch {
-	case f.Connections > sum:
+	case f.Connections > sum+slack, sum == 0 && f.Connections > 0:
 		// Backends that nothing gives away: the fleet's own count is better than none.
 		v.Guess = "by the fleet's own count of its connections"
 		sum = min(f.Connections, total)

@@ -25,6 +25,10 @@ func TestMark(t *testing.T) {
 			[]Group{group("rails", "local", 60)}, []bool{false}, 2},
 		"a name of its own": {Fleet{Addresses: []string{"10.0.0.1"}, Connections: 5},
 			[]Group{group("custom", "10.0.0.1", 5)}, []bool{true}, 5},
+		"its own count is some seconds old": {Fleet{Addresses: []string{"local"}, Connections: 6},
+			[]Group{group("rails", "local", 26), group("custom", "local", 4)}, []bool{false, true}, 4},
+		"its own count is larger": {Fleet{Names: []string{"api"}, Connections: 9},
+			[]Group{group("rails", "local", 26), group("api", "local", 4)}, []bool{false, true}, 9},
 		"no fleet":    {Fleet{}, []Group{group("psql", "local", 3)}, []bool{false}, 0},
 		"no backends": {Fleet{Connections: 3}, nil, nil, 0},
 	} {

@@ -55,6 +55,11 @@ func TestDiagnose(t *testing.T) {
 		}, Info, "nobody", []string{`"x"`, "passbuddy list"}},
 		{"redis gone", func(d *Document) { d.RedisError = "no route" }, Critical, "redis",
 			[]string{"no route", "passbuddy doctor"}},
+		{"redis silent", func(d *Document) {
+			d.RedisError = `snapshot of "x": semaphore: Redis is unavailable: read the time: ` +
+				"context deadline exceeded"
+		}, Critical, "redis", []string{"Redis cannot be asked: read the time: context deadline " +
+			"exceeded, no answer in time. Sessions"}},
 		{"paused", func(d *Document) {
 			until := now.Add(time.Minute)
 			d.Pause = &Pause{By: "ann@desk", Reason: "failover", Since: now.Add(-20 * time.Second),
@@ -114,8 +119,19 @@ func TestDiagnose(t *testing.T) {
 				p.Pools[0].Hijacked, p.Pools[0].LongUse = 3, 4-i
 			}
 			wait(d, 3)
-		}, Critical, "held-connections", []string{"7 of 10 permits", "in 2 processes: 6 hijacked",
+		}, Critical, "held-connections", []string{"7 of 10 permits", "in a and b: 6 hijacked",
 			"1 in use for over a minute", "the oldest for 4m", "docs/HELD-CONNECTIONS.md"}},
+		{"many stay out of many processes", func(d *Document) {
+			d.Processes[1].Pools = []Pool{{Name: "p", Permits: 5, InUse: 5, LongUse: 5}}
+			wait(d, 3)
+			for _, owner := range []string{"c", "d", "e"} {
+				p := d.Processes[0]
+				p.Owner, p.Session = owner, "s-"+owner
+				p.Pools = []Pool{{Name: "p", Permits: 1, InUse: 1, LongUse: 1}}
+				d.Processes = append(d.Processes, p)
+			}
+		}, Critical, "held-connections", []string{"8 of 10 permits",
+			"in 4 processes, 5 of them in b (api, pid 7 on h): 0 hijacked"}},
 		{"few connections stay out", func(d *Document) {
 			d.Processes[0].Pools[0].Hijacked, d.Processes[0].Hijacked = 4, 4
 			wait(d, 3)

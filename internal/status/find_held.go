@@ -1,7 +1,9 @@
 package status
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 )
 
 // outFor is how long callers of a process wait, and how long all of its connections are in use,
@@ -11,22 +13,30 @@ const outFor = 10.0
 // held finds connections that stay out of their pools while callers wait: so many that the fleet
 // starves, or all that a process has in use.
 func (x *diagnosis) held() {
-	out, hijacked, processes, oldest := 0, 0, 0, 0.0
+	out, hijacked, oldest := 0, 0, 0.0
+	var holders []Process
 	for _, p := range x.Processes {
 		n := staysOut(p)
 		if n == 0 {
 			continue
 		}
-		processes++
+		holders = append(holders, p)
 		out, hijacked = out+n, hijacked+p.Hijacked
 		oldest = max(oldest, p.OldestUse)
 	}
 	if 2*out >= x.Capacity.InForce && out > 0 && x.suffering() && x.Pause == nil {
+		slices.SortStableFunc(holders, func(a, b Process) int {
+			return cmp.Compare(staysOut(b), staysOut(a))
+		})
+		where := titles(holders)
+		if most := holders[0]; len(holders) > 3 {
+			where = fmt.Sprintf("%s, %d of them in %s", Count(len(holders), "process"), staysOut(most),
+				most.Title())
+		}
 		x.add(Critical, "held-connections", fmt.Sprintf("%d of %d permits are held by connections "+
 			"that stay out, in %s: %d hijacked, %d in use for over a minute, the oldest for %s. No "+
-			"recall takes those back, and %s. What to do: docs/HELD-CONNECTIONS.md.", out,
-			x.Capacity.InForce, Count(processes, "process"), hijacked, max(0, out-hijacked),
-			Span(oldest), waiting(x.Callers)), "", "")
+			"recall takes those back, and %s: docs/HELD-CONNECTIONS.md.", out, x.Capacity.InForce,
+			where, hijacked, max(0, out-hijacked), Span(oldest), waiting(x.Callers)), "", "")
 	}
 	said := 0
 	for _, p := range x.Processes {

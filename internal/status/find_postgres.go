@@ -121,8 +121,11 @@ func (x *diagnosis) roomFor(v *View) {
 		severity = Critical
 	}
 	text := fmt.Sprintf("Others hold %d of the %d connections that Postgres has", v.Others, usable)
-	if len(list) > 0 {
+	switch {
+	case len(list) > 0 && list[0].n <= v.Others:
 		text += fmt.Sprintf(", %s alone %d", list[0], list[0].n)
+	case len(list) > 0: // some of its backends are ours, by our own count
+		text += fmt.Sprintf(", most of them %s", list[0])
 	}
 	text += fmt.Sprintf(". That leaves %d for our capacity of %d", room, capacity)
 	if v.Free() == 0 {

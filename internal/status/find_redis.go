@@ -9,8 +9,15 @@ import (
 
 // redisGone says that Redis cannot be asked.
 func (x *diagnosis) redisGone() {
-	x.add(Critical, "redis", "Redis cannot be asked: "+end(x.RedisError)+" Sessions use what they "+
-		"hold as long as their leases are proven, some seconds, and nothing new is granted.",
+	why := x.RedisError
+	if _, rest, ok := strings.Cut(why, "Redis is unavailable: "); ok {
+		why = rest // the rest says no more than that
+	}
+	if strings.HasSuffix(why, "context deadline exceeded") {
+		why += ", no answer in time"
+	}
+	x.add(Critical, "redis", "Redis cannot be asked: "+end(why)+" Sessions use what they hold as "+
+		"long as their leases are proven, some seconds, and nothing new is granted.",
 		x.Command("doctor"), "Tries each step to Redis, and says which one fails.")
 }
 

@@ -30,7 +30,12 @@ command cannot be executed; 127 there is no such command.`,
 		Example: `  passbuddy run -- psql "$DATABASE_URL"
   passbuddy run -n 5 --wait 10m -- pg_dump -j 4 -Fd -f dump "$DATABASE_URL"
   passbuddy run --wait 0 -- make migrate || test $? = 75`,
-		Args:          cobra.MinimumNArgs(1),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return errNoCommand
+			}
+			return nil
+		},
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -41,8 +46,11 @@ command cannot be executed; 127 there is no such command.`,
 				return exit.With(exit.Usage, err)
 			}
 			o.Target, o.Command = *t, args
-			return exit.With(Run(cmd.Context(), o, cmd.InOrStdin(), cmd.OutOrStdout(),
-				cmd.ErrOrStderr()))
+			code, err := Run(cmd.Context(), o, cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr())
+			if code == exit.Unavailable && err != nil {
+				err = t.Explain(err)
+			}
+			return exit.With(code, err)
 		},
 	}
 	flags := cmd.Flags()

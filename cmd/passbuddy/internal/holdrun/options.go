@@ -40,11 +40,13 @@ func (o Options) grace() time.Duration { return cmp.Or(o.Grace, o.TTL/10) }
 
 func (o Options) owner() string { return membership.RunOwner(filepath.Base(o.Command[0])) }
 
+var errNoCommand = errors.New("which command? Give it after --")
+
 // validate refuses what semaphore.Config does not refuse itself, by the name of its flag.
 func (o Options) validate() error {
 	switch {
 	case len(o.Command) == 0:
-		return errors.New("which command? Give it after --")
+		return errNoCommand
 	case o.N < 1 || o.N > maxPermits:
 		return fmt.Errorf("-n is %d: it must be from 1 to %d", o.N, maxPermits)
 	case o.Wait < 0:

@@ -20,7 +20,7 @@ import (
 func (t *Tool) capacityCommand() *cobra.Command {
 	var fromPostgres bool
 	var over time.Duration
-	cmd := Command(cobra.Command{
+	cmd := t.Command(cobra.Command{
 		Use:   "capacity [N|auto]",
 		Short: "Show, set or withdraw the capacity of the whole fleet",
 		Long: `Without an argument, show the capacity in force and where it comes from.
@@ -41,6 +41,9 @@ others have had during --over. It says the sum, and sets it after it has asked, 
 	}, func(cmd *cobra.Command, args []string) error {
 		n := -1
 		switch {
+		case over <= 0 || over > longestLook:
+			return exit.With(exit.Usage, fmt.Errorf("--over is %v: it must be above 0, and %v at most",
+				over, longestLook))
 		case len(args) == 1 && fromPostgres:
 			return exit.With(exit.Usage, errors.New("give N, or --from-postgres, not both"))
 		case len(args) == 1 && args[0] == "auto":
@@ -106,6 +109,9 @@ others have had during --over. It says the sum, and sets it after it has asked, 
 	return cmd
 }
 
+// longestLook bounds --over, of capacity and of status.
+const longestLook = 24 * time.Hour
+
 // peak is the most backends that others have during a time.
 func (t *Tool) peak(
 	ctx context.Context, i *semaphore.Inspector, d status.Document, over time.Duration,
@@ -137,6 +143,11 @@ func (t *Tool) showCapacity(cmd *cobra.Command, d status.Document) error {
 			Version  int             `json:"version"`
 			Capacity status.Capacity `json:"capacity"`
 		}{status.Version, d.Capacity})
+	}
+	if d.Capacity.InForce == 0 {
+		say(out, "none in force, %d held: no session declares one, and no operator has set one. `%s` "+
+			"sets one.%s", d.Held, d.Command("capacity", "N"), unknown(d))
+		return nil
 	}
 	say(out, "%d in force, %d held", d.Capacity.InForce, d.Held)
 	if d.Capacity.Operator > 0 {
@@ -202,5 +213,5 @@ func capacityEffect(d status.Document, n int) string {
 		text += fmt.Sprintf(" Postgres has room for %d: beyond it, connections fail.",
 			max(0, v.Usable()-v.Others))
 	}
-	return text
+	return text + unknown(d)
 }

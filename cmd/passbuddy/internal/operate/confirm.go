@@ -25,9 +25,18 @@ func (t *Tool) confirm(cmd *cobra.Command, effect string) error {
 			"at, so add --yes"))
 	}
 	fmt.Fprint(out, "Do it? [y/N] ")
-	answer, err := bufio.NewReader(cmd.InOrStdin()).ReadString('\n')
-	if ctxErr := cmd.Context().Err(); ctxErr != nil {
-		return ctxErr
+	var answer string
+	var err error
+	read := make(chan struct{})
+	go func() { // Ctrl-C ends the question, and the program with it, but not this read
+		defer close(read)
+		answer, err = bufio.NewReader(cmd.InOrStdin()).ReadString('\n')
+	}()
+	select {
+	case <-read:
+	case <-cmd.Context().Done():
+		fmt.Fprintln(out)
+		return exit.With(exit.Interrupted, errors.New("interrupted: nothing was changed"))
 	}
 	switch strings.ToLower(strings.TrimSpace(answer)) {
 	case "y", "yes":

@@ -11,6 +11,7 @@ import (
 
 	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/exit"
 	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/screen"
+	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/target"
 	"github.com/passbuddy/passbuddy/internal/status"
 	"github.com/passbuddy/passbuddy/semaphore"
 )
@@ -32,7 +33,7 @@ func (r *report) found(severity, code, text, command, effect string) {
 }
 
 func (t *Tool) doctorCommand() *cobra.Command {
-	return Command(cobra.Command{
+	return t.Command(cobra.Command{
 		Use:   "doctor",
 		Short: "Look for what is wrong, or will be: Redis, Postgres, the fleet",
 		Long: `Check Redis (version, eviction, persistence, replicas against WaitReplicas, latency
@@ -73,7 +74,7 @@ func (t *Tool) examine(ctx context.Context, i *semaphore.Inspector) (*report, er
 	}
 	defer client.Close()
 	d, err := t.Build(ctx, i, nil)
-	reached := r.redis(ctx, client, t.Target.String(), d)
+	reached := r.redis(ctx, client, t.Target, d)
 	if v := d.Postgres; v != nil {
 		r.well("Postgres %s answers: max_connections %d, %d reserved, %d backends", v.Version,
 			v.MaxConnections, v.Reserved, v.Total())
@@ -91,6 +92,12 @@ func (t *Tool) examine(ctx context.Context, i *semaphore.Inspector) (*report, er
 			}
 		}
 		return r, semaphore.ErrUnavailable
+	}
+	for i, f := range d.Findings {
+		if f.Code == "redis" { // the server answers
+			d.Findings[i].Text = "Redis answers, but the fleet's state cannot be read: " + reason(err) + "."
+			d.Findings[i].Command, d.Findings[i].Effect = "", t.Target.Advice(err)
+		}
 	}
 	r.Findings = append(d.Findings, r.Findings...)
 	return r, err
@@ -118,7 +125,7 @@ func (t *Tool) showReport(out io.Writer, r *report) error {
 
 // redis looks at the server, step by step. It returns whether it could be reached.
 func (r *report) redis(
-	ctx context.Context, client *redis.Client, base string, d status.Document,
+	ctx context.Context, client *redis.Client, of *target.Target, d status.Document,
 ) bool {
 	ctx, cancel := context.WithTimeout(ctx, 2*readTimeout)
 	defer cancel()
@@ -126,7 +133,7 @@ func (r *report) redis(
 	slowest, err := ping(ctx, client)
 	if err != nil {
 		r.found(status.Critical, "redis", fmt.Sprintf("Redis at %s does not answer a PING: %s.", addr,
-			reason(err)), "", advice(err))
+			reason(err)), "", of.Advice(err))
 		return false
 	}
 	text := fmt.Sprintf("Redis at %s answers in %s, the slowest of %d", addr,
@@ -146,7 +153,7 @@ func (r *report) redis(
 		r.server(parseInfo(info))
 		r.replicas(parseInfo(info), d.Processes)
 	}
-	r.pubsub(ctx, client, base)
+	r.pubsub(ctx, client, of.String())
 	return true
 }
 

@@ -27,7 +27,7 @@ func printJSON(out io.Writer, value any) error {
 func (t *Tool) statusCommand() *cobra.Command {
 	var over time.Duration
 	var check, all bool
-	cmd := Command(cobra.Command{
+	cmd := t.Command(cobra.Command{
 		Use:   "status",
 		Short: "Who holds, who waits and why, on one screen, and what to do about it",
 		Long: `Show the fleet on one screen: is it us, why this capacity, who holds, who waits, what
@@ -41,6 +41,10 @@ client address: the field "guess" says how.`,
   passbuddy status --check || page-somebody`,
 		Args: cobra.NoArgs,
 	}, func(cmd *cobra.Command, _ []string) error {
+		if over < 0 || over > longestLook {
+			return exit.With(exit.Usage, fmt.Errorf("--over is %v: it must be from 0 to %v", over,
+				longestLook))
+		}
 		i, end, err := t.Inspect()
 		if err != nil {
 			return err
@@ -91,7 +95,7 @@ func (t *Tool) show(out io.Writer, d status.Document, all bool) error {
 }
 
 func (t *Tool) listCommand() *cobra.Command {
-	return Command(cobra.Command{
+	return t.Command(cobra.Command{
 		Use:   "list",
 		Short: "List the semaphores of this Redis that have --prefix",
 		Args:  cobra.NoArgs,
@@ -163,7 +167,7 @@ const eventsPoll = time.Second
 
 func (t *Tool) eventsCommand() *cobra.Command {
 	var follow bool
-	cmd := Command(cobra.Command{
+	cmd := t.Command(cobra.Command{
 		Use:   "events",
 		Short: "Print what changed: joined, left, capacity, pauses, evictions, lost leases",
 		Long: `Print the fleet's log of changes, the oldest first. It keeps some 200.

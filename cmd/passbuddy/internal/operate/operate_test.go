@@ -431,16 +431,17 @@ func TestUnreachableRedis(t *testing.T) {
 }
 
 func TestExplainKeepsCodes(t *testing.T) {
+	tool := &Tool{Target: &target.Target{}}
 	for code, err := range map[int]error{
 		exit.Failed: errors.New("x"), exit.Unavailable: semaphore.ErrUnavailable,
 		exit.StillHeld: semaphore.ErrStillHeld, exit.Interrupted: context.Canceled,
 		exit.Declined: exit.With(exit.Declined, nil),
 	} {
-		if got := exit.Code(explain(err)); got != code {
+		if got := exit.Code(tool.explain(err)); got != code {
 			t.Errorf("%v: %d, want %d", err, got, code)
 		}
 	}
-	if explain(nil) != nil {
+	if tool.explain(nil) != nil {
 		t.Error("nil is an error")
 	}
 }

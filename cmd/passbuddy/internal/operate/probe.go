@@ -3,7 +3,6 @@ package operate
 import (
 	"context"
 	"errors"
-	"net"
 	"strconv"
 	"strings"
 	"time"
@@ -36,34 +35,6 @@ func reason(err error) string {
 		return "no answer in time"
 	}
 	return strings.TrimSuffix(err.Error(), ".")
-}
-
-// advice says what to do about an error of Redis's.
-func advice(err error) string {
-	text := err.Error()
-	var dns *net.DNSError
-	switch {
-	case errors.As(err, &dns):
-		return "The name of the host cannot be resolved: check --redis, and from where you look."
-	case strings.Contains(text, "refused"):
-		return "Nothing listens there: check the port, and that Redis runs."
-	case strings.Contains(text, "WRONGPASS"), strings.Contains(text, "NOAUTH"):
-		return "The server was reached: check user and password."
-	case strings.Contains(text, "NOPERM"):
-		return "The server was reached: this user lacks a permission, see docs/SECURITY.md."
-	case strings.Contains(text, "tls"), strings.Contains(text, "certificate"),
-		strings.Contains(text, "EOF"):
-		return "TLS? Use rediss:// for a server that speaks TLS, and redis:// for one that does not."
-	case errors.Is(err, context.DeadlineExceeded), isTimeout(err):
-		return "A firewall drops it, or Redis hangs: look at its host (CPU, swap, disk), and at " +
-			"redis-cli --latency from there."
-	}
-	return "Check --redis."
-}
-
-func isTimeout(err error) bool {
-	var e net.Error
-	return errors.As(err, &e) && e.Timeout()
 }
 
 func shortestLease(d status.Document) (ttl float64) {

@@ -42,6 +42,8 @@ type Tool struct {
 	// OnTerminal reports whether a stream is a terminal, and Size how large that is.
 	OnTerminal func(stream any) bool
 	Size       func(stream any) (width, height int)
+
+	flags *pflag.FlagSet
 }
 
 // New returns a Tool of this process's environment.
@@ -63,6 +65,7 @@ func New() *Tool {
 
 // AddFlags adds the flags that all commands have.
 func (t *Tool) AddFlags(flags *pflag.FlagSet) {
+	t.flags = flags
 	t.Target.AddFlags(flags)
 	flags.StringVar(&t.Postgres, "postgres", "", "`URL` of Postgres, to see whose its connections "+
 		"are (default $"+PostgresEnv+", or Postgres is not asked)")
@@ -81,6 +84,9 @@ func (t *Tool) Commands() []*cobra.Command {
 // resolve fills in from the environment what no flag gave, and checks the URLs.
 func (t *Tool) resolve() error {
 	if err := t.Target.Resolve(t.Getenv); err != nil {
+		return exit.With(exit.Usage, err)
+	}
+	if err := target.Given(t.flags, "postgres"); err != nil {
 		return exit.With(exit.Usage, err)
 	}
 	source := "--postgres"
@@ -163,14 +169,14 @@ func (t *Tool) sizeOf(stream any) (width, height int) {
 }
 
 // Command makes a command whose errors carry their exit codes, and are shown by main alone.
-func Command(c cobra.Command, run func(cmd *cobra.Command, args []string) error) *cobra.Command {
+func (t *Tool) Command(c cobra.Command, run func(cmd *cobra.Command, args []string) error) *cobra.Command {
 	c.SilenceUsage, c.SilenceErrors = true, true
-	c.RunE = func(cmd *cobra.Command, args []string) error { return explain(run(cmd, args)) }
+	c.RunE = func(cmd *cobra.Command, args []string) error { return t.explain(run(cmd, args)) }
 	return &c
 }
 
 // explain gives an error its exit code, and says what to do next where that can be known.
-func explain(err error) error {
+func (t *Tool) explain(err error) error {
 	var coded *exit.Error
 	switch {
 	case err == nil, errors.As(err, &coded):
@@ -180,8 +186,7 @@ func explain(err error) error {
 	case errors.Is(err, semaphore.ErrStillHeld):
 		return exit.With(exit.StillHeld, err)
 	case errors.Is(err, semaphore.ErrUnavailable):
-		return exit.With(exit.Unavailable, fmt.Errorf("%w. `passbuddy doctor` tries each step to "+
-			"Redis, and says which one fails", err))
+		return exit.With(exit.Unavailable, t.Target.Explain(err))
 	}
 	return exit.With(exit.Failed, err)
 }

@@ -15,7 +15,7 @@ import (
 
 func (t *Tool) pauseCommand() *cobra.Command {
 	var opts semaphore.PauseOptions
-	cmd := Command(cobra.Command{
+	cmd := t.Command(cobra.Command{
 		Use:   "pause",
 		Short: "Grant nothing new; with --drain, have all connections given back, too",
 		Long: `Grant nothing new until passbuddy resume, or for the time of --for. What is held stays held,
@@ -33,8 +33,9 @@ this program was killed meanwhile.`,
 			return exit.With(exit.Usage, errors.New("--timeout is for --drain; give --for to bound a "+
 				"pause"))
 		}
-		if opts.Timeout < 0 || opts.For < 0 {
-			return exit.With(exit.Usage, errors.New("--timeout and --for must not be negative"))
+		if opts.Timeout < 0 || opts.For < 0 || opts.Timeout > longestPause || opts.For > longestPause {
+			return exit.With(exit.Usage, fmt.Errorf("--timeout is %v, and --for %v: each must be from 0 "+
+				"to %v", opts.Timeout, opts.For, longestPause))
 		}
 		i, end, err := t.Inspect()
 		if err != nil {
@@ -54,9 +55,12 @@ this program was killed meanwhile.`,
 			case errors.Is(err, semaphore.ErrStillHeld) && opts.Timeout > 0:
 				return exit.With(exit.StillHeld, fmt.Errorf("%w; the fleet has been resumed. `%s` shows "+
 					"who holds them", err, d.Command("status")))
-			case cmd.Context().Err() != nil:
+			case cmd.Context().Err() != nil && opts.Drain:
 				return exit.With(exit.Interrupted, fmt.Errorf("interrupted: the fleet is still being "+
 					"drained%s; `%s` ends that", ending(opts.Timeout), d.Command("resume")))
+			case opts.Drain && errors.Is(err, semaphore.ErrUnavailable):
+				return exit.With(exit.Unavailable, fmt.Errorf("%w. If it was being drained, it still is%s: "+
+					"`%s` ends that", t.Target.Explain(err), ending(opts.Timeout), d.Command("resume")))
 			}
 			return err
 		}
@@ -75,6 +79,9 @@ this program was killed meanwhile.`,
 	flags.StringVar(&opts.Reason, "reason", "", "`why`, for others to see")
 	return cmd
 }
+
+// longestPause is that of semaphore.PauseOptions.
+const longestPause = 30 * 24 * time.Hour
 
 func ending(timeout time.Duration) string {
 	if timeout == 0 {
@@ -114,11 +121,20 @@ func pauseEffect(d status.Document, opts semaphore.PauseOptions) string {
 	if p := d.Pause; p != nil {
 		fmt.Fprintf(&b, " It replaces the pause of %s.", p.By)
 	}
-	return b.String()
+	return b.String() + unknown(d)
+}
+
+// unknown warns of a name that nobody has used: it may be a typing error.
+func unknown(d status.Document) string {
+	if !d.Empty() {
+		return ""
+	}
+	return fmt.Sprintf(" Nobody has used %q in this Redis yet: `passbuddy list` shows the names.",
+		d.Semaphore)
 }
 
 func (t *Tool) resumeCommand() *cobra.Command {
-	return Command(cobra.Command{
+	return t.Command(cobra.Command{
 		Use:   "resume",
 		Short: "End a pause or a drain",
 		Args:  cobra.NoArgs,
@@ -153,7 +169,7 @@ func (t *Tool) resumeCommand() *cobra.Command {
 
 func (t *Tool) evictCommand() *cobra.Command {
 	var opts semaphore.EvictOptions
-	cmd := Command(cobra.Command{
+	cmd := t.Command(cobra.Command{
 		Use:   "evict SESSION",
 		Short: "Take back all that one process holds",
 		Long: `Recall all permits of one session: its connections are closed as callers return them. Then
@@ -164,10 +180,20 @@ one session has: see passbuddy status.
 transactions roll back.`,
 		Example: `  passbuddy evict batch-export-0
   passbuddy evict batch-export-0 --force --timeout 30s --reason "starves the others"`,
-		Args: cobra.ExactArgs(1),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return fmt.Errorf("evict takes one SESSION, an id or an owner of passbuddy status, but got %d",
+					len(args))
+			}
+			return nil
+		},
 	}, func(cmd *cobra.Command, args []string) error {
-		if opts.Timeout < 0 {
-			return exit.With(exit.Usage, errors.New("--timeout must not be negative"))
+		switch {
+		case opts.Timeout <= 0:
+			return exit.With(exit.Usage, fmt.Errorf("--timeout is %v: it must be above 0", opts.Timeout))
+		case args[0] == "":
+			return exit.With(exit.Usage, errors.New("SESSION is empty: give an id or an owner of "+
+				"passbuddy status"))
 		}
 		i, end, err := t.Inspect()
 		if err != nil {
@@ -189,7 +215,11 @@ transactions roll back.`,
 			return err
 		}
 		if err := i.Evict(cmd.Context(), p.Session, opts); err != nil {
-			if errors.Is(err, semaphore.ErrStillHeld) {
+			switch {
+			case cmd.Context().Err() != nil:
+				return exit.With(exit.Interrupted, errors.New("interrupted: what was recalled is still "+
+					"given back as callers return it"))
+			case errors.Is(err, semaphore.ErrStillHeld):
 				return exit.With(exit.StillHeld, fmt.Errorf("%w. Connections in use can be cut: add "+
 					"--force", err))
 			}

@@ -41,8 +41,11 @@ cannot be asked.`,
 				return exit.With(exit.Usage, err)
 			}
 			o.Target = *t
-			return exit.With(Run(cmd.Context(), o, cmd.InOrStdin(), cmd.OutOrStdout(),
-				cmd.ErrOrStderr()))
+			code, err := Run(cmd.Context(), o, cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr())
+			if code == exit.Unavailable && err != nil {
+				err = t.Explain(err)
+			}
+			return exit.With(code, err)
 		},
 	}
 	flags := cmd.Flags()

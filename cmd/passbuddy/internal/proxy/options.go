@@ -20,6 +20,7 @@ const (
 	minWait        = 10 * time.Millisecond
 	maxWait        = 24 * time.Hour
 	maxMaxClients  = 500_000
+	maxWeight      = 100 // of semaphore.Config
 	maxStopTimeout = 24 * time.Hour
 )
 
@@ -60,6 +61,12 @@ func (o *Options) resolve() error {
 		return fmt.Errorf("--wait is %v: it must be from %v to %v", o.Wait, minWait, maxWait)
 	case o.Capacity < 0 || o.Capacity > membership.Most:
 		return fmt.Errorf("--capacity is %d: it must be from 1 to %d", o.Capacity, membership.Most)
+	case o.Min < 0 || o.Capacity > 0 && o.Min > o.Capacity:
+		return fmt.Errorf("--min is %d: it must be from 0 to the capacity", o.Min)
+	case o.Max < 0 || o.Max > 0 && o.Max < o.Min:
+		return fmt.Errorf("--max is %d: it must be 0, for any number, or at least --min", o.Max)
+	case o.Weight < 0 || o.Weight > maxWeight:
+		return fmt.Errorf("--weight is %d: it must be from 1 to %d", o.Weight, maxWeight)
 	case o.MaxClients < 0 || o.MaxClients > maxMaxClients:
 		return fmt.Errorf("--max-clients is %d: it must be from 1 to %d", o.MaxClients,
 			maxMaxClients)

@@ -28,7 +28,9 @@ func isItUs(d status.Document) (lines []Line) {
 		v.Others, v.Free(), usable, v.MaxConnections, v.Reserved)
 	switch capacity := d.Capacity.InForce; {
 	case d.RedisError != "":
-		lines = append(lines, Line{sum, Plain})
+		return append(lines, Line{fmt.Sprintf("%d of %d connections are taken (%d less %d reserved); "+
+			"which are ours is not known without Redis.", v.Total(), usable, v.MaxConnections,
+			v.Reserved), Plain}, Line{"By: " + listed(byApplication(v)), Plain})
 	case capacity > usable:
 		lines = append(lines, Line{fmt.Sprintf("Yes: the capacity of %d is beyond Postgres's %d.",
 			capacity, usable), Bad}, Line{sum, Plain})
@@ -44,14 +46,18 @@ func isItUs(d status.Document) (lines []Line) {
 	default:
 		lines = append(lines, Line{"No: " + sum, Plain})
 	}
-	var names []string
-	for _, a := range byApplication(v) {
-		names = append(names, fmt.Sprintf("%d %s", a.n, a.name))
-	}
-	if len(names) > 0 {
-		lines = append(lines, Line{"Others: " + strings.Join(names, ", "), Plain})
+	if others := byApplication(v); len(others) > 0 {
+		lines = append(lines, Line{"Others: " + listed(others), Plain})
 	}
 	return lines
+}
+
+func listed(list []application) string {
+	names := make([]string, len(list))
+	for i, a := range list {
+		names[i] = fmt.Sprintf("%d %s", a.n, a.name)
+	}
+	return strings.Join(names, ", ")
 }
 
 // ofCapacity says how many permits are held, and of how many.

@@ -62,6 +62,9 @@ func Answers(d status.Document, width int) []Line {
 func header(d status.Document, width int) []Line {
 	name := Clean(d.Prefix + "-" + d.Semaphore)
 	worst, style := "all is well", Good
+	if d.Empty() && d.RedisError == "" {
+		worst, style = "nobody has used this name yet", Look
+	}
 	n := 0
 	for _, f := range d.Findings {
 		if f.Severity != status.Info {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/exit"
 	"github.com/passbuddy/passbuddy/dashboard"
 	"github.com/passbuddy/passbuddy/semaphore"
 )
@@ -62,20 +63,20 @@ func Run(ctx context.Context, opts Options, out io.Writer) error {
 	if opts.AllowControl {
 		token, err := readToken(opts.TokenFile)
 		if err != nil {
-			return err
+			return exit.With(exit.Usage, err)
 		}
 		inner.Control = &dashboard.Control{Token: token}
 	} else if opts.TokenFile != "" {
-		return errors.New("serve: --token-file has no use without --allow-control")
+		return exit.With(exit.Usage, errors.New("--token-file has no use without --allow-control"))
 	}
 	page, err := dashboard.New(inner)
-	if err != nil {
-		return fmt.Errorf("serve: %w", err)
+	if err != nil { // a name, or the token
+		return exit.With(exit.Usage, err)
 	}
 	defer page.Close()
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", opts.Listen)
 	if err != nil {
-		return fmt.Errorf("serve: cannot listen at %s: %w: choose another --listen", opts.Listen, err)
+		return fmt.Errorf("cannot listen at %s: %w: choose another --listen", opts.Listen, err)
 	}
 	loopback := isLoopback(listener.Addr())
 	announce(out, opts, listener.Addr(), loopback)
@@ -110,17 +111,17 @@ func readToken(file string) (string, error) {
 	text, from := os.Getenv(TokenVariable), "the environment variable "+TokenVariable
 	if file != "" {
 		if text != "" {
-			return "", fmt.Errorf("serve: both --token-file and %s are set: use one", TokenVariable)
+			return "", fmt.Errorf("both --token-file and %s are set: use one", TokenVariable)
 		}
 		content, err := os.ReadFile(file)
 		if err != nil {
-			return "", fmt.Errorf("serve: --token-file: %w", err)
+			return "", fmt.Errorf("--token-file: %w", err)
 		}
 		text, from = string(content), file
 	}
 	text = strings.TrimSpace(text)
 	if text == "" {
-		return "", fmt.Errorf("serve: --allow-control needs a token, but %s is empty: set %s or "+
+		return "", fmt.Errorf("--allow-control needs a token, but %s is empty: set %s or "+
 			"--token-file", from, TokenVariable)
 	}
 	return text, nil
@@ -164,7 +165,7 @@ func serve(ctx context.Context, listener net.Listener, handler http.Handler, end
 	go func() { failed <- server.Serve(listener) }()
 	select {
 	case err := <-failed:
-		return fmt.Errorf("serve: %w", err)
+		return err
 	case <-ctx.Done():
 	}
 	if err := end(); err != nil {

@@ -29,10 +29,13 @@ type Target struct {
 	// RedisURL has a password, perhaps: it is never shown.
 	RedisURL     string
 	Prefix, Name string
+
+	flags *pflag.FlagSet // that AddFlags has added to, or nil
 }
 
 // AddFlags adds the flags.
 func (t *Target) AddFlags(flags *pflag.FlagSet) {
+	t.flags = flags
 	flags.StringVar(&t.RedisURL, "redis", "",
 		"`URL` of Redis (default $"+RedisEnv+", or $"+OtherRedisEnv+")")
 	flags.StringVar(&t.Prefix, "prefix", "",
@@ -42,9 +45,26 @@ func (t *Target) AddFlags(flags *pflag.FlagSet) {
 		"`name` of the semaphore (default $"+NameEnv+", or "+semaphore.DefaultName+")")
 }
 
-// Resolve fills in from the environment what no flag gave, and checks the URL. Its errors say where
-// the URL came from, and show nothing of it.
+// Given refuses a flag that is given and empty. A script that forgot to set its variable means
+// another fleet than that of the default.
+func Given(flags *pflag.FlagSet, names ...string) error {
+	if flags == nil {
+		return nil
+	}
+	for _, name := range names {
+		if f := flags.Lookup(name); f != nil && f.Changed && f.Value.String() == "" {
+			return fmt.Errorf("--%s is empty: give it a value, or leave it out for its default", name)
+		}
+	}
+	return nil
+}
+
+// Resolve fills in from the environment what no flag gave, and checks all of it. Its errors say
+// where the URL came from, and show nothing of it.
 func (t *Target) Resolve(getenv func(string) string) error {
+	if err := Given(t.flags, "redis", "prefix", "name"); err != nil {
+		return err
+	}
 	t.Prefix = cmp.Or(t.Prefix, getenv(PrefixEnv), semaphore.DefaultPrefix)
 	t.Name = cmp.Or(t.Name, getenv(NameEnv), semaphore.DefaultName)
 	source := "--redis"
@@ -57,8 +77,16 @@ func (t *Target) Resolve(getenv func(string) string) error {
 	if t.RedisURL == "" {
 		return fmt.Errorf("which Redis? Give --redis, or set %s or %s", RedisEnv, OtherRedisEnv)
 	}
-	if _, err := parse(t.RedisURL); err != nil {
+	client, err := t.Client()
+	if err != nil {
 		return fmt.Errorf("%s: %w", source, err)
+	}
+	defer client.Close()
+	if _, err := semaphore.NewInspector(client, t.Prefix, ""); err != nil {
+		return fmt.Errorf("--prefix, or %s: %w", PrefixEnv, err)
+	}
+	if _, err := semaphore.NewInspector(client, "", t.Name); err != nil {
+		return fmt.Errorf("--name, or %s: %w", NameEnv, err)
 	}
 	return nil
 }

@@ -17,7 +17,7 @@ import (
 // NewCommand returns `passbuddy top`.
 func NewCommand(t *operate.Tool) *cobra.Command {
 	var refresh time.Duration
-	cmd := operate.Command(cobra.Command{
+	cmd := t.Command(cobra.Command{
 		Use:   "top",
 		Short: "Watch the fleet live; sort, filter, and act on it",
 		Long: `Watch the fleet. ? lists the keys. Keys in lower case change nothing; those in upper case
@@ -25,10 +25,10 @@ say what they will do, and ask.`,
 		Args: cobra.NoArgs,
 	}, func(cmd *cobra.Command, _ []string) error {
 		if t.JSON {
-			return exit.With(exit.Usage, errors.New("top is for a terminal: use passbuddy status --json"))
+			return exit.With(exit.Usage, errors.New("it is for a terminal: use passbuddy status --json"))
 		}
 		if !t.OnTerminal(cmd.OutOrStdout()) || !t.OnTerminal(cmd.InOrStdin()) {
-			return exit.With(exit.Usage, errors.New("top needs a terminal: use passbuddy status"))
+			return exit.With(exit.Usage, errors.New("it needs a terminal: use passbuddy status"))
 		}
 		inspector, end, err := t.Inspect()
 		if err != nil {
