@@ -220,7 +220,12 @@ func (t *trial) sendCall(s *session, k *core.Call, tries int) {
 	}
 	sent := t.now
 	answered := func() {
+		known := s.knownOfFleet(t.now)
 		t.step(s, func(c *core.Core, now time.Duration) { c.CallAnswered(now, k, got) })
+		t.checkLatest(s, k.Number(), known)
+		if got.Epoch == s.core.Epoch() {
+			s.applied = max(s.applied, k.Number())
+		}
 		s.renewed = max(s.renewed, sent)
 		s.unknown = s.unknown && k.Number() <= s.refusedAt
 		if k.Number() == s.core.LastCall() && got.Epoch == s.core.Epoch() {

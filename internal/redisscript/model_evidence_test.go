@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/passbuddy/passbuddy/internal/core"
+	"github.com/passbuddy/passbuddy/internal/message"
 )
 
 // The evidence for the specification: notes of what happened, the exceptions that follow from them,
@@ -28,12 +29,14 @@ type evidence struct {
 	lossesUntil time.Duration            // a grant of a lost state may be trusted until then
 	// unnoticed: the clock was set while no session was there that could tell. See state.lua.
 	unnoticed bool
-	damaged   bool              // a key was deleted: counts may be wrong until they are settled
-	revoked   map[string]bool   // permits that were removed by hand, and their holders do not know
-	tampered  bool              // one was, ever
-	byHand    map[string]bool   // those that were, ever
-	evicted   map[string]bool   // permits that an operator revoked, and their holders do not know
-	revokedIn map[string]string // both of these, ever: the epoch of the state that counted them
+	damaged   bool                     // a key was deleted: counts may be wrong until they are settled
+	revoked   map[string]bool          // permits that were removed by hand, and their holders do not know
+	tampered  bool                     // one was, ever
+	byHand    map[string]bool          // those that were, ever
+	evicted   map[string]bool          // permits that an operator revoked, and their holders do not know
+	evictedAt map[string]time.Duration // those that were revoked ever, of subscribed sessions, when
+	epochs    map[string]bool          // of the states that there ever were
+	revokedIn map[string]string        // both of these, ever: the epoch of the state that counted them
 }
 
 func newEvidence() evidence {
@@ -47,6 +50,8 @@ func newEvidence() evidence {
 		miscounted: make(map[string]time.Duration), byHand: make(map[string]bool),
 		revoked:   make(map[string]bool),
 		evicted:   make(map[string]bool),
+		evictedAt: make(map[string]time.Duration),
+		epochs:    make(map[string]bool),
 		revokedIn: make(map[string]string),
 	}
 }
@@ -69,6 +74,9 @@ type act struct {
 	ends       bool
 	knowsPause string
 	evicted    string // the session whose permits an operator takes back
+	// reports are what its session says of its pools, in the state of that epoch.
+	reports []message.PoolReport
+	epoch   string
 }
 
 // checkScript checks the specification after a script.
@@ -79,6 +87,7 @@ func (t *trial) checkScript(before, after *state, a act) {
 		}
 	}
 	slices.Sort(a.granted)
+	t.checkEpoch(before, after, a)
 	t.checkLease(before, after, a)
 	t.checkBackends(before, after, a)
 	t.allow(after)
@@ -218,26 +227,19 @@ func (t *trial) checkAllPrompt() {
 			trouble = s.trouble
 		}
 		t.checkPrompt(s, trouble)
+		t.checkStops(s)
 	}
 }
 
-// keptFromOthers reports whether a request waits for more than minima leave.
-func (t *trial) keptFromOthers() bool {
-	for _, s := range t.all() {
-		room := t.before.num("cap")
-		for session, n := range t.before.minima() {
-			if session != s.name {
-				room -= n
-			}
-		}
-		for _, r := range s.requests {
-			n := int64(len(r.Permits))
-			if r.Kind.Waits() && (n > room && r.Pool == nil || room <= 0) {
-				return true
-			}
+// keptFromIt reports whether a request wants more than the minima of others leave.
+func (t *trial) keptFromIt(s *session, r *request) bool {
+	room := t.before.num("cap")
+	for session, n := range t.before.minima() {
+		if session != s.name {
+			room -= n
 		}
 	}
-	return false
+	return int64(len(r.Permits)) > room && r.Pool == nil || room <= 0
 }
 
 // repeats bounds the pause after a fault, before the session repeats what was not answered.

@@ -52,7 +52,7 @@ func (t *trial) cross(s *session, st step) {
 		t.until(t.now)
 	}
 	findsNext := true // by a call of its own
-	switch st.m % 6 {
+	switch st.m % 8 {
 	case 0:
 		t.makeRoom(s)
 		s.force("batch", luck{fate: slow, back: late})
@@ -82,12 +82,50 @@ func (t *trial) cross(s *session, st step) {
 		if !t.makeRecall(s) {
 			return
 		}
+	case 6: // it starts a state that others join, its connection breaks, and it starts the next
+		t.outside(step{do: "flush"})
+		s.force("call", luck{fate: breaks, back: late + 2*roundTrip})
+		t.beat(s)
+		t.until(t.now + roundTrip)
+		for _, other := range t.all() {
+			if other != s && !other.paused {
+				t.beat(other)
+			}
+		}
+		findsNext = false
+	case 7:
+		t.freeze(s, roundTrip)
+		return
 	}
 	t.until(t.now + roundTrip)
 	t.outside(step{do: "flush"})
 	if findsNext {
 		t.beat(s)
 	}
+}
+
+// freeze has a process stop that holds permits. The state is lost, and lost once more when nobody
+// but s has come back. Then s wants all that there is.
+func (t *trial) freeze(s *session, roundTrip time.Duration) {
+	frozen := t.holderBeside(s)
+	if frozen == nil || t.plan.fence && !t.plan.windows || roundTrip > t.plan.ttl/20 {
+		return
+	}
+	t.beat(frozen)
+	t.until(t.now + roundTrip)
+	t.pause(frozen)
+	for range 2 {
+		t.outside(step{do: "flush"})
+		t.beat(s)
+		t.until(t.now + roundTrip)
+	}
+	for range t.plan.capacity {
+		t.want(s, message.Wait, 0, s.plain(1)...)
+	}
+	t.until(t.now + t.plan.ttl/2) // by then grants would go on, if nobody was missed
+	t.beat(s)
+	t.until(t.now + t.plan.ttl/10)
+	t.resume(frozen)
 }
 
 // makeRoom has the next request of s granted at once, if it can. The others give up what they wait

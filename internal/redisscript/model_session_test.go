@@ -58,6 +58,7 @@ type session struct {
 	sendings   map[*core.Batch]int  // how often each was sent, less how often that failed
 	done       map[*core.Batch]bool // those that were answered, or have failed as often
 	renewed    time.Duration        // when the latest call was sent that was answered
+	applied    uint64               // the latest call whose answer it believes
 	unknown    bool                 // Redis has refused a batch, and answered no call made since
 	refusedAt  uint64               // the last call that was made before that
 	refusals   int                  // batches that were refused in a row
@@ -266,6 +267,18 @@ func (t *trial) noteTrust(s *session, fx core.Effects) {
 }
 
 func (t *trial) tick(s *session) { t.step(s, (*core.Core).Tick) }
+
+// tickEarly calls a core before the time that it asks for.
+func (t *trial) tickEarly(s *session) {
+	wake := s.core.WakeAt()
+	if s.paused || s.core.Left() || wake > 0 && wake <= s.local(t.now) {
+		return
+	}
+	t.step(s, func(c *core.Core, now time.Duration) {
+		c.Tick(now)
+		t.checkEarly(s, wake, c.Take())
+	})
+}
 
 // close begins to close a session. It leaves once its pools have given everything back, or after a
 // while.

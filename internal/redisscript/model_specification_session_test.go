@@ -2,6 +2,8 @@ package redisscript
 
 import (
 	"errors"
+	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -214,6 +216,15 @@ func (t *trial) checkPrompt(s *session, trouble int) {
 	}
 }
 
+// checkEarly: a core that is called before it asks for that does nothing. Otherwise it has something
+// to do, and does not ask to be called for it in time.
+func (t *trial) checkEarly(s *session, wake time.Duration, fx core.Effects) {
+	if !reflect.ValueOf(fx).IsZero() {
+		t.failf("prompt: %s has something to do at %v, and wants to be called at %v: %+v",
+			s.name, s.local(t.now), wake, fx)
+	}
+}
+
 // checkHeard: no recall is heard twice, or of a state that is lost. n recalls are new to a pool;
 // below zero, so many are withdrawn.
 func (t *trial) checkHeard(s *session, p *pool, epoch string, n int) {
@@ -229,6 +240,22 @@ func (t *trial) checkHeard(s *session, p *pool, epoch string, n int) {
 	if told, withdrawn := t.toldToKeep[s.name], t.withdrawn[s.name]; told > withdrawn {
 		t.failf("heard: %s is told of %d recalls that are withdrawn, and there were %d",
 			s.name, told, withdrawn)
+	}
+}
+
+// knownOfFleet is what a session knows of the fleet.
+func (s *session) knownOfFleet(now time.Duration) string {
+	c, stats := s.core, s.core.Stats(s.local(now))
+	return fmt.Sprintf("epoch %s, capacity %d, paused %v: %v", c.Epoch(), stats.Capacity,
+		stats.Paused, c.AtCapacity(s.local(now)))
+}
+
+// checkLatest: the answer to a call changes nothing that its session knows of the fleet, if that has
+// heard the answer to a later call.
+func (t *trial) checkLatest(s *session, call uint64, known string) {
+	if now := s.knownOfFleet(t.now); call < s.applied && now != known {
+		t.failf("heard: the answer to call %d of %s is older than that to call %d: it knew\n%s, "+
+			"and now\n%s", call, s.name, s.applied, known, now)
 	}
 }
 

@@ -24,6 +24,7 @@ import (
 //	recalls   no pool is told to give what nobody needs, or what it may keep
 //	paused    nothing is granted while an operator's pause lasts
 //	evicted   what an operator takes back is owed; or it is counted, and no session's any more
+//	epoch     no two states have one epoch: a session that knows a lost one finds out
 //
 // Of each session, after anything happens to it:
 //
@@ -46,6 +47,19 @@ import (
 // detail.
 
 // Of the fleet.
+
+// checkEpoch: each state has an epoch of its own, although a call that starts one can be executed
+// twice. Otherwise those sessions would not re-assert what they hold that knew the first state.
+func (t *trial) checkEpoch(before, after *state, a act) {
+	epoch := after.Meta["epoch"]
+	if epoch == "" || epoch == before.Meta["epoch"] {
+		return
+	}
+	if t.epochs[epoch] {
+		t.failf("epoch: %s starts a state, and another one had the epoch %q", a.name, epoch)
+	}
+	t.epochs[epoch] = true
+}
 
 // checkLease: no script ends a lease that has time left, unless it is told to release the permit.
 func (t *trial) checkLease(before, after *state, a act) {
@@ -314,11 +328,11 @@ func (t *trial) checkRest() {
 }
 
 // checkWaiters: once every session gives back what it holds, no request waits any more. Excepted is
-// a request for more than the minima of others leave, and what waits behind it.
+// a request for more than the minima of others leave. It does not stop those behind it.
 func (t *trial) checkWaiters() {
 	for _, s := range t.all() {
 		for _, r := range s.requests {
-			if r.Kind.Waits() && !t.keptFromOthers() {
+			if r.Kind.Waits() && !t.keptFromIt(s, r) {
 				t.failf("waiters: %s waits for %s, and every session gives back",
 					s.name, ids(r.Permits))
 			}

@@ -27,6 +27,9 @@ func (t *trial) take(s step) {
 		}[s.n%12]
 		t.say("%v pass", by)
 		t.until(t.now + by)
+		for _, s := range t.all() {
+			t.tickEarly(s)
+		}
 	case "stall":
 		ttl := t.plan.ttl
 		t.stall([]time.Duration{
@@ -105,7 +108,7 @@ func (t *trial) takeOfRunning(p *session, s step) {
 			t.ask(p, p.pools[s.n%len(p.pools)], 0)
 		}
 	case "tick":
-		t.tick(p)
+		t.tickEarly(p)
 	case "beat":
 		t.beat(p)
 	case "resubscribe":
