@@ -36,6 +36,7 @@ type evidence struct {
 	evicted   map[string]bool          // permits that an operator revoked, and their holders do not know
 	evictedAt map[string]time.Duration // those that were revoked ever, of subscribed sessions, when
 	epochs    map[string]bool          // of the states that there ever were
+	present   []present                // how many sessions there were, from the first script on
 	revokedIn map[string]string        // both of these, ever: the epoch of the state that counted them
 }
 
@@ -87,6 +88,7 @@ func (t *trial) checkScript(before, after *state, a act) {
 		}
 	}
 	slices.Sort(a.granted)
+	t.present = append(t.present, present{t.now, int64(len(after.Sessions))})
 	t.checkEpoch(before, after, a)
 	t.checkLease(before, after, a)
 	t.checkBackends(before, after, a)
@@ -228,11 +230,19 @@ func (t *trial) checkAllPrompt() {
 		}
 		t.checkPrompt(s, trouble)
 		t.checkStops(s)
+		t.checkElsewhere(s)
 	}
 }
 
-// keptFromIt reports whether a request wants more than the minima of others leave.
+// keptFromIt reports whether a request wants more than the minima of others leave, or waits below
+// Config.Max for room that such a request takes.
 func (t *trial) keptFromIt(s *session, r *request) bool {
+	kept := func(r *request) bool { return t.exceedsRoom(s, r) }
+	return kept(r) || s.joining.max > 0 && slices.ContainsFunc(s.requests, kept)
+}
+
+// exceedsRoom reports whether a request wants more than the minima of others leave.
+func (t *trial) exceedsRoom(s *session, r *request) bool {
 	room := t.before.num("cap")
 	for session, n := range t.before.minima() {
 		if session != s.name {
@@ -240,6 +250,22 @@ func (t *trial) keptFromIt(s *session, r *request) bool {
 		}
 	}
 	return int64(len(r.Permits)) > room && r.Pool == nil || room <= 0
+}
+
+// mostSessions is how many sessions there were at most since a time.
+func (t *trial) mostSessions(since time.Duration) (most int64) {
+	for i, p := range t.present {
+		if i+1 == len(t.present) || t.present[i+1].at >= since {
+			most = max(most, p.n)
+		}
+	}
+	return most
+}
+
+// present is how many sessions there were from a time on.
+type present struct {
+	at time.Duration
+	n  int64
 }
 
 // repeats bounds the pause after a fault, before the session repeats what was not answered.

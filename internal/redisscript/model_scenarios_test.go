@@ -24,6 +24,11 @@ func (t *trial) takeScenario(s *session, st step) {
 	case "refuse":
 		t.refuse(s, st)
 	case "lose calls":
+		if len(s.owned(nil, core.Held)) == 0 {
+			t.makeRoom(s)
+			t.want(s, message.Wait, 0, s.plain(1)...)
+			t.until(t.now + t.plan.roundTrip)
+		}
 		t.say("%s loses two calls", s.name)
 		lost := []fate{requestLost, answerLost}[st.n%2]
 		s.force("call", luck{fate: lost}, luck{fate: lost})
@@ -31,6 +36,10 @@ func (t *trial) takeScenario(s *session, st step) {
 		t.makeRoom(s)
 		s.force("batch", luck{fate: breaks}, luck{fate: breaks})
 		t.want(s, message.Try, 0, s.plain(1)...)
+	case "copies":
+		t.copies(s)
+	case "late push":
+		t.latePush(s, st)
 	case "orphan":
 		t.orphan(s)
 	case "reopen":
@@ -43,6 +52,12 @@ func (t *trial) takeScenario(s *session, st step) {
 // back what it has released.
 func (t *trial) cross(s *session, st step) {
 	roundTrip := t.plan.roundTrip
+	if paused := t.before.num("gate") - t.clock(); paused > 0 { // by the last loss
+		t.until(t.now + time.Duration(paused+1)*time.Millisecond)
+		if s.dead || s.paused || s.cut || s.leaves {
+			return
+		}
+	}
 	late := roundTrip + []time.Duration{
 		20 * time.Millisecond, 100 * time.Millisecond, t.plan.ttl / 3,
 	}[st.n%3]
@@ -58,6 +73,11 @@ func (t *trial) cross(s *session, st step) {
 		s.force("batch", luck{fate: slow, back: late})
 		t.want(s, message.Wait, 0, s.plain(1)...)
 	case 1:
+		held := s.owned(nil, core.Held)
+		if st.n%2 == 0 && len(held) > 0 && len(t.before.Permits) > 1 {
+			t.revoke(held[0].ID, step{m: 1}) // the call misses it, and the next state has it again
+			t.changed()
+		}
 		s.force("call", luck{fate: slow, back: late})
 		t.beat(s)
 	case 2:
@@ -82,17 +102,9 @@ func (t *trial) cross(s *session, st step) {
 		if !t.makeRecall(s) {
 			return
 		}
-	case 6: // it starts a state that others join, its connection breaks, and it starts the next
-		t.outside(step{do: "flush"})
-		s.force("call", luck{fate: breaks, back: late + 2*roundTrip})
-		t.beat(s)
-		t.until(t.now + roundTrip)
-		for _, other := range t.all() {
-			if other != s && !other.paused {
-				t.beat(other)
-			}
-		}
-		findsNext = false
+	case 6:
+		t.startTwice(s)
+		return
 	case 7:
 		t.freeze(s, roundTrip)
 		return
@@ -102,6 +114,24 @@ func (t *trial) cross(s *session, st step) {
 	if findsNext {
 		t.beat(s)
 	}
+}
+
+// startTwice has a call start a state that others join, and its connection break. The call is sent
+// again, and starts the next state, as that one is lost meanwhile.
+func (t *trial) startTwice(s *session) {
+	roundTrip, others := t.plan.roundTrip, t.all()
+	t.outside(step{do: "flush"})
+	s.force("call", luck{fate: breaks, back: 2*roundTrip + 10*time.Millisecond})
+	t.beat(s)
+	t.until(t.now + roundTrip)
+	for _, other := range others {
+		if other != s && !other.paused && !other.leaves {
+			t.beat(other)
+		}
+	}
+	t.until(t.now + roundTrip)
+	t.outside(step{do: "flush"})
+	t.until(t.now + roundTrip + 10*time.Millisecond)
 }
 
 // freeze has a process stop that holds permits. The state is lost, and lost once more when nobody
@@ -249,6 +279,66 @@ func (t *trial) orphan(s *session) {
 	t.step(s, func(c *core.Core, now time.Duration) { c.Resubscribed(now) })
 	t.until(t.now)
 	t.giveUp(s, r)
+}
+
+// copies has Redis refuse a request, and then execute the first copy of its batch, whose connection
+// broke: that grants what the session is told, a moment later, to be refused.
+func (t *trial) copies(s *session) {
+	roundTrip := t.plan.roundTrip
+	if roundTrip > t.plan.ttl/20 || !t.makeWait(s) {
+		return
+	}
+	for _, other := range t.all() {
+		for _, r := range slices.Clone(other.requests) {
+			t.giveUp(other, r)
+		}
+	}
+	t.until(t.now + 2*roundTrip)
+	other := t.holderBeside(s)
+	if other == nil || len(t.before.Permits) < int(t.before.num("cap")) {
+		return
+	}
+	if s.messages%2 == 0 {
+		s.messages++ // so that the session notices at once: see send
+	}
+	s.force("batch", luck{fate: strayed, later: 2*roundTrip + 20*time.Millisecond},
+		luck{fate: slow, back: 60 * time.Millisecond})
+	t.want(s, message.Try, 0, s.plain(1)...)
+	t.until(t.now + roundTrip*3/2 + 5*time.Millisecond)
+	if held := other.owned(nil, core.Held); len(held) > 0 {
+		t.release(other, held[0])
+	}
+}
+
+// latePush has the last answer that tells a session the time of Redis's clock be late, and then the
+// push of a grant.
+func (t *trial) latePush(s *session, st step) {
+	if !t.makeWait(s) {
+		return
+	}
+	late := luck{fate: slow, back: t.plan.ttl / 4}
+	if st.n%2 == 0 {
+		s.force("call", late)
+		t.beat(s)
+	} else {
+		s.force("batch", late)
+		t.want(s, message.Wait, 0, s.plain(1)...)
+	}
+	t.until(t.now + t.plan.roundTrip + late.back)
+	s.force("push", late)
+	if other := t.holderBeside(s); other != nil {
+		t.release(other, other.owned(nil, core.Held)[0])
+	}
+	t.until(t.now + t.plan.roundTrip + late.back)
+}
+
+// leaveUnsaid has a session leave while a batch is lost that releases a permit.
+func (t *trial) leaveUnsaid(s *session) {
+	if held := s.owned(nil, core.Held); len(held) > 0 {
+		s.force("batch", luck{fate: requestLost})
+		t.release(s, held[0])
+		t.until(t.now)
+	}
 }
 
 // reopen has a pool open a connection under a permit that covered another one. The new record is

@@ -138,6 +138,8 @@ func (t *trial) checkSettled(s *session, r *core.Request, err error) {
 			t.failf("settled: %s is held, and its caller is told %v", p.ID, err)
 		case err == nil && r.Pool == nil && p.TrustedUntil() <= s.local(t.now):
 			t.failf("settled: %s is not held, and its caller is told that it is", p.ID)
+		case err == nil && r.Extends && p.TrustedUntil() < s.askedAt(r)+t.plan.ttl-t.plan.ttl/10:
+			t.failf("settled: %s was not extended, and its caller is told that it was", p.ID)
 		}
 	}
 	if err == nil && !some {
@@ -181,7 +183,12 @@ func (t *trial) checkOrder(s *session, r *request) {
 
 // checkKnown: a session sends no batch to a Redis that has refused the last one, or may have
 // forgotten the session, as it has answered no call sent within the last lease. A call comes first.
+//
+// It sends no batch either while another one is in flight.
 func (t *trial) checkKnown(s *session) {
+	if s.latest != nil && !s.done[s.latest] {
+		t.failf("order: %s sends a batch, and another one is in flight", s.name)
+	}
 	if silent := s.local(t.now) - s.local(s.renewed); silent >= t.plan.ttl {
 		t.failf("order: %s sends a batch, and no call was answered for %v", s.name, silent)
 	}
@@ -190,9 +197,21 @@ func (t *trial) checkKnown(s *session) {
 	}
 }
 
+// checkReturned: a session gives back only what its holder has given back. Excepted is a permit in
+// quarantine, whose backend it has seen gone.
+func (t *trial) checkReturned(s *session, x message.Exchange) {
+	for _, id := range slices.Concat(x.Release, idsOf(x.Drop)) {
+		p := s.permitOf(id)
+		if p != nil && (p.State() == core.Held || p.State() == core.Lost) &&
+			!t.before.inQuarantine(id) {
+			t.failf("returned: %s gives %s back, and its holder has not", s.name, id)
+		}
+	}
+}
+
 // checkPrompt: when nothing more happens at this moment and no message is on its way, the session
-// has said what it wants and releases. It asks again for what waits every RetryInterval, and when
-// its subscription is new. After a fault it may pause: trouble then counts the faults so far, and
+// has said what it wants and releases. It asks again for what waits every RetryInterval, when its
+// subscription is new, when a push says so, and when its pool holds fewer permits than before. After a fault it may pause: trouble then counts the faults so far, and
 // requests and releases of before are excepted.
 func (t *trial) checkPrompt(s *session, trouble int) {
 	for _, d := range s.dropping {
@@ -209,8 +228,11 @@ func (t *trial) checkPrompt(s *session, trouble int) {
 		case r.seen && silent > most:
 			t.failf("prompt: %s waits for %s, and has not asked for %v", s.name, ids(r.Permits),
 				silent)
-		case r.seen && r.heard < s.resubscribed:
-			t.failf("prompt: %s waits for %s, and has not asked since it subscribed anew",
+		case r.seen && r.heard < s.mustAsk:
+			t.failf("prompt: %s waits for %s, and has not asked since it subscribed anew, or was "+
+				"told to", s.name, ids(r.Permits))
+		case r.seen && r.Pool != nil && r.heard < r.Pool.Owner.(*pool).gave:
+			t.failf("prompt: %s waits for %s, and has not asked since its pool gave a permit back",
 				s.name, ids(r.Permits))
 		}
 	}
@@ -251,11 +273,40 @@ func (s *session) knownOfFleet(now time.Duration) string {
 }
 
 // checkLatest: the answer to a call changes nothing that its session knows of the fleet, if that has
-// heard the answer to a later call.
-func (t *trial) checkLatest(s *session, call uint64, known string) {
+// heard the answer to a later call. No answer brings back a state that the session knows to be lost.
+func (t *trial) checkLatest(s *session, call uint64, known, epoch string) {
+	if now := s.core.Epoch(); now != epoch {
+		s.past[epoch] = true
+		if s.past[now] {
+			t.failf("heard: %s takes the epoch %q again, which it has known to be lost", s.name, now)
+		}
+	}
 	if now := s.knownOfFleet(t.now); call < s.applied && now != known {
 		t.failf("heard: the answer to call %d of %s is older than that to call %d: it knew\n%s, "+
 			"and now\n%s", call, s.name, s.applied, known, now)
+	}
+}
+
+// checkSaid: a call says which operator's pause was last heard of, and how many sessions there were.
+// After a loss of state, those are put back by it. While nothing goes wrong, the session remembers
+// no number of sessions for three leases.
+func (t *trial) checkSaid(s *session, x message.Renewal) {
+	if !s.pauses[x.Pause] {
+		t.failf("heard: %s has heard of the pauses %q, and says %q", s.name,
+			keysInOrder(s.pauses), x.Pause)
+	}
+	span := 3 * t.plan.ttl
+	if most := t.mostSessions(t.now - span); x.Sessions > most && t.quiet(s) > span &&
+		t.now-s.began > span {
+		t.failf("heard: %s says that there were %d sessions, and there were at most %d",
+			s.name, x.Sessions, most)
+	}
+}
+
+// checkElsewhere: a session that hears of a state which it does not know says at once what it holds.
+func (t *trial) checkElsewhere(s *session) {
+	if s.elsewhere && max(s.troubleAt, t.stalledUntil) <= s.elsewhereAt {
+		t.failf("prompt: %s has heard of another state, and does not say what it holds", s.name)
 	}
 }
 

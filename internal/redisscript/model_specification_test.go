@@ -328,7 +328,7 @@ func (t *trial) checkRest() {
 }
 
 // checkWaiters: once every session gives back what it holds, no request waits any more. Excepted is
-// a request for more than the minima of others leave. It does not stop those behind it.
+// a request for more than the minima of others leave. It does not stop those behind it in the queue.
 func (t *trial) checkWaiters() {
 	for _, s := range t.all() {
 		for _, r := range s.requests {

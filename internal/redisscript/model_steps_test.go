@@ -121,14 +121,20 @@ func (t *trial) takeOfRunning(p *session, s step) {
 			t.subscribe(p)
 		}
 	case "pause":
+		if held := p.owned(nil, core.Held); len(held) > 0 && s.m%2 == 0 {
+			t.extend(p, held[0], 0) // the answer finds that the lease is over
+		}
 		t.pause(p)
 	case "leave":
+		if s.n%6 == 0 && !p.cut {
+			t.leaveUnsaid(p)
+		}
 		t.close(s.who, s.n%3 == 0)
 	case "new pool":
 		if len(p.pools) < 4 {
 			t.newPool(p)
 		}
-	case "cross", "refuse", "lose calls", "lose batch", "orphan", "reopen":
+	case "cross", "refuse", "lose calls", "lose batch", "orphan", "copies", "late push", "reopen":
 		t.takeScenario(p, s)
 	default:
 		if len(p.pools) > 0 {
