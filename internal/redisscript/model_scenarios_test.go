@@ -33,6 +33,10 @@ func (t *trial) takeScenario(s *session, st step) {
 		lost := []fate{requestLost, answerLost}[st.n%2]
 		s.force("call", luck{fate: lost}, luck{fate: lost})
 	case "lose batch":
+		if st.m%2 == 0 {
+			t.lateFailure(s)
+			return
+		}
 		t.makeRoom(s)
 		s.force("batch", luck{fate: breaks}, luck{fate: breaks})
 		t.want(s, message.Try, 0, s.plain(1)...)
@@ -67,7 +71,7 @@ func (t *trial) cross(s *session, st step) {
 		t.until(t.now)
 	}
 	findsNext := true // by a call of its own
-	switch st.m % 8 {
+	switch st.m % 10 {
 	case 0:
 		t.makeRoom(s)
 		s.force("batch", luck{fate: slow, back: late})
@@ -108,6 +112,16 @@ func (t *trial) cross(s *session, st step) {
 	case 7:
 		t.freeze(s, roundTrip)
 		return
+	case 8: // the later of two calls meets this state, and the earlier one the next
+		s.force("call", luck{fate: slow, there: late}, luck{fate: slow, back: 2 * late})
+		for range 2 {
+			t.beat(s)
+			t.until(t.now)
+		}
+		findsNext = false
+	case 9:
+		t.echo(s, roundTrip, late)
+		return
 	}
 	t.until(t.now + roundTrip)
 	t.outside(step{do: "flush"})
@@ -132,6 +146,28 @@ func (t *trial) startTwice(s *session) {
 	t.until(t.now + roundTrip)
 	t.outside(step{do: "flush"})
 	t.until(t.now + roundTrip + 10*time.Millisecond)
+}
+
+// echo has the push of a grant be heard again when the permit is lost, and not given back.
+func (t *trial) echo(s *session, roundTrip, late time.Duration) {
+	if !t.makeWait(s) {
+		return
+	}
+	had := s.owned(nil, core.Held)
+	s.force("push", luck{fate: echoed, later: late})
+	if other := t.holderBeside(s); other != nil {
+		t.release(other, other.owned(nil, core.Held)[0])
+	}
+	t.until(t.now + roundTrip)
+	for _, p := range s.owned(nil, core.Held) {
+		if !slices.Contains(had, p) && len(t.before.Permits) > 1 {
+			t.revoke(p.ID, step{m: 1})
+			t.changed()
+			t.beat(s)
+			t.until(t.now + roundTrip)
+			return
+		}
+	}
 }
 
 // freeze has a process stop that holds permits. The state is lost, and lost once more when nobody
@@ -311,25 +347,43 @@ func (t *trial) copies(s *session) {
 }
 
 // latePush has the last answer that tells a session the time of Redis's clock be late, and then the
-// push of a grant.
+// push of a grant. All that happens before the next regular call.
 func (t *trial) latePush(s *session, st step) {
 	if !t.makeWait(s) {
 		return
 	}
-	late := luck{fate: slow, back: t.plan.ttl / 4}
+	roundTrip, late := t.plan.roundTrip, t.plan.ttl*3/20
 	if st.n%2 == 0 {
-		s.force("call", late)
-		t.beat(s)
+		for range 2 { // the first slow answer is hedged, the second one is not
+			s.force("call", luck{fate: slow, back: late})
+			t.beat(s)
+			t.until(t.now + roundTrip + late)
+		}
 	} else {
-		s.force("batch", late)
+		t.beat(s)
+		t.until(t.now + roundTrip)
+		s.force("batch", luck{fate: slow, back: late})
 		t.want(s, message.Wait, 0, s.plain(1)...)
+		t.until(t.now + roundTrip + late)
 	}
-	t.until(t.now + t.plan.roundTrip + late.back)
-	s.force("push", late)
+	s.force("push", luck{fate: slow, back: t.plan.ttl * 12 / 100})
 	if other := t.holderBeside(s); other != nil {
 		t.release(other, other.owned(nil, core.Held)[0])
 	}
-	t.until(t.now + t.plan.roundTrip + late.back)
+	t.until(t.now + roundTrip + late)
+}
+
+// lateFailure has the first copy of a batch fail long after the second one was answered, while
+// another batch is in flight.
+func (t *trial) lateFailure(s *session) {
+	s.force("batch", luck{fate: requestLost})
+	t.want(s, message.Wait, 0, s.plain(1)...)
+	t.until(t.now + s.timeout - 20*time.Millisecond)
+	s.force("batch", luck{fate: slow, back: 60 * time.Millisecond})
+	t.want(s, message.Wait, 0, s.plain(1)...)
+	t.until(t.now)
+	t.want(s, message.Wait, 0, s.plain(1)...)
+	t.until(t.now + 40*time.Millisecond)
 }
 
 // leaveUnsaid has a session leave while a batch is lost that releases a permit.

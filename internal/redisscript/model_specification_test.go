@@ -301,10 +301,16 @@ func (t *trial) checkRecalls(before, s *state, a act) {
 // At the end.
 
 // checkRest: when nothing moves any more, no pool waits while another one could give a permit and
-// still hold no less, for its weight, than the waiter would hold then.
+// still hold no less, for its weight, than the waiter would hold then. By then all pools have given
+// what they owe, so they have heard of each recall.
 func (t *trial) checkRest() {
 	s := t.before
 	o := begin(s, t.clock(), 0, t.place.sharded(), nil)
+	for pool, n := range s.Debts {
+		if s.isLive(sessionOf(pool), o.now) {
+			t.failf("rest: %s owes %d, and does not give it", pool, n)
+		}
+	}
 	for _, request := range s.queued() {
 		_, ids := parsed(request)
 		if !isPooled(ids[0]) {

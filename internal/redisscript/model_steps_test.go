@@ -122,7 +122,9 @@ func (t *trial) takeOfRunning(p *session, s step) {
 		}
 	case "pause":
 		if held := p.owned(nil, core.Held); len(held) > 0 && s.m%2 == 0 {
-			t.extend(p, held[0], 0) // the answer finds that the lease is over
+			p.force("batch", luck{fate: slow, back: 50 * time.Millisecond})
+			t.extend(p, held[0], 0)
+			t.until(t.now) // the answer may find that the lease is over
 		}
 		t.pause(p)
 	case "leave":
