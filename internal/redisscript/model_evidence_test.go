@@ -130,7 +130,26 @@ func (t *trial) checkNow() {
 
 // inWindow reports whether this is a history in which more than the capacity can be held for a
 // while. docs/SAFETY.md lists the windows.
-func (t *trial) inWindow() bool { return t.plan.windows || t.unnoticed || t.tampered }
+func (t *trial) inWindow() bool {
+	return t.plan.windows || t.unnoticed || t.tampered ||
+		slices.ContainsFunc(t.all(), func(s *session) bool {
+			return s.unsaid && (s.paused || s.resumed > 0 && t.now-s.resumed < t.plan.ttl)
+		})
+}
+
+// noteBack notes whether a call that found the state lost has named all that its session trusts. A
+// call that was made before a grant, and executed after a loss, does not. The session says the rest
+// at once. But it counts as back, and if its process stops just then, it trusts a permit that the
+// new state grants.
+func (t *trial) noteBack(n message.Renewal, epoch string) {
+	s := t.named(n.Session)
+	if s == nil || n.Epoch == "" || epoch == "" {
+		return
+	}
+	s.unsaid = n.Epoch != epoch && slices.ContainsFunc(s.permits, func(p *permit) bool {
+		return t.believes(s, p) && !slices.Contains(n.Permits, p.ID)
+	})
+}
 
 // believes reports whether a session may use what p permits. It trusts the lease. And if a recorded
 // backend has ended, it has recorded that there is none: before that, it opens no other one.

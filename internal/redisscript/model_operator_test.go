@@ -386,20 +386,6 @@ func (t *trial) checkEvicted(before, after *state, a act) {
 	}
 }
 
-// checkStops: a session that is subscribed stops using what an operator has revoked, as soon as a
-// push and a call can have told it. Excepted is one for which anything has gone wrong since.
-func (t *trial) checkStops(s *session) {
-	for _, p := range s.permits {
-		at, revoked := t.evictedAt[p.ID]
-		_, still := t.before.Quarantine[p.ID]
-		if revoked && still && t.believes(s, p) && max(s.troubleAt, t.stalledUntil) < at &&
-			t.now >= at+4*t.plan.roundTrip {
-			t.failf("evicted: %s still trusts %s, which was revoked %v ago",
-				s.name, p.ID, t.now-at)
-		}
-	}
-}
-
 // forgetRevoked ends the exception for the permits of which a reply says that they are not held any
 // more: from now on their session must not trust them.
 func (t *trial) forgetRevoked(missing []string) {

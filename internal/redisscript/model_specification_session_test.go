@@ -124,7 +124,22 @@ func (t *trial) checkExpiry(s *session) {
 	}
 }
 
+// checkStops: a session that is subscribed stops using what an operator has revoked, as soon as a
+// push and a call can have told it. Excepted is one for which anything has gone wrong since.
+func (t *trial) checkStops(s *session) {
+	for _, p := range s.permits {
+		at, revoked := t.evictedAt[p.ID]
+		_, still := t.before.Quarantine[p.ID]
+		if revoked && still && t.believes(s, p) && max(s.troubleAt, t.stalledUntil) < at &&
+			t.now >= at+4*t.plan.roundTrip {
+			t.failf("evicted: %s still trusts %s, which was revoked %v ago",
+				s.name, p.ID, t.now-at)
+		}
+	}
+}
+
 // checkSettled: a request ends once. Permits are held if it was granted, and not if it was refused.
+// An extension that was granted gives a whole lease from when it was asked for.
 func (t *trial) checkSettled(s *session, r *core.Request, err error) {
 	if s.over[r] {
 		t.failf("settled: a request for %s ends twice", ids(r.Permits))
@@ -181,10 +196,9 @@ func (t *trial) checkOrder(s *session, r *request) {
 	}
 }
 
-// checkKnown: a session sends no batch to a Redis that has refused the last one, or may have
-// forgotten the session, as it has answered no call sent within the last lease. A call comes first.
-//
-// It sends no batch either while another one is in flight.
+// checkKnown: a session sends no batch while another one is in flight. It sends none to a Redis
+// that has refused the last one, or may have forgotten the session, as it has answered no call sent
+// within the last lease. A call comes first.
 func (t *trial) checkKnown(s *session) {
 	if s.latest != nil && !s.done[s.latest] {
 		t.failf("order: %s sends a batch, and another one is in flight", s.name)
@@ -211,8 +225,9 @@ func (t *trial) checkReturned(s *session, x message.Exchange) {
 
 // checkPrompt: when nothing more happens at this moment and no message is on its way, the session
 // has said what it wants and releases. It asks again for what waits every RetryInterval, when its
-// subscription is new, when a push says so, and when its pool holds fewer permits than before. After a fault it may pause: trouble then counts the faults so far, and
-// requests and releases of before are excepted.
+// subscription is new, when a push says so, and when its pool holds fewer permits than before.
+// After a fault it may pause: trouble then counts the faults so far, and requests and releases of
+// before are excepted.
 func (t *trial) checkPrompt(s *session, trouble int) {
 	for _, d := range s.dropping {
 		if d.trouble >= trouble && s.core.Accounts(d.id) {
@@ -238,8 +253,8 @@ func (t *trial) checkPrompt(s *session, trouble int) {
 	}
 }
 
-// checkEarly: a core that is called before it asks for that does nothing. Otherwise it has something
-// to do, and does not ask to be called for it in time.
+// checkEarly: a core that is called before it asks for that does nothing. Otherwise it would have
+// something to do, and not ask to be called for it in time.
 func (t *trial) checkEarly(s *session, wake time.Duration, fx core.Effects) {
 	if !reflect.ValueOf(fx).IsZero() {
 		t.failf("prompt: %s has something to do at %v, and wants to be called at %v: %+v",
@@ -272,13 +287,13 @@ func (s *session) knownOfFleet(now time.Duration) string {
 		stats.Paused, c.AtCapacity(s.local(now)))
 }
 
-// checkLatest: the answer to a call changes nothing that its session knows of the fleet, if that has
-// heard the answer to a later call. No answer brings back a state that the session knows to be lost.
+// checkLatest: once a session has heard the answer to a call, the answer to an earlier one changes
+// nothing that it knows of the fleet. No answer brings back a state that it knows to be lost.
 func (t *trial) checkLatest(s *session, call uint64, known, epoch string) {
 	if now := s.core.Epoch(); now != epoch {
 		s.past[epoch] = true
 		if s.past[now] {
-			t.failf("heard: %s takes the epoch %q again, which it has known to be lost", s.name, now)
+			t.failf("heard: %s takes the epoch %q again, which it knew to be lost", s.name, now)
 		}
 	}
 	if now := s.knownOfFleet(t.now); call < s.applied && now != known {
@@ -287,8 +302,8 @@ func (t *trial) checkLatest(s *session, call uint64, known, epoch string) {
 	}
 }
 
-// checkSaid: a call says which operator's pause was last heard of, and how many sessions there were.
-// After a loss of state, those are put back by it. While nothing goes wrong, the session remembers
+// checkSaid: a call says which operator's pause was last heard of, and how many sessions there
+// were: after a loss of state, a call puts that back. While nothing goes wrong, a session remembers
 // no number of sessions for three leases.
 func (t *trial) checkSaid(s *session, x message.Renewal) {
 	if !s.pauses[x.Pause] {
@@ -303,7 +318,8 @@ func (t *trial) checkSaid(s *session, x message.Renewal) {
 	}
 }
 
-// checkElsewhere: a session that hears of a state which it does not know says at once what it holds.
+// checkElsewhere: a session that hears of a state which it does not know says at once what it
+// holds.
 func (t *trial) checkElsewhere(s *session) {
 	if s.elsewhere && max(s.troubleAt, t.stalledUntil) <= s.elsewhereAt {
 		t.failf("prompt: %s has heard of another state, and does not say what it holds", s.name)

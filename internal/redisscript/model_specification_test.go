@@ -23,8 +23,9 @@ import (
 //	counts    what Redis counts of pools and minima is right
 //	recalls   no pool is told to give what nobody needs, or what it may keep
 //	paused    nothing is granted while an operator's pause lasts
-//	evicted   what an operator takes back is owed; or it is counted, and no session's any more
-//	epoch     no two states have one epoch: a session that knows a lost one finds out
+//	evicted   what an operator takes back is owed; or it is counted, and no session's any more, and
+//	          its holder stops using it once it can hear of that
+//	epoch     no two states have one epoch
 //
 // Of each session, after anything happens to it:
 //
@@ -32,9 +33,10 @@ import (
 //	account   a session accounts for each permit that Redis counts for it
 //	loss      a lease is lost when its trust ends, and not before, while Redis answers in time
 //	settled   a request ends once, and its permits are held if it was granted
+//	returned  a session gives back only what its holder has given back
 //	order     requests reach Redis in the order in which they were made
 //	prompt    a session says at once what is to be said, and repeats it until Redis answers
-//	heard     a pool hears of each recall once
+//	heard     a pool hears of each recall once; no late answer undoes what a session knows
 //	numbers   a session counts its permits right, and never exceeds Config.Max
 //
 // At the end, when nothing goes wrong any more:
@@ -334,7 +336,8 @@ func (t *trial) checkRest() {
 }
 
 // checkWaiters: once every session gives back what it holds, no request waits any more. Excepted is
-// a request for more than the minima of others leave. It does not stop those behind it in the queue.
+// a request for more than the minima of others leave. It does not stop those behind it in the
+// queue.
 func (t *trial) checkWaiters() {
 	for _, s := range t.all() {
 		for _, r := range s.requests {
