@@ -36,10 +36,9 @@ func (cn *connector) acquire(ctx context.Context) (checkout, error) {
 	for {
 		held, err := cn.acquireOnce(ctx)
 		if !cn.asksAgain(ctx, err) {
-			if err != nil && cn.isClosed() {
-				// A connection that was given to a caller which Close woke lies parked, and Close
-				// has swept already.
-				cn.sweep(0)
+			if err != nil {
+				// A connection that came to the caller as it gave up can lie parked.
+				cn.sweepLater()
 			}
 			return held, err
 		}
@@ -59,6 +58,9 @@ func (cn *connector) acquireOnce(ctx context.Context) (checkout, error) {
 	for {
 		slot, err := cn.a.Enter(ctx, true)
 		if err != nil {
+			if slot != nil { // it came as the caller gave up, and has to end
+				slot.Attached().(*physical).close()
+			}
 			return checkout{}, err
 		}
 		if slot == nil {
@@ -109,8 +111,8 @@ func (cn *connector) acquireOnce(ctx context.Context) (checkout, error) {
 	return checkout{ph, slot, slot.Generation()}, nil
 }
 
-// giveBack ends a checkout that leaves no wrapper behind: the next caller has the connection, or it
-// is closed.
+// giveBack ends a checkout that leaves no wrapper behind. A connection that was claimed is back in
+// its wrapper then, or the next caller has it. Any other lies parked for a while, or is closed.
 func (cn *connector) giveBack(held checkout) {
 	ph := held.ph
 	if cn.cfg.Scope == PerCheckout {
@@ -119,6 +121,9 @@ func (cn *connector) giveBack(held checkout) {
 		} else {
 			ph.close()
 		}
+		return
+	}
+	if ph.valid() && held.slot.Unclaim() {
 		return
 	}
 	if !ph.valid() || !cn.park(held.slot) {

@@ -114,11 +114,13 @@ func (cn *connector) moves(ph *physical) {
 // setExpiry sets the timer that closes ph if it lies idle when it is too old. A later learn
 // replaces it.
 func (cn *connector) setExpiry(ph *physical) {
-	limit := time.Duration(cn.maxAge.Load())
-	if limit == 0 {
-		return
+	if limit := time.Duration(cn.maxAge.Load()); limit > 0 {
+		cn.expireIn(ph, time.Until(ph.opened.Add(limit)))
 	}
-	timer := time.AfterFunc(time.Until(ph.opened.Add(limit)), func() { cn.expire(ph) })
+}
+
+func (cn *connector) expireIn(ph *physical, wait time.Duration) {
+	timer := time.AfterFunc(wait, func() { cn.expire(ph) })
 	if old := ph.expiry.Swap(timer); old != nil {
 		old.Stop()
 	}
@@ -127,7 +129,9 @@ func (cn *connector) setExpiry(ph *physical) {
 	}
 }
 
-// expire closes ph if it is idle, as an eviction would. If it is in use its return finds out.
+// expire closes ph if it is idle, as an eviction would. If it is in use its return finds out, if
+// there is one: a connection that was lent, or that came to a caller who had given up, goes back
+// where it was. So expire looks again.
 func (cn *connector) expire(ph *physical) {
 	ph.expiry.Store(nil)
 	switch {
@@ -135,5 +139,7 @@ func (cn *connector) expire(ph *physical) {
 		cn.setExpiry(ph)
 	case ph.slot.LeaveIdle():
 		ph.close()
+	default:
+		cn.expireIn(ph, parkTimeout)
 	}
 }

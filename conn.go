@@ -28,6 +28,8 @@ import (
 //     having touched anything; if we were first, the claim finds nothing idle. A new wrapper may
 //     even have used and returned the connection since: then it is idle, but in another generation.
 //   - a claim and Close: the same, by LeaveAt.
+//   - a claim that ends without a wrapper of its own (giveBack) and either of them: Unclaim goes back
+//     to our generation only if neither was called in between.
 //   - an eviction and ResetSession: the eviction makes it leave, and Retake takes only an idle one.
 //   - an eviction and Close: the second finds that close was called (physical.closeBegun).
 //   - an abort and anything: it only sets a flag and closes the socket, both of which can be done
@@ -207,15 +209,16 @@ func (c *conn) IsValid() bool {
 	if tx != nil && tx.Err() != nil && !endedByUser() {
 		return false // see BeginTx
 	}
+	if !perCheckout && !c.held {
+		// Handed to a caller that had given up, and returned without a checkout. Another can have
+		// claimed the connection since.
+		return !c.ph.broken.Load() && c.slot.Current(c.generation)
+	}
 	if !c.ph.valid() {
 		return false
 	}
 	if perCheckout {
 		return c.returnCheckout()
-	}
-	if !c.held {
-		// Handed to a caller that had given up, and returned without a checkout.
-		return c.slot.Current(c.generation)
 	}
 	tooOld := c.ph.moved.Load() && c.cn.tooOld(c.ph)
 	if !tooOld && c.slot.Keep() {

@@ -180,6 +180,16 @@ func TestRandomUse(t *testing.T) {
 								b.fleet.giveBack(1)
 							}
 						})
+						wg.Go(func() { // asks Postgres about other backends, over a connection of the DB
+							r := rand.New(rand.NewPCG(seed, 98))
+							for range subset.Length(20, 50) {
+								time.Sleep(time.Duration(r.IntN(40)) * time.Millisecond)
+								ctx, cancel := context.WithTimeout(t.Context(),
+									time.Duration(r.IntN(20))*time.Millisecond)
+								_ = b.cn.lend(ctx, nil) // an error, as the connection is not pgx's
+								cancel()
+							}
+						})
 						wg.Wait()
 						_ = st.Close()
 						if scope == PerConnection {

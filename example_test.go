@@ -125,7 +125,7 @@ func ExampleDialer() {
 	inner.Dialer(&passbuddy.Dialer{})
 }
 
-// What an operator asks first when callers time out.
+// An operator asks this first when callers time out.
 func ExampleStats() {
 	sem, err := semaphore.Open(context.Background(), redisURL, semaphore.Config{Capacity: 80})
 	if err != nil {

@@ -92,7 +92,7 @@ func TestFenceOfAFrozenProcess(t *testing.T) {
 					t.Fatal(err)
 				}
 				freeze(t, waking, pidOf(t, a), pidOf(t, b))
-				deadline := time.Now().Add(10 * time.Second)
+				deadline := time.Now().Add(time.Minute)
 				for a.PingContext(context.Background()) == nil ||
 					b.PingContext(context.Background()) == nil {
 					if time.Now().After(deadline) {

@@ -29,6 +29,12 @@ func (cn *connector) park(slot *allotment.Slot) bool {
 	if !slot.Park() {
 		return false
 	}
+	cn.sweepLater()
+	return true
+}
+
+// sweepLater is called when a connection may lie parked. After Close it sweeps at once.
+func (cn *connector) sweepLater() {
 	cn.mu.Lock()
 	closed, arm := cn.isClosed(), !cn.sweeping
 	cn.sweeping = true
@@ -38,7 +44,6 @@ func (cn *connector) park(slot *allotment.Slot) bool {
 	} else if arm {
 		time.AfterFunc(parkTimeout, func() { cn.sweep(parkTimeout) })
 	}
-	return true
 }
 
 // sweep closes connections that have been parked for too long.

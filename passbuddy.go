@@ -106,7 +106,7 @@ type Config struct {
 	// where Redis could not be asked. Default 30s; must not be negative.
 	AcquireTimeout time.Duration
 
-	// PoolName is what operators know this pool by: in [Stats], in snapshots and in metrics.
+	// PoolName is this pool's name for operators: in [Stats], in snapshots and in metrics.
 	// Default "<server>:<port>/<database>" with pgx, that is, pgxpool or its stdlib driver wrapped
 	// directly; otherwise "pool". Control characters are removed, and it is cut at 100 bytes.
 	//

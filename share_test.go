@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/passbuddy/passbuddy/internal/subset"
+	"github.com/passbuddy/passbuddy/semaphore"
 )
 
 // bubble runs f with a DB over a fake server under a fake clock, and checks at the end that
@@ -170,6 +171,31 @@ func TestParkedIsSwept(t *testing.T) {
 			t.Errorf("%d connections are still parked", n)
 		}
 	})
+}
+
+// TestLendingKeepsTheConnection: this DB asks Postgres about other backends over its only connection,
+// which lies idle. It stays open in its wrapper.
+func TestLendingKeepsTheConnection(t *testing.T) {
+	for _, scope := range []Scope{PerConnection, PerCheckout} {
+		bubble(t, 1, full, Config{Scope: scope}, func(t *testing.T, b *bench) {
+			for range 3 {
+				if err := b.db.Ping(); err != nil {
+					t.Fatal(err)
+				}
+				// the fake connection is none of pgx's, which lend finds out once it has it
+				if err := b.cn.lend(t.Context(), nil); !errors.Is(err, semaphore.ErrClosed) {
+					t.Fatal(err)
+				}
+				time.Sleep(5 * parkTimeout)
+			}
+			if open, dials := b.server.open.Load(), b.server.dials.Load(); open != 1 || dials != 1 {
+				t.Errorf("%d connections are open after %d dials, want the first", open, dials)
+			}
+			if n := b.db.Stats().MaxIdleClosed; n != 0 {
+				t.Errorf("database/sql has closed %d wrappers", n)
+			}
+		})
+	}
 }
 
 // TestClaim: a Connect takes over the connection of an idle wrapper. That wrapper never touches it

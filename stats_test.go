@@ -118,7 +118,7 @@ func TestStatsFindsItsPool(t *testing.T) {
 			}
 		}
 		wg.Wait()
-		// The first is not in use, so its name is what it asked for.
+		// The first is not in use, so it has the name that it asked for.
 		names := []string{"registered", "registered", "wrapped", "opened"}
 		for i, db := range dbs {
 			if got := statsOf(t, db).Name; got != names[i] {

@@ -64,7 +64,7 @@ type Options struct {
 // Control lets viewers set the capacity, pause and resume the fleet, and evict a session. Each of
 // these asks for the token and for the name of the semaphore.
 type Control struct {
-	// Token is what a viewer types. It has visible ASCII characters only, and cannot be empty. The
+	// Token is typed by a viewer. It has visible ASCII characters only, and cannot be empty. The
 	// page keeps it in its memory, and sends it in the header Authorization. So serve the page over
 	// TLS, or on a loopback address. Required.
 	Token string

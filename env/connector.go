@@ -40,7 +40,7 @@ type inUse struct {
 	use *sessions.Use
 }
 
-// passbuddyConnector is what passbuddy.WrapConnector returns, unless it refuses.
+// passbuddyConnector has the methods of the connector that passbuddy.WrapConnector returns.
 type passbuddyConnector interface {
 	driver.Connector
 	io.Closer

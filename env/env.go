@@ -30,7 +30,7 @@
 // # One semaphore for the DBs that share it
 //
 // The DBs of one Redis, prefix and name share one session of the semaphore, whatever their drivers
-// and databases; so do the pools of pgxpool.Open. It is opened at the first connect of the first of
+// and databases, with the pools of pgxpool.Open. It is opened at the first connect of the first of
 // them, and closed when the last one has closed and its last connection has ended. If it cannot be
 // opened, the connect fails, and the next one tries again. DBs that disagree about what concerns
 // the whole session, such as the capacity, do not share it: the later one's connects fail.

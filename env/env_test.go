@@ -240,7 +240,7 @@ func TestDisagreement(t *testing.T) {
 	}
 	ok(t, a.Close())
 	ok(t, b.Ping())
-	// What is the pool's own affair may differ.
+	// Settings of a pool may differ.
 	c := w.open("passbuddy", w.dsn("passbuddy_capacity=4 passbuddy_scope=checkout passbuddy_pool_name=c"))
 	ok(t, c.Ping())
 	w.expect("semaphore", 1)

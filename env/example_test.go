@@ -10,7 +10,7 @@ import (
 	"github.com/passbuddy/passbuddy/env"
 )
 
-// The program is what it was, but for the driver's name. It is started with, for example,
+// Only the driver's name in the program changes. It is started with, for example,
 //
 //	PASSBUDDY_REDIS_URL=redis://localhost:6379
 //	PASSBUDDY_NAME=orders-db

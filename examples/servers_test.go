@@ -90,7 +90,7 @@ func buildFlags() (flags []string) {
 	return flags
 }
 
-// space is what one test has for itself.
+// space holds all that one test has for itself.
 type space struct {
 	database    string
 	databaseURL string

@@ -45,11 +45,15 @@ func join(t testing.TB, c *redis.Client, capacity int) *semaphore.Semaphore {
 var oneLine = redis.NewScript(`return redis.call('ZADD', KEYS[1], ARGV[1], ARGV[2])`)
 
 // An acquire that need not wait, and its release, beside a bare EVALSHA of a script of one line.
-// They run in turn, so that a slow machine slows both. Over loopback, and over a network that takes
-// 200 µs each way.
+// They run in turn, so that a slow machine slows both.
 func BenchmarkUncontended(b *testing.B) {
+	nearAndFar(b, uncontended)
+}
+
+// nearAndFar runs f over loopback, and over a network that takes 200 µs each way.
+func nearAndFar(b *testing.B, f func(b *testing.B, c *redis.Client)) {
 	r, c := startRedis(b)
-	b.Run("loopback", func(b *testing.B) { uncontended(b, c) })
+	b.Run("loopback", func(b *testing.B) { f(b, c) })
 	far := redis.NewClient(&redis.Options{
 		Dialer: func(ctx context.Context, network, _ string) (net.Conn, error) {
 			conn, err := new(net.Dialer).DialContext(ctx, network, r.Addr())
@@ -57,7 +61,7 @@ func BenchmarkUncontended(b *testing.B) {
 		},
 	})
 	defer far.Close()
-	b.Run("200µs", func(b *testing.B) { uncontended(b, far) })
+	b.Run("200µs", func(b *testing.B) { f(b, far) })
 }
 
 // A farConn has its bytes arrive later, in both directions.
@@ -155,8 +159,9 @@ func pair(b *testing.B, s *semaphore.Semaphore) {
 
 // The time from a release in one session until the grant in another, beside a bare PUBLISH until
 // its subscriber has the message. They run in turn. The longest time shows a lost push.
-func BenchmarkHandOver(b *testing.B) {
-	_, c := startRedis(b)
+func BenchmarkHandOver(b *testing.B) { nearAndFar(b, releaseToGrant) }
+
+func releaseToGrant(b *testing.B, c *redis.Client) {
 	ps := c.Subscribe(b.Context(), "rival")
 	defer ps.Close()
 	if _, err := ps.Receive(b.Context()); err != nil {

@@ -11,12 +11,14 @@
 //
 // For each connection pool it emits the instruments of the semantic conventions for databases, as
 // of version 1.44.0 (https://opentelemetry.io/docs/specs/semconv/database/database-metrics/):
-// db.client.connection.count, .pending_requests, .timeouts, .max, .wait_time and .create_time.
-// .wait_time counts only checkouts that had to wait. .max is the capacity of the whole fleet: no
-// pool has a share of its own. .use_time, .idle.max and .idle.min are left out: no time is taken of
-// a warm checkout, and idle connections have no bounds here.
 //
-// What the conventions have no name for begins with "passbuddy.".
+//	db.client.connection.count, .pending_requests, .timeouts, .max, .wait_time, .create_time
+//
+// Only checkouts that had to wait count in .wait_time. The capacity of the whole fleet is .max,
+// because no pool has a share of its own. The instruments .use_time, .idle.max and .idle.min are
+// left out: no time is taken of a warm checkout, and idle connections have no bounds here.
+//
+// Names that the conventions do not have begin with "passbuddy.".
 package passbuddyotel
 
 import (

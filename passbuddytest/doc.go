@@ -2,8 +2,9 @@
 // capacity, without a server. The scripts are the real ones; they run on miniredis, in the test's
 // own process. So queueing, leases, recalls and the loss of Redis do to your code what they do in
 // production. It cannot show what needs real servers. There is no Postgres, so no test sees the cap
-// in pg_stat_activity, or passbuddy.Config.Fence at work. Nor is there sharded pub/sub (Redis 7 and
-// later), a replica (semaphore.Config.WaitReplicas), a failover, a Redis Cluster, an ACL or TLS.
+// in pg_stat_activity, or passbuddy.Config.Fence at work. There is no sharded pub/sub
+// (Redis 7 and later), no replica (semaphore.Config.WaitReplicas), no failover, no Redis
+// Cluster, no ACL and no TLS.
 //
 // A test makes a Fleet, opens a Semaphore for each process that it pretends, and gives that to the
 // code under test:

@@ -68,8 +68,8 @@ func (f *Fleet) Flush(t testing.TB) {
 // session that your code has opened is told to look at once. With passbuddy.Config.Fence, a permit
 // goes on to count until its Postgres backend is gone.
 //
-// What follows from a loss, such as the end of a Do's context or of a pool's connection, happens in
-// goroutines that have been woken. In a synctest bubble they are done when ExpireLeases returns.
+// The consequences of a loss, such as the end of a Do's context or of a pool's connection, happen
+// in goroutines that have been woken. In a synctest bubble they are done when ExpireLeases returns.
 // Outside they can need a moment more.
 //
 // While Redis is Down, holders cannot notice. They go on to rely on their permits until they hear
@@ -151,7 +151,7 @@ func (f *Fleet) revoke(ctx context.Context, session string) error {
 		}
 	}
 	for _, s := range sessions {
-		_, err := redisscript.Evict(ctx, f.client, f.keys, s, true, "passbuddytest",
+		_, err := redisscript.Evict(ctx, f.client, f.keys, 0, s, true, "passbuddytest",
 			"the lease ends")
 		if err != nil {
 			return err

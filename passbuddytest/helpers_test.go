@@ -124,7 +124,7 @@ func (t *fakeT) Fatalf(format string, args ...any) {
 
 func (t *fakeT) Fatal(args ...any) { t.Fatalf("%s", fmt.Sprint(args...)) }
 
-// fakeOutput is what a fakeT has logged.
+// fakeOutput holds the log of a fakeT.
 type fakeOutput fakeT
 
 func (o *fakeOutput) Write(b []byte) (int, error) {

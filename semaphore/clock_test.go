@@ -1,10 +1,13 @@
 package semaphore
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
+	"github.com/passbuddy/passbuddy/internal/bubble"
 	"github.com/passbuddy/passbuddy/internal/subset"
 )
 
@@ -62,6 +65,116 @@ func TestClockStepSeenByANewcomerFirst(t *testing.T) {
 		}
 		if !p.Held() {
 			t.Error("the holder lost its permit")
+		}
+	})
+}
+
+// An operator is the first to see a step of the clock. Its scripts end no lease that lasts.
+func TestClockStepSeenByAnOperatorFirst(t *testing.T) {
+	verbs := map[string]func(ctx context.Context, i *Inspector, session string) error{
+		"capacity": func(ctx context.Context, i *Inspector, _ string) error {
+			return i.SetCapacity(ctx, 1)
+		},
+		"pause": func(ctx context.Context, i *Inspector, _ string) error {
+			return i.Pause(ctx, PauseOptions{For: time.Second})
+		},
+		"resume": func(ctx context.Context, i *Inspector, _ string) error {
+			return i.Resume(ctx)
+		},
+		"evict": func(ctx context.Context, i *Inspector, session string) error {
+			held, err := i.engine.Evict(ctx, session, false, "", "")
+			if err == nil && held != 1 {
+				return fmt.Errorf("%d permits of the session, want 1", held)
+			}
+			return err
+		},
+	}
+	for name, verb := range verbs {
+		for _, step := range []time.Duration{time.Hour, -time.Hour} {
+			t.Run(name+" "+step.String(), func(t *testing.T) {
+				inWorld(t, func(t *testing.T, w *world) {
+					i := w.inspector()
+					a, b := w.join(Config{Capacity: 1}), w.join(Config{Capacity: 1, MaxAttempts: -1})
+					p := a.acquire(t)
+					waiting := b.later(t.Context())
+					time.Sleep(100 * time.Millisecond)
+					s := a.snapshot(t)
+					w.Redis.SetTime(time.Now().Add(step))
+					if err := verb(t.Context(), i, s.Holders[0].Session); err != nil {
+						t.Fatal(err)
+					}
+					for range 100 {
+						time.Sleep(100 * time.Millisecond)
+						w.Redis.SetTime(time.Now().Add(step))
+						if waiting.IsDone() {
+							t.Fatal("the step ended a lease: its permit was granted again")
+						}
+					}
+					if !p.Held() {
+						t.Error("a live session lost its permit")
+					}
+					release(t, p)
+					time.Sleep(100 * time.Millisecond)
+					if !waiting.IsDone() || waiting.Err != nil {
+						t.Errorf("a permit given back is not granted: %v", waiting.Err)
+					}
+				})
+			})
+		}
+	}
+}
+
+// The clock is set while an operator drains the fleet. The drain is reached when the permits are
+// given back, and not before.
+func TestClockStepWhileDraining(t *testing.T) {
+	for _, step := range []time.Duration{time.Hour, 2 * time.Second, -time.Hour} {
+		t.Run(step.String(), func(t *testing.T) {
+			inWorld(t, func(t *testing.T, w *world) {
+				a := w.join(Config{Capacity: 1})
+				p := a.acquire(t)
+				i := w.inspector()
+				draining := bubble.Later(func() (any, error) {
+					return nil, i.Pause(t.Context(), PauseOptions{Drain: true})
+				})
+				// The holder is cut off for a while, so its lease ends soon: at 5 s. The others'
+				// heartbeats come each third of a lease; the operator looks more often.
+				w.join(Config{Capacity: 1})
+				time.Sleep(100 * time.Millisecond)
+				a.link.SetCut(true)
+				time.Sleep(3100 * time.Millisecond)
+				w.Redis.SetTime(time.Now().Add(step))
+				time.Sleep(200 * time.Millisecond)
+				a.link.SetCut(false)
+				for range 50 {
+					time.Sleep(100 * time.Millisecond)
+					w.Redis.SetTime(time.Now().Add(step))
+					if draining.IsDone() {
+						t.Fatalf("drained, it says, and a permit is held: %v", draining.Err)
+					}
+				}
+				if !p.Held() {
+					t.Fatal("a live session lost its permit")
+				}
+				release(t, p)
+				time.Sleep(time.Second)
+				if !draining.IsDone() || draining.Err != nil {
+					t.Errorf("not drained: %v", draining.Err)
+				}
+			})
+		})
+	}
+}
+
+// A fleet that died long ago holds nothing, as an operator sees it.
+func TestALongDeadFleetIsDrained(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a := w.join(Config{Capacity: 1})
+		a.acquire(t)
+		a.crash()
+		time.Sleep(time.Hour)
+		err := w.inspector().Pause(t.Context(), PauseOptions{Drain: true, Timeout: time.Second})
+		if err != nil {
+			t.Errorf("an hour after the holder died: %v", err)
 		}
 	})
 }

@@ -178,13 +178,14 @@ func (c Config) forEngine() engine.Config {
 	return cfg
 }
 
-// info is what operators see of a session that does not change.
+// info has what operators see of a session, as far as it does not change.
 func (c Config) info() message.SessionInfo {
 	host, _ := os.Hostname()
 	return message.SessionInfo{
 		Owner: c.Owner, Min: c.Min, Max: c.Max, Weight: c.Weight,
 		Host: clean(host), PID: os.Getpid(), Program: clean(filepath.Base(os.Args[0])),
 		Version: version(), Started: time.Now().Unix(), TTL: c.TTL.Milliseconds(),
+		WaitReplicas: c.WaitReplicas,
 	}
 }
 

@@ -178,7 +178,7 @@ func ExampleInspector_Events() {
 	// capacity ann
 }
 
-// Stats cost no round trip: they are what this process knows.
+// Stats cost no round trip: this process knows them.
 func ExampleSemaphore_Stats() {
 	ctx := context.Background()
 	sem, err := semaphore.Open(ctx, redisURL(), semaphore.Config{Name: "stats", Capacity: 3})

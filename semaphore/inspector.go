@@ -98,7 +98,8 @@ var ErrStillHeld = errors.New("semaphore: permits are still held")
 const (
 	maxPause  = 30 * 24 * time.Hour
 	drainPoll = 50 * time.Millisecond
-	// drainExtra is what Pause asks for beyond Timeout, to say that the drain has been reached.
+	// drainExtra is the time that Pause asks for beyond Timeout, to say that the drain has been
+	// reached.
 	drainExtra = 5 * time.Second
 	// EvictTimeout is EvictOptions.Timeout where that is zero.
 	evictTimeout = 10 * time.Second
@@ -106,7 +107,7 @@ const (
 	evictAgain = time.Second
 )
 
-// Pause has the fleet grant nothing new. What is held stays held and is renewed, connections that
+// Pause has the fleet grant nothing new. Held permits stay held and are renewed, connections that
 // are open serve their pools, and requests wait in the queue: their callers' own bounds end their
 // waits. A pause outlives the loss of Redis's state, as long as a session lives that has heard of
 // it, which takes a third of a lease.

@@ -362,6 +362,62 @@ func TestEvictRecallsAgain(t *testing.T) {
 	})
 }
 
+// The end of a drain withdraws all recalls that nobody was promised, an eviction's among them. The
+// eviction goes on: it recalls again within a second.
+func TestEvictGoesOnAfterADrain(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		pause PauseOptions
+		ends  bool // the pause ends by itself
+	}{
+		{name: "resumed", pause: PauseOptions{Drain: true}},
+		{name: "over", pause: PauseOptions{Drain: true, Timeout: 2 * time.Second}, ends: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			inWorld(t, func(t *testing.T, w *world) {
+				i := w.inspector()
+				p := w.join(Config{Capacity: 2, Owner: "a"}).pool(t) // gives back nothing by itself
+				p.fill(2)
+				s, err := i.Snapshot(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				drained := bubble.Later(func() (any, error) {
+					return nil, i.Pause(t.Context(), c.pause)
+				})
+				evicted := bubble.Later(func() (any, error) {
+					opts := EvictOptions{Timeout: time.Minute}
+					return nil, i.Evict(t.Context(), s.Sessions[0].ID, opts)
+				})
+				time.Sleep(500 * time.Millisecond)
+				if p.Heard("recall") == 0 || p.Heard("keep") > 0 {
+					t.Fatalf("bug in the test: %s", p.Told())
+				}
+				if c.ends {
+					<-drained.Done
+				} else if err := i.Resume(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				recalls := p.Heard("recall")
+				if p.Count("keep") == 0 {
+					t.Fatalf("bug in the test: the drain's end withdrew nothing: %s", p.Told())
+				}
+				time.Sleep(evictAgain + 4*drainPoll) // it looks every two of drainPoll
+				if p.Heard("recall") == recalls {
+					t.Fatalf("the eviction ended with the drain: %s", p.Told())
+				}
+				p.GiveBack()
+				p.GiveBack()
+				<-evicted.Done
+				if evicted.Err != nil {
+					t.Error(evicted.Err)
+				}
+				<-drained.Done
+			})
+		})
+	}
+}
+
 // What an evicted session does not give back stays held, or is revoked by force. Then its holder
 // loses it at once, and it is counted until its lease is over: nobody gets it before.
 func TestEvictByForce(t *testing.T) {
@@ -448,7 +504,7 @@ func TestEvents(t *testing.T) {
 	})
 }
 
-// What the log says of each change.
+// The log says this of each change.
 func TestEventsInWords(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		i := w.inspector()
@@ -495,7 +551,7 @@ func TestEventsInWords(t *testing.T) {
 	})
 }
 
-// What an inspector cannot do, it refuses in words.
+// An inspector refuses in words all that it cannot do.
 func TestInspectorRefuses(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		i := w.inspector()

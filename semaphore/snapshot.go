@@ -64,7 +64,9 @@ type Session struct {
 	Min, Max int           // it declares, see Config; Max 0: any number
 	Weight   int           // it declares
 	TTL      time.Duration // the length of its leases; 0: unknown
-	Lease    time.Duration // until it would be taken for dead
+	// WaitReplicas is how many replicas it waits for: see Config.
+	WaitReplicas int
+	Lease        time.Duration // until it would be taken for dead
 
 	Host    string
 	PID     int
@@ -75,13 +77,13 @@ type Session struct {
 	Held    int // permits
 	Waiting int // pending acquires
 
-	// The rest is what the session said with its last heartbeat, Age ago.
+	// The session said the rest with its last heartbeat, Age ago.
 	Age       time.Duration
 	RoundTrip time.Duration // what Redis's replies take
 	Lost      int64         // leases lost
 	Outages   int64         // how often Redis stopped answering
-	// Pools are those that hold or want something: 16 at most, the last of which then stands for
-	// all others.
+	// Pools are those that are open, as in Stats: 16 at most, of which the last then stands for all
+	// others.
 	Pools []PoolStats
 }
 
@@ -164,7 +166,7 @@ func newSession(
 		Host: clean(info.Host), PID: info.PID, Program: clean(info.Program),
 		Version: clean(info.Version), Held: held, Waiting: waiting,
 		RoundTrip: info.RoundTrip, Lost: info.Lost, Outages: info.Outages,
-		Pools: poolStats(info.Pools),
+		Pools: poolStats(info.Pools), WaitReplicas: min(max(info.WaitReplicas, 0), maxReplicas),
 	}
 	s.TTL = min(max(s.TTL, 0), maxTTL)
 	if info.Started > 0 {

@@ -6,8 +6,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// PoolStats are the figures of one connection pool at one instant. They are what passbuddy.Stats
-// and pgxpool.Stats return, and what each session tells Redis with its heartbeat, for [Snapshot].
+// PoolStats are the figures of one connection pool at one instant. passbuddy.Stats and
+// pgxpool.Stats return them, and each session tells Redis them with its heartbeat, for [Snapshot].
 // Counters count since the pool was made.
 type PoolStats struct {
 	// Name is passbuddy.Config.PoolName.
@@ -53,8 +53,8 @@ type PoolStats struct {
 	Unavailable int64
 
 	Opened int64 // connections
-	// OpenTime is the sum of what opening them took, once the permit was there. The pool's
-	// AfterConnect is a part of it, and so is what passbuddy.Config.Fence does.
+	// OpenTime is the sum of what opening them took, once the permit was there. It includes
+	// the pool's AfterConnect, and the work of passbuddy.Config.Fence.
 	OpenTime time.Duration
 	Failed   int64 // connections that could not be opened, although the permit was there
 	Recalled int64 // permits that the fleet asked back, even if it had no need of them then
@@ -83,7 +83,9 @@ type Stats struct {
 	// passbuddy.Config.Fence.
 	Fenced int64
 
-	Pools []PoolStats // those that hold or want something, by name
+	// Pools are all that are open, by name. Of pgx's pools, which tell nobody that they are closed,
+	// one is listed until the garbage collector has taken it.
+	Pools []PoolStats
 }
 
 // Stats returns the session's figures.

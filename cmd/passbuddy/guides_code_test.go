@@ -335,7 +335,7 @@ func (f guideFleet) programs(t *testing.T) {
 	}
 }
 
-// pooler is what docs/POOLERS.md says of pools behind PgBouncer: they work, and Fence is refused.
+// pooler tries pools behind PgBouncer, as in docs/POOLERS.md: they work, and Fence is refused.
 func (f guideFleet) pooler(t *testing.T) {
 	b, err := throwaway.StartPgBouncer(t.Context(), throwaway.PgBouncerOptions{Postgres: f.pg,
 		PoolMode: "transaction"})

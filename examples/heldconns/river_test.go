@@ -61,7 +61,7 @@ type fleet struct {
 	logs []*logged
 }
 
-// logged is what a session logs.
+// logged holds the log of a session.
 type logged struct {
 	mu   sync.Mutex
 	text strings.Builder

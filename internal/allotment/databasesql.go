@@ -13,6 +13,7 @@ type handover struct {
 	generation uint32 // see Generation
 	pin        Pin
 	parked     bool // idle, and in no wrapper; see Park
+	unmissed   bool // claimed, and the wrapper has not found out; see Unclaim
 }
 
 // A Pin restricts what may happen to an idle slot without its pool's consent.
@@ -40,6 +41,7 @@ func (s *Slot) Pin(p Pin) {
 func (a *Allotment) claim() *Slot {
 	for r := a.idle.next; r != &a.idle; r = r.next {
 		if s := r.v; s.state == idle && s.pin == Free && !s.lost {
+			s.unmissed = !s.parked
 			s.become(out)
 			s.uses++
 			s.generation++
@@ -47,6 +49,45 @@ func (a *Allotment) claim() *Slot {
 		}
 	}
 	return nil
+}
+
+// Unclaim ends a checkout that began with a claim, and leaves s idle with the wrapper that it was
+// claimed from. It is for a use that leaves no wrapper of its own behind. Where s has to go to a
+// waiting caller or to the fleet, or that wrapper has found out, Unclaim changes nothing and
+// reports false, and Park or Leave must follow.
+//
+//	wrapper of generation g, idle -- claim --> out, g+1 -- Unclaim --> idle, g
+//	                                              |
+//	                                              | Retake or LeaveAt by the wrapper
+//	                                              v
+//	                                           out, g+1, in no wrapper -- Park --> parked
+//
+// A wrapper that has found out reports a bad connection, and is closed. It may do so before or
+// after its LeaveAt, so either counts: s must not be idle in g then, or it would lie in no wrapper
+// for ever, or end with the wrapper. No other wrapper is of generation g+1: its only holder is the
+// caller of Unclaim.
+func (s *Slot) Unclaim() bool {
+	s.a.mu.Lock()
+	defer s.a.mu.Unlock()
+	if !s.unmissed || !s.keep() {
+		return false
+	}
+	s.unclaim()
+	return true
+}
+
+func (s *Slot) unclaim() {
+	if s.unmissed {
+		s.generation--
+	}
+	s.parked, s.unmissed = !s.unmissed, false
+}
+
+// missed takes note that the wrapper of that generation has found out.
+func (s *Slot) missed(generation uint32) {
+	if s.generation == generation+1 {
+		s.unmissed = false
+	}
 }
 
 // Generation tells one holder of s from the next: it counts claims. The caller that has just opened
@@ -74,6 +115,8 @@ func (s *Slot) Retake(generation uint32) bool {
 		if a.offers.timed {
 			a.offers.low = min(a.offers.low, a.available())
 		}
+	} else {
+		s.missed(generation)
 	}
 	a.mu.Unlock()
 	return ok
@@ -85,7 +128,14 @@ func (s *Slot) Retake(generation uint32) bool {
 func (s *Slot) Keep() bool {
 	a := s.a
 	a.mu.Lock()
-	ok := s.state == out && !s.lost && !a.closed &&
+	ok := s.keep()
+	a.mu.Unlock()
+	return ok
+}
+
+func (s *Slot) keep() bool {
+	a := s.a
+	ok := s.staysOpen() &&
 		a.debts.owed == 0 && a.debts.evicting == 0 && a.waiters.n == 0 && a.openers.n == 0
 	if ok {
 		a.slots.turns-- // returns need not count it: see explain
@@ -98,8 +148,12 @@ func (s *Slot) Keep() bool {
 			a.settle()
 		}
 	}
-	a.mu.Unlock()
 	return ok
+}
+
+// staysOpen reports whether s, which is out, may lie idle after that: see also endUse.
+func (s *Slot) staysOpen() bool {
+	return s.state == out && !s.lost && !s.a.closed && (s.permit != nil || !s.a.mustCountIn(s))
 }
 
 // Park ends the checkout of s, whose wrapper is being closed. A waiting caller takes s over. If
@@ -126,6 +180,7 @@ func (s *Slot) LeaveAt(generation uint32) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if s.generation != generation {
+		s.missed(generation)
 		return false
 	}
 	if s.quit() {

@@ -65,6 +65,6 @@
 // settle brings everything to rest after a change (settle.go). Callers go through turn.go, open.go
 // and end.go. databasesql.go has the methods that only that integration calls, and pgxpool.go those
 // that only the other calls. The engine calls those of recall.go, offer.go and loss.go. The
-// counters are three types with their invariants: slots, permits and debts. What operators see of
-// all this is in report.go.
+// counters are three types with their invariants: slots, permits and debts. report.go has
+// the figures that operators see.
 package allotment

@@ -25,7 +25,7 @@ type ConnCounter interface {
 	CountConns() (idle, opening, closing int)
 }
 
-// Checkout is what a ConnCounter has attached to a slot, if it knows more of that than its state.
+// A Checkout is attached to a slot by a ConnCounter that knows more of it than its state.
 type Checkout interface {
 	// Closing reports whether its connection was closed. The permit is kept until the backend has
 	// ended. The allotment's lock is held.
@@ -107,7 +107,7 @@ func (q *queue) callers(now time.Time) (n int, oldest time.Duration) {
 	return n, oldest
 }
 
-// wait is what one checkout has waited for this pool, at all its stations together. The allotment's
+// wait sums up how long one checkout has waited for this pool, at all its stations. The allotment's
 // lock guards it.
 type wait struct {
 	lasted time.Duration

@@ -488,7 +488,8 @@ func TestOpensAreCounted(t *testing.T) {
 	})
 }
 
-// What the fleet asks back, by recalls and as the answer to offers, is counted when it is heard.
+// Permits that the fleet asks back, by recalls or in answer to offers, are counted when that is
+// heard.
 func TestRecallsAreCounted(t *testing.T) {
 	inFleet(t, 3, func(t *testing.T, fl *fleet) {
 		a, b := fl.start(allotment.Options{}), fl.start(allotment.Options{})

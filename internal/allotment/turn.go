@@ -14,6 +14,9 @@ import (
 // with the turn where there is one; it is then out, and its pool must not hand it to anyone else.
 //
 // A turn that is not tied to a slot by [Slot.CheckOut] is given back with [Allotment.Exit].
+//
+// A slot can come with an error, to a caller that gave up as the slot had to end. The caller closes
+// it, and has no turn.
 func (a *Allotment) Enter(ctx context.Context, claim bool) (*Slot, error) {
 	a.mu.Lock()
 	if a.mayEnter() {
@@ -81,13 +84,18 @@ func (a *Allotment) awaitTurn(ctx context.Context, w *waiter) (err error) {
 	defer a.mu.Unlock()
 	if !a.waiters.withdraw(w) && w.err == nil {
 		// Served while the caller was giving up. The turn goes to the next one. A slot that came
-		// with it was never touched, and is idle again.
-		if w.slot != nil {
-			w.slot.become(idle)
-			w.slot.parked = true // the wrapper that it was claimed from has lost it
+		// with it was never touched, and is idle again, unless it has to end by now.
+		switch s := w.slot; {
+		case s == nil:
+			a.slots.untie()
+		case s.staysOpen():
+			s.become(idle)
+			s.unclaim()
+			a.slots.untie()
 			w.slot = nil
+		default:
+			s.quit() // which ends its turn, if it has one
 		}
-		a.slots.untie()
 	}
 	a.settle()
 	if IsClosed(w.closing) {

@@ -338,7 +338,7 @@ func (c *Core) BatchAnswered(now time.Duration, b *Batch, got message.Exchanged,
 			c.lose(now, r.Permits[0]) // before its caller hears of it
 		}
 		if len(r.ids) > 1 {
-			c.drop(now, r.ids...) // some may be held: the others were revoked by hand
+			c.drop(now, r.ids...) // some may be held: the others were removed by hand
 		} else {
 			c.dropCopy(now, b, r)
 		}

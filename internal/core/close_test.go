@@ -155,7 +155,7 @@ func TestCloseDoesNotWaitForADeadRedis(t *testing.T) {
 }
 
 // A caller waits for the outcome of its release. If no batch has brought it by the time the session
-// leaves, it is what becomes of the script leave.
+// leaves, the script leave decides it.
 func TestLeaveSettlesReleases(t *testing.T) {
 	for _, err := range []error{nil, Unavailable(errSilent)} {
 		s := start(t, Config{Capacity: 2})

@@ -162,6 +162,7 @@ type Effects struct {
 	Events    []Event    // for pools, in this order
 	End, Look []Record   // ask a pool that can to end these backends, or to look for them
 	LookEpoch string
+	LookSince int64 // of the push that asks to look
 	Reaper    *Pool // the one to ask
 	Logs      []Log
 	Observed  []message.ObservationKind // of the session, or a permit that no pool holds

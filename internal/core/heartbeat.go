@@ -66,7 +66,7 @@ type Call struct {
 	// ended are the indexes of pools that hold and ask for nothing, while no call on its way says
 	// otherwise.
 	ended []int
-	// incidents are what X.Report tells.
+	// X.Report tells these incidents.
 	incidents incidents
 }
 

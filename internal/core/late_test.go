@@ -211,7 +211,7 @@ func TestLeasesAreLostWhenRedisIsSilent(t *testing.T) {
 
 // Leases are renewed in time as long as replies take at most 40 % of a lease, whether from the
 // start or suddenly.
-func TestSlowRepliesLoseNoLease(t *testing.T) {
+func TestLateRepliesLoseNoLease(t *testing.T) {
 	for _, sudden := range []bool{false, true} {
 		s := start(t, Config{})
 		type reply struct {

@@ -93,7 +93,7 @@ func TestAGrantThatTheCallMissedIsReasserted(t *testing.T) {
 }
 
 // The state is lost twice within a lease. The session still tells how many sessions there were before:
-// in the state between, the others were not back yet. What it says is right again a lease later.
+// in the state between, the others were not back yet. Its number is right again a lease later.
 func TestTwoLossesForgetNoSession(t *testing.T) {
 	s := start(t, Config{})
 	s.replied(s.call(), message.Renewed{Sessions: 2})

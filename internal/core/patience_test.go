@@ -77,7 +77,7 @@ func TestPatienceWithoutAQueue(t *testing.T) {
 }
 
 // Several permits are granted together, or none is. Redis may refuse them together but count some
-// of them, if an operator revoked the others: so the core drops them all.
+// of them, if a hand removed the others: so the core drops them all.
 func TestPermitsTogether(t *testing.T) {
 	s := start(t, Config{Capacity: 3})
 	r := s.request(message.Wait, s.NewPermit(), s.NewPermit())

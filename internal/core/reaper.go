@@ -158,10 +158,11 @@ func (c *Core) Ended(now time.Duration, list []Record, gone []bool) {
 // Looks. A process that is killed leaves its permits held until their leases end, though Postgres
 // has ended its backends at once. While a request waits, a script asks one session to look for the
 // recorded backends of each session without a subscription. The session looks over a connection of
-// its own, and Redis frees the permits of backends that are gone.
+// its own, and Redis frees the permits of backends that are gone. Redis is told, too, if none is: it
+// can hold everything else up until then.
 //
-//	      push              a reaper looks; then the script gone, for what is gone
-//	idle ------> looking ---------------------------------------------------------> idle
+//	      push              a reaper looks; then the script gone
+//	idle ------> looking -------------------------------------> idle
 //
 // A push that comes meanwhile is dropped, and a look that failed is not repeated: while a request
 // waits, Redis soon asks for the next one.
@@ -176,7 +177,7 @@ func (c *Core) look(push message.Push) {
 	for i, id := range push.IDs {
 		c.fx.Look = append(c.fx.Look, newRecord(id, push.Records[i], 3))
 	}
-	c.fx.LookEpoch, c.fx.Reaper = push.Epoch, reaper
+	c.fx.LookEpoch, c.fx.LookSince, c.fx.Reaper = push.Epoch, push.Since, reaper
 }
 
 // Looked is the end of what Effects.Look asked for.

@@ -90,10 +90,10 @@ func TestOneLookIsUnderWayAtATime(t *testing.T) {
 	s, _, second := covering(t)
 	look := func(epoch string) []Record {
 		s.Pushed(s.now, message.Push{
-			Kind: message.PushLook, Epoch: epoch, IDs: []string{"a"}, Records: []string{"7 70 1 4"}})
+			Kind: message.PushLook, Epoch: epoch, Since: 9, IDs: []string{"a"}, Records: []string{"7 70 1 4"}})
 		fx := s.Take()
-		if len(fx.Look) > 0 && (fx.Reaper != &second.Pool || fx.LookEpoch != "e") {
-			t.Errorf("pool %p looks, for the state %q", fx.Reaper, fx.LookEpoch)
+		if len(fx.Look) > 0 && (fx.Reaper != &second.Pool || fx.LookEpoch != "e" || fx.LookSince != 9) {
+			t.Errorf("pool %p looks, for the state %q since %d", fx.Reaper, fx.LookEpoch, fx.LookSince)
 		}
 		return fx.Look
 	}

@@ -29,8 +29,8 @@ func (c *Core) Stats(now time.Duration) Stats {
 // SetInfo sets what calls of the heartbeat tell operators of this session.
 func (c *Core) SetInfo(json string) { c.info = json }
 
-// incidents are what happened since the last call of the heartbeat that Redis answered, for the
-// fleet's log of changes. If a call is answered but its reply is lost, the next one tells it again.
+// incidents counts events since the last call of the heartbeat that Redis answered, for the fleet's
+// log of changes. If a call is answered but its reply is lost, the next one tells it again.
 type incidents struct {
 	lost, fenced int
 	outage       time.Duration // the longest

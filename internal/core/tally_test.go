@@ -61,6 +61,18 @@ func TestATallyCountsOnceWhicheverWayItComes(t *testing.T) {
 	}
 }
 
+// The push of a recall is lost. The answer to the next call tells the pool.
+func TestALostRecallIsToldByTheNextCall(t *testing.T) {
+	s := start(t, Config{Capacity: 3})
+	p := s.pool()
+	p.gets(3)
+	s.tallies[p.name] = message.Tally{Recalled: 2, Withdrawn: 1} // without the pushes of it
+	s.renew(s.call())
+	if p.owed != 1 {
+		t.Errorf("the pool owes %d, want the 1 that was recalled; it was told %q", p.owed, p.told)
+	}
+}
+
 // A call reports how many recalls a pool has heard of, and how many of those it still owes. Redis
 // counts the rest as given back.
 func TestACallReportsWhatIsOwed(t *testing.T) {

@@ -209,9 +209,10 @@ func (c *Core) loseAll(now time.Duration, permits []*Permit) {
 // lose makes p lost. Redis is not told: the connection or the work under it may still be there, so
 // the lease is left to expire, unless it is released.
 //
-// What is on its way can name p afterwards: the late push of its grant, or the reply to a repeat of
-// its request, which a push had settled. That is no grant which crossed a withdrawal. To drop it
-// would free the lease that Redis has just extended, under a connection that may still be there.
+// Two messages that are on their way can name p afterwards: the late push of its grant, or the
+// reply to a repeat of its request, which a push had settled. That is no grant which crossed a
+// withdrawal. To drop it would free the lease that Redis has just extended, under a connection that
+// may still be there.
 func (c *Core) lose(now time.Duration, p *Permit) {
 	c.endTrust(now, p)
 	c.justLost = append(c.justLost, p.ID)

@@ -68,6 +68,7 @@ type fencer struct {
 	stuck atomic.Bool  // Postgres does not answer it, and its own connections do not end
 	asked atomic.Int32 // how often it was asked to end backends
 	looks atomic.Int32 // how often it was asked which backends are gone
+	slow  atomic.Int64 // how long each of those takes, a time.Duration
 }
 
 func (s *session) fencer(t *testing.T, pg *postgres) *fencer {
@@ -153,6 +154,7 @@ func (f *fencer) EndBackends(ctx context.Context, tags []string) []bool {
 
 func (f *fencer) BackendsGone(_ context.Context, tags []string) []bool {
 	f.looks.Add(1)
+	time.Sleep(time.Duration(f.slow.Load()))
 	time.Sleep(3 * time.Millisecond)
 	gone := make([]bool, len(tags))
 	for i, tag := range tags {

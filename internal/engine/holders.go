@@ -34,7 +34,7 @@ const (
 	readKept = 2 * time.Minute
 )
 
-// holders is what a session knows of connections that stay out. Session.mu guards it.
+// holders holds the session's knowledge of connections that stay out. Session.mu guards it.
 type holders struct {
 	fleet  message.Holders
 	some   bool // fleet is of some sessions only

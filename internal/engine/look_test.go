@@ -4,6 +4,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -334,4 +335,119 @@ func TestTheLookComesBeforeTheLastConnectionMoves(t *testing.T) {
 			w.checkCounts(t)
 		})
 	}
+}
+
+// As before, on a slow machine: a look takes longer than the second that it is waited for at least.
+// The only connection moves when the look was answered, or when no answer comes.
+func TestALookIsWaitedFor(t *testing.T) {
+	for name, c := range map[string]struct {
+		takes time.Duration
+		lives bool
+		moves time.Duration // when the other session is asked for its connection, 0: never
+	}{
+		"gone":        {takes: 3 * time.Second},
+		"there":       {takes: 3 * time.Second, lives: true, moves: 3 * time.Second},
+		"no answer":   {takes: time.Hour, lives: true, moves: 5 * time.Second},
+		"there, soon": {takes: time.Millisecond, lives: true, moves: time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, func(t *testing.T, w *world) {
+				cfg := Config{Capacity: 2, TTL: longTTL, Patience: forever}
+				pg := &postgres{}
+				victim, keeper := w.join(cfg).fencer(t, pg), w.join(cfg).fencer(t, pg)
+				victim.open(1)
+				keeper.open(1)
+				keeper.slow.Store(int64(c.takes))
+				newcomer := w.join(cfg).fencer(t, pg)
+				if c.lives {
+					victim.s.loseSubscription(t)
+				} else {
+					victim.kill()
+				}
+				asked := func() int { return keeper.Heard("wanted") + keeper.Heard("recall") }
+				before, began := asked(), time.Now()
+				newcomer.Ask(1)
+				for asked() == before && newcomer.Heard("granted") == 0 {
+					if time.Since(began) > longTTL/3 {
+						t.Fatal("nothing has happened")
+					}
+					time.Sleep(10 * time.Millisecond)
+				}
+				switch took := time.Since(began); {
+				case c.moves == 0 && asked() > before:
+					t.Errorf("the pool was asked for its only connection after %v, and the look "+
+						"takes %v", took, c.takes)
+				case c.moves > 0 && (took < c.moves || took > c.moves+time.Second):
+					t.Errorf("the connection moves after %v, want %v", took, c.moves)
+				}
+				keeper.slow.Store(0)
+				w.checkCounts(t)
+			})
+		})
+	}
+}
+
+// A session that lives has no subscription. Looks go on while one waits, and are answered. The
+// holders are told of the waiter at first, and not with each look.
+func TestHoldersAreToldOnceInARowOfLooks(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		sub := w.Redis.NewSubscriber()
+		defer sub.Close()
+		sub.Psubscribe("*")
+		var told atomic.Int32
+		go func() {
+			for m := range sub.Pmessages() {
+				if strings.HasPrefix(m.Message, "w ") {
+					told.Add(1)
+				}
+			}
+		}()
+		deaf, other, _ := looked(t, w, Config{})
+		deaf.s.loseSubscription(t)
+		time.Sleep(5 * time.Second)
+		first, looks := told.Load(), other.looks.Load()
+		if first == 0 {
+			t.Error("the holders are not told that one waits")
+		}
+		time.Sleep(longTTL)
+		if n := told.Load() - first; n > 0 {
+			t.Errorf("the holders were told %d times in %d looks", n, other.looks.Load()-looks)
+		}
+	})
+}
+
+// The session without a subscription covers no backend any more, while others wait for a look. The
+// holders are told then that a pool waits.
+func TestHoldersAreToldWhenALookIsOfNoUse(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		cfg := Config{Capacity: 4, TTL: longTTL, Patience: forever}
+		pg := &postgres{}
+		deaf, keeper := w.join(cfg).fencer(t, pg), w.join(cfg).fencer(t, pg)
+		deaf.open(1)
+		keeper.open(1)
+		keeper.Ask(1)
+		time.Sleep(time.Second)
+		keeper.Ask(0)
+		waiter := w.join(cfg).pool(t)
+		waiter.want(1)
+		if len(keeper.granted()) != 2 || len(waiter.Permits()) != 1 {
+			t.Fatal("bug in the test: not at capacity")
+		}
+		keeper.slow.Store(int64(time.Hour))
+		deaf.s.loseSubscription(t)
+		before := keeper.Heard("wanted")
+		waiter.Ask(1) // it holds one already, so none is recalled for it at once
+		time.Sleep(300 * time.Millisecond)
+		if keeper.Heard("wanted") > before {
+			t.Fatal("bug in the test: the look is not waited for")
+		}
+		if err := deaf.ClearBackend(deaf.granted()[0])(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		if keeper.Heard("wanted") == before {
+			t.Error("the holder is not told that a pool waits")
+		}
+		keeper.slow.Store(0)
+	})
 }

@@ -48,3 +48,15 @@ func (n *names) unname(p *Pool) {
 		}
 	}
 }
+
+// pools are those that have a name.
+func (n *names) pools() (list []*Pool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, owner := range n.taken {
+		if p := owner.Value(); p != nil {
+			list = append(list, p)
+		}
+	}
+	return list
+}

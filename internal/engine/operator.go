@@ -20,6 +20,43 @@ type Operator struct {
 	client redis.UniversalClient
 	base   string
 	keys   redisscript.Keys
+
+	mu    sync.Mutex
+	told  int64     // guarded by mu: Redis's clock, as a script last said, ms
+	asked time.Time // guarded by mu: when that script was sent
+}
+
+// toldFor is how long the last answer of a script tells what Redis's clock should show.
+const toldFor = time.Minute
+
+// expected returns what Redis's clock should show now, or 0 if that is not known.
+func (o *Operator) expected(now time.Time) int64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	age := now.Sub(o.asked)
+	if o.told == 0 || age > toldFor {
+		return 0
+	}
+	return o.told + age.Milliseconds()
+}
+
+// run runs a script of the operator's. It tells the script what Redis's clock should show, so that
+// the script notices if the clock was set meanwhile. The first one knows no time: see notice_step
+// of state.lua.
+func (o *Operator) run(
+	script func(expected int64) (redisscript.Counted, error),
+) (redisscript.Counted, error) {
+	sent := time.Now()
+	got, err := script(o.expected(sent))
+	if err != nil {
+		return got, err
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if sent.After(o.asked) {
+		o.told, o.asked = got.Now, sent
+	}
+	return got, nil
 }
 
 // NewOperator returns an operator of the semaphore base. client stays the caller's.
@@ -66,7 +103,7 @@ func (o *Operator) Events(ctx context.Context) (list []message.Event, err error)
 // SetCapacity sets the capacity for the whole fleet; 0 withdraws it.
 func (o *Operator) SetCapacity(ctx context.Context, n int, by string) error {
 	return o.do("set capacity", func(c redis.UniversalClient) error {
-		_, err := redisscript.SetCapacity(ctx, c, o.keys, 0, n, by)
+		_, err := redisscript.SetCapacity(ctx, c, o.keys, o.expected(time.Now()), n, by)
 		return err
 	})
 }
@@ -76,7 +113,9 @@ func (o *Operator) Pause(
 	ctx context.Context, span time.Duration, drain bool, by, reason string,
 ) error {
 	return o.do("pause", func(c redis.UniversalClient) error {
-		_, err := redisscript.PauseGrants(ctx, c, o.keys, span, drain, by, reason)
+		_, err := o.run(func(expected int64) (redisscript.Counted, error) {
+			return redisscript.PauseGrants(ctx, c, o.keys, expected, span, drain, by, reason)
+		})
 		return err
 	})
 }
@@ -84,7 +123,10 @@ func (o *Operator) Pause(
 // Resume ends a pause.
 func (o *Operator) Resume(ctx context.Context, by string) error {
 	return o.do("resume", func(c redis.UniversalClient) error {
-		return redisscript.Resume(ctx, c, o.keys, by)
+		_, err := o.run(func(expected int64) (redisscript.Counted, error) {
+			return redisscript.Resume(ctx, c, o.keys, expected, by)
+		})
+		return err
 	})
 }
 
@@ -93,7 +135,10 @@ func (o *Operator) Evict(
 	ctx context.Context, session string, revoke bool, by, reason string,
 ) (held int64, err error) {
 	err = o.do("evict", func(c redis.UniversalClient) (err error) {
-		held, err = redisscript.Evict(ctx, c, o.keys, session, revoke, by, reason)
+		got, err := o.run(func(expected int64) (redisscript.Counted, error) {
+			return redisscript.Evict(ctx, c, o.keys, expected, session, revoke, by, reason)
+		})
+		held = got.Held
 		return err
 	})
 	return held, err
@@ -102,7 +147,10 @@ func (o *Operator) Evict(
 // EvictOn recalls what a session was granted since Evict.
 func (o *Operator) EvictOn(ctx context.Context, session string) error {
 	return o.do("evict", func(c redis.UniversalClient) error {
-		return redisscript.EvictOn(ctx, c, o.keys, session)
+		_, err := o.run(func(expected int64) (redisscript.Counted, error) {
+			return redisscript.EvictOn(ctx, c, o.keys, expected, session)
+		})
+		return err
 	})
 }
 
@@ -114,12 +162,14 @@ func (o *Operator) Await(
 	var outcome error
 	err := withClient(o.client, func(c redis.UniversalClient) error {
 		for {
-			held, err := redisscript.CountHeld(ctx, c, o.keys)
+			got, err := o.run(func(expected int64) (redisscript.Counted, error) {
+				return redisscript.CountHeld(ctx, c, o.keys, expected)
+			})
 			if err != nil {
 				return err
 			}
 			var ok bool
-			if ok, outcome = done(held); ok || outcome != nil {
+			if ok, outcome = done(got.Held); ok || outcome != nil {
 				return nil
 			}
 			select {

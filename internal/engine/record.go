@@ -25,7 +25,7 @@ func (s *Session) reap(fx core.Effects) {
 		s.stepAndTell(func(c *core.Core, now time.Duration) { c.Ended(now, fx.End, gone) })
 	}
 	if len(fx.Look) > 0 {
-		s.freeGone(ctx, fx.LookEpoch, fx.Look, l.BackendsGone(ctx, tags(fx.Look)))
+		s.answerLook(fx, l.BackendsGone(ctx, tags(fx.Look)))
 		s.step(func(c *core.Core, _ time.Duration) { c.Looked() })
 	}
 }
@@ -38,16 +38,17 @@ func tags(list []core.Record) []string {
 	return out
 }
 
-// freeGone has Redis free the permits whose backends are gone, as far as those are still recorded.
-func (s *Session) freeGone(ctx context.Context, epoch string, list []core.Record, gone []bool) {
+// answerLook tells Redis what a look has seen. Redis frees the permits whose backends are gone, as
+// far as those are still recorded. A look that saw nothing, or failed, is an answer, too: others
+// may wait for it. So it is given in time of its own.
+func (s *Session) answerLook(fx core.Effects, gone []bool) {
+	ctx, cancel := context.WithTimeout(s.ctx, reapTimeout)
+	defer cancel()
 	var ids, records []string
-	for i, r := range list {
+	for i, r := range fx.Look {
 		if i < len(gone) && gone[i] {
 			ids, records = append(ids, r.ID), append(records, r.Text)
 		}
-	}
-	if len(ids) == 0 {
-		return
 	}
 	select {
 	case s.recording <- struct{}{}:
@@ -56,9 +57,9 @@ func (s *Session) freeGone(ctx context.Context, epoch string, list []core.Record
 		return
 	}
 	freed, err := redisscript.Gone(ctx, s.scripter(s.clients.own), s.keys,
-		s.expected(), epoch, ids, records)
+		s.expected(), fx.LookEpoch, fx.LookSince, ids, records)
 	switch {
-	case err != nil && s.ctx.Err() == nil:
+	case err != nil && s.ctx.Err() == nil && len(ids) > 0:
 		s.warn("permits whose Postgres backends are gone could not be freed", "error", err)
 	case freed > 0:
 		s.warn("a session ended without release: its Postgres backends are gone, "+

@@ -91,7 +91,7 @@ func (s *Session) patience() time.Duration {
 	return max(s.cfg.TTL/4, min(3*s.rtt(), s.cfg.TTL-s.cfg.TTL/10))
 }
 
-// rtt is what replies take.
+// rtt is how long replies take.
 func (s *Session) rtt() time.Duration { return read(s, (*core.Core).RoundTrip) }
 
 // isBroken reports whether err is of a connection that another one may not have.

@@ -60,7 +60,7 @@ func (h Holders) Of(capacity int) string {
 	return text
 }
 
-// Out is what the pools of a session have in use while callers wait.
+// Out counts the connections that the pools of a session have in use while callers wait.
 type Out struct {
 	// InUse and Waiting are in words, by pool, for how many connections and callers how long.
 	InUse, Waiting string

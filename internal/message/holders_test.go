@@ -18,7 +18,7 @@ func TestHolders(t *testing.T) {
 			{LongUse: 4, OldestUse: 65 * s}},
 		"5 of 20 permits are held by hijacked connections (2) and by others in use for over a minute (3), the oldest for 1h2m0s": {
 			{LongUse: 4, Hijacked: 2, OldestUse: 62 * 60 * s}, {LongUse: 1, OldestUse: 60 * s}},
-		// What a hand wrote.
+		// Written by hand.
 		"1000000 of 20 permits are held by hijacked connections": {
 			{LongUse: -1 << 63, Hijacked: 1<<63 - 1}, {LongUse: -7, Hijacked: -1, OldestUse: 90 * s}},
 	} {

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// SessionInfo is what a session tells operators of itself with each heartbeat, as JSON.
+// A session tells operators SessionInfo with each heartbeat, as JSON.
 type SessionInfo struct {
 	Owner   string `json:"owner"`
 	Min     int    `json:"min,omitempty"`
@@ -20,6 +20,8 @@ type SessionInfo struct {
 	Version string `json:"version,omitempty"` // of this library
 	Started int64  `json:"started,omitempty"` // Unix time, by the process's clock
 	TTL     int64  `json:"ttl,omitempty"`     // ms
+	// WaitReplicas is the session's own.
+	WaitReplicas int `json:"wait_replicas,omitempty"`
 
 	RoundTrip time.Duration `json:"rtt,omitempty"`
 	Lost      int64         `json:"lost,omitempty"`
@@ -53,8 +55,8 @@ type PoolFigures struct {
 	Lost        int64         `json:"lost,omitempty"`
 }
 
-// add adds what can be added up. Of ages it keeps the longer, and of NewestUse the shorter.
-func (f *PoolFigures) add(g PoolFigures) {
+// Add adds what can be added up. Of ages it keeps the longer, and of NewestUse the shorter.
+func (f *PoolFigures) Add(g PoolFigures) {
 	if f.InUse == 0 || g.InUse > 0 && g.NewestUse < f.NewestUse {
 		f.NewestUse = g.NewestUse
 	}
@@ -92,7 +94,7 @@ func (i SessionInfo) Encode() string {
 		})
 		rest := PoolFigures{Name: fmt.Sprintf("%d others", len(pools)-maxPoolsShown+1)}
 		for _, p := range pools[maxPoolsShown-1:] {
-			rest.add(p)
+			rest.Add(p)
 		}
 		i.Pools = append(pools[:maxPoolsShown-1], rest)
 	}

@@ -27,7 +27,8 @@ const (
 	PushHeartbeat PushKind = "h"
 	// PushFence: [<UUID> <pid> <start>]... End these backends, whose permits are in quarantine.
 	PushFence PushKind = "f"
-	// PushLook: <epoch> [<UUID> <pid> <start> <server> <n>]... See whether these backends are gone.
+	// PushLook: <epoch> <ms> [<UUID> <pid> <start> <server> <n>]... See whether these backends are
+	// gone. The ms are Redis's time since which such looks go on, and come back with the answer.
 	PushLook PushKind = "s"
 )
 
@@ -41,6 +42,7 @@ type Push struct {
 	Pool    string
 	Tally   Tally
 	Millis  int64
+	Since   int64 // of looks
 }
 
 // ParsePush reads a push. ok is false for one that no script of ours has sent.
@@ -68,9 +70,10 @@ func ParsePush(payload string) (p Push, ok bool) {
 		p.Millis = min(max(p.Millis, 0), 1<<31)
 	case p.Kind == PushFence:
 		p.backends(words, 2)
-	case p.Kind == PushLook && len(words) > 0:
+	case p.Kind == PushLook && len(words) > 1:
 		p.Epoch = words[0]
-		p.backends(words[1:], 4)
+		p.Since, err = strconv.ParseInt(words[1], 10, 64)
+		p.backends(words[2:], 4)
 	case p.Kind == PushRetry, p.Kind == PushLost, p.Kind == PushHeartbeat:
 	default:
 		return p, false

@@ -20,15 +20,15 @@ func TestParsePush(t *testing.T) {
 		"b e pool 1 0 -1": {Kind: PushRecall, Epoch: "e", Pool: "pool", Tally: Tally{Recalled: 1}},
 		"b e pool 1 0 9223372036854775807": {Kind: PushRecall, Epoch: "e", Pool: "pool",
 			Tally: Tally{Recalled: 1}, Millis: 1 << 31},
-		"r":                   {Kind: PushRetry},
-		"l":                   {Kind: PushLost},
-		"h":                   {Kind: PushHeartbeat},
-		"f":                   {Kind: PushFence},
-		"f a 1 2 b 3 4":       {Kind: PushFence, IDs: []string{"a", "b"}, Records: []string{"1 2", "3 4"}},
-		"f a 1 2 b 3":         {Kind: PushFence, IDs: []string{"a"}, Records: []string{"1 2"}}, // cut off
-		"s e":                 {Kind: PushLook, Epoch: "e"},
-		"s e a 1 2 3 4":       {Kind: PushLook, Epoch: "e", IDs: []string{"a"}, Records: []string{"1 2 3 4"}},
-		"s e a 1 2 3 4 b 5 6": {Kind: PushLook, Epoch: "e", IDs: []string{"a"}, Records: []string{"1 2 3 4"}},
+		"r":                     {Kind: PushRetry},
+		"l":                     {Kind: PushLost},
+		"h":                     {Kind: PushHeartbeat},
+		"f":                     {Kind: PushFence},
+		"f a 1 2 b 3 4":         {Kind: PushFence, IDs: []string{"a", "b"}, Records: []string{"1 2", "3 4"}},
+		"f a 1 2 b 3":           {Kind: PushFence, IDs: []string{"a"}, Records: []string{"1 2"}}, // cut off
+		"s e 9":                 {Kind: PushLook, Epoch: "e", Since: 9},
+		"s e 9 a 1 2 3 4":       {Kind: PushLook, Epoch: "e", Since: 9, IDs: []string{"a"}, Records: []string{"1 2 3 4"}},
+		"s e 9 a 1 2 3 4 b 5 6": {Kind: PushLook, Epoch: "e", Since: 9, IDs: []string{"a"}, Records: []string{"1 2 3 4"}},
 	} {
 		got, ok := ParsePush(payload)
 		if !ok || !reflect.DeepEqual(got, want) {

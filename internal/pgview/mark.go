@@ -7,9 +7,9 @@ import (
 	"strings"
 )
 
-// A Fleet is what is known of the fleet when backends are to be told apart.
+// A Fleet holds all by which the fleet's backends can be told from others'.
 type Fleet struct {
-	// Names are what its connections may call themselves: programs, owners, hosts.
+	// Names are the names that its connections may have: programs, owners, hosts.
 	Names []string
 	// Addresses are those that its hosts are known by.
 	Addresses []string
@@ -30,8 +30,7 @@ func clientOf(g Group) client { return client{g.Application, g.User, g.Database,
 
 // Mark guesses which groups are the fleet's. An application name of the fleet's is taken at its
 // word. Of other clients it takes those from an address of the fleet, and then those that have no
-// application name, which is what pgx leaves them with, as long as the fleet has so many
-// connections.
+// application name, as pgx gives none. It takes no more than the fleet has connections.
 //
 // The guess can be wrong either way: names can be given to anything, and addresses are shared.
 func (v *View) Mark(f Fleet) {

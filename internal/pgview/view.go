@@ -11,7 +11,7 @@ import "time"
 // Application is the application_name of our own connection.
 const Application = "passbuddy-inspect"
 
-// A View is what one look saw.
+// A View holds the result of one look.
 type View struct {
 	At      time.Time `json:"at"`             // Postgres's clock
 	Version string    `json:"server_version"` // such as "17.2"

@@ -4,6 +4,7 @@
 -- Returns the capacity in force
 -- Clock: Redis's. Twice: sets the same value. A lower one revokes nothing: see drain in recalls.
 
+notice_operators_step()
 local limit = tonumber(ARGV[2])
 local before = cap
 if limit > 0 then

@@ -28,7 +28,8 @@
 --        fence     there while a permit may have a backend recorded; without it scripts look at
 --                  neither backends nor quarantine
 --        look      ms until which no session is asked to look for backends; looks: since when such
---                  looks go on; await: until when a look comes before everything else; see ask_look
+--                  looks go on; answered: when a session first said that it saw nothing gone; await:
+--                  until when a look comes before everything else; see ask_look
 
 local PUSH = { -- messages to a session: a kind and what follows it
   grant = 'g', -- <epoch> <now, ms> <UUID>...: these permits are granted
@@ -37,7 +38,7 @@ local PUSH = { -- messages to a session: a kind and what follows it
   retry = 'r', -- one of the session's requests left the queue: ask again
   lost = 'l', -- state was lost: send a heartbeat at once
   fence = 'f', -- (<UUID> <pid> <start>)...: end these backends
-  look = 's', -- <epoch> (<UUID> <pid> <start> <server> <n>)...: are these backends gone?
+  look = 's', -- <epoch> <looks, ms> (<UUID> <pid> <start> <server> <n>)...: are these backends gone?
   heartbeat = 'h', -- tells nothing: Redis's answer counts the session's subscriptions
 }
 local ASK = { -- kinds of requests that a session asks for

@@ -1,13 +1,14 @@
 -- evict: runs behind memory and the shared parts. An operator takes one session's permits back.
 -- ARGV   2 session   3 '1' to revoke what it holds, '0' to recall it, '' to recall what it was
 --        granted since, without an entry in the log   4 who   5 why
--- Returns permits that it held and that were not in quarantine
+-- Returns {permits that it held and that were not in quarantine, now}
 -- Clock: Redis's. Twice: what was recalled is owed already; what was revoked is in quarantine.
 --
 -- A permit that was revoked is not free: it is counted until its backend is gone, or its lease is
 -- over. Its holder finds at its next heartbeat, which the push asks for, that it is not renewed. That
 -- heartbeat serves the queue; a second run of this script would take back what the first granted.
 
+notice_operators_step()
 local session, revokes, ids = ARGV[2], ARGV[3] == '1', {}
 for _, id in ipairs(redis.call('ZRANGE', permits, 0, -1)) do
   local its = is_ours(id) and session_of(id) == session
@@ -29,4 +30,4 @@ if ARGV[3] ~= '' then
 end
 expire_leases()
 save_count()
-return #ids
+return { #ids, now }

@@ -69,8 +69,8 @@ local function rank_of(id)
 end
 
 -- Returns the next number in the order of arrival. Once it outgrows its part of a place, it would
--- count for the rank. So those that wait are numbered anew from 1, in the same order. The numbers of
--- promises only tell them apart, and promises do not last until a number comes again.
+-- count for the rank. So those that wait are numbered anew from 1, in the same order. The numbers
+-- of promises only tell them apart, and promises do not last until a number comes again.
 local function next_seq()
   local seq = redis.call('HINCRBY', meta, 'seq', 1)
   if seq < RANK / WANTS then return seq end
@@ -88,7 +88,7 @@ local function next_seq()
   return #order + 1
 end
 -- Puts a request for n permits into the queue, behind all others of its rank. One that waits
--- already keeps its turn within its (new) rank, which can make it the head. But a pool that has
+-- already keeps its place within its (new) rank, which can make it the head. But a pool that has
 -- just given its last permit has waited for none until now.
 local function enqueue(request, id, n)
   local old = tonumber(redis.call('ZSCORE', queue, request) or '')
@@ -122,7 +122,7 @@ local function grant_or_queue(kind, ttl, ids, request)
     end
     return nil
   end
-  -- All or none, and held in part. Some were revoked by hand, and the session must drop the others.
+  -- All or none, and held in part. Some were removed by hand, and the session must drop the others.
   -- Or some are released by now, and this is a duplicate that strayed: the others are in use.
   if held > 0 then return refused end
   if pooled then request = ttl .. ' ' .. ids[1] end -- a pool waits for one permit

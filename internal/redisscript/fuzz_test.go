@@ -40,6 +40,7 @@ func FuzzReply(f *testing.F) {
 		"*1\r\n$4\r\ngone\r\n",
 		"*8\r\n$2\r\nok\r\n:5\r\n:7\r\n:1\r\n:0\r\n*1\r\n$1\r\na\r\n*0\r\n*0\r\n",
 		"*13\r\n$2\r\nok\r\n:5\r\n$1\r\ne\r\n:3\r\n:0\r\n:1\r\n:0\r\n*1\r\n$1\r\na\r\n:0\r\n*2\r\n:0\r\n:1\r\n:1\r\n:2\r\n",
+		"*2\r\n:5\r\n:1790000000000\r\n", // pause, evict
 		"*3\r\n$7\r\nrefused\r\n:3\r\n:4\r\n",
 		"*2\r\n$7\r\nrefused\r\n$1\r\nx\r\n",
 		"*9\r\n:5\r\n:3\r\n:0\r\n:0\r\n*2\r\n$1\r\na\r\n$13\r\n1790000000000\r\n*3\r\n$6\r\n5000 a\r\n$0\r\n\r\n$1\r\nx\r\n*2\r\n$1\r\ns\r\n$1\r\n7\r\n*2\r\n$1\r\ns\r\n$2\r\n{}\r\n*2\r\n$1\r\ns\r\n$1\r\n3\r\n",
@@ -75,6 +76,10 @@ func FuzzReply(f *testing.F) {
 			t.Errorf("leave: %v", err)
 		}
 		_, _ = SetCapacity(ctx, redis, k, 0, 3, "op")
+		if _, err := CountHeld(ctx, redis, k, 0); err != nil &&
+			!strings.Contains(err.Error(), "script reply") {
+			t.Errorf("pause: %v", err)
+		}
 	})
 }
 

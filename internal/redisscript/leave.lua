@@ -17,7 +17,7 @@ expire_leases() -- now that nobody asks this session for anything any more
 if epoch and epoch == ARGV[3] and redis.call('ZCARD', sessions) > 0 and may_grant() then
   local capacity = effective_capacity()
   grant_queue(capacity, own, {})
-  if redis.call('ZCARD', promises) > 0 then balance(capacity) end
+  if redis.call('ZCARD', promises) > 0 and not awaits_look() then balance(capacity) end
 end
 save_count()
 return { 'ok' }

@@ -102,8 +102,8 @@ local function grant(id, ttl) -- or extends its lease, if it is held
   if reserve then adjust_min(session_of(id), 1) end
 end
 
--- Adds to the fleet's log of changes, which keeps some EVENTS entries. `by` is an operator. pcall: a
--- key of another type, or an ACL without XADD, costs the log and nothing else.
+-- Adds to the fleet's log of changes, which keeps some EVENTS entries. `by` is an operator. pcall:
+-- a key of another type, or an ACL without XADD, costs the log and nothing else.
 local function owner_of(session)
   local known, all = redis.call('HGET', info, session), nil
   if known then known, all = pcall(cjson.decode, known) end
@@ -116,8 +116,8 @@ local function record_event(kind, session, detail, by)
 end
 
 -- Returns the capacity in force, and the operator's or false. The operator's is in force, else the
--- smallest that a live session declares. Where a hand has deleted what some declare it does not grow
--- until they say so again, and where it has deleted all it stays.
+-- smallest that a live session declares. Where a hand has deleted what some declare it does not
+-- grow until they say so again, and where it has deleted all it stays.
 local function effective_capacity()
   local limit = redis.call('HGET', meta, 'limit')
   local declared = limit or redis.call('ZRANGE', capacities, 0, 0, 'WITHSCORES')[2]

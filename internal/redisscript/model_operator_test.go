@@ -15,10 +15,13 @@ import (
 // and takes a session's permits back. It has the steps, the oracle for pause.lua and evict.lua, and
 // what the specification says of them.
 
-// operate takes a step of the operator. The operator's scripts know no time, so they take a clock
-// that was set for the true one until the next heartbeat: the operator waits for that.
+// operate takes a step of the operator. The operator's scripts know no time. So they take a clock
+// that was set for the true one if nobody listens, or if it was set by less than half a lease. The
+// operator waits for the next heartbeat then.
 func (t *trial) operate(s step) {
-	if t.set != t.lastSet {
+	silent := t.clock() - t.before.num("skew") - t.before.num("last")
+	small := 2*silent <= t.before.shortest("lease")
+	if t.set != t.lastSet && (small || len(t.place.listeners()) == 0) {
 		return
 	}
 	ttl := t.plan.ttl
@@ -30,7 +33,7 @@ func (t *trial) operate(s step) {
 		t.pauseGrants(span, true, s.m%5 == 0)
 	case "resumes":
 		if s.m%4 == 0 {
-			t.countHeld()
+			t.countHeld(int64(s.m/4%2) * t.scriptClock())
 		} else {
 			t.resumeGrants()
 		}
@@ -52,12 +55,13 @@ func (t *trial) operate(s step) {
 func (t *trial) pauseGrants(span time.Duration, drain, doubled bool) {
 	run := func() {
 		t.place.setTime(t.clock())
-		got, err := PauseGrants(context.Background(), t.place, t.keys, span, drain, "op", "why")
-		t.say("PauseGrants(%v, drain %v) -> %d", span, drain, got)
+		got, err := PauseGrants(context.Background(), t.place, t.keys, 0, span, drain, "op", "why")
+		t.say("PauseGrants(%v, drain %v) -> %+v", span, drain, got)
 		a := act{name: "PauseGrants", ends: true}
 		t.judge(a, answer{got, known(t, err)}, func(time int64) (*oracle, any) {
-			o := t.begin(time, 0)
-			return o, answer{o.pauseFor(span.Milliseconds(), span < 0, drain), nil}
+			o := t.beginOperator(time, 0)
+			held := o.pauseFor(span.Milliseconds(), span < 0, drain)
+			return o, answer{Counted{held, o.now}, nil}
 		})
 	}
 	if run(); doubled {
@@ -68,25 +72,27 @@ func (t *trial) pauseGrants(span time.Duration, drain, doubled bool) {
 // resumeGrants ends the operator's pause.
 func (t *trial) resumeGrants() {
 	t.place.setTime(t.clock())
-	err := Resume(context.Background(), t.place, t.keys, "op")
-	t.say("Resume()")
+	got, err := Resume(context.Background(), t.place, t.keys, 0, "op")
+	t.say("Resume() -> %+v", got)
 	a := act{name: "Resume", served: true, ends: true}
-	t.judge(a, known(t, err), func(time int64) (*oracle, any) {
-		o := t.begin(time, 0)
-		o.resume()
-		return o, nil
+	t.judge(a, answer{got, known(t, err)}, func(time int64) (*oracle, any) {
+		o := t.beginOperator(time, 0)
+		held := o.resume()
+		return o, answer{Counted{held, o.now}, nil}
 	})
 }
 
-// countHeld has the script pause look, and change no pause.
-func (t *trial) countHeld() {
+// countHeld has the script pause look, and change no pause. An operator that looks again and again
+// knows the time.
+func (t *trial) countHeld(expected int64) {
 	t.place.setTime(t.clock())
-	got, err := CountHeld(context.Background(), t.place, t.keys)
-	t.say("CountHeld() -> %d", got)
+	got, err := CountHeld(context.Background(), t.place, t.keys, expected)
+	t.say("CountHeld(%d) -> %+v", expected, got)
 	a := act{name: "CountHeld", served: true}
 	t.judge(a, answer{got, known(t, err)}, func(time int64) (*oracle, any) {
-		o := t.begin(time, 0)
-		return o, answer{o.afterPause(o.drains(o.now)), nil}
+		o := t.beginOperator(time, expected)
+		held := o.afterPause(o.drains(o.now))
+		return o, answer{Counted{held, o.now}, nil}
 	})
 }
 
@@ -104,12 +110,13 @@ func (t *trial) evict(session string, revoke, doubled bool) {
 			}
 		}
 		t.place.setTime(t.clock())
-		got, err := Evict(context.Background(), t.place, t.keys, session, revoke, "op", "why")
-		t.say("Evict(%s, revoke %v) -> %d", session, revoke, got)
+		got, err := Evict(context.Background(), t.place, t.keys, 0, session, revoke, "op", "why")
+		t.say("Evict(%s, revoke %v) -> %+v", session, revoke, got)
 		a := act{name: "Evict", evicted: session}
 		t.judge(a, answer{got, known(t, err)}, func(time int64) (*oracle, any) {
-			o := t.begin(time, 0)
-			return o, answer{o.evict(session, revoke), nil}
+			o := t.beginOperator(time, 0)
+			held := o.evict(session, revoke)
+			return o, answer{Counted{held, o.now}, nil}
 		})
 	}
 	if run(); doubled {
@@ -133,6 +140,26 @@ func (s *state) drains(now int64) bool {
 	return inForce && p.Drain
 }
 
+// beginOperator has the oracle begin a script of the operator's.
+func (t *trial) beginOperator(time, expected int64) *oracle {
+	o := t.begin(time, expected)
+	if expected == 0 {
+		o.noticeStep(o.lease, "")
+	}
+	return o
+}
+
+// noticeStep is for a caller that knows no time. If no heartbeat came for long, but others are
+// subscribed, the clock was set.
+func (o *oracle) noticeStep(shortest int64, own string) {
+	others := slices.DeleteFunc(slices.Clone(o.listeners), func(s string) bool { return s == own })
+	silent := o.now - o.last
+	if o.epoch != "" && o.last > 0 && 2*silent > shortest && len(others) > 0 {
+		o.now = o.last
+		o.setSkew(o.time - o.now)
+	}
+}
+
 // pauseFor is the script pause. A pause that is in force goes on from when it was set.
 func (o *oracle) pauseFor(millis int64, forever, drain bool) int64 {
 	drained := o.drains(o.now)
@@ -148,10 +175,10 @@ func (o *oracle) pauseFor(millis int64, forever, drain bool) int64 {
 }
 
 // resume is the script pause that ends a pause.
-func (o *oracle) resume() {
+func (o *oracle) resume() int64 {
 	drained := o.drains(o.now)
 	delete(o.Meta, "pause")
-	o.afterPause(drained)
+	return o.afterPause(drained)
 }
 
 // afterPause does what the script pause does once the pause is as it is to be. drained: it drained

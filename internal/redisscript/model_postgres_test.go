@@ -124,7 +124,7 @@ func (t *trial) endBackends(s *session, list []core.Record) {
 	t.step(s, func(c *core.Core, now time.Duration) { c.Ended(now, list, gone) })
 }
 
-// look looks for backends, and tells Redis which of them are gone.
+// look looks for backends, and tells Redis which of them are gone, if any.
 func (t *trial) look(s *session, fx core.Effects) {
 	var ids, records []string
 	for _, r := range fx.Look {
@@ -133,17 +133,13 @@ func (t *trial) look(s *session, fx core.Effects) {
 		}
 	}
 	looked := func() { t.step(s, func(c *core.Core, _ time.Duration) { c.Looked() }) }
-	if len(ids) == 0 {
-		t.soon(s, looked)
-		return
-	}
 	l := t.luckOf(s, "look")
 	t.sayLuck(s, "what it saw", l)
 	expected := t.expected(s)
 	run := func() {
-		t.freeGone(s, fx.LookEpoch, expected, ids, records)
+		t.answerLook(s, fx.LookEpoch, fx.LookSince, expected, ids, records)
 		if l.fate == doubled {
-			t.twice(func() { t.freeGone(s, fx.LookEpoch, expected, ids, records) })
+			t.twice(func() { t.answerLook(s, fx.LookEpoch, fx.LookSince, expected, ids, records) })
 		}
 	}
 	t.send(s, l, t.plan.ttl, run, looked, func(error) { looked() })

@@ -97,7 +97,17 @@ func (o *oracle) isQuarantined(id string) bool {
 // awaitsLook reports whether a look comes before everything else: it may free what is wanted.
 func (o *oracle) awaitsLook() bool {
 	until := o.num("await")
-	return o.fence && until > o.now && until <= o.now+oracleAwait
+	return o.fence && until > o.now && until <= o.now+oracleUnanswered
+}
+
+// awaitEnd is until when looks that began then come first: until a session has answered, and for a
+// time at least, and at most.
+func (o *oracle) awaitEnd(began int64) int64 {
+	answered := o.num("answered")
+	if answered > o.now || answered < began {
+		return began + oracleUnanswered
+	}
+	return max(began+oracleAwait, answered)
 }
 
 // askLook has one session look for the backends of sessions that are not subscribed. It returns
@@ -119,24 +129,26 @@ func (o *oracle) askLook(own string) (next int64, fresh bool) {
 	o.setNum("look", o.now+oracleLook)
 	able, suspects, seen := o.findSuspects(own)
 	if len(able) == 0 || len(suspects) == 0 {
+		awaited := o.awaitsLook()
 		delete(o.Meta, "await")
 		if o.isLive(own, o.now) && !slices.Contains(o.listeners, own) {
 			o.setNum("look", o.now+oracleLook/2)
 		}
-		return o.now + oracleLook, false
+		return o.now + oracleLook, awaited
 	}
 	if began := o.num("looks"); began == 0 || began > o.now || o.now-last > oracleDenied {
 		o.setNum("looks", o.now)
 	}
+	end := o.awaitEnd(o.num("looks"))
 	if delete(o.Meta, "await"); seen <= len(o.Queue) {
-		o.setNum("await", o.num("looks")+oracleAwait)
+		o.setNum("await", end)
 	}
-	turn, text := o.seq(), "s "+o.epoch
+	turn, text := o.seq(), fmt.Sprintf("s %s %d", o.epoch, o.num("looks"))
 	for i := range min(int64(len(suspects)), oracleEnds) {
 		text += " " + suspects[(turn+i+1)%int64(len(suspects))]
 	}
 	o.push(able[turn%int64(len(able))], text)
-	return o.now + oracleLook, o.now-o.num("looks") < 2*oracleAwait
+	return o.now + oracleLook, o.now < end+oracleAwait
 }
 
 // findSuspects lists the sessions that can look, and the recorded backends to look for. subscribed
@@ -162,8 +174,8 @@ func (o *oracle) findSuspects(own string) (able, suspects []string, subscribed i
 }
 
 // gone is the script gone. It frees the permits whose recorded backend is gone, and forgets what
-// their sessions wait for.
-func (o *oracle) gone(epoch string, ids, records []string) (freed int64) {
+// their sessions wait for. If it frees none, looks have had their answer.
+func (o *oracle) gone(epoch string, since int64, ids, records []string) (freed int64) {
 	defer o.end()
 	if !o.fence || o.epoch == "" || o.epoch != epoch {
 		return 0
@@ -176,10 +188,19 @@ func (o *oracle) gone(epoch string, ids, records []string) (freed int64) {
 		}
 	}
 	if freed == 0 {
+		if since == o.num("looks") && since <= o.now {
+			if answered := o.num("answered"); answered < since || answered > o.now {
+				o.setNum("answered", o.now)
+			}
+			if o.awaitsLook() {
+				o.setNum("await", o.awaitEnd(since))
+			}
+		}
 		return 0
 	}
 	delete(o.Meta, "look")
 	delete(o.Meta, "looks")
+	delete(o.Meta, "answered")
 	maps.DeleteFunc(o.Queue, func(request string, _ int64) bool {
 		_, ids := parsed(request)
 		return slices.Contains(owners, sessionOf(ids[0]))

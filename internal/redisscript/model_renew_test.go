@@ -83,12 +83,8 @@ func (o *oracle) renew(n message.Renewal) (message.Renewed, error) {
 func (r *renewal) startState() {
 	o, n := r.oracle, r.n
 	others := slices.DeleteFunc(slices.Clone(o.listeners), func(s string) bool { return s == r.own })
-	// A newcomer knows no time. If no heartbeat came for long, but others are subscribed, the clock
-	// was set.
-	if silent := o.now - o.num("last"); r.joins && o.epoch != "" &&
-		2*silent > min(n.TTLMillis, o.lease) && len(others) > 0 {
-		o.now = o.num("last")
-		o.setSkew(o.time - o.now)
+	if r.joins {
+		o.noticeStep(min(n.TTLMillis, o.lease), r.own)
 	}
 	r.lost = !r.joins && n.Epoch != o.epoch
 	switch {
@@ -331,7 +327,7 @@ func (o *oracle) leave(session, epoch string, drop []string) {
 	if o.epoch != "" && o.epoch == epoch && len(o.Sessions) > 0 && o.mayGrant() {
 		capacity := o.effectiveCapacity()
 		o.grantQueue(capacity, session)
-		if len(o.Promises) > 0 {
+		if len(o.Promises) > 0 && !o.awaitsLook() {
 			o.balance(capacity)
 		}
 	}

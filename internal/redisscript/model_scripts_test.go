@@ -109,15 +109,17 @@ func (t *trial) recordBackend(s *session, epoch string, expected int64, id, reco
 	return err
 }
 
-// freeGone says that s has seen backends gone.
-func (t *trial) freeGone(s *session, epoch string, expected int64, ids, records []string) {
+// answerLook says which backends s has seen gone.
+func (t *trial) answerLook(
+	s *session, epoch string, since, expected int64, ids, records []string,
+) {
 	t.place.setTime(t.clock())
-	freed, err := Gone(context.Background(), t.place, t.keys, expected, epoch, ids, records)
-	t.say("Gone(%q, %q) -> %d", ids, records, freed)
+	freed, err := Gone(context.Background(), t.place, t.keys, expected, epoch, since, ids, records)
+	t.say("Gone(%q, %q, since %d) -> %d", ids, records, since, freed)
 	a := act{name: "Gone", session: s.name, released: ids}
 	t.judge(a, answer{freed, known(t, err)}, func(time int64) (*oracle, any) {
 		o := t.begin(time, expected)
-		return o, answer{o.gone(epoch, ids, records), nil}
+		return o, answer{o.gone(epoch, since, ids, records), nil}
 	})
 }
 
@@ -141,7 +143,7 @@ func (t *trial) setCapacity(s *session, n int) {
 	got, err := SetCapacity(context.Background(), t.place, t.keys, expected, n, "op")
 	t.say("SetCapacity(%d) -> %d", n, got)
 	t.judge(act{name: "SetCapacity"}, answer{got, known(t, err)}, func(time int64) (*oracle, any) {
-		o := t.begin(time, expected)
+		o := t.beginOperator(time, expected)
 		return o, answer{o.setCapacity(int64(n)), nil}
 	})
 	t.step(s, func(c *core.Core, _ time.Duration) { c.CapacitySet(got, int64(n)) })

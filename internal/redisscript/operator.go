@@ -11,7 +11,20 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// This file has what an operator does to a fleet. expected is as for Leave; 0 if it is unknown.
+// This file has what an operator does to a fleet. expected is as for Leave. If it is 0, unknown, a
+// script that sees no heartbeat for long asks who listens: see notice_step of state.lua.
+
+// Counted is the answer of an operator's script.
+type Counted struct {
+	Held int64 // permits
+	Now  int64 // Redis's clock, as the script went by it, ms
+}
+
+func counted(v any) (Counted, error) {
+	r := newReply(v)
+	c := Counted{Held: r.int(), Now: r.int()}
+	return c, r.err
+}
 
 // SetCapacity sets the operator's capacity, or withdraws it with 0, and returns the one in force.
 func SetCapacity(
@@ -24,11 +37,12 @@ func SetCapacity(
 	return capacity, nil
 }
 
-// PauseGrants pauses grants for a time, or until they are resumed if span is below zero, and returns
-// how many permits are held.
+// PauseGrants pauses grants for a time, or until they are resumed if span is below zero, and counts
+// the permits that are held.
 func PauseGrants(
-	ctx context.Context, c redis.Scripter, k Keys, span time.Duration, drain bool, by, reason string,
-) (held int64, err error) {
+	ctx context.Context, c redis.Scripter, k Keys,
+	expected int64, span time.Duration, drain bool, by, reason string,
+) (Counted, error) {
 	note, err := json.Marshal(message.PauseNote{By: by, Reason: reason})
 	if err != nil {
 		panic("bug: a text that JSON cannot hold: " + err.Error())
@@ -37,47 +51,55 @@ func PauseGrants(
 	if span < 0 {
 		millis = -1
 	}
-	held, err = pauseScript.Run(ctx, c, k.all, 0, millis, oneIf(drain), string(note), by).Int64()
+	return pause(ctx, c, k, expected, millis, oneIf(drain), string(note), by)
+}
+
+// CountHeld counts the permits that are held, after it has ended leases that are over.
+func CountHeld(ctx context.Context, c redis.Scripter, k Keys, expected int64) (Counted, error) {
+	return pause(ctx, c, k, expected, "", "0", "{}", "")
+}
+
+// Resume ends a pause, and counts the permits that are held.
+func Resume(
+	ctx context.Context, c redis.Scripter, k Keys, expected int64, by string,
+) (Counted, error) {
+	return pause(ctx, c, k, expected, 0, "0", "{}", by)
+}
+
+func pause(
+	ctx context.Context, c redis.Scripter, k Keys, expected int64, millis any, args ...any,
+) (Counted, error) {
+	args = append([]any{expected, millis}, args...)
+	v, err := pauseScript.Run(ctx, c, k.all, args...).Result()
 	if err != nil {
-		return 0, fmt.Errorf("script pause: %w", explain(ctx, c, k, err))
+		return Counted{}, fmt.Errorf("script pause: %w", explain(ctx, c, k, err))
 	}
-	return held, nil
+	return counted(v)
 }
 
-// CountHeld returns how many permits are held, after it has ended leases that are over.
-func CountHeld(ctx context.Context, c redis.Scripter, k Keys) (held int64, err error) {
-	held, err = pauseScript.Run(ctx, c, k.all, 0, "", "0", "{}", "").Int64()
-	if err != nil {
-		return 0, fmt.Errorf("script pause: %w", explain(ctx, c, k, err))
-	}
-	return held, nil
-}
-
-// Resume ends a pause.
-func Resume(ctx context.Context, c redis.Scripter, k Keys, by string) error {
-	if err := pauseScript.Run(ctx, c, k.all, 0, 0, "0", "{}", by).Err(); err != nil {
-		return fmt.Errorf("script pause: %w", explain(ctx, c, k, err))
-	}
-	return nil
-}
-
-// Evict recalls what a session holds, or revokes it, and returns how many permits those are.
+// Evict recalls what a session holds, or revokes it, and counts those permits.
 func Evict(
-	ctx context.Context, c redis.Scripter, k Keys, session string, revoke bool, by, reason string,
-) (held int64, err error) {
-	held, err = evictScript.Run(ctx, c, k.all, 0, session, oneIf(revoke), by, reason).Int64()
-	if err != nil {
-		return 0, fmt.Errorf("script evict: %w", explain(ctx, c, k, err))
-	}
-	return held, nil
+	ctx context.Context, c redis.Scripter, k Keys,
+	expected int64, session string, revoke bool, by, reason string,
+) (Counted, error) {
+	return evict(ctx, c, k, expected, session, oneIf(revoke), by, reason)
 }
 
 // EvictOn recalls what a session was granted since Evict recalled all that it held then.
-func EvictOn(ctx context.Context, c redis.Scripter, k Keys, session string) error {
-	if err := evictScript.Run(ctx, c, k.all, 0, session, "", "", "").Err(); err != nil {
-		return fmt.Errorf("script evict: %w", explain(ctx, c, k, err))
+func EvictOn(
+	ctx context.Context, c redis.Scripter, k Keys, expected int64, session string,
+) (Counted, error) {
+	return evict(ctx, c, k, expected, session, "", "", "")
+}
+
+func evict(
+	ctx context.Context, c redis.Scripter, k Keys, expected int64, session, how, by, reason string,
+) (Counted, error) {
+	v, err := evictScript.Run(ctx, c, k.all, expected, session, how, by, reason).Result()
+	if err != nil {
+		return Counted{}, fmt.Errorf("script evict: %w", explain(ctx, c, k, err))
 	}
-	return nil
+	return counted(v)
 }
 
 func oneIf(yes bool) string {

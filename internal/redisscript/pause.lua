@@ -2,12 +2,13 @@
 -- ARGV   2 for how long, ms: above 0 pauses; 0 resumes; below 0 pauses until it is resumed; '' only
 --        looks
 --        3 '1' to drain: to recall all that is held, too   4 who and why, as JSON   5 who
--- Returns permits held
+-- Returns {permits held, now}
 -- Clock: Redis's. Twice: sets the same pause, from when it was first set, and recalls nothing twice.
 --
--- What is held is renewed while grants are paused. Requests wait in the queue. A pause with an end
+-- Held permits are renewed while grants are paused. Requests wait in the queue. A pause with an end
 -- is over when that has come: the next heartbeat of the fleet ends it, see renew.
 
+notice_operators_step()
 local span, drain_now = tonumber(ARGV[2]), ARGV[3] == '1'
 local paused, drained = pause and pause.upto > now, drains()
 local FOREVER = 2 ^ 52 -- ms
@@ -35,4 +36,4 @@ if epoch then
   drain(capacity)
 end
 save_count()
-return redis.call('ZCARD', permits)
+return { redis.call('ZCARD', permits), now }

@@ -5,7 +5,8 @@ local BEHIND = 1000 -- ... and that the others are counted on after the first
 local ASKED = 3600000 -- ms that sessions are asked to end its backend
 local ENDS = 256 -- backends that a session is asked to end, or to look for, at once
 local LOOK = 200 -- ms between two looks of the fleet, at least
-local AWAIT = 1000 -- ms that a look comes before everything else
+local AWAIT = 1000 -- ms that a look comes before everything else, at least ...
+local UNANSWERED = 5000 -- ... and at most, while no session has answered; a look takes no longer
 local NO_BACKEND = '0 0 0' -- in place of a backend
 local DENIED = 60000 -- ms until a refused look is tried again; looks further apart are no row
 
@@ -43,13 +44,13 @@ end
 
 -- Records the Postgres backend that a permit covers: "<pid> <start, us> <server, us> <n>". `server`
 -- is when that Postgres server was started; n grows with each record of the permit; `known` is the
--- record there. Records and heartbeats travel on several connections and can overtake each other: the
--- record of the highest n stays.
+-- record there. Records and heartbeats travel on several connections and can overtake each other:
+-- the record of the highest n stays.
 --
 -- Invariant, on which looks rest: while a record names a backend, its permit covers no other one,
 -- and none is being opened under it. So the holder, before it opens another connection under the
--- permit, records "0 0 0 <n>", and waits until that is confirmed. A late record of the former backend
--- has a lower n, and changes nothing.
+-- permit, records "0 0 0 <n>", and waits until that is confirmed. A late record of the former
+-- backend has a lower n, and changes nothing.
 local function record_backend(id, record, known)
   local function nth(text) return tonumber(string.match(text, '%d+$') or '0') end
   if not known or nth(known) < nth(record) then redis.call('HSET', backends, id, record) end
@@ -78,7 +79,7 @@ local function push_fence(session) -- a lost push costs time only: see renew
 end
 
 -- Returns a live session that has a connection to end backends by, or nil: at capacity none may be
--- opened. `own`, which runs this script, is alive for sure; else the sessions take turns.
+-- opened. `own`, which runs this script, is alive for sure; else it is one session after the other.
 local function choose_fencer(own)
   local all, able, seen = redis.call('HGETALL', backends), {}, {}
   for i = 1, #all, 2 do
@@ -129,9 +130,15 @@ end
 --
 -- A look that comes too late is of no use: where few sessions have a connection to look by, those
 -- could be granted to the waiters. So where no more such connections are left than requests wait,
--- no permit moves for AWAIT: the look comes first. It does so once in a row of looks that free
--- nothing: a session that lives without a subscription holds nobody up for longer.
-local function awaits_look() return has_backends and read_meta('await', 0, now + AWAIT) > now end
+-- no permit moves until a session has answered, and for AWAIT at least: Postgres can be a moment
+-- behind the crash. On a slow machine the answer takes longer than AWAIT. The look comes first once
+-- in a row of looks that free nothing: a session that lives without a subscription holds nobody up
+-- for longer. gone.lua takes the answers.
+local function awaits_look() return has_backends and read_meta('await', 0, now + UNANSWERED) > now end
+local function await_end(began) -- of a row of looks: ms until when it comes first
+  local answered = read_meta('answered', 0, now)
+  return answered < began and began + UNANSWERED or math.max(began + AWAIT, answered)
+end
 local function find_subscribed() -- live session -> whether it is; nil if Redis refuses to say
   local live, subscribed = redis.call('ZRANGEBYSCORE', sessions, '(' .. whole(now), '+inf'), {}
   for from = 1, #live, 100 do
@@ -178,22 +185,23 @@ local function ask_look(own)
   local suspects, able, eyes = find_suspects(subscribed, own)
   if #able == 0 or #suspects == 0 then
     -- `looks` stays: a session that lives is no new row each time it connects again.
+    local awaited = awaits_look()
     redis.call('HDEL', meta, 'await')
     -- A session without a subscription may miss no other. One that misses it asks in between.
     if subscribed[own] == false then set_meta('look', now + LOOK / 2) end
-    return now + LOOK, false
+    return now + LOOK, awaited
   end
   local began = read_meta('looks', 0, now)
   if began == 0 or now - last_look > DENIED then
     began = now
     set_meta('looks', began)
   end
-  local scarce = eyes <= redis.call('ZCARD', queue)
-  if scarce then set_meta('await', began + AWAIT) else redis.call('HDEL', meta, 'await') end
-  -- The sessions take turns, for at capacity one may have no connection to look by. The backends
-  -- take turns, too, where there are too many for one push.
-  local turn, words = redis.call('HINCRBY', meta, 'seq', 1), { PUSH.look .. ' ' .. epoch }
+  local scarce, till = eyes <= redis.call('ZCARD', queue), await_end(began)
+  if scarce then set_meta('await', till) else redis.call('HDEL', meta, 'await') end
+  -- One session is asked after the other, for at capacity one may have no connection to look by.
+  -- Backends are asked for in parts, where there are too many for one push.
+  local turn, words = redis.call('HINCRBY', meta, 'seq', 1), { PUSH.look .. ' ' .. epoch .. ' ' .. whole(began) }
   for i = 1, math.min(#suspects, ENDS) do words[i + 1] = suspects[(turn + i) % #suspects + 1] end
   push(able[turn % #able + 1], table.concat(words, ' '))
-  return now + LOOK, now - began < 2 * AWAIT
+  return now + LOOK, now < till + AWAIT
 end

@@ -73,7 +73,8 @@ func (p *inProcess) scan(
 	return cmd
 }
 
-// What anybody writes into Redis is read as numbers that arithmetic survives, or not at all.
+// Values that anybody writes into Redis are read as numbers that arithmetic survives, or not at
+// all.
 func TestASnapshotOfHostileValues(t *testing.T) {
 	k := NewKeys("p-n")
 	p := newInProcess(t, k).(*inProcess)

@@ -123,9 +123,10 @@ local function drain(capacity)
   return true
 end
 
--- Rotation. With more pools than permits, those that hold one take turns. Returns when the holder
--- is to give its permit, ms. A move takes the permit out of use for what it costs, and a herd of
--- moves costs each a multiple. So turns are spaced: with C permits there is one every cycle / C.
+-- Rotation. With more pools than permits, those that hold one give it, one after the other. A turn,
+-- here, is one such move. Returns when the holder is to give its permit, ms. A move takes the
+-- permit out of use for what it costs, and a herd of moves costs each a multiple. So turns are
+-- spaced: with C permits there is one every cycle / C.
 --   - A cycle, in which each permit moves once, is REPAY times the cost of a move: moves take some
 --     5 % of the permits' time, whatever a connect costs. It is at least PACE for each permit:
 --     Postgres makes at most 50 connections a second for rotation.

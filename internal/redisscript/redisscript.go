@@ -219,15 +219,15 @@ func RecordBackend(
 	return nil
 }
 
-// Gone frees the permits whose backends were seen gone, except those for which another backend is
-// recorded by now. records has for each permit the record that named its backend. Gone returns how
-// many permits it has freed.
+// Gone answers a look that was asked for in that epoch, with that time. It frees the permits whose
+// backends were seen gone, except those for which another backend is recorded by now. records has
+// for each permit the record that named its backend. Gone returns how many permits it has freed.
 func Gone(
 	ctx context.Context, c redis.Scripter, k Keys,
-	expected int64, epoch string, ids, records []string,
+	expected int64, epoch string, since int64, ids, records []string,
 ) (freed int64, err error) {
-	args := make([]any, 0, 2+2*len(ids))
-	args = append(args, expected, epoch)
+	args := make([]any, 0, 3+2*len(ids))
+	args = append(args, expected, epoch, since)
 	for i, id := range ids {
 		args = append(args, id, records[i])
 	}

@@ -40,15 +40,6 @@ local joins, lost, fresh, capacity, operators = known == '', false, false, nil, 
 local missing, in_quarantine = {}, {} -- UUIDs not held any more; a set of UUIDs
 local restored = 0 -- permits that were not there, and are now
 
-local function subscribed_others() -- the sessions that are subscribed now, without this one
-  local literal, others = string.gsub(channel_of(''), '[%*%?%[%]\\]', '\\%0'), {}
-  local found = redis.pcall('PUBSUB', sharded and 'SHARDCHANNELS' or 'CHANNELS', literal .. '*')
-  for _, channel in ipairs(found.err and {} or found) do
-    local session = string.sub(channel, -18)
-    if session ~= own then others[#others + 1] = session end
-  end
-  return others
-end
 -- Also has those who listen re-assert now what they hold. The sessions that are here have joined the
 -- new state: one that knows another epoch pauses grants before it is added.
 local function pause_grants(others)
@@ -64,7 +55,7 @@ end
 -- worst they are counted until they expire. The queue stays, too: a newcomer must not pass it.
 local function start_state()
   epoch, paused_until, reserve = ARGV[7] .. '.' .. whole(now), 0, nil
-  local others, ours = subscribed_others(), 0
+  local others, ours = subscribed_others(own), 0
   redis.call('DEL', sessions, info, capacities, levels, held_counts, debts, promises, reserves,
     recalls, moves)
   for _, id in ipairs(redis.call('ZRANGE', permits, 0, -1)) do
@@ -84,7 +75,7 @@ local function notice_loss()
   if not epoch then
     start_state()
   elseif lost and paused_until == 0 then -- the first to come could not know that others hold any
-    pause_grants(subscribed_others())
+    pause_grants(subscribed_others(own))
   end
   local forgot = lost and limit > 0 and redis.call('HEXISTS', meta, 'limit') == 0
   if forgot then set_meta('limit', limit) end
@@ -295,9 +286,7 @@ end
 
 validate_meta(stored)
 local sweeps = math.floor(now / ttl) > math.floor(last / ttl) -- the fleet's first in a lease
--- A newcomer cannot tell a clock that was set from a fleet that died: it asks who listens.
-local stepped = joins and epoch and now - last > math.min(ttl, lease) / 2
-if stepped and #subscribed_others() > 0 then set_now(last) end
+if joins then notice_step(math.min(ttl, lease), own) end
 notice_loss()
 end_pause()
 end_sessions(sweeps)

@@ -46,7 +46,7 @@ func read[T any](r *reply, want string) (value T) {
 	return value
 }
 
-// readList reads a list whose elements are what is wanted.
+// readList reads a list, all of whose elements are wanted.
 func readList[T any](r *reply, want string) []T {
 	rest := read[[]any](r, "a list")
 	out := make([]T, len(rest))

@@ -17,7 +17,7 @@ import (
 // page is how many entries one command reads. Redis serves nobody else meanwhile.
 const page = 500
 
-// A Reader is what Load needs of a Redis client.
+// A Reader has the methods that Load needs of a Redis client.
 type Reader interface {
 	Time(ctx context.Context) *redis.TimeCmd
 	HMGet(ctx context.Context, key string, fields ...string) *redis.SliceCmd

@@ -192,7 +192,7 @@ func TestTheCapacityStaysWhenWhatSessionsDeclareIsDeleted(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = redis.do("DEL", k.all[5])
-	if _, err := CountHeld(t.Context(), redis, k); err != nil {
+	if _, err := CountHeld(t.Context(), redis, k, 0); err != nil {
 		t.Fatal(err)
 	}
 	got, err := Exchange(t.Context(), redis, k, message.Exchange{Session: s, Epoch: joined.Epoch, TTLMillis: 2000,

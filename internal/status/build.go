@@ -139,7 +139,8 @@ func newProcess(s semaphore.Session) Process {
 		Version: s.Version, Started: s.Started.UTC(), Capacity: s.Capacity, Min: s.Min, Max: s.Max,
 		Weight: s.Weight, Permits: s.Held, Queued: s.Waiting, TTL: seconds(s.TTL),
 		Lease: seconds(s.Lease), Age: seconds(s.Age), RoundTrip: seconds(s.RoundTrip),
-		Lost: s.Lost, Outages: s.Outages, Pools: make([]Pool, 0, len(s.Pools)),
+		Lost: s.Lost, Outages: s.Outages, WaitReplicas: s.WaitReplicas,
+		Pools: make([]Pool, 0, len(s.Pools)),
 	}
 	for _, q := range s.Pools {
 		pool := Pool{

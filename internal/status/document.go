@@ -19,8 +19,8 @@ import (
 // Version is that of the document.
 const Version = 1
 
-// NoCapacity is what a session declares that only takes part while something else limits the fleet:
-// `passbuddy run`. It is not counted as a declaration.
+// A session declares NoCapacity if it only takes part, while others limit the fleet: `passbuddy
+// run`. It is not counted as a declaration.
 const NoCapacity = 1_000_000
 
 // A Document is one fleet at one instant.
@@ -66,7 +66,7 @@ type Document struct {
 	Findings []Finding `json:"findings"` // what is wrong, the worst first
 }
 
-// A View is what was seen of Postgres, and a Group are some of its backends.
+// A View holds the backends that were seen in Postgres, and a Group some of them.
 type (
 	View  = pgview.View
 	Group = pgview.Group
@@ -113,14 +113,16 @@ type Process struct {
 	Permits  int       `json:"permits"`
 	// Due is its part of the capacity in force, by weight and within Min and Max, among the
 	// processes that hold or want permits. 0 for one that does neither.
-	Due     float64 `json:"due"`
-	Queued  int     `json:"queued"`        // requests in the queue
-	TTL     float64 `json:"ttl_seconds"`   // the length of its leases
-	Lease   float64 `json:"lease_seconds"` // until it would be taken for dead
-	Opening int     `json:"opening"`
-	Closing int     `json:"closing"`
+	Due    float64 `json:"due"`
+	Queued int     `json:"queued"`        // requests in the queue
+	TTL    float64 `json:"ttl_seconds"`   // the length of its leases
+	Lease  float64 `json:"lease_seconds"` // until it would be taken for dead
+	// WaitReplicas is how many replicas of Redis must acknowledge what it is granted.
+	WaitReplicas int `json:"wait_replicas"`
+	Opening      int `json:"opening"`
+	Closing      int `json:"closing"`
 
-	// The rest is what it said with its last heartbeat, Age ago.
+	// It said the rest with its last heartbeat, Age ago.
 	Age        float64 `json:"age_seconds"`
 	InUse      int     `json:"in_use"`
 	Idle       int     `json:"idle"`
@@ -181,7 +183,7 @@ type Finding struct {
 	// Code is the kind of finding, for scripts. Others may be added.
 	Code string `json:"code"`
 	Text string `json:"text"` // what, and whose
-	// Command changes it, and Effect is what that does; "" where no command does.
+	// Command changes it, and Effect says how; "" where no command does.
 	Command string `json:"command"`
 	Effect  string `json:"effect"`
 }

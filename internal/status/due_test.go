@@ -34,7 +34,7 @@ func TestDue(t *testing.T) {
 	}
 }
 
-// Whatever the bounds: all of the capacity is due to somebody as far as maxima allow it, nobody is
+// With any bounds, all of the capacity is due to sessions as far as maxima allow it, and none is
 // due less than Min or more than Max.
 func TestDueAddsUp(t *testing.T) {
 	seed := rand.Uint64()

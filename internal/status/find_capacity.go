@@ -70,7 +70,7 @@ func waiting(callers int) string {
 	return Count(callers, "caller") + " " + Verb(callers, "waits", "wait")
 }
 
-// capacity finds why the capacity is what it is, where that is odd.
+// capacity explains the capacity in force, where that is odd.
 func (x *diagnosis) capacity() {
 	c := x.Capacity
 	usual := x.usualCapacity()
@@ -143,7 +143,7 @@ func (c Capacity) declaredLeast() int {
 	return c.Declared[0].Capacity
 }
 
-// usualCapacity is what most sessions declare; of equals the larger.
+// usualCapacity is declared by most sessions; of equals it is the larger.
 func (x *diagnosis) usualCapacity() int {
 	best := Declared{}
 	for _, d := range x.Capacity.Declared {

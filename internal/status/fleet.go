@@ -7,8 +7,9 @@ import (
 	"github.com/passbuddy/passbuddy/internal/pgview"
 )
 
-// fleetOf is what tells the fleet's backends apart from others'. Hosts are known by name only, and
-// are not looked up: the addresses of pods are in no DNS, and the names are what others wrote.
+// fleetOf returns all by which the fleet's backends can be told from others'. Hosts are known by
+// name only, and are not looked up: the addresses of pods are in no DNS, and others wrote the
+// names.
 func fleetOf(processes []Process) pgview.Fleet {
 	var f pgview.Fleet
 	known := make(map[string]bool)

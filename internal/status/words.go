@@ -87,7 +87,7 @@ func titles(list []Process) string {
 	return fmt.Sprintf("%s, %s and %d more", list[0].Owner, list[1].Owner, len(list)-2)
 }
 
-// commonPrefix is what the owners begin with.
+// commonPrefix is the prefix that all owners share.
 func commonPrefix(list []Process) string {
 	if len(list) == 0 {
 		return ""

@@ -23,7 +23,7 @@ var Scenes = map[string]Scene{
 	"stalled": stalled, "paused": paused, "hostile": hostile, "large": large, "empty": empty,
 }
 
-// errStalled is what a scene returns while Redis is silent. Source then waits for the end of its
+// A scene returns errStalled while Redis is silent. Source then waits for the end of its
 // ctx.
 var errStalled = errors.New("stalled")
 
@@ -80,7 +80,7 @@ func wave(after time.Duration, period, low, high float64) float64 {
 	return low + (high-low)*(1+math.Sin(phase)*math.Cos(phase*0.37))/2
 }
 
-// A member is what a scene says of one process.
+// A member describes one process of a scene.
 type member struct {
 	name           string
 	permits, inUse int

@@ -22,7 +22,7 @@ const (
 	Signal      = 128 // plus the signal's number
 )
 
-// An Error ends the command with Code. Err is what is shown, or nil if nothing is.
+// An Error ends the command with Code. It shows Err, or nothing if that is nil.
 type Error struct {
 	Code int
 	Err  error

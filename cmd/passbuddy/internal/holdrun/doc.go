@@ -43,10 +43,10 @@
 //
 // The death of this process, SIGKILL included: a second process of ours, the guard, is the leader
 // of the command's group, and does the same. On Linux the kernel also sends SIGTERM to the command
-// at once (PR_SET_PDEATHSIG). What is left then is a lease, until it expires.
+// at once (PR_SET_PDEATHSIG). Then only a lease is left, until it expires.
 //
-// What the command leaves behind in its group when it ends, such as a child in the background, is
-// ended before the permits are given back.
+// Processes that the command leaves behind in its group when it ends, such as a child in the
+// background, are ended before the permits are given back.
 //
 // # What it cannot do
 //

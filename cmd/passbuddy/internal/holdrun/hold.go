@@ -35,7 +35,7 @@ func acquire(ctx context.Context, o Options, say func(string, ...any)) (_ *hold,
 		Capacity: cmp.Or(o.Capacity, membership.Most), TTL: o.TTL,
 		MaxAttempts: -1, // the wait has a deadline
 		Owner:       o.owner(),
-		// What it would log is an error of ours, or the affair of the fleet's members.
+		// It could log only errors of ours, or those that the fleet's members log.
 		Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
@@ -118,8 +118,8 @@ const (
 // more than that is held in all.
 //
 // This session declares none, so while no other session does, everything is granted. That can be
-// for an instant only, as when a fleet is replaced. What was granted then is more than the capacity
-// of the new fleet, and stays so until some of it is given back. So one look that finds no more is
+// for an instant only, as when a fleet is replaced. Grants of that instant exceed the capacity of
+// the new fleet, until enough of them are given back. So one look that finds no more is
 // enough. One that finds more may be wrong: a snapshot is read in pages.
 func (h *hold) counts(ctx context.Context) (bool, error) {
 	for look := range countLooks {

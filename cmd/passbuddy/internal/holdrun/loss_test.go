@@ -9,7 +9,7 @@ import (
 	"github.com/passbuddy/passbuddy/cmd/passbuddy/internal/exit"
 )
 
-// stubborn is a command that ignores SIGTERM, and so does its child.
+// stubborn is a command that ignores SIGTERM, with a child that does the same.
 const stubborn = `trap "" TERM; sleep 100 & echo child $!; echo self $$; echo ready; wait; sleep 100`
 
 func TestLostLeaseEndsTheCommand(t *testing.T) {

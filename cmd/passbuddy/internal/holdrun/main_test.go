@@ -178,7 +178,7 @@ func (r *run) ends(code int) string {
 	return r.out.String()
 }
 
-// lines is what a process has written.
+// lines holds the output of a process.
 type lines struct {
 	mu sync.Mutex
 	b  bytes.Buffer

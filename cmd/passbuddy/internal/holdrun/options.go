@@ -23,7 +23,7 @@ const (
 	defaultLinger = 100 * time.Millisecond
 )
 
-// Options are what Run is told.
+// Options says what Run is to do.
 type Options struct {
 	Target target.Target
 	N      int           // permits

@@ -71,7 +71,7 @@ func Run(ctx context.Context, o Options, stdin io.Reader, stdout, stderr io.Writ
 	return code, err
 }
 
-// started is what startGuard returns.
+// started holds the results of startGuard.
 type started struct {
 	*guard
 	err error

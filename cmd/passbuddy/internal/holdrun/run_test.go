@@ -207,7 +207,8 @@ func TestSignalThatEndsTheCommand(t *testing.T) {
 	r.ends(exit.Signal + int(syscall.SIGINT))
 }
 
-// What the command leaves behind could be connected: it ends before the permits are given back.
+// Processes that the command leaves behind could be connected: they end before the permits are
+// given back.
 func TestNothingIsLeftBehind(t *testing.T) {
 	t.Parallel()
 	f := newFleet(t)

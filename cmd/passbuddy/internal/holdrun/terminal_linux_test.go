@@ -232,7 +232,7 @@ func TestCtrlCEndsTheScript(t *testing.T) {
 	}
 }
 
-// A command that handles Ctrl-C goes on, and so does its script.
+// A command that handles Ctrl-C goes on, with its script.
 func TestCtrlCThatIsHandled(t *testing.T) {
 	f := newFleet(t)
 	f.join(5)

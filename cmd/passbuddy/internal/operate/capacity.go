@@ -175,7 +175,7 @@ func propose(d status.Document, others int) (n int, sum string) {
 	return n, sum
 }
 
-// capacityEffect is what setting a capacity does to a fleet.
+// capacityEffect says what setting a capacity does to a fleet.
 func capacityEffect(d status.Document, n int) string {
 	target := n
 	before := "none"

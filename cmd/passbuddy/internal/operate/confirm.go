@@ -39,7 +39,7 @@ func (t *Tool) confirm(cmd *cobra.Command, effect string) error {
 	return exit.With(exit.Declined, errors.New("nothing was changed"))
 }
 
-// A result is what a verb prints with --json.
+// A verb prints a result with --json.
 type result struct {
 	Version int    `json:"version"`
 	Done    string `json:"done"`

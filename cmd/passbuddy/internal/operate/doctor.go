@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"strconv"
 	"strings"
 
 	"github.com/redis/go-redis/v9"
@@ -36,8 +35,8 @@ func (t *Tool) doctorCommand() *cobra.Command {
 	return Command(cobra.Command{
 		Use:   "doctor",
 		Short: "Look for what is wrong, or will be: Redis, Postgres, the fleet",
-		Long: `Check Redis (version, eviction, persistence, replicas, latency against the leases,
-permissions, pub/sub), with --postgres the server (room, limits, settings), and the fleet
+		Long: `Check Redis (version, eviction, persistence, replicas against WaitReplicas, latency
+against the leases, permissions, pub/sub), with --postgres the server (room, limits, settings), and the fleet
 (capacity, leases, versions, holders that never give back). Each finding names the change
 to make. It writes nothing.
 
@@ -145,6 +144,7 @@ func (r *report) redis(
 			reason(err)+".", "", "Allow this user +info.")
 	} else {
 		r.server(parseInfo(info))
+		r.replicas(parseInfo(info), d.Processes)
 	}
 	r.pubsub(ctx, client, base)
 	return true
@@ -195,9 +195,5 @@ func (r *report) server(info map[string]string) {
 		r.found(status.Info, "persistence", "Redis keeps no append-only file: a restart loses the "+
 			"state. Then nothing new is granted for a lease, while sessions tell it what they hold.",
 			"redis-cli config set appendonly yes", "Keeps the state over a restart.")
-	}
-	if n, _ := strconv.Atoi(info["connected_slaves"]); n > 0 {
-		r.found(status.Info, "replicas", fmt.Sprintf("Redis has %s. A failover can forget the last "+
-			"grants.", status.Count(n, "replica")), "", "Set semaphore.Config.WaitReplicas to wait for them.")
 	}
 }

@@ -124,7 +124,7 @@ func (d *desk) snapshot() semaphore.Snapshot {
 	return s
 }
 
-// What looks, writes nothing.
+// Commands that look write nothing.
 func TestLookingWritesNothing(t *testing.T) {
 	d := newDesk(t)
 	d.acquire(d.join(semaphore.Config{Owner: "web-1", Capacity: 4}))
@@ -193,7 +193,7 @@ func TestColours(t *testing.T) {
 	}
 }
 
-// An owner is what a process says of itself. It writes nothing to the terminal but text.
+// A process chooses its owner's name. It writes nothing to the terminal but text.
 func TestHostileOwner(t *testing.T) {
 	d := newDesk(t)
 	sem := d.join(semaphore.Config{Owner: "web\u202e\x1b]0;x\x07[2J", Capacity: 4})
@@ -381,7 +381,6 @@ func TestWhatInfoSays(t *testing.T) {
 		"bgsave":   {map[string]string{"rdb_last_bgsave_status": "err"}, "bgsave"},
 		"loading":  {map[string]string{"loading": "1"}, "redis-loading"},
 		"no aof":   {map[string]string{"aof_enabled": "0"}, "persistence"},
-		"replicas": {map[string]string{"connected_slaves": "2"}, "replicas"},
 		"well": {map[string]string{"redis_version": "7.2.4", "maxmemory": "0",
 			"maxmemory_policy": "allkeys-lru", "aof_enabled": "1", "role": "master"}, ""},
 	} {

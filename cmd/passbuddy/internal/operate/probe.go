@@ -38,7 +38,7 @@ func reason(err error) string {
 	return strings.TrimSuffix(err.Error(), ".")
 }
 
-// advice is what to do about an error of Redis's.
+// advice says what to do about an error of Redis's.
 func advice(err error) string {
 	text := err.Error()
 	var dns *net.DNSError

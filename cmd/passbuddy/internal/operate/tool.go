@@ -30,7 +30,7 @@ const PostgresEnv = "PASSBUDDY_POSTGRES_URL"
 // readTimeout bounds what only looks, and each step of what acts.
 const readTimeout = 5 * time.Second
 
-// A Tool is what all commands share: the flags of the root command, and the terminal.
+// All commands share a Tool: the flags of the root command, and the terminal.
 type Tool struct {
 	Target *target.Target
 	// Postgres has a password, perhaps: it is never shown.

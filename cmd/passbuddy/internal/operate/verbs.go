@@ -90,7 +90,7 @@ func lasting(span time.Duration) string {
 	return fmt.Sprintf("; it ends by itself after %s", span)
 }
 
-// pauseEffect is what a pause does to a fleet.
+// pauseEffect says what a pause does to a fleet.
 func pauseEffect(d status.Document, opts semaphore.PauseOptions) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "This stops %q from granting new permits to %s.", d.Semaphore,
@@ -205,7 +205,7 @@ transactions roll back.`,
 	return cmd
 }
 
-// EvictEffect is what an eviction does.
+// EvictEffect says what an eviction does.
 func EvictEffect(d status.Document, p status.Process, opts semaphore.EvictOptions) string {
 	effect := fmt.Sprintf("This recalls the %s of %s: %d connections in use, %d idle.",
 		status.Count(p.Permits, "permit"), p.Title(), p.InUse, p.Idle)

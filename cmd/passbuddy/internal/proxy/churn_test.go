@@ -117,8 +117,8 @@ func (p *setup) oneConnect(i int) error {
 	return nil
 }
 
-// leftNow counts the goroutines and the open files of this process. What only the garbage collector
-// has to free yet does not count.
+// leftNow counts the goroutines and the open files of this process. Those that
+// only wait for the garbage collector do not count.
 func leftNow() (goroutines, files int) {
 	for range 3 { // a pool keeps what it has for two collections, and a finalizer runs after one
 		runtime.GC()

@@ -23,14 +23,14 @@ const (
 	maxStopTimeout = 24 * time.Hour
 )
 
-// Options are what Run is told.
+// Options says what Run is to do.
 type Options struct {
 	Target target.Target
 	Listen string // host:port
 	To     string // host:port of Postgres
 	// Wait is how long a client waits for a permit.
 	Wait time.Duration
-	// Capacity is what the proxy's session declares; 0: what the fleet does. See package
+	// Capacity is declared by the proxy's session; 0: that of the fleet. See package
 	// membership.
 	Capacity int
 	// Min, Max and Weight are those of semaphore.Config.

@@ -24,7 +24,7 @@ const (
 	tlsHandshake = 0x16 // the first byte of a TLS ClientHello
 )
 
-// kind is what a first packet is.
+// kind says how to treat a first packet.
 type kind uint8
 
 const (

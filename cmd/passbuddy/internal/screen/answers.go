@@ -54,7 +54,7 @@ func isItUs(d status.Document) (lines []Line) {
 	return lines
 }
 
-// ofCapacity is what is held of what may be.
+// ofCapacity says how many permits are held, and of how many.
 func ofCapacity(d status.Document) string {
 	if d.Capacity.InForce == 0 {
 		return status.Count(d.Held, "permit")

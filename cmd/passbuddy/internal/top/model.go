@@ -2,7 +2,7 @@
 // it.
 //
 // [Model] is a value of bubbletea: Update says what becomes of it, View shows it, and neither asks
-// anybody. What it wants done it returns as commands.
+// anybody. It returns commands for all that is to be done.
 package top
 
 import (
@@ -23,7 +23,7 @@ type Actor interface {
 	Evict(ctx context.Context, session string, opts semaphore.EvictOptions) error
 }
 
-// A Source reads the fleet; before is what it returned last, or nil.
+// A Source reads the fleet; before is the last document that it returned, or nil.
 type Source func(ctx context.Context, before *status.Document) (status.Document, error)
 
 const (
@@ -35,7 +35,7 @@ const (
 	evictTimeout = 10 * time.Second
 )
 
-// A Model is what the terminal shows.
+// A Model holds all that the terminal shows.
 type Model struct {
 	ctx     context.Context
 	source  Source
@@ -81,7 +81,7 @@ func New(ctx context.Context, source Source, actor Actor, refresh time.Duration)
 	}
 }
 
-// looked is what a look returned.
+// looked holds the result of a look.
 type looked struct {
 	document status.Document
 	err      error
@@ -90,7 +90,7 @@ type looked struct {
 // due says that it is time to look again.
 type due struct{}
 
-// acted is what a verb came to.
+// acted holds the outcome of a verb.
 type acted struct {
 	verb string
 	err  error

@@ -117,7 +117,7 @@ func (term *terminal) did(want ...string) {
 	}
 }
 
-// Whatever the size of the terminal, the screen fits into it.
+// The screen fits into a terminal of any size.
 func TestFits(t *testing.T) {
 	for _, size := range [][2]int{{80, 24}, {40, 8}, {200, 60}, {120, 24}, {1, 1}} {
 		term := newTerminal(t)

@@ -40,7 +40,7 @@ func (m Model) View() tea.View {
 	return v
 }
 
-// Lines are what View shows, without escape sequences.
+// Lines returns the lines that View shows, without escape sequences.
 func (m Model) Lines() []screen.Line {
 	width, height := max(m.width, 40), max(m.height, 8)
 	if m.help {
@@ -145,7 +145,7 @@ func (m Model) footer(width int) screen.Line {
 		style, text = screen.Head, m.ask.text+" "+m.ask.input+"_"
 	case m.ask != nil:
 		style, text = screen.Bad, m.ask.text+" [y/N]"
-		if over := len([]rune(text)) - width; over > 0 { // the question's end is what counts
+		if over := len([]rune(text)) - width; over > 0 { // the end of the question counts most
 			text = screen.Cut(m.ask.text, width-7) + " [y/N]"
 		}
 	case m.typing:
