@@ -211,13 +211,12 @@ func (t *trial) checkKnown(s *session) {
 	}
 }
 
-// checkReturned: a session gives back only what its holder has given back. Excepted is a permit in
-// quarantine, whose backend it has seen gone.
+// checkReturned: of the permits that Redis counts for it, a session gives back only what the holder
+// has given back. Those in quarantine are dropped by any session that has seen their backends gone.
 func (t *trial) checkReturned(s *session, x message.Exchange) {
 	for _, id := range slices.Concat(x.Release, idsOf(x.Drop)) {
 		p := s.permitOf(id)
-		if p != nil && (p.State() == core.Held || p.State() == core.Lost) &&
-			!t.before.inQuarantine(id) {
+		if p != nil && (p.State() == core.Held || p.State() == core.Lost) && t.before.counts(id) {
 			t.failf("returned: %s gives %s back, and its holder has not", s.name, id)
 		}
 	}
