@@ -115,6 +115,7 @@ func (t *trial) freeze(s *session, roundTrip time.Duration) {
 		return
 	}
 	t.beat(frozen)
+	t.beat(s) // which has to know of the other one: it says after a loss how many there were
 	t.until(t.now + roundTrip)
 	t.pause(frozen)
 	for range 2 {
