@@ -16,6 +16,7 @@ import (
 type request struct {
 	*core.Request
 	trouble int           // of its session, when it was made
+	since   time.Duration // when it was made, by its session's clock
 	seen    bool          // Redis has executed it
 	heard   time.Duration // when an answer to it was last heard
 	ofPool  *pool         // that tries, or nil
@@ -71,9 +72,19 @@ func (t *trial) submit(
 }
 
 func (t *trial) noteRequest(s *session, r *core.Request) *request {
-	q := &request{Request: r, trouble: s.trouble, heard: t.now}
+	q := &request{Request: r, trouble: s.trouble, since: s.local(t.now), heard: t.now}
 	s.requests = append(s.requests, q)
 	return q
+}
+
+// askedAt is when a request was made, or 0 if the core has made it in this step.
+func (s *session) askedAt(r *core.Request) time.Duration {
+	for _, q := range s.requests {
+		if q.Request == r {
+			return q.since
+		}
+	}
+	return 0
 }
 
 func (s *session) requestOf(id string) *request {

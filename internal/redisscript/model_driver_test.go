@@ -31,6 +31,7 @@ func (t *trial) sendBatch(s *session, b *core.Batch, again, mayBreak bool) {
 	}
 	if !again {
 		t.checkKnown(s)
+		t.checkReturned(s, b.X)
 	}
 	if mayBreak {
 		s.sendings[b]++
@@ -195,6 +196,7 @@ func (t *trial) call(s *session) {
 	t.step(s, func(c *core.Core, now time.Duration) { k = c.NextCall(now, owed) })
 	if k != nil {
 		t.checkReport(s, k.X.Pools)
+		t.checkSaid(s, k.X)
 		t.sendCall(s, k, 3)
 	}
 }
@@ -220,7 +222,10 @@ func (t *trial) sendCall(s *session, k *core.Call, tries int) {
 	}
 	sent := t.now
 	answered := func() {
+		known, epoch := s.knownOfFleet(t.now), s.core.Epoch()
 		t.step(s, func(c *core.Core, now time.Duration) { c.CallAnswered(now, k, got) })
+		t.checkLatest(s, k.Number(), known, epoch)
+		s.noteAnswer(t.now, k.Number(), got)
 		s.renewed = max(s.renewed, sent)
 		s.unknown = s.unknown && k.Number() <= s.refusedAt
 		if k.Number() == s.core.LastCall() && got.Epoch == s.core.Epoch() {
@@ -244,6 +249,20 @@ func (t *trial) sendCall(s *session, k *core.Call, tries int) {
 	}
 	t.sayLuck(s, "a call", l)
 	t.send(s, l, 2*t.plan.ttl, run, answered, failed)
+}
+
+// noteAnswer notes what the answer to a call says.
+func (s *session) noteAnswer(now time.Duration, call uint64, got message.Renewed) {
+	believed := got.Epoch == s.core.Epoch()
+	if call > s.answered {
+		s.answered, s.elsewhere = call, !believed
+		s.elsewhereAt = now
+	}
+	if believed && call >= s.applied {
+		s.applied = call
+		clear(s.pauses)
+	}
+	s.pauses[got.Pause] = true
 }
 
 // inOrder sorts the permits of x. Cores keep them in maps.
@@ -276,6 +295,9 @@ func (t *trial) hear(s *session, text string) {
 		t.failf("bug: a push that cannot be read: %q", text)
 	}
 	before := s.core.Held()
+	if m.Kind == message.PushRetry {
+		s.mustAsk = t.now
+	}
 	t.step(s, func(c *core.Core, now time.Duration) { c.Pushed(now, m) })
 	if m.Kind == message.PushGrant && m.Epoch == s.core.Epoch() && !s.joining.replicated {
 		t.told(s, m.IDs, nil)
@@ -303,7 +325,7 @@ func (t *trial) subscribe(s *session) {
 		t.step(s, func(c *core.Core, now time.Duration) {
 			c.SetConfirmed(now, true)
 			if again {
-				s.resubscribed = t.now
+				s.mustAsk = t.now
 				c.Resubscribed(now)
 			}
 		})

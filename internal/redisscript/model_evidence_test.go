@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/passbuddy/passbuddy/internal/core"
+	"github.com/passbuddy/passbuddy/internal/message"
 )
 
 // The evidence for the specification: notes of what happened, the exceptions that follow from them,
@@ -28,12 +29,18 @@ type evidence struct {
 	lossesUntil time.Duration            // a grant of a lost state may be trusted until then
 	// unnoticed: the clock was set while no session was there that could tell. See state.lua.
 	unnoticed bool
-	damaged   bool              // a key was deleted: counts may be wrong until they are settled
-	revoked   map[string]bool   // permits that were removed by hand, and their holders do not know
-	tampered  bool              // one was, ever
-	byHand    map[string]bool   // those that were, ever
-	evicted   map[string]bool   // permits that an operator revoked, and their holders do not know
-	revokedIn map[string]string // both of these, ever: the epoch of the state that counted them
+	// frozenUnsaid: a process was stopped whose session counted as back, and had not said all that it
+	// trusts: see noteBack.
+	frozenUnsaid bool
+	damaged      bool                     // a key was deleted: counts may be wrong until they are settled
+	revoked      map[string]bool          // permits that were removed by hand, and their holders do not know
+	tampered     bool                     // one was, ever
+	byHand       map[string]bool          // those that were, ever
+	evicted      map[string]bool          // permits that an operator revoked, and their holders do not know
+	evictedAt    map[string]time.Duration // those that were revoked ever, of subscribed sessions, when
+	epochs       map[string]bool          // of the states that there ever were
+	present      []present                // how many sessions there were, from the first script on
+	revokedIn    map[string]string        // both of these, ever: the epoch of the state that counted them
 }
 
 func newEvidence() evidence {
@@ -47,6 +54,8 @@ func newEvidence() evidence {
 		miscounted: make(map[string]time.Duration), byHand: make(map[string]bool),
 		revoked:   make(map[string]bool),
 		evicted:   make(map[string]bool),
+		evictedAt: make(map[string]time.Duration),
+		epochs:    make(map[string]bool),
 		revokedIn: make(map[string]string),
 	}
 }
@@ -69,6 +78,9 @@ type act struct {
 	ends       bool
 	knowsPause string
 	evicted    string // the session whose permits an operator takes back
+	// reports are what its session says of its pools, in the state of that epoch.
+	reports []message.PoolReport
+	epoch   string
 }
 
 // checkScript checks the specification after a script.
@@ -79,6 +91,8 @@ func (t *trial) checkScript(before, after *state, a act) {
 		}
 	}
 	slices.Sort(a.granted)
+	t.present = append(t.present, present{t.now, int64(len(after.Sessions))})
+	t.checkEpoch(before, after, a)
 	t.checkLease(before, after, a)
 	t.checkBackends(before, after, a)
 	t.allow(after)
@@ -119,7 +133,24 @@ func (t *trial) checkNow() {
 
 // inWindow reports whether this is a history in which more than the capacity can be held for a
 // while. docs/SAFETY.md lists the windows.
-func (t *trial) inWindow() bool { return t.plan.windows || t.unnoticed || t.tampered }
+func (t *trial) inWindow() bool {
+	return t.plan.windows || t.unnoticed || t.tampered || t.frozenUnsaid
+}
+
+// noteBack notes whether a call that found the state lost has named all that its session trusts. A
+// call that was made before a grant, and executed after a loss, does not. The session says the rest
+// at once. But it counts as back, and if its process stops just then, it trusts a permit that the
+// new state grants.
+func (t *trial) noteBack(n message.Renewal, epoch string) {
+	s := t.named(n.Session)
+	if s == nil || n.Epoch == "" || epoch == "" {
+		return
+	}
+	s.unsaid = n.Epoch != epoch && slices.ContainsFunc(s.permits, func(p *permit) bool {
+		return t.believes(s, p) && !slices.Contains(n.Permits, p.ID)
+	})
+	t.frozenUnsaid = t.frozenUnsaid || s.unsaid && s.paused
+}
 
 // believes reports whether a session may use what p permits. It trusts the lease. And if a recorded
 // backend has ended, it has recorded that there is none: before that, it opens no other one.
@@ -218,26 +249,43 @@ func (t *trial) checkAllPrompt() {
 			trouble = s.trouble
 		}
 		t.checkPrompt(s, trouble)
+		t.checkStops(s)
+		t.checkElsewhere(s)
 	}
 }
 
-// keptFromOthers reports whether a request waits for more than minima leave.
-func (t *trial) keptFromOthers() bool {
-	for _, s := range t.all() {
-		room := t.before.num("cap")
-		for session, n := range t.before.minima() {
-			if session != s.name {
-				room -= n
-			}
-		}
-		for _, r := range s.requests {
-			n := int64(len(r.Permits))
-			if r.Kind.Waits() && (n > room && r.Pool == nil || room <= 0) {
-				return true
-			}
+// keptFromIt reports whether a request wants more than the minima of others leave, or waits below
+// Config.Max for room that such a request takes.
+func (t *trial) keptFromIt(s *session, r *request) bool {
+	kept := func(r *request) bool { return t.exceedsRoom(s, r) }
+	return kept(r) || s.joining.max > 0 && slices.ContainsFunc(s.requests, kept)
+}
+
+// exceedsRoom reports whether a request wants more than the minima of others leave.
+func (t *trial) exceedsRoom(s *session, r *request) bool {
+	room := t.before.num("cap")
+	for session, n := range t.before.minima() {
+		if session != s.name {
+			room -= n
 		}
 	}
-	return false
+	return int64(len(r.Permits)) > room && r.Pool == nil || room <= 0
+}
+
+// mostSessions is how many sessions there were at most since a time.
+func (t *trial) mostSessions(since time.Duration) (most int64) {
+	for i, p := range t.present {
+		if i+1 == len(t.present) || t.present[i+1].at >= since {
+			most = max(most, p.n)
+		}
+	}
+	return most
+}
+
+// present is how many sessions there were from a time on.
+type present struct {
+	at time.Duration
+	n  int64
 }
 
 // repeats bounds the pause after a fault, before the session repeats what was not answered.

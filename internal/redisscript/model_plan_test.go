@@ -105,7 +105,7 @@ func (p *plan) choices() []choice {
 		}
 	}
 	add(!p.others, choice{"stall", 1}, choice{"lose calls", 1}, choice{"lose batch", 1},
-		choice{"orphan", 1})
+		choice{"orphan", 1}, choice{"copies", 1}, choice{"late push", 1})
 	add(p.pools, choice{"pay", 6}, choice{"offer", 6}, choice{"new pool", 2},
 		choice{"close pool", 1})
 	add(p.fence, choice{"connect", 20}, choice{"crash", 1})

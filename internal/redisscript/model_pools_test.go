@@ -16,7 +16,8 @@ type pool struct {
 	core core.Pool
 	want int
 	owed int
-	gone bool // its owner has closed it
+	gone bool          // its owner has closed it
+	gave time.Duration // when it last gave a permit back
 }
 
 func (t *trial) newPool(s *session) {
@@ -145,6 +146,7 @@ func (t *trial) give(s *session, p *pool, held *permit) {
 	delete(t.postgres, held.ID)
 	p.owed = max(0, p.owed-1)
 	t.say("%s gives %s", shownPool(s, p), held.ID)
+	p.gave = t.now
 	t.step(s, func(c *core.Core, now time.Duration) { c.Give(now, &held.Permit) })
 	t.dropped(s, held.ID)
 }

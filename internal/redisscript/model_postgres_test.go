@@ -145,6 +145,20 @@ func (t *trial) look(s *session, fx core.Effects) {
 	t.send(s, l, t.plan.ttl, run, looked, func(error) { looked() })
 }
 
+// endsSoon ends the connections of a session, at once or a moment later.
+func (t *trial) endsSoon(s *session, atOnce bool) {
+	for id, b := range t.postgres {
+		if sessionOf(id) == s.name && !b.recorded {
+			delete(t.postgres, id)
+		}
+	}
+	if atOnce {
+		t.endsAll(s)
+	} else {
+		t.at(t.now+60*time.Millisecond, nil, func() { t.endsAll(s) })
+	}
+}
+
 // endsAll ends the connections of a session.
 func (t *trial) endsAll(s *session) {
 	for _, id := range keysInOrder(t.postgres) {

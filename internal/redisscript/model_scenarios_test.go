@@ -24,69 +24,30 @@ func (t *trial) takeScenario(s *session, st step) {
 	case "refuse":
 		t.refuse(s, st)
 	case "lose calls":
+		if len(s.owned(nil, core.Held)) == 0 {
+			t.makeRoom(s)
+			t.want(s, message.Wait, 0, s.plain(1)...)
+			t.until(t.now + t.plan.roundTrip)
+		}
 		t.say("%s loses two calls", s.name)
 		lost := []fate{requestLost, answerLost}[st.n%2]
 		s.force("call", luck{fate: lost}, luck{fate: lost})
 	case "lose batch":
+		if st.m%2 == 0 {
+			t.lateFailure(s)
+			return
+		}
 		t.makeRoom(s)
 		s.force("batch", luck{fate: breaks}, luck{fate: breaks})
 		t.want(s, message.Try, 0, s.plain(1)...)
+	case "copies":
+		t.copies(s)
+	case "late push":
+		t.latePush(s, st)
 	case "orphan":
 		t.orphan(s)
 	case "reopen":
 		t.reopen(s)
-	}
-}
-
-// cross has what one state told a session arrive when the session knows the next state already. Or
-// the call that finds the next state does not name what the session was granted meanwhile, or puts
-// back what it has released.
-func (t *trial) cross(s *session, st step) {
-	roundTrip := t.plan.roundTrip
-	late := roundTrip + []time.Duration{
-		20 * time.Millisecond, 100 * time.Millisecond, t.plan.ttl / 3,
-	}[st.n%3]
-	lateCall := func() { // it is made now, and executed later
-		s.force("call", luck{fate: slow, there: late})
-		t.beat(s)
-		t.until(t.now)
-	}
-	findsNext := true // by a call of its own
-	switch st.m % 6 {
-	case 0:
-		t.makeRoom(s)
-		s.force("batch", luck{fate: slow, back: late})
-		t.want(s, message.Wait, 0, s.plain(1)...)
-	case 1:
-		s.force("call", luck{fate: slow, back: late})
-		t.beat(s)
-	case 2:
-		if !t.makeWait(s) {
-			return
-		}
-		s.force("push", luck{fate: slow, back: late})
-		if other := t.holderBeside(s); other != nil {
-			t.release(other, other.owned(nil, core.Held)[0])
-		}
-	case 3:
-		lateCall()
-		if held := s.owned(nil, core.Held); len(held) > 0 {
-			t.release(s, held[0])
-		}
-	case 4:
-		t.makeRoom(s)
-		lateCall()
-		t.want(s, message.Wait, 0, s.plain(1)...)
-		findsNext = false
-	case 5:
-		if !t.makeRecall(s) {
-			return
-		}
-	}
-	t.until(t.now + roundTrip)
-	t.outside(step{do: "flush"})
-	if findsNext {
-		t.beat(s)
 	}
 }
 
@@ -211,6 +172,84 @@ func (t *trial) orphan(s *session) {
 	t.step(s, func(c *core.Core, now time.Duration) { c.Resubscribed(now) })
 	t.until(t.now)
 	t.giveUp(s, r)
+}
+
+// copies has Redis refuse a request, and then execute the first copy of its batch, whose connection
+// broke: that grants what the session is told, a moment later, to be refused.
+func (t *trial) copies(s *session) {
+	roundTrip := t.plan.roundTrip
+	if roundTrip > t.plan.ttl/20 || !t.makeWait(s) {
+		return
+	}
+	for _, other := range t.all() {
+		for _, r := range slices.Clone(other.requests) {
+			t.giveUp(other, r)
+		}
+	}
+	t.until(t.now + 2*roundTrip)
+	other := t.holderBeside(s)
+	if other == nil || len(t.before.Permits) < int(t.before.num("cap")) {
+		return
+	}
+	if s.messages%2 == 0 {
+		s.messages++ // so that the session notices at once: see send
+	}
+	s.force("batch", luck{fate: strayed, later: 2*roundTrip + 20*time.Millisecond},
+		luck{fate: slow, back: 60 * time.Millisecond})
+	t.want(s, message.Try, 0, s.plain(1)...)
+	t.until(t.now + roundTrip*3/2 + 5*time.Millisecond)
+	if held := other.owned(nil, core.Held); len(held) > 0 {
+		t.release(other, held[0])
+	}
+}
+
+// latePush has the last answer that tells a session the time of Redis's clock be late, and then the
+// push of a grant. All that happens before the next regular call.
+func (t *trial) latePush(s *session, st step) {
+	if !t.makeWait(s) {
+		return
+	}
+	roundTrip, late := t.plan.roundTrip, t.plan.ttl*3/20
+	if st.n%2 == 0 {
+		for range 2 { // the first slow answer is hedged, the second one is not
+			s.force("call", luck{fate: slow, back: late})
+			t.beat(s)
+			t.until(t.now + roundTrip + late)
+		}
+	} else {
+		t.beat(s)
+		t.until(t.now + roundTrip)
+		s.force("batch", luck{fate: slow, back: late})
+		t.want(s, message.Wait, 0, s.plain(1)...)
+		t.until(t.now + roundTrip + late)
+	}
+	s.force("push", luck{fate: slow, back: t.plan.ttl * 12 / 100})
+	if other := t.holderBeside(s); other != nil {
+		t.release(other, other.owned(nil, core.Held)[0])
+	}
+	t.until(t.now + roundTrip + late)
+}
+
+// lateFailure has the first copy of a batch fail long after the second one was answered, while
+// another batch is in flight.
+func (t *trial) lateFailure(s *session) {
+	s.force("batch", luck{fate: requestLost})
+	t.want(s, message.Wait, 0, s.plain(1)...)
+	t.until(t.now + s.timeout - 20*time.Millisecond)
+	s.force("batch", luck{fate: slow, back: 60 * time.Millisecond})
+	t.want(s, message.Wait, 0, s.plain(1)...)
+	t.until(t.now)
+	t.want(s, message.Wait, 0, s.plain(1)...)
+	t.until(t.now + 40*time.Millisecond)
+}
+
+// leaveUnsaid has a session leave while a batch is lost that releases a permit.
+func (t *trial) leaveUnsaid(s *session) {
+	if held := s.owned(nil, core.Held); len(held) > 0 {
+		s.force("batch", luck{fate: requestLost})
+		t.release(s, held[0])
+		t.until(t.now)
+	}
 }
 
 // reopen has a pool open a connection under a permit that covered another one. The new record is

@@ -77,8 +77,10 @@ func (t *trial) renew(n message.Renewal) (message.Renewed, error) {
 	t.say("%s -> %s", shown{n}, answered(got, err))
 	a := act{
 		name: "Renew", session: n.Session, asserted: n.Permits, counts: true,
-		served: err == nil && got.PausedUntil <= got.Now,
+		served:  err == nil && got.PausedUntil <= got.Now,
+		reports: n.Pools, epoch: n.Epoch,
 	}
+	t.noteBack(n, got.Epoch)
 	if err == nil && n.Epoch != "" && n.Epoch != got.Epoch {
 		a.knowsPause = n.Pause
 	}

@@ -34,7 +34,7 @@ type session struct {
 	subscribed        bool          // as the server sees it
 	refused           bool          // it cannot subscribe at present
 	everSubscribed    bool
-	resubscribed      time.Duration     // when it was last told that its subscription is new
+	mustAsk           time.Duration     // when it last had to ask again for all that waits
 	lastPush          time.Duration     // when the last push arrives
 	pushesLost        int               // how often those on their way were lost
 	messages          int               // that it has sent
@@ -58,9 +58,17 @@ type session struct {
 	sendings   map[*core.Batch]int  // how often each was sent, less how often that failed
 	done       map[*core.Batch]bool // those that were answered, or have failed as often
 	renewed    time.Duration        // when the latest call was sent that was answered
-	unknown    bool                 // Redis has refused a batch, and answered no call made since
-	refusedAt  uint64               // the last call that was made before that
-	refusals   int                  // batches that were refused in a row
+	answered   uint64               // the latest call that was answered
+	applied    uint64               // the latest call whose answer it believes
+	pauses     map[string]bool      // the pauses that this and later answers told of
+	past       map[string]bool      // epochs of states that it knows to be lost
+	unsaid     bool                 // see noteBack
+	// elsewhere: the latest answer, which came at elsewhereAt, is of a state that it does not know.
+	elsewhere   bool
+	elsewhereAt time.Duration
+	unknown     bool   // Redis has refused a batch, and answered no call made since
+	refusedAt   uint64 // the last call that was made before that
+	refusals    int    // batches that were refused in a row
 }
 
 // A permit, and the backend that a pool has under it.
@@ -139,6 +147,7 @@ func (t *trial) join(slot int, j joining) {
 		forced:  make(map[string][]luck), over: make(map[*core.Request]bool),
 		ended: make(map[string]time.Duration), done: make(map[*core.Batch]bool),
 		sendings: make(map[*core.Batch]int),
+		pauses:   map[string]bool{"": true}, past: make(map[string]bool),
 	}
 	if t.plan.drifts {
 		s.drift = time.Duration(t.born%3-1) * 5
@@ -195,6 +204,7 @@ func (t *trial) firstCall(s *session) bool {
 			failed(errBroken)
 		default:
 			s.renewed = t.now
+			s.pauses[got.Pause] = true
 			t.step(s, func(c *core.Core, now time.Duration) {
 				c.CallAnswered(now, k, got)
 				c.Joined(now)
@@ -267,6 +277,18 @@ func (t *trial) noteTrust(s *session, fx core.Effects) {
 
 func (t *trial) tick(s *session) { t.step(s, (*core.Core).Tick) }
 
+// tickEarly calls a core before the time that it asks for.
+func (t *trial) tickEarly(s *session) {
+	wake := s.core.WakeAt()
+	if s.paused || s.core.Left() || wake > 0 && wake <= s.local(t.now) {
+		return
+	}
+	t.step(s, func(c *core.Core, now time.Duration) {
+		c.Tick(now)
+		t.checkEarly(s, wake, c.Take())
+	})
+}
+
 // close begins to close a session. It leaves once its pools have given everything back, or after a
 // while.
 func (t *trial) close(slot int, hasty bool) {
@@ -302,7 +324,7 @@ func (t *trial) leave(s *session) {
 	accountedFor := t.accountedFor(s)
 	t.step(s, func(c *core.Core, now time.Duration) { requests = c.Leave(now) })
 	crossing := s.core.Crossing()
-	t.endsAll(s)
+	t.endsSoon(s, s.random.IntN(2) == 0)
 	if !s.cut && t.luckOf(s, "leave").fate != requestLost {
 		t.leaveScript(s, requests)
 		if !crossing {
@@ -351,16 +373,6 @@ func (t *trial) crash(slot int, atOnce bool) {
 	s := t.sessions[slot]
 	t.say("%s crashes", s.name)
 	t.sessions[slot] = nil
-	end := func() { t.endsAll(s) }
-	for id, b := range t.postgres {
-		if sessionOf(id) == s.name && !b.recorded {
-			delete(t.postgres, id)
-		}
-	}
-	if atOnce {
-		end()
-	} else {
-		t.at(t.now+60*time.Millisecond, nil, end)
-	}
+	t.endsSoon(s, atOnce)
 	t.gone(s)
 }

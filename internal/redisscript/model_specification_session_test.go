@@ -2,6 +2,8 @@ package redisscript
 
 import (
 	"errors"
+	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -122,7 +124,22 @@ func (t *trial) checkExpiry(s *session) {
 	}
 }
 
+// checkStops: a session that is subscribed stops using what an operator has revoked, as soon as a
+// push and a call can have told it. Excepted is one for which anything has gone wrong since.
+func (t *trial) checkStops(s *session) {
+	for _, p := range s.permits {
+		at, revoked := t.evictedAt[p.ID]
+		_, still := t.before.Quarantine[p.ID]
+		if revoked && still && t.believes(s, p) && max(s.troubleAt, t.stalledUntil) < at &&
+			t.now >= at+4*t.plan.roundTrip {
+			t.failf("evicted: %s still trusts %s, which was revoked %v ago",
+				s.name, p.ID, t.now-at)
+		}
+	}
+}
+
 // checkSettled: a request ends once. Permits are held if it was granted, and not if it was refused.
+// An extension that was granted gives a whole lease from when it was asked for.
 func (t *trial) checkSettled(s *session, r *core.Request, err error) {
 	if s.over[r] {
 		t.failf("settled: a request for %s ends twice", ids(r.Permits))
@@ -136,6 +153,8 @@ func (t *trial) checkSettled(s *session, r *core.Request, err error) {
 			t.failf("settled: %s is held, and its caller is told %v", p.ID, err)
 		case err == nil && r.Pool == nil && p.TrustedUntil() <= s.local(t.now):
 			t.failf("settled: %s is not held, and its caller is told that it is", p.ID)
+		case err == nil && r.Extends && p.TrustedUntil() < s.askedAt(r)+t.plan.ttl-t.plan.ttl/10:
+			t.failf("settled: %s was not extended, and its caller is told that it was", p.ID)
 		}
 	}
 	if err == nil && !some {
@@ -177,9 +196,13 @@ func (t *trial) checkOrder(s *session, r *request) {
 	}
 }
 
-// checkKnown: a session sends no batch to a Redis that has refused the last one, or may have
-// forgotten the session, as it has answered no call sent within the last lease. A call comes first.
+// checkKnown: a session sends no batch while another one is in flight. It sends none to a Redis
+// that has refused the last one, or may have forgotten the session, as it has answered no call sent
+// within the last lease. A call comes first.
 func (t *trial) checkKnown(s *session) {
+	if s.latest != nil && !s.done[s.latest] {
+		t.failf("order: %s sends a batch, and another one is in flight", s.name)
+	}
 	if silent := s.local(t.now) - s.local(s.renewed); silent >= t.plan.ttl {
 		t.failf("order: %s sends a batch, and no call was answered for %v", s.name, silent)
 	}
@@ -188,10 +211,22 @@ func (t *trial) checkKnown(s *session) {
 	}
 }
 
+// checkReturned: of the permits that Redis counts for it, a session gives back only what the holder
+// has given back. Those in quarantine are dropped by any session that has seen their backends gone.
+func (t *trial) checkReturned(s *session, x message.Exchange) {
+	for _, id := range slices.Concat(x.Release, idsOf(x.Drop)) {
+		p := s.permitOf(id)
+		if p != nil && (p.State() == core.Held || p.State() == core.Lost) && t.before.counts(id) {
+			t.failf("returned: %s gives %s back, and its holder has not", s.name, id)
+		}
+	}
+}
+
 // checkPrompt: when nothing more happens at this moment and no message is on its way, the session
-// has said what it wants and releases. It asks again for what waits every RetryInterval, and when
-// its subscription is new. After a fault it may pause: trouble then counts the faults so far, and
-// requests and releases of before are excepted.
+// has said what it wants and releases. It asks again for what waits every RetryInterval, when its
+// subscription is new, when a push says so, and when its pool holds fewer permits than before.
+// After a fault it may pause: trouble then counts the faults so far, and requests and releases of
+// before are excepted.
 func (t *trial) checkPrompt(s *session, trouble int) {
 	for _, d := range s.dropping {
 		if d.trouble >= trouble && s.core.Accounts(d.id) {
@@ -207,10 +242,22 @@ func (t *trial) checkPrompt(s *session, trouble int) {
 		case r.seen && silent > most:
 			t.failf("prompt: %s waits for %s, and has not asked for %v", s.name, ids(r.Permits),
 				silent)
-		case r.seen && r.heard < s.resubscribed:
-			t.failf("prompt: %s waits for %s, and has not asked since it subscribed anew",
+		case r.seen && r.heard < s.mustAsk:
+			t.failf("prompt: %s waits for %s, and has not asked since it subscribed anew, or was "+
+				"told to", s.name, ids(r.Permits))
+		case r.seen && r.Pool != nil && r.heard < r.Pool.Owner.(*pool).gave:
+			t.failf("prompt: %s waits for %s, and has not asked since its pool gave a permit back",
 				s.name, ids(r.Permits))
 		}
+	}
+}
+
+// checkEarly: a core that is called before it asks for that does nothing. Otherwise it would have
+// something to do, and not ask to be called for it in time.
+func (t *trial) checkEarly(s *session, wake time.Duration, fx core.Effects) {
+	if !reflect.ValueOf(fx).IsZero() {
+		t.failf("prompt: %s has something to do at %v, and wants to be called at %v: %+v",
+			s.name, s.local(t.now), wake, fx)
 	}
 }
 
@@ -229,6 +276,52 @@ func (t *trial) checkHeard(s *session, p *pool, epoch string, n int) {
 	if told, withdrawn := t.toldToKeep[s.name], t.withdrawn[s.name]; told > withdrawn {
 		t.failf("heard: %s is told of %d recalls that are withdrawn, and there were %d",
 			s.name, told, withdrawn)
+	}
+}
+
+// knownOfFleet is what a session knows of the fleet.
+func (s *session) knownOfFleet(now time.Duration) string {
+	c, stats := s.core, s.core.Stats(s.local(now))
+	return fmt.Sprintf("epoch %s, capacity %d, paused %v: %v", c.Epoch(), stats.Capacity,
+		stats.Paused, c.AtCapacity(s.local(now)))
+}
+
+// checkLatest: once a session has heard the answer to a call, the answer to an earlier one changes
+// nothing that it knows of the fleet. No answer brings back a state that it knows to be lost.
+func (t *trial) checkLatest(s *session, call uint64, known, epoch string) {
+	if now := s.core.Epoch(); now != epoch {
+		s.past[epoch] = true
+		if s.past[now] {
+			t.failf("heard: %s takes the epoch %q again, which it knew to be lost", s.name, now)
+		}
+	}
+	if now := s.knownOfFleet(t.now); call < s.applied && now != known {
+		t.failf("heard: the answer to call %d of %s is older than that to call %d: it knew\n%s, "+
+			"and now\n%s", call, s.name, s.applied, known, now)
+	}
+}
+
+// checkSaid: a call says which operator's pause was last heard of, and how many sessions there
+// were: after a loss of state, a call puts that back. While nothing goes wrong, a session remembers
+// no number of sessions for three leases.
+func (t *trial) checkSaid(s *session, x message.Renewal) {
+	if !s.pauses[x.Pause] {
+		t.failf("heard: %s has heard of the pauses %q, and says %q", s.name,
+			keysInOrder(s.pauses), x.Pause)
+	}
+	span := 3 * t.plan.ttl
+	if most := t.mostSessions(t.now - span); x.Sessions > most && t.quiet(s) > span &&
+		t.now-s.began > span {
+		t.failf("heard: %s says that there were %d sessions, and there were at most %d",
+			s.name, x.Sessions, most)
+	}
+}
+
+// checkElsewhere: a session that hears of a state which it does not know says at once what it
+// holds.
+func (t *trial) checkElsewhere(s *session) {
+	if s.elsewhere && max(s.troubleAt, t.stalledUntil) <= s.elsewhereAt {
+		t.failf("prompt: %s has heard of another state, and does not say what it holds", s.name)
 	}
 }
 

@@ -23,7 +23,9 @@ import (
 //	counts    what Redis counts of pools and minima is right
 //	recalls   no pool is told to give what nobody needs, or what it may keep
 //	paused    nothing is granted while an operator's pause lasts
-//	evicted   what an operator takes back is owed; or it is counted, and no session's any more
+//	evicted   what an operator takes back is owed; or it is counted, and no session's any more, and
+//	          its holder stops using it once it can hear of that
+//	epoch     no two states have one epoch
 //
 // Of each session, after anything happens to it:
 //
@@ -31,9 +33,10 @@ import (
 //	account   a session accounts for each permit that Redis counts for it
 //	loss      a lease is lost when its trust ends, and not before, while Redis answers in time
 //	settled   a request ends once, and its permits are held if it was granted
+//	returned  a session gives back only what its holder has given back
 //	order     requests reach Redis in the order in which they were made
 //	prompt    a session says at once what is to be said, and repeats it until Redis answers
-//	heard     a pool hears of each recall once
+//	heard     a pool hears of each recall once; no late answer undoes what a session knows
 //	numbers   a session counts its permits right, and never exceeds Config.Max
 //
 // At the end, when nothing goes wrong any more:
@@ -46,6 +49,19 @@ import (
 // detail.
 
 // Of the fleet.
+
+// checkEpoch: each state has an epoch of its own, although a call that starts one can be executed
+// twice. Otherwise those sessions would not re-assert what they hold that knew the first state.
+func (t *trial) checkEpoch(before, after *state, a act) {
+	epoch := after.Meta["epoch"]
+	if epoch == "" || epoch == before.Meta["epoch"] {
+		return
+	}
+	if t.epochs[epoch] {
+		t.failf("epoch: %s starts a state, and another one had the epoch %q", a.name, epoch)
+	}
+	t.epochs[epoch] = true
+}
 
 // checkLease: no script ends a lease that has time left, unless it is told to release the permit.
 func (t *trial) checkLease(before, after *state, a act) {
@@ -287,10 +303,16 @@ func (t *trial) checkRecalls(before, s *state, a act) {
 // At the end.
 
 // checkRest: when nothing moves any more, no pool waits while another one could give a permit and
-// still hold no less, for its weight, than the waiter would hold then.
+// still hold no less, for its weight, than the waiter would hold then. By then all pools have given
+// what they owe, so they have heard of each recall.
 func (t *trial) checkRest() {
 	s := t.before
 	o := begin(s, t.clock(), 0, t.place.sharded(), nil)
+	for pool, n := range s.Debts {
+		if s.isLive(sessionOf(pool), o.now) {
+			t.failf("rest: %s owes %d, and does not give it", pool, n)
+		}
+	}
 	for _, request := range s.queued() {
 		_, ids := parsed(request)
 		if !isPooled(ids[0]) {
@@ -314,11 +336,12 @@ func (t *trial) checkRest() {
 }
 
 // checkWaiters: once every session gives back what it holds, no request waits any more. Excepted is
-// a request for more than the minima of others leave, and what waits behind it.
+// a request for more than the minima of others leave. It does not stop those behind it in the
+// queue.
 func (t *trial) checkWaiters() {
 	for _, s := range t.all() {
 		for _, r := range s.requests {
-			if r.Kind.Waits() && !t.keptFromOthers() {
+			if r.Kind.Waits() && !t.keptFromIt(s, r) {
 				t.failf("waiters: %s waits for %s, and every session gives back",
 					s.name, ids(r.Permits))
 			}

@@ -27,6 +27,9 @@ func (t *trial) take(s step) {
 		}[s.n%12]
 		t.say("%v pass", by)
 		t.until(t.now + by)
+		for _, s := range t.all() {
+			t.tickEarly(s)
+		}
 	case "stall":
 		ttl := t.plan.ttl
 		t.stall([]time.Duration{
@@ -105,7 +108,7 @@ func (t *trial) takeOfRunning(p *session, s step) {
 			t.ask(p, p.pools[s.n%len(p.pools)], 0)
 		}
 	case "tick":
-		t.tick(p)
+		t.tickEarly(p)
 	case "beat":
 		t.beat(p)
 	case "resubscribe":
@@ -118,14 +121,22 @@ func (t *trial) takeOfRunning(p *session, s step) {
 			t.subscribe(p)
 		}
 	case "pause":
+		if held := p.owned(nil, core.Held); len(held) > 0 && s.m%2 == 0 {
+			p.force("batch", luck{fate: slow, back: 50 * time.Millisecond})
+			t.extend(p, held[0], 0)
+			t.until(t.now) // the answer may find that the lease is over
+		}
 		t.pause(p)
 	case "leave":
+		if s.n%6 == 0 && !p.cut {
+			t.leaveUnsaid(p)
+		}
 		t.close(s.who, s.n%3 == 0)
 	case "new pool":
 		if len(p.pools) < 4 {
 			t.newPool(p)
 		}
-	case "cross", "refuse", "lose calls", "lose batch", "orphan", "reopen":
+	case "cross", "refuse", "lose calls", "lose batch", "orphan", "copies", "late push", "reopen":
 		t.takeScenario(p, s)
 	default:
 		if len(p.pools) > 0 {
