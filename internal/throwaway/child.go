@@ -74,6 +74,9 @@ func (c *child) awaitReady(ctx context.Context) error {
 		if c.out.contains("Address already in use") {
 			return errPortTaken
 		}
+		if c.out.contains("pre-existing shared memory block") {
+			return errOldBackends
+		}
 		return fmt.Errorf("throwaway: %s ended at its start: %w; it said:\n%s", c.cmd.Path,
 			c.exit(), c.out.String())
 	case <-ctx.Done():

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -255,8 +256,17 @@ func (p *Postgres) Restart(ctx context.Context) error {
 		return errors.New("throwaway: restart of a stopped server")
 	}
 	p.haltLocked(sigFast)
-	return p.start(ctx)
+	for deadline := time.Now().Add(startTimeout); ; time.Sleep(50 * time.Millisecond) {
+		err := p.start(ctx)
+		if !errors.Is(err, errOldBackends) || ctx.Err() != nil || time.Now().After(deadline) {
+			return err
+		}
+	}
 }
+
+// errOldBackends: after Kill a backend can be on its way out for a moment, on a busy machine, and
+// the new server refuses to start beside it.
+var errOldBackends = errors.New("throwaway: backends of the server that was killed are not gone")
 
 // Stop ends the server and removes its folder. The second and later calls do nothing.
 func (p *Postgres) Stop() error {
