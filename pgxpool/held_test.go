@@ -133,6 +133,7 @@ func TestPgConnHijackedInStats(t *testing.T) {
 	inScopes(t, 2, 1, passbuddy.Config{}, func(t *testing.T, members []*member) {
 		pool := members[0].pool
 		c := acquire(t, pool)
+		must(t, c.Conn().PgConn().SyncConn(t.Context()))
 		h, err := c.Conn().PgConn().Hijack()
 		must(t, err)
 		c.Release()

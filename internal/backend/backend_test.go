@@ -215,6 +215,10 @@ func TestOfBehindAPooler(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// pgx may read in the background, after a write that took long
+	if err := c.SyncConn(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	h, err := c.Hijack()
 	if err != nil {
 		t.Fatal(err)

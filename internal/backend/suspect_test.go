@@ -116,6 +116,9 @@ func TestEndSuspects(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if err := pc.SyncConn(t.Context()); err != nil { // see TestOfBehindAPooler
+			t.Fatal(err)
+		}
 		h, err := pc.Hijack()
 		if err != nil {
 			t.Fatal(err)
