@@ -30,8 +30,10 @@ const (
 	// maxIdle bounds the idle connections that stay. Connections that were opened for hedges stay
 	// for a while: where Redis is slow, a new one costs a second round trip, for which a lease may
 	// have no time. Few stay, and not for long: a network forgets idle connections, and each dead
-	// one costs a call before the heartbeat opens a new one.
-	maxIdle = 3
+	// one costs a call before the heartbeat opens a new one. Where replies took long, calls are a
+	// fifth of a lease apart, and trust lasts for 0.57 of a lease after the first. So the third call
+	// must be over a new connection.
+	maxIdle = 2
 	// maxOwn bounds the connections of the heartbeat's client: for its calls, for records of
 	// backends, and for leaving. The subscription's connection does not count.
 	maxOwn = core.MaxCalls + maxRecords*maxRecordTries + 2

@@ -222,6 +222,26 @@ func TestForgottenConnectionsOfASlowTimeLoseNoLease(t *testing.T) {
 	}
 }
 
+// Redis answers late, and a moment later the connections are forgotten. Replies are still expected
+// to take long, so hedges follow each other slowly: few may be spent on connections that are dead.
+func TestForgottenConnectionsAfterLateRepliesLoseNoLease(t *testing.T) {
+	for range subset.Length(4, 20) {
+		inWorld(t, func(t *testing.T, w *world) {
+			const ttl = 5 * time.Second
+			s, l := w.slowJoin(Config{Capacity: 2, TTL: ttl, Patience: forever},
+				bubble.Always(time.Millisecond))
+			p := s.acquire(t)
+			l.SetDelay(bubble.Always(time.Second)) // each way
+			time.Sleep(2 * ttl)
+			l.SetDelay(bubble.Always(time.Millisecond))
+			time.Sleep(2*time.Second + rand.N(3*ttl))
+			l.Forget()
+			time.Sleep(3 * ttl)
+			notLost(t, p)
+		})
+	}
+}
+
 // A reply that comes with a moment of trust left counts.
 func TestALateReplyCounts(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
