@@ -123,8 +123,11 @@ func acquire(t *testing.T, pool *pgxpool.Pool) *pgxpool.Conn {
 	return c
 }
 
+// statsOf returns the figures of a pool at rest, in a bubble. What is due at this instant comes
+// first: a pool with a connection in doubt has another one ask Postgres, again and again.
 func statsOf(t *testing.T, pool *pgxpool.Pool) passbuddy.PoolStats {
 	t.Helper()
+	synctest.Wait()
 	s, ok := Stats(pool)
 	if !ok {
 		t.Fatal("not PassBuddy's")
