@@ -28,7 +28,7 @@ const raiseTheLimit = "%v (should sockets have run out, raise ulimit -n)"
 // script-µs is the time within the script, by the wall clock: a busy machine adds to it. cpu-µs is
 // the CPU time of the whole server, network included.
 func BenchmarkHeartbeat(b *testing.B) {
-	for _, sessions := range []int{10, 100, 500, 2000} {
+	for _, sessions := range []int{10, 100, 500, 1000, 2000} {
 		// Some 500 heartbeats a second, but leases of at least six seconds, which a busy machine
 		// can keep.
 		interval := max(time.Duration(sessions)*2*time.Millisecond, 2*time.Second)
