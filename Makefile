@@ -29,7 +29,8 @@ export GOFLAGS := $(filter-out -mod=% -modfile=%,$(shell $(GO) env GOFLAGS 2>/de
 PARALLEL    := $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); \
 	echo -p $$((n > 2 ? n : 2)) -parallel $$((n > 8 ? n : 8)))
 
-# go test, in flags that the programs which tests build inherit, so that nothing is compiled twice.
+# Flags that the checkers, and the programs which tests build, share with the tests, so that nothing
+# is compiled twice.
 #
 # Each package that uses a Redis client has some 1,500 wrappers of its methods compiled, because
 # go-redis keeps a weak pointer to it. Without inlining (-l), and without debug information, which
@@ -37,8 +38,9 @@ PARALLEL    := $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); \
 #
 # The race detector skips miniredis's Lua interpreter, which runs one script at a time. Otherwise
 # the interpreter would take most of the time of the tests in a bubble. make lint does the vetting.
-RACED       := GOFLAGS="$$GOFLAGS -race '-gcflags=all=-l -dwarf=false' -gcflags=std=-dwarf=false \
-	'-gcflags=github.com/yuin/gopher-lua/...=-race=false -dwarf=false'" $(GO) test -vet=off
+RACE        := GOFLAGS="$$GOFLAGS -race '-gcflags=all=-l -dwarf=false' -gcflags=std=-dwarf=false \
+	'-gcflags=github.com/yuin/gopher-lua/...=-race=false -dwarf=false'"
+RACED       := $(RACE) $(GO) test -vet=off
 
 # A program with the race detector would sleep for a second before it ends, for other goroutines
 # that report a race. And fewer collections of garbage spare compilers and tests a tenth of their
@@ -60,7 +62,7 @@ setup: ## Find or install the servers that the tests and the demo start
 	@scripts/setup.sh
 
 test: ## Run all tests with -race, on throwaway Postgres and Redis servers (PKG=, TIMEOUT=)
-	@scripts/setup.sh --need redis --need cc
+	@scripts/setup.sh --need redis --need cc --want pgbouncer
 	$(RACED) $(PARALLEL) -timeout $(TIMEOUT) $(PKG)
 
 demo: setup ## Show a fleet without PassBuddy and with it (ARGS='-cap 10 -duration 5s')
@@ -69,8 +71,9 @@ demo: setup ## Show a fleet without PassBuddy and with it (ARGS='-cap 10 -durati
 lint: ## Check formatting, vet, staticcheck, imports, the core's purity, modules, shell scripts
 	@files=$$(gofmt -l .); if [ -n "$$files" ]; then \
 		echo "not formatted, run make fmt:"; echo "$$files"; exit 1; fi
-	$(GO) vet work
-	$(GO) run $(STATICCHECK) work
+	$(RACE) $(GO) vet work
+	@echo staticcheck work; bin=$$(mktemp -d); trap 'rm -rf "$$bin"' EXIT; \
+		GOBIN=$$bin $(GO) install $(STATICCHECK) && $(RACE) "$$bin/staticcheck" work
 	@scripts/check-imports.sh
 	@scripts/check-core.sh
 	@scripts/modules.sh check
@@ -90,7 +93,7 @@ bench-go: ## Run the Go benchmarks beside their rivals, for benchstat (BENCH=reg
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) -timeout 0 $(PKG)
 
 stress: ## Run the random tests and the fleets for long (DURATION=1m, ROUNDS=20, STEPS=1000000)
-	@scripts/setup.sh --need redis --need cc
+	@scripts/setup.sh --need redis --need cc --want pgbouncer
 	$(RACED) $(PARALLEL) -timeout 0 -count 1 \
 		$(filter-out ./integration ./pgxpool,$(SUBSETS)) -full
 	$(RACED) -timeout 0 -count $(ROUNDS) -run 'Random' . -full

@@ -1,112 +1,20 @@
 package env
 
 import (
-	"context"
 	"database/sql"
 	"database/sql/driver"
-	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
-	"time"
 
-	"github.com/alicebob/miniredis/v2"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/stdlib"
-	"github.com/lib/pq"
 
 	"github.com/passbuddy/passbuddy"
-	"github.com/passbuddy/passbuddy/internal/fakepg"
-	"github.com/passbuddy/passbuddy/internal/quiet"
-	"github.com/passbuddy/passbuddy/semaphore"
 )
-
-func init() { quiet.Redis() }
-
-var ctxb = context.Background()
-
-func ok(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-// world is a Redis, and a Postgres that notes what clients ask for.
-type world struct {
-	t     *testing.T
-	redis *miniredis.Miniredis
-	port  uint16
-
-	mu      sync.Mutex
-	started []map[string]string
-}
-
-func newWorld(t *testing.T) *world {
-	t.Helper()
-	w := &world{t: t, redis: miniredis.RunT(t)}
-	pg := &fakepg.Server{OnStart: func(parameters map[string]string) {
-		w.mu.Lock()
-		w.started = append(w.started, parameters)
-		w.mu.Unlock()
-	}}
-	w.port = pg.Listen(t).Port
-	for _, v := range os.Environ() {
-		if name, _, _ := strings.Cut(v, "="); strings.HasPrefix(name, "PASSBUDDY_") ||
-			strings.HasPrefix(name, "PG") || name == "REDIS_URL" {
-			t.Setenv(name, "")
-			os.Unsetenv(name)
-		}
-	}
-	t.Setenv("PASSBUDDY_REDIS_URL", "redis://"+w.redis.Addr())
-	return w
-}
-
-// dsn is that of the server, in pairs, and with the settings given.
-func (w *world) dsn(settings ...string) string {
-	return fmt.Sprintf("host=127.0.0.1 port=%d user=x dbname=x sslmode=disable "+
-		"application_name=app %s", w.port, strings.Join(settings, " "))
-}
-
-func (w *world) open(driverName, dsn string) *sql.DB {
-	w.t.Helper()
-	db, err := sql.Open(driverName, dsn)
-	ok(w.t, err)
-	w.t.Cleanup(func() { _ = db.Close() })
-	return db
-}
-
-// sessions counts those of a semaphore in Redis.
-func (w *world) sessions(name string) int {
-	members, err := w.redis.ZMembers("{passbuddy-" + name + "}:sessions")
-	if err != nil {
-		return 0
-	}
-	return len(members)
-}
-
-func (w *world) expect(name string, sessions int) {
-	w.t.Helper()
-	if n := w.sessions(name); n != sessions {
-		w.t.Errorf("%d sessions of %q, want %d", n, name, sessions)
-	}
-}
-
-func (w *world) eventually(what string, yes func() bool) {
-	w.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !yes(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			w.t.Fatalf("never: %s", what)
-		}
-	}
-}
-
-var drivers = []string{"passbuddy", "passbuddy-pgx", "passbuddy-pq"}
 
 // A program is capped by its driver name alone, and the server sees none of our keys.
 func TestCapped(t *testing.T) {
@@ -197,38 +105,6 @@ func TestCloseBeforeReturn(t *testing.T) {
 	}
 }
 
-// However many callers connect first, one session comes of it, and one allotment.
-func TestFirstConnects(t *testing.T) {
-	w := newWorld(t)
-	t.Setenv("PASSBUDDY_CAPACITY", "3")
-	db := w.open("passbuddy", w.dsn())
-	var wg sync.WaitGroup
-	for range 20 {
-		wg.Go(func() {
-			if err := db.Ping(); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	wg.Wait()
-	w.expect("semaphore", 1)
-	ok(t, db.Close())
-	w.expect("semaphore", 0)
-}
-
-// A Redis that cannot be reached fails a connect, and not the next one.
-func TestTriedAgain(t *testing.T) {
-	w := newWorld(t)
-	db := w.open("passbuddy", w.dsn())
-	w.redis.Close()
-	if err := db.Ping(); !errors.Is(err, semaphore.ErrUnavailable) {
-		t.Errorf("without Redis: %v", err)
-	}
-	ok(t, w.redis.Restart())
-	ok(t, db.Ping())
-	w.expect("semaphore", 1)
-}
-
 // Two DBs cannot have different sessions of one semaphore, one after the other can.
 func TestDisagreement(t *testing.T) {
 	w := newWorld(t)
@@ -245,64 +121,6 @@ func TestDisagreement(t *testing.T) {
 	c := w.open("passbuddy", w.dsn("passbuddy_capacity=4 passbuddy_scope=checkout passbuddy_pool_name=c"))
 	ok(t, c.Ping())
 	w.expect("semaphore", 1)
-}
-
-// silentRedis accepts connections and says nothing.
-func silentRedis(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	ok(t, err)
-	t.Cleanup(func() { _ = l.Close() })
-	return "redis://" + l.Addr().String()
-}
-
-// A caller that waits for the semaphore to be opened gives up with its context, and learns of the
-// Close of its DB.
-func TestGivesUpOpening(t *testing.T) {
-	w := newWorld(t)
-	t.Setenv("PASSBUDDY_REDIS_URL", silentRedis(t))
-	db := w.open("passbuddy", w.dsn())
-	ctx, cancel := context.WithTimeout(ctxb, 10*time.Millisecond)
-	defer cancel()
-	began := time.Now()
-	if err := db.PingContext(ctx); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("the caller's deadline: %v", err)
-	}
-	got := make(chan error)
-	cn, err := (&envDriver{base: pgxBase{}}).OpenConnector(w.dsn())
-	ok(t, err)
-	go func() {
-		_, err := cn.Connect(ctxb)
-		got <- err
-	}()
-	ok(t, cn.(*connector).Close())
-	if err := <-got; err == nil || err.Error() != "sql: database is closed" {
-		t.Errorf("Close: %v", err)
-	}
-	if took := time.Since(began); took > 4*time.Second { // package semaphore gives up after 5s
-		t.Errorf("they were told after %v", took)
-	}
-}
-
-// badContext has ended by an error that would have database/sql try again.
-type badContext struct{ context.Context }
-
-func (badContext) Err() error { return driver.ErrBadConn }
-
-func (badContext) Done() <-chan struct{} {
-	done := make(chan struct{})
-	close(done)
-	return done
-}
-
-func TestNeverBadConn(t *testing.T) {
-	w := newWorld(t)
-	t.Setenv("PASSBUDDY_REDIS_URL", silentRedis(t))
-	cn, err := (&envDriver{base: pgxBase{}}).OpenConnector(w.dsn())
-	ok(t, err)
-	if _, err := cn.Connect(badContext{ctxb}); err == nil || errors.Is(err, driver.ErrBadConn) {
-		t.Errorf("got %v", err)
-	}
 }
 
 // PASSBUDDY_DISABLE opens the bare driver, and needs no Redis.
@@ -357,105 +175,6 @@ func TestDisabledIsLogged(t *testing.T) {
 	ok(t, err)
 	if n := strings.Count(string(out), "connections are not counted"); n != 1 {
 		t.Errorf("it is told so %d times:\n%s", n, out)
-	}
-}
-
-// A program may have registered a driver of one of our names before.
-func TestNameIsTaken(t *testing.T) {
-	register("passbuddy", &envDriver{base: pqBase{}})
-	db, err := sql.Open("passbuddy", newWorld(t).dsn())
-	ok(t, err)
-	if d := db.Driver().(*envDriver); d.base != (pgxBase{}) {
-		t.Errorf("the driver is that of %T", d.base)
-	}
-	ok(t, db.Close())
-}
-
-// What the driver itself refuses is an error of the first connect, as without PassBuddy: programs
-// open their DB before its files are there, or never connect. No error shows a password.
-func TestRefusedByTheDriver(t *testing.T) {
-	defer newPQ.Store(nil)
-	for _, follow := range []bool{false, true} {
-		if follow {
-			UsePQ(pq.NewConnector)
-		}
-		for _, disabled := range []string{"0", "1"} {
-			for _, driverName := range drivers {
-				w := newWorld(t)
-				t.Setenv("PASSBUDDY_DISABLE", disabled)
-				root := filepath.Join(t.TempDir(), "root.crt")
-				for dsn, want := range map[string]string{
-					"postgres://u:s3cret@h:x/d":                                      "the DSN",
-					w.dsn("sslmode=nonsense password=s3cret"):                        "sslmode",
-					w.dsn("sslmode=verify-full password=s3cret sslrootcert=" + root): root,
-				} {
-					db := w.open(driverName, dsn)
-					if err := db.Ping(); err == nil || !strings.Contains(err.Error(), want) ||
-						strings.Contains(err.Error(), "s3cret") {
-						t.Errorf("%s, %q: %v, want %q", driverName, dsn, err, want)
-					}
-				}
-			}
-		}
-	}
-}
-
-// lib/pq reads its files anew at each connect, with UsePQ too.
-func TestServiceFileThatComesLater(t *testing.T) {
-	defer newPQ.Store(nil)
-	UsePQ(pq.NewConnector)
-	w := newWorld(t)
-	file := filepath.Join(t.TempDir(), "services.conf")
-	t.Setenv("PGSERVICEFILE", file)
-	db := w.open("passbuddy-pq", "service=orders")
-	if err := db.Ping(); err == nil {
-		t.Error("a service without a file is no error")
-	}
-	ok(t, os.WriteFile(file, fmt.Appendf(nil, "[orders]\nhost=127.0.0.1\nport=%d\nuser=x\n"+
-		"dbname=x\nsslmode=disable\n", w.port), 0o600))
-	ok(t, db.Ping())
-}
-
-func TestRefused(t *testing.T) {
-	w := newWorld(t)
-	for _, driverName := range drivers {
-		for dsn, want := range map[string]string{
-			w.dsn("passbuddy_capacty=1"):                         "did you mean passbuddy_capacity?",
-			w.dsn("passbuddy_ttl=1"):                             "unit",
-			"postgres://h/d?passbuddy_name=a&passbuddy_name=b":   "twice",
-			"host=h password=a b":                                "space",
-			"postgres://u:s3cret@h:x/d?passbuddy_name=a":         "DSN",
-			"postgres://h/d?passbuddy_redis=redis://r?db=s3cret": "percent-encode",
-		} {
-			db, err := sql.Open(driverName, dsn)
-			if err == nil { // lib/pq parses at the first connect
-				err = db.Ping()
-				_ = db.Close()
-			}
-			if err == nil || !strings.Contains(err.Error(), want) ||
-				strings.Contains(err.Error(), "s3cret") {
-				t.Errorf("%s, %q: %v, want %q", driverName, dsn, err, want)
-			}
-		}
-	}
-	if _, err := sql.Open("passbuddy-pq", w.dsn("passbuddy_fence=1")); err == nil ||
-		!strings.Contains(err.Error(), `"passbuddy"`) {
-		t.Errorf("Fence with lib/pq: %v", err)
-	}
-	if _, err := registeredPQ("no such driver"); err == nil ||
-		!strings.Contains(err.Error(), `import _ "github.com/lib/pq"`) {
-		t.Errorf("without lib/pq: %v", err)
-	}
-}
-
-// Fence reaches pgx's connections: each backend is recorded.
-func TestFence(t *testing.T) {
-	w := newWorld(t)
-	db := w.open("passbuddy", w.dsn("passbuddy_fence=1"))
-	ok(t, db.Ping())
-	recorded, err := w.redis.HKeys("{passbuddy-semaphore}:backends")
-	if err != nil || len(recorded) != 1 {
-		t.Errorf("%d backends are recorded (%v), want 1", len(recorded), err)
 	}
 }
 
@@ -528,46 +247,3 @@ func TestRegisteredConfiguration(t *testing.T) {
 		t.Errorf("no such name: %v", err)
 	}
 }
-
-// UsePQ takes lib/pq's NewConnector, and what it makes dials by passbuddy's Dialer.
-func TestUsePQ(t *testing.T) {
-	defer newPQ.Store(nil)
-	w := newWorld(t)
-	var made *pq.Connector
-	var dialed bool
-	UsePQ(func(dsn string) (*spy, error) {
-		c, err := pq.NewConnector(dsn)
-		made = c
-		return &spy{c, &dialed}, err
-	})
-	db := w.open("passbuddy-pq", w.dsn())
-	ok(t, db.Ping())
-	if made == nil || !dialed {
-		t.Error("the connector has no Dialer of passbuddy's")
-	}
-	UsePQ(pq.NewConnector)
-	db = w.open("passbuddy-pq", w.dsn("passbuddy_name=n"))
-	ok(t, db.Ping())
-	w.expect("n", 1)
-	UsePQ(func(string) (*stranger, error) { return &stranger{}, nil })
-	if _, err := sql.Open("passbuddy-pq", w.dsn()); err == nil ||
-		!strings.Contains(err.Error(), "UsePQ") {
-		t.Errorf("a connector of another kind: %v", err)
-	}
-}
-
-// spy is a *pq.Connector that notes which dialer it is given.
-type spy struct {
-	*pq.Connector
-	dialed *bool
-}
-
-func (s *spy) Dialer(d pq.Dialer) {
-	_, *s.dialed = d.(*passbuddy.Dialer)
-	s.Connector.Dialer(d)
-}
-
-// stranger takes dialers that passbuddy.Dialer is not.
-type stranger struct{ driver.Connector }
-
-func (*stranger) Dialer(interface{ Nothing() }) {}

@@ -2,12 +2,13 @@
 # Makes sure that the servers which the tests and the demo start are installed: PostgreSQL (postgres
 # and initdb) and Redis (redis-server). If they are, it returns fast.
 #
-# Usage: scripts/setup.sh [--need redis] [--need cc] [--want pgbouncer]
+# Usage: scripts/setup.sh [--need redis] [--need cc] [--want PROGRAM]...
 #
-#   --need redis       fail when redis-server is missing; by default that is a warning, because the
-#                      demo has a stand-in
-#   --need cc          a C compiler too: Go's race detector needs it
-#   --want pgbouncer   PgBouncer too, for the benchmarks; if it is missing, that is a warning
+#   --need redis     fail when redis-server is missing; by default that is a warning, because the
+#                    demo has a stand-in
+#   --need cc        a C compiler too: Go's race detector needs it
+#   --want PROGRAM   pgbouncer, chromium, promtool or npm too; if it is missing, that is a warning:
+#                    the benchmarks leave PgBouncer out, and tests that need a program are skipped
 #
 # The script installs with apt-get (as root, or through sudo if that asks no password) or with brew.
 # It leaves no service running or enabled. Exit status: 0 all there, 1 a needed program is missing,
@@ -16,7 +17,7 @@ set -euo pipefail
 
 need_redis=false
 need_cc=false
-want_pgbouncer=false
+wants=()
 while (($#)); do
 	case "$1 ${2:-}" in
 	'--need redis')
@@ -27,12 +28,12 @@ while (($#)); do
 		need_cc=true
 		shift 2
 		;;
-	'--want pgbouncer')
-		want_pgbouncer=true
+	'--want pgbouncer' | '--want chromium' | '--want promtool' | '--want npm')
+		wants+=("$2")
 		shift 2
 		;;
 	*)
-		echo "usage: scripts/setup.sh [--need redis] [--need cc] [--want pgbouncer]" >&2
+		echo "usage: scripts/setup.sh [--need redis] [--need cc] [--want PROGRAM]..." >&2
 		exit 2
 		;;
 	esac
@@ -67,6 +68,24 @@ has_pgbouncer() {
 		if [[ -x $path ]]; then return 0; fi
 	done
 	return 1
+}
+
+# The same names as in cmd/passbuddy/internal/serve/browser_test.go.
+has_chromium() {
+	has chromium || has chromium-browser || has google-chrome
+}
+
+has_promtool() { has promtool; }
+
+has_npm() { has npm && has node; }
+
+# packages_for names Debian's packages.
+packages_for() {
+	case $1 in
+	promtool) echo prometheus ;;
+	npm) echo nodejs npm ;;
+	*) echo "$1" ;;
+	esac
 }
 
 # CC is Go's own setting; without it Go runs gcc, or clang on macOS.
@@ -142,7 +161,8 @@ install() {
 			case $name in
 			postgresql) formulae+=(postgresql@17) ;;
 			redis-server) formulae+=(redis) ;;
-			pgbouncer) formulae+=(pgbouncer) ;;
+			pgbouncer | prometheus | chromium) formulae+=("$name") ;;
+			npm) formulae+=(node) ;;
 			esac
 		done
 		if ((${#formulae[@]})); then
@@ -156,13 +176,19 @@ wanted=()
 has_postgres || wanted+=(postgresql)
 has_redis || wanted+=(redis-server)
 if $need_cc && ! has_cc; then wanted+=(gcc libc6-dev); fi
-# Installed alone, so that a system without such a package gets the others.
-wished=()
-if $want_pgbouncer && ! has_pgbouncer; then wished+=(pgbouncer); fi
-if ((${#wanted[@]} + ${#wished[@]} == 0)); then exit 0; fi
-
 if ((${#wanted[@]})); then install "${wanted[@]}"; fi
-if ((${#wished[@]})); then install "${wished[@]}"; fi
+# Each is installed alone, so that a system without such a package gets the others.
+want() {
+	local packages
+	if ! "has_$1"; then
+		read -ra packages <<<"$(packages_for "$1")"
+		install "${packages[@]}"
+	fi
+	"has_$1" || say "warning: no $1; what needs it is left out"
+}
+if ((${#wants[@]})); then
+	for program in "${wants[@]}"; do want "$program"; done
+fi
 
 if ! has_postgres; then
 	say "missing: PostgreSQL server programs (postgres, initdb);" \
@@ -180,7 +206,4 @@ if ! has_redis; then
 		exit 1
 	fi
 	say "warning: no redis-server; the demo uses an embedded stand-in"
-fi
-if $want_pgbouncer && ! has_pgbouncer; then
-	say "warning: no pgbouncer; the benchmarks leave it out"
 fi
