@@ -5,42 +5,48 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 )
 
+// advices say what to do about an error that has one of those words in it. The first one counts.
+var advices = []struct {
+	words  []string
+	advice string
+}{
+	{[]string{"refused"}, "Nothing listens there: check the port, and that Redis runs."},
+	{[]string{"WRONGPASS", "NOAUTH"}, "The server was reached: check user and password."},
+	{[]string{"WRONGTYPE"},
+		"Another program uses that key: delete or rename it, or use another --prefix."},
+	{[]string{"READONLY"}, "This Redis is a replica: point --redis at the primary."},
+	{[]string{"MOVED"}, "This is a node of a Redis Cluster, and another one has the semaphore: " +
+		"point --redis at that one."},
+	{[]string{"OOM"}, "Redis is full: free memory, or raise its maxmemory."},
+	{[]string{"MISCONF"},
+		"Redis cannot write its snapshot, and refuses all writes: look for a full disk."},
+	{[]string{"LOADING"}, "Redis still loads its data: wait."},
+	{[]string{"NOPERM"},
+		"The server was reached: this user lacks a permission, see docs/SECURITY.md."},
+	{[]string{"tls", "certificate", "EOF"},
+		"TLS? Use rediss:// for a server that speaks TLS, and redis:// for one that does not."},
+}
+
 // Advice says what to do about an error of Redis's.
 func (t *Target) Advice(err error) string {
-	text := err.Error()
 	var dns *net.DNSError
-	switch {
-	case errors.As(err, &dns):
+	if errors.As(err, &dns) {
 		return "The name of the host cannot be resolved: check --redis, and from where you look."
-	case strings.Contains(text, "refused"):
-		return "Nothing listens there: check the port, and that Redis runs."
-	case strings.Contains(text, "WRONGPASS"), strings.Contains(text, "NOAUTH"):
-		return "The server was reached: check user and password."
-	case strings.Contains(text, "WRONGTYPE"):
-		return "Another program uses that key: delete or rename it, or use another --prefix."
-	case strings.Contains(text, "READONLY"):
-		return "This Redis is a replica: point --redis at the primary."
-	case strings.Contains(text, "MOVED"):
-		return "This is a node of a Redis Cluster, and another one has the semaphore: point --redis " +
-			"at that one."
-	case strings.Contains(text, "OOM"):
-		return "Redis is full: free memory, or raise its maxmemory."
-	case strings.Contains(text, "MISCONF"):
-		return "Redis cannot write its snapshot, and refuses all writes: look for a full disk."
-	case strings.Contains(text, "LOADING"):
-		return "Redis still loads its data: wait."
-	case strings.Contains(text, "NOPERM"):
-		return "The server was reached: this user lacks a permission, see docs/SECURITY.md."
-	case strings.Contains(text, "tls"), strings.Contains(text, "certificate"),
-		strings.Contains(text, "EOF"):
-		return "TLS? Use rediss:// for a server that speaks TLS, and redis:// for one that does not."
-	case (errors.Is(err, context.DeadlineExceeded) || isTimeout(err)) && t.isTLS():
+	}
+	for _, a := range advices {
+		if slices.ContainsFunc(a.words, func(w string) bool { return strings.Contains(err.Error(), w) }) {
+			return a.advice
+		}
+	}
+	switch late := errors.Is(err, context.DeadlineExceeded) || isTimeout(err); {
+	case late && t.isTLS():
 		return "Does this server speak TLS? A plain one never answers rediss://. Else a firewall " +
 			"drops it, or Redis hangs."
-	case errors.Is(err, context.DeadlineExceeded), isTimeout(err):
+	case late:
 		return "A firewall drops it, or Redis hangs: look at its host (CPU, swap, disk), and at " +
 			"redis-cli --latency from there."
 	}
