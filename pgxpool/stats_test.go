@@ -123,8 +123,8 @@ func acquire(t *testing.T, pool *pgxpool.Pool) *pgxpool.Conn {
 	return c
 }
 
-// statsOf returns the figures of a pool at rest, in a bubble. What is due at this instant comes
-// first: a pool with a connection in doubt has another one ask Postgres, again and again.
+// statsOf returns the figures of a pool at rest, in a bubble. It waits for work that is due at this
+// instant: for example, a pool asks Postgres again and again about a connection in doubt.
 func statsOf(t *testing.T, pool *pgxpool.Pool) passbuddy.PoolStats {
 	t.Helper()
 	synctest.Wait()

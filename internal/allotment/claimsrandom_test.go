@@ -12,8 +12,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/subset"
 )
 
-// wrappers are what database/sql has of a process: those that lie idle, and which of the slots
-// somebody uses.
+// wrappers stands for database/sql in one process. It keeps the idle wrappers, and knows which slots
+// are in use.
 type wrappers struct {
 	t     *testing.T
 	p     *process

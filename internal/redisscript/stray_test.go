@@ -180,7 +180,7 @@ func TestARefusedRequestLeavesTheQueue(t *testing.T) {
 	}
 }
 
-// Somebody deletes what the sessions declare, and an operator looks how many permits are held. What
+// A hand deletes what the sessions declare, and an operator asks how many permits are held. What
 // waits goes on waiting for a permit of the capacity that was in force.
 func TestTheCapacityStaysWhenWhatSessionsDeclareIsDeleted(t *testing.T) {
 	k := NewKeys("p-n")

@@ -93,7 +93,7 @@ type Pause struct {
 	By     string     `json:"by"`
 	Reason string     `json:"reason"`
 	Since  time.Time  `json:"since"`
-	Until  *time.Time `json:"until"` // nil: until somebody resumes
+	Until  *time.Time `json:"until"` // nil: until an operator resumes
 	Drain  bool       `json:"drain"`
 }
 
@@ -177,7 +177,7 @@ type Event struct {
 	Detail  string    `json:"detail"`
 }
 
-// A Finding is something that is wrong, or worth to know.
+// A Finding is a fault, a risk, or a fact worth knowing.
 type Finding struct {
 	Severity string `json:"severity"` // Critical, Warning or Info
 	// Code is the kind of finding, for scripts. Others may be added.
@@ -188,8 +188,8 @@ type Finding struct {
 	Effect  string `json:"effect"`
 }
 
-// The severities. Critical: callers fail or wait in vain, or soon will. Warning: something is not as
-// it should be. Info: worth to know.
+// The severities. Critical: callers fail or wait in vain, or soon will. Warning: a set-up or a
+// process needs a change. Info: a fact to know, which needs none.
 const (
 	Critical = "critical"
 	Warning  = "warning"
