@@ -251,7 +251,7 @@ func TestReadFirst(t *testing.T) {
 				_, _ = client.Write(c.sent)
 				_ = client.Close()
 			}()
-			f, err := readFirst(server, time.Second)
+			f, err := readFirst(server, time.Minute)
 			if err != c.err {
 				t.Fatalf("error %v, want %v", err, c.err)
 			}

@@ -194,8 +194,7 @@ func TestRecallIsHonoured(t *testing.T) {
 		granted <- permit
 	}()
 	eventually(t, 20*time.Second, func() (bool, string) {
-		_, n := p.counts()
-		return n == 2, "the other does not wait"
+		return p.s.ad.a.Figures().Owed == 1, "the proxy has heard of no recall"
 	})
 	_ = first.Close(t.Context())
 	permit := <-granted
