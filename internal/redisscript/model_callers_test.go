@@ -30,6 +30,12 @@ type dropping struct {
 	trouble int // of its session, when it was made
 }
 
+// A released is a release of which the caller is not told yet how it went.
+type released struct {
+	*core.Drop
+	id string
+}
+
 // want makes a request of a caller, which gives up after its patience; 0: never.
 func (t *trial) want(
 	s *session, kind message.Kind, patience time.Duration, permits ...*core.Permit,
@@ -179,6 +185,8 @@ func (t *trial) release(s *session, p *permit) {
 	var d *core.Drop
 	t.step(s, func(c *core.Core, now time.Duration) { d = c.Release(now, &p.Permit) })
 	if d != nil {
+		d.Done = make(chan struct{}) // somebody waits
+		s.untold = append(s.untold, released{d, p.ID})
 		t.dropped(s, p.ID)
 	}
 }

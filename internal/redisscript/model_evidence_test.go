@@ -13,17 +13,17 @@ import (
 // The evidence for the specification: notes of what happened, the exceptions that follow from them,
 // and sums.
 
-// The evidence of a trial. The maps by session and by pool go by their names.
+// The evidence of a trial. The maps by pool go by their names.
 type evidence struct {
 	allowed     int                      // permits that may be held at present
 	ends        map[string]time.Duration // when each lease ends, if Redis's clock runs on evenly
 	lastSet     int64                    // by how much the clock was set when a script last looked,
 	lastScript  time.Duration            // ... when that was,
 	lastClock   int64                    // ... and what the script saw
-	recalled    map[string]int64         // by session: recalls that Redis ever made,
-	withdrawn   map[string]int64         // ... or withdrew
-	toldOf      map[string]int64         // recalls that pools were told of,
-	toldToKeep  map[string]int64         // ... and withdrawals
+	recalled    map[tallied]int64        // recalls that Redis made,
+	withdrawn   map[tallied]int64        // ... or withdrew
+	toldOf      map[tallied]int64        // recalls that pools were told of,
+	toldToKeep  map[tallied]int64        // ... and withdrawals
 	excused     map[string]bool          // UUIDs that Redis may count without their session knowing
 	miscounted  map[string]time.Duration // pools whose count waits for a heartbeat, since when
 	lossesUntil time.Duration            // a grant of a lost state may be trusted until then
@@ -46,10 +46,10 @@ type evidence struct {
 func newEvidence() evidence {
 	return evidence{
 		ends:       make(map[string]time.Duration),
-		recalled:   make(map[string]int64),
-		withdrawn:  make(map[string]int64),
-		toldOf:     make(map[string]int64),
-		toldToKeep: make(map[string]int64),
+		recalled:   make(map[tallied]int64),
+		withdrawn:  make(map[tallied]int64),
+		toldOf:     make(map[tallied]int64),
+		toldToKeep: make(map[tallied]int64),
 		excused:    make(map[string]bool),
 		miscounted: make(map[string]time.Duration), byHand: make(map[string]bool),
 		revoked:   make(map[string]bool),
@@ -59,6 +59,10 @@ func newEvidence() evidence {
 		revokedIn: make(map[string]string),
 	}
 }
+
+// What is tallied of recalls is that to one pool, in the state of one epoch. Pools go by the names
+// that Redis knows.
+type tallied struct{ epoch, pool string }
 
 // An act is one run of a script.
 type act struct {
@@ -110,9 +114,9 @@ func (t *trial) checkScript(before, after *state, a act) {
 	for field, n := range after.Recalls {
 		pool, more := field[1:], n-before.Recalls[field]
 		if field[0] == '+' {
-			t.recalled[sessionOf(pool)] += max(0, more)
+			t.recalled[tallied{after.Meta["epoch"], pool}] += max(0, more)
 		} else {
-			t.withdrawn[sessionOf(pool)] += max(0, more)
+			t.withdrawn[tallied{after.Meta["epoch"], pool}] += max(0, more)
 		}
 	}
 }

@@ -30,10 +30,13 @@ func (t *trial) cross(s *session, st step) {
 		t.until(t.now)
 	}
 	findsNext := true // by a call of its own
-	switch st.m % 10 {
+	switch st.m % 13 {
 	case 0:
 		t.makeRoom(s)
 		s.force("batch", luck{fate: slow, back: late})
+		if held := s.owned(nil, core.Held); len(held) > 0 {
+			t.release(s, held[0])
+		}
 		t.want(s, message.Wait, 0, s.plain(1)...)
 	case 1:
 		held := s.owned(nil, core.Held)
@@ -48,9 +51,7 @@ func (t *trial) cross(s *session, st step) {
 			return
 		}
 		s.force("push", luck{fate: slow, back: late})
-		if other := t.holderBeside(s); other != nil {
-			t.release(other, other.owned(nil, core.Held)[0])
-		}
+		t.releaseBeside(s)
 	case 3:
 		lateCall()
 		if held := s.owned(nil, core.Held); len(held) > 0 {
@@ -62,14 +63,16 @@ func (t *trial) cross(s *session, st step) {
 		t.want(s, message.Wait, 0, s.plain(1)...)
 		findsNext = false
 	case 5:
-		if !t.makeRecall(s) {
+		if t.makeOwing(s) == nil {
 			return
 		}
+		s.force("push", luck{fate: slow, back: late})
+		t.evict(s.name, false, false)
 	case 6:
 		t.startTwice(s)
 		return
 	case 7:
-		t.freeze(s, roundTrip)
+		t.freezeTwice(s, roundTrip)
 		return
 	case 8: // the later of two calls meets this state, and the earlier one the next
 		s.force("call", luck{fate: slow, there: late}, luck{fate: slow, back: 2 * late})
@@ -80,6 +83,15 @@ func (t *trial) cross(s *session, st step) {
 		findsNext = false
 	case 9:
 		t.echo(s, roundTrip, late)
+		return
+	case 10:
+		t.comeBack(s, roundTrip)
+		return
+	case 11:
+		t.countAnew(s, roundTrip)
+		return
+	case 12:
+		t.overtake(s, roundTrip)
 		return
 	}
 	t.until(t.now + roundTrip)
@@ -107,9 +119,9 @@ func (t *trial) startTwice(s *session) {
 	t.until(t.now + roundTrip + 10*time.Millisecond)
 }
 
-// freeze has a process stop that holds permits. The state is lost, and lost once more when nobody
+// freezeTwice has a process stop that holds permits. The state is lost, and lost once more when nobody
 // but s has come back. Then s wants all that there is.
-func (t *trial) freeze(s *session, roundTrip time.Duration) {
+func (t *trial) freezeTwice(s *session, roundTrip time.Duration) {
 	frozen := t.holderBeside(s)
 	if frozen == nil || t.plan.fence && !t.plan.windows || roundTrip > t.plan.ttl/20 {
 		return
@@ -139,9 +151,7 @@ func (t *trial) echo(s *session, roundTrip, late time.Duration) {
 	}
 	had := s.owned(nil, core.Held)
 	s.force("push", luck{fate: echoed, later: late})
-	if other := t.holderBeside(s); other != nil {
-		t.release(other, other.owned(nil, core.Held)[0])
-	}
+	t.releaseBeside(s)
 	t.until(t.now + roundTrip)
 	for _, p := range s.owned(nil, core.Held) {
 		if !slices.Contains(had, p) && len(t.before.Permits) > 1 {
@@ -152,4 +162,84 @@ func (t *trial) echo(s *session, roundTrip, late time.Duration) {
 			return
 		}
 	}
+}
+
+// comeBack has a call miss a permit that was revoked by hand, and a call of before the last loss put
+// it back. The session hears of that before the answer comes that misses the permit.
+func (t *trial) comeBack(s *session, roundTrip time.Duration) {
+	soon := roundTrip + 20*time.Millisecond // before a call is hedged
+	s.force("call", luck{fate: slow, there: 2*roundTrip + soon})
+	t.beat(s)
+	t.until(t.now)
+	comes := t.now + 3*roundTrip + soon
+	t.outside(step{do: "flush"})
+	t.beat(s)
+	t.until(t.now + roundTrip)
+	held := s.owned(nil, core.Held)
+	if len(held) == 0 || len(t.before.Permits) < 2 {
+		return
+	}
+	t.revoke(held[0].ID, step{m: 1})
+	t.changed()
+	s.force("call", luck{fate: slow, back: 3*roundTrip + 2*soon})
+	t.beat(s)
+	t.until(comes)
+	t.beat(s)
+	t.until(t.now + 2*roundTrip + 2*soon)
+}
+
+// hasRecalled reports whether a permit was ever recalled from p, which holds one.
+func (t *trial) hasRecalled(s *session, p *pool) bool {
+	held := s.ofPool(p, core.Held)
+	return len(held) > 0 && t.before.Recalls["+"+poolOf(held[0].ID)] > 0
+}
+
+// countAnew has the tallies of recalls be deleted, and two calls find that. A pool hears of another
+// recall before the second answer comes.
+func (t *trial) countAnew(s *session, roundTrip time.Duration) {
+	soon := roundTrip + 20*time.Millisecond // before a call is hedged
+	p := t.makeOwing(s)
+	if p != nil && !t.hasRecalled(s, p) {
+		t.evict(s.name, false, false)
+		t.until(t.now + roundTrip + maxLateness)
+		t.pay(s, p)
+		t.until(t.now + roundTrip)
+		p = t.makeOwing(s)
+	}
+	if p == nil || !t.hasRecalled(s, p) {
+		return
+	}
+	t.deleteKey(t.keys.all[13])
+	t.changed()
+	s.force("call", luck{fate: slow, back: soon}, luck{fate: slow, back: 2 * soon})
+	for range 2 {
+		t.beat(s)
+		t.until(t.now)
+	}
+	t.until(t.now + roundTrip + soon)
+	t.evict(s.name, false, false)
+	t.until(t.now + roundTrip + soon)
+	t.beat(s)
+	t.until(t.now + roundTrip)
+}
+
+// overtake has the push of a recall be heard before the answer that tells of its state. The pool is
+// told of both later.
+func (t *trial) overtake(s *session, roundTrip time.Duration) {
+	if t.makeOwing(s) == nil {
+		return
+	}
+	soon := roundTrip + 20*time.Millisecond // before a call is hedged
+	t.outside(step{do: "flush"})
+	s.force("call", luck{fate: slow, back: soon})
+	t.beat(s)
+	t.until(t.now + roundTrip/2)
+	if !t.operatorMayAct() {
+		return
+	}
+	s.force("told", luck{there: soon + roundTrip})
+	t.evict(s.name, false, false)
+	t.until(t.now + soon + 2*roundTrip + maxLateness)
+	t.beat(s)
+	t.until(t.now + roundTrip)
 }

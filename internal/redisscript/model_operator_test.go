@@ -15,13 +15,18 @@ import (
 // and takes a session's permits back. It has the steps, the oracle for pause.lua and evict.lua, and
 // what the specification says of them.
 
-// operate takes a step of the operator. The operator's scripts know no time. So they take a clock
-// that was set for the true one if nobody listens, or if it was set by less than half a lease. The
-// operator waits for the next heartbeat then.
-func (t *trial) operate(s step) {
+// operatorMayAct reports whether the operator acts now. The operator's scripts know no time. So they
+// take a clock that was set for the true one if nobody listens, or if it was set by less than half a
+// lease. The operator waits for the next heartbeat then.
+func (t *trial) operatorMayAct() bool {
 	silent := t.clock() - t.before.num("skew") - t.before.num("last")
 	small := 2*silent <= t.before.shortest("lease")
-	if t.set != t.lastSet && (small || len(t.place.listeners()) == 0) {
+	return t.set == t.lastSet || !small && len(t.place.listeners()) > 0
+}
+
+// operate takes a step of the operator.
+func (t *trial) operate(s step) {
+	if !t.operatorMayAct() {
 		return
 	}
 	ttl := t.plan.ttl

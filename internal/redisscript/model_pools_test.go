@@ -13,11 +13,12 @@ import (
 // A pool holds permits, and gives back what is recalled: at once, after a while, or when a step
 // says so.
 type pool struct {
-	core core.Pool
-	want int
-	owed int
-	gone bool          // its owner has closed it
-	gave time.Duration // when it last gave a permit back
+	core   core.Pool
+	want   int
+	owed   int
+	owedIn string        // the epoch in which the last of these were recalled
+	gone   bool          // its owner has closed it
+	gave   time.Duration // when it last gave a permit back
 }
 
 func (t *trial) newPool(s *session) {
@@ -48,10 +49,15 @@ func (t *trial) tellAll(s *session) {
 	for _, e := range events {
 		t.tell(s, e)
 	}
+	t.checkOwed(s)
 }
 
 // untilTold is how long it takes until pools are told: another goroutine tells them.
 func (t *trial) untilTold(s *session) time.Duration {
+	if next := s.forced["told"]; len(next) > 0 && !t.faultless {
+		s.forced["told"] = next[1:]
+		return next[0].there
+	}
 	if t.plan.lateTimers && !t.faultless {
 		return lateness(t.now)
 	}
@@ -90,7 +96,7 @@ func (t *trial) tell(s *session, e core.Event) {
 	case core.Told:
 		n := 0
 		t.step(s, func(c *core.Core, _ time.Duration) { n = c.Hear(e) })
-		t.checkHeard(s, p, e.Epoch, n)
+		t.checkHeard(s, p, e, n)
 		t.recall(s, p, n, e.After)
 	case core.Forget:
 		anew := false
@@ -112,6 +118,7 @@ func (t *trial) recall(s *session, p *pool, n int, after time.Duration) {
 	if n <= 0 {
 		return
 	}
+	p.owedIn = s.core.Epoch()
 	t.say("%s is to give %d, after %v; owes %d", shownPool(s, p), n, after, p.owed)
 	switch s.random.IntN(4) {
 	case 0: // it gives when a step says so, or at the end

@@ -57,19 +57,14 @@ func (t *trial) makeRoom(s *session) {
 	if t.plan.roundTrip > t.plan.ttl/20 {
 		return // it would take a lease
 	}
+	t.giveUpAll()
 	var held []*permit
 	for _, other := range t.all() {
 		if other.paused || other.cut {
 			continue
 		}
-		for _, r := range slices.Clone(other.requests) {
-			t.giveUp(other, r)
-		}
 		held = append(held, other.owned(nil, core.Held)...)
 		for _, p := range other.pools {
-			if !p.gone {
-				t.ask(other, p, 0)
-			}
 			held = append(held, other.ofPool(p, core.Held)...)
 		}
 	}
@@ -80,25 +75,58 @@ func (t *trial) makeRoom(s *session) {
 	t.until(t.now + 30*time.Millisecond + t.plan.roundTrip) // pools withdraw a little later
 }
 
-// makeWait has a session wait in Redis's queue, while another one holds a permit that no pool
-// holds. It reports false if that does not come about.
+// giveUpAll has all callers and pools give up what they wait for.
+func (t *trial) giveUpAll() {
+	for _, s := range t.all() {
+		if s.paused || s.cut {
+			continue
+		}
+		for _, r := range slices.Clone(s.requests) {
+			t.giveUp(s, r)
+		}
+		for _, p := range s.pools {
+			if !p.gone {
+				t.ask(s, p, 0)
+			}
+		}
+	}
+}
+
+// makeWait has a session wait at the head of Redis's queue, while another one holds a permit that no
+// pool holds. It reports false if that does not come about.
 func (t *trial) makeWait(s *session) bool {
 	if t.plan.roundTrip > t.plan.ttl/20 {
 		return false // it would take leases
 	}
-	if t.holderBeside(s) == nil {
-		for _, other := range t.all() {
-			if other != s && !other.paused && !other.cut && !other.leaves {
-				t.want(other, message.Wait, 0, other.plain(1)...)
-				t.until(t.now + t.plan.roundTrip)
-				break
-			}
-		}
+	if other := t.beside(s); other != nil && t.holderBeside(s) == nil {
+		t.makeRoom(other)
+		t.want(other, message.Wait, 0, other.plain(1)...)
+		t.until(t.now + t.plan.roundTrip)
+	} else if len(t.before.Queue) > 0 {
+		t.giveUpAll()
+		t.until(t.now + 30*time.Millisecond + t.plan.roundTrip) // pools withdraw a little later
 	}
 	if t.holderBeside(s) == nil {
 		return false
 	}
 	return t.askUntilQueued(s)
+}
+
+// beside returns another session that can ask for permits, or nil.
+func (t *trial) beside(s *session) *session {
+	for _, other := range t.all() {
+		if other != s && !other.paused && !other.cut && !other.leaves {
+			return other
+		}
+	}
+	return nil
+}
+
+// releaseBeside has another session release a permit that no pool holds.
+func (t *trial) releaseBeside(s *session) {
+	if other := t.holderBeside(s); other != nil {
+		t.release(other, other.owned(nil, core.Held)[0])
+	}
 }
 
 // askUntilQueued has a session ask for permits until a request waits in Redis's queue.
@@ -115,19 +143,29 @@ func (t *trial) askUntilQueued(s *session) bool {
 	return false
 }
 
-// makeRecall has another session wait for what a pool of s holds. The push of the recall is late.
-func (t *trial) makeRecall(s *session) bool {
-	holds := func(p *pool) bool { return len(s.ofPool(p, core.Held)) > p.owed }
-	if t.plan.roundTrip > t.plan.ttl/20 || !slices.ContainsFunc(s.pools, holds) {
-		return false
+// makeOwing has a pool of s hold a permit that it does not owe, and returns that pool. It returns nil
+// if that does not come about, or no operator may act who could recall the permit.
+func (t *trial) makeOwing(s *session) *pool {
+	if t.plan.roundTrip > t.plan.ttl/20 {
+		return nil // it would take leases
 	}
-	for _, other := range t.all() {
-		if other != s && !other.paused && !other.cut && !other.leaves {
-			s.force("push", luck{fate: slow, back: t.plan.ttl / 3})
-			return t.askUntilQueued(other)
+	holder := func() *pool {
+		for _, p := range s.pools {
+			if len(s.ofPool(p, core.Held)) > p.owed {
+				return p
+			}
 		}
+		return nil
 	}
-	return false
+	if holder() == nil && len(s.pools) > 0 && !s.pools[0].gone {
+		t.makeRoom(s)
+		t.ask(s, s.pools[0], 1)
+		t.until(t.now + t.plan.roundTrip + maxLateness)
+	}
+	if s.dead || s.leaves || s.paused || s.cut || !s.subscribed || !t.operatorMayAct() {
+		return nil
+	}
+	return holder()
 }
 
 // holderBeside returns another session that holds a permit which no pool holds, or nil.
@@ -181,11 +219,7 @@ func (t *trial) copies(s *session) {
 	if roundTrip > t.plan.ttl/20 || !t.makeWait(s) {
 		return
 	}
-	for _, other := range t.all() {
-		for _, r := range slices.Clone(other.requests) {
-			t.giveUp(other, r)
-		}
-	}
+	t.giveUpAll()
 	t.until(t.now + 2*roundTrip)
 	other := t.holderBeside(s)
 	if other == nil || len(t.before.Permits) < int(t.before.num("cap")) {
@@ -206,11 +240,15 @@ func (t *trial) copies(s *session) {
 // latePush has the last answer that tells a session the time of Redis's clock be late, and then the
 // push of a grant. All that happens before the next regular call.
 func (t *trial) latePush(s *session, st step) {
+	if st.n%3 == 0 {
+		t.hastyPush(s)
+		return
+	}
 	if !t.makeWait(s) {
 		return
 	}
 	roundTrip, late := t.plan.roundTrip, t.plan.ttl*3/20
-	if st.n%2 == 0 {
+	if st.m%2 == 0 {
 		for range 2 { // the first slow answer is hedged, the second one is not
 			s.force("call", luck{fate: slow, back: late})
 			t.beat(s)
@@ -224,10 +262,21 @@ func (t *trial) latePush(s *session, st step) {
 		t.until(t.now + roundTrip + late)
 	}
 	s.force("push", luck{fate: slow, back: t.plan.ttl * 12 / 100})
-	if other := t.holderBeside(s); other != nil {
-		t.release(other, other.owned(nil, core.Held)[0])
-	}
+	t.releaseBeside(s)
 	t.until(t.now + roundTrip + late)
+}
+
+// hastyPush has the push of a grant come so late that the trust ends before the next regular call.
+func (t *trial) hastyPush(s *session) {
+	if t.plan.retry < t.plan.ttl || !t.makeWait(s) {
+		return
+	}
+	late := t.plan.ttl * 62 / 100
+	s.force("push", luck{fate: slow, back: late})
+	t.releaseBeside(s)
+	t.until(t.now + late)
+	t.beat(s)
+	t.until(t.now + t.plan.roundTrip + t.plan.ttl*28/100)
 }
 
 // lateFailure has the first copy of a batch fail long after the second one was answered, while
@@ -333,4 +382,48 @@ func (t *trial) giveAllAtOnce(s *session, p *pool, st step) {
 	t.beat(s)
 	t.until(t.now)
 	t.giveAll(s, p)
+}
+
+// freeze stops a process, in half of the cases for a lease or longer. It holds a permit that an
+// answer is about to extend, or one that covers a backend, and so does another session.
+func (t *trial) freeze(s *session, st step) {
+	if t.plan.fence {
+		if other := t.beside(s); other != nil {
+			t.cover(other)
+		}
+		t.cover(s)
+	}
+	if s.dead || s.paused || s.leaves {
+		return
+	}
+	if held := s.owned(nil, core.Held); len(held) > 0 && st.m%2 == 0 {
+		s.force("batch", luck{fate: slow, back: 50 * time.Millisecond})
+		t.extend(s, held[0], 0)
+		t.until(t.now) // the answer may find that the lease is over
+	}
+	t.pause(s)
+	if st.n%2 == 0 {
+		long := t.plan.ttl * time.Duration(10+st.n%20) / 10
+		t.at(t.now+long, nil, func() { t.resume(s) })
+	}
+}
+
+// cover has a session hold a permit under which a backend is recorded, if it can.
+func (t *trial) cover(s *session) {
+	covers := func(p *permit) bool {
+		b := t.postgres[p.ID]
+		return p.State() == core.Held && b != nil && b.recorded
+	}
+	if slices.ContainsFunc(s.permits, covers) || len(s.pools) == 0 || s.pools[0].gone {
+		return
+	}
+	p := s.pools[0]
+	if len(s.ofPool(p, core.Held)) == 0 {
+		t.ask(s, p, 1)
+		t.until(t.now + t.plan.roundTrip + maxLateness)
+	}
+	if held := s.ofPool(p, core.Held); len(held) > 0 && !s.paused && !s.dead {
+		t.connect(s, held[0])
+		t.until(t.now + 2*t.plan.roundTrip)
+	}
 }

@@ -50,6 +50,7 @@ type session struct {
 	over       map[*core.Request]bool   // those that are settled
 	ended      map[string]time.Duration // when a permit was released, or its request withdrawn
 	dropping   []*dropping
+	untold     []released
 	pools      []*pool
 	events     []core.Event // for pools that are not told yet
 	delivering bool
@@ -253,6 +254,9 @@ func (t *trial) step(s *session, f func(c *core.Core, now time.Duration)) {
 		if !slices.ContainsFunc(s.requests, func(q *request) bool { return q.Request == r }) {
 			t.noteRequest(s, r)
 		}
+	}
+	for _, d := range fx.Dropped {
+		s.untold = slices.DeleteFunc(s.untold, func(r released) bool { return r.Drop == d })
 	}
 	for _, l := range fx.Logs {
 		t.say("%s: %s %v", s.name, l.Text, l.Args[2:])

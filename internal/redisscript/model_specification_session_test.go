@@ -226,11 +226,18 @@ func (t *trial) checkReturned(s *session, x message.Exchange) {
 // has said what it wants and releases. It asks again for what waits every RetryInterval, when its
 // subscription is new, when a push says so, and when its pool holds fewer permits than before.
 // After a fault it may pause: trouble then counts the faults so far, and requests and releases of
-// before are excepted.
+// before are excepted. The caller of a release is told how the first try went, by the time that the
+// session has no more to say of it.
 func (t *trial) checkPrompt(s *session, trouble int) {
 	for _, d := range s.dropping {
 		if d.trouble >= trouble && s.core.Accounts(d.id) {
 			t.failf("prompt: %s has released %s, and does not say so", s.name, d.id)
+		}
+	}
+	for _, d := range s.untold {
+		if !s.core.Accounts(d.id) {
+			t.failf("settled: %s has released %s, and its caller is never told how that went",
+				s.name, d.id)
 		}
 	}
 	most := t.plan.retry + t.plan.retry/8 + t.repeats()
@@ -261,21 +268,33 @@ func (t *trial) checkEarly(s *session, wake time.Duration, fx core.Effects) {
 	}
 }
 
-// checkHeard: no recall is heard twice, or of a state that is lost. n recalls are new to a pool;
-// below zero, so many are withdrawn.
-func (t *trial) checkHeard(s *session, p *pool, epoch string, n int) {
-	if n != 0 && epoch != s.core.Epoch() {
+// checkHeard: no recall is heard twice, or of a state that is lost. e says that n recalls are new to
+// a pool; below zero, so many are withdrawn.
+func (t *trial) checkHeard(s *session, p *pool, e core.Event, n int) {
+	if n != 0 && e.Epoch != s.core.Epoch() {
 		t.failf("heard: %s hears of recalls of a state that is lost", shownPool(s, p))
 	}
-	t.toldOf[s.name] += int64(max(0, n))
-	t.toldToKeep[s.name] += int64(max(0, -n))
-	if told, recalled := t.toldOf[s.name], t.recalled[s.name]; told > recalled {
-		t.failf("heard: %s is told of %d recalls, the last %d of them %s, and there were %d",
-			s.name, told, n, shownPool(s, p), recalled)
+	of := tallied{e.Epoch, e.Name}
+	t.toldOf[of] += int64(max(0, n))
+	t.toldToKeep[of] += int64(max(0, -n))
+	if told, recalled := t.toldOf[of], t.recalled[of]; told > recalled {
+		t.failf("heard: %s is told of %d recalls, the last %d of them now, and there were %d",
+			shownPool(s, p), told, n, recalled)
 	}
-	if told, withdrawn := t.toldToKeep[s.name], t.withdrawn[s.name]; told > withdrawn {
+	if told, withdrawn := t.toldToKeep[of], t.withdrawn[of]; told > withdrawn {
 		t.failf("heard: %s is told of %d recalls that are withdrawn, and there were %d",
-			s.name, told, withdrawn)
+			shownPool(s, p), told, withdrawn)
+	}
+}
+
+// checkOwed: once its pools are told what a session has heard, they owe nothing that was recalled in
+// another state than the one that the session knows.
+func (t *trial) checkOwed(s *session) {
+	for _, p := range s.pools {
+		if n := min(p.owed, p.core.Held()); n > 0 && p.owedIn != s.core.Epoch() && len(s.events) == 0 {
+			t.failf("heard: %s owes %d that were recalled in a state that is lost",
+				shownPool(s, p), n)
+		}
 	}
 }
 

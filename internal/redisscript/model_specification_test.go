@@ -32,11 +32,12 @@ import (
 //	trust     Redis counts what a session trusts, until after the trust ends
 //	account   a session accounts for each permit that Redis counts for it
 //	loss      a lease is lost when its trust ends, and not before, while Redis answers in time
-//	settled   a request ends once, and its permits are held if it was granted
+//	settled   a request ends once, and its permits are held if it was granted; a release ends, too
 //	returned  a session gives back only what its holder has given back
 //	order     requests reach Redis in the order in which they were made
 //	prompt    a session says at once what is to be said, and repeats it until Redis answers
-//	heard     a pool hears of each recall once; no late answer undoes what a session knows
+//	heard     a pool hears of each recall once, and owes nothing to a state that is lost; no late
+//	          answer undoes what a session knows
 //	numbers   a session counts its permits right, and never exceeds Config.Max
 //
 // At the end, when nothing goes wrong any more:

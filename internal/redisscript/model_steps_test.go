@@ -121,12 +121,7 @@ func (t *trial) takeOfRunning(p *session, s step) {
 			t.subscribe(p)
 		}
 	case "pause":
-		if held := p.owned(nil, core.Held); len(held) > 0 && s.m%2 == 0 {
-			p.force("batch", luck{fate: slow, back: 50 * time.Millisecond})
-			t.extend(p, held[0], 0)
-			t.until(t.now) // the answer may find that the lease is over
-		}
-		t.pause(p)
+		t.freeze(p, s)
 	case "leave":
 		if s.n%6 == 0 && !p.cut {
 			t.leaveUnsaid(p)
