@@ -30,7 +30,7 @@ func (t *trial) cross(s *session, st step) {
 		t.until(t.now)
 	}
 	findsNext := true // by a call of its own
-	switch st.m % 13 {
+	switch st.m % 12 {
 	case 0:
 		t.makeRoom(s)
 		s.force("batch", luck{fate: slow, back: late})
@@ -85,12 +85,9 @@ func (t *trial) cross(s *session, st step) {
 		t.echo(s, roundTrip, late)
 		return
 	case 10:
-		t.comeBack(s, roundTrip)
-		return
-	case 11:
 		t.countAnew(s, roundTrip)
 		return
-	case 12:
+	case 11:
 		t.overtake(s, roundTrip)
 		return
 	}
@@ -98,6 +95,7 @@ func (t *trial) cross(s *session, st step) {
 	t.outside(step{do: "flush"})
 	if findsNext {
 		t.beat(s)
+		t.until(t.now + roundTrip + late) // until all has arrived
 	}
 }
 
@@ -162,30 +160,6 @@ func (t *trial) echo(s *session, roundTrip, late time.Duration) {
 			return
 		}
 	}
-}
-
-// comeBack has a call miss a permit that was revoked by hand, and a call of before the last loss put
-// it back. The session hears of that before the answer comes that misses the permit.
-func (t *trial) comeBack(s *session, roundTrip time.Duration) {
-	soon := roundTrip + 20*time.Millisecond // before a call is hedged
-	s.force("call", luck{fate: slow, there: 2*roundTrip + soon})
-	t.beat(s)
-	t.until(t.now)
-	comes := t.now + 3*roundTrip + soon
-	t.outside(step{do: "flush"})
-	t.beat(s)
-	t.until(t.now + roundTrip)
-	held := s.owned(nil, core.Held)
-	if len(held) == 0 || len(t.before.Permits) < 2 {
-		return
-	}
-	t.revoke(held[0].ID, step{m: 1})
-	t.changed()
-	s.force("call", luck{fate: slow, back: 3*roundTrip + 2*soon})
-	t.beat(s)
-	t.until(comes)
-	t.beat(s)
-	t.until(t.now + 2*roundTrip + 2*soon)
 }
 
 // hasRecalled reports whether a permit was ever recalled from p, which holds one.

@@ -52,7 +52,7 @@ func newPlan(seed uint64, length int) *plan {
 	}[r.IntN(7)]
 	p.faults = []int{0, 3, 10, 25}[r.IntN(4)]
 	p.pools, p.minima, p.strays, p.cuts = some(60), some(35), some(50), some(35)
-	p.losses, p.clocks, p.operator, p.others = some(25), some(20), some(40), some(15)
+	p.losses, p.clocks, p.operator, p.others = some(40), some(20), some(40), some(15)
 	p.maxima, p.replicas, p.moves = some(20), some(15), some(50)
 	p.lateTimers, p.drifts, p.pauses = some(40), some(30), some(35)
 	// Other clients do not notice that a clock was set. A call that is late, a Redis that was
@@ -105,7 +105,7 @@ func (p *plan) choices() []choice {
 		}
 	}
 	add(!p.others, choice{"stall", 1}, choice{"lose calls", 1}, choice{"lose batch", 1},
-		choice{"orphan", 1}, choice{"copies", 1}, choice{"late push", 1})
+		choice{"orphan", 1}, choice{"copies", 1}, choice{"late push", 2})
 	add(p.pools, choice{"pay", 6}, choice{"offer", 6}, choice{"new pool", 2},
 		choice{"close pool", 1})
 	add(p.fence, choice{"connect", 20}, choice{"crash", 1})
@@ -120,8 +120,9 @@ func (p *plan) choices() []choice {
 	}
 	add(p.pools && !p.others, choice{"withdraw", 1}, choice{"give all", 1}, choice{"seat", 1})
 	add(p.cuts, choice{"cut", 2}, choice{"heal", 2})
-	add(p.pauses, choice{"pause", 2}, choice{"resume", 2})
-	add(p.losses, choice{"flush", 2}, choice{"delete", 2}, choice{"revoke", 2}, choice{"cross", 8},
+	add(p.pauses, choice{"pause", 4}, choice{"resume", 4})
+	add(p.pauses && p.fence, choice{"pause", 4})
+	add(p.losses, choice{"flush", 2}, choice{"delete", 2}, choice{"revoke", 2}, choice{"cross", 16},
 		choice{"refuse", 2})
 	add(p.clocks, choice{"set clock", 1})
 	add(p.operator, choice{"capacity", 3}, choice{"operator pauses", 2}, choice{"drains", 2},

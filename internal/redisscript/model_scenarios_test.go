@@ -24,14 +24,7 @@ func (t *trial) takeScenario(s *session, st step) {
 	case "refuse":
 		t.refuse(s, st)
 	case "lose calls":
-		if len(s.owned(nil, core.Held)) == 0 {
-			t.makeRoom(s)
-			t.want(s, message.Wait, 0, s.plain(1)...)
-			t.until(t.now + t.plan.roundTrip)
-		}
-		t.say("%s loses two calls", s.name)
-		lost := []fate{requestLost, answerLost}[st.n%2]
-		s.force("call", luck{fate: lost}, luck{fate: lost})
+		t.loseCalls(s, st)
 	case "lose batch":
 		if st.m%2 == 0 {
 			t.lateFailure(s)
@@ -51,13 +44,31 @@ func (t *trial) takeScenario(s *session, st step) {
 	}
 }
 
-// makeRoom has the next request of s granted at once, if it can. The others give up what they wait
-// for, and if all permits are held, a session gives one back.
+// loseCalls has two calls of a session be lost that holds a permit. If messages do not get lost
+// otherwise, it waits until no other fault can explain a lost lease: see survivesMishaps.
+func (t *trial) loseCalls(s *session, st step) {
+	if len(s.owned(nil, core.Held)) == 0 {
+		t.makeHold(s)
+	}
+	if t.plan.faults == 0 {
+		t.until(t.now + 3*t.plan.ttl)
+	}
+	t.say("%s loses two calls", s.name)
+	lost := []fate{requestLost, answerLost}[st.n%2]
+	s.force("call", luck{fate: lost}, luck{fate: lost})
+	t.until(t.now + t.plan.ttl*5/4)
+}
+
+// makeRoom has the next request of s granted at once, if it can. All give up what they wait for, an
+// operator's pause ends, and if all permits are held, a session gives one back.
 func (t *trial) makeRoom(s *session) {
 	if t.plan.roundTrip > t.plan.ttl/20 {
 		return // it would take a lease
 	}
 	t.giveUpAll()
+	if _, paused := t.before.operatorPause(t.scriptClock()); paused && t.operatorMayAct() {
+		t.resumeGrants()
+	}
 	var held []*permit
 	for _, other := range t.all() {
 		if other.paused || other.cut {
@@ -70,6 +81,9 @@ func (t *trial) makeRoom(s *session) {
 	}
 	if len(t.before.Permits) >= int(t.before.num("cap")) && len(held) > 0 {
 		p := held[0]
+		if i := slices.IndexFunc(held, func(p *permit) bool { return t.postgres[p.ID] == nil }); i > 0 {
+			p = held[i]
+		}
 		t.giveBack(t.named(sessionOf(p.ID)), p)
 	}
 	t.until(t.now + 30*time.Millisecond + t.plan.roundTrip) // pools withdraw a little later
@@ -98,13 +112,11 @@ func (t *trial) makeWait(s *session) bool {
 	if t.plan.roundTrip > t.plan.ttl/20 {
 		return false // it would take leases
 	}
-	if other := t.beside(s); other != nil && t.holderBeside(s) == nil {
-		t.makeRoom(other)
-		t.want(other, message.Wait, 0, other.plain(1)...)
-		t.until(t.now + t.plan.roundTrip)
-	} else if len(t.before.Queue) > 0 {
-		t.giveUpAll()
-		t.until(t.now + 30*time.Millisecond + t.plan.roundTrip) // pools withdraw a little later
+	switch other := t.beside(s); {
+	case t.holderBeside(s) == nil && other != nil:
+		t.makeHold(other)
+	case len(t.before.Queue) > 0:
+		t.makeRoom(s)
 	}
 	if t.holderBeside(s) == nil {
 		return false
@@ -112,11 +124,25 @@ func (t *trial) makeWait(s *session) bool {
 	return t.askUntilQueued(s)
 }
 
-// beside returns another session that can ask for permits, or nil.
+// makeHold has a session hold a permit that no pool holds, if it can.
+func (t *trial) makeHold(s *session) {
+	t.makeRoom(s)
+	t.want(s, message.Wait, 0, s.plain(1)...)
+	t.until(t.now + t.plan.roundTrip)
+}
+
+// beside returns another session that can ask for permits. If there is none, one joins. It returns
+// nil if none can.
 func (t *trial) beside(s *session) *session {
 	for _, other := range t.all() {
 		if other != s && !other.paused && !other.cut && !other.leaves {
 			return other
+		}
+	}
+	for slot, taken := range t.sessions {
+		if taken == nil {
+			t.join(slot, joining{capacity: t.plan.capacity, weight: 1})
+			return t.sessions[slot]
 		}
 	}
 	return nil
@@ -156,6 +182,9 @@ func (t *trial) makeOwing(s *session) *pool {
 			}
 		}
 		return nil
+	}
+	if len(s.pools) == 0 {
+		t.newPool(s)
 	}
 	if holder() == nil && len(s.pools) > 0 && !s.pools[0].gone {
 		t.makeRoom(s)
@@ -240,10 +269,6 @@ func (t *trial) copies(s *session) {
 // latePush has the last answer that tells a session the time of Redis's clock be late, and then the
 // push of a grant. All that happens before the next regular call.
 func (t *trial) latePush(s *session, st step) {
-	if st.n%3 == 0 {
-		t.hastyPush(s)
-		return
-	}
 	if !t.makeWait(s) {
 		return
 	}
@@ -264,19 +289,6 @@ func (t *trial) latePush(s *session, st step) {
 	s.force("push", luck{fate: slow, back: t.plan.ttl * 12 / 100})
 	t.releaseBeside(s)
 	t.until(t.now + roundTrip + late)
-}
-
-// hastyPush has the push of a grant come so late that the trust ends before the next regular call.
-func (t *trial) hastyPush(s *session) {
-	if t.plan.retry < t.plan.ttl || !t.makeWait(s) {
-		return
-	}
-	late := t.plan.ttl * 62 / 100
-	s.force("push", luck{fate: slow, back: late})
-	t.releaseBeside(s)
-	t.until(t.now + late)
-	t.beat(s)
-	t.until(t.now + t.plan.roundTrip + t.plan.ttl*28/100)
 }
 
 // lateFailure has the first copy of a batch fail long after the second one was answered, while
@@ -384,22 +396,26 @@ func (t *trial) giveAllAtOnce(s *session, p *pool, st step) {
 	t.giveAll(s, p)
 }
 
-// freeze stops a process, in half of the cases for a lease or longer. It holds a permit that an
-// answer is about to extend, or one that covers a backend, and so does another session.
+// freeze stops a process, in half of the cases for a lease or longer. With backends on record its
+// session covers one, and so does another session, which can end it. In half of the cases an answer is
+// about to extend a lease.
 func (t *trial) freeze(s *session, st step) {
-	if t.plan.fence {
-		if other := t.beside(s); other != nil {
-			t.cover(other)
-		}
+	if other := t.beside(s); t.plan.fence && other != nil {
+		t.cover(other)
 		t.cover(s)
+	}
+	if st.m%2 == 0 && !s.dead && !s.paused && !s.leaves {
+		if len(s.owned(nil, core.Held)) == 0 {
+			t.makeHold(s)
+		}
+		if held := s.owned(nil, core.Held); len(held) > 0 {
+			s.force("batch", luck{fate: slow, back: 50 * time.Millisecond})
+			t.extend(s, held[0], 0)
+			t.until(t.now) // the answer may find that the lease is over
+		}
 	}
 	if s.dead || s.paused || s.leaves {
 		return
-	}
-	if held := s.owned(nil, core.Held); len(held) > 0 && st.m%2 == 0 {
-		s.force("batch", luck{fate: slow, back: 50 * time.Millisecond})
-		t.extend(s, held[0], 0)
-		t.until(t.now) // the answer may find that the lease is over
 	}
 	t.pause(s)
 	if st.n%2 == 0 {
@@ -419,6 +435,7 @@ func (t *trial) cover(s *session) {
 	}
 	p := s.pools[0]
 	if len(s.ofPool(p, core.Held)) == 0 {
+		t.makeRoom(s)
 		t.ask(s, p, 1)
 		t.until(t.now + t.plan.roundTrip + maxLateness)
 	}

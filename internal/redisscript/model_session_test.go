@@ -301,10 +301,13 @@ func (t *trial) close(slot int, hasty bool) {
 	t.sessions[slot] = nil
 	t.leaving = append(t.leaving, s)
 	s.leaves = true
+	if hasty {
+		s.force("told", luck{there: time.Second})
+	}
 	t.step(s, func(c *core.Core, now time.Duration) { c.Close(now) })
 	wait := 3 * time.Second
 	if hasty {
-		wait = 0
+		wait = 0 // the pools' connections are in use
 	}
 	t.at(t.now+wait, s, func() { t.leave(s) })
 }

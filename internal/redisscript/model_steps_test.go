@@ -126,7 +126,13 @@ func (t *trial) takeOfRunning(p *session, s step) {
 		if s.n%6 == 0 && !p.cut {
 			t.leaveUnsaid(p)
 		}
-		t.close(s.who, s.n%3 == 0)
+		hasty := s.n%3 == 0
+		if hasty && t.plan.fence {
+			t.cover(p)
+		}
+		if t.sessions[s.who] == p {
+			t.close(s.who, hasty)
+		}
 	case "new pool":
 		if len(p.pools) < 4 {
 			t.newPool(p)
