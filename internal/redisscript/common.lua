@@ -1,5 +1,6 @@
--- common: runs behind plain and memory. First of the shared parts, which run in this order: common,
--- repair, state, levels, quarantine, queue, recalls. Then the script runs; see also redisscript.go.
+-- common: runs behind memory. First of the shared parts, which run in this order: common,
+-- repair, state, levels, quarantine, queue. Behind them run looks, recalls, sessions and sweep, as far
+-- as the script needs them, then the script; see redisscript.go.
 --
 -- KEYS   all that are named below   ARGV   1 Redis's time as the caller expects it, ms, 0: unknown
 --

@@ -48,7 +48,7 @@ const (
 )
 
 func luaConstant(name string) int64 {
-	m := regexp.MustCompile(`(?m)^local ` + name + ` = (\d+)`).FindStringSubmatch(common)
+	m := regexp.MustCompile(`(?m)^local ` + name + ` = (\d+)`).FindStringSubmatch(exchangeParts)
 	if m == nil {
 		panic("bug: no script has a constant " + name)
 	}

@@ -10,7 +10,7 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// The part of the oracle for quarantine.lua, record.lua and gone.lua: what becomes of permits that
+// The part of the oracle for quarantine.lua, looks.lua, record.lua and gone.lua: what becomes of permits that
 // cover backends.
 
 // expireLeases ends the leases that have expired. A permit that covers a backend stays counted, for

@@ -1,5 +1,5 @@
--- renew: runs behind memory and the shared parts. The heartbeat: joins a session, and keeps it, its
--- waiters and all its permits alive.
+-- renew: runs behind sweep. The heartbeat: joins a session, and keeps it, its waiters and all its
+-- permits alive.
 --
 -- ARGV   2 session   3 the epoch it knows, '' if none   4 lease, ms   5 the capacity it declares
 --        6 JSON about it for operators   7 names an epoch if there is none   8 number of permits

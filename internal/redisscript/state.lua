@@ -56,24 +56,6 @@ local function correct_clock()
   local on = last > 0 and expected > 0 and now - math.max(last, expected) > step
   if now < last - step or on then set_now(math.max(last, expected - step)) end
 end
-local function subscribed_others(own) -- the sessions that are subscribed now, but `own`
-  local literal, others = string.gsub(channel_of(''), '[%*%?%[%]\\]', '\\%0'), {}
-  local found = redis.pcall('PUBSUB', sharded and 'SHARDCHANNELS' or 'CHANNELS', literal .. '*')
-  for _, channel in ipairs(found.err and {} or found) do
-    local session = string.sub(channel, -18)
-    if session ~= own then others[#others + 1] = session end
-  end
-  return others
-end
--- For a caller that expects no time. It cannot tell a clock that was set from a fleet that died: if
--- no heartbeat came for long, it asks who listens. `shortest` is the fleet's shortest lease.
-local function notice_step(shortest, own)
-  local silent = epoch and last > 0 and now - last > shortest / 2
-  if silent and #subscribed_others(own) > 0 then set_now(last) end
-end
-local function notice_operators_step() -- in the operator's scripts, before they look at `now`
-  if tonumber(ARGV[1]) == 0 then notice_step(lease) end
-end
 local function any_backends()
   return redis.call('HLEN', backends) + redis.call('HLEN', quarantine) > 0
 end
