@@ -80,7 +80,6 @@ func (t *trial) renew(n message.Renewal) (message.Renewed, error) {
 		served:  err == nil && got.PausedUntil <= got.Now,
 		reports: n.Pools, epoch: n.Epoch,
 	}
-	t.noteBack(n, got.Epoch)
 	if err == nil && n.Epoch != "" && n.Epoch != got.Epoch {
 		a.knowsPause = n.Pause
 	}
