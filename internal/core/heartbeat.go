@@ -314,6 +314,9 @@ func (c *Core) CallAnswered(now time.Duration, k *Call, got message.Renewed) {
 		switch {
 		case lostState:
 			c.warn("Redis lost its state: permits re-asserted", "held", len(k.said))
+			// k named all that the session trusts, as it turns out now. Redis cannot know that: for
+			// the end of the pause, the session is back with a call that knows the new epoch.
+			c.fx.Heartbeat = true
 			c.repeat(now)
 		case latest && got.PausedUntil > got.Now:
 			c.retryIn(now, Until(got.PausedUntil+1, got.Now))

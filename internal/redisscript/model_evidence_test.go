@@ -90,6 +90,7 @@ func (t *trial) checkScript(before, after *state, a act) {
 	slices.Sort(a.granted)
 	t.present = append(t.present, present{t.now, int64(len(after.Sessions))})
 	t.checkEpoch(before, after, a)
+	t.checkBack(after, a)
 	t.checkLease(before, after, a)
 	t.checkBackends(before, after, a)
 	t.allow(after)
@@ -319,6 +320,9 @@ func (s *state) kept() (sum int64) {
 	}
 	return sum
 }
+
+// back is how many sessions know this state that did not join it: see may_grant in state.lua.
+func (s *state) back() int64 { return int64(len(s.Info)) - s.num("news") }
 
 // owed is how many permits were recalled, and are not given back yet.
 func (s *state) owed() (sum int64) {

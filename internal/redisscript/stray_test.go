@@ -237,7 +237,8 @@ func TestNewcomersBeforeTheLossIsNoticedDoNotEndThePause(t *testing.T) {
 		}
 		renew(session(5), "")
 		for n := range back {
-			renew(session(1+n), "old")
+			known := renew(session(1+n), "old")
+			renew(session(1+n), known)
 		}
 		now += ttl / 2
 		if got := granted(); got != (back == 3) {
@@ -247,6 +248,101 @@ func TestNewcomersBeforeTheLossIsNoticedDoNotEndThePause(t *testing.T) {
 		if !granted() {
 			t.Errorf("not granted after a lease, with %d of 3 sessions back", back)
 		}
+	}
+}
+
+// A session makes a call of the heartbeat, and is then granted a permit. Redis loses its state, and
+// executes the call only then, so it does not name the new permit. The process stops before it can
+// say the rest, and goes on trusting that permit. The other two sessions come back. Grants stay
+// paused for the whole lease, whatever else happens, unless the session says that it knows the new
+// state.
+func TestALateCallThatFindsTheLossDoesNotEndThePause(t *testing.T) {
+	k := NewKeys("p-n")
+	redis := newInProcess(t, k)
+	const ttl, capacity = 2000, 3
+	session := func(n int) string { return fmt.Sprintf("000000a0-%04x-8010", n) }
+	a, b, c := session(1), session(2), session(3)
+	before, after := a+"-8000-000000000001", a+"-8000-000000000002"
+	var now int64
+	renew := func(t *testing.T, session, epoch string, permits ...string) string {
+		t.Helper()
+		redis.setTime(now)
+		got, err := Renew(t.Context(), redis, k, message.Renewal{Session: session, Epoch: epoch,
+			NewEpoch: "new", TTLMillis: ttl, Capacity: capacity, Info: "{}", Sessions: 3,
+			Expected: now, Permits: permits})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got.Epoch
+	}
+	for _, test := range []struct {
+		name  string
+		then  func(t *testing.T, epoch string)
+		early bool
+	}{
+		{"the process stops", func(*testing.T, string) {}, false},
+		{"its call is executed twice", func(t *testing.T, _ string) {
+			renew(t, a, "old", before)
+		}, false},
+		{"the others call again", func(t *testing.T, epoch string) {
+			renew(t, b, epoch)
+			renew(t, c, epoch)
+		}, false},
+		{"somebody joins, by a call that is executed twice", func(t *testing.T, _ string) {
+			renew(t, session(4), "")
+			renew(t, session(4), "")
+		}, false},
+		{"its first call of all is executed once more", func(t *testing.T, epoch string) {
+			renew(t, a, "")
+		}, false},
+		{"a hand deletes who is back", func(t *testing.T, epoch string) {
+			_ = redis.do("DEL", k.all[4])
+			renew(t, b, epoch)
+			renew(t, c, epoch)
+		}, false},
+		{"a hand deletes the sessions", func(t *testing.T, epoch string) {
+			_ = redis.do("DEL", k.all[3])
+			renew(t, b, epoch)
+			renew(t, c, epoch)
+		}, false},
+		{"it names the rest, and stops", func(t *testing.T, _ string) {
+			renew(t, a, "old", before, after)
+		}, false},
+		{"it knows the new state", func(t *testing.T, epoch string) {
+			renew(t, a, "old", before, after)
+			renew(t, a, epoch, before, after)
+		}, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			redis.restart()
+			now = modelStart
+			epoch := renew(t, a, "old", before)
+			for _, other := range []string{b, c} {
+				renew(t, other, "old")
+				renew(t, other, epoch)
+			}
+			test.then(t, epoch)
+			granted := func() bool {
+				t.Helper()
+				redis.setTime(now)
+				renew(t, b, epoch)
+				got, err := Exchange(t.Context(), redis, k, message.Exchange{Session: b,
+					Epoch: epoch, TTLMillis: ttl, Expected: now,
+					Waits: []string{b + "-8000-000000000001"}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				return got.All || len(got.Granted) > 0
+			}
+			now += ttl / 2
+			if got := granted(); got != test.early {
+				t.Errorf("granted after half a lease: %v, want %v", got, test.early)
+			}
+			now += ttl/2 + 1
+			if !granted() {
+				t.Error("not granted after a lease")
+			}
+		})
 	}
 }
 
