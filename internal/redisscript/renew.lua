@@ -154,8 +154,8 @@ local function bound_minimum()
 end
 -- Keeps the session alive. It is back, see may_grant, if it was among the sessions already when a
 -- call of it first writes to `info`: the call that found the loss has put it there. A session that
--- joins counts among the news. A session whose lease was over does, too: perhaps it joined after the
--- loss. A call that is executed twice finds the field of `info`, and counts once.
+-- joins counts among the news. A session whose lease was over does, too: perhaps it joined after
+-- the loss. A call that is executed twice finds the field of `info`, and counts once.
 local function keep_session()
   local added = redis.call('ZADD', sessions, whole(now + ttl), own) == 1
   local told = not lost and redis.call('HSET', info, own, ARGV[6]) == 1
