@@ -101,15 +101,16 @@ local function grant(id, ttl) -- or extends its lease, if it is held
   if reserve then adjust_min(session_of(id), 1) end
 end
 
--- Adds to the fleet's log of changes, which keeps some EVENTS entries. `by` is an operator. pcall:
--- a key of another type, or an ACL without XADD, costs the log and nothing else.
-local function owner_of(session)
-  local known, all = redis.call('HGET', info, session), nil
+-- Adds to the fleet's log of changes, which keeps some EVENTS entries. `by` is an operator; `about`
+-- is JSON about the session, nil: as in info. pcall: a key of another type, or an ACL without XADD,
+-- costs the log and nothing else.
+local function owner_of(session, about)
+  local known, all = about or redis.call('HGET', info, session), nil
   if known then known, all = pcall(cjson.decode, known) end
   return known and type(all) == 'table' and type(all.owner) == 'string' and all.owner or ''
 end
-local function record_event(kind, session, detail, by)
+local function record_event(kind, session, detail, by, about)
   redis.pcall('XADD', events, 'MAXLEN', '~', EVENTS, '*', 'at', whole(now), 'kind', kind,
-    'session', session or '', 'owner', session and owner_of(session) or '', 'by', by or '',
-    'detail', detail or '')
+    'session', session or '', 'owner', session and owner_of(session, about) or '',
+    'by', by or '', 'detail', detail or '')
 end

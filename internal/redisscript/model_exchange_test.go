@@ -245,7 +245,9 @@ func (e *exchange) grantOrQueue(kind message.Kind, request string) {
 	case kind == message.Wait && n <= e.capacity:
 		e.enqueue(request, ids[0], n)
 	default:
-		delete(e.Queue, request)
+		if kind == message.Wait { // it may have waited while the capacity was larger
+			delete(e.Queue, request)
+		}
 		e.out.Refused = append(e.out.Refused, ids[0])
 	}
 }

@@ -87,7 +87,6 @@ func (t *trial) renew(n message.Renewal) (message.Renewed, error) {
 		served:  err == nil && got.PausedUntil <= got.Now,
 		reports: n.Pools, epoch: n.Epoch,
 	}
-	t.noteBack(n, got.Epoch)
 	if err == nil && n.Epoch != "" && n.Epoch != got.Epoch {
 		a.knowsPause = n.Pause
 	}
@@ -227,6 +226,7 @@ func (t *trial) twice(run func()) {
 		{"queue", queue(once), queue(t.before)},
 		{"held", correct(once.Held), correct(t.before.Held)},
 		{"sessions", keysInOrder(once.Sessions), keysInOrder(t.before.Sessions)},
+		{"sessions that are back", once.back(), t.before.back()},
 	} {
 		if !reflect.DeepEqual(part.once, part.again) {
 			t.failf("run twice, it changed the %s from %v to %v", part.name, part.once, part.again)

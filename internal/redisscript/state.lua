@@ -73,13 +73,20 @@ end
 
 -- Returns whether scripts may grant now. A pause ends early once all sessions that any session knew
 -- of are back, and those that none knew of yet have had time for a heartbeat.
+--
+-- A session is back once it has sent a call that knows this state. The call before, which finds the
+-- loss, does not suffice: Redis may execute it late, and it does not name what the session was
+-- granted since it was made. If the process stops just then, it trusts permits that Redis does not
+-- count. But a session takes the new epoch only when Redis counts again all that it trusts. From
+-- then on it trusts no grant of an older state. Only calls that know the epoch, or join, write to
+-- `info`. Those that joined, `news` of them, are none that any session knew of before the loss.
 local function may_grant()
   if pause and pause.upto > now then return false end
   if paused_until <= now then return true end
   local m = redis.call('HMGET', meta, 'early', 'known', 'news')
   local early, known, joined = tonumber(m[1] or paused_until), tonumber(m[2] or 0), m[3] or 0
   if now < early or known == 0 then return false end
-  if redis.call('ZCARD', sessions) - joined < known then return false end
+  if redis.call('HLEN', info) - joined < known then return false end
   paused_until = now
   set_meta('gate', now)
   return true
