@@ -1,5 +1,5 @@
--- gone: runs behind memory and the shared parts. Takes the answer to a look, and frees the permits
--- whose backend it saw gone.
+-- gone: runs behind recalls. Takes the answer to a look, and frees the permits whose backend it saw
+-- gone.
 -- ARGV   2 the epoch in which the look was asked for, 3 meta's looks at that time; see ask_look
 --        then for each permit: its UUID, and the record that named the backend
 -- Returns how many permits are free by that
