@@ -102,6 +102,8 @@ local function grant(id, ttl) -- or extends its lease, if it is held
   if reserve then adjust_min(session_of(id), 1) end
 end
 
+local function number_of(n, noun) return n .. ' ' .. noun .. (n == 1 and '' or 's') end
+
 -- Adds to the fleet's log of changes, which keeps some EVENTS entries. `by` is an operator. pcall:
 -- a key of another type, or an ACL without XADD, costs the log and nothing else.
 local function owner_of(session)
