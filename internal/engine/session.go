@@ -255,7 +255,7 @@ func (s *Session) SetCapacity(ctx context.Context, n int) error {
 
 // Snapshot reads the state from Redis.
 func (s *Session) Snapshot(ctx context.Context) (message.Snapshot, error) {
-	raw, err := redisscript.Load(ctx, s.clients.operator, s.keys)
+	raw, err := redisscript.Load(ctx, reader(s.clients.operator, s.cfg.Base), s.keys)
 	if err != nil {
 		return raw, s.operatorError("snapshot", err)
 	}
