@@ -304,10 +304,12 @@ func (c *Core) CallAnswered(now time.Duration, k *Call, got message.Renewed) {
 		again = lostState && c.changedSince(k)
 		c.applyFleet(now, k, got, again, changed)
 	}
-	switch {
-	case again && !c.left:
+	if (again || lostState) && !c.left {
+		// A call with the old epoch re-asserts the rest. A call with the new one brings the session
+		// back: Redis cannot know from k alone that k named all that the session trusts.
 		c.fx.Heartbeat = true
-	default:
+	}
+	if !again || c.left {
 		if k.n > h.answered {
 			h.answered, h.probed, h.heard = k.n, k.sent, now
 		}

@@ -92,6 +92,49 @@ func TestAGrantThatTheCallMissedIsReasserted(t *testing.T) {
 	}
 }
 
+// A session that has found the state lost calls again at once. Only a call that knows the new state
+// says that Redis counts all that the session trusts, and until then grants stay paused. One such
+// call suffices.
+func TestASessionSaysAtOnceThatItKnowsTheNewState(t *testing.T) {
+	for name, crosses := range map[string]bool{
+		"all named": false, "a grant crosses the call that finds the loss": true,
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := start(t, Config{Capacity: 2})
+			held := []string{s.acquire().ID}
+			var b *Batch
+			if crosses {
+				p, _ := s.wantsOne(message.Wait)
+				held, b = append(held, p.ID), s.batch()
+			}
+			k := s.call()
+			if crosses {
+				s.answer(b, all)
+			}
+			s.state = "another"
+			s.seen = Effects{}
+			s.renew(k)
+			if crosses {
+				s.renew(s.call()) // it names the rest, and finds the loss as well
+			}
+			if !s.seen.Heartbeat || s.Epoch() != "another" {
+				t.Errorf("calls again: %v, in epoch %q; want a call at once, in the new epoch",
+					s.seen.Heartbeat, s.Epoch())
+			}
+			last := s.call()
+			if got := slices.Sorted(slices.Values(last.X.Permits)); last.X.Epoch != "another" ||
+				!slices.Equal(got, held) {
+				t.Errorf("that call knows %q and names %q, want the new epoch and %q",
+					last.X.Epoch, got, held)
+			}
+			s.seen = Effects{}
+			if s.renew(last); s.seen.Heartbeat {
+				t.Error("the session calls once more")
+			}
+		})
+	}
+}
+
 // The state is lost twice within a lease. The session still tells how many sessions there were before:
 // in the state between, the others were not back yet. Its number is right again a lease later.
 func TestTwoLossesForgetNoSession(t *testing.T) {

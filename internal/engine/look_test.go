@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	// lookEvery is the constant LOOK of quarantine.lua.
+	// lookEvery is the constant LOOK of looks.lua.
 	lookEvery = 200 * time.Millisecond
 	longTTL   = 30 * time.Second
 )

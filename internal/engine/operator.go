@@ -42,7 +42,7 @@ func (o *Operator) expected(now time.Time) int64 {
 
 // run runs a script of the operator's. It tells the script what Redis's clock should show, so that
 // the script notices if the clock was set meanwhile. The first one knows no time: see notice_step
-// of state.lua.
+// of sessions.lua.
 func (o *Operator) run(
 	script func(expected int64) (redisscript.Counted, error),
 ) (redisscript.Counted, error) {

@@ -68,7 +68,9 @@ type Exchange struct {
 
 // Exchanged is Redis's answer.
 type Exchanged struct {
-	All bool // everything was done: all that was wanted is granted, and no request waits
+	// All: everything was done that was asked for, all that was wanted is granted, and the rest of
+	// the state was not looked at, Full among it.
+	All bool
 	// Now is 0 if Redis did not look. Wake is when to ask again, if a request of this session is
 	// left waiting; 0: unknown.
 	Now, Wake int64

@@ -1,4 +1,4 @@
--- capacity: runs behind memory and the shared parts. Sets, or withdraws, the operator's capacity.
+-- capacity: runs behind sessions. Sets, or withdraws, the operator's capacity.
 -- ARGV   2 the capacity; 0 withdraws it: the smallest that a live session declares is in force
 --        3 who sets it
 -- Returns the capacity in force

@@ -1,5 +1,6 @@
--- common: runs behind plain and memory. First of the shared parts, which run in this order: common,
--- repair, state, levels, quarantine, queue, recalls. Then the script runs; see also redisscript.go.
+-- common: runs behind memory. First of the shared parts, which run in this order: common,
+-- repair, state, levels, quarantine, queue. Behind them run looks, recalls, sessions and sweep, as far
+-- as the script needs them, then the script; see redisscript.go.
 --
 -- KEYS   all that are named below   ARGV   1 Redis's time as the caller expects it, ms, 0: unknown
 --
@@ -12,7 +13,8 @@
 --        seq       counts requests, promises and turns; see next_seq
 --        cap       the capacity in force; limit: the one that an operator set
 --        gate      ms until which grants are paused, because state was lost; early: ms from which
---                  that may end early; known: sessions there were before; news: joined since
+--                  that may end early; known: sessions there were before; news: those of info that
+--                  joined since, see may_grant
 --        count     permits that scripts added, less those removed: others removed what is missing
 --        reserve   the sum of the positive values of "free": permits kept for their sessions. It is
 --                  there only while a session has a minimum; without it scripts look nothing up
@@ -61,7 +63,7 @@ local permits = KEYS[1] -- zset: UUID -> expiry of its lease, ms (the original P
 local queue = KEYS[2] -- zset: request, "<ttl, ms> <UUID>[ <UUID>...]" -> its place, see enqueue
 local meta = KEYS[3] -- hash: see above
 local sessions = KEYS[4] -- zset: session -> expiry, ms
-local info = KEYS[5] -- hash: session -> JSON for operators
+local info = KEYS[5] -- hash: session that knows this state -> JSON for operators; see may_grant
 local capacities = KEYS[6] -- zset: session -> the capacity that it declares
 local levels = KEYS[7] -- zset "levels": pool that can give a permit back -> its level, see place
 local held_counts = KEYS[8] -- hash "held": pool -> how many permits it holds

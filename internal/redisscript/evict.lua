@@ -1,4 +1,4 @@
--- evict: runs behind memory and the shared parts. An operator takes one session's permits back.
+-- evict: runs behind sessions. An operator takes one session's permits back.
 -- ARGV   2 session   3 '1' to revoke what it holds, '0' to recall it, '' to recall what it was
 --        granted since, without an entry in the log   4 who   5 why
 -- Returns {permits that it held and that were not in quarantine, now}
@@ -7,6 +7,16 @@
 -- A permit that was revoked is not free: it is counted until its backend is gone, or its lease is
 -- over. Its holder finds at its next heartbeat, which the push asks for, that it is not renewed. That
 -- heartbeat serves the queue; a second run of this script would take back what the first granted.
+
+-- Puts a permit into quarantine whose lease goes on, because an operator revokes it. Without a
+-- backend to end, it is counted until that lease is over: its holder cannot renew it.
+local function revoke_permit(id)
+  local backend = pid_and_start(redis.call('HGET', backends, id))
+  if backend then return quarantine_permit(id, backend) end
+  redis.call('HDEL', backends, id) -- or release would take the permit for one that still counts
+  redis.call('HSET', quarantine, id, NO_BACKEND)
+  uncount(id)
+end
 
 notice_operators_step()
 local session, revokes, ids = ARGV[2], ARGV[3] == '1', {}
@@ -26,7 +36,7 @@ elseif epoch and not revokes then
 end
 if ARGV[3] ~= '' then
   local kind = revokes and 'revoked' or 'evicted'
-  record_event(kind, session, number_of(#ids, 'permit') .. '. ' .. ARGV[5], ARGV[4])
+  record_event(kind, session, #ids .. (#ids == 1 and ' permit. ' or ' permits. ') .. ARGV[5], ARGV[4])
 end
 expire_leases()
 save_count()

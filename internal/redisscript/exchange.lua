@@ -1,5 +1,5 @@
--- exchange: runs behind plain, memory and the shared parts. Everything a session wants at once:
--- releases, grants to the queue, new requests, then offers.
+-- exchange: runs behind queue; plain, handover and memory come first. Everything a session wants at
+-- once: releases, grants to the queue, new requests; then, in waiting, offers.
 --
 -- ARGV   2 session    3 its epoch    4 lease, ms
 --        5 number of plain permits to release, 6 to wait for, 7 to try for, each alone
@@ -10,6 +10,8 @@
 --        then the requests to drop, "<ttl, ms> <UUID>...": released if held, else out of the queue
 --        then the requests to ask, each its kind (ASK of common) and the request
 -- Returns now, ms, or 0 if it was not looked up: all is released, all is granted, nobody waits
+--      or {'served', now, when to ask again if a request of this session waits, ms, requests in the
+--         queue, {granted UUIDs}}: all is released, and handed over to requests in the queue
 --      or {'ok', now, when to ask again if a request of this session waits, ms, 0 if unknown,
 --         requests in the queue, {recalled, withdrawn} of the pool that offers if some of what it
 --         offered is needed (see push_recalls) or {}, {granted UUIDs}, {first UUIDs of requests
@@ -168,50 +170,16 @@ local function ask_all()
   end
 end
 
-local function answer_offer() -- promises what is offered, and returns whether any of it is needed
-  redis.call('ZREMRANGEBYSCORE', promises, '-inf', now)
-  local wanted = -redis.call('ZCARD', promises) -- by other pools, and not promised yet
-  for _, waiter in ipairs(waiters_in_need()) do
-    if waiter.pool ~= offerer then wanted = wanted + waiter.wants end
-  end
-  local promised, lacks = math.min(offered, math.max(0, wanted), kept_by(offerer)), min_lacks(own)
-  if lacks then promised = math.min(promised, math.max(0, -lacks)) end
-  for _ = 1, promised do promise(offerer, now, OFFER) end
-  return promised > 0
-end
-
--- Finds permits for those that wait: by a look, offers, recalls. `began`: the queue was empty.
--- Returns when the next look may be, ms, and whether what is offered is needed.
-local function find_permits(began)
-  local look, new, needed = 0, false, false
-  if paused then return look, needed end
-  if waiting > 0 then look, new = ask_look(own) end
-  if awaits_look() then return look, needed end
-  -- Holders are told when the queue begins; what they get from then on tells them, too. Where a
-  -- look came first, they are told after it.
-  if waiting > 0 and (queued and began or new) then push_wanted() end
-  if waiting > 0 and offered > 0 then needed = answer_offer() end
-  if waiting > 0 or redis.call('ZCARD', promises) > 0 then balance(cap) end
-  return look, needed
-end
-local function wake_at(look) -- when this session is to ask again, ms
-  if waiting == 0 then return 0 end
-  if paused and pause and pause.upto > now then return pause.upto end
-  if paused then
-    local early = tonumber(redis.call('HGET', meta, 'early') or 0)
-    return early > now and early or paused_until
-  end
-  local wake = tonumber(redis.call('ZRANGE', permits, 0, 0, 'WITHSCORES')[2] or 0)
-  if calm_until() > now and redis.call('ZCARD', permits) < cap then wake = calm_until() end
-  return look > 0 and wake > 0 and math.min(wake, look) or math.max(wake, look)
-end
-
 learn_move(own, tonumber(ARGV[REST + 4] or 0))
 release_all()
 serve_queue()
 local began = waiting == 0
 ask_all()
-local look, needed = find_permits(began)
 save_count()
-return { 'ok', now, wake_at(look), waiting, needed and { recalls_of(offerer) } or {}, granted,
-  refused, crowded, math.max(0, cap - redis.call('ZCARD', permits)), full and 1 or 0, no_memory }
+
+local function answer(wake, recalled) -- when to ask again; what is recalled of the pool that offers
+  return { 'ok', now, wake, waiting, recalled, granted, refused, crowded,
+    math.max(0, cap - redis.call('ZCARD', permits)), full and 1 or 0, no_memory }
+end
+-- The rest is for requests that wait. Where it has nothing to do, it is not even made.
+if waiting == 0 and (paused or redis.call('ZCARD', promises) == 0) then return answer(0, {}) end

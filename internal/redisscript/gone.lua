@@ -1,5 +1,5 @@
--- gone: runs behind memory and the shared parts. Takes the answer to a look, and frees the permits
--- whose backend it saw gone.
+-- gone: runs behind recalls. Takes the answer to a look, and frees the permits whose backend it saw
+-- gone.
 -- ARGV   2 the epoch in which the look was asked for, 3 meta's looks at that time; see ask_look
 --        then for each permit: its UUID, and the record that named the backend
 -- Returns how many permits are free by that
@@ -17,7 +17,7 @@ for i = 4, has_backends and epoch == ARGV[2] and #ARGV or 0, 2 do
   end
 end
 if freed > 0 then
-  for session, n in pairs(owners) do record_event('gone', session, number_of(n, 'backend')) end
+  for session, n in pairs(owners) do record_event('gone', session, n .. (n == 1 and ' backend' or ' backends')) end
   -- It was worth waiting for. The next one is, too.
   redis.call('HDEL', meta, 'look', 'looks', 'answered')
   for _, request in ipairs(redis.call('ZRANGE', queue, 0, -1)) do

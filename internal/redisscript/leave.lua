@@ -1,4 +1,4 @@
--- leave: runs behind memory and the shared parts. Ends a session: its permits are free at once.
+-- leave: runs behind sessions. Ends a session: its permits are free at once.
 -- ARGV   2 session   3 its epoch   4 number of requests to drop, then those, "<ttl, ms> <UUID>..."
 -- Returns {'ok'}
 -- Clock: Redis's. Twice: what was removed is not there. Requests of the session that are still in

@@ -1,4 +1,4 @@
--- levels: runs behind state. Counts what pools and sessions hold and owe; minima; the capacity.
+-- levels: runs behind state. Counts what pools and sessions hold and owe; minima.
 
 local MOVE = 10000 -- us that a move costs, while nobody has measured one
 local SLOWEST = 60000000 -- us; a move that is said to cost more counts as this
@@ -21,22 +21,21 @@ local function adjust_min(session, n) -- it holds and does not owe n permits mor
   local added = math.max(0, free - n) - math.max(0, free)
   if added ~= 0 then reserve = redis.call('HINCRBY', meta, 'reserve', added) end
 end
-local function sum_reserves() -- after minima came or went
-  reserve = nil
-  local all = redis.call('HGETALL', reserves)
-  for i = 1, #all, 2 do
-    local free = string.sub(all[i], 1, 5) == 'free ' and tonumber(all[i + 1])
-    if is_exact(free) then reserve = (reserve or 0) + math.max(0, math.floor(free)) end
-  end
-  if reserve then set_meta('reserve', reserve) else redis.call('HDEL', meta, 'reserve') end
-end
-
 local function set_count(key, pool, n)
   if n > 0 then redis.call('HSET', key, pool, n) else redis.call('HDEL', key, pool) end
 end
 local function debt_of(pool) return count_of(redis.call('HGET', debts, pool)) end
 local function held_by(pool) return count_of(redis.call('HGET', held_counts, pool)) end
 local function kept_by(pool) return math.max(0, held_by(pool) - debt_of(pool)) end -- not owed
+
+local function learn_move(session, cost) -- what it has measured a move to cost, us; 0: nothing new
+  if cost <= 0 then return end
+  for _, pool in ipairs(redis.call('ZRANGE', moves, 0, -1)) do
+    if session_of(pool) == session then redis.call('ZREM', moves, pool) end
+  end
+  local known = read_meta('move', cost, SLOWEST)
+  set_meta('move', math.floor(known + (math.min(cost, SLOWEST) - known) / 8))
+end
 
 -- Returns how long rotation leaves a permit with a pool of weight 1, and what a move costs, ms.
 local function cycle(capacity)
@@ -102,61 +101,16 @@ local function grant(id, ttl) -- or extends its lease, if it is held
   if reserve then adjust_min(session_of(id), 1) end
 end
 
-local function number_of(n, noun) return n .. ' ' .. noun .. (n == 1 and '' or 's') end
-
--- Adds to the fleet's log of changes, which keeps some EVENTS entries. `by` is an operator. pcall:
--- a key of another type, or an ACL without XADD, costs the log and nothing else.
-local function owner_of(session)
-  local known, all = redis.call('HGET', info, session), nil
+-- Adds to the fleet's log of changes, which keeps some EVENTS entries. `by` is an operator; `about`
+-- is JSON about the session, nil: as in info. pcall: a key of another type, or an ACL without XADD,
+-- costs the log and nothing else.
+local function owner_of(session, about)
+  local known, all = about or redis.call('HGET', info, session), nil
   if known then known, all = pcall(cjson.decode, known) end
   return known and type(all) == 'table' and type(all.owner) == 'string' and all.owner or ''
 end
-local function record_event(kind, session, detail, by)
+local function record_event(kind, session, detail, by, about)
   redis.pcall('XADD', events, 'MAXLEN', '~', EVENTS, '*', 'at', whole(now), 'kind', kind,
-    'session', session or '', 'owner', session and owner_of(session) or '', 'by', by or '',
-    'detail', detail or '')
-end
-
--- Returns the capacity in force, and the operator's or false. The operator's is in force, else the
--- smallest that a live session declares. Where a hand has deleted what some declare it does not
--- grow until they say so again, and where it has deleted all it stays.
-local function effective_capacity()
-  local limit = redis.call('HGET', meta, 'limit')
-  local declared = limit or redis.call('ZRANGE', capacities, 0, 0, 'WITHSCORES')[2]
-  local capacity = tonumber(declared or 0)
-  if not (capacity >= 0 and is_exact(capacity)) then capacity = cap end -- no session declares that
-  local lost = not limit and redis.call('ZCARD', capacities) < redis.call('ZCARD', sessions)
-  if lost then capacity = math.min(declared and capacity or cap, tonumber(stored[1] or capacity)) end
-  set_meta('cap', capacity)
-  return capacity, limit
-end
-local function remove_session(session)
-  redis.call('ZREM', sessions, session)
-  redis.call('ZREM', capacities, session)
-  redis.call('HDEL', info, session)
-end
--- Forgets what is counted about sessions that ended (a set): it can have drifted from their
--- permits. Other pools are asked for what those owed.
-local function forget_sessions(ended)
-  for _, promise in ipairs(redis.call('ZRANGE', promises, 0, -1)) do
-    local pool = string.match(promise, '^%d+ (.*)') or ''
-    if ended[session_of(pool)] then redis.call('ZREM', promises, promise) end
-  end
-  for _, pool in ipairs(redis.call('ZRANGE', moves, 0, -1)) do
-    if ended[session_of(pool)] then redis.call('ZREM', moves, pool) end
-  end
-  for _, field in ipairs(redis.call('HKEYS', recalls)) do
-    if ended[string.sub(field, 2, 19)] then redis.call('HDEL', recalls, field) end
-  end
-  for _, key in ipairs({ held_counts, debts }) do
-    for _, pool in ipairs(redis.call('HKEYS', key)) do
-      if ended[session_of(pool)] then
-        redis.call('HDEL', key, pool)
-        redis.call('ZREM', levels, pool)
-      end
-    end
-  end
-  if not reserve then return end
-  for name in pairs(ended) do redis.call('HDEL', reserves, 'min ' .. name, 'free ' .. name) end
-  sum_reserves()
+    'session', session or '', 'owner', session and owner_of(session, about) or '',
+    'by', by or '', 'detail', detail or '')
 end

@@ -29,18 +29,15 @@ type evidence struct {
 	lossesUntil time.Duration            // a grant of a lost state may be trusted until then
 	// unnoticed: the clock was set while no session was there that could tell. See state.lua.
 	unnoticed bool
-	// frozenUnsaid: a process was stopped whose session counted as back, and had not said all that it
-	// trusts: see noteBack.
-	frozenUnsaid bool
-	damaged      bool                     // a key was deleted: counts may be wrong until they are settled
-	revoked      map[string]bool          // permits that were removed by hand, and their holders do not know
-	tampered     bool                     // one was, ever
-	byHand       map[string]bool          // those that were, ever
-	evicted      map[string]bool          // permits that an operator revoked, and their holders do not know
-	evictedAt    map[string]time.Duration // those that were revoked ever, of subscribed sessions, when
-	epochs       map[string]bool          // of the states that there ever were
-	present      []present                // how many sessions there were, from the first script on
-	revokedIn    map[string]string        // both of these, ever: the epoch of the state that counted them
+	damaged   bool                     // a key was deleted: counts may be wrong until they are settled
+	revoked   map[string]bool          // permits that were removed by hand, and their holders do not know
+	tampered  bool                     // one was, ever
+	byHand    map[string]bool          // those that were, ever
+	evicted   map[string]bool          // permits that an operator revoked, and their holders do not know
+	evictedAt map[string]time.Duration // those that were revoked ever, of subscribed sessions, when
+	epochs    map[string]bool          // of the states that there ever were
+	present   []present                // how many sessions there were, from the first script on
+	revokedIn map[string]string        // both of these, ever: the epoch of the state that counted them
 }
 
 func newEvidence() evidence {
@@ -93,6 +90,7 @@ func (t *trial) checkScript(before, after *state, a act) {
 	slices.Sort(a.granted)
 	t.present = append(t.present, present{t.now, int64(len(after.Sessions))})
 	t.checkEpoch(before, after, a)
+	t.checkBack(after, a)
 	t.checkLease(before, after, a)
 	t.checkBackends(before, after, a)
 	t.allow(after)
@@ -134,22 +132,7 @@ func (t *trial) checkNow() {
 // inWindow reports whether this is a history in which more than the capacity can be held for a
 // while. docs/SAFETY.md lists the windows.
 func (t *trial) inWindow() bool {
-	return t.plan.windows || t.unnoticed || t.tampered || t.frozenUnsaid
-}
-
-// noteBack notes whether a call that found the state lost has named all that its session trusts. A
-// call that was made before a grant, and executed after a loss, does not. The session says the rest
-// at once. But it counts as back, and if its process stops just then, it trusts a permit that the
-// new state grants.
-func (t *trial) noteBack(n message.Renewal, epoch string) {
-	s := t.named(n.Session)
-	if s == nil || n.Epoch == "" || epoch == "" {
-		return
-	}
-	s.unsaid = n.Epoch != epoch && slices.ContainsFunc(s.permits, func(p *permit) bool {
-		return t.believes(s, p) && !slices.Contains(n.Permits, p.ID)
-	})
-	t.frozenUnsaid = t.frozenUnsaid || s.unsaid && s.paused
+	return t.plan.windows || t.unnoticed || t.tampered
 }
 
 // believes reports whether a session may use what p permits. It trusts the lease. And if a recorded
@@ -337,6 +320,9 @@ func (s *state) kept() (sum int64) {
 	}
 	return sum
 }
+
+// back is how many sessions know this state that did not join it: see may_grant in state.lua.
+func (s *state) back() int64 { return int64(len(s.Info)) - s.num("news") }
 
 // owed is how many permits were recalled, and are not given back yet.
 func (s *state) owed() (sum int64) {

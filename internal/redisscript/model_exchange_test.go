@@ -8,8 +8,8 @@ import (
 
 // The part of the oracle for plain.lua and exchange.lua: what a batch is answered.
 
-// plainExchange is the fast path for plain permits: nobody waits, and nothing is out of the
-// ordinary. ok is false if the batch cannot take it.
+// plainExchange is the fast path for plain permits that nobody waits for, where nothing is out of
+// the ordinary. ok is false if the batch cannot take it.
 func plainExchange(before *state, time int64, x message.Exchange) (
 	s *state, answer message.Exchanged, ok bool,
 ) {
@@ -21,13 +21,7 @@ func plainExchange(before *state, time int64, x message.Exchange) (
 	s = before.clone()
 	now, count := time-s.num("skew"), int64(0)
 	if len(wanted) > 0 {
-		off := max(now-x.Expected, x.Expected-now)
-		held := int64(len(s.Permits))
-		room := s.num("cap") - max(0, s.num("reserve")) - held
-		_, paused := s.Meta["pause"]
-		if paused || x.Epoch != s.Meta["epoch"] || held < s.num("count") || int64(len(wanted)) > room ||
-			s.num("gate") > now ||
-			float64(off) > 0.08*float64(min(s.num("lease"), x.TTLMillis)) {
+		if room, ok := usualRoom(s, now, x); !ok || int64(len(wanted)) > room {
 			return nil, message.Exchanged{}, false
 		}
 	} else {
@@ -49,6 +43,50 @@ func plainExchange(before *state, time int64, x message.Exchange) (
 		s.setNum("count", s.num("count")+count)
 	}
 	return s, message.Exchanged{All: true, Now: now}, true
+}
+
+// usualRoom is how many permits are free. ok is false if anything is out of the ordinary.
+func usualRoom(s *state, now int64, x message.Exchange) (room int64, ok bool) {
+	off := max(now-x.Expected, x.Expected-now)
+	held := int64(len(s.Permits))
+	_, paused := s.Meta["pause"]
+	ok = !paused && x.Epoch == s.Meta["epoch"] && held >= s.num("count") && s.num("gate") <= now &&
+		float64(off) <= 0.08*float64(min(s.num("lease"), x.TTLMillis))
+	return s.num("cap") - max(0, s.num("reserve")) - held, ok
+}
+
+// handsOver reports whether plain permits are released, of which there is one at least, while only
+// plain requests wait. Then the answer says no more than what it did.
+func handsOver(s *state, time int64, x message.Exchange) bool {
+	now, released := time-s.num("skew"), int64(0)
+	if len(x.Drop)+len(x.Requests)+x.Offered+len(x.Waits)+len(x.Tries) > 0 || x.MoveMicros > 0 ||
+		len(s.Queue) == 0 || len(s.Levels)+len(s.Promises) > 0 {
+		return false
+	}
+	for _, at := range s.Permits {
+		if at <= now {
+			return false
+		}
+	}
+	for _, id := range x.Release {
+		if _, ok := s.Permits[id]; ok {
+			released++
+		}
+	}
+	_, reserves := s.Meta["reserve"]
+	_, fence := s.Meta["fence"]
+	room, ok := usualRoom(s, now, x)
+	if !ok || room < 0 || reserves || fence || released == 0 {
+		return false
+	}
+	for i, request := range s.queued() {
+		_, ids := parsed(request)
+		if int64(i) < room+int64(len(x.Release)) &&
+			(len(ids) != 1 || isPooled(ids[0]) || !s.isLive(sessionOf(ids[0]), now)) {
+			return false
+		}
+	}
+	return true
 }
 
 // An exchange is one run of the script exchange on its other path.
@@ -207,7 +245,9 @@ func (e *exchange) grantOrQueue(kind message.Kind, request string) {
 	case kind == message.Wait && n <= e.capacity:
 		e.enqueue(request, ids[0], n)
 	default:
-		delete(e.Queue, request)
+		if kind == message.Wait { // it may have waited while the capacity was larger
+			delete(e.Queue, request)
+		}
 		e.out.Refused = append(e.out.Refused, ids[0])
 	}
 }

@@ -30,7 +30,7 @@ func (t *trial) cross(s *session, st step) {
 		t.until(t.now)
 	}
 	findsNext := true // by a call of its own
-	switch st.m % 10 {
+	switch st.m % 11 {
 	case 0:
 		t.makeRoom(s)
 		s.force("batch", luck{fate: slow, back: late})
@@ -81,6 +81,9 @@ func (t *trial) cross(s *session, st step) {
 	case 9:
 		t.echo(s, roundTrip, late)
 		return
+	case 10:
+		t.freezeUnsaid(s, late)
+		return
 	}
 	t.until(t.now + roundTrip)
 	t.outside(step{do: "flush"})
@@ -130,6 +133,50 @@ func (t *trial) freeze(s *session, roundTrip time.Duration) {
 	t.beat(s)
 	t.until(t.now + t.plan.ttl/10)
 	t.resume(frozen)
+}
+
+// freezeUnsaid has a process stop that was granted a permit after it made a call. The state is lost,
+// and the call is executed only then: it names all that the process held before. All others come
+// back, and one of them wants all that there is.
+func (t *trial) freezeUnsaid(s *session, late time.Duration) {
+	roundTrip := t.plan.roundTrip
+	if t.plan.fence && !t.plan.windows || roundTrip > t.plan.ttl/20 {
+		return
+	}
+	others := func(do func(other *session)) {
+		for _, other := range t.all() {
+			if other != s && !other.paused && !other.cut && !other.leaves {
+				do(other)
+			}
+		}
+	}
+	t.beat(s)
+	others(t.beat) // each has to know of all others: it says after a loss how many there were
+	t.until(t.now + roundTrip)
+	t.makeRoom(s)
+	s.force("call", luck{fate: slow, there: late})
+	t.beat(s)
+	t.until(t.now)
+	t.want(s, message.Wait, 0, s.plain(1)...)
+	t.until(t.now + roundTrip)
+	t.outside(step{do: "flush"})
+	t.pause(s)
+	t.until(t.now + late)
+	others(t.beat)
+	t.until(t.now + roundTrip)
+	wants := true
+	others(func(other *session) {
+		for range t.plan.capacity {
+			if wants {
+				t.want(other, message.Wait, 0, other.plain(1)...)
+			}
+		}
+		wants = false
+	})
+	t.until(t.now + t.plan.ttl/2) // by then grants go on, if nobody is missed
+	others(t.beat)
+	t.until(t.now + t.plan.ttl/10)
+	t.resume(s)
 }
 
 // echo has the push of a grant be heard again when the permit is lost, and not given back.

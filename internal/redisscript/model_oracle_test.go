@@ -48,7 +48,7 @@ const (
 )
 
 func luaConstant(name string) int64 {
-	m := regexp.MustCompile(`(?m)^local ` + name + ` = (\d+)`).FindStringSubmatch(common)
+	m := regexp.MustCompile(`(?m)^local ` + name + ` = (\d+)`).FindStringSubmatch(exchangeParts)
 	if m == nil {
 		panic("bug: no script has a constant " + name)
 	}
@@ -149,7 +149,8 @@ func (o *oracle) keepShortestLease(ttl int64, fresh bool) {
 }
 
 // mayGrant reports whether grants are not paused, by an operator or after a loss. It ends a pause of
-// the latter kind early once as many sessions are back as there were before the loss.
+// the latter kind early once as many sessions are back as there were before the loss. A session is
+// back when it knows the new state, which its info tells, and did not join it.
 func (o *oracle) mayGrant() bool {
 	if o.pausedByOperator(o.now) {
 		return false
@@ -161,7 +162,7 @@ func (o *oracle) mayGrant() bool {
 	if _, ok := o.Meta["early"]; ok {
 		early = o.num("early")
 	}
-	if o.now < early || known == 0 || int64(len(o.Sessions))-o.num("news") < known {
+	if o.now < early || known == 0 || o.back() < known {
 		return false
 	}
 	o.pausedUntil = o.now

@@ -100,12 +100,10 @@ func newInProcess(t testing.TB, k Keys) place {
 		p.mini.Close()
 	})
 	for _, text := range []string{
-		plain + memoryText + common + exchangeText, memoryText + common + renewText,
-		memoryText + common + leaveText, memoryText + common + capacityText,
-		memoryText + common + recordText, memoryText + common + goneText,
-		memoryText + common + pauseText, memoryText + common + evictText,
+		exchangeParts, renewParts, leaveParts, capacityParts, recordParts, goneParts, pauseParts,
+		evictParts,
 	} {
-		if err := p.do("SCRIPT", "LOAD", text+closing); err != nil {
+		if err := p.do("SCRIPT", "LOAD", text); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -10,8 +10,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/message"
 )
 
-// The part of the oracle for quarantine.lua, record.lua and gone.lua: what becomes of permits that
-// cover backends.
+// The part of the oracle for quarantine.lua, looks.lua, record.lua and gone.lua: what becomes of
+// permits that cover backends.
 
 // expireLeases ends the leases that have expired. A permit that covers a backend stays counted, for
 // no session, until its backend is gone or the bound has passed.

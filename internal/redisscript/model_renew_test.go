@@ -143,7 +143,7 @@ func (o *oracle) pauseGrants(ttl int64, listeners []string) {
 	o.setNum("gate", o.pausedUntil)
 	o.setNum("early", o.now+ttl*45/100)
 	o.setNum("known", 0)
-	o.setNum("news", int64(len(o.Sessions)))
+	o.setNum("news", int64(max(len(o.Sessions), len(o.Info))))
 }
 
 // endSessions removes the sessions that have not renewed in time, and their requests.
@@ -173,11 +173,15 @@ func (r *renewal) endSessions() {
 // keepSession has the session live for another lease.
 func (r *renewal) keepSession() {
 	o, n := r.oracle, r.n
-	if _, known := o.Sessions[r.own]; !known && o.pausedUntil > o.now && !r.lost {
-		o.setNum("news", o.num("news")+1)
+	_, known := o.Sessions[r.own]
+	_, told := o.Info[r.own]
+	if !r.lost {
+		o.Info[r.own] = n.Info
+		if !told && (r.joins || !known) && o.pausedUntil > o.now {
+			o.setNum("news", o.num("news")+1)
+		}
 	}
 	o.Sessions[r.own], o.Capacities[r.own] = o.now+n.TTLMillis, int64(n.Capacity)
-	o.Info[r.own] = n.Info
 	if len(o.Capacities) > len(o.Sessions) { // an operator has deleted the sessions
 		for session := range o.Capacities {
 			if _, known := o.Sessions[session]; !known {

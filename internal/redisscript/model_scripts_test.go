@@ -46,7 +46,8 @@ func (t *trial) exchange(x message.Exchange) (message.Exchanged, error) {
 	got, err := Exchange(context.Background(), t.place, t.keys, x)
 	t.say("%s -> %s", shown{x}, answered(got, err))
 	a := act{
-		name: "Exchange", session: x.Session, served: err == nil && !got.All,
+		name: "Exchange", session: x.Session,
+		served:   err == nil && (!got.All || got.Now > 0 && len(x.Waits)+len(x.Tries) == 0),
 		promised: got.Promised.Recalled, timeless: got.All && got.Now == 0,
 		released: slices.Concat(x.Release, idsOf(x.Drop)),
 	}
@@ -54,8 +55,14 @@ func (t *trial) exchange(x message.Exchange) (message.Exchanged, error) {
 		if s, want, ok := plainExchange(t.before, time, x); ok {
 			return &oracle{state: s, now: time - s.num("skew")}, answer{want, nil}
 		}
+		handsOver := handsOver(t.before, time, x)
 		o := t.begin(time, x.Expected)
 		want, err := o.exchange(x)
+		if handsOver {
+			want = message.Exchanged{
+				All: true, Now: want.Now, Wake: want.Wake, Waiting: want.Waiting, Granted: want.Granted,
+			}
+		}
 		return o, answer{want, err}
 	})
 	return got, err
@@ -80,7 +87,6 @@ func (t *trial) renew(n message.Renewal) (message.Renewed, error) {
 		served:  err == nil && got.PausedUntil <= got.Now,
 		reports: n.Pools, epoch: n.Epoch,
 	}
-	t.noteBack(n, got.Epoch)
 	if err == nil && n.Epoch != "" && n.Epoch != got.Epoch {
 		a.knowsPause = n.Pause
 	}
@@ -220,6 +226,7 @@ func (t *trial) twice(run func()) {
 		{"queue", queue(once), queue(t.before)},
 		{"held", correct(once.Held), correct(t.before.Held)},
 		{"sessions", keysInOrder(once.Sessions), keysInOrder(t.before.Sessions)},
+		{"sessions that are back", once.back(), t.before.back()},
 	} {
 		if !reflect.DeepEqual(part.once, part.again) {
 			t.failf("run twice, it changed the %s from %v to %v", part.name, part.once, part.again)

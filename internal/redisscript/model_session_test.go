@@ -62,7 +62,6 @@ type session struct {
 	applied    uint64               // the latest call whose answer it believes
 	pauses     map[string]bool      // the pauses that this and later answers told of
 	past       map[string]bool      // epochs of states that it knows to be lost
-	unsaid     bool                 // see noteBack
 	// elsewhere: the latest answer, which came at elsewhereAt, is of a state that it does not know.
 	elsewhere   bool
 	elsewhereAt time.Duration

@@ -26,6 +26,7 @@ import (
 //	evicted   what an operator takes back is owed; or it is counted, and no session's any more, and
 //	          its holder stops using it once it can hear of that
 //	epoch     no two states have one epoch
+//	back      after a loss, a session is back only once it knows the state: see trust
 //
 // Of each session, after anything happens to it:
 //
@@ -61,6 +62,18 @@ func (t *trial) checkEpoch(before, after *state, a act) {
 		t.failf("epoch: %s starts a state, and another one had the epoch %q", a.name, epoch)
 	}
 	t.epochs[epoch] = true
+}
+
+// checkBack: a session that counts as back after a loss knows the state. So what it trusts is
+// counted: see checkTrust.
+func (t *trial) checkBack(after *state, a act) {
+	epoch := after.Meta["epoch"]
+	for name := range after.Info {
+		if s := t.named(name); s != nil && epoch != "" && s.core.Epoch() != epoch {
+			t.failf("back: after %s %s is among those that know the state %q, and it knows %q",
+				a.name, name, epoch, s.core.Epoch())
+		}
+	}
 }
 
 // checkLease: no script ends a lease that has time left, unless it is told to release the permit.

@@ -109,7 +109,6 @@ func lateness(wake time.Duration) time.Duration {
 func (t *trial) pause(s *session) {
 	t.say("%s stops", s.name)
 	s.paused = true
-	t.frozenUnsaid = t.frozenUnsaid || s.unsaid
 	s.disturbed(t)
 }
 

@@ -12,7 +12,7 @@ import (
 )
 
 // This file has what an operator does to a fleet. expected is as for Leave. If it is 0, unknown, a
-// script that sees no heartbeat for long asks who listens: see notice_step of state.lua.
+// script that sees no heartbeat for long asks who listens: see notice_step of sessions.lua.
 
 // Counted is the answer of an operator's script.
 type Counted struct {

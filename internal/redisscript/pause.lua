@@ -1,4 +1,4 @@
--- pause: runs behind memory and the shared parts. An operator pauses grants, or resumes them.
+-- pause: runs behind sessions. An operator pauses grants, or resumes them.
 -- ARGV   2 for how long, ms: above 0 pauses; 0 resumes; below 0 pauses until it is resumed; '' only
 --        looks
 --        3 '1' to drain: to recall all that is held, too   4 who and why, as JSON   5 who

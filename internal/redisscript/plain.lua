@@ -1,6 +1,6 @@
 -- plain: runs first in exchange, behind no other part, to cost little more than its commands. Plain
--- permits while nobody waits; anything else it leaves untouched to the rest. KEYS, ARGV, what it
--- returns, clock, twice: see exchange.
+-- permits while nobody waits; handover has those that are released to requests in the queue. Both
+-- leave anything else untouched to the rest. KEYS, ARGV, what it returns, clock, twice: see exchange.
 --
 -- Nobody waits, so nothing released is to be passed on, and nothing wanted passes anyone. Expired
 -- leases count as held here, which errs on the safe side; where that leaves no room the rest looks
@@ -11,35 +11,40 @@ local n_released, n_waits, n_tries = tonumber(ARGV[5]), tonumber(ARGV[6]), tonum
 local FIRST, WANTED = 9, 9 + n_released -- where those to release and those wanted begin
 local REST = WANTED + n_waits + n_tries -- where all else begins, if there is any
 
-if #ARGV < REST and redis.call('ZCARD', KEYS[2]) == 0 then
-  local change = 0
-  if REST == WANTED then
-    change = redis.call('ZREM', KEYS[1], unpack(ARGV, FIRST, WANTED - 1))
-    if change > 0 then redis.call('HINCRBY', KEYS[3], 'count', -change) end
-    return 0
-  end
-  local meta = redis.call('HMGET', KEYS[3], 'epoch', 'cap', 'gate', 'reserve', 'count', 'skew',
-    'lease', 'pause')
+local waiting = #ARGV < REST and redis.call('ZCARD', KEYS[2]) -- requests; false if there is a rest
+if waiting == 0 and REST == WANTED then
+  local released = redis.call('ZREM', KEYS[1], unpack(ARGV, FIRST, WANTED - 1))
+  if released > 0 then redis.call('HINCRBY', KEYS[3], 'count', -released) end
+  return 0
+end
+
+local state, now, room -- of meta; room is nil where anything is out of the ordinary
+if waiting and (waiting == 0 or REST == WANTED) then
+  state = redis.call('HMGET', KEYS[3], 'epoch', 'cap', 'gate', 'reserve', 'count', 'skew', 'lease',
+    'pause', 'fence')
   local time = redis.call('TIME')
-  local now = time[1] * 1000 + math.floor(time[2] / 1000) - (meta[6] or 0)
+  now = time[1] * 1000 + math.floor(time[2] / 1000) - (state[6] or 0)
   local held, step = redis.call('ZCARD', KEYS[1]), 0.08 -- STEP of common
-  local reserve = tonumber(meta[4] or 0) -- no script sets one below 0
-  if meta[1] == ARGV[3] and not meta[8] and held >= tonumber(meta[5] or 0) and reserve
-    and held + REST - WANTED <= (meta[2] or 0) - math.max(0, reserve)
-    and tonumber(meta[3] or 0) <= now
-    and math.abs(now - ARGV[1]) <= step * math.min(tonumber(meta[7] or '') or 0, ARGV[4]) then
-    local expiry, added = now + ARGV[4], {}
-    for i = 1, REST - WANTED do
-      added[2 * i - 1] = expiry
-      added[2 * i] = ARGV[WANTED + i - 1]
+  local reserve = tonumber(state[4] or 0) -- no script sets one below 0
+  if state[1] == ARGV[3] and not state[8] and held >= tonumber(state[5] or 0) and reserve
+    and tonumber(state[3] or 0) <= now
+    and math.abs(now - ARGV[1]) <= step * math.min(tonumber(state[7] or '') or 0, ARGV[4]) then
+    room = (state[2] or 0) - math.max(0, reserve) - held
+  end
+end
+
+if room and waiting == 0 and REST - WANTED <= room then
+  local expiry, added = now + ARGV[4], {}
+  for i = 1, REST - WANTED do
+    added[2 * i - 1] = expiry
+    added[2 * i] = ARGV[WANTED + i - 1]
+  end
+  local change = redis.pcall('ZADD', KEYS[1], unpack(added))
+  if type(change) == 'number' then
+    if n_released > 0 then
+      change = change - redis.call('ZREM', KEYS[1], unpack(ARGV, FIRST, WANTED - 1))
     end
-    change = redis.pcall('ZADD', KEYS[1], unpack(added))
-    if type(change) == 'number' then
-      if n_released > 0 then
-        change = change - redis.call('ZREM', KEYS[1], unpack(ARGV, FIRST, WANTED - 1))
-      end
-      if change ~= 0 then redis.call('HINCRBY', KEYS[3], 'count', change) end
-      return now
-    end
+    if change ~= 0 then redis.call('HINCRBY', KEYS[3], 'count', change) end
+    return now
   end
 end

@@ -1,4 +1,4 @@
--- recalls: runs behind queue. Decides which pool is to give a permit back, for whom, and when.
+-- recalls: runs behind looks. Decides which pool is to give a permit back, for whom, and when.
 
 local LINE = 32 -- requests at the head of the queue that recalls are made for
 local PROMISE = 1000 -- ms after it is due, and three moves, that a recalled permit is counted on
@@ -6,15 +6,6 @@ local FARTHEST = 600000 -- ms ahead that a recall can be due
 local TOLD = 64 -- holders told at most that a request waits
 local PROMISED = '^%d+ (%S+)( ?%l?)$' -- a promise: its number, whose permit, its kind
 local TURN, OFFER = ' t', ' o' -- kinds: recalled in rotation; offered by a holder that needs none
-
-local function learn_move(session, cost) -- what it has measured a move to cost, us; 0: nothing new
-  if cost <= 0 then return end
-  for _, pool in ipairs(redis.call('ZRANGE', moves, 0, -1)) do
-    if session_of(pool) == session then redis.call('ZREM', moves, pool) end
-  end
-  local known = read_meta('move', cost, SLOWEST)
-  set_meta('move', math.floor(known + (math.min(cost, SLOWEST) - known) / 8))
-end
 
 -- Recalls. A pool is told how many permits were ever recalled from it, and how many recalls were
 -- withdrawn: two numbers that only grow. So a push, the answer to an offer and a heartbeat can tell

@@ -1,5 +1,5 @@
--- record: runs behind memory and the shared parts. Records which backend a permit covers, before its
--- connection is used; or that it covers none, before another is opened. See record_backend.
+-- record: runs behind queue. Records which backend a permit covers, before its connection is used; or
+-- that it covers none, before another is opened. See record_backend.
 -- ARGV   2 session   3 its epoch   4 the permit's UUID   5 "<pid> <start, us> <server, us> <n>"
 -- Returns 1. 0 if the permit is not held any more: close the connection, or do not open it. -1 if
 --         the state is of another epoch: renew first, which re-asserts the permit.

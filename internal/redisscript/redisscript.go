@@ -12,6 +12,7 @@ import (
 	"context"
 	_ "embed"
 	"fmt"
+	"strings"
 
 	"github.com/redis/go-redis/v9"
 
@@ -31,12 +32,24 @@ var (
 	quarantineText string
 	//go:embed queue.lua
 	queueText string
+	//go:embed looks.lua
+	looksText string
 	//go:embed recalls.lua
 	recallsText string
+	//go:embed sessions.lua
+	sessionsText string
+	//go:embed sweep.lua
+	sweepText string
 	//go:embed plain.lua
-	plain string
+	plainText string
+	//go:embed handover.lua
+	handoverText string
+	//go:embed memory.lua
+	memoryText string
 	//go:embed exchange.lua
 	exchangeText string
+	//go:embed waiting.lua
+	waitingText string
 	//go:embed renew.lua
 	renewText string
 	//go:embed leave.lua
@@ -49,35 +62,46 @@ var (
 	evictText string
 	//go:embed record.lua
 	recordText string
-	//go:embed memory.lua
-	memoryText string
 	//go:embed gone.lua
 	goneText string
 
-	// The shared parts: each uses what those before it define.
-	common = commonText + opening + repairText + stateText + levelsText + quarantineText +
-		queueText +
-		recallsText
+	// What each script runs, in that order.
+	exchangeParts = plainText + handoverText + memoryText +
+		shared(exchangeText, looksText, recallsText, waitingText)
+	renewParts = memoryText +
+		shared(looksText, recallsText, sessionsText, sweepText, renewText)
+	leaveParts    = memoryText + shared(looksText, recallsText, sessionsText, leaveText)
+	capacityParts = memoryText + shared(looksText, recallsText, sessionsText, capacityText)
+	pauseParts    = memoryText + shared(looksText, recallsText, sessionsText, pauseText)
+	evictParts    = memoryText + shared(looksText, recallsText, sessionsText, evictText)
+	goneParts     = memoryText + shared(looksText, recallsText, goneText)
+	recordParts   = memoryText + shared(recordText)
 
-	exchangeScript = redis.NewScript(plain + memoryText + common + exchangeText + closing)
-	renewScript    = redis.NewScript(memoryText + common + renewText + closing)
-	leaveScript    = redis.NewScript(memoryText + common + leaveText + closing)
-	capacityScript = redis.NewScript(memoryText + common + capacityText + closing)
-	pauseScript    = redis.NewScript(memoryText + common + pauseText + closing)
-	evictScript    = redis.NewScript(memoryText + common + evictText + closing)
-	recordScript   = redis.NewScript(memoryText + common + recordText + closing)
-	goneScript     = redis.NewScript(memoryText + common + goneText + closing)
+	exchangeScript = redis.NewScript(exchangeParts)
+	renewScript    = redis.NewScript(renewParts)
+	leaveScript    = redis.NewScript(leaveParts)
+	capacityScript = redis.NewScript(capacityParts)
+	pauseScript    = redis.NewScript(pauseParts)
+	evictScript    = redis.NewScript(evictParts)
+	goneScript     = redis.NewScript(goneParts)
+	recordScript   = redis.NewScript(recordParts)
 )
 
-// The parts behind common run in a function of their own. Lua makes a script's functions anew in
-// each run. It searches for each variable that a function captures, among all captured variables of
-// the function around it. It copies the variables of functions further out. Nearly every function
-// captures names of common, and the search took 30 % of an exchange's instructions. Lua allows that
-// function 60 captured variables, which are names of common, and 200 local ones.
-const (
-	opening = "return (function()\n"
-	closing = "end)()\n"
-)
+// shared returns the shared parts, and then a script's own. Each uses what those before it define.
+//
+// Lua makes a script's functions anew in each run. So a script has only the parts that it needs,
+// and exchange ends before the last ones where nobody waits.
+//
+// The parts behind common run in a function of their own. Lua searches for each variable that a
+// function captures, among all captured variables of the function around it. It copies the
+// variables of functions further out. Nearly every function captures names of common, and the
+// search took 30 % of an exchange's instructions. Lua allows that function 60 captured variables,
+// which are names of common, and 200 local ones.
+func shared(own ...string) string {
+	return commonText + "return (function()\n" +
+		repairText + stateText + levelsText + quarantineText + queueText +
+		strings.Join(own, "") + "end)()\n"
+}
 
 // Keys are the names of one semaphore's state, in the order the scripts expect.
 type Keys struct {
@@ -137,8 +161,14 @@ func Exchange(
 		return message.Exchanged{All: true, Now: now}, nil
 	}
 	r := newReply(v)
-	if status := r.text(); status == "gone" {
+	switch r.text() {
+	case "gone":
 		return message.Exchanged{}, message.ErrGone
+	case "served":
+		out := message.Exchanged{
+			All: true, Now: r.int(), Wake: r.int(), Waiting: r.int(), Granted: r.texts(),
+		}
+		return out, r.err
 	}
 	out := message.Exchanged{Now: r.int(), Wake: r.int(), Waiting: r.int()}
 	if owed := tallies(r.ints()); len(owed) == 1 {

@@ -1,5 +1,5 @@
--- renew: runs behind memory and the shared parts. The heartbeat: joins a session, and keeps it, its
--- waiters and all its permits alive.
+-- renew: runs behind sweep. The heartbeat: joins a session, and keeps it, its waiters and all its
+-- permits alive.
 --
 -- ARGV   2 session   3 the epoch it knows, '' if none   4 lease, ms   5 the capacity it declares
 --        6 JSON about it for operators   7 names an epoch if there is none   8 number of permits
@@ -28,7 +28,8 @@
 -- first session to arrive sees it, too, if others are still subscribed. Then grants are paused
 -- until every holder has either re-asserted what it holds or stopped trusting it. The pause lasts
 -- for one lease. From a little after a heartbeat's time it ends once as many sessions are back as
--- any of them knew of. A semaphore that nobody knows is new, and pays nothing.
+-- any of them knew of. A session that has found the loss calls again at once, and is back with that
+-- call: see may_grant. A semaphore that nobody knows is new, and pays nothing.
 
 local own, known, ttl, declared = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local n_permits, n_pools, limit = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
@@ -40,14 +41,16 @@ local joins, lost, fresh, capacity, operators = known == '', false, false, nil, 
 local missing, in_quarantine = {}, {} -- UUIDs not held any more; a set of UUIDs
 local restored = 0 -- permits that were not there, and are now
 
--- Also has those who listen re-assert now what they hold. The sessions that are here have joined the
--- new state: one that knows another epoch pauses grants before it is added.
+-- Also has those who listen re-assert now what they hold. The sessions that are here have joined
+-- the new state: one that knows another epoch pauses grants before it is added. A hand can have
+-- deleted either of the two keys that list them.
 local function pause_grants(others)
-  record_event('state lost', own)
+  record_event('state lost', own, nil, nil, ARGV[6])
   for _, session in ipairs(others) do push(session, PUSH.lost) end
   paused_until = now + ttl
-  local early, joined = whole(now + EARLY * ttl), redis.call('ZCARD', sessions)
-  redis.call('HSET', meta, 'gate', whole(paused_until), 'early', early, 'known', 0, 'news', joined)
+  local joined = math.max(redis.call('ZCARD', sessions), redis.call('HLEN', info))
+  redis.call('HSET', meta, 'gate', whole(paused_until), 'early', whole(now + EARLY * ttl),
+    'known', 0, 'news', joined)
 end
 
 -- Starts a state under a new epoch. A call can be executed twice, and the state be lost in between:
@@ -149,14 +152,19 @@ local function bound_minimum()
   if joins and taken + minimum > room then return { 'refused', taken, room } end
   minimum = math.max(0, math.min(minimum, room - taken))
 end
+-- Keeps the session alive. It is back, see may_grant, if it was among the sessions already when a
+-- call of it first writes to `info`: the call that found the loss has put it there. A session that
+-- joins counts among the news. A session whose lease was over does, too: perhaps it joined after
+-- the loss. A call that is executed twice finds the field of `info`, and counts once.
 local function keep_session()
   local added = redis.call('ZADD', sessions, whole(now + ttl), own) == 1
-  if added and paused_until > now and not lost then redis.call('HINCRBY', meta, 'news', 1) end
+  local told = not lost and redis.call('HSET', info, own, ARGV[6]) == 1
+  local is_new = told and (joins or added)
+  if is_new and paused_until > now then redis.call('HINCRBY', meta, 'news', 1) end
   redis.call('ZADD', capacities, declared, own)
   restore_sessions(ttl)
-  redis.call('HSET', info, own, ARGV[6])
   if joins then record_event('joined', own) end
-  if ARGV[16] ~= '' then record_event('reported', own, ARGV[16]) end
+  if ARGV[16] ~= '' then record_event('reported', own, ARGV[16], nil, ARGV[6]) end
 end
 
 -- Keeps the fleet's shortest lease. `leasenext` is the shortest that sessions said since

@@ -56,24 +56,6 @@ local function correct_clock()
   local on = last > 0 and expected > 0 and now - math.max(last, expected) > step
   if now < last - step or on then set_now(math.max(last, expected - step)) end
 end
-local function subscribed_others(own) -- the sessions that are subscribed now, but `own`
-  local literal, others = string.gsub(channel_of(''), '[%*%?%[%]\\]', '\\%0'), {}
-  local found = redis.pcall('PUBSUB', sharded and 'SHARDCHANNELS' or 'CHANNELS', literal .. '*')
-  for _, channel in ipairs(found.err and {} or found) do
-    local session = string.sub(channel, -18)
-    if session ~= own then others[#others + 1] = session end
-  end
-  return others
-end
--- For a caller that expects no time. It cannot tell a clock that was set from a fleet that died: if
--- no heartbeat came for long, it asks who listens. `shortest` is the fleet's shortest lease.
-local function notice_step(shortest, own)
-  local silent = epoch and last > 0 and now - last > shortest / 2
-  if silent and #subscribed_others(own) > 0 then set_now(last) end
-end
-local function notice_operators_step() -- in the operator's scripts, before they look at `now`
-  if tonumber(ARGV[1]) == 0 then notice_step(lease) end
-end
 local function any_backends()
   return redis.call('HLEN', backends) + redis.call('HLEN', quarantine) > 0
 end
@@ -91,13 +73,20 @@ end
 
 -- Returns whether scripts may grant now. A pause ends early once all sessions that any session knew
 -- of are back, and those that none knew of yet have had time for a heartbeat.
+--
+-- A session is back once it has sent a call that knows this state. The call before, which finds the
+-- loss, does not suffice: Redis may execute it late, and it does not name what the session was
+-- granted since it was made. If the process stops just then, it trusts permits that Redis does not
+-- count. But a session takes the new epoch only when Redis counts again all that it trusts. From
+-- then on it trusts no grant of an older state. Only calls that know the epoch, or join, write to
+-- `info`. Those that joined, `news` of them, are none that any session knew of before the loss.
 local function may_grant()
   if pause and pause.upto > now then return false end
   if paused_until <= now then return true end
   local m = redis.call('HMGET', meta, 'early', 'known', 'news')
   local early, known, joined = tonumber(m[1] or paused_until), tonumber(m[2] or 0), m[3] or 0
   if now < early or known == 0 then return false end
-  if redis.call('ZCARD', sessions) - joined < known then return false end
+  if redis.call('HLEN', info) - joined < known then return false end
   paused_until = now
   set_meta('gate', now)
   return true

@@ -202,54 +202,6 @@ func TestTheCapacityStaysWhenWhatSessionsDeclareIsDeleted(t *testing.T) {
 	}
 }
 
-// Redis forgets three sessions, and two newcomers join before any of the three comes back. The first
-// to come back says that there were three. The newcomers are none of those. So grants are paused
-// until all three are back, or have had time for a lease.
-func TestNewcomersBeforeTheLossIsNoticedDoNotEndThePause(t *testing.T) {
-	k := NewKeys("p-n")
-	redis := newInProcess(t, k)
-	const ttl = 2000
-	session := func(n int) string { return fmt.Sprintf("000000a0-%04x-8010", n) }
-	newcomer := session(4)
-	for back := 1; back <= 3; back++ {
-		redis.restart()
-		now := int64(modelStart)
-		renew := func(session, epoch string) string {
-			t.Helper()
-			redis.setTime(now)
-			got, err := Renew(t.Context(), redis, k, message.Renewal{Session: session, Epoch: epoch, NewEpoch: "new",
-				TTLMillis: ttl, Capacity: 1, Info: "{}", Sessions: 3, Expected: now})
-			if err != nil {
-				t.Fatal(err)
-			}
-			return got.Epoch
-		}
-		epoch := renew(newcomer, "")
-		granted := func() bool {
-			t.Helper()
-			renew(newcomer, epoch)
-			got, err := Exchange(t.Context(), redis, k, message.Exchange{Session: newcomer, Epoch: epoch,
-				TTLMillis: ttl, Expected: now, Waits: []string{newcomer + "-8000-000000000001"}})
-			if err != nil {
-				t.Fatal(err)
-			}
-			return got.All || len(got.Granted) > 0
-		}
-		renew(session(5), "")
-		for n := range back {
-			renew(session(1+n), "old")
-		}
-		now += ttl / 2
-		if got := granted(); got != (back == 3) {
-			t.Errorf("granted after half a lease: %v, with %d of 3 sessions back", got, back)
-		}
-		now += ttl / 2
-		if !granted() {
-			t.Errorf("not granted after a lease, with %d of 3 sessions back", back)
-		}
-	}
-}
-
 // Somebody writes into meta what no script does. Requests for plain permits alone, which read it in a part of their own, are granted
 // no more than the capacity all the same, and are answered.
 func TestNoReserveGrantsMoreThanTheCapacity(t *testing.T) {
