@@ -260,6 +260,9 @@ func (c *conn) Close() error {
 		}
 		// The fleet had asked for it back.
 	}
+	if c.held && ph.taken() {
+		return ph.closeByWrapper() // the checkout ends with the socket
+	}
 	if !slot.LeaveAt(c.generation) {
 		return nil // claimed: another wrapper has it
 	}

@@ -60,8 +60,11 @@ func (d *Dialer) Dial(network, address string) (net.Conn, error) {
 	return d.DialContext(context.Background(), network, address)
 }
 
-// DialTimeout is Dial with a bound.
+// DialTimeout is Dial with a bound. As with [net.DialTimeout], 0 is no bound.
 func (d *Dialer) DialTimeout(network, address string, timeout time.Duration) (net.Conn, error) {
+	if timeout == 0 {
+		return d.Dial(network, address)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	return d.DialContext(ctx, network, address)

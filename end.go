@@ -61,13 +61,18 @@ func (ph *physical) beginClose() bool {
 	if timer := ph.expiry.Load(); timer != nil {
 		timer.Stop()
 	}
-	ph.cn.closeBegins()
+	ph.hijacked = ph.taken()
+	if !ph.hijacked {
+		ph.cn.closeBegins()
+	}
 	if ph.link != nil {
 		if ph.cn.cfg.Scope == PerCheckout && ph.slot != nil {
 			// Its owner is done with it: whatever comes of the backend, the permit is the socket's.
 			ph.link.Bind(ph.slot)
 		}
-		ph.link.Leaving()
+		if !ph.hijacked { // else nothing ends but what the DB has of it
+			ph.link.Leaving()
+		}
 	}
 	return true
 }
@@ -91,6 +96,10 @@ func (ph *physical) awaitBackend() {
 	}
 	if ph.slot != nil {
 		ph.slot.Gone()
+	}
+	if ph.hijacked {
+		ph.cn.done() // DB.Close did not wait for it
+		return
 	}
 	ph.cn.closeEnds()
 }

@@ -43,6 +43,7 @@ type physical struct {
 	broken     atomic.Bool           // its lease is lost: it fails at the next operation
 	why        atomic.Pointer[error] // with broken: why it ended while in use, maybe; or nil
 	closeBegun atomic.Bool           // close was called
+	hijacked   bool                  // written by beginClose: see taken
 }
 
 // optional holds those of driver.Conn's optional interfaces that inner implements, asserted once.
@@ -110,6 +111,12 @@ func (ph *physical) valid() bool {
 		return false
 	}
 	return true
+}
+
+// taken reports whether the caller that has ph checked out took its socket, by PgConn.Hijack. The
+// backend lives, under its permit, for as long as that caller likes.
+func (ph *physical) taken() bool {
+	return ph.pgx != nil && ph.link != nil && ph.pgx.IsClosed() && ph.link.Taken()
 }
 
 // pin notes that a statement was prepared which database/sql keeps.

@@ -56,6 +56,8 @@ func UsePQ[C interface {
 	if _, ok := any(&passbuddy.Dialer{}).(D); !ok {
 		var c C
 		follow.err = fmt.Errorf("passbuddy: UsePQ: %T takes no passbuddy.Dialer", c)
+	} else if newConnector == nil {
+		follow.err = errors.New("passbuddy: UsePQ: newConnector is nil: use pq.NewConnector")
 	}
 	newPQ.Store(follow)
 }

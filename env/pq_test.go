@@ -36,6 +36,11 @@ func TestUsePQ(t *testing.T) {
 		!strings.Contains(err.Error(), "UsePQ") {
 		t.Errorf("a connector of another kind: %v", err)
 	}
+	UsePQ[*pq.Connector](nil)
+	if _, err := sql.Open("passbuddy-pq", w.dsn()); err == nil ||
+		!strings.Contains(err.Error(), "is nil") {
+		t.Errorf("no function: %v", err)
+	}
 }
 
 // spy is a *pq.Connector that notes which dialer it is given.

@@ -1,6 +1,7 @@
 package semaphore
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -45,6 +46,25 @@ func TestCloseReleasesWhatWaitsForAHeartbeat(t *testing.T) {
 		}
 		if held, _ := w.Redis.ZMembers(keys[0]); len(held) != 0 {
 			t.Errorf("permits %q stay held for an hour", held)
+		}
+	})
+}
+
+// A closed semaphore says that it is closed, and nothing about Redis.
+func TestAClosedSemaphoreSaysSo(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		s := w.join(Config{Capacity: 2})
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		_, snapshot := s.Snapshot(t.Context())
+		_, acquire := s.TryAcquire(t.Context())
+		for what, err := range map[string]error{
+			"Snapshot": snapshot, "SetCapacity": s.SetCapacity(t.Context(), 3), "TryAcquire": acquire,
+		} {
+			if !errors.Is(err, ErrClosed) || errors.Is(err, ErrUnavailable) {
+				t.Errorf("%s: %v", what, err)
+			}
 		}
 	})
 }

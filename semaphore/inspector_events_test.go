@@ -45,7 +45,7 @@ func TestEvents(t *testing.T) {
 		want := []string{
 			"joined|a||", "joined|b||", "left|b||", "joined|c||", "expired|c||",
 			"capacity||ann@desk|set, 10 -> 7", "paused||ann@desk|why", "resumed||ann@desk|",
-			"evicted|a|ann@desk|1 permits.", "revoked|a|ann@desk|1 permits.",
+			"evicted|a|ann@desk|1 permit.", "revoked|a|ann@desk|1 permit.",
 			"reported|a||leases lost: 1",
 		}
 		if !slices.Equal(got, want) {

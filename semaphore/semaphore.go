@@ -51,7 +51,8 @@ type Semaphore struct {
 // redis.UniversalClient which holds one. With any other type of client the session shares the
 // client's connections, and New logs a warning that names the type. An application that keeps all
 // of those busy, for example with blocking commands, then starves the heartbeat, and leases are
-// lost.
+// lost. They are lost, too, if a network forgets many of the client's idle connections: each costs
+// the heartbeat a call.
 //
 // New asks Redis before it returns, for as long as ctx allows, 5s at most. It returns an error for
 // a field of cfg that it refuses, and for a *redis.Ring. The error matches ErrUnavailable, and has

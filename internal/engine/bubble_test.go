@@ -240,6 +240,21 @@ func (w *world) quarantined() []string {
 	return ids
 }
 
+// logged returns the details of the events of a kind.
+func (w *world) logged(kind string) (details []string) {
+	entries, _ := w.Redis.Stream(keyBase + "events")
+	for _, e := range entries {
+		fields := make(map[string]string)
+		for i := 1; i < len(e.Values); i += 2 {
+			fields[e.Values[i-1]] = e.Values[i]
+		}
+		if fields["kind"] == kind {
+			details = append(details, fields["detail"])
+		}
+	}
+	return details
+}
+
 // held lists the pools for which Redis counts permits.
 func (w *world) held() []string {
 	names, _ := w.Redis.HKeys(keyBase + "held")

@@ -10,6 +10,7 @@ import (
 	"github.com/redis/go-redis/v9/maintnotifications"
 
 	"github.com/passbuddy/passbuddy/internal/core"
+	"github.com/passbuddy/passbuddy/internal/redisscript"
 )
 
 // clients are the session's own, beside the caller's, so that a busy pool cannot starve it. They
@@ -91,6 +92,9 @@ func clientsLike(c redis.UniversalClient, ttl time.Duration) clients {
 			// The caller's reads may go to replicas; ours are writes, and subscriptions belong to
 			// the owner of the slot.
 			o.ReadOnly, o.RouteByLatency, o.RouteRandomly = false, false, false
+			// With policies go-redis would ask any node for the list of Redis's commands, while all
+			// calls wait for that, whatever their contexts say.
+			o.DisableRoutingPolicies = true
 			o.MaintNotificationsConfig = &maintnotifications.Config{
 				Mode: maintnotifications.ModeDisabled,
 			}
@@ -167,6 +171,35 @@ func checkClient(c redis.UniversalClient) error {
 			"reach one, and a semaphore is on one alone: use a client of that shard, or a Cluster")
 	}
 	return nil
+}
+
+// nodeOf returns a client of the node that has key, or c if that is no Cluster. go-redis sends a
+// command without a key to any node. Another node's clock can differ, and it may be down.
+func nodeOf(ctx context.Context, c redis.UniversalClient, key string) (
+	redis.UniversalClient, error,
+) {
+	if cluster, ok := c.(*redis.ClusterClient); ok {
+		return cluster.MasterForKey(ctx, key)
+	}
+	return c, nil
+}
+
+// reader is c for redisscript.Load, which asks for the time.
+func reader(c redis.UniversalClient, key string) redisscript.Reader { return timeReader{c, key} }
+
+type timeReader struct {
+	redis.UniversalClient
+	key string
+}
+
+func (r timeReader) Time(ctx context.Context) *redis.TimeCmd {
+	node, err := nodeOf(ctx, r.UniversalClient, r.key)
+	if err != nil {
+		cmd := redis.NewTimeCmd(ctx)
+		cmd.SetErr(err)
+		return cmd
+	}
+	return node.Time(ctx)
 }
 
 // reloadSlots has go-redis find out again which node of a Cluster has our slot. By itself go-redis

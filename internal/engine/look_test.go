@@ -95,6 +95,9 @@ func TestBackendsOfAKilledHolderEndOneByOne(t *testing.T) {
 		if !second.IsDone() {
 			t.Error("the second permit is not granted")
 		}
+		if got := w.logged("gone"); !slices.Equal(got, []string{"1 backend", "1 backend"}) {
+			t.Errorf("logged: %q", got)
+		}
 		w.checkCounts(t)
 	})
 }

@@ -93,7 +93,7 @@ func (s *Session) join(ctx context.Context) error {
 	var server serverInfo
 	var serverErr error
 	var inspected sync.WaitGroup
-	inspected.Go(func() { server, serverErr = inspectServer(ctx, s.clients.own) })
+	inspected.Go(func() { server, serverErr = inspectServer(ctx, s.clients.own, s.cfg.Base) })
 	err := s.joinOnce(ctx)
 	inspected.Wait()
 	if tooOld := server.check(); tooOld != nil {

@@ -85,7 +85,7 @@ func (o *Operator) do(what string, f func(c redis.UniversalClient) error) error 
 // Snapshot reads the state.
 func (o *Operator) Snapshot(ctx context.Context) (raw message.Snapshot, err error) {
 	err = o.do("snapshot", func(c redis.UniversalClient) (err error) {
-		raw, err = redisscript.Load(ctx, c, o.keys)
+		raw, err = redisscript.Load(ctx, reader(c, o.base), o.keys)
 		return err
 	})
 	return raw, err

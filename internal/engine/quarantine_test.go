@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -51,6 +52,9 @@ func TestMinimumOfAFrozenSession(t *testing.T) {
 		reserve := func() string { return w.Redis.HGet(keyBase+"meta", "reserve") }
 		if snap := b.s.state(t); snap.Quarantined != 2 {
 			t.Fatalf("bug in the test: the state is %+v, want 2 in quarantine", snap)
+		}
+		if got := w.logged("quarantined"); !slices.Equal(got, []string{"2 permits"}) {
+			t.Errorf("logged: %q", got)
 		}
 		time.Sleep(2 * time.Second)
 		if got := reserve(); got != "0" && got != "" {

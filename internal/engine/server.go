@@ -21,11 +21,16 @@ type serverInfo struct {
 // go-redis supports 6.
 const oldestMajor = 6
 
-// inspectServer asks Redis what it is. It is no error if Redis will not tell. It is one if Redis
+// inspectServer asks the Redis that has key what it is. It is no error if Redis will not tell. It is one if Redis
 // does not answer, or wants other credentials.
-func inspectServer(ctx context.Context, c redis.UniversalClient) (s serverInfo, err error) {
+func inspectServer(
+	ctx context.Context, c redis.UniversalClient, key string,
+) (s serverInfo, err error) {
 	if _, single := c.(*redis.Client); !single {
 		defer func() { s.cluster = false }()
+	}
+	if c, err = nodeOf(ctx, c, key); err != nil {
+		return serverInfo{}, err
 	}
 	text, err := c.Info(ctx).Result()
 	if err != nil {

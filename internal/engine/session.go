@@ -247,7 +247,7 @@ func (s *Session) SetCapacity(ctx context.Context, n int) error {
 	capacity, err := redisscript.SetCapacity(ctx, s.clients.operator, s.keys, s.expected(), n,
 		s.cfg.Info.Owner)
 	if err != nil {
-		return fmt.Errorf("set capacity of %q: %w", s.cfg.Base, core.Unavailable(err))
+		return s.operatorError("set capacity", err)
 	}
 	s.step(func(c *core.Core, _ time.Duration) { c.CapacitySet(capacity, int64(n)) })
 	return nil
@@ -255,11 +255,21 @@ func (s *Session) SetCapacity(ctx context.Context, n int) error {
 
 // Snapshot reads the state from Redis.
 func (s *Session) Snapshot(ctx context.Context) (message.Snapshot, error) {
-	raw, err := redisscript.Load(ctx, s.clients.operator, s.keys)
+	raw, err := redisscript.Load(ctx, reader(s.clients.operator, s.cfg.Base), s.keys)
 	if err != nil {
-		return raw, fmt.Errorf("snapshot of %q: %w", s.cfg.Base, core.Unavailable(err))
+		return raw, s.operatorError("snapshot", err)
 	}
 	return raw, nil
+}
+
+// operatorError is the error of a call by which the session acts as an operator. After Close its
+// clients are closed, which says nothing about Redis.
+func (s *Session) operatorError(what string, err error) error {
+	err = core.Unavailable(err)
+	if read(s, (*core.Core).Left) {
+		err = core.ErrClosed
+	}
+	return fmt.Errorf("%s of %q: %w", what, s.cfg.Base, err)
 }
 
 // The kinds of requests that callers make.

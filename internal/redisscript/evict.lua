@@ -36,7 +36,7 @@ elseif epoch and not revokes then
 end
 if ARGV[3] ~= '' then
   local kind = revokes and 'revoked' or 'evicted'
-  record_event(kind, session, #ids .. ' permits. ' .. ARGV[5], ARGV[4])
+  record_event(kind, session, #ids .. (#ids == 1 and ' permit. ' or ' permits. ') .. ARGV[5], ARGV[4])
 end
 expire_leases()
 save_count()

@@ -4,8 +4,8 @@
 -- Where no pool holds anything, and no minimum, backend or promise is known, there is no balance to
 -- keep, and nobody to be asked for a permit. So these grants are all that the rest would do. The
 -- rest takes over where it would do more: where a lease has expired, or a request is of another
--- kind, or its session not alive; and where more is held than the capacity. A permit is added after
--- one was removed. Redis does not refuse that, even if it has reached maxmemory.
+-- kind, or its session not alive. A permit is added after one was removed. Redis does not refuse
+-- that, even if it has reached maxmemory.
 
 if room and room >= 0 and waiting > 0 and not (state[4] or state[9]) -- reserve, fence
   and redis.call('ZCARD', KEYS[7]) + redis.call('ZCARD', KEYS[10]) == 0 then -- levels, promises

@@ -12,7 +12,8 @@ import (
 
 // cross has what one state told a session arrive when the session knows the next state already. Or
 // the call that finds the next state does not name what the session was granted meanwhile, or puts
-// back what it has released.
+// back what it has released. Or the state, or a part of it, is lost twice, or while a process is
+// stopped.
 func (t *trial) cross(s *session, st step) {
 	roundTrip := t.plan.roundTrip
 	if paused := t.before.num("gate") - t.clock(); paused > 0 { // by the last loss
@@ -63,7 +64,7 @@ func (t *trial) cross(s *session, st step) {
 		t.want(s, message.Wait, 0, s.plain(1)...)
 		findsNext = false
 	case 5:
-		if t.makeOwing(s) == nil {
+		if t.makeRecallable(s) == nil {
 			return
 		}
 		s.force("push", luck{fate: slow, back: late})
@@ -120,8 +121,8 @@ func (t *trial) startTwice(s *session) {
 	t.until(t.now + roundTrip + 10*time.Millisecond)
 }
 
-// freezeTwice has a process stop that holds permits. The state is lost, and lost once more when nobody
-// but s has come back. Then s wants all that there is.
+// freezeTwice has a process stop that holds permits. The state is lost, and lost once more when
+// nobody but s has come back. Then s wants all that there is.
 func (t *trial) freezeTwice(s *session, roundTrip time.Duration) {
 	frozen := t.holderBeside(s)
 	if frozen == nil || t.plan.fence && !t.plan.windows || roundTrip > t.plan.ttl/20 {
@@ -219,18 +220,18 @@ func (t *trial) hasRecalled(s *session, p *pool) bool {
 // recall before the second answer comes.
 func (t *trial) countAnew(s *session, roundTrip time.Duration) {
 	soon := roundTrip + 20*time.Millisecond // before a call is hedged
-	p := t.makeOwing(s)
+	p := t.makeRecallable(s)
 	if p != nil && !t.hasRecalled(s, p) {
 		t.evict(s.name, false, false)
 		t.until(t.now + roundTrip + maxLateness)
 		t.pay(s, p)
 		t.until(t.now + roundTrip)
-		p = t.makeOwing(s)
+		p = t.makeRecallable(s)
 	}
 	if p == nil || !t.hasRecalled(s, p) {
 		return
 	}
-	t.deleteKey(t.keys.all[13])
+	t.deleteKey(t.keys.all[13]) // the recalls
 	t.changed()
 	s.force("call", luck{fate: slow, back: soon}, luck{fate: slow, back: 2 * soon})
 	for range 2 {
@@ -247,7 +248,7 @@ func (t *trial) countAnew(s *session, roundTrip time.Duration) {
 // overtake has the push of a recall be heard before the answer that tells of its state. The pool is
 // told of both later.
 func (t *trial) overtake(s *session, roundTrip time.Duration) {
-	if t.makeOwing(s) == nil {
+	if t.makeRecallable(s) == nil {
 		return
 	}
 	soon := roundTrip + 20*time.Millisecond // before a call is hedged

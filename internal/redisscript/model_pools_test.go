@@ -16,7 +16,7 @@ type pool struct {
 	core   core.Pool
 	want   int
 	owed   int
-	owedIn string        // the epoch in which the last of these were recalled
+	owedIn string        // the epoch of the state in which the last of these were recalled
 	gone   bool          // its owner has closed it
 	gave   time.Duration // when it last gave a permit back
 }
@@ -52,7 +52,8 @@ func (t *trial) tellAll(s *session) {
 	t.checkOwed(s)
 }
 
-// untilTold is how long it takes until pools are told: another goroutine tells them.
+// untilTold is how long it takes until pools are told: another goroutine tells them. A scenario can
+// decide it.
 func (t *trial) untilTold(s *session) time.Duration {
 	if next := s.forced["told"]; len(next) > 0 && !t.faultless {
 		s.forced["told"] = next[1:]

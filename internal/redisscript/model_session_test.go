@@ -300,13 +300,13 @@ func (t *trial) close(slot int, hasty bool) {
 	t.sessions[slot] = nil
 	t.leaving = append(t.leaving, s)
 	s.leaves = true
-	if hasty {
+	if hasty { // the pools' connections are in use: they give nothing back before it leaves
 		s.force("told", luck{there: time.Second})
 	}
 	t.step(s, func(c *core.Core, now time.Duration) { c.Close(now) })
 	wait := 3 * time.Second
 	if hasty {
-		wait = 0 // the pools' connections are in use
+		wait = 0
 	}
 	t.at(t.now+wait, s, func() { t.leave(s) })
 }

@@ -15,7 +15,8 @@ import (
 //
 //	model_specification_test.go  the properties; read this first, and alone; _session has the rest
 //	model_evidence_test.go       the sums and exceptions by which they are judged
-//	model_plan_test.go           what can happen in a history; _steps, _scenarios, _losses: how
+//	model_plan_test.go           what can happen in a history; _steps: how
+//	model_situations, _scenarios, _losses  steps that make a rare order of events likely
 //	model_time, _network         time; messages that are lost, late, doubled and out of order
 //	model_session, _driver       a core, and the shell around it: what package engine does
 //	model_callers, _pools, _postgres  what uses a session

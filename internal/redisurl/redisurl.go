@@ -45,6 +45,10 @@ func Parse(raw string) (Place, error) {
 	if notURL != nil || strings.Contains(u.Path+u.RawQuery+u.Fragment+u.Opaque, "@") {
 		return Place{}, ErrUnreadable
 	}
+	// go-redis decodes an option before it quotes it.
+	if query, _ := url.QueryUnescape(u.RawQuery); strings.Contains(query, "@") {
+		return Place{}, ErrUnreadable
+	}
 	return Place{}, err
 }
 
@@ -61,8 +65,11 @@ func parse(raw string) (place Place, err error) {
 	if err != nil {
 		return Place{}, err
 	}
-	query := u.Query()
+	query, notQuery := url.ParseQuery(u.RawQuery)
 	switch {
+	case notQuery != nil: // go-redis would ignore the option that is not encoded
+		err = Refused("the options after the ? cannot be read: separate them by &, and percent-encode " +
+			"their values")
 	case strings.Contains(u.Host, ","):
 		err = Refused("a host has no comma in it: name each further address by an option, " +
 			"?addr=host2:6379&addr=host3:6379")

@@ -51,9 +51,14 @@ func TestRefused(t *testing.T) {
 		"redis://h?master_name=m&capacity=3":            "capacity",
 		"redis://h:1,h2:2":                              "?addr=",
 		"redis://u:s3cret@h?addr=h2:2&x=u@h":            "percent-encoded",
+		"redis://h?addr=u:s3cret%40h2:2":                "percent-encoded",
+		"redis://h?addr=h2:2;addr=h3:3":                 "options after the ?",
+		"redis://h?master_name=m&password=5%of":         "options after the ?",
 	} {
 		if place, err := Parse(raw); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %+v, %v, want %q", raw, place, err, want)
+		} else if strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("%s: a password in %v", raw, err)
 		}
 	}
 	for _, fine := range []string{"redis://h/0?addr=h2:2", "redis://h/?addr=h:6379"} {

@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/alicebob/miniredis/v2/server"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/spf13/cobra"
@@ -200,5 +203,29 @@ func TestRedisRefuses(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A drain takes too long, and Redis is gone when the tool resumes the fleet. The fleet resumes later,
+// by itself, and the tool does not say that it has.
+func TestADrainIsNotResumed(t *testing.T) {
+	d := newDesk(t)
+	d.acquire(d.join(semaphore.Config{Capacity: 2}))
+	d.server.Server().SetPreHook(func(peer *server.Peer, command string, args ...string) bool {
+		if !strings.HasPrefix(strings.ToUpper(command), "EVAL") {
+			return false
+		}
+		keys, _ := strconv.Atoi(args[1])
+		resumes := len(args) == 2+keys+5 && args[2+keys+1] == "0"
+		if resumes {
+			peer.WriteError("LOADING")
+		}
+		return resumes
+	})
+	defer d.server.Server().SetPreHook(nil)
+	_, complaint, code := d.run("pause", "--drain", "--timeout", "100ms", "--yes")
+	if code != exit.StillHeld || strings.Contains(complaint, "has been resumed") ||
+		!strings.Contains(complaint, "resumes by itself within seconds") {
+		t.Errorf("code %d: %s", code, complaint)
 	}
 }

@@ -53,8 +53,12 @@ this program was killed meanwhile.`,
 		if err := i.Pause(cmd.Context(), opts); err != nil {
 			switch {
 			case errors.Is(err, semaphore.ErrStillHeld) && opts.Timeout > 0:
-				return exit.With(exit.StillHeld, fmt.Errorf("%w; the fleet has been resumed. `%s` shows "+
-					"who holds them", err, d.Command("status")))
+				resumed := "has been resumed"
+				if errors.Is(err, semaphore.ErrUnavailable) { // not by us
+					resumed = "resumes by itself within seconds"
+				}
+				return exit.With(exit.StillHeld, fmt.Errorf("%w; the fleet %s. `%s` shows who holds them",
+					err, resumed, d.Command("status")))
 			case cmd.Context().Err() != nil && opts.Drain:
 				return exit.With(exit.Interrupted, fmt.Errorf("interrupted: the fleet is still being "+
 					"drained%s; `%s` ends that", ending(opts.Timeout), d.Command("resume")))
