@@ -16,8 +16,8 @@ import (
 // stopped.
 func (t *trial) cross(s *session, st step) {
 	roundTrip := t.plan.roundTrip
-	if paused := t.before.num("gate") - t.clock(); paused > 0 { // by the last loss
-		t.until(t.now + time.Duration(paused+1)*time.Millisecond)
+	if paused := t.before.num("gate") - t.scriptClock(); paused > 0 { // by the last loss
+		t.until(t.now + min(time.Duration(paused+1)*time.Millisecond, t.plan.ttl))
 		if s.dead || s.paused || s.cut || s.leaves {
 			return
 		}
