@@ -38,6 +38,7 @@ type evidence struct {
 	epochs    map[string]bool          // of the states that there ever were
 	present   []present                // how many sessions there were, from the first script on
 	revokedIn map[string]string        // both of these, ever: the epoch of the state that counted them
+	seenGone  map[string]bool          // permits in quarantine whose backends a session has ended
 }
 
 func newEvidence() evidence {
@@ -54,6 +55,7 @@ func newEvidence() evidence {
 		evictedAt: make(map[string]time.Duration),
 		epochs:    make(map[string]bool),
 		revokedIn: make(map[string]string),
+		seenGone:  make(map[string]bool),
 	}
 }
 

@@ -115,7 +115,7 @@ func (t *trial) endBackends(s *session, list []core.Record) {
 		if pid%2 == 0 && !t.faultless {
 			continue
 		}
-		gone[i] = true
+		gone[i], t.seenGone[r.ID] = true, true
 		if b := t.postgres[r.ID]; b != nil && strings.HasPrefix(b.tag, r.Tag+" ") {
 			t.say("%s ends backend %s under %s", s.name, r.Tag, r.ID)
 			delete(t.postgres, r.ID)

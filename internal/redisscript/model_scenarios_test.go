@@ -247,7 +247,7 @@ func (t *trial) giveAllAtOnce(s *session, p *pool, st step) {
 	t.giveAll(s, p)
 }
 
-// freeze stops a process, in half of the cases for a lease or longer. Where pools record backends,
+// freeze stops a process, mostly for a lease or longer. Where pools record backends,
 // its session covers one, and so does another session, which is to end it. In half of the cases an
 // answer is about to extend a lease.
 func (t *trial) freeze(s *session, st step) {
@@ -269,7 +269,7 @@ func (t *trial) freeze(s *session, st step) {
 		return
 	}
 	t.pause(s)
-	if st.n%2 == 0 {
+	if st.m%2 == 0 || st.n%2 == 0 {
 		long := t.plan.ttl * time.Duration(10+st.n%20) / 10
 		t.at(t.now+long, nil, func() { t.resume(s) })
 	}

@@ -212,11 +212,14 @@ func (t *trial) checkKnown(s *session) {
 }
 
 // checkReturned: of the permits that Redis counts for it, a session gives back only what the holder
-// has given back. Those in quarantine are dropped by any session that has seen their backends gone.
+// has given back. Those in quarantine are dropped by any session that has seen their backends gone. A
+// session may be asked to end the backends of its own permits, which an operator has revoked. It
+// drops those, too, even if the state is lost meanwhile, and it has re-asserted them.
 func (t *trial) checkReturned(s *session, x message.Exchange) {
 	for _, id := range slices.Concat(x.Release, idsOf(x.Drop)) {
 		p := s.permitOf(id)
-		if p != nil && (p.State() == core.Held || p.State() == core.Lost) && t.before.counts(id) {
+		kept := p != nil && (p.State() == core.Held || p.State() == core.Lost && !t.seenGone[id])
+		if kept && t.before.counts(id) {
 			t.failf("returned: %s gives %s back, and its holder has not", s.name, id)
 		}
 	}
