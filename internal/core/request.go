@@ -187,6 +187,22 @@ func (c *Core) outcome(d *Drop, err error) {
 	}
 }
 
+// askForMinimum asks again for the request that has waited longest in Redis's queue. What the
+// session releases below its minimum is kept for it, even if its request is behind others. A request
+// that asks now goes before them; otherwise nobody would have the permit until the session asks
+// again after RetryInterval.
+func (c *Core) askForMinimum() {
+	var first *Request
+	for _, r := range c.asked {
+		if r.sent && !r.Extends && r.Kind != message.Try && (first == nil || r.number < first.number) {
+			first = r
+		}
+	}
+	if first != nil {
+		c.enqueue(first)
+	}
+}
+
 // Release frees p, whether it is held or lost. It does nothing for one that is neither.
 func (c *Core) Release(now time.Duration, p *Permit) *Drop {
 	was := p.state
@@ -202,6 +218,9 @@ func (c *Core) Release(now time.Duration, p *Permit) *Drop {
 			p.Pool.held--
 		}
 		c.madeRoom(now)
+		if int64(len(c.permits)) < c.min {
+			c.askForMinimum()
+		}
 	}
 	d := c.drop(now, p.ID)
 	d.plain, d.covered = p.Pool == nil, p.records > 0

@@ -7,7 +7,7 @@
 -- kind, or its session not alive. A permit is added after one was removed. Redis does not refuse
 -- that, even if it has reached maxmemory.
 
-if room and waiting > 0 and not (state[4] or state[9]) -- reserve, fence
+if room and room >= 0 and waiting > 0 and not (state[4] or state[9]) -- reserve, fence
   and redis.call('ZCARD', KEYS[7]) + redis.call('ZCARD', KEYS[10]) == 0 then -- levels, promises
   local function first_expiry()
     return tonumber(redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')[2] or 0)

@@ -48,7 +48,7 @@ func TestHandoverDoesWhatTheRestDoes(t *testing.T) {
 		{name: "none is held", asked: []message.Exchange{asks(b, y)},
 			released: []string{a + "-8000-000000000009"}, rest: true},
 		{name: "the capacity was lowered", asked: []message.Exchange{asks(b, y)},
-			commands: []command{{"meta", "HSET", "cap", 1}}, released: one},
+			commands: []command{{"meta", "HSET", "cap", 1}}, released: both, rest: true},
 		{name: "... and raised", asked: []message.Exchange{asks(b, y, z)},
 			commands: []command{{"meta", "HSET", "cap", 3}}, released: one},
 		{name: "a permit of another client is there", asked: []message.Exchange{asks(b, y)},

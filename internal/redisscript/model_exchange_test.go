@@ -21,7 +21,9 @@ func plainExchange(before *state, time int64, x message.Exchange) (
 	s = before.clone()
 	now, count := time-s.num("skew"), int64(0)
 	if len(wanted) > 0 {
-		if room, ok := usualRoom(s, now, x); !ok || int64(len(wanted)) > room {
+		_, fence := s.Meta["fence"]
+		room, ok := usualRoom(s, now, x)
+		if !ok || int64(len(wanted)) > room || fence && len(s.Quarantine) > 0 {
 			return nil, message.Exchanged{}, false
 		}
 	} else {

@@ -4,8 +4,8 @@
 --
 -- Nobody waits, so nothing released is to be passed on, and nothing wanted passes anyone. Expired
 -- leases count as held here, which errs on the safe side; where that leaves no room the rest looks
--- again. A permit wanted twice is found held: ZADD extends it. If Redis has reached maxmemory, it
--- refuses to add a permit: see memory.
+-- again. A permit wanted twice is found held: ZADD extends it, but not while any is in quarantine:
+-- that one may be. If Redis has reached maxmemory, it refuses to add a permit: see memory.
 
 local n_released, n_waits, n_tries = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local FIRST, WANTED = 9, 9 + n_released -- where those to release and those wanted begin
@@ -33,7 +33,8 @@ if waiting and (waiting == 0 or REST == WANTED) then
   end
 end
 
-if room and waiting == 0 and REST - WANTED <= room then
+if room and waiting == 0 and REST - WANTED <= room
+  and not (state[9] and redis.call('HLEN', KEYS[13]) > 0) then -- fence, quarantine
   local expiry, added = now + ARGV[4], {}
   for i = 1, REST - WANTED do
     added[2 * i - 1] = expiry

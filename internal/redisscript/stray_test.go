@@ -297,3 +297,44 @@ func TestAnEmptyExchange(t *testing.T) {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
+
+// A session asks again for a permit that it was granted without hearing of it. Meanwhile an operator
+// has revoked the permit, or its lease was over while its backend lived on.
+func TestAPermitInQuarantineIsNotGrantedAgain(t *testing.T) {
+	k := NewKeys("p-n")
+	redis := newInProcess(t, k)
+	redis.setTime(modelStart)
+	const session = "000000a0-0001-8010"
+	joined, err := Renew(t.Context(), redis, k, message.Renewal{
+		Session: session, NewEpoch: "e", TTLMillis: 2000, Capacity: 3, Info: "{}",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := func(kind string, ids ...string) message.Exchanged {
+		t.Helper()
+		x := message.Exchange{
+			Session: session, Epoch: joined.Epoch, TTLMillis: 2000, Expected: modelStart, Waits: ids,
+		}
+		if kind == "try" {
+			x.Waits, x.Tries = nil, ids
+		}
+		got, err := Exchange(t.Context(), redis, k, x)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	for i, kind := range []string{"wait", "try"} {
+		id := fmt.Sprintf("%s-8000-%012x", session, i)
+		if got := want(kind, id); !got.All && len(got.Granted) == 0 {
+			t.Fatalf("bug in the test: %+v", got)
+		}
+		if _, err := Evict(t.Context(), redis, k, modelStart, session, true, "op", ""); err != nil {
+			t.Fatal(err)
+		}
+		if got := want(kind, id); got.All || !slices.Equal(got.Refused, []string{id}) {
+			t.Errorf("%s: answered %+v, want it refused", kind, got)
+		}
+	}
+}
