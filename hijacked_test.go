@@ -37,6 +37,12 @@ func TestPgConnHijackedLivesOn(t *testing.T) {
 				must(t)(nil, c.Raw(func(dc any) (err error) {
 					pc := dc.(RawConn).Raw().(*stdlib.Conn).Conn().PgConn()
 					must(t)(nil, pc.SyncConn(ctx))
+					// This read fails, but pgx does not close the connection for it.
+					short, cancel := context.WithTimeout(ctx, time.Second)
+					defer cancel()
+					if err := pc.WaitForNotification(short); !pgconn.Timeout(err) {
+						t.Errorf("bug in the test: %v", err)
+					}
 					h, err = pc.Hijack()
 					return err
 				}))
