@@ -13,9 +13,9 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// A caller takes the socket out of a connection of the DB (PgConn.Hijack), and returns what is left.
-// The backend lives on, under its permit, until the socket is closed. It keeps neither other callers
-// nor the DB's Close.
+// A caller takes the socket out of a connection of the DB (PgConn.Hijack), and returns what is
+// left. The backend lives on, under its permit, until the socket is closed. It holds up neither
+// other callers nor the DB's Close.
 func TestPgConnHijackedLivesOn(t *testing.T) {
 	for _, scope := range []Scope{PerConnection, PerCheckout} {
 		t.Run(scope.String(), func(t *testing.T) {

@@ -104,8 +104,8 @@ func (l *Link) Closed() bool { return l.closed.Load() }
 func (l *Link) spoke() bool { return l.heard.Load() }
 
 // Taken reports whether a caller of PgConn.Hijack has the socket. It is asked about a connection
-// that is closed for pgx. pgx itself closes one after a read or a write has failed, but for those of
-// inWait. It then takes up to 15 s until it closes the socket. Or it closes both at once.
+// that is closed for pgx. pgx itself closes one after a read or a write has failed, but for those
+// of inWait. It then takes up to 15 s until it closes the socket. Or it closes both at once.
 func (l *Link) Taken() bool { return !l.closed.Load() && !l.failed.Load() }
 
 // Gone returns a channel that is closed when the server's backend has ended, as far as we can know.
