@@ -13,9 +13,9 @@ import (
 	"github.com/passbuddy/passbuddy/semaphore"
 )
 
-// A caller takes the socket out of a connection of the DB (PgConn.Hijack), and returns what is left.
-// The backend lives on, under its permit, until the socket is closed. It keeps neither other callers
-// nor the DB's Close.
+// A caller takes the socket out of a connection of the DB (PgConn.Hijack), and returns what is
+// left. The backend lives on, under its permit, until the socket is closed. It holds up neither
+// other callers nor the DB's Close.
 func TestPgConnHijackedLivesOn(t *testing.T) {
 	for _, scope := range []Scope{PerConnection, PerCheckout} {
 		t.Run(scope.String(), func(t *testing.T) {
@@ -37,6 +37,12 @@ func TestPgConnHijackedLivesOn(t *testing.T) {
 				must(t)(nil, c.Raw(func(dc any) (err error) {
 					pc := dc.(RawConn).Raw().(*stdlib.Conn).Conn().PgConn()
 					must(t)(nil, pc.SyncConn(ctx))
+					// This read fails, but pgx does not close the connection for it.
+					short, cancel := context.WithTimeout(ctx, time.Second)
+					defer cancel()
+					if err := pc.WaitForNotification(short); !pgconn.Timeout(err) {
+						t.Errorf("bug in the test: %v", err)
+					}
 					h, err = pc.Hijack()
 					return err
 				}))

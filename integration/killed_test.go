@@ -152,6 +152,7 @@ func TestLostSubscriptionCostsNothing(t *testing.T) {
 			deaf := start(t, j)
 			c.await(t, patience, user, capacity, capacity/2)
 			s.recorded(t, capacity)
+			s.settled(t)
 			before := s.pidsOf(t, user)
 
 			admin("ACL", "SETUSER", user, "-subscribe", "-ssubscribe")
@@ -190,6 +191,20 @@ func (s *servers) endsWell(
 		t.Errorf("%d backends, capacity %d", peak, capacity)
 	}
 	s.nothingLeft(t, t.Name())
+}
+
+// settled waits until no permit is on its way from one process to another: neither recalled, nor
+// granted to a pool that connects for it.
+func (s *servers) settled(t *testing.T) {
+	t.Helper()
+	eventually(t, patience, func() (bool, string) {
+		c, key := s.redisClient, "{passbuddy-"+t.Name()+"}:"
+		debts := c.HLen(t.Context(), key+"debts").Val()
+		promises := c.ZCard(t.Context(), key+"promises").Val()
+		moves := c.ZCard(t.Context(), key+"moves").Val()
+		return debts+promises+moves == 0, fmt.Sprintf(
+			"%d pools owe permits, %d are promised, %d pools connect; want none", debts, promises, moves)
+	})
 }
 
 // looks waits until the one session that is still subscribed has been asked that often to check for

@@ -70,6 +70,9 @@ type instruments struct {
 func Register(
 	name string, sem *semaphore.Semaphore, opts Options,
 ) (stop func() error, err error) {
+	if sem == nil {
+		return nil, errors.New("passbuddyotel: Register: sem is nil")
+	}
 	m := opts.meter()
 	var errs []error
 	gauge := func(name, unit, text string) metric.Int64ObservableGauge {

@@ -143,3 +143,9 @@ func TestRegister(t *testing.T) {
 		t.Error("still observed after stop")
 	}
 }
+
+func TestRegisterOfNothing(t *testing.T) {
+	if _, err := passbuddyotel.Register("x", nil, passbuddyotel.Options{}); err == nil {
+		t.Error("a nil semaphore is taken")
+	}
+}

@@ -17,8 +17,11 @@ type FleetOptions struct {
 // NewFleet returns a collector of the fleet as a whole, by an inspector, under the label
 // semaphore=name. One process of the fleet exposes it, or a process beside it: if several did, a
 // sum would count the fleet as often. Each scrape reads the fleet's state from Redis. If that fails,
-// only passbuddy_fleet_up is there, and 0.
+// only passbuddy_fleet_up is there, and 0. NewFleet panics if inspector is nil.
 func NewFleet(name string, inspector *semaphore.Inspector, opts FleetOptions) prometheus.Collector {
+	if inspector == nil {
+		panic("passbuddyprom: bug: NewFleet of a nil inspector: look at the error of NewInspector")
+	}
 	if opts.Timeout <= 0 {
 		opts.Timeout = 2 * time.Second
 	}

@@ -68,10 +68,16 @@ func New(opts Options) *Metrics {
 	}
 }
 
-// Add exposes a session under the label semaphore=name. The session counts as closed by Remove.
+// Add exposes a session under the label semaphore=name. The session counts as closed by Remove, or
+// by the next Add of that name, which replaces it: Prometheus refuses all metrics if two have the
+// same labels. Add panics if sem is nil.
 func (m *Metrics) Add(name string, sem *semaphore.Semaphore) {
+	if sem == nil {
+		panic("passbuddyprom: bug: Add of a nil semaphore: look at the error of New or Open")
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.sessions = slices.DeleteFunc(m.sessions, func(s session) bool { return s.name == name })
 	m.sessions = append(m.sessions, session{name, sem})
 }
 

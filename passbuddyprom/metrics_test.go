@@ -212,6 +212,7 @@ func TestWhatIsGone(t *testing.T) {
 		Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
 	must(t, sem, err)
 	metrics.Add("gone", sem)
+	metrics.Add("gone", sem) // replaces it
 	registry := prometheus.NewRegistry()
 	inspector, err := semaphore.NewInspector(sem.Client(), "", "gone")
 	must(t, inspector, err)
@@ -232,4 +233,21 @@ func TestWhatIsGone(t *testing.T) {
 		t.Error("the fleet is said to be up, and Redis is gone")
 	}
 	_ = sem.Close()
+}
+
+// A session or an inspector whose error nobody looked at is found at the start, not at a scrape.
+func TestNothingToExpose(t *testing.T) {
+	for what, f := range map[string]func(){
+		"Add":      func() { passbuddyprom.New(passbuddyprom.Options{}).Add("x", nil) },
+		"NewFleet": func() { passbuddyprom.NewFleet("x", nil, passbuddyprom.FleetOptions{}) },
+	} {
+		func() {
+			defer func() {
+				if said, _ := recover().(string); !strings.Contains(said, what) {
+					t.Errorf("%s: %q", what, said)
+				}
+			}()
+			f()
+		}()
+	}
 }

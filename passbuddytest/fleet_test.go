@@ -198,18 +198,18 @@ func TestLeaksAreShown(t *testing.T) {
 				}
 			}
 		}
-		check([]string{"RequireNoLeak: 1 permits are held, still after 20s", "capacity 2, held 1",
+		check([]string{"RequireNoLeak: permits held: 1, still after 20s", "capacity 2, held 1",
 			"process 1: holds 1, waiting 0"},
 			func(f *passbuddytest.Fleet, ft *fakeT) {
 				acquire(t, f.Semaphore(ft))
 				f.RequireNoLeak(ft)
 			})
-		check([]string{"RequireHeld: 1 permits are held, want 2"},
+		check([]string{"RequireHeld: permits held: 1, want 2"},
 			func(f *passbuddytest.Fleet, ft *fakeT) {
 				acquire(t, f.Semaphore(ft))
 				f.RequireHeld(ft, 2)
 			})
-		check([]string{"2 permits are held, 1 requests wait"},
+		check([]string{"permits held: 2, requests waiting: 1"},
 			func(f *passbuddytest.Fleet, ft *fakeT) {
 				f.Exhaust(ft)
 				sem := f.Semaphore(ft)

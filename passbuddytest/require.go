@@ -24,7 +24,7 @@ func (f *Fleet) RequireHeld(t testing.TB, n int) {
 		if s.Held == n {
 			return ""
 		}
-		return fmt.Sprintf("%d permits are held, want %d", s.Held, n)
+		return fmt.Sprintf("permits held: %d, want %d", s.Held, n)
 	})
 }
 
@@ -39,10 +39,10 @@ func (f *Fleet) RequireNoLeak(t testing.TB) {
 	f.require(t, "RequireNoLeak", func(s semaphore.Snapshot) string {
 		var left []string
 		if s.Held > 0 {
-			left = append(left, fmt.Sprintf("%d permits are held", s.Held))
+			left = append(left, fmt.Sprintf("permits held: %d", s.Held))
 		}
 		if len(s.Waiters) > 0 {
-			left = append(left, fmt.Sprintf("%d requests wait", len(s.Waiters)))
+			left = append(left, fmt.Sprintf("requests waiting: %d", len(s.Waiters)))
 		}
 		for _, session := range s.Sessions {
 			if !f.isOpen(session.ID) {

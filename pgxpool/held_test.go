@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/passbuddy/passbuddy"
@@ -134,6 +135,12 @@ func TestPgConnHijackedInStats(t *testing.T) {
 		pool := members[0].pool
 		c := acquire(t, pool)
 		must(t, c.Conn().PgConn().SyncConn(t.Context()))
+		// This read fails, but pgx does not close the connection for it.
+		short, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := c.Conn().WaitForNotification(short); !pgconn.Timeout(err) {
+			t.Errorf("bug in the test: %v", err)
+		}
 		h, err := c.Conn().PgConn().Hijack()
 		must(t, err)
 		c.Release()

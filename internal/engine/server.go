@@ -21,8 +21,8 @@ type serverInfo struct {
 // go-redis supports 6.
 const oldestMajor = 6
 
-// inspectServer asks the Redis that has key what it is. It is no error if Redis will not tell. It is one if Redis
-// does not answer, or wants other credentials.
+// inspectServer asks the Redis that has key what it is. It is no error if Redis will not tell. It is
+// one if Redis does not answer, or wants other credentials.
 func inspectServer(
 	ctx context.Context, c redis.UniversalClient, key string,
 ) (s serverInfo, err error) {

@@ -13,8 +13,8 @@ import (
 	"github.com/passbuddy/passbuddy/internal/subset"
 )
 
-// A network forgets all connections to a node of a Cluster, after a time in which Redis was slow and
-// many were open. The session hedges over new ones.
+// A network forgets all connections to a node of a Cluster, after a time in which Redis was slow
+// and many were open. The session hedges over new ones.
 func TestForgottenConnectionsToAClusterLoseNoLease(t *testing.T) {
 	for _, ttl := range []time.Duration{time.Second, 5 * time.Second, time.Minute} {
 		for range subset.Length(2, 10) {

@@ -36,7 +36,8 @@ elseif epoch and not revokes then
 end
 if ARGV[3] ~= '' then
   local kind = revokes and 'revoked' or 'evicted'
-  record_event(kind, session, #ids .. (#ids == 1 and ' permit. ' or ' permits. ') .. ARGV[5], ARGV[4])
+  local counted = #ids .. (#ids == 1 and ' permit. ' or ' permits. ')
+  record_event(kind, session, counted .. ARGV[5], ARGV[4])
 end
 expire_leases()
 save_count()

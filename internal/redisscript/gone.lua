@@ -17,7 +17,9 @@ for i = 4, has_backends and epoch == ARGV[2] and #ARGV or 0, 2 do
   end
 end
 if freed > 0 then
-  for session, n in pairs(owners) do record_event('gone', session, n .. (n == 1 and ' backend' or ' backends')) end
+  for session, n in pairs(owners) do
+    record_event('gone', session, n .. (n == 1 and ' backend' or ' backends'))
+  end
   -- It was worth waiting for. The next one is, too.
   redis.call('HDEL', meta, 'look', 'looks', 'answered')
   for _, request in ipairs(redis.call('ZRANGE', queue, 0, -1)) do

@@ -1,4 +1,4 @@
--- memory: runs behind handover in exchange, else first. Finds out whether Redis has reached maxmemory.
+-- memory: runs behind handover in exchange, else first. Finds out whether Redis is at maxmemory.
 -- Redis refuses a command that may use memory only as the first write of a script; it lets a script
 -- end that has begun to write. So the script begins with such a command, one that changes nothing.
 -- If Redis refuses it, the script sets `full` and writes with a command that Redis never refuses,

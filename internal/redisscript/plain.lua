@@ -1,11 +1,13 @@
--- plain: runs first in exchange, behind no other part, to cost little more than its commands. Plain
--- permits while nobody waits; handover has those that are released to requests in the queue. Both
--- leave anything else untouched to the rest. KEYS, ARGV, what it returns, clock, twice: see exchange.
+-- plain: runs first in exchange, behind no other part, to cost little more than its commands.
+-- Grants and releases plain permits while nobody waits. It leaves anything else untouched: to
+-- handover what is released while requests wait, and all else to the rest. KEYS, ARGV, what it
+-- returns, clock, twice: see exchange.
 --
 -- Nobody waits, so nothing released is to be passed on, and nothing wanted passes anyone. Expired
 -- leases count as held here, which errs on the safe side; where that leaves no room the rest looks
--- again. A permit wanted twice is found held: ZADD extends it, but not while any is in quarantine:
--- that one may be. If Redis has reached maxmemory, it refuses to add a permit: see memory.
+-- again. A permit wanted twice is found held, and ZADD extends it. That would be wrong for one in
+-- quarantine, so the rest runs while there is any. If Redis has reached maxmemory, it refuses to
+-- add a permit: see memory.
 
 local n_released, n_waits, n_tries = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local FIRST, WANTED = 9, 9 + n_released -- where those to release and those wanted begin

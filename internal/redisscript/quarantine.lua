@@ -98,7 +98,9 @@ local function expire_leases(own) -- releases their permits, or puts them in qua
       end
     end
   until #expired == 0
-  for session, n in pairs(owners) do record_event('quarantined', session, n .. (n == 1 and ' permit' or ' permits')) end
+  for session, n in pairs(owners) do
+    record_event('quarantined', session, n .. (n == 1 and ' permit' or ' permits'))
+  end
   local fencer = added and choose_fencer(own)
   if fencer then push_fence(fencer) end
 end

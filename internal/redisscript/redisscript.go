@@ -65,7 +65,7 @@ var (
 	//go:embed gone.lua
 	goneText string
 
-	// What each script runs, in that order.
+	// The texts of the scripts: their parts run in this order.
 	exchangeParts = plainText + handoverText + memoryText +
 		shared(exchangeText, looksText, recallsText, waitingText)
 	renewParts = memoryText +

@@ -1,5 +1,5 @@
--- sessions: runs behind recalls, in the scripts of sessions and operators. Who is here, what they
--- declare, and their end.
+-- sessions: runs behind recalls, in the scripts of sessions and operators. Finds out which sessions
+-- are here and what they declare, and forgets those that end.
 
 local function subscribed_others(own) -- the sessions that are subscribed now, but `own`
   local literal, others = string.gsub(channel_of(''), '[%*%?%[%]\\]', '\\%0'), {}

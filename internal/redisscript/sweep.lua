@@ -1,4 +1,4 @@
--- sweep: runs behind sessions, in renew. What the heartbeat repairs; a first reader can skip it.
+-- sweep: runs behind sessions, in renew. The heartbeat's repairs; a first reader can skip them.
 
 -- Deletes the fields of meta that are no counts; state has read `stored`. Scripts do without them,
 -- or end with an error, until the next heartbeat.

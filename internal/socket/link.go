@@ -104,8 +104,8 @@ func (l *Link) Closed() bool { return l.closed.Load() }
 func (l *Link) spoke() bool { return l.heard.Load() }
 
 // Taken reports whether a caller of PgConn.Hijack has the socket. It is asked about a connection
-// that is closed for pgx. pgx itself closes one after a read or a write has failed, and takes up to
-// 15 s until it closes the socket. Or it closes both at once.
+// that is closed for pgx. pgx itself closes one after a read or a write has failed, but for those
+// of inWait. It then takes up to 15 s until it closes the socket. Or it closes both at once.
 func (l *Link) Taken() bool { return !l.closed.Load() && !l.failed.Load() }
 
 // Gone returns a channel that is closed when the server's backend has ended, as far as we can know.
@@ -279,7 +279,9 @@ func (l *Link) hear() {
 // note records what an error of the socket says about its end. After a reset, or a timeout of the
 // network, Linux reports EOF.
 func (l *Link) note(err error) {
-	l.failed.Store(true)
+	if !errors.Is(err, os.ErrDeadlineExceeded) || !inWait() {
+		l.failed.Store(true)
+	}
 	switch {
 	case err == io.EOF:
 		if !l.broken.Load() {
@@ -333,13 +335,25 @@ func (l *Link) end() {
 var longAgo = time.Unix(1, 0)
 
 // inBackground reports whether the caller is pgx's background reader.
-func inBackground() bool {
+func inBackground() bool { return calledBy("bgreader.(*BGReader).bgRead") }
+
+// inWait reports whether the caller waits for a message or a notification: pgx does not close a
+// connection on which none comes in time.
+func inWait() bool {
+	return calledBy("pgconn.(*PgConn).WaitForNotification", "pgconn.(*PgConn).ReceiveMessage")
+}
+
+// calledBy reports whether one of these functions called the caller's caller. It looks at the
+// nearest 32.
+func calledBy(functions ...string) bool {
 	var pcs [32]uintptr
-	frames := runtime.CallersFrames(pcs[:runtime.Callers(3, pcs[:])])
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(4, pcs[:])])
 	for {
 		f, more := frames.Next()
-		if strings.HasSuffix(f.Function, "bgreader.(*BGReader).bgRead") {
-			return true
+		for _, name := range functions {
+			if strings.HasSuffix(f.Function, name) {
+				return true
+			}
 		}
 		if !more {
 			return false

@@ -107,8 +107,9 @@ func pauseEffect(d status.Document, opts semaphore.PauseOptions) string {
 	fmt.Fprintf(&b, "This stops %q from granting new permits to %s.", d.Semaphore,
 		status.Count(len(d.Processes), "process"))
 	if opts.Drain {
-		fmt.Fprintf(&b, " All %s held are recalled, and their connections closed as callers return "+
-			"them: all callers then wait until it is resumed.", status.Count(d.Held, "permit"))
+		fmt.Fprintf(&b, " %s held %s recalled: connections are closed as callers return them, and all "+
+			"callers then wait until it is resumed.", status.Count(d.Held, "permit"),
+			status.Verb(d.Held, "is", "are"))
 	} else {
 		fmt.Fprintf(&b, " %s %s held and in use; %s waiting now.", status.Count(d.Held, "permit"),
 			status.Verb(d.Held, "stays", "stay"), status.Count(d.Callers, "caller")+" "+

@@ -205,7 +205,7 @@ func (m Model) confirmCapacity(input string) Model {
 		text = "Withdraw the operator's capacity?"
 	}
 	if more := m.document.Held - n; n > 0 && more > 0 {
-		text += fmt.Sprintf(" %d of the %d held are recalled.", more, m.document.Held)
+		text += fmt.Sprintf(" Of the %d held, %d are recalled.", m.document.Held, more)
 	}
 	m.ask = &question{verb: "capacity", text: text, do: func(m Model, _ string) tea.Cmd {
 		return m.act("capacity", func() error { return m.actor.SetCapacity(m.ctx, n) })
