@@ -96,6 +96,10 @@ func (c *Core) NextBatch(now time.Duration) *Batch {
 	if !c.maySend(now) {
 		return nil
 	}
+	if c.gaveBack {
+		c.gaveBack = len(c.drops) > maxBatch // then it may travel later
+		c.askForMinimum()
+	}
 	b := &Batch{sent: now}
 	n := min(len(c.drops), maxBatch)
 	b.drops = append(b.drops, c.drops[:n]...)

@@ -80,6 +80,7 @@ type Core struct {
 	// The batch in flight, and what the next ones are made of.
 	outbox       []*Request
 	drops        []*Drop
+	gaveBack     bool    // one of them gives back what Redis may count for the minimum
 	failedDrops  []*Drop // to be sent again
 	leftover     []*Drop // those that the script leave carries out
 	offers       []offer
@@ -262,8 +263,12 @@ func (c *Core) repeat(now time.Duration) {
 			c.enqueue(r)
 		}
 	}
-	slices.SortFunc(c.outbox, func(a, b *Request) int { return cmp.Compare(a.number, b.number) })
+	c.sortOutbox()
 	c.flush(now)
+}
+
+func (c *Core) sortOutbox() {
+	slices.SortFunc(c.outbox, func(a, b *Request) int { return cmp.Compare(a.number, b.number) })
 }
 
 // setDown notes whether Redis answers. It tells the pools if that changed, and reports whether it

@@ -89,6 +89,7 @@ type heart struct {
 	silent   time.Duration    // since when nothing was answered, or 0
 	failed   time.Duration    // when the last call failed, or 0
 	strays   time.Duration    // until when a call that failed here may still be executed
+	known    time.Duration    // when the session last had to say at once that it knows a new state
 	rtt      time.Duration    // what replies take: the longest, forgotten little by little
 	due      time.Duration    // when beatIfDue has to act next, 0 before the session has joined
 }
@@ -304,9 +305,15 @@ func (c *Core) CallAnswered(now time.Duration, k *Call, got message.Renewed) {
 		again = lostState && c.changedSince(k)
 		c.applyFleet(now, k, got, again, changed)
 	}
-	if (again || lostState) && !c.left {
-		// A call with the old epoch re-asserts the rest. A call with the new one brings the session
-		// back: Redis cannot know from k alone that k named all that the session trusts.
+	switch {
+	case c.left:
+	case again: // a call with the old epoch re-asserts the rest
+		c.fx.Heartbeat = true
+	case lostState && (h.known == 0 || now-h.known >= c.cfg.TTL/12):
+		// A call with the new epoch brings the session back: Redis cannot know from k alone that k
+		// named all that the session trusts. After another loss so soon the regular call does.
+		// Otherwise two servers that answer in turn would be asked as fast as they answer.
+		h.known = now
 		c.fx.Heartbeat = true
 	}
 	if !again || c.left {

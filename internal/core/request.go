@@ -187,20 +187,27 @@ func (c *Core) outcome(d *Drop, err error) {
 	}
 }
 
-// askForMinimum asks again for the request that has waited longest in Redis's queue. What the
-// session releases below its minimum is kept for it, even if its request is behind others. A request
-// that asks now goes before them; otherwise nobody would have the permit until the session asks
-// again after RetryInterval.
+// askForMinimum asks again for the requests that have waited longest in Redis's queue, for as many
+// permits as the minimum lacks. Redis keeps for the session what it has given back below its
+// minimum, even if its requests are behind others. A request that asks now goes before them.
+// Otherwise nobody would have the permit until the session asks again after RetryInterval. A
+// request for more than the minimum lacks would not be granted for that.
 func (c *Core) askForMinimum() {
-	var first *Request
-	for _, r := range c.asked {
-		if r.sent && !r.Extends && r.Kind != message.Try && (first == nil || r.number < first.number) {
-			first = r
+	lacks := int(c.min) - len(c.permits)
+	if lacks <= 0 {
+		return
+	}
+	for _, r := range c.Unsettled() {
+		n := len(r.ids)
+		if r.Pool != nil { // it takes any number
+			n = min(n, lacks)
+		}
+		if lacks > 0 && n <= lacks && !r.belowMax && !r.Extends && r.Kind != message.Try {
+			lacks -= n
+			c.enqueue(r)
 		}
 	}
-	if first != nil {
-		c.enqueue(first)
-	}
+	c.sortOutbox()
 }
 
 // Release frees p, whether it is held or lost. It does nothing for one that is neither.
@@ -218,9 +225,7 @@ func (c *Core) Release(now time.Duration, p *Permit) *Drop {
 			p.Pool.held--
 		}
 		c.madeRoom(now)
-		if int64(len(c.permits)) < c.min {
-			c.askForMinimum()
-		}
+		c.gaveBack = true
 	}
 	d := c.drop(now, p.ID)
 	d.plain, d.covered = p.Pool == nil, p.records > 0

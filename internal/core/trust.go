@@ -100,6 +100,7 @@ func (c *Core) granted(now time.Duration, ids []string, since time.Duration) {
 			continue
 		case r == nil:
 			c.drop(now, id) // it crossed a withdrawal
+			c.gaveBack = true
 			c.flush(now)
 			continue
 		case r.Extends: // the lease was lost while this was on its way, and stays lost

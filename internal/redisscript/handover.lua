@@ -4,8 +4,8 @@
 -- Where no pool holds anything, and no minimum, backend or promise is known, there is no balance to
 -- keep, and nobody to be asked for a permit. So these grants are all that the rest would do. The
 -- rest takes over where it would do more: where a lease has expired, or a request is of another
--- kind, or its session not alive. A permit is added after one was removed. Redis does not refuse
--- that, even if it has reached maxmemory.
+-- kind, or its session not alive. A permit is added after those released were removed. Redis does
+-- not refuse that, even if it has reached maxmemory.
 
 if room and room >= 0 and waiting > 0 and not (state[4] or state[9]) -- reserve, fence
   and redis.call('ZCARD', KEYS[7]) + redis.call('ZCARD', KEYS[10]) == 0 then -- levels, promises
@@ -19,13 +19,12 @@ if room and room >= 0 and waiting > 0 and not (state[4] or state[9]) -- reserve,
     if tonumber(expiry or 0) <= now then break end
     served[i] = { id = id, session = session, expiry = now + ttl }
   end
-  local released, granted = 0, {}
   if #served == #line and first_expiry() > now then
-    released = redis.call('ZREM', KEYS[1], unpack(ARGV, FIRST, WANTED - 1))
-  end
-  if released > 0 then
+    -- From here on memory could not find out whether there is any: this is a write.
+    local released = redis.call('ZREM', KEYS[1], unpack(ARGV, FIRST, WANTED - 1))
     local publish = (redis.REDIS_VERSION_NUM or 0) >= 0x00070000 and 'SPUBLISH' or 'PUBLISH'
-    local words, change = string.format('g %s %.0f ', state[1], now), -released -- PUSH.grant
+    local words = string.format('g %s %.0f ', state[1], now) -- PUSH.grant
+    local change, granted = -released, {}
     for i = 1, math.min(#line, room + released) do
       local to = served[i]
       redis.call('ZREM', KEYS[2], line[i])

@@ -7,7 +7,10 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/passbuddy/passbuddy/internal/message"
+	"github.com/passbuddy/passbuddy/internal/throwaway"
 )
 
 // handover.lua does what the rest of the script would do, and leaves to it what it cannot do.
@@ -46,7 +49,7 @@ func TestHandoverDoesWhatTheRestDoes(t *testing.T) {
 		{name: "one is not held", asked: []message.Exchange{asks(b, y, z)},
 			released: []string{x1, a + "-8000-000000000009"}},
 		{name: "none is held", asked: []message.Exchange{asks(b, y)},
-			released: []string{a + "-8000-000000000009"}, rest: true},
+			released: []string{a + "-8000-000000000009"}},
 		{name: "the capacity was lowered", asked: []message.Exchange{asks(b, y)},
 			commands: []command{{"meta", "HSET", "cap", 1}}, released: both, rest: true},
 		{name: "... and raised", asked: []message.Exchange{asks(b, y, z)},
@@ -164,5 +167,55 @@ func TestHandoverDoesWhatTheRestDoes(t *testing.T) {
 				t.Errorf("%q held, %s was released", ids, test.released[0])
 			}
 		})
+	}
+}
+
+// A release that Redis has executed before, because its reply was lost, removes nothing. Once a
+// script has written, Redis refuses it no memory. So no reply may say that there is memory again.
+func TestHandoverSaysNothingOfMemory(t *testing.T) {
+	r, err := throwaway.StartRedis(t.Context(), throwaway.RedisOptions{})
+	if err != nil {
+		t.Skip(err)
+	}
+	t.Cleanup(func() { _ = r.Stop() })
+	c := redis.NewClient(r.Options())
+	t.Cleanup(func() { _ = c.Close() })
+	const (
+		a, b = "000000a0-0001-8010", "000000b0-0002-8010"
+		x, y = a + "-8000-000000000001", b + "-8000-000000000001"
+	)
+	k := NewKeys("p-n")
+	var joined message.Renewed
+	for _, s := range []string{a, b} {
+		joined, err = Renew(t.Context(), c, k, message.Renewal{
+			Session: s, NewEpoch: "e", TTLMillis: 60_000, Capacity: 1, Info: "{}",
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	exchange := func(x message.Exchange) message.Exchanged {
+		t.Helper()
+		x.Epoch, x.Expected, x.TTLMillis = joined.Epoch, joined.Now, 60_000
+		got, err := Exchange(t.Context(), c, k, x)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	exchange(message.Exchange{Session: a, Waits: []string{x}})
+	exchange(message.Exchange{Session: b, Waits: []string{y}})
+	if err := c.ConfigSet(t.Context(), "maxmemory", "1").Err(); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		released string
+		waiting  int64
+	}{{a + "-8000-000000000009", 1}, {x, 0}} {
+		got := exchange(message.Exchange{Session: a, Release: []string{test.released}})
+		if !got.All && !got.Full || got.Waiting != test.waiting {
+			t.Errorf("release of %s: %+v; want %d waiting, and no word that there is memory",
+				test.released, got, test.waiting)
+		}
 	}
 }

@@ -57,12 +57,12 @@ func usualRoom(s *state, now int64, x message.Exchange) (room int64, ok bool) {
 	return s.num("cap") - max(0, s.num("reserve")) - held, ok
 }
 
-// handsOver reports whether plain permits are released, of which there is one at least, while only
-// plain requests wait. Then the answer says no more than what it did.
+// handsOver reports whether plain permits are released while some are held, and only plain requests
+// wait. Then the answer says no more than what it did.
 func handsOver(s *state, time int64, x message.Exchange) bool {
-	now, released := time-s.num("skew"), int64(0)
+	now := time - s.num("skew")
 	if len(x.Drop)+len(x.Requests)+x.Offered+len(x.Waits)+len(x.Tries) > 0 || x.MoveMicros > 0 ||
-		len(s.Queue) == 0 || len(s.Levels)+len(s.Promises) > 0 {
+		len(s.Queue) == 0 || len(s.Permits) == 0 || len(s.Levels)+len(s.Promises) > 0 {
 		return false
 	}
 	for _, at := range s.Permits {
@@ -70,15 +70,10 @@ func handsOver(s *state, time int64, x message.Exchange) bool {
 			return false
 		}
 	}
-	for _, id := range x.Release {
-		if _, ok := s.Permits[id]; ok {
-			released++
-		}
-	}
 	_, reserves := s.Meta["reserve"]
 	_, fence := s.Meta["fence"]
 	room, ok := usualRoom(s, now, x)
-	if !ok || room < 0 || reserves || fence || released == 0 {
+	if !ok || room < 0 || reserves || fence {
 		return false
 	}
 	for i, request := range s.queued() {
