@@ -5,8 +5,8 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 VULNDB      := https://vuln.go.dev
 # All packages of all modules that have tests: see go.work. What is named first starts first: the
-# longest packages. go test would compile the others too, each example among them a second time.
-PKG         ?= ./integration ./examples ./pgxpool ./internal/allotment $$($(GO) list \
+# longest package. go test would compile the others too, each example among them a second time.
+PKG         ?= ./integration $$($(GO) list \
 	-f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' work)
 TIMEOUT     ?= 20m
 BENCH       ?= .
@@ -24,10 +24,10 @@ export GOWORK  := $(CURDIR)/go.work
 export GOFLAGS := $(filter-out -mod=% -modfile=%,$(shell $(GO) env GOFLAGS 2>/dev/null)) \
 	-mod=readonly
 
-# Three packages run at once at least: while one waits for other processes, the others compute. In a
+# Two packages run at once at least: while one waits for other processes, the other computes. In a
 # package, more of the tests that call t.Parallel run at once than there are processors.
 PARALLEL    := $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); \
-	echo -p $$((n > 3 ? n : 3)) -parallel $$((n > 8 ? n : 8)))
+	echo -p $$((n > 2 ? n : 2)) -parallel $$((n > 8 ? n : 8)))
 
 # Flags that the checkers, and the programs which tests build, share with the tests, so that nothing
 # is compiled twice.
