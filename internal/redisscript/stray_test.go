@@ -338,3 +338,44 @@ func TestAPermitInQuarantineIsNotGrantedAgain(t *testing.T) {
 		}
 	}
 }
+
+// A batch of a session that knows another state is refused, also where all it wants is plain: its
+// session may not be counted here, and re-asserts first what it holds.
+func TestABatchOfAnotherStateIsRefused(t *testing.T) {
+	k := NewKeys("p-n")
+	redis := newInProcess(t, k)
+	redis.setTime(modelStart)
+	const session, other = "000000a0-0001-8010", "000000b0-0002-8010"
+	const x, y = session + "-8000-000000000001", other + "-8000-000000000001"
+	epoch := ""
+	for _, s := range []string{session, other} {
+		joined, err := Renew(t.Context(), redis, k, message.Renewal{
+			Session: s, NewEpoch: "e", TTLMillis: 2000, Capacity: 1, Info: "{}",
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		epoch = joined.Epoch
+	}
+	exchange := func(x message.Exchange) error {
+		x.TTLMillis, x.Expected = 2000, modelStart
+		_, err := Exchange(t.Context(), redis, k, x)
+		return err
+	}
+	err := exchange(message.Exchange{Session: session, Epoch: "another", Waits: []string{x}})
+	if !errors.Is(err, message.ErrGone) {
+		t.Errorf("a permit is wanted: %v, want ErrGone", err)
+	}
+	for _, x := range []message.Exchange{
+		{Session: session, Epoch: epoch, Waits: []string{x}},
+		{Session: other, Epoch: epoch, Waits: []string{y}},
+	} {
+		if err := exchange(x); err != nil {
+			t.Fatal(err)
+		}
+	}
+	err = exchange(message.Exchange{Session: session, Epoch: "another", Release: []string{x}})
+	if !errors.Is(err, message.ErrGone) {
+		t.Errorf("a permit is released while another waits: %v, want ErrGone", err)
+	}
+}
