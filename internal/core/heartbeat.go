@@ -387,11 +387,11 @@ func (c *Core) changedSince(k *Call) bool {
 	return len(c.permits) > still
 }
 
-// countSessions keeps the most sessions that a reply of the last lease told of. After a loss of state
-// grants go on once as many are back as any of them knew. The first replies of the new state count
-// those that are back already. If it is lost, too, before the others were told, one that is frozen
-// meanwhile would be forgotten, and its permits granted while it trusts them. After a lease it does
-// not trust them any more.
+// countSessions keeps the most sessions that a reply of the last lease told of. After a loss of
+// state grants go on once as many are back as any of them knew. The first replies of the new state
+// count those that are back already. If it is lost, too, before the others were told, one that is
+// frozen meanwhile would be forgotten, and its permits granted while it trusts them. After a lease
+// it does not trust them any more.
 func (c *Core) countSessions(now time.Duration, n int64) {
 	if n >= c.sessions || now-c.sessionsAt >= c.cfg.TTL {
 		c.sessions, c.sessionsAt = n, now
