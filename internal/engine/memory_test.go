@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -15,8 +16,11 @@ import (
 // permit once there is memory again. Backends of held permits are recorded throughout.
 func TestPoolsWithoutMemory(t *testing.T) {
 	r, err := throwaway.StartRedis(t.Context(), throwaway.RedisOptions{})
+	if errors.Is(err, throwaway.ErrNotFound) {
+		t.Skip("this test needs a real Redis (make test installs it): ", err)
+	}
 	if err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = r.Stop() })
 	c := redis.NewClient(r.Options())

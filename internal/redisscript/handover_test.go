@@ -7,10 +7,7 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/redis/go-redis/v9"
-
 	"github.com/passbuddy/passbuddy/internal/message"
-	"github.com/passbuddy/passbuddy/internal/throwaway"
 )
 
 // handover.lua does what the rest of the script would do, and leaves to it what it cannot do.
@@ -173,19 +170,14 @@ func TestHandoverDoesWhatTheRestDoes(t *testing.T) {
 // A release that Redis has executed before, because its reply was lost, removes nothing. Once a
 // script has written, Redis refuses it no memory. So no reply may say that there is memory again.
 func TestHandoverSaysNothingOfMemory(t *testing.T) {
-	r, err := throwaway.StartRedis(t.Context(), throwaway.RedisOptions{})
-	if err != nil {
-		t.Skip(err)
-	}
-	t.Cleanup(func() { _ = r.Stop() })
-	c := redis.NewClient(r.Options())
-	t.Cleanup(func() { _ = c.Close() })
 	const (
 		a, b = "000000a0-0001-8010", "000000b0-0002-8010"
 		x, y = a + "-8000-000000000001", b + "-8000-000000000001"
 	)
 	k := NewKeys("p-n")
+	c := newRealServer(t, k).(*realServer).client
 	var joined message.Renewed
+	var err error
 	for _, s := range []string{a, b} {
 		joined, err = Renew(t.Context(), c, k, message.Renewal{
 			Session: s, NewEpoch: "e", TTLMillis: 60_000, Capacity: 1, Info: "{}",

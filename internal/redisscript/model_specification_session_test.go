@@ -262,8 +262,8 @@ func (t *trial) checkPrompt(s *session, trouble int) {
 	}
 }
 
-// checkEarly: a core that is called before it asks for that does nothing. Otherwise it would have
-// something to do, and not ask to be called for it in time.
+// checkEarly: a core that is called before it asks for that does nothing. Otherwise it would not
+// ask early enough.
 func (t *trial) checkEarly(s *session, wake time.Duration, fx core.Effects) {
 	if !reflect.ValueOf(fx).IsZero() {
 		t.failf("prompt: %s has something to do at %v, and wants to be called at %v: %+v",

@@ -304,7 +304,8 @@ func (t *trial) checkRecalls(before, s *state, a act) {
 	needed := s.wanted(func(pool string) bool {
 		return before.Debts[pool] == 0 || s.Debts[pool] == 0
 	})
-	// What is held beyond the capacity goes first. While grants are paused, promises stay as they are.
+	// Permits beyond the capacity are taken back first. While grants are paused, promises stay as
+	// they are.
 	// A pool that is evicted owes from now on; what it was promised is withdrawn by the next script.
 	over := len(s.Permits) > int(s.num("cap"))
 	paused := s.pausedByOperator(a.now) || s.num("gate") > a.now

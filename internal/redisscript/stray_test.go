@@ -202,8 +202,8 @@ func TestTheCapacityStaysWhenWhatSessionsDeclareIsDeleted(t *testing.T) {
 	}
 }
 
-// Somebody writes into meta what no script does. Requests for plain permits alone, which read it in a part of their own, are granted
-// no more than the capacity all the same, and are answered.
+// A hand writes into meta what no script does. A part of their own reads it for requests for plain
+// permits alone. They are granted no more than the capacity all the same, and are answered.
 func TestNoReserveGrantsMoreThanTheCapacity(t *testing.T) {
 	k := NewKeys("p-n")
 	redis := newInProcess(t, k)
