@@ -180,8 +180,8 @@ func TestARefusedRequestLeavesTheQueue(t *testing.T) {
 	}
 }
 
-// A hand deletes what the sessions declare, and an operator asks how many permits are held. What
-// waits goes on waiting for a permit of the capacity that was in force.
+// A hand deletes what the sessions declare, and an operator asks how many permits are held. Requests
+// go on waiting for a permit of the capacity that was in force.
 func TestTheCapacityStaysWhenWhatSessionsDeclareIsDeleted(t *testing.T) {
 	k := NewKeys("p-n")
 	redis := newInProcess(t, k)
