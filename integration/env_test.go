@@ -5,6 +5,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strconv"
@@ -25,22 +26,17 @@ const (
 	programDriver = "TEST_PROGRAM_DRIVER"
 	programPool   = "pgxpool" // in place of a driver
 	programDSN    = "DATABASE_URL"
-	programLoad   = "TEST_PROGRAM_LOAD"
 	programFollow = "TEST_PROGRAM_USE_PQ"
 )
 
 const programGoroutines = 10
 
 // TestProgram is the program, when TestDriverName starts it: it knows a driver's name and a DSN,
-// and nothing of semaphores.
+// and nothing of semaphores. It makes queries until its standard input ends.
 func TestProgram(t *testing.T) {
 	driverName := os.Getenv(programDriver)
 	if driverName == "" {
 		t.Skip("TestDriverName starts it")
-	}
-	load, err := time.ParseDuration(os.Getenv(programLoad))
-	if err != nil {
-		t.Fatal(err)
 	}
 	if os.Getenv(programFollow) != "" {
 		env.UsePQ(pq.NewConnector)
@@ -70,11 +66,15 @@ func TestProgram(t *testing.T) {
 		}
 	}
 	var done atomic.Int64
+	var ended atomic.Bool
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		ended.Store(true)
+	}()
 	var wg sync.WaitGroup
-	end := time.Now().Add(load)
 	for range programGoroutines {
 		wg.Go(func() {
-			for time.Now().Before(end) {
+			for !ended.Load() {
 				if err := query(); err != nil {
 					t.Error(err)
 					return
@@ -114,21 +114,35 @@ func TestDriverName(t *testing.T) {
 			defer cancel()
 			seen := s.watch(ctx)
 			programs := make([]*exec.Cmd, c.processes)
+			ends := make([]io.Closer, c.processes)
 			outs := make([]bytes.Buffer, c.processes)
 			for i := range programs {
 				p := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestProgram$", "-test.v")
 				p.Env = append(os.Environ(), append(c.extra,
-					programDriver+"="+c.driver, programLoad+"=1s",
+					programDriver+"="+c.driver,
 					programDSN+"="+s.postgres.URL()+"&passbuddy_acquire_timeout=1m",
 					"PASSBUDDY_REDIS_URL="+s.redis.URL(), "PASSBUDDY_NAME="+semaphore,
 					fmt.Sprintf("PASSBUDDY_CAPACITY=%d", capacity))...)
 				p.Stdout, p.Stderr = &outs[i], &outs[i]
+				var err error
+				if ends[i], err = p.StdinPipe(); err != nil {
+					t.Fatal(err)
+				}
 				if err := p.Start(); err != nil {
 					t.Fatal(err)
 				}
 				programs[i] = p
 			}
+			least := capacity
+			if c.uncapped {
+				least = capacity + 1 // the programs would exceed the capacity
+			}
+			if last, reached := seen.reaches(least, time.Minute); !reached {
+				t.Errorf("%d backends after a minute: there were never %d", last, least)
+			}
+			time.Sleep(500 * time.Millisecond) // for long enough to exceed it
 			for i, p := range programs {
+				_ = ends[i].Close()
 				if err := p.Wait(); err != nil || !strings.Contains(outs[i].String(),
 					"--- PASS: TestProgram") {
 					t.Errorf("a program failed: %v\n%s", err, &outs[i])
@@ -141,13 +155,8 @@ func TestDriverName(t *testing.T) {
 			cancel()
 			peak, mean := seen.peak(t)
 			t.Logf("backends: peak %d, mean %.1f", peak, mean)
-			switch {
-			case c.uncapped && peak <= capacity:
-				t.Errorf("%d backends: the programs would not exceed the capacity anyway", peak)
-			case !c.uncapped && peak > capacity:
+			if !c.uncapped && peak > capacity {
 				t.Errorf("%d backends, capacity %d", peak, capacity)
-			case !c.uncapped && peak < capacity:
-				t.Errorf("%d backends: the run never reached the capacity, %d", peak, capacity)
 			}
 			s.nothingLeft(t, semaphore)
 		})

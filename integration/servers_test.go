@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -92,6 +93,22 @@ func (s *servers) watch(ctx context.Context) *witness {
 		}
 	}()
 	return w
+}
+
+// reaches waits until the witness has seen n backends at once, and otherwise for as long as limit.
+// It also returns how many there were at last.
+func (w *witness) reaches(n int, limit time.Duration) (last int, yes bool) {
+	for deadline := time.Now().Add(limit); ; time.Sleep(5 * time.Millisecond) {
+		w.mu.Lock()
+		yes = slices.ContainsFunc(w.samples, func(seen int) bool { return seen >= n })
+		if len(w.samples) > 0 {
+			last = w.samples[len(w.samples)-1]
+		}
+		w.mu.Unlock()
+		if yes || time.Now().After(deadline) {
+			return last, yes
+		}
+	}
 }
 
 // peak ends the witness and returns the most backends it saw, and their mean.
