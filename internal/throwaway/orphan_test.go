@@ -140,3 +140,17 @@ func TestSweepSparesLiveFolders(t *testing.T) {
 		t.Errorf("after remove: %v", err)
 	}
 }
+
+// Folders are in memory where there is room, and where TMPDIR says if it says anything.
+func TestFoldersAreInMemory(t *testing.T) {
+	t.Setenv("TMPDIR", "")
+	want := append(memoryFolders(), os.TempDir())[0]
+	if base, err := baseFor(nil); err != nil || base != want {
+		t.Errorf("without TMPDIR: %q, %v; want %q", base, err, want)
+	}
+	dir := t.TempDir()
+	t.Setenv("TMPDIR", dir)
+	if base, err := baseFor(nil); err != nil || base != dir {
+		t.Errorf("TMPDIR=%s: %q, %v", dir, base, err)
+	}
+}
