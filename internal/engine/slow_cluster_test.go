@@ -37,15 +37,17 @@ func TestForgottenConnectionsToAClusterLoseNoLease(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				l.SetDelay(bubble.Always(ttl / 5)) // each way
+				l.SetDelay(bubble.Always(ttl * 9 / 50)) // each way
 				time.Sleep(2 * ttl)
+				l.SetDelay(bubble.Always(10 * time.Millisecond))
+				time.Sleep(2 * ttl / 5) // the last late replies come
 				var calls sync.WaitGroup
 				for range 8 { // as hedges do, and records of backends
 					calls.Go(func() { _ = s.clients.own.Ping(t.Context()).Err() })
 				}
 				calls.Wait()
 				l.SetDelay(bubble.Always(time.Millisecond))
-				time.Sleep(2*ttl/5 + rand.N(3*ttl))
+				time.Sleep(rand.N(3 * ttl))
 				l.Forget()
 				time.Sleep(3 * ttl)
 				notLost(t, p)
