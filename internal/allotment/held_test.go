@@ -54,8 +54,8 @@ func (p *process) holdOpen() *allotment.Slot {
 // finish ends a checkout of p.
 func (p *process) finish(c *allotment.Slot, perCheckout bool) {
 	if perCheckout {
+		p.fl.count(-1) // before another may be opened
 		c.Gone()
-		p.fl.count(-1)
 		return
 	}
 	p.release(c)

@@ -35,7 +35,7 @@ func TestOldestUse(t *testing.T) {
 			is(time.Since(met))
 			finish := p.release
 			if perCheckout {
-				finish = func(c *allotment.Slot) { c.Gone(); fl.count(-1) }
+				finish = func(c *allotment.Slot) { fl.count(-1); c.Gone() }
 			}
 			finish(c)
 			is(0) // the other was not met yet
