@@ -41,6 +41,9 @@ const (
 	// maxIdleBatch is maxIdle for batches. They never overlap, so one connection is enough. A batch
 	// that hangs on a dead connection is sent once more over a new one, not over another dead one.
 	maxIdleBatch = 1
+	// operatorIdle is for how long an operator's connection stays idle. Operators ask seldom, and a
+	// call over a connection that a network has forgotten meanwhile would hang until it times out.
+	operatorIdle = time.Second
 	// maxBatchConns is one connection for batches, one for each time that a batch is sent once
 	// more, and some for batches that hang: a dead connection counts until its time-out.
 	maxBatchConns = 1 + core.MaxResends + 5
@@ -75,7 +78,7 @@ func clientsLike(c redis.UniversalClient, ttl time.Duration) clients {
 				Mode: maintnotifications.ModeDisabled,
 			}
 		}
-		batches.MaxIdleConns = maxIdleBatch
+		batches.MaxIdleConns, operator.ConnMaxIdleTime = maxIdleBatch, operatorIdle
 		return clients{own: redis.NewClient(&own), batches: redis.NewClient(&batches),
 			operator: redis.NewClient(&operator), listenTimeout: listen}
 	case *redis.ClusterOptions:
@@ -99,7 +102,7 @@ func clientsLike(c redis.UniversalClient, ttl time.Duration) clients {
 				Mode: maintnotifications.ModeDisabled,
 			}
 		}
-		batches.MaxIdleConns = maxIdleBatch
+		batches.MaxIdleConns, operator.ConnMaxIdleTime = maxIdleBatch, operatorIdle
 		return clients{own: redis.NewClusterClient(&own), batches: redis.NewClusterClient(&batches),
 			operator: redis.NewClusterClient(&operator)}
 	default:

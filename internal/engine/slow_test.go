@@ -222,6 +222,27 @@ func TestForgottenConnectionsOfASlowTimeLoseNoLease(t *testing.T) {
 	}
 }
 
+// An operator asks now and then. Between two questions the connections are forgotten.
+func TestForgottenConnectionsDelayNoOperator(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		s, l := w.slowJoin(Config{Capacity: 2, Patience: forever}, bubble.Always(time.Millisecond))
+		for n := 2; n < 5; n++ {
+			time.Sleep(15 * time.Second)
+			l.Forget()
+			began := time.Now()
+			if err := s.SetCapacity(t.Context(), n); err != nil {
+				t.Error(err)
+			}
+			if got := s.state(t).Capacity; got != n {
+				t.Errorf("capacity %d, want %d", got, n)
+			}
+			if took := time.Since(began); took > 100*time.Millisecond {
+				t.Errorf("the operator's calls took %v", took)
+			}
+		}
+	})
+}
+
 // Redis answers late, and a moment later the connections are forgotten. Replies are still expected
 // to take long, so hedges follow each other slowly: few may be spent on connections that are dead.
 func TestForgottenConnectionsAfterLateRepliesLoseNoLease(t *testing.T) {
