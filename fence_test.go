@@ -75,11 +75,10 @@ func TestFenceOfAFrozenProcess(t *testing.T) {
 		for _, prepared := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s/prepared %v", name, prepared), func(t *testing.T) {
 				const capacity = 3
-				const pause = 5 * time.Millisecond // the others need the processor, too
 				peak := s.watch(t)
 				// The sleeper has a long time between heartbeats, which would make it end its
 				// connections itself.
-				sleeping, waking := s.sessionFor(t, capacity, time.Minute), s.session(t, capacity)
+				sleeping, waking := s.sessionFor(t, capacity, time.Hour), s.session(t, capacity)
 				sleeper, awake := open(t, s, sleeping, fenced), open(t, s, waking, fenced)
 				a, b := checkout(t, sleeper), checkout(t, sleeper)
 				if prepared {
@@ -93,22 +92,14 @@ func TestFenceOfAFrozenProcess(t *testing.T) {
 					t.Fatal(err)
 				}
 				freeze(t, waking, pidOf(t, a), pidOf(t, b))
-				deadline := time.Now().Add(10 * time.Second)
-				for a.PingContext(context.Background()) == nil ||
-					b.PingContext(context.Background()) == nil {
-					if time.Now().After(deadline) {
-						t.Fatal("the sleeper's connections live on")
-					}
-					time.Sleep(pause)
-				}
+				eventually(t, "the sleeper's connections are ended", func() bool {
+					return a.PingContext(context.Background()) != nil &&
+						b.PingContext(context.Background()) != nil
+				})
 				a.Close()
 				b.Close()
-				for sleeper.Ping() != nil { // it trusts its leases until it learns of the loss
-					if time.Now().After(deadline) {
-						t.Fatal("the sleeper does not work again")
-					}
-					time.Sleep(pause)
-				}
+				// it trusts its leases until it learns of the loss
+				eventually(t, "the sleeper works again", func() bool { return sleeper.Ping() == nil })
 				if err := awake.Ping(); err != nil {
 					t.Error(err)
 				}
@@ -177,15 +168,10 @@ func TestFenceIsRefused(t *testing.T) {
 		}
 	}
 	// A permit of the last refusal comes back when its socket's end was read.
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	eventually(t, "no permit is held after refusals", func() bool {
 		snap, err := sem.Snapshot(context.Background())
-		if err == nil && snap.Held == 0 {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%d permits are held after refusals, %v", snap.Held, err)
-		}
-	}
+		return err == nil && snap.Held == 0
+	})
 }
 
 // The process slept while it opened a connection, and the lease ended meanwhile. The connection is

@@ -75,9 +75,11 @@ func start(t testing.TB) *stack {
 	return s
 }
 
+// session opens a session. Its leases are long: a machine that stalls for some seconds must not lose
+// one that no test wants to lose.
 func (s *stack) session(t testing.TB, capacity int) *semaphore.Semaphore {
 	t.Helper()
-	return s.sessionFor(t, capacity, 0)
+	return s.sessionFor(t, capacity, time.Minute)
 }
 
 // sessionFor is session with leases of the given length.
@@ -127,5 +129,18 @@ func (s *stack) watch(t testing.TB) (peak func() int) {
 		most := <-done
 		_ = c.Close(context.Background())
 		return most
+	}
+}
+
+// eventually polls until the state of a server, which sends no signal, is as wanted.
+func eventually(t testing.TB, what string, holds func() bool) {
+	t.Helper()
+	var waited time.Duration
+	for began := time.Now(); !holds(); began = time.Now() {
+		if waited > 10*time.Second {
+			t.Fatalf("not within 10s: %s", what)
+		}
+		time.Sleep(5 * time.Millisecond)
+		waited += min(time.Since(began), time.Second/2) // however long the machine stalled
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/stdlib"
@@ -28,7 +29,8 @@ func TestMinKeepsASession(t *testing.T) {
 			t.Parallel() // they mostly wait
 			open := func(least int) *sql.DB {
 				sem, err := semaphore.Open(context.Background(), s.redis.URL(), semaphore.Config{
-					Name: t.Name(), Capacity: 2, Min: least, Logger: slog.New(slog.DiscardHandler),
+					Name: t.Name(), Capacity: 2, Min: least, TTL: time.Minute,
+					Logger: slog.New(slog.DiscardHandler),
 				})
 				if err != nil {
 					t.Fatal(err)

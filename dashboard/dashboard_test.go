@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/redis/go-redis/v9"
@@ -32,8 +33,10 @@ func start(t *testing.T, opts dashboard.Options) (*semaphore.Semaphore, *httptes
 	t.Helper()
 	client := redis.NewClient(&redis.Options{Addr: miniredis.RunT(t).Addr()})
 	t.Cleanup(func() { _ = client.Close() })
+	// A machine that stalls must lose no lease, and end no wait and no reading.
 	sem, err := semaphore.New(t.Context(), client, semaphore.Config{
 		Name: "orders", Capacity: 5, Owner: incident.Hostile, Logger: slog.New(slog.DiscardHandler),
+		TTL: time.Minute, MaxAttempts: -1,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -42,6 +45,7 @@ func start(t *testing.T, opts dashboard.Options) (*semaphore.Semaphore, *httptes
 	if _, err := sem.AcquireN(t.Context(), 3); err != nil {
 		t.Fatal(err)
 	}
+	opts.Timeout = time.Minute
 	opts.Client, opts.Name, opts.Logger = client, "orders", slog.New(slog.DiscardHandler)
 	handler, err := dashboard.New(opts)
 	if err != nil {

@@ -86,6 +86,7 @@ func TestRegister(t *testing.T) {
 	observer, err := passbuddyotel.NewObserver("orders", opts)
 	must(t, err)
 	sem, err := semaphore.Open(ctx, rd.URL(), semaphore.Config{Name: "orders", Capacity: 2,
+		TTL:      time.Minute, // a machine that stalls must lose no lease
 		Observer: observer, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
 	must(t, err)
 	t.Cleanup(func() { _ = sem.Close() })

@@ -4,6 +4,7 @@ import (
 	"io"
 	"log/slog"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -19,7 +20,7 @@ func TestFleetWithoutADeclaration(t *testing.T) {
 	t.Cleanup(func() { _ = rd.Stop() })
 	join := func(capacity int) *semaphore.Semaphore {
 		sem, err := semaphore.Open(t.Context(), rd.URL(), semaphore.Config{Name: "orders",
-			Capacity: capacity, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+			Capacity: capacity, TTL: time.Minute, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
 		must(t, sem, err)
 		t.Cleanup(func() { _ = sem.Close() })
 		return sem
@@ -28,7 +29,7 @@ func TestFleetWithoutADeclaration(t *testing.T) {
 	inspector, err := semaphore.NewInspector(run.Client(), "", "orders")
 	must(t, inspector, err)
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(passbuddyprom.NewFleet("orders", inspector, passbuddyprom.FleetOptions{}))
+	registry.MustRegister(passbuddyprom.NewFleet("orders", inspector, patient))
 	exposes := func(capacity, declared float64) {
 		t.Helper()
 		got := gathered(t, registry)

@@ -59,6 +59,9 @@ func gathered(t *testing.T, r *prometheus.Registry) map[string]float64 {
 	return all
 }
 
+// patient lets a machine that stalls answer a scrape.
+var patient = passbuddyprom.FleetOptions{Timeout: time.Minute}
+
 func value(m *dto.Metric) float64 {
 	switch {
 	case m.GetGauge() != nil:
@@ -89,6 +92,7 @@ func TestFleet(t *testing.T) {
 		metrics := passbuddyprom.New(passbuddyprom.Options{})
 		sem, err := semaphore.Open(ctx, rd.URL(), semaphore.Config{
 			Name: "orders", Capacity: capacity, Observer: metrics.Observer("orders"),
+			TTL:    time.Minute, // a machine that stalls must lose no lease
 			Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), MaxAttempts: -1,
 		})
 		must(t, sem, err)
@@ -107,7 +111,7 @@ func TestFleet(t *testing.T) {
 	}
 	inspector, err := semaphore.NewInspector(first.Client(), "", "orders")
 	must(t, inspector, err)
-	registry.MustRegister(passbuddyprom.NewFleet("orders", inspector, passbuddyprom.FleetOptions{}))
+	registry.MustRegister(passbuddyprom.NewFleet("orders", inspector, patient))
 
 	// Each caller holds its connection until all have been counted.
 	var work sync.WaitGroup
@@ -216,8 +220,7 @@ func TestWhatIsGone(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	inspector, err := semaphore.NewInspector(sem.Client(), "", "gone")
 	must(t, inspector, err)
-	registry.MustRegister(metrics, passbuddyprom.NewFleet("gone", inspector,
-		passbuddyprom.FleetOptions{Timeout: time.Second}))
+	registry.MustRegister(metrics, passbuddyprom.NewFleet("gone", inspector, patient))
 	if got := gathered(t, registry); got["passbuddy_info"] != 1 || got["passbuddy_fleet_up"] != 1 {
 		t.Fatalf("exposed: %v", got)
 	}

@@ -2,7 +2,6 @@ package pgxpool_test
 
 import (
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -13,9 +12,7 @@ import (
 // A listener that was opened by hand connects again with its own configuration.
 func TestOpenedByHandAgain(t *testing.T) {
 	f := newFleet(t, 5)
-	pool := f.process(passbuddy.Config{AcquireTimeout: 2 * time.Second}, func(cfg *pgxpool.Config) {
-		cfg.MaxConns = 3
-	})
+	pool := f.process(passbuddy.Config{}, func(cfg *pgxpool.Config) { cfg.MaxConns = 3 })
 	listen, err := pgx.ConnectConfig(ctxb, pool.Config().ConnConfig)
 	ok(t, err)
 	cfg := listen.Config()

@@ -84,12 +84,14 @@ func TestCallersContext(t *testing.T) {
 			c, err := holder.Acquire(ctxb)
 			ok(t, err)
 			defer c.Release()
-			pool := f.process(passbuddy.Config{Scope: scope,
-				AcquireTimeout: 200 * time.Millisecond})
+			pool := f.process(passbuddy.Config{Scope: scope})
+			impatient := f.process(passbuddy.Config{Scope: scope,
+				AcquireTimeout: 100 * time.Millisecond})
 
-			ctx, cancel := context.WithTimeout(ctxb, 20*time.Millisecond)
-			defer cancel()
-			_, err = pool.Exec(ctx, "select 1")
+			err = refused(func(ctx context.Context) error {
+				_, err := pool.Exec(ctx, "select 1")
+				return err
+			})
 			if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, semaphore.ErrCapacity) {
 				t.Error(err)
 			}
@@ -105,7 +107,7 @@ func TestCallersContext(t *testing.T) {
 				!errors.Is(err, semaphore.ErrCapacity) || !errors.Is(err, cause) {
 				t.Error(err)
 			}
-			if err := pool.Ping(ctxb); !errors.Is(err, semaphore.ErrCapacity) ||
+			if err := impatient.Ping(ctxb); !errors.Is(err, semaphore.ErrCapacity) ||
 				errors.Is(err, context.DeadlineExceeded) {
 				t.Error(err)
 			}

@@ -22,7 +22,7 @@ import (
 var fenced = passbuddy.Config{Fence: true}
 
 // asleep has a long time between heartbeats, which would make it end its connections itself.
-func asleep(cfg *semaphore.Config) { cfg.TTL = time.Minute }
+func asleep(cfg *semaphore.Config) { cfg.TTL = time.Hour }
 
 // freeze ends, in Redis only, the leases of the permits that cover the backends of conns. This
 // simulates a process that was stopped for so long.

@@ -105,11 +105,13 @@ func TestCapHoldsUnderFaults(t *testing.T) {
 			f := newFleet(t, capacity)
 			watch := f.semaphore()
 			peak := f.witness()
-			ctx, cancel := context.WithTimeout(context.Background(), *stress)
-			defer cancel()
 			var wg sync.WaitGroup
 			var pools []*pgxpool.Pool
 			var ops atomic.Int64
+			const fewest = 20
+			// A slow machine needs longer for the fewest operations that mean anything.
+			end := time.Now().Add(*stress)
+			goesOn := func() bool { return time.Now().Before(end) || ops.Load() < fewest }
 			for range 4 {
 				pool := f.process(passbuddy.Config{}, func(cfg *pgxpool.Config) {
 					if c.set != nil {
@@ -119,7 +121,7 @@ func TestCapHoldsUnderFaults(t *testing.T) {
 				pools = append(pools, pool)
 				for range 10 {
 					wg.Go(func() {
-						for ctx.Err() == nil {
+						for goesOn() {
 							c.run(context.Background(), t, pool)
 							ops.Add(1)
 						}
@@ -129,7 +131,7 @@ func TestCapHoldsUnderFaults(t *testing.T) {
 			if c.kill {
 				ticker := time.NewTicker(10 * time.Millisecond)
 				defer ticker.Stop()
-				for ctx.Err() == nil {
+				for goesOn() {
 					<-ticker.C
 					_, err := f.admin.Exec(context.Background(),
 						`select pg_terminate_backend(pid) from
@@ -143,9 +145,6 @@ func TestCapHoldsUnderFaults(t *testing.T) {
 			wg.Wait()
 			if p := peak(); p > capacity {
 				t.Errorf("%d backends at the peak, the cap is %d", p, capacity)
-			}
-			if ops.Load() < 20 {
-				t.Errorf("only %d operations", ops.Load())
 			}
 			t.Logf("%d operations", ops.Load())
 			for _, pool := range pools {

@@ -26,11 +26,8 @@ func TestIdleGiveBack(t *testing.T) {
 			f.works(pools[(i+1)%2])
 			t.Logf("capacity %d: first query of the other process after %v", capacity,
 				time.Since(start))
-			// The time depends on the cost of moves on this machine. internal/allotment tests the
+			// The time depends on the cost of moves on this machine. internal/allotment tests a
 			// bound, in fake time.
-			if d := time.Since(start); d > 10*time.Second {
-				t.Errorf("the permits came after %v, want at most 10s", d)
-			}
 			if capacity > 1 {
 				break
 			}

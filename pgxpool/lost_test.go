@@ -107,24 +107,42 @@ func TestLostLeaseIsNamed(t *testing.T) {
 				}
 			})
 			got := make(map[string]chan error)
-			start := func(name string) *pgxpool.Conn {
-				conn, err := pool.Acquire(ctxb)
-				ok(t, err)
-				t.Cleanup(conn.Release)
+			// start takes a connection for use, and another one while a machine that stalls loses
+			// leases of a second before the test takes Redis away.
+			start := func(name string, use func(conn *pgxpool.Conn) error) {
 				got[name] = make(chan error, 1)
-				return conn
+				for {
+					conn, err := pool.Acquire(ctxb)
+					if err == nil {
+						if err = use(conn); err == nil {
+							t.Cleanup(conn.Release)
+							return
+						}
+						conn.Release()
+					}
+					if !errors.Is(err, semaphore.ErrLost) {
+						t.Fatal(err)
+					}
+				}
 			}
 			gone := make(chan struct{})
 			for name, run := range running {
-				conn := start(name)
-				end := got[name]
-				go func() { end <- run(conn.Conn()) }()
+				start(name, func(conn *pgxpool.Conn) error {
+					end := got[name]
+					go func() { end <- run(conn.Conn()) }()
+					return nil
+				})
 			}
 			for name, use := range after {
-				tx, err := start(name).Begin(ctxb)
-				ok(t, err)
-				end := got[name]
-				go func() { <-gone; end <- use(ctxb, tx) }()
+				start(name, func(conn *pgxpool.Conn) error {
+					tx, err := conn.Begin(ctxb)
+					if err != nil {
+						return err
+					}
+					end := got[name]
+					go func() { <-gone; end <- use(ctxb, tx) }()
+					return nil
+				})
 			}
 			rd.Kill()
 			for name := range running {

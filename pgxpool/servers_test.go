@@ -106,11 +106,12 @@ func newFleet(t testing.TB, capacity int) *fleet {
 		name: fmt.Sprintf("fleet%d", fleets.Add(1))}
 }
 
-// semaphore opens a session of one process, and closes it after the test.
+// semaphore opens a session of one process, and closes it after the test. Its leases are long: a
+// machine that stalls for some seconds must not lose one that no test wants to lose.
 func (f *fleet) semaphore(change ...func(*semaphore.Config)) *semaphore.Semaphore {
 	f.t.Helper()
 	cfg := semaphore.Config{
-		Name: f.name, Capacity: f.capacity, RetryInterval: 2 * time.Second,
+		Name: f.name, Capacity: f.capacity, TTL: time.Minute, RetryInterval: 2 * time.Second,
 		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	}
 	for _, c := range change {
@@ -175,12 +176,46 @@ func (f *fleet) backends() int {
 // wanted.
 func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
-	for !holds() {
-		if time.Now().After(deadline) {
+	var waited time.Duration
+	for began := time.Now(); !holds(); began = time.Now() {
+		if waited > 10*time.Second {
 			t.Fatalf("not within 10s: %s", what)
 		}
 		time.Sleep(5 * time.Millisecond)
+		waited += min(time.Since(began), time.Second/2) // however long the machine stalled
+	}
+}
+
+// patience returns a context that ends after limit. A machine that stalls does not use it up: a
+// stall counts as 10 ms, however long it is.
+func patience(limit time.Duration) (context.Context, context.CancelFunc) {
+	const tick = 10 * time.Millisecond
+	ctx, cancel := context.WithCancel(ctxb)
+	go func() {
+		defer cancel()
+		for range limit / tick {
+			select {
+			case <-time.After(tick):
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return ctx, cancel
+}
+
+// refused calls use, which the fleet must refuse, with a context that ends soon. On a slow machine
+// the context can end before Redis has said that the fleet is full. Then the error does not match
+// ErrCapacity, and refused calls use again, with more time.
+func refused(use func(ctx context.Context) error) error {
+	for limit := 20 * time.Millisecond; ; limit *= 5 {
+		ctx, cancel := context.WithTimeout(ctxb, limit)
+		err := use(ctx)
+		cancel()
+		if !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, semaphore.ErrCapacity) ||
+			limit > 10*time.Second {
+			return err
+		}
 	}
 }
 

@@ -51,6 +51,24 @@ func of(t *testing.T, c *pgx.Conn) allotment.Backend {
 	return b
 }
 
+// sleeps has c sleep, and returns once it does. What ends the call comes on the channel.
+func sleeps(t *testing.T, admin, c *pgx.Conn) <-chan error {
+	t.Helper()
+	ended := make(chan error, 1)
+	pid := c.PgConn().PID()
+	go func() {
+		_, err := c.Exec(context.Background(), "select pg_sleep(60)")
+		ended <- err
+	}()
+	for running := false; !running; time.Sleep(time.Millisecond) {
+		if err := admin.QueryRow(t.Context(), "select exists (select from pg_stat_activity "+
+			"where pid = $1 and wait_event = 'PgSleep')", pid).Scan(&running); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return ended
+}
+
 func alive(c *pgx.Conn) bool { return c.Ping(context.Background()) == nil }
 
 func TestEnd(t *testing.T) {
@@ -70,11 +88,7 @@ func TestEnd(t *testing.T) {
 			time.Since(time.UnixMicro(of1.Start)).Abs() > time.Minute {
 			t.Errorf("backend %v", of1)
 		}
-		ended := make(chan error, 1)
-		go func() {
-			_, err := busy.Exec(context.Background(), "select pg_sleep(60)")
-			ended <- err
-		}()
+		ended := sleeps(t, admin, busy)
 		never := allotment.Backend{PID: 4000000, Start: of1.Start}
 		began := time.Now()
 		if gone := backend.End(t.Context(), self.PgConn(),

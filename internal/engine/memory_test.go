@@ -40,7 +40,9 @@ func TestPoolsWithoutMemory(t *testing.T) {
 		}
 	}
 	opened, err := Open(t.Context(), c, false,
-		filled(Config{Capacity: 2, RetryInterval: 50 * time.Millisecond}))
+		// A machine that stalls loses no lease of a minute.
+		filled(Config{Capacity: 2, TTL: time.Minute, RetryInterval: 50 * time.Millisecond,
+			Patience: forever}))
 	if err != nil {
 		t.Fatal(err)
 	}

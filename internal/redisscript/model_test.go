@@ -90,7 +90,16 @@ func model(t *testing.T, newPlace func(testing.TB, Keys) place, steps int) {
 			for seed := next.Add(1) - 1; seed <= last && !t.Failed(); seed = next.Add(1) - 1 {
 				p := newPlan(seed, historySteps)
 				tr := &trial{plan: p, place: at, keys: k}
-				if why, failedAt := tr.run(p.steps, true); why != "" {
+				why, failedAt := tr.run(p.steps, true)
+				// A script on a real server can read the clock on both sides of a limit, and the
+				// oracle knows one time for each script. The history repeats itself; so does a fault.
+				for try := 0; why != "" && at.late() > 0 && try < 3; try++ {
+					t.Logf("seed %d, step %d again, whose script had %d ms: %.200s", seed, failedAt,
+						at.late(), short(why))
+					tr = &trial{plan: p, place: at, keys: k}
+					why, failedAt = tr.run(p.steps, true)
+				}
+				if why != "" {
 					t.Errorf("go test -run '%s$' -seed %d fails at step %d of history %d: %s\n\n%s",
 						t.Name(), seed, failedAt, seed-first+1, short(why),
 						shrunk(p, at, k, failedAt, why, tr.faults))

@@ -228,9 +228,9 @@ func TestMemory(t *testing.T) {
 	runtime.ReadMemStats(&after)
 	per := int64(after.HeapAlloc-before.HeapAlloc) / n
 	t.Logf("%d bytes for each", per)
-	if per > 512 || runtime.NumGoroutine() != goroutines {
-		t.Errorf("%d bytes for each connection, %d goroutines", per,
-			runtime.NumGoroutine()-goroutines)
+	// Goroutines of earlier tests may still be about to end.
+	if more := runtime.NumGoroutine() - goroutines; per > 512 || more >= n/2 {
+		t.Errorf("%d bytes for each connection, %d goroutines", per, more)
 	}
 	for _, c := range a {
 		c.Close()

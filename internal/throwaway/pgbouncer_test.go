@@ -31,8 +31,12 @@ func startPgBouncer(t *testing.T, opts PgBouncerOptions) *PgBouncer {
 // In transaction mode two clients share one backend; in session mode the first keeps it.
 func TestPgBouncerPoolModes(t *testing.T) {
 	for mode, shared := range map[string]bool{"transaction": true, "session": false} {
+		wait := "1"
+		if shared {
+			wait = "60" // a slow machine may need more than a second to open the backend
+		}
 		b := startPgBouncer(t, PgBouncerOptions{PoolMode: mode, PoolSize: 1,
-			Settings: map[string]string{"query_wait_timeout": "1"}})
+			Settings: map[string]string{"query_wait_timeout": wait}})
 		url := b.URL() + "&default_query_exec_mode=exec"
 		var backends [2]int
 		var err error

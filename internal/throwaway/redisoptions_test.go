@@ -231,15 +231,21 @@ func TestPostgresPauseAndContinue(t *testing.T) {
 	}
 
 	for name, end := range map[string]func(){"Restart": func() {}, "Kill": p.Kill} {
-		if err := p.Pause(ctx); err != nil {
-			t.Fatal(err)
+		// A machine that stalls can take as long once. A process that does not notice takes as long
+		// each time.
+		took := treeGrace
+		for try := 0; try < 3 && took >= treeGrace; try++ {
+			if err := p.Pause(ctx); err != nil {
+				t.Fatal(err)
+			}
+			start := time.Now()
+			end()
+			if err := p.Restart(ctx); err != nil {
+				t.Fatalf("%s of a paused server: %v", name, err)
+			}
+			took = time.Since(start)
 		}
-		start := time.Now()
-		end()
-		if err := p.Restart(ctx); err != nil {
-			t.Fatalf("%s of a paused server: %v", name, err)
-		}
-		if took := time.Since(start); took >= treeGrace {
+		if took >= treeGrace {
 			t.Errorf("%s of a paused server took %v: a process did not notice", name, took)
 		}
 		connect(t, p.URL())
