@@ -166,7 +166,7 @@ func (l *ledger) add(s sample, err error) {
 // bound for an overloaded machine, not a figure.
 func (l *ledger) await(t testing.TB, from time.Time, wanted func(shares) bool) time.Time {
 	t.Helper()
-	const patience = 30 * time.Second
+	const patience = time.Minute
 	var found time.Time
 	next := 0
 	eventually(t, patience, func() (bool, string) {
