@@ -156,7 +156,7 @@ func TestDocumentedACL(t *testing.T) {
 	var pools []*pgxpool.Pool
 	for _, least := range []int{0, 1} {
 		sem, err := semaphore.Open(ctx, address, semaphore.Config{Name: "orders",
-			Capacity: capacity, Min: least, TTL: 2 * time.Second})
+			Capacity: capacity, Min: least})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -231,7 +231,7 @@ func TestDeniedChannel(t *testing.T) {
 	var s [2]*semaphore.Semaphore
 	for i := range s {
 		var err error
-		cfg := semaphore.Config{Name: t.Name(), Capacity: 2, TTL: time.Second,
+		cfg := semaphore.Config{Name: t.Name(), Capacity: 2, TTL: time.Minute,
 			RetryInterval: 100 * time.Millisecond, MaxAttempts: -1}
 		if s[i], err = semaphore.Open(t.Context(), address, cfg); err != nil {
 			t.Fatal(err)

@@ -17,8 +17,11 @@ const (
 	awayProcesses = 3
 	awayCapacity  = 6
 	awayShare     = awayCapacity / awayProcesses
-	// Calls to Redis may take a fifth of it, and a busy machine needs that.
-	awayTTL      = 1500 * time.Millisecond
+	// of the processes that are cut off. Calls to Redis may take a fifth of it, and a busy machine
+	// needs that. A process closes its connections a tenth of it before others may open theirs.
+	awayTTL = 3 * time.Second
+	// of the others: they lose no lease, even if the machine stands still for seconds.
+	steadyTTL    = time.Minute
 	awayFallback = awayShare + 1
 )
 
@@ -33,9 +36,10 @@ type awayFleet struct {
 	ways  map[string]*throwaway.Proxy
 }
 
-// startAway runs a fleet until its shares are even. faulty names the processes that may see the
-// errors of fault "away".
-func startAway(t *testing.T, s *servers, j job, faulty ...string) *awayFleet {
+// startAway runs a fleet until its shares are even. The processes that will be cut off for longer
+// than their leases have leases of awayTTL, and with the default policy they may see the errors of
+// fault "away".
+func startAway(t *testing.T, s *servers, j job, cutOff ...string) *awayFleet {
 	t.Helper()
 	f := &awayFleet{servers: s, t: t, name: t.Name(), seen: s.ledger(t), fleet: make(named),
 		ways: make(map[string]*throwaway.Proxy)}
@@ -52,8 +56,11 @@ func startAway(t *testing.T, s *servers, j job, faulty ...string) *awayFleet {
 		f.ways[name] = way
 		this := j
 		this.Redis = "redis://" + way.Addr()
-		if slices.Contains(faulty, name) {
-			this.Fault = "away"
+		if slices.Contains(cutOff, name) {
+			this.TTL = awayTTL
+			if !j.KeepOnLoss && j.FallbackConns == 0 {
+				this.Fault = "away"
+			}
 		}
 		s.run(t, f.fleet, 1, this)
 	}
@@ -75,7 +82,7 @@ func (f *awayFleet) even(from time.Time) time.Time {
 	at := f.seen.await(f.t, from, func(s shares) bool {
 		return s.even(awayCapacity, awayProcesses)
 	})
-	eventually(f.t, 10*time.Second, func() (bool, string) {
+	eventually(f.t, time.Minute, func() (bool, string) {
 		n := f.redisClient.ZCard(f.t.Context(), "passbuddy-"+f.name).Val()
 		return n == awayCapacity, fmt.Sprintf("%d permits are held", n)
 	})
@@ -96,6 +103,17 @@ func (f *awayFleet) back(how func(*throwaway.Proxy), after time.Duration) {
 // A connection without a permit lives on for a second, and for the operation on it, after Redis is
 // back.
 const awayCountIn = 1500 * time.Millisecond
+
+// renewed waits until Redis has renewed the leases of all sessions beyond a time.
+func (f *awayFleet) renewed(until time.Time) {
+	f.t.Helper()
+	eventually(f.t, time.Minute, func() (bool, string) {
+		n := f.redisClient.ZCount(f.t.Context(), "{passbuddy-"+f.name+"}:sessions",
+			fmt.Sprint(until.UnixMilli()), "+inf").Val()
+		return n == awayProcesses, fmt.Sprintf("%d sessions of %d have renewed their leases", n,
+			awayProcesses)
+	})
+}
 
 // peak returns the most backends in any sample between two instants.
 func (f *awayFleet) peak(from, to time.Time, of func(shares) int) (n int) {
@@ -127,7 +145,7 @@ func (f *awayFleet) stop() map[string]outcome {
 	f.t.Helper()
 	outcomes := f.fleet.stop(f.t)
 	f.nothingLeft(f.t, f.name)
-	eventually(f.t, 5*time.Second, func() (bool, string) {
+	eventually(f.t, time.Minute, func() (bool, string) {
 		n := f.redisClient.ZCard(f.t.Context(), "{passbuddy-"+f.name+"}:sessions").Val()
 		return n == 0, fmt.Sprintf("%d sessions left", n)
 	})
@@ -151,8 +169,9 @@ func TestRedisAwayForLessThanALease(t *testing.T) {
 	t.Parallel() // it mostly waits
 	awayTest(t, func(t *testing.T, s *servers, integration string) {
 		// A lease is trusted for 0.9 of its time after a heartbeat. So from any moment on, it is
-		// trusted for at least 0.56 of its time.
-		const ttl, away = 4 * time.Second, 800 * time.Millisecond
+		// trusted for at least 0.56 of its time: Redis may be away for 4.5 s, and the rest is for a
+		// machine that stands still.
+		const ttl, away = 8 * time.Second, 1500 * time.Millisecond
 		f := startAway(t, s, job{Integration: integration, TTL: ttl})
 		for _, how := range []struct {
 			name           string
@@ -169,7 +188,7 @@ func TestRedisAwayForLessThanALease(t *testing.T) {
 			for _, way := range f.ways {
 				how.andAgain(way)
 			}
-			time.Sleep(ttl * 3 / 8) // heartbeats
+			f.renewed(time.Now().Add(ttl))
 			// On a busy machine some permits move between the processes, as they do without a
 			// fault.
 			if n := f.seen.connects(began); n > handful {
@@ -191,7 +210,7 @@ func TestRedisAwayFence(t *testing.T) {
 	awayTest(t, func(t *testing.T, s *servers, integration string) {
 		const victim = "p00"
 		t.Run("one", func(t *testing.T) {
-			f := startAway(t, s, job{Integration: integration, TTL: awayTTL}, victim)
+			f := startAway(t, s, job{Integration: integration, TTL: steadyTTL}, victim)
 			cut := time.Now()
 			f.ways[victim].Stall()
 			over := f.seen.await(t, cut, func(s shares) bool {
@@ -209,7 +228,7 @@ func TestRedisAwayFence(t *testing.T) {
 			}
 		})
 		t.Run("all", func(t *testing.T) {
-			f := startAway(t, s, job{Integration: integration, TTL: awayTTL}, "p00", "p01", "p02")
+			f := startAway(t, s, job{Integration: integration}, "p00", "p01", "p02")
 			cut := time.Now()
 			for _, way := range f.ways {
 				way.Cut()
@@ -242,77 +261,90 @@ func TestRedisAwayKeep(t *testing.T) {
 	} {
 		t.Run(policy.name, func(t *testing.T) {
 			t.Parallel()
-			awayTest(t, func(t *testing.T, s *servers, integration string) {
-				const victim = "p00"
-				j := job{Integration: integration, TTL: awayTTL}
-				policy.set(&j)
-				f := startAway(t, s, j)
-
-				// One process is cut off. The others take its permits over, and it keeps the
-				// connections that the policy allows.
-				cut := time.Now()
-				f.ways[victim].Stall()
-				of := func(name string) func(shares) int {
-					return func(s shares) int {
-						return s[name]
+			of := func(name string) func(shares) int {
+				return func(s shares) int { return s[name] }
+			}
+			// One process is cut off. The others take its permits over, and it keeps the connections
+			// that the policy allows.
+			t.Run("one", func(t *testing.T) {
+				t.Parallel()
+				awayTest(t, func(t *testing.T, s *servers, integration string) {
+					const victim = "p00"
+					j := job{Integration: integration, TTL: steadyTTL}
+					policy.set(&j)
+					f := startAway(t, s, j, victim)
+					cut := time.Now()
+					f.ways[victim].Stall()
+					f.seen.await(t, cut, func(s shares) bool {
+						return s[victim] == policy.most && s.total() == awayCapacity+policy.most
+					})
+					time.Sleep(awayTTL / 4)
+					now := time.Now()
+					if n := f.peak(cut, now, of(victim)); n > policy.most {
+						t.Errorf("the process that was cut off had %d connections, want at most %d", n,
+							policy.most)
 					}
-				}
-				f.seen.await(t, cut, func(s shares) bool {
-					return s[victim] == policy.most && s.total() == awayCapacity+policy.most
+					if n := f.peak(cut, now, shares.total); n > awayCapacity+policy.most {
+						t.Errorf("%d backends, want at most %d more than the capacity, %d", n,
+							policy.most, awayCapacity)
+					}
+					if n := f.seen.fewest(victim, cut); n < awayShare {
+						t.Errorf("the process that was cut off had only %d connections for a while", n)
+					}
+					f.back((*throwaway.Proxy).Resume, awayCountIn)
+					if n := f.peak(cut, time.Now(), shares.total); n > awayCapacity+policy.most {
+						t.Errorf("%d backends when it was back, want at most %d more than the "+
+							"capacity, %d", n, policy.most, awayCapacity)
+					}
+					f.staysWithin()
 				})
-				time.Sleep(awayTTL / 2)
-				now := time.Now()
-				if n := f.peak(cut, now, of(victim)); n > policy.most {
-					t.Errorf("the process that was cut off had %d connections, want at most %d", n,
-						policy.most)
-				}
-				if n := f.peak(cut, now, shares.total); n > awayCapacity+policy.most {
-					t.Errorf("%d backends, want at most %d more than the capacity, %d", n,
-						policy.most, awayCapacity)
-				}
-				if n := f.seen.fewest(victim, cut); n < awayShare {
-					t.Errorf("the process that was cut off had only %d connections for a while", n)
-				}
-				f.back((*throwaway.Proxy).Resume, awayCountIn)
-				if n := f.peak(cut, time.Now(), shares.total); n > awayCapacity+policy.most {
-					t.Errorf("%d backends when it was back, want at most %d more than the "+
-						"capacity, %d", n, policy.most, awayCapacity)
-				}
-
-				// All processes are cut off.
-				cut = time.Now()
-				for _, way := range f.ways {
-					way.Cut()
-				}
-				f.seen.await(t, cut.Add(2*awayTTL), func(s shares) bool {
-					return s.total() == awayProcesses*policy.most
+			})
+			t.Run("all", func(t *testing.T) {
+				t.Parallel()
+				awayTest(t, func(t *testing.T, s *servers, integration string) {
+					j := job{Integration: integration}
+					policy.set(&j)
+					f := startAway(t, s, j, "p00", "p01", "p02")
+					cut := time.Now()
+					for _, way := range f.ways {
+						way.Cut()
+					}
+					f.seen.await(t, cut.Add(2*awayTTL), func(s shares) bool {
+						return s.total() == awayProcesses*policy.most
+					})
+					now := time.Now()
+					for _, name := range f.all() {
+						if n := f.peak(cut, now, of(name)); n > policy.most {
+							t.Errorf("%s had %d connections, want at most %d", name, n, policy.most)
+						}
+						if n := f.seen.fewest(name, cut); n < awayShare {
+							t.Errorf("%s had only %d connections for a while", name, n)
+						}
+					}
+					if policy.all {
+						f.opensNothing(cut)
+					}
+					f.back((*throwaway.Proxy).Heal, awayCountIn)
+					if n := f.peak(
+						cut, time.Now(), shares.total); n > awayCapacity+awayProcesses*policy.most {
+						t.Errorf("%d backends when Redis was back, want at most %d more than the "+
+							"capacity, %d", n, awayProcesses*policy.most, awayCapacity)
+					}
+					f.staysWithin()
 				})
-				now = time.Now()
-				for _, name := range f.all() {
-					if n := f.peak(cut, now, of(name)); n > policy.most {
-						t.Errorf("%s had %d connections, want at most %d", name, n, policy.most)
-					}
-					if n := f.seen.fewest(name, cut); n < awayShare {
-						t.Errorf("%s had only %d connections for a while", name, n)
-					}
-				}
-				if policy.all {
-					f.opensNothing(cut)
-				}
-				f.back((*throwaway.Proxy).Heal, awayCountIn)
-				if n := f.peak(
-					cut, time.Now(), shares.total); n > awayCapacity+awayProcesses*policy.most {
-					t.Errorf("%d backends when Redis was back, want at most %d more than the "+
-						"capacity, %d", n, awayProcesses*policy.most, awayCapacity)
-				}
-				settled := time.Now()
-				time.Sleep(awayTTL / 2)
-				if n := f.peak(settled, time.Now(), shares.total); n > awayCapacity {
-					t.Errorf("%d backends after every connection got a permit, capacity %d", n,
-						awayCapacity)
-				}
-				f.stop()
 			})
 		})
 	}
+}
+
+// staysWithin checks that the fleet, each of whose connections has a permit, stays within the
+// capacity, and ends the fleet.
+func (f *awayFleet) staysWithin() {
+	f.t.Helper()
+	settled := time.Now()
+	time.Sleep(awayTTL / 4)
+	if n := f.peak(settled, time.Now(), shares.total); n > awayCapacity {
+		f.t.Errorf("%d backends after every connection got a permit, capacity %d", n, awayCapacity)
+	}
+	f.stop()
 }

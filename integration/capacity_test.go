@@ -20,7 +20,6 @@ func TestCapacityIsLoweredUnderLoad(t *testing.T) {
 			seen := s.ledger(t)
 			fleet := make(named)
 			j := saturating(integration, t.Name(), capacity)
-			j.TTL = 5 * time.Second
 			began := time.Now()
 			s.run(t, fleet, processes, j)
 			even := func(n int) func(shares) bool {

@@ -122,6 +122,7 @@ func TestDriverName(t *testing.T) {
 					programDriver+"="+c.driver,
 					programDSN+"="+s.postgres.URL()+"&passbuddy_acquire_timeout=1m",
 					"PASSBUDDY_REDIS_URL="+s.redis.URL(), "PASSBUDDY_NAME="+semaphore,
+					"PASSBUDDY_TTL=1m", // no lease is lost on a slow machine
 					fmt.Sprintf("PASSBUDDY_CAPACITY=%d", capacity))...)
 				p.Stdout, p.Stderr = &outs[i], &outs[i]
 				var err error

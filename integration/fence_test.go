@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	patience = 20 * time.Second
+	patience = time.Minute
 	// Fencing takes milliseconds; after 10 s permits become free even if no session has ended a
 	// backend.
 	prompt = 8 * time.Second
@@ -34,7 +34,7 @@ func TestFrozenProcess(t *testing.T) {
 	const (
 		processes = 4
 		capacity  = 12
-		ttl       = 1500 * time.Millisecond
+		ttl       = 1500 * time.Millisecond // of the process that is stopped
 		frozen    = ttl + time.Second
 	)
 	s := startServers(t, 100)
@@ -57,9 +57,10 @@ func TestFrozenProcess(t *testing.T) {
 				seen, c := s.watch(ctx), s.census(t)
 				j := job{
 					Redis: s.redis.URL(), Postgres: s.postgres.URL(), Semaphore: t.Name(),
-					Capacity: capacity, TTL: ttl,
+					// No lease of the others is lost, even if the machine stands still for seconds.
+					Capacity: capacity, TTL: time.Minute,
 					Integration: run.integration, Fence: run.fence, Goroutines: 10,
-					Load:     time.Minute,
+					Load:     time.Hour,
 					MaxQuery: run.longest,
 				}
 				var fleet []*worker
@@ -68,6 +69,7 @@ func TestFrozenProcess(t *testing.T) {
 				}
 				asSleeper := j
 				asSleeper.Fault, asSleeper.Postgres = "freeze", withName(t, j.Postgres, "sleeper")
+				asSleeper.TTL = ttl
 				sleeper := start(t, asSleeper)
 				c.await(t, patience, "sleeper", capacity, capacity/processes)
 				if run.fence {
@@ -80,14 +82,21 @@ func TestFrozenProcess(t *testing.T) {
 					c.await(t, ttl+prompt, "sleeper", capacity, 0)
 					t.Logf("in use again %v after the freeze, %v after a lease", time.Since(began),
 						time.Since(began)-ttl)
+				} else {
+					eventually(t, patience, func() (bool, string) {
+						n, _ := c.of(t, "sleeper", time.Time{})
+						return n > capacity, fmt.Sprintf(
+							"%d backends without Fence: this run proves nothing", n)
+					})
 				}
 				time.Sleep(time.Until(began.Add(frozen)))
 				if _, asleep := c.of(t, "sleeper", time.Time{}); run.fence != (asleep == 0) {
 					t.Errorf("the stopped process has %d backends", asleep)
 				}
+				woke := time.Now()
 				signal(t, sleeper, syscall.SIGCONT)
 				eventually(t, patience, func() (bool, string) {
-					_, n := c.of(t, "sleeper", began.Add(frozen))
+					_, n := c.of(t, "sleeper", woke)
 					return n > 0, fmt.Sprintf("the sleeper is awake, and has %d new backends", n)
 				})
 
@@ -108,12 +117,8 @@ func TestFrozenProcess(t *testing.T) {
 				cancel()
 				peak, mean := seen.peak(t)
 				t.Logf("backends: peak %d, mean %.1f", peak, mean)
-				switch {
-				case run.fence && peak > capacity:
+				if run.fence && peak > capacity {
 					t.Errorf("%d backends, capacity %d", peak, capacity)
-				case !run.fence && peak <= capacity:
-					t.Errorf("peak of %d backends without Fence: this run proves nothing",
-						peak)
 				}
 				s.nothingLeft(t, t.Name())
 			})
@@ -132,12 +137,12 @@ func TestMostAreFrozen(t *testing.T) {
 	seen, c := s.watch(ctx), s.census(t)
 	j := job{
 		Redis: s.redis.URL(), Postgres: s.postgres.URL(), Semaphore: t.Name(), Capacity: capacity,
-		TTL:         ttl,
-		Integration: "stdlib", Fence: true, Goroutines: 10, Load: time.Minute,
+		TTL:         time.Minute,
+		Integration: "stdlib", Fence: true, Goroutines: 10, Load: time.Hour,
 		MaxQuery: 20 * time.Millisecond,
 	}
 	awake := start(t, j)
-	j.Fault, j.Postgres = "freeze", withName(t, j.Postgres, "sleeper")
+	j.Fault, j.Postgres, j.TTL = "freeze", withName(t, j.Postgres, "sleeper"), ttl
 	var sleepers []*worker
 	for range 3 {
 		sleepers = append(sleepers, start(t, j))
@@ -155,6 +160,7 @@ func TestMostAreFrozen(t *testing.T) {
 	}
 	time.Sleep(ttl / 2) // time for some operations of the processes that just woke
 	fleet := append(sleepers, awake)
+	allServed(t, fleet, 0)
 	for _, w := range fleet {
 		w.tell(t, end)
 	}
@@ -180,13 +186,13 @@ func TestKilledProcessIsNotWaitedFor(t *testing.T) {
 	s := startServers(t, 100)
 	j := job{
 		Redis: s.redis.URL(), Postgres: s.postgres.URL(), Semaphore: t.Name(), Capacity: 8,
-		TTL:         ttl,
-		Integration: "pgxpool", Fence: true, Goroutines: 10, Load: time.Minute,
+		TTL:         time.Minute,
+		Integration: "pgxpool", Fence: true, Goroutines: 10, Load: time.Hour,
 		MaxQuery: 20 * time.Millisecond,
 	}
 	c := s.census(t)
 	live := start(t, j)
-	j.Postgres = withName(t, j.Postgres, "victim")
+	j.Postgres, j.TTL = withName(t, j.Postgres, "victim"), ttl
 	victim := start(t, j)
 	c.await(t, patience, "victim", 8, 4)
 	signal(t, victim, syscall.SIGKILL)

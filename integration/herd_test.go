@@ -34,6 +34,7 @@ type herd struct {
 	asked  time.Time     // when the latest granted request was made
 	grown  chan struct{} // closed at the next grant
 	kept   int           // grants to keepers: a number beyond the keepers' own was lost
+	stood  time.Duration // the longest time for which this process stood still
 	errs   []error
 }
 
@@ -50,6 +51,7 @@ func drive(
 	var ctx context.Context
 	ctx, h.end = context.WithCancel(context.Background())
 	t.Cleanup(h.stop)
+	h.wg.Go(func() { h.clock(ctx) })
 	for _, c := range clients {
 		s, err := semaphore.New(context.Background(), c, cfg)
 		if err != nil {
@@ -67,6 +69,19 @@ func drive(
 		return h.kept == h.keepers, fmt.Sprintf("%d of %d keepers hold a permit", h.kept, h.keepers)
 	})
 	return h
+}
+
+// clock measures for how long this process stands still.
+func (h *herd) clock(ctx context.Context) {
+	const each = 10 * time.Millisecond
+	for last := time.Now(); ctx.Err() == nil; {
+		time.Sleep(each)
+		now := time.Now()
+		h.mu.Lock()
+		h.stood = max(h.stood, now.Sub(last)-each)
+		h.mu.Unlock()
+		last = now
+	}
 }
 
 func (h *herd) work(
@@ -178,6 +193,32 @@ func (h *herd) lostByKeepers() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.kept - h.keepers
+}
+
+// watchKeepers watches the keepers from now on. The function that it returns fails if one of them
+// has lost its permit since. It does not where this process stood still for a good part of a lease:
+// the machine took the lease then.
+func (h *herd) watchKeepers() (judge func(what string)) {
+	kept := h.lostByKeepers()
+	h.mu.Lock()
+	h.stood = 0
+	h.mu.Unlock()
+	return func(what string) {
+		h.t.Helper()
+		lost := h.lostByKeepers() - kept
+		h.mu.Lock()
+		stood := h.stood
+		h.mu.Unlock()
+		if lost == 0 {
+			return
+		}
+		if stood > h.cfg.TTL/4 {
+			h.t.Logf("%s: holders lost %d permits, but this process stood still for %v", what, lost,
+				stood)
+			return
+		}
+		h.t.Errorf("%s: holders lost %d permits", what, lost)
+	}
 }
 
 // over returns the times at which there were more permits than the capacity.

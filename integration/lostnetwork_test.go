@@ -82,7 +82,7 @@ func (s *servers) joins(t *testing.T, capacity int) *semaphore.Semaphore {
 	t.Helper()
 	name := strings.NewReplacer("/", "-", " ", "-").Replace(t.Name())
 	sem, err := semaphore.Open(t.Context(), s.redis.URL(), semaphore.Config{Name: name,
-		Capacity: capacity, Logger: slog.New(slog.DiscardHandler)})
+		Capacity: capacity, TTL: time.Minute, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,7 +151,7 @@ func TestHostThatHangs(t *testing.T) {
 				t.Parallel()
 				exec := pools[h.client](t, s.behind(t, hosts[h.host])+" connect_timeout=4",
 					s.joins(t, h.capacity), passbuddy.Config{Scope: h.scope})
-				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 				defer cancel()
 				began := time.Now()
 				if err := exec(ctx, "select 1"); err != nil {
@@ -192,13 +192,14 @@ func TestForgottenTry(t *testing.T) {
 			_ = tx.Rollback()
 		}
 	}()
-	for range 2 { // processes
+	// The first process is served, if slowly. The second one waits for what the first one has.
+	for _, patience := range []time.Duration{time.Minute, 300 * time.Millisecond} {
 		c, err := pq.NewConnector(url)
 		if err != nil {
 			t.Fatal(err)
 		}
 		c.Dialer(&passbuddy.Dialer{})
-		db := passbuddy.OpenDB(c, sem, passbuddy.Config{AcquireTimeout: time.Second})
+		db := passbuddy.OpenDB(c, sem, passbuddy.Config{AcquireTimeout: patience})
 		defer db.Close()
 		for range capacity {
 			if tx, err := db.Begin(); err == nil {

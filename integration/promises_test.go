@@ -128,26 +128,28 @@ func TestIdleConnectionsAreGivenBack(t *testing.T) {
 		for _, from := range subset.Of(t, 1, kinds) {
 			for _, to := range kinds {
 				t.Run(fmt.Sprintf("%s-%s-%d", from, to, capacity), func(t *testing.T) {
+					// A waiter that is not told asks again after half a minute.
 					cfg := semaphore.Config{Name: t.Name(), Capacity: capacity,
-						RetryInterval: 10 * time.Second}
+						TTL: time.Minute, RetryInterval: 30 * time.Second}
 					a, b := s.client(t, from, cfg, passbuddy.Config{}),
 						s.client(t, to, cfg, passbuddy.Config{})
-					var wg sync.WaitGroup
-					for range capacity {
-						wg.Go(func() {
-							if err := a.exec(t.Context(), "select pg_sleep(0.3)"); err != nil {
-								t.Error(err)
-							}
-						})
-					}
-					wg.Wait()
-					eventually(t, time.Second, func() (bool, string) {
+					// On a busy machine the first query can end before the last one has asked.
+					eventually(t, time.Minute, func() (bool, string) {
+						var wg sync.WaitGroup
+						for range capacity {
+							wg.Go(func() {
+								if err := a.exec(t.Context(), "select pg_sleep(0.1)"); err != nil {
+									t.Error(err)
+								}
+							})
+						}
+						wg.Wait()
 						n := s.backendCount(t)
 						return n == capacity, fmt.Sprintf("%d backends, want all %d in a", n,
 							capacity)
 					})
 					began := time.Now()
-					ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+					ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
 					defer cancel()
 					if err := b.exec(ctx, "select 1"); err != nil {
 						t.Fatalf("b's first query: %v", err)
@@ -171,14 +173,19 @@ func TestProgressAtCapacityOne(t *testing.T) {
 	s := startServers(t, 50)
 	for _, kind := range subset.Of(t, 1, kinds) {
 		t.Run(kind, func(t *testing.T) {
-			cfg := semaphore.Config{Name: t.Name(), Capacity: 1, RetryInterval: 10 * time.Second}
+			cfg := semaphore.Config{Name: t.Name(), Capacity: 1, TTL: time.Minute,
+				RetryInterval: 10 * time.Second}
 			a, b := s.client(t, kind, cfg, passbuddy.Config{}),
 				s.client(t, kind, cfg, passbuddy.Config{})
-			ctx, cancel := context.WithTimeout(t.Context(), *loadFor)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			seen := s.watch(ctx)
 			var wg sync.WaitGroup
+			const enough = 100
 			ops := make([]int, 4)
+			var content sync.WaitGroup // the goroutines that have made enough operations
+			content.Add(len(ops))
+			go func() { content.Wait(); cancel() }()
 			longest := make([]time.Duration, 4)
 			for i := range ops {
 				c := []*client{a, b}[i/2]
@@ -189,7 +196,9 @@ func TestProgressAtCapacityOne(t *testing.T) {
 							t.Errorf("goroutine %d: %v", i, err)
 							return
 						}
-						ops[i]++
+						if ops[i]++; ops[i] == enough {
+							content.Done()
+						}
 						longest[i] = max(longest[i], time.Since(began))
 					}
 				})
@@ -201,8 +210,8 @@ func TestProgressAtCapacityOne(t *testing.T) {
 				t.Errorf("%d backends at the peak", peak)
 			}
 			for i, n := range ops {
-				if n < 10 {
-					t.Errorf("goroutine %d made %d operations", i, n)
+				if n < enough {
+					t.Errorf("goroutine %d made only %d operations in a minute", i, n)
 				}
 			}
 		})
@@ -215,16 +224,17 @@ func TestCancelledCheckout(t *testing.T) {
 	for _, kind := range kinds {
 		for _, scope := range []passbuddy.Scope{passbuddy.PerConnection, passbuddy.PerCheckout} {
 			t.Run(fmt.Sprintf("%s-%v", kind, scope), func(t *testing.T) {
-				cfg := semaphore.Config{Name: t.Name(), Capacity: 1}
+				// With this TTL no request that is left behind ends by itself.
+				cfg := semaphore.Config{Name: t.Name(), Capacity: 1, TTL: time.Hour}
 				a, b := s.client(t, kind, cfg, passbuddy.Config{Scope: scope}),
 					s.client(t, kind, cfg, passbuddy.Config{Scope: scope})
 				holding, release := context.WithCancel(t.Context())
 				done := make(chan struct{})
 				go func() {
 					defer close(done)
-					_ = a.exec(holding, "select pg_sleep(30)")
+					_ = a.exec(holding, "select pg_sleep(600)")
 				}()
-				eventually(t, 5*time.Second, func() (bool, string) {
+				eventually(t, time.Minute, func() (bool, string) {
 					return s.backendCount(t) == 1, "a has no connection"
 				})
 				// b knows that the fleet is full once Redis has answered it. On a busy machine that
@@ -233,7 +243,7 @@ func TestCancelledCheckout(t *testing.T) {
 					context.CancelFunc)) {
 					t.Helper()
 					patience := 25 * time.Millisecond
-					eventually(t, 20*time.Second, func() (bool, string) {
+					eventually(t, time.Minute, func() (bool, string) {
 						patience *= 2
 						limited, stop := ctx(patience)
 						defer stop()
@@ -256,7 +266,7 @@ func TestCancelledCheckout(t *testing.T) {
 					context.CancelFunc) {
 					return context.WithTimeout(t.Context(), after)
 				})
-				eventually(t, time.Second, func() (bool, string) {
+				eventually(t, time.Minute, func() (bool, string) {
 					return s.redisClient.ZCard(t.Context(),
 						"{passbuddy-"+t.Name()+"}:queue").Val() == 0, "b is still in the queue"
 				})
@@ -276,12 +286,13 @@ func TestPerCheckout(t *testing.T) {
 	for _, kind := range kinds {
 		t.Run(kind, func(t *testing.T) {
 			const capacity = 3
-			cfg := semaphore.Config{Name: t.Name(), Capacity: capacity}
+			// With this TTL no permit that is left behind ends by itself.
+			cfg := semaphore.Config{Name: t.Name(), Capacity: capacity, TTL: time.Hour}
 			opts := passbuddy.Config{Scope: passbuddy.PerCheckout}
 			a, b := s.client(t, kind, cfg, opts), s.client(t, kind, cfg, opts)
-			ctx, cancel := context.WithTimeout(t.Context(), *loadFor/3)
+			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
-			most := 0
+			most, began := 0, time.Now()
 			var wg sync.WaitGroup
 			for i := range 20 {
 				c := []*client{a, b}[i%2]
@@ -295,7 +306,9 @@ func TestPerCheckout(t *testing.T) {
 					}
 				})
 			}
-			for ctx.Err() == nil {
+			// For long enough to exceed the capacity, and until it was reached.
+			for took := time.Duration(0); took < *loadFor/3 ||
+				most < capacity && took < time.Minute; took = time.Since(began) {
 				var active int
 				if err := s.admin.QueryRow(t.Context(), backends+` and state = 'active'`).Scan(
 					&active); err != nil {
@@ -303,11 +316,12 @@ func TestPerCheckout(t *testing.T) {
 				}
 				most = max(most, active)
 			}
+			cancel()
 			wg.Wait()
-			if most > capacity || most == 0 {
+			if most != capacity {
 				t.Errorf("%d queries ran together, capacity %d", most, capacity)
 			}
-			eventually(t, 2*time.Second, func() (bool, string) {
+			eventually(t, time.Minute, func() (bool, string) {
 				n := s.redisClient.ZCard(t.Context(), "passbuddy-"+t.Name()).Val()
 				return n == 0, fmt.Sprintf("%d permits held while no connection is checked out", n)
 			})

@@ -51,7 +51,7 @@ func TestRedisWithoutMemory(t *testing.T) {
 	t.Parallel() // it mostly waits
 	r, c := startRedis(t)
 	cfg := semaphore.Config{
-		Name: t.Name(), Capacity: 3, TTL: 2 * time.Second, MaxAttempts: 2,
+		Name: t.Name(), Capacity: 3, TTL: 10 * time.Second, MaxAttempts: 2,
 		RetryInterval: 100 * time.Millisecond,
 	}
 	s := open(t, r.URL(), cfg)
@@ -80,9 +80,14 @@ func TestRedisWithoutMemory(t *testing.T) {
 		}
 	}
 	memory("1")
-	time.Sleep(2 * cfg.TTL)
+	full := time.Now()
+	eventually(t, time.Minute, func() (bool, string) {
+		renewed := c.ZCount(t.Context(), "passbuddy-"+cfg.Name,
+			fmt.Sprint(full.Add(cfg.TTL).UnixMilli()), "+inf").Val()
+		return renewed == 3, fmt.Sprintf("a full Redis has renewed %d of 3 leases", renewed)
+	})
 	if n := held(permits); n != 3 {
-		t.Errorf("%d of 3 leases are left after two leases of a full Redis", n)
+		t.Errorf("%d of 3 leases are left in a full Redis", n)
 	}
 	release := func(p *semaphore.Permit) {
 		t.Helper()
@@ -147,7 +152,7 @@ func TestRedisWithoutMemory(t *testing.T) {
 func TestDemotedPrimaryLivesOn(t *testing.T) {
 	t.Parallel() // it mostly waits
 	r := startReplicated(t)
-	cfg := semaphore.Config{Name: t.Name(), Capacity: 3, TTL: 2 * time.Second}
+	cfg := semaphore.Config{Name: t.Name(), Capacity: 3, TTL: 6 * time.Second}
 	s := r.session(t, cfg)
 	permits := take(t, s, 3)
 	if err := r.replica.Follow(t.Context(), ""); err != nil {
@@ -197,7 +202,7 @@ func TestOpenAtANodeOfACluster(t *testing.T) {
 	cc := redis.NewClusterClient(c.Options())
 	t.Cleanup(func() { _ = cc.Close() })
 	s, err := semaphore.New(context.Background(), struct{ *redis.ClusterClient }{cc},
-		semaphore.Config{Name: t.Name(), Capacity: 2})
+		semaphore.Config{Name: t.Name(), Capacity: 2, TTL: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}

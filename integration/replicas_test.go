@@ -74,22 +74,29 @@ func (r *replicated) failover(t *testing.T) {
 func TestWaitReplicasJoinsLater(t *testing.T) {
 	t.Parallel() // it mostly waits
 	r := startReplicated(t)
-	if err := r.replica.CutReplication(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	healed := make(chan error, 1)
-	time.AfterFunc(time.Second, func() {
-		healed <- r.replica.HealReplication(context.Background())
-	})
-	s, err := semaphore.New(context.Background(), dial(t, r.proxy.Addr()),
-		semaphore.Config{Name: t.Name(), WaitReplicas: 1})
-	if err != nil {
-		t.Errorf("New: %v", err)
-	} else {
-		_ = s.Close()
-	}
-	if err := <-healed; err != nil {
-		t.Fatal(err)
+	// New gives up after 5 s. A machine that stands still can take them.
+	const tries = 3
+	for try := 1; ; try++ {
+		if err := r.replica.CutReplication(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		healed := make(chan error, 1)
+		time.AfterFunc(time.Second, func() {
+			healed <- r.replica.HealReplication(context.Background())
+		})
+		s, err := semaphore.New(context.Background(), dial(t, r.proxy.Addr()),
+			semaphore.Config{Name: t.Name(), WaitReplicas: 1})
+		if err := <-healed; err != nil {
+			t.Fatal(err)
+		}
+		if err == nil {
+			_ = s.Close()
+			return
+		}
+		if try == tries {
+			t.Fatalf("New, %d times: %v", tries, err)
+		}
+		t.Logf("New: %v", err)
 	}
 }
 
@@ -153,14 +160,13 @@ func TestWaitReplicasFailover(t *testing.T) {
 	// The permits last long enough for the test to see that one was forgotten.
 	h := drive(t, cfg, 4, 200*time.Millisecond, clients...)
 	h.flows()
+	judge := h.watchKeepers()
 	r.failover(t)
 	happened := time.Now()
 	h.flows()
 	t.Logf("the next new grants %v after the failover",
 		time.Since(happened).Round(time.Millisecond))
-	if lost := h.lostByKeepers(); lost > 0 {
-		t.Errorf("holders lost %d permits", lost)
-	}
+	judge("failover")
 	h.safe()
 }
 

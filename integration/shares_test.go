@@ -95,7 +95,7 @@ func (s shares) even(capacity, processes int) bool {
 type ledger struct {
 	mu      sync.Mutex
 	samples []sample
-	opened  map[string]time.Time // when a backend was first seen
+	opened  map[string]time.Time // when a backend began, by Postgres's clock, which is ours
 	err     error
 	peak    int
 }
@@ -120,17 +120,19 @@ func (s *servers) ledger(t testing.TB) *ledger {
 		for tick := time.NewTicker(5 * time.Millisecond); ctx.Err() == nil; <-tick.C {
 			at := time.Now()
 			rows, err := admin.Query(context.Background(), `
-				select application_name, pid::text || backend_start::text from pg_stat_activity
+				select application_name, pid::text || backend_start::text, backend_start
+				from pg_stat_activity
 				where usename = 'passbuddy' and backend_type = 'client backend'`)
 			found := make(shares)
 			for err == nil && rows.Next() {
 				var process, backend string
-				err = rows.Scan(&process, &backend)
+				var began time.Time
+				err = rows.Scan(&process, &backend, &began)
 				if process == "" {
 					continue // The backend has no application_name yet.
 				}
 				found[process]++
-				l.saw(backend, at)
+				l.saw(backend, began)
 			}
 			if err == nil {
 				err = rows.Err()
@@ -148,12 +150,10 @@ func (s *servers) ledger(t testing.TB) *ledger {
 	return l
 }
 
-func (l *ledger) saw(backend string, at time.Time) {
+func (l *ledger) saw(backend string, began time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if _, known := l.opened[backend]; !known {
-		l.opened[backend] = at
-	}
+	l.opened[backend] = began
 }
 
 func (l *ledger) add(s sample, err error) {
@@ -166,7 +166,7 @@ func (l *ledger) add(s sample, err error) {
 // bound for an overloaded machine, not a figure.
 func (l *ledger) await(t testing.TB, from time.Time, wanted func(shares) bool) time.Time {
 	t.Helper()
-	const patience = 30 * time.Second
+	const patience = time.Minute
 	var found time.Time
 	next := 0
 	eventually(t, patience, func() (bool, string) {
@@ -189,7 +189,7 @@ func (l *ledger) await(t testing.TB, from time.Time, wanted func(shares) bool) t
 	return found
 }
 
-// connects returns how many backends were first seen after an instant.
+// connects returns how many backends that were seen began after an instant.
 func (l *ledger) connects(after time.Time) (n int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -199,6 +199,21 @@ func (l *ledger) connects(after time.Time) (n int) {
 		}
 	}
 	return n
+}
+
+// rests waits for a stretch of time, after an instant, in which the fleet makes at most that many
+// connects. It returns the connects of the last stretch. On a busy machine permits move now and
+// then, in fits. Permits that never come to rest move in every stretch.
+func (l *ledger) rests(from time.Time, stretch time.Duration, most int) (connects int, yes bool) {
+	const tries = 8
+	for range tries {
+		time.Sleep(time.Until(from.Add(stretch)))
+		if connects = l.connects(from); connects <= most {
+			return connects, true
+		}
+		from = time.Now()
+	}
+	return connects, false
 }
 
 // since returns the samples after that time.

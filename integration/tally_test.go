@@ -95,6 +95,13 @@ func (c *tally) window(now time.Time) {
 	}
 }
 
+// sofar returns the operations until now.
+func (c *tally) sofar() outcome {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return outcome{Ops: c.Ops, Failed: c.Failed, Expected: c.Expected}
+}
+
 // report ends the tally.
 func (c *tally) report() outcome {
 	c.mu.Lock()

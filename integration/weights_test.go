@@ -49,12 +49,11 @@ func (s *servers) testWeight(t *testing.T) {
 			settled := seen.await(t, joined, func(held shares) bool {
 				return maps.Equal(held, tt.want)
 			})
-			time.Sleep(*loadFor)
-			connects := seen.connects(settled)
+			connects, rest := seen.rests(settled, *loadFor, handful)
 			t.Logf("%v after %v, then %d connects in %v", tt.want, settled.Sub(joined), connects,
 				*loadFor)
-			if connects > handful {
-				t.Errorf("%d connects after the shares were settled, want at most %d", connects,
+			if !rest {
+				t.Errorf("%d connects long after the shares were settled, want at most %d", connects,
 					handful)
 			}
 			fleet.stop(t)

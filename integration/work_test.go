@@ -47,11 +47,21 @@ func work() error {
 	ctx, cancel := context.WithTimeout(context.Background(), j.Load)
 	defer cancel()
 	var tally tally
+	var out sync.Mutex
+	reports := json.NewEncoder(os.Stdout)
+	report := func(m message) error {
+		out.Lock()
+		defer out.Unlock()
+		return reports.Encode(m)
+	}
 	go func() {
 		for commands := bufio.NewScanner(in); commands.Scan(); {
 			switch commands.Text() {
 			case count:
 				tally.begin()
+			case soFar:
+				o := tally.sofar()
+				_ = report(message{SoFar: &o})
 			case end:
 				tally.end()
 				cancel()
@@ -71,8 +81,7 @@ func work() error {
 	if err != nil {
 		return err
 	}
-	reports := json.NewEncoder(os.Stdout)
-	if err := reports.Encode(message{Joined: &greeting{time.Now()}}); err != nil {
+	if err := report(message{Joined: &greeting{time.Now()}}); err != nil {
 		return err
 	}
 	if j.Fault == "exit" { // as log.Fatal does: past every Close
@@ -103,7 +112,7 @@ func work() error {
 		return err
 	}
 	o := tally.report()
-	return reports.Encode(message{Outcome: &o})
+	return report(message{Outcome: &o})
 }
 
 var errAfterConnect = errors.New("AfterConnect fails on purpose")

@@ -45,6 +45,7 @@ type job struct {
 type message struct {
 	Joined   *greeting
 	Progress *progress // of a process in a chaos run
+	SoFar    *outcome  // the answer to the command soFar
 	Outcome  *outcome  // the last one
 }
 
@@ -70,14 +71,16 @@ type worker struct {
 	cmd   *exec.Cmd
 	stdin io.WriteCloser
 	greet chan greeting
+	sofar chan outcome
 	out   chan outcome
 	err   chan error
 }
 
 // The commands that a worker takes, one in a line.
 const (
-	count = "count" // the tally counts from now: see tally
-	end   = "end"   // end in good order, before Load is over
+	count = "count"  // the tally counts from now: see tally
+	soFar = "so far" // report the operations until now
+	end   = "end"    // end in good order, before Load is over
 )
 
 // start runs a worker. It ends when its job does, or with its parent, because its standard input
@@ -105,8 +108,8 @@ func startHeard(t testing.TB, j job, stderr io.Writer, heard func(progress)) *wo
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	w := &worker{cmd: cmd, stdin: stdin, greet: make(chan greeting, 1), out: make(chan outcome, 1),
-		err: make(chan error, 1)}
+	w := &worker{cmd: cmd, stdin: stdin, greet: make(chan greeting, 1),
+		sofar: make(chan outcome, 1), out: make(chan outcome, 1), err: make(chan error, 1)}
 	if err := json.NewEncoder(stdin).Encode(j); err != nil {
 		t.Fatal(err)
 	}
@@ -122,11 +125,14 @@ func startHeard(t testing.TB, j job, stderr io.Writer, heard func(progress)) *wo
 				w.greet <- *m.Joined
 			case m.Progress != nil:
 				heard(*m.Progress)
+			case m.SoFar != nil:
+				w.sofar <- *m.SoFar
 			case m.Outcome != nil:
 				w.out <- *m.Outcome
 			}
 		}
 		close(w.greet)
+		close(w.sofar)
 		close(w.out)
 		w.err <- cmd.Wait()
 	}()
@@ -153,6 +159,36 @@ func (w *worker) joined(t testing.TB) time.Time {
 		t.Fatal("a process ended before it had joined")
 	}
 	return g.Joined
+}
+
+// soFar returns the operations of the worker until now.
+func (w *worker) soFar(t testing.TB) outcome {
+	t.Helper()
+	w.tell(t, soFar)
+	o, ok := <-w.sofar
+	if !ok {
+		t.Fatal("a process ended before it was told to")
+	}
+	return o
+}
+
+// allServed waits until every process has made an operation, and the fleet had so many failures
+// that the fault causes.
+func allServed(t testing.TB, fleet []*worker, failures int) {
+	t.Helper()
+	eventually(t, time.Minute, func() (bool, string) {
+		starved, failed := 0, 0
+		for _, w := range fleet {
+			o := w.soFar(t)
+			failed += o.Expected
+			if o.Ops == 0 {
+				starved++
+			}
+		}
+		return starved == 0 && failed >= failures, fmt.Sprintf(
+			"%d processes made no operation, and %d operations failed by the fault, want at least %d",
+			starved, failed, failures)
+	})
 }
 
 // outcome waits for the end of the worker, which must have succeeded.

@@ -156,7 +156,7 @@ func ExampleFleet_Flush() {
 	t := new(fakeT)
 	defer t.end()
 
-	f := passbuddytest.New(t, passbuddytest.Config{TTL: time.Second})
+	f := passbuddytest.New(t, passbuddytest.Config{})
 	p, _ := f.Semaphore(t).Acquire(context.Background())
 	f.Flush(t)
 	f.RequireHeld(t, 1)

@@ -1,6 +1,7 @@
 package heldconns
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -57,6 +58,7 @@ type fleet struct {
 	name       string
 	redis, url string
 	done       atomic.Int64
+	timeout    time.Duration // AcquireTimeout; 0: the default
 
 	logs []*logged
 }
@@ -127,7 +129,7 @@ func (f *fleet) pool(cfg semaphore.Config, name string) *pgxpool.Pool {
 	f.t.Helper()
 	log := new(logged)
 	f.logs = append(f.logs, log)
-	cfg.TTL = 3 * time.Second // so that sessions tell each other often
+	cfg.TTL = cmp.Or(cfg.TTL, time.Minute) // no lease is lost on a slow machine
 	cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
 	if cfg.Name == "" {
 		cfg.Name = f.name
@@ -139,7 +141,7 @@ func (f *fleet) pool(cfg semaphore.Config, name string) *pgxpool.Pool {
 	must(f.t, err)
 	config.ConnConfig.RuntimeParams["application_name"] = name
 	pool, err := passpool.NewWithConfig(context.Background(), config, sem,
-		passbuddy.Config{PoolName: name, AcquireTimeout: 4 * time.Second})
+		passbuddy.Config{PoolName: name, AcquireTimeout: f.timeout})
 	must(f.t, err)
 	f.t.Cleanup(pool.Close)
 	return pool
@@ -249,6 +251,9 @@ func TestMoreRiverClientsThanPermits(t *testing.T) {
 			}
 			t.Parallel()
 			f := newFleet(t, "starving", rd, pg)
+			f.timeout = 4 * time.Second
+			// Sessions tell each other often.
+			starving := semaphore.Config{Capacity: clients - 1, TTL: 5 * time.Second}
 			const want = " permits are held by hijacked connections, the oldest for "
 			names := func(err error) bool {
 				return errors.Is(err, semaphore.ErrCapacity) && strings.Contains(err.Error(), want) &&
@@ -256,7 +261,7 @@ func TestMoreRiverClientsThanPermits(t *testing.T) {
 			}
 			told := make([]atomic.Bool, clients)
 			for i := range clients {
-				pool := f.pool(semaphore.Config{Capacity: clients - 1}, "jobs")
+				pool := f.pool(starving, "jobs")
 				f.supervise(pool, func(err error) {
 					if names(err) {
 						told[i].Store(true)

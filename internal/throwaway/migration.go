@@ -43,7 +43,7 @@ func (c *RedisCluster) BeginMigration(
 		return nil, fmt.Errorf("throwaway: slot %d is at %s already", slot, to.Addr())
 	}
 	m := &Migration{cluster: c, slot: slot, from: from, to: to}
-	source, target := from.admin(), to.admin()
+	source, target := from.patient(), to.patient()
 	defer source.Close()
 	defer target.Close()
 	fromID, err := source.Do(ctx, "CLUSTER", "MYID").Text()
@@ -66,7 +66,7 @@ func (c *RedisCluster) BeginMigration(
 // MoveKeys moves up to n keys that are still at the source, all of them if n is negative. It
 // returns how many it moved.
 func (m *Migration) MoveKeys(ctx context.Context, n int) (moved int, err error) {
-	client := m.from.admin()
+	client := m.from.patient()
 	defer client.Close()
 	for n < 0 || moved < n {
 		batch := 100
@@ -93,7 +93,7 @@ func (m *Migration) migrate(ctx context.Context, client *redis.Client, keys []st
 	if err != nil {
 		return fmt.Errorf("throwaway: %w", err)
 	}
-	args := []any{"MIGRATE", host, port, "", 0, adminTimeout.Milliseconds()}
+	args := []any{"MIGRATE", host, port, "", 0, startTimeout.Milliseconds()}
 	if password := m.to.opts.Password; password != "" {
 		args = append(args, "AUTH", password)
 	}

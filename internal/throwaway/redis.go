@@ -189,8 +189,16 @@ func (r *Redis) Options() *redis.Options {
 	return &redis.Options{Addr: r.Addr(), Password: r.opts.Password, TLSConfig: r.TLSConfig()}
 }
 
-// admin returns a client for a few commands. The caller closes it.
+// admin returns a client for a few questions, which the caller repeats. The caller closes it.
 func (r *Redis) admin() *redis.Client { return redis.NewClient(r.adminOptions()) }
+
+// patient returns an admin client for commands that nobody repeats. It waits for as long as a start
+// may take: a machine can stand still for seconds.
+func (r *Redis) patient() *redis.Client {
+	opts := r.adminOptions()
+	opts.DialTimeout, opts.ReadTimeout, opts.WriteTimeout = startTimeout, startTimeout, startTimeout
+	return redis.NewClient(opts)
+}
 
 // adminOptions returns options for a client that gives up with its caller.
 func (r *Redis) adminOptions() *redis.Options {
@@ -208,7 +216,7 @@ func (r *Redis) adminOptions() *redis.Options {
 
 // do sends the server one command.
 func (r *Redis) do(ctx context.Context, args ...any) (any, error) {
-	client := r.admin()
+	client := r.patient()
 	defer client.Close()
 	reply, err := client.Do(ctx, args...).Result()
 	if err != nil {

@@ -78,7 +78,7 @@ func (c *RedisCluster) nodeOptions() RedisOptions {
 func (c *RedisCluster) form(ctx context.Context) error {
 	ids := make([]string, len(c.nodes))
 	if err := together(c.nodes, func(i int, node *Redis) error {
-		client := node.admin()
+		client := node.patient()
 		defer client.Close()
 		var err error
 		if ids[i], err = client.Do(ctx, "CLUSTER", "MYID").Text(); err != nil {

@@ -103,7 +103,7 @@ func (r *Redis) AwaitSync(ctx context.Context, primary *Redis) error {
 // or a promotion. The writes from now on are lost if the replica is promoted. Sentinels and the
 // other nodes of a cluster still reach it. CutReplication returns when the link is down.
 func (r *Redis) CutReplication(ctx context.Context) error {
-	client := r.admin()
+	client := r.patient()
 	defer client.Close()
 	// A node of a cluster accepts no command for this. So the next login is made to fail, and then
 	// one is forced. Without a password a replica does not log in at all, whatever its user.
@@ -130,7 +130,7 @@ func (r *Redis) CutReplication(ctx context.Context) error {
 // HealReplication lets the replica reconnect after CutReplication; AwaitSync tells when it has
 // caught up.
 func (r *Redis) HealReplication(ctx context.Context) error {
-	client := r.admin()
+	client := r.patient()
 	defer client.Close()
 	return replicateAs(ctx, client, "", r.opts.Password)
 }

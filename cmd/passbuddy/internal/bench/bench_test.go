@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -51,6 +52,28 @@ func needServers(t *testing.T) {
 func TestBench(t *testing.T) {
 	t.Parallel() // beside the other whole benchmark: each waits half of its time
 	needServers(t)
+	patiently(t, benchEveryCell)
+}
+
+// patiently runs a benchmark again, once or twice, if it measured nothing: the machine can stand
+// still for longer than the measurement takes. run returns what was not measured, and fails for all
+// else.
+func patiently(t *testing.T, run func(*testing.T) (missing []string)) {
+	t.Helper()
+	const tries = 3
+	for try := 1; ; try++ {
+		missing := run(t)
+		if len(missing) == 0 {
+			return
+		}
+		if try == tries {
+			t.Fatalf("nothing was measured, %d times: %q", tries, missing)
+		}
+		t.Logf("nothing was measured: %q", missing)
+	}
+}
+
+func benchEveryCell(t *testing.T) (missing []string) {
 	o := parse(t, "-cap", "3", "-duration", "300ms", "-warmup", "200ms", "-rounds", "1",
 		"-json", filepath.Join(t.TempDir(), "bench.json"), "-svg",
 		filepath.Join(t.TempDir(), "pictures"))
@@ -84,26 +107,30 @@ func TestBench(t *testing.T) {
 			t.Errorf("%s: %+v", c.Strategy, c)
 			continue
 		}
-		expectSound(t, o, c)
+		missing = append(missing, expectSound(t, o, c)...)
 	}
-	if pictures, err := filepath.Glob(filepath.Join(o.svg, "*.svg")); err != nil ||
-		len(pictures) != 2 {
+	if pictures, err := filepath.Glob(filepath.Join(o.svg, "*.svg")); len(missing) == 0 &&
+		(err != nil || len(pictures) != 2) {
 		t.Errorf("pictures %v, %v", pictures, err)
 	}
+	return missing
 }
 
-func expectSound(t *testing.T, o Options, c *cell) {
+func expectSound(t *testing.T, o Options, c *cell) (missing []string) {
 	t.Helper()
 	v := c.Rounds[0].Values
-	if v[opsPerSecond] <= 0 || v[operationsFailed] != 0 || v[goroutinesServed] < 1 ||
-		v[latencyMax] <= 0 || v[jainIndex] <= 0 {
+	if v[operationsFailed] != 0 {
 		t.Errorf("%s: %v", c.Strategy, v)
+	}
+	if v[opsPerSecond] <= 0 || v[goroutinesServed] < 1 || v[latencyMax] <= 0 || v[jainIndex] <= 0 {
+		missing = append(missing, fmt.Sprintf("%s: %v", c.Strategy, v))
 	}
 	if peak, _ := c.capped(); peak.Max > float64(o.capacity) && c.CapIsFor != capsNone {
 		t.Errorf("%s: %v %s backends, cap %d", c.Strategy, peak.Max, c.CapIsFor, o.capacity)
 	}
 	if v[openPeak] < 1 || v[samplesTaken] < 2 {
-		t.Errorf("%s: at most %v backends in %v samples", c.Strategy, v[openPeak], v[samplesTaken])
+		missing = append(missing, fmt.Sprintf("%s: at most %v backends in %v samples", c.Strategy,
+			v[openPeak], v[samplesTaken]))
 	}
 	for _, name := range []string{longestGap, worstWindowOps} {
 		if _, there := v[name]; !there {
@@ -111,8 +138,9 @@ func expectSound(t *testing.T, o Options, c *cell) {
 		}
 	}
 	if c.spec.scenario.shape.uneven() && v[modestOps] <= 0 {
-		t.Errorf("%s: the modest process did nothing: %v", c.Strategy, v)
+		missing = append(missing, fmt.Sprintf("%s: the modest process did nothing: %v", c.Strategy, v))
 	}
+	return missing
 }
 
 func TestBenchIsInterrupted(t *testing.T) {
@@ -209,6 +237,10 @@ func TestSessionsAreCounted(t *testing.T) {
 func TestBenchOfEveryTable(t *testing.T) {
 	t.Parallel() // beside the other whole benchmark: each waits half of its time
 	needServers(t)
+	patiently(t, benchEveryTable)
+}
+
+func benchEveryTable(t *testing.T) (missing []string) {
 	o := parse(t, "-cap", "4", "-duration", "800ms", "-warmup", "200ms", "-rounds", "1",
 		"-json", filepath.Join(t.TempDir(), "bench.json"), "-svg",
 		filepath.Join(t.TempDir(), "pictures"))
@@ -246,9 +278,11 @@ func TestBenchOfEveryTable(t *testing.T) {
 			continue
 		}
 		m := c.Rounds[0]
-		if m.Values[opsPerSecond] <= 0 || m.Values[operationsFailed] != 0 ||
-			m.Values[latencyP99] <= 0 || m.Values[connectsTotal] < 1 {
+		if m.Values[operationsFailed] != 0 {
 			t.Errorf("%s %s: %v", c.Table, c.Strategy, m.Values)
+		}
+		if m.Values[opsPerSecond] <= 0 || m.Values[latencyP99] <= 0 || m.Values[connectsTotal] < 1 {
+			missing = append(missing, fmt.Sprintf("%s %s: %v", c.Table, c.Strategy, m.Values))
 		}
 		drawn := c.Table == coldTable.name || c.Table == changesTable.name
 		if (m.Timeline != nil) != drawn {
@@ -256,9 +290,12 @@ func TestBenchOfEveryTable(t *testing.T) {
 		}
 		if drawn &&
 			(len(m.Timeline.Operations) != 8 ||
-				(len(m.Timeline.OnTheirWay) == 8) != (c.Strategy == perConn.name) ||
-				m.Values[steadyOps] <= 0) {
+				(len(m.Timeline.OnTheirWay) == 8) != (c.Strategy == perConn.name)) {
 			t.Errorf("%s %s: %+v, %v", c.Table, c.Strategy, m.Timeline, m.Values)
+		}
+		if drawn && m.Values[steadyOps] <= 0 {
+			missing = append(missing, fmt.Sprintf("%s %s: %+v, %v", c.Table, c.Strategy, m.Timeline,
+				m.Values))
 		}
 		if c.Table == openTable.name && m.Values[offeredPerSecond] != 80 {
 			t.Errorf("%v operations/s offered, want 80", m.Values[offeredPerSecond])
@@ -267,8 +304,9 @@ func TestBenchOfEveryTable(t *testing.T) {
 			t.Errorf("%d processes reported, want 2", len(m.PerProcess))
 		}
 	}
-	if pictures, err := filepath.Glob(filepath.Join(o.svg, "timeline-*.svg")); err != nil ||
-		len(pictures) != 2 {
+	if pictures, err := filepath.Glob(filepath.Join(o.svg, "timeline-*.svg")); len(missing) == 0 &&
+		(err != nil || len(pictures) != 2) {
 		t.Errorf("pictures %v, %v", pictures, err)
 	}
+	return missing
 }

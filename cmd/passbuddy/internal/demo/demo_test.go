@@ -44,26 +44,15 @@ func TestDemo(t *testing.T) {
 	for _, integration := range []string{fleet.Pgxpool, fleet.SQL} {
 		t.Run(integration, func(t *testing.T) {
 			svg := filepath.Join(t.TempDir(), "demo.svg")
-			o, err := ParseOptions([]string{"-processes", "2", "-goroutines", "8", "-cap", "3", "-duration", "2s",
-				"-query", "select pg_sleep(0.005)", "-integration", integration, "-svg", svg}, &bytes.Buffer{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			var out, status bytes.Buffer
-			if err := Run(testContext(t), o, &out, &status); err != nil {
-				t.Errorf("demo: %v\n%s\n%s", err, &out, &status)
-			}
-			// On a machine that is short of processor time a fleet need not come to use all of its cap.
-			for _, part := range []string{`peak of backends \(cap 3\)`, `With PassBuddy: never more than [1-3] backends`} {
-				if !regexp.MustCompile(part).MatchString(out.String()) {
-					t.Errorf("no %q in:\n%s", part, &out)
+			// The machine can stand still for as long as a run takes. Then the fleet does nothing, and
+			// the demo runs once more.
+			const tries = 3
+			for try := 1; ; try++ {
+				if refused := demo(t, integration, svg); refused {
+					break
 				}
-			}
-			for line := range strings.Lines(out.String()) {
-				if f := strings.Fields(line); len(f) == 6 &&
-					strings.HasPrefix(line, "   failed: too many clients") &&
-					(f[4] == "0" || f[5] != "0") {
-					t.Errorf("want refusals without PassBuddy and none with it: %s", line)
+				if try == tries {
+					t.Fatalf("without PassBuddy no client was refused, in %d runs", tries)
 				}
 			}
 			document, err := os.ReadFile(svg)
@@ -75,6 +64,36 @@ func TestDemo(t *testing.T) {
 			}
 		})
 	}
+}
+
+// demo runs the demo, and reports whether Postgres refused clients without PassBuddy.
+func demo(t *testing.T, integration, svg string) (refused bool) {
+	t.Helper()
+	o, err := ParseOptions([]string{"-processes", "2", "-goroutines", "8", "-cap", "3", "-duration", "2s",
+		"-query", "select pg_sleep(0.005)", "-integration", integration, "-svg", svg}, &bytes.Buffer{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out, status bytes.Buffer
+	if err := Run(testContext(t), o, &out, &status); err != nil {
+		t.Errorf("demo: %v\n%s\n%s", err, &out, &status)
+	}
+	// On a machine that is short of processor time a fleet need not come to use all of its cap.
+	for _, part := range []string{`peak of backends \(cap 3\)`, `With PassBuddy: never more than [1-3] backends`} {
+		if !regexp.MustCompile(part).MatchString(out.String()) {
+			t.Errorf("no %q in:\n%s", part, &out)
+		}
+	}
+	for line := range strings.Lines(out.String()) {
+		if f := strings.Fields(line); len(f) == 6 &&
+			strings.HasPrefix(line, "   failed: too many clients") {
+			refused = f[4] != "0"
+			if f[5] != "0" {
+				t.Errorf("want no refusals with PassBuddy: %s", line)
+			}
+		}
+	}
+	return refused
 }
 
 func TestDemoIsInterrupted(t *testing.T) {

@@ -204,11 +204,12 @@ func eventually(t *testing.T, limit time.Duration, ok func() (bool, string)) {
 	t.Helper()
 	deadline := time.Now().Add(limit)
 	for {
+		late := time.Now().After(deadline) // the machine may stand still after ok: it is asked again
 		yes, state := ok()
 		if yes {
 			return
 		}
-		if time.Now().After(deadline) {
+		if late {
 			t.Fatalf("after %v: %s", limit, state)
 		}
 		time.Sleep(5 * time.Millisecond)

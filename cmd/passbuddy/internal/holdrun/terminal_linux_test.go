@@ -79,7 +79,7 @@ func (f *fleet) open(env []string, name string, args ...string) *screen {
 		_ = s.cmd.Process.Kill()
 		select {
 		case <-s.ended:
-		case <-time.After(5 * time.Second):
+		case <-time.After(patience):
 			t.Error("something keeps the terminal open")
 		}
 		_ = s.pty.Close()

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -54,6 +55,20 @@ func (d *desk) join(cfg semaphore.Config) *semaphore.Semaphore {
 	}
 	d.t.Cleanup(func() { _ = sem.Close() })
 	return sem
+}
+
+// once calls f soon after the condition is true, or after a minute. Meanwhile the tool can hear that
+// it is.
+func (d *desk) once(condition func() bool, f func()) {
+	var polling sync.WaitGroup
+	d.t.Cleanup(polling.Wait)
+	polling.Go(func() {
+		defer f()
+		for deadline := time.Now().Add(time.Minute); !condition() && time.Now().Before(deadline); {
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(100 * time.Millisecond)
+	})
 }
 
 func (d *desk) acquire(sem *semaphore.Semaphore) *semaphore.Permit {
@@ -277,7 +292,7 @@ func TestInterruptedDrain(t *testing.T) {
 	d.acquire(d.join(semaphore.Config{Owner: "web-1", Capacity: 4}))
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	time.AfterFunc(300*time.Millisecond, cancel)
+	d.once(func() bool { return d.snapshot().Pause != nil }, cancel)
 	_, complaint, code := d.runContext(ctx, "pause", "--drain", "--yes")
 	if code != exit.Interrupted || !strings.Contains(complaint, "stays paused") ||
 		!strings.Contains(complaint, "passbuddy resume") {

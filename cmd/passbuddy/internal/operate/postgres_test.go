@@ -33,7 +33,7 @@ func TestIncidentsOnPostgres(t *testing.T) {
 	t.Cleanup(func() { _ = pg.Stop() })
 	d := newDesk(t)
 	d.env[PostgresEnv] = pg.AdminURL() // it can look even if Postgres is full
-	sem := d.join(semaphore.Config{Owner: "web-1", Capacity: 10, TTL: 3 * time.Second})
+	sem := d.join(semaphore.Config{Owner: "web-1", Capacity: 10})
 	pool, err := passpool.New(ctx, pg.URL()+"&pool_max_conns=4", sem, passbuddy.Config{})
 	if err != nil {
 		t.Fatal(err)

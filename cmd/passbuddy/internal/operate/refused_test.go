@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/alicebob/miniredis/v2/server"
 
@@ -132,7 +132,16 @@ func TestInterruptedEviction(t *testing.T) {
 	d.acquire(d.join(semaphore.Config{Owner: "web-1", Capacity: 4}))
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	time.AfterFunc(300*time.Millisecond, cancel)
+	inspector, err := semaphore.NewInspector(d.client, "", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.once(func() bool {
+		events, err := inspector.Events(t.Context())
+		return err != nil || slices.ContainsFunc(events, func(e semaphore.Event) bool {
+			return e.Kind == semaphore.EventEvicted
+		})
+	}, cancel)
 	_, complaint, code := d.runContext(ctx, "evict", "web-1", "--timeout", "1m", "--yes")
 	if code != exit.Interrupted || !strings.Contains(complaint, "still given back") {
 		t.Errorf("%d: %s", code, complaint)

@@ -60,7 +60,7 @@ func TestManyConnectsLeaveNothing(t *testing.T) {
 	warm(10 * clients)
 	goroutines, files := leftNow()
 	warm(total)
-	eventually(t, 10*time.Second, func() (bool, string) {
+	eventually(t, patience, func() (bool, string) {
 		g, f := leftNow()
 		return g <= goroutines && f <= files, fmt.Sprintf(
 			"%d goroutines and %d files, there were %d and %d", g, f, goroutines, files)

@@ -18,8 +18,10 @@ func TestClientsOfAProxyAreOnePool(t *testing.T) {
 	quiet := func(p *setup) { p.o.Verbose = false }
 	many := start(t, to, capacity, quiet)
 	few := start(t, to, capacity, quiet, func(p *setup) { p.url = many.url })
-	ctx, cancel := context.WithCancel(t.Context())
-	time.AfterFunc(3*time.Second, cancel)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	const enough = 300 // sessions, however long they take
+	var all atomic.Int64
 	var running sync.WaitGroup
 	load := func(p *setup, clients int) *atomic.Int64 {
 		n := new(atomic.Int64)
@@ -36,6 +38,9 @@ func TestClientsOfAProxyAreOnePool(t *testing.T) {
 					time.Sleep(10 * time.Millisecond) // the client's work
 					_ = conn.Close(context.Background())
 					n.Add(1)
+					if all.Add(1) == enough {
+						cancel()
+					}
 				}
 			})
 		}

@@ -76,7 +76,7 @@ func start(t testing.TB, to string, capacity int, change ...func(*setup)) *setup
 	p.o = Options{
 		Target: target.Target{Prefix: semaphore.DefaultPrefix, Name: semaphore.DefaultName},
 		Listen: "127.0.0.1:0", To: to, Wait: 10 * time.Second, MaxClients: 1000,
-		StopTimeout: 5 * time.Second, Verbose: true,
+		StopTimeout: patience, Verbose: true,
 	}
 	for _, f := range change {
 		f(p)
@@ -160,7 +160,7 @@ func (p *setup) clientsWaiting() int { return p.s.ad.a.Figures().Waiting }
 // settles waits for those counts.
 func (p *setup) settles(held, waiting int) {
 	p.t.Helper()
-	eventually(p.t, 20*time.Second, func() (bool, string) {
+	eventually(p.t, patience, func() (bool, string) {
 		h, _ := p.counts()
 		w := p.clientsWaiting()
 		return h == held && w == waiting,
@@ -171,7 +171,7 @@ func (p *setup) settles(held, waiting int) {
 // noticed waits until the proxy has noticed that a client has gone. It says so if it is verbose.
 func (p *setup) noticed() {
 	p.t.Helper()
-	eventually(p.t, 20*time.Second, func() (bool, string) {
+	eventually(p.t, patience, func() (bool, string) {
 		return strings.Contains(p.log.String(), "the client's side has ended"), "the proxy has not noticed"
 	})
 }
@@ -249,9 +249,9 @@ func refusedWith(t testing.TB, err error, code string) *pgconn.PgError {
 }
 
 // closes waits until the other end closes, and returns what it sent before.
-func closes(t testing.TB, nc net.Conn, within time.Duration) []byte {
+func closes(t testing.TB, nc net.Conn) []byte {
 	t.Helper()
-	_ = nc.SetReadDeadline(time.Now().Add(within))
+	_ = nc.SetReadDeadline(time.Now().Add(patience))
 	b, err := io.ReadAll(nc)
 	if err != nil {
 		t.Fatalf("%v, after %q", err, b)
@@ -259,16 +259,21 @@ func closes(t testing.TB, nc net.Conn, within time.Duration) []byte {
 	return b
 }
 
-// eventually fails unless ok becomes true in time.
+// patience is how long a test waits for what has to come. A slow machine takes its time.
+const patience = time.Minute
+
+// eventually fails unless ok becomes true in time. It asks ok once more after the limit: the machine
+// may have stood still since the last time.
 func eventually(t testing.TB, limit time.Duration, ok func() (bool, string)) {
 	t.Helper()
 	deadline := time.Now().Add(limit)
 	for {
+		late := time.Now().After(deadline)
 		yes, state := ok()
 		if yes {
 			return
 		}
-		if time.Now().After(deadline) {
+		if late {
 			t.Fatalf("after %v: %s", limit, state)
 		}
 		time.Sleep(2 * time.Millisecond)

@@ -36,7 +36,7 @@ func codePacket(code uint32, body string) []byte {
 // refusedRaw reads an ErrorResponse, and the end.
 func refusedRaw(t *testing.T, nc net.Conn, code string) {
 	t.Helper()
-	b := closes(t, nc, 5*time.Second)
+	b := closes(t, nc)
 	m, err := pgproto3.NewFrontend(bytes.NewReader(b), nil).Receive()
 	if e, ok := m.(*pgproto3.ErrorResponse); !ok || e.Code != code || e.Severity != "FATAL" {
 		t.Fatalf("%+v (%v), want an error %s, in %q", m, err, code, b)
@@ -59,7 +59,7 @@ func TestClientsAreServedInTheirOrder(t *testing.T) {
 			}
 			served <- -1
 		}()
-		eventually(t, 20*time.Second, func() (bool, string) {
+		eventually(t, patience, func() (bool, string) {
 			n := p.clientsWaiting()
 			return n == i+1, fmt.Sprintf("%d wait", n)
 		})
@@ -97,7 +97,7 @@ func TestNoPermitInTime(t *testing.T) {
 	for _, nc := range asking {
 		refusedRaw(t, nc, tooManyConnections)
 	}
-	if b := closes(t, direct, 5*time.Second); len(b) > 0 {
+	if b := closes(t, direct); len(b) > 0 {
 		t.Errorf("%q", b)
 	}
 	if n := strings.Count(p.log.String(), "clients refused"); n != 1 {
@@ -115,7 +115,7 @@ func TestWaitingClientGivesUp(t *testing.T) {
 	_ = nc.Close()
 	p.settles(1, 0)
 	// and the request in Redis with it, in a moment
-	eventually(t, 20*time.Second, func() (bool, string) {
+	eventually(t, patience, func() (bool, string) {
 		_, n := p.counts()
 		return n == 0, "the request waits"
 	})
@@ -130,7 +130,7 @@ func TestRedisIsAway(t *testing.T) {
 	_, err := p.connect(t.Context())
 	refusedWith(t, err, cannotConnectNow)
 	p.redis.SetError("")
-	eventually(t, 20*time.Second, func() (bool, string) {
+	eventually(t, patience, func() (bool, string) {
 		conn, err := p.connect(t.Context())
 		if err != nil {
 			return false, err.Error()
@@ -163,7 +163,7 @@ func TestTooManyClients(t *testing.T) {
 	refusedWith(t, err, tooManyConnections)
 	_ = second.Close(t.Context())
 	p.settles(1, 0)
-	eventually(t, 20*time.Second, func() (bool, string) {
+	eventually(t, patience, func() (bool, string) {
 		conn, err := p.connect(t.Context())
 		if err != nil {
 			return false, err.Error()
@@ -192,7 +192,7 @@ func TestCancelRequestTakesNoPermit(t *testing.T) {
 	packet := codePacket(codeCancel, "pid.secret of any length")
 	nc := p.dial()
 	_, _ = nc.Write(packet)
-	if b := closes(t, nc, 5*time.Second); len(b) > 0 {
+	if b := closes(t, nc); len(b) > 0 {
 		t.Errorf("%q", b)
 	}
 	if got := <-canceled; !bytes.Equal(got, packet) {
@@ -203,18 +203,23 @@ func TestCancelRequestTakesNoPermit(t *testing.T) {
 
 // A client that does not say what it wants takes no permit, and is closed after a while.
 func TestFirstPacket(t *testing.T) {
-	p := start(t, fake(t, &fakepg.Server{}), 1,
-		func(p *setup) { p.firstPacket = 300 * time.Millisecond })
-	silent, slow, health, garbage := p.dial(), p.dial(), p.dial(), p.dial()
-	_, _ = slow.Write(startupPacket("x")[:12])
-	_ = health.Close()
+	p := start(t, fake(t, &fakepg.Server{}), 1)
+	garbage := p.dial()
 	_, _ = garbage.Write([]byte("GET / HTTP/1.1\r\n\r\n"))
 	refusedRaw(t, garbage, protocolViolation)
 	if held, _ := p.counts(); held != 0 {
 		t.Errorf("%d held", held)
 	}
+	p = start(t, fake(t, &fakepg.Server{}), 1,
+		func(p *setup) { p.firstPacket = 300 * time.Millisecond })
+	silent, slow, health := p.dial(), p.dial(), p.dial()
+	_, _ = slow.Write(startupPacket("x")[:12])
+	_ = health.Close()
+	if held, _ := p.counts(); held != 0 {
+		t.Errorf("%d held", held)
+	}
 	for _, nc := range []net.Conn{silent, slow} {
-		if b := closes(t, nc, 5*time.Second); len(b) > 0 {
+		if b := closes(t, nc); len(b) > 0 {
 			t.Errorf("%q", b)
 		}
 	}

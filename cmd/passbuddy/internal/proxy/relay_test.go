@@ -51,7 +51,7 @@ func TestServerCloses(t *testing.T) {
 	}), 5)
 	nc := p.dial()
 	_, _ = nc.Write(startupPacket("x"))
-	if got := closes(t, nc, 5*time.Second); string(got) != "last word" {
+	if got := closes(t, nc); string(got) != "last word" {
 		t.Errorf("%q", got)
 	}
 	// although the client has not closed yet
@@ -63,7 +63,7 @@ func TestServerSaysNothing(t *testing.T) {
 	p := start(t, raw(t, func(nc net.Conn) { _, _ = readFirst(nc, time.Minute) }), 5)
 	nc := p.dial()
 	_, _ = nc.Write(startupPacket("x"))
-	if got := closes(t, nc, 5*time.Second); len(got) > 0 {
+	if got := closes(t, nc); len(got) > 0 {
 		t.Errorf("%q", got)
 	}
 	p.settles(0, 0)
@@ -115,7 +115,7 @@ func TestServerThatGoesOnSending(t *testing.T) {
 	_ = nc.Close()
 	select {
 	case <-failed:
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("the server can still send")
 	}
 	p.settles(0, 0)
@@ -137,7 +137,7 @@ func TestHalfClose(t *testing.T) {
 	}
 	_, _ = nc.Write([]byte("to be said"))
 	_ = nc.CloseWrite()
-	if got := closes(t, nc, 5*time.Second); string(got) != "to be said" {
+	if got := closes(t, nc); string(got) != "to be said" {
 		t.Errorf("%q", got)
 	}
 	p.settles(0, 0)
@@ -148,14 +148,14 @@ func TestLostLease(t *testing.T) {
 	p := start(t, fake(t, &fakepg.Server{}), 5, func(p *setup) { p.ttl = 2 * time.Second })
 	conn := p.mustConnect()
 	p.redis.SetError("LOADING")
-	_ = conn.PgConn().Conn().SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = conn.PgConn().Conn().SetReadDeadline(time.Now().Add(patience))
 	var b [1]byte
 	_, err := conn.PgConn().Conn().Read(b[:])
 	var timeout net.Error
 	if err == nil || errors.As(err, &timeout) && timeout.Timeout() {
 		t.Errorf("the connection lives: %v", err)
 	}
-	eventually(t, 20*time.Second, func() (bool, string) {
+	eventually(t, patience, func() (bool, string) {
 		f := p.s.ad.a.Figures()
 		return f.Owned == 0 && f.Out == 0 && f.Leaving == 0, "the slot is there"
 	})
@@ -180,7 +180,7 @@ func TestRecallIsHonoured(t *testing.T) {
 		}
 		waiting <- err
 	}()
-	eventually(t, 20*time.Second, func() (bool, string) {
+	eventually(t, patience, func() (bool, string) {
 		return p.clientsWaiting() == 1, "the client does not wait"
 	})
 	// ... and yet a process that holds nothing comes before a pool that holds two.
@@ -193,7 +193,7 @@ func TestRecallIsHonoured(t *testing.T) {
 		}
 		granted <- permit
 	}()
-	eventually(t, 20*time.Second, func() (bool, string) {
+	eventually(t, patience, func() (bool, string) {
 		return p.s.ad.a.Figures().Owed == 1, "the proxy has heard of no recall"
 	})
 	_ = first.Close(t.Context())

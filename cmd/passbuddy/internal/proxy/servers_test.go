@@ -277,7 +277,7 @@ func TestCancelAtTheCap(t *testing.T) {
 		t.Fatal(err)
 	}
 	admin := connectAdmin(t, s)
-	eventually(t, 20*time.Second, func() (bool, string) {
+	eventually(t, patience, func() (bool, string) {
 		var n int
 		err := admin.QueryRow(t.Context(), `select count(*) from pg_stat_activity
 			where state = 'active' and wait_event = 'PgSleep'`).Scan(&n)
@@ -311,7 +311,7 @@ func TestKilledClientOfABusyBackend(t *testing.T) {
 		}
 		return n
 	}
-	eventually(t, 20*time.Second, func() (bool, string) { return count() == 1, "no query" })
+	eventually(t, patience, func() (bool, string) { return count() == 1, "no query" })
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait()
 	p.noticed()

@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"syscall"
 	"testing"
@@ -23,15 +24,20 @@ func TestStopWaitsForConnections(t *testing.T) {
 	}()
 	p.settles(1, 1)
 	silent := p.dial()
-	eventually(t, 5*time.Second, func() (bool, string) {
+	eventually(t, patience, func() (bool, string) {
 		return p.s.clients.Load() == 3, "the silent client was not accepted"
 	})
 	p.stop()
 	refusedWith(t, <-waiting, cannotConnectNow)
 	refusedRaw(t, silent, cannotConnectNow)
-	if _, err := p.connect(t.Context()); !errors.Is(err, syscall.ECONNREFUSED) {
-		t.Errorf("a new connection: %v", err)
-	}
+	// A connection that comes while the listener closes is reset.
+	eventually(t, patience, func() (bool, string) {
+		_, err := p.connect(t.Context())
+		if err == nil {
+			t.Fatal("a new connection is served")
+		}
+		return errors.Is(err, syscall.ECONNREFUSED), fmt.Sprintf("a new connection: %v", err)
+	})
 	if err := conn.Ping(t.Context()); err != nil {
 		t.Errorf("a connection that was there: %v", err)
 	}
@@ -53,7 +59,7 @@ func TestStopCutsConnections(t *testing.T) {
 		if code != 1 {
 			t.Errorf("exit code %d", code)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("it does not end")
 	}
 	if out := p.log.String(); !strings.Contains(out, "1 connections were cut") {
