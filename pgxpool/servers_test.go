@@ -48,7 +48,9 @@ func TestMain(m *testing.M) {
 	if code == 0 {
 		known := goleak.IgnoreAnyFunction("os/exec.(*Cmd).Start.func2")
 		err := goleak.Find(known)
-		for range 9 { // it gives goroutines a second to end, which a busy machine may not
+		// It gives goroutines a second to end. A busy machine may need more, and a connection that
+		// it put in doubt while its pool was closed needs 15 s.
+		for range 29 {
 			if err == nil {
 				break
 			}
