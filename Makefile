@@ -24,10 +24,10 @@ export GOWORK  := $(CURDIR)/go.work
 export GOFLAGS := $(filter-out -mod=% -modfile=%,$(shell $(GO) env GOFLAGS 2>/dev/null)) \
 	-mod=readonly
 
-# Two packages run at once at least: while one waits for other processes, the other computes. In a
+# Three packages run at once at least: while one waits for other processes, others compute. In a
 # package, more of the tests that call t.Parallel run at once than there are processors.
 PARALLEL    := $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); \
-	echo -p $$((n > 2 ? n : 2)) -parallel $$((n > 8 ? n : 8)))
+	echo -p $$((n > 3 ? n : 3)) -parallel $$((n > 8 ? n : 8)))
 
 # Flags that the checkers, and the programs which tests build, share with the tests, so that nothing
 # is compiled twice.
