@@ -2,10 +2,11 @@
 // benchmarks, and ends them again.
 //
 // A server listens on a free port of the loopback interface, keeps its files in a temporary folder
-// of its own (in memory, where Linux has 2 GiB to spare and TMPDIR is not set), and is the child of
-// the process that started it. Stop ends it by process id and removes the folder. If the parent dies without calling Stop, then on Linux the kernel ends the
-// server, and the next start by any process removes the folder. This package never touches a server
-// that it did not start.
+// of its own, and is the child of the process that started it. The folder is in /dev/shm, which is
+// in memory, where Linux has 2 GiB free there and TMPDIR is not set. Stop ends the server by
+// process id and removes the folder. If the parent dies without calling Stop, then on Linux the
+// kernel ends the server, and the next start by any process removes the folder. This package never
+// touches a server that it did not start.
 //
 // No data is durable: the servers run with every form of syncing to disk switched off. Do not keep
 // data in them.

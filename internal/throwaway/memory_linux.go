@@ -11,8 +11,12 @@ const (
 	memoryNeeded = 2 << 30
 )
 
-// memoryFolders are folders whose files are in memory, if there is room.
+// memoryFolders are folders whose files are in memory, if there is room and this process may write.
 func memoryFolders() []string {
+	const writeAndPass = 2 | 1 // W_OK and X_OK; see access(2)
+	if syscall.Access(sharedMemory, writeAndPass) != nil {
+		return nil
+	}
 	var fs syscall.Statfs_t
 	if err := syscall.Statfs(sharedMemory, &fs); err != nil || int64(fs.Type) != tmpfs ||
 		fs.Bavail*uint64(fs.Bsize) < memoryNeeded {
