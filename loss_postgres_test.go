@@ -45,13 +45,17 @@ func TestLostLeaseOverPgx(t *testing.T) {
 			calls := map[string]func() error{}
 			running := make(chan error, 1)
 			for _, name := range []string{"running", "Exec", "Stmt.Exec", "Commit"} {
-				tx, st, err := prepare(db)
-				for errors.Is(err, semaphore.ErrLost) {
-					tx, st, err = prepare(db) // a machine that stalls loses leases of a second
-				}
-				if err != nil {
-					t.Fatal(err)
-				}
+				var tx *sql.Tx
+				var st *sql.Stmt
+				eventually(t, "a transaction", func() bool {
+					var err error
+					tx, st, err = prepare(db)
+					// A machine that stalls loses leases of a second.
+					if err != nil && !errors.Is(err, semaphore.ErrLost) {
+						t.Fatal(err)
+					}
+					return err == nil
+				})
 				defer tx.Rollback()
 				switch name {
 				case "running":

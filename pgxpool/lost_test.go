@@ -111,19 +111,20 @@ func TestLostLeaseIsNamed(t *testing.T) {
 			// leases of a second before the test takes Redis away.
 			start := func(name string, use func(conn *pgxpool.Conn) error) {
 				got[name] = make(chan error, 1)
-				for {
+				eventually(t, "a connection for "+name, func() bool {
 					conn, err := pool.Acquire(ctxb)
 					if err == nil {
 						if err = use(conn); err == nil {
 							t.Cleanup(conn.Release)
-							return
+							return true
 						}
 						conn.Release()
 					}
 					if !errors.Is(err, semaphore.ErrLost) {
 						t.Fatal(err)
 					}
-				}
+					return false
+				})
 			}
 			gone := make(chan struct{})
 			for name, run := range running {

@@ -54,7 +54,7 @@ func of(t *testing.T, c *pgx.Conn) allotment.Backend {
 // sleeps has c sleep, and returns once it does. What ends the call comes on the channel.
 func sleeps(t *testing.T, admin, c *pgx.Conn) <-chan error {
 	t.Helper()
-	ended := make(chan error, 1)
+	ended := make(chan error, 1) // within a minute
 	pid := c.PgConn().PID()
 	go func() {
 		_, err := c.Exec(context.Background(), "select pg_sleep(60)")
@@ -64,6 +64,9 @@ func sleeps(t *testing.T, admin, c *pgx.Conn) <-chan error {
 		if err := admin.QueryRow(t.Context(), "select exists (select from pg_stat_activity "+
 			"where pid = $1 and wait_event = 'PgSleep')", pid).Scan(&running); err != nil {
 			t.Fatal(err)
+		}
+		if len(ended) > 0 {
+			t.Fatal("the query ended before it was seen to run: ", <-ended)
 		}
 	}
 	return ended

@@ -49,6 +49,9 @@ func TestClientsOfAProxyAreOnePool(t *testing.T) {
 	ofMany, ofFew := load(many, 20), load(few, 2)
 	running.Wait()
 	t.Logf("%d sessions of 20 clients, %d of 2", ofMany.Load(), ofFew.Load())
+	if n := all.Load(); n < enough {
+		t.Errorf("only %d sessions in a minute, want %d", n, enough)
+	}
 	if ofFew.Load() < ofMany.Load()/3 {
 		t.Errorf("%d sessions of 20 clients, %d of 2", ofMany.Load(), ofFew.Load())
 	}
