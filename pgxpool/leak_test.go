@@ -152,11 +152,7 @@ func TestHijack(t *testing.T) {
 			ok(t, err)
 			h.Conn.Close()
 		},
-		"dropped": func(conn *pgx.Conn) {
-			// If the machine stood still in a write, pgx reads in the background until the server
-			// says something more, and that keeps the socket.
-			ok(t, conn.PgConn().SyncConn(ctxb))
-		},
+		"dropped": func(conn *pgx.Conn) {},
 	}
 	for name, end := range end {
 		t.Run(name, func(t *testing.T) {
@@ -282,8 +278,8 @@ func cancelledStatement(t *testing.T, scope passbuddy.Scope) {
 	}
 }
 
-// cancelsStatement cancels a statement that runs. A cancel request that overtakes its statement does
-// nothing, and then pgx closes the connection 15 seconds later.
+// cancelsStatement cancels a statement that runs. A cancel request that overtakes its statement
+// does nothing, and then pgx closes the connection 15 seconds later.
 func (f *fleet) cancelsStatement(t *testing.T, pool *pgxpool.Pool) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(ctxb)

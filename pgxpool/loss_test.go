@@ -67,7 +67,7 @@ func TestLeaseLost(t *testing.T) {
 			// internal/core tests in fake time that a loss is noticed within the lease.
 			within, cancel := context.WithCancel(ctxb)
 			if !c.keep {
-				within, cancel = patience(ttl + 3*time.Second)
+				within, cancel = patience(ttl + time.Second)
 			}
 			defer cancel()
 			select {

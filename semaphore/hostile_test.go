@@ -211,10 +211,14 @@ func (g *siege) run(h hostile) {
 	g.bounded("close", func(context.Context) error { return g.a.Close() })
 }
 
-// patiently acquires a permit. It tries again, because a machine that stalls can miss MaxAttempts
-// times RetryInterval, or lose a lease of a second at once.
+// patiently acquires a permit. In real time it tries again, because a machine that stalls can miss
+// MaxAttempts times RetryInterval, or lose a lease of a second at once.
 func (g *siege) patiently(s *Semaphore) (p *Permit, err error) {
-	for range 20 {
+	tries := 1
+	if g.slack > 0 {
+		tries = 20
+	}
+	for range tries {
 		if p, err = s.Acquire(g.t.Context()); err == nil {
 			if p.Held() {
 				return p, nil
@@ -355,8 +359,9 @@ func TestHostileValuesOnRedis(t *testing.T) {
 		h.key = strings.Replace(h.key, "siege", name, 1)
 		t.Run(h.String(), func(t *testing.T) {
 			t.Parallel()
-			g := &siege{t: t, redis: c, slack: time.Minute, cfg: Config{Name: name, Capacity: siegeCapacity, Min: 1,
-				TTL: time.Second, RetryInterval: 50 * time.Millisecond}}
+			g := &siege{t: t, redis: c, slack: time.Minute,
+				cfg: Config{Name: name, Capacity: siegeCapacity, Min: 1, TTL: time.Second,
+					RetryInterval: 50 * time.Millisecond}}
 			g.join = func(cfg Config) (*Semaphore, error) {
 				cfg.Logger = slog.New(slog.DiscardHandler)
 				return New(context.Background(), c, cfg)
