@@ -77,8 +77,8 @@ func start(t testing.TB) *stack {
 	return s
 }
 
-// session opens a session. Its leases are long: a machine that stalls for some seconds must not lose
-// one that no test wants to lose.
+// session opens a session. Its leases are long: a machine that stalls for some seconds must not
+// lose one that no test wants to lose.
 func (s *stack) session(t testing.TB, capacity int) *semaphore.Semaphore {
 	t.Helper()
 	return s.sessionFor(t, capacity, time.Minute)

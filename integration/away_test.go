@@ -264,8 +264,8 @@ func TestRedisAwayKeep(t *testing.T) {
 			of := func(name string) func(shares) int {
 				return func(s shares) int { return s[name] }
 			}
-			// One process is cut off. The others take its permits over, and it keeps the connections
-			// that the policy allows.
+			// One process is cut off. The others take its permits over, and it keeps the
+			// connections that the policy allows.
 			t.Run("one", func(t *testing.T) {
 				t.Parallel()
 				awayTest(t, func(t *testing.T, s *servers, integration string) {

@@ -44,8 +44,8 @@ func TestDemo(t *testing.T) {
 	for _, integration := range []string{fleet.Pgxpool, fleet.SQL} {
 		t.Run(integration, func(t *testing.T) {
 			svg := filepath.Join(t.TempDir(), "demo.svg")
-			// The machine can stand still for as long as a run takes. Then the fleet does nothing, and
-			// the demo runs once more.
+			// The machine can stand still for as long as a run takes. Then the fleet does nothing,
+			// and the demo runs once more.
 			const tries = 3
 			for try := 1; ; try++ {
 				if refused := demo(t, integration, svg); refused {

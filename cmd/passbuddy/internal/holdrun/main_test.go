@@ -204,7 +204,7 @@ func eventually(t *testing.T, limit time.Duration, ok func() (bool, string)) {
 	t.Helper()
 	deadline := time.Now().Add(limit)
 	for {
-		late := time.Now().After(deadline) // the machine may stand still after ok: it is asked again
+		late := time.Now().After(deadline) // ok is asked once more: the machine may stand still
 		yes, state := ok()
 		if yes {
 			return

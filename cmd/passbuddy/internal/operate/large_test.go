@@ -105,8 +105,8 @@ func TestStatusOfALargeFleet(t *testing.T) {
 	}
 	defer end()
 	before := written(t, client)
-	// The figure to reach is 5 ms. The bound is wide, for a machine that is busy with other tests, and
-	// one look of three that keeps it is enough: the machine may stand still in a command.
+	// The figure to reach is 5 ms. The bound is wide, for a machine that is busy with other tests,
+	// and one look of three that keeps it is enough: the machine may stand still in a command.
 	const tries = 3
 	for try := 1; ; try++ {
 		d, slowest, name := look(t, client, tool, inspector)

@@ -57,8 +57,8 @@ func (d *desk) join(cfg semaphore.Config) *semaphore.Semaphore {
 	return sem
 }
 
-// once calls f soon after the condition is true, or after a minute. Meanwhile the tool can hear that
-// it is.
+// once calls f soon after the condition is true, or after a minute. Meanwhile the tool can hear
+// that it is.
 func (d *desk) once(condition func() bool, f func()) {
 	var polling sync.WaitGroup
 	d.t.Cleanup(polling.Wait)

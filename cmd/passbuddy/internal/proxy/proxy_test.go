@@ -262,8 +262,8 @@ func closes(t testing.TB, nc net.Conn) []byte {
 // patience is how long a test waits for what has to come. A slow machine takes its time.
 const patience = time.Minute
 
-// eventually fails unless ok becomes true in time. It asks ok once more after the limit: the machine
-// may have stood still since the last time.
+// eventually fails unless ok becomes true in time. It asks ok once more after the limit: the
+// machine may have stood still since the last time.
 func eventually(t testing.TB, limit time.Duration, ok func() (bool, string)) {
 	t.Helper()
 	deadline := time.Now().Add(limit)
