@@ -13,6 +13,8 @@ import (
 //	             |          +-----------+-- a spare permit ---------------+
 //	             +--> void: no grant follows
 //
+// A slot that is leaving, but in doubt, can leave its permit to another (lend): it is owed again.
+//
 // A withdrawal (Keep) takes recalls back from left to right, up to evicting. Invariants, while
 // nobody holds the allotment's lock:
 //
@@ -139,6 +141,13 @@ func (d *debts) paySpare() {
 
 // payByEnd notes that a slot has ended, and its permit is given.
 func (d *debts) payByEnd() { d.leaving = max(0, d.leaving-1) }
+
+// reopen is bound where the slot that has gone leaves its permit to the pool: what that permit was to
+// pay is owed again.
+func (d *debts) reopen(leaving int) {
+	d.owed += max(0, d.leaving-leaving)
+	d.bound(leaving)
+}
 
 // bound keeps leaving at no more than the slots that are leaving: each is paid by one of those, but
 // not by one whose lease was lost.

@@ -262,7 +262,7 @@ func (a *Allotment) lend() {
 			s.permit = nil
 			s.become(gone)
 			a.remove(s)
-			a.debts.bound(a.slots.n[leaving])
+			a.debts.reopen(a.slots.n[leaving])
 			if opener != nil {
 				a.openers.pop()
 				a.permits.add(p)

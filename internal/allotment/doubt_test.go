@@ -222,6 +222,35 @@ func TestAllInDoubtAndAnOpenerWaits(t *testing.T) {
 	})
 }
 
+// Another process waits for the permit of a connection that is in doubt. The pool that lends that
+// permit, to ask for the backend, still owes it.
+func TestALentPermitIsStillOwed(t *testing.T) {
+	inFleet(t, 1, func(t *testing.T, fl *fleet) {
+		fl.over = 1
+		p, other := fl.startLosing(), fl.start(allotment.Options{})
+		p.open(1)
+		served := make(chan time.Duration)
+		began := time.Now()
+		go func() {
+			if err := other.use(t.Context(), 0); err != nil {
+				t.Error(err)
+			}
+			served <- time.Since(began)
+		}()
+		time.Sleep(100 * time.Millisecond)
+		if p.conns[0].Return(true) {
+			t.Fatal("bug in the test: the permit was not recalled")
+		}
+		p.lose(0)
+		if took := <-served; took > 500*time.Millisecond {
+			t.Errorf("the other process was served after %v, want at most 500ms", took)
+		}
+		if len(p.asked) != 1 {
+			t.Errorf("asked %v: no permit was lent", p.asked)
+		}
+	})
+}
+
 // While another connection serves, the pool lends no permit.
 func TestSomeInDoubt(t *testing.T) {
 	inFleet(t, 4, func(t *testing.T, fl *fleet) {
