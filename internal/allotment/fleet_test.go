@@ -257,6 +257,35 @@ func TestTheOnlyPermitGoesBackAndForth(t *testing.T) {
 	}
 }
 
+// Idle permits move before their turn in rotation comes. Those moves do not put off the turn of a
+// process that waits when the other is busy.
+func TestMovesOfIdlePermitsPutOffNoTurn(t *testing.T) {
+	inFleet(t, 1, func(t *testing.T, fl *fleet) {
+		fl.connect = 30 * time.Millisecond
+		ps := []*process{fl.start(allotment.Options{}), fl.start(allotment.Options{})}
+		for i := range 60 {
+			if err := ps[i%2].use(t.Context(), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		var wg sync.WaitGroup
+		ps[1].load(ctx, &wg, 4, time.Millisecond)
+		time.Sleep(time.Second)
+		began := time.Now()
+		if err := ps[0].use(t.Context(), 0); err != nil {
+			t.Error(err)
+		}
+		// a turn comes after 20 moves, each of a connect and some milliseconds
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("served after %v, want at most 1s", took)
+		}
+		cancel()
+		wg.Wait()
+	})
+}
+
 func TestIdlePermitGoesToAWaiter(t *testing.T) {
 	for _, capacity := range []int{1, 5} {
 		t.Run(fmt.Sprint(capacity), func(t *testing.T) {

@@ -196,10 +196,14 @@ func (o *oracle) turnLength(capacity int64) int64 {
 	return max(1, int64(math.Floor(length/float64(max(1, capacity)))))
 }
 
+// mostMoves is how many permits are on their way in rotation at most.
+func mostMoves(capacity int64) int64 { return max(1, capacity/oracleHaste) }
+
 // nextTurn schedules a turn of rotation, and returns when the holder's permit is due.
 func (o *oracle) nextTurn(holder string, capacity int64) int64 {
 	length, cost := o.cycle(capacity)
-	turn := max(o.now, o.readMeta("turn", 0, o.now+oracleFar))
+	turn := min(max(o.now, o.readMeta("turn", 0, o.now+oracleFar)),
+		o.now+mostMoves(capacity)*o.turnLength(capacity))
 	o.setNum("turn", min(turn+o.turnLength(capacity), o.now+oracleFar))
 	since := min(-o.Levels[holder]*8796093022208,
 		float64(o.now)+float64(weightOf(holder))*length)
@@ -251,7 +255,7 @@ func (o *oracle) balance(capacity int64) {
 		o.withdrawPromise(last(&turns))
 	}
 	maps.DeleteFunc(o.Moves, func(_ string, until int64) bool { return until <= o.now })
-	left := max(1, capacity/oracleHaste) - int64(len(turns)+len(o.Moves))
+	left := mostMoves(capacity) - int64(len(turns)+len(o.Moves))
 	free := int(max(0, o.free(capacity)-o.num("reserve"))) + len(offered)
 	promised, needed := free+len(turns)+len(rest), 0
 	for n := range oracleWants {

@@ -41,6 +41,8 @@ local function turn_length(capacity) -- ms between two turns of rotation; and wh
   local length, cost = cycle(capacity)
   return math.max(1, math.floor(length / math.max(1, capacity))), length, cost
 end
+-- How many permits can be on their way in rotation.
+local function most_moves(capacity) return math.max(1, math.floor(capacity / HASTE)) end
 -- Withdraws a promise that no request needs any more: its holder keeps the connection. A permit
 -- that is on its way already comes as one given freely. A turn that was taken for it is free again.
 local function withdraw_promise(promise)
@@ -130,7 +132,11 @@ end
 --     later. A pool of weight w keeps its permit for w cycles.
 local function next_turn(holder, capacity)
   local spacing, length, cost = turn_length(capacity)
-  local turn, farthest = math.max(now, read_meta('turn', 0, now + FARTHEST)), now + FARTHEST
+  local farthest = now + FARTHEST
+  local turn = math.max(now, read_meta('turn', 0, farthest))
+  -- No further ahead than turns can be out. Idle permits are given before their turns, and would
+  -- else put off the turns after them, further with each.
+  turn = math.min(turn, now + most_moves(capacity) * spacing)
   set_meta('turn', math.min(turn + spacing, farthest))
   local since = -tonumber(redis.call('ZSCORE', levels, holder)) * AGE -- its level is 0: see place
   since = math.min(since, now + weight_of(holder) * length)
@@ -213,7 +219,7 @@ local function balance(capacity)
   while #turns > without do withdraw_promise(table.remove(turns)) end
   redis.call('ZREMRANGEBYSCORE', moves, '-inf', now)
   local moving = #turns + redis.call('ZCARD', moves)
-  local left = { left = math.max(1, math.floor(capacity / HASTE)) - moving }
+  local left = { left = most_moves(capacity) - moving }
   -- A permit that is free, and kept for no minimum, is as good as promised: it is granted when the
   -- calm is over. An offer is, too: its holder does not use it, so any pool that waits may have it.
   local spare = capacity - redis.call('ZCARD', permits) - (reserve or 0)
