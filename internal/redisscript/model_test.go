@@ -92,8 +92,8 @@ func model(t *testing.T, newPlace func(testing.TB, Keys) place, steps int) {
 				tr := &trial{plan: p, place: at, keys: k}
 				why, failedAt := tr.run(p.steps, true)
 				// A script on a real server can read the clock on both sides of a limit, and the
-				// oracle knows one time for each script. The history repeats itself; so does a
-				// fault.
+				// oracle knows one time for each script. The history repeats itself, and a fault
+				// does, too.
 				for try := 0; why != "" && at.late() > 0 && try < 3; try++ {
 					t.Logf("seed %d, step %d again, whose script had %d ms: %.200s", seed, failedAt,
 						at.late(), short(why))

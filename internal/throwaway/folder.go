@@ -12,6 +12,7 @@ import (
 const (
 	folderPrefix = "passbuddy-throwaway-"
 	lockName     = "lock"
+	sharedMemory = "/dev/shm" // of Linux
 	// socketPathMax is the shortest limit on the path of a Unix socket among the systems supported
 	// (macOS: 104 bytes with the final NUL).
 	socketPathMax = 103
@@ -29,12 +30,13 @@ type folder struct {
 
 // newFolder makes a folder that a can reach, and removes those that killed processes left behind.
 func newFolder(kind string, a *account) (*folder, error) {
+	// Memory too, where it is not chosen: what was left behind there may be why it has no room.
+	for _, dir := range append(bases(), sharedMemory) {
+		sweep(dir)
+	}
 	base, err := baseFor(a)
 	if err != nil {
 		return nil, err
-	}
-	for _, dir := range bases() {
-		sweep(dir)
 	}
 	path, err := os.MkdirTemp(base, folderPrefix+kind+"-")
 	if err != nil {

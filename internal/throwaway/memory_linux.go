@@ -3,8 +3,7 @@ package throwaway
 import "syscall"
 
 const (
-	sharedMemory = "/dev/shm"
-	tmpfs        = 0x01021994 // the magic number of that file system; see statfs(2)
+	tmpfs = 0x01021994 // the magic number of that file system; see statfs(2)
 	// memoryNeeded is how much must be free: some 40 MB for each server, ten times over for the
 	// servers of several packages at once, and room for the shared memory of Postgres itself. A
 	// container often has 64 MB.

@@ -154,3 +154,28 @@ func TestFoldersAreInMemory(t *testing.T) {
 		t.Errorf("TMPDIR=%s: %q, %v", dir, base, err)
 	}
 }
+
+// What a killed process left in memory is removed, also by one that keeps its files elsewhere.
+func TestMemoryIsSwept(t *testing.T) {
+	if len(memoryFolders()) == 0 {
+		t.Skip("this system has no file system in memory with room and leave to write")
+	}
+	left, err := os.MkdirTemp(sharedMemory, folderPrefix+"test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(left)
+	old := time.Now().Add(-2 * abandonedAfter)
+	if err := os.Chtimes(left, old, old); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("TMPDIR", t.TempDir())
+	f, err := newFolder("test", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.remove()
+	if _, err := os.Stat(left); !os.IsNotExist(err) {
+		t.Errorf("a folder left behind in memory was not swept: %v", err)
+	}
+}

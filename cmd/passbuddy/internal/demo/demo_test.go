@@ -38,7 +38,7 @@ func TestDemo(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: this runs a fleet of processes for some seconds")
 	}
-	if _, err := throwaway.FindPostgres(t.Context()); err != nil {
+	if _, err := throwaway.FindPostgres(t.Context()); errors.Is(err, throwaway.ErrNotFound) {
 		t.Skip("the demo needs a PostgreSQL server (make test installs it): ", err)
 	}
 	for _, integration := range []string{fleet.Pgxpool, fleet.SQL} {
@@ -100,7 +100,7 @@ func TestDemoIsInterrupted(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: this runs a fleet of processes")
 	}
-	if _, err := throwaway.FindPostgres(t.Context()); err != nil {
+	if _, err := throwaway.FindPostgres(t.Context()); errors.Is(err, throwaway.ErrNotFound) {
 		t.Skip("the demo needs a PostgreSQL server (make test installs it): ", err)
 	}
 	o, err := ParseOptions([]string{"-processes", "2", "-goroutines", "4", "-cap", "2", "-duration",
